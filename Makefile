@@ -1,0 +1,73 @@
+# cni-py. `make` alone lists the targets; what they make goes into build/.
+PREFIX ?= /opt
+DESTDIR ?=
+REPLACE ?=
+# arguments for pytest: make test TESTS="tests/unit -k ranges"
+TESTS ?=
+BENCH ?=
+
+TOOLS := build/venv/bin
+SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cni-agent
+INSTALL := $(TOOLS)/python integration/install
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt bench install uninstall system-packages runtime dev lock wheel clean
+
+help:  ## this list
+	@echo 'cni-py: the flannel CNI suite in Python'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+	@echo
+	@echo '  PREFIX=$(PREFIX)  DESTDIR=  REPLACE=1 (replace other plugins; they are kept)  PYTHON=/path/to/python3'
+
+demo:  ## two pods, a ping, and every step shown; in namespaces of its own (as root)
+	@integration/system-packages run
+	@$(MAKE) --no-print-directory --silent install PREFIX=$(CURDIR)/build/demo DESTDIR= REPLACE= >/dev/null
+	@integration/demo build/demo
+
+test:  ## everything, with what it needs installed (as root; otherwise much is skipped)
+	@integration/system-packages test || [ "$$CI" != true ]
+	@integration/prepare dev
+	@$(INSTALL) install --prefix build/test >/dev/null
+	@CNI_PY_BIN=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest $(TESTS) </dev/null
+
+check: dev  ## formatting, lint, types, layers
+	@$(TOOLS)/ruff format --check $(SOURCES)
+	@$(TOOLS)/ruff check $(SOURCES)
+	@$(TOOLS)/mypy
+	@$(TOOLS)/python -m pytest -q tests/layers
+
+fmt: dev  ## format the sources and mend what ruff can mend
+	@$(TOOLS)/ruff format $(SOURCES)
+	@$(TOOLS)/ruff check --fix $(SOURCES)
+
+bench:  ## side by side with the Go plugins: medians and ratios (as root)
+	@integration/system-packages test
+	@$(MAKE) --no-print-directory --silent install PREFIX=$(CURDIR)/build/bench DESTDIR= REPLACE= >/dev/null
+	@integration/prepare dev
+	@$(TOOLS)/python integration/bench --bin-dir build/bench/cni/bin $(BENCH)
+
+install: runtime  ## into PREFIX (default /opt): cni/bin, bin, cni-py
+	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace)
+
+uninstall:  ## takes away what install made, and puts back what it replaced
+	@$$(integration/find-python) integration/install uninstall --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)')
+
+system-packages:  ## the packages that all of this needs (apt-get, as root)
+	@integration/system-packages test
+
+runtime:
+	@integration/prepare runtime
+
+dev:
+	@integration/prepare dev
+
+lock:  ## resolve the dependencies anew and write the lock files (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock
+
+wheel: runtime  ## dist/cni_py-VERSION-py3-none-any.whl
+	@$(TOOLS)/python -m pip --disable-pip-version-check wheel -q --no-deps --wheel-dir dist .
+
+clean:  ## remove build/ and dist/
+	rm -rf build dist
