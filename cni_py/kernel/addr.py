@@ -1,0 +1,152 @@
+"""Addresses of links and the routes over them. Source: linux net/ipv4/devinet.c, net/ipv6/addrconf.c, fib_frontend.c."""
+
+from __future__ import annotations
+
+from errno import EADDRNOTAVAIL, EEXIST
+from ipaddress import ip_address, ip_interface
+
+from cni_py.kernel import rtnl as nl
+from cni_py.kernel.journal import step
+from cni_py.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+    from typing import Any
+
+    from cni_py.kernel.link import Link
+    from cni_py.kernel.rtnl import Rtnl
+
+    Address = IPv4Address | IPv6Address
+    AddressWithPrefix = IPv4Interface | IPv6Interface
+    Network = IPv4Network | IPv6Network
+
+AF_INET, AF_INET6 = 2, 10
+_FAMILY = {4: AF_INET, 6: AF_INET6}
+IFA_F_NODAD = 0x02
+RT_TABLE_MAIN = 254
+RTPROT_BOOT = 3
+RTN_UNICAST = 1
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+
+
+class KernelRoute(Value):
+    """A unicast route; ``gw`` None: on link. Metrics are 0 where they are not set."""
+
+    dst: AddressWithPrefix
+    gw: Address | None = None
+    table: int = RT_TABLE_MAIN
+    scope: int = RT_SCOPE_UNIVERSE
+    priority: int = 0
+    mtu: int = 0
+    advmss: int = 0
+
+    def words(self) -> list[str]:
+        """As ``ip route`` takes it, without the device."""
+        out = [str(self.dst.network)]
+        out += ["via", str(self.gw)] if self.gw else []
+        out += ["table", str(self.table)] if self.table != RT_TABLE_MAIN else []
+        out += ["scope", str(self.scope)] if self.scope else []
+        for name in ("priority", "mtu", "advmss"):
+            out += [name, str(getattr(self, name))] if getattr(self, name) else []
+        return out
+
+
+def list_addresses(rtnl: Rtnl, link: Link) -> list[AddressWithPrefix]:
+    """The link's addresses without IPv6 link-local ones. Raises: KernelRefused."""
+    message = nl.ifaddrmsg()
+    message["index"] = link.ifindex
+    with nl.question(*rtnl.enter, "ip", "addr", "show", "dev", link.name):
+        found = [m for m in rtnl.dump(message, nl.RTM_GETADDR) if m["index"] == link.ifindex]
+    addresses = [ip_interface(f"{m.get_attr('IFA_LOCAL') or m.get_attr('IFA_ADDRESS')}/{m['prefixlen']}") for m in found]
+    return [a for a in addresses if a.version == 4 or not a.is_link_local]
+
+
+def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_duplicates: bool = False) -> None:
+    """Add an address, an IPv4 one with its broadcast address; one that is there already is success.
+
+    An IPv6 address can be used at once, unless ``detect_duplicates``. Raises: KernelRefused.
+    """
+    message = _address_message(link, address)
+    words = ["ip", "addr", "add", str(address)]
+    if address.version == 4 and address.network.prefixlen < 31:
+        broadcast = str(address.network.broadcast_address)
+        message["attrs"].append(("IFA_BROADCAST", broadcast))
+        words += ["broadcast", broadcast]
+    if address.version == 6 and not detect_duplicates:
+        message["attrs"].append(("IFA_FLAGS", IFA_F_NODAD))
+        words.append("nodad")
+    with step(*rtnl.enter, *words, "dev", link.name):
+        try:
+            rtnl.change(message, nl.RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+        except nl.NetlinkError as error:
+            if error.errno != EEXIST:
+                raise
+
+
+def delete_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix) -> None:
+    """Absence is success. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "addr", "del", str(address), "dev", link.name):
+        try:
+            rtnl.change(_address_message(link, address), nl.RTM_DELADDR)
+        except nl.NetlinkError as error:
+            if error.errno != EADDRNOTAVAIL:
+                raise
+
+
+def add_route(rtnl: Rtnl, link: Link, route: KernelRoute) -> None:
+    """Add a route over the link. Raises: KernelRefused."""
+    message = nl.rtmsg()
+    message.update(
+        family=_FAMILY[route.dst.version],
+        dst_len=route.dst.network.prefixlen,
+        table=route.table if route.table < 256 else 0,
+        proto=RTPROT_BOOT,
+        scope=route.scope,
+        type=RTN_UNICAST,
+    )
+    attributes: list[Any] = [
+        ("RTA_DST", str(route.dst.network.network_address)),
+        ("RTA_OIF", link.ifindex),
+        ("RTA_TABLE", route.table),
+    ]
+    attributes += [("RTA_GATEWAY", str(route.gw))] if route.gw else []
+    attributes += [("RTA_PRIORITY", route.priority)] if route.priority else []
+    metrics = [(f"RTAX_{name.upper()}", value) for name, value in (("mtu", route.mtu), ("advmss", route.advmss)) if value]
+    attributes += [("RTA_METRICS", {"attrs": metrics})] if metrics else []
+    message["attrs"] = attributes
+    with step(*rtnl.enter, "ip", "route", "add", *route.words(), "dev", link.name):
+        rtnl.change(message, nl.RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_APPEND)
+
+
+def list_routes(rtnl: Rtnl, link: Link) -> list[KernelRoute]:
+    """The unicast routes over the link, of every table. Raises: KernelRefused."""
+    messages = []
+    for family in (AF_INET, AF_INET6):
+        message = nl.rtmsg()
+        message["family"] = family
+        with nl.question(*rtnl.enter, "ip", "route", "show", "table", "all", "dev", link.name):
+            messages += rtnl.dump(message, nl.RTM_GETROUTE)
+    return [_route(m) for m in messages if m["type"] == RTN_UNICAST and m.get_attr("RTA_OIF") == link.ifindex]
+
+
+def _route(message: Any) -> KernelRoute:
+    metrics = message.get_attr("RTA_METRICS")
+    any_address = "0.0.0.0" if message["family"] == AF_INET else "::"
+    gateway = message.get_attr("RTA_GATEWAY")
+    return KernelRoute(
+        dst=ip_interface(f"{message.get_attr('RTA_DST') or any_address}/{message['dst_len']}"),
+        gw=ip_address(gateway) if gateway else None,
+        table=message.get_attr("RTA_TABLE") or message["table"],
+        scope=message["scope"],
+        priority=message.get_attr("RTA_PRIORITY") or 0,
+        mtu=(metrics and metrics.get_attr("RTAX_MTU")) or 0,
+        advmss=(metrics and metrics.get_attr("RTAX_ADVMSS")) or 0,
+    )
+
+
+def _address_message(link: Link, address: AddressWithPrefix) -> Any:
+    message = nl.ifaddrmsg()
+    message.update(family=_FAMILY[address.version], prefixlen=address.network.prefixlen, index=link.ifindex)
+    message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
+    return message

@@ -1,0 +1,196 @@
+"""The journal: every change to the kernel or to a file is one line that a person could type.
+
+::
+
+    with step("ip", "link", "set", name, "up"):
+        netlink.request(...)
+
+The line is timed and written with its result when the block ends; if the block fails with an
+``OSError``, that becomes the project's error *with the line in it*. Log, ``cni-py explain`` and
+error messages are therefore one thing. Lines go to the file of the attachment,
+``/run/cni-py/journal/<container id>:<ifname>:<network>``, and, with ``CNI_PY_EXPLAIN`` set, to
+standard error. A journal that cannot be written never fails a call.
+
+Owns: ``/run/cni-py/journal`` (0700). A file holds at most ``MAX_BYTES`` (the older half goes);
+there are at most ``MAX_FILES``: those of deleted attachments, in ``deleted/``, go first.
+"""
+
+from __future__ import annotations
+
+import posix
+from _thread import _local
+from time import gmtime, perf_counter, strftime, time
+
+from cni_py.errors import IOFailure, KernelRefused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+RUN_DIR = "/run/cni-py"
+JOURNAL_DIR = f"{RUN_DIR}/journal"
+MAX_BYTES = 64 * 1024
+MAX_FILES = 1000
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%!")
+
+_current = _local()
+
+
+def quote(word: str) -> str:
+    """The word as a shell takes it. ``shlex`` would cost 4 ms of imports."""
+    return word if word and _PLAIN.issuperset(word) else "'" + word.replace("'", "'\\''") + "'"
+
+
+class Journal:
+    """The journal of one call; as a context manager, that of the current thread.
+
+    Args:
+        title: the call in words, the head line of its part of the file.
+        name: file name, one attachment's; empty: no file.
+        stderr_fd: print each line there as it happens; -1: do not.
+    """
+
+    def __init__(self, title: str, name: str = "", stderr_fd: int = -1) -> None:
+        self.title, self.name, self.stderr_fd = title, name, stderr_fd
+        self._fd, self._size = -1, 0
+        self._began = perf_counter()
+
+    def __enter__(self) -> Journal:
+        self._outer = current()
+        use(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        use(self._outer)
+        if self._fd >= 0 or self.stderr_fd >= 0:
+            self.write(f"# {'failed: ' + _in_one_line(error) if error else 'done'}", perf_counter() - self._began)
+        if self._fd >= 0:
+            posix.close(self._fd)
+
+    def write(self, line: str, seconds: float | None = None) -> None:
+        """Add a line; the first one opens the file and writes the head."""
+        took = "" if seconds is None else f"  ({seconds * 1000:.2f} ms)"
+        if self.stderr_fd >= 0:
+            try:
+                posix.write(self.stderr_fd, f"{line}{took}\n".encode(errors="backslashreplace"))
+            except OSError:  # nobody reads it, or it was closed when we were started
+                self.stderr_fd = -1
+        if not self.name:
+            return
+        now = time()
+        text = f"{strftime('%H:%M:%S', gmtime(now))}.{int(now % 1 * 1e6):06d}  {line}{took}\n"
+        try:
+            if self._fd < 0:
+                self._fd, self._size = _open(self.name)
+                text = f"# {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(now))} {self.title}\n{text}"
+            self._size += posix.write(self._fd, text.encode(errors="backslashreplace"))
+            if self._size > MAX_BYTES:
+                self._size = _cut(self._fd, self._size)
+        except OSError:
+            self.name = ""
+
+
+def _open(name: str) -> tuple[int, int]:
+    """Open the journal file: its descriptor and its size."""
+    for folder in (RUN_DIR, JOURNAL_DIR):
+        try:
+            posix.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+    path = f"{JOURNAL_DIR}/{name}"
+    _bring_back(name)
+    fd = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
+    return fd, posix.fstat(fd).st_size
+
+
+def _bring_back(name: str) -> None:
+    """Go on in the file of an attachment that was deleted: the next plugin of its chain, or a restart."""
+    try:
+        posix.link(f"{JOURNAL_DIR}/deleted/{name}", f"{JOURNAL_DIR}/{name}")
+        posix.unlink(f"{JOURNAL_DIR}/deleted/{name}")
+    except OSError:  # nothing there, or the attachment has a file already
+        pass
+
+
+def _cut(fd: int, size: int) -> int:
+    """Drop all but the newer half of what a file may hold; its new size."""
+    kept = posix.pread(fd, MAX_BYTES // 2, max(0, size - MAX_BYTES // 2))
+    kept = b"# older lines were cut\n" + kept[kept.find(b"\n") + 1 :]
+    posix.ftruncate(fd, 0)
+    return posix.write(fd, kept)
+
+
+def _in_one_line(text: object) -> str:
+    """What others said, so that it cannot look like a command of its own."""
+    return " ".join(str(text).split("\n"))
+
+
+def retire(name: str) -> None:
+    """The attachment is gone: keep its journal among those that are dropped first."""
+    try:
+        posix.mkdir(f"{JOURNAL_DIR}/deleted", 0o700)
+    except OSError:
+        pass
+    try:
+        posix.rename(f"{JOURNAL_DIR}/{name}", f"{JOURNAL_DIR}/deleted/{name}")
+        _prune()
+    except OSError:
+        pass
+
+
+def _prune() -> None:
+    """Drop the oldest files beyond ``MAX_FILES``, those of deleted attachments first."""
+    live = [n for n in posix.listdir(JOURNAL_DIR) if n != "deleted"]
+    deleted = [f"deleted/{n}" for n in posix.listdir(f"{JOURNAL_DIR}/deleted")]
+    excess = len(live) + len(deleted) - MAX_FILES
+    if excess <= 0:
+        return
+
+    def age(name: str) -> float:
+        return posix.stat(f"{JOURNAL_DIR}/{name}").st_mtime
+
+    for name in [*sorted(deleted, key=age), *sorted(live, key=age)][:excess]:
+        posix.unlink(f"{JOURNAL_DIR}/{name}")
+
+
+def current() -> Journal | None:
+    """The journal of the calling thread."""
+    journal: Journal | None = getattr(_current, "journal", None)
+    return journal
+
+
+def use(journal: Journal | None) -> None:
+    """Let the calling thread write to another thread's journal."""
+    _current.journal = journal
+
+
+def note(line: str) -> None:
+    """A remark: something was noticed or decided; nothing was changed."""
+    journal = current()
+    if journal is not None:
+        journal.write(f"# {_in_one_line(line)}")
+
+
+class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …):
+    """One change. The words are the command that would do the same.
+
+    Args:
+        words: the command; each is quoted where a shell would need it.
+        error: what an ``OSError`` inside becomes: ``KernelRefused`` or ``IOFailure``.
+    """
+
+    def __init__(self, *words: str, error: type[KernelRefused] | type[IOFailure] = KernelRefused) -> None:
+        self.line = " ".join([quote(word) for word in words])
+        self.error = error
+
+    def __enter__(self) -> None:
+        self.began = perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        journal = current()
+        if journal is not None:
+            journal.write(f"{self.line}  # failed: {_in_one_line(error)}" if error else self.line, perf_counter() - self.began)
+        if isinstance(error, OSError):
+            who = "the kernel refused" if self.error is KernelRefused else "could not write"
+            words = error.strerror or str(error)
+            raise self.error(f'{who}: "{self.line}"', words, errno=error.errno or 0) from error

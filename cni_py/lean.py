@@ -1,0 +1,41 @@
+"""Import one module of a large package without running the package's ``__init__``.
+
+``import pyroute2`` takes 100 ms and ``import pydantic_core`` 20; the modules that one plugin call
+needs take 25 and 2 (docs/decisions/0002-imports.md).
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class bare_package:  # noqa: N801 — reads as a statement: with bare_package("pyroute2"): …
+    """Within the block ``name`` is an empty package: its submodules can be imported, it itself does not run.
+
+    Where the package has been imported already, nothing changes. After the block a later
+    ``import name`` runs the real package, which finds the submodules loaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.stand_in = None
+        if self.name not in sys.modules:
+            self.stand_in = type(sys)(self.name)
+            self.stand_in.__path__ = [f"{folder}/{self.name}" for folder in sys.path if folder]
+            sys.modules[self.name] = self.stand_in
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.stand_in is not None:
+            del sys.modules[self.name]
+
+
+def keep_bare(*names: str) -> None:
+    """Leave these packages bare for good: blocks of several threads would take them from each other."""
+    for name in names:
+        bare_package(name).__enter__()
