@@ -1,0 +1,94 @@
+"""The file that flanneld writes for the plugin: this node's subnet, ``/run/flannel/subnet.env``.
+
+Lines ``KEY=value``; their order, unknown keys, comments and empty lines do not matter. Networks
+may be comma lists. Source: flannel-io/cni-plugin flannel.go, loadFlannelSubnetEnv.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface
+
+from cni_py import files
+from cni_py.errors import CniError, InvalidConfig, TryAgainLater
+from cni_py.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+    Network = IPv4Network | IPv6Network
+
+HINT = "Check the flannel pod log for this node"
+
+
+class SubnetEnv(Value):
+    """The node's part of the flannel network.
+
+    ``networks``: all of it, IPv4 before IPv6, each once; ``subnets``: this node's, at most one of
+    each family; ``mtu`` in bytes; ``ip_masq``: flanneld masquerades, the bridge need not.
+    """
+
+    networks: tuple[Network, ...]
+    subnets: tuple[Network, ...]
+    mtu: int
+    ip_masq: bool
+
+
+def read(path: str) -> SubnetEnv:
+    """Raises: TryAgainLater (11) while the file is missing; InvalidConfig (7) where it cannot be used."""
+    try:
+        text = files.read(path).decode()
+    except FileNotFoundError as error:
+        raise TryAgainLater(
+            f"failed to load flannel 'subnet.env' file: open {path}: no such file or directory",
+            "flanneld has not written it yet",
+            HINT,
+        ) from error
+    except (OSError, ValueError, CniError) as error:
+        raise InvalidConfig(f"failed to load flannel 'subnet.env' file: {path}", str(error), HINT) from error
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise InvalidConfig(f"failed to load flannel 'subnet.env' file: {path} {error}", hint=HINT) from error
+
+
+def parse(text: str) -> SubnetEnv:
+    """Raises: ValueError, with what is missing or wrong."""
+    values = {}
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if equals and not key.startswith("#"):
+            values[key] = value.strip().strip("\"'")
+    networks = _networks(values, "FLANNEL_NETWORK", 4) + _networks(values, "FLANNEL_IPV6_NETWORK", 6)
+    subnets = _networks(values, "FLANNEL_SUBNET", 4) + _networks(values, "FLANNEL_IPV6_SUBNET", 6)
+    missing = []
+    if not networks:
+        missing += ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"]
+    if not subnets:
+        missing += ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"]
+    missing += [key for key in ("FLANNEL_MTU", "FLANNEL_IPMASQ") if not values.get(key)]
+    if missing:
+        raise ValueError(f"is missing {', '.join(missing)}")
+    mtu = values["FLANNEL_MTU"]
+    if not mtu.isascii() or not mtu.isdigit() or len(mtu) > 5 or not 68 <= int(mtu) <= 65535:
+        raise ValueError(f'has FLANNEL_MTU "{mtu[:40]}", which is no number from 68 to 65535')
+    return SubnetEnv(networks, subnets, int(mtu), values["FLANNEL_IPMASQ"] == "true")
+
+
+def _networks(values: dict[str, str], key: str, version: int) -> tuple[Network, ...]:
+    """The networks of a comma list, each once, in order; a subnet's host part (the gateway) is dropped."""
+    found: list[Network] = []
+    for text in values.get(key, "").split(",") if values.get(key) else []:
+        try:
+            if "/" not in text:
+                raise ValueError("no prefix length")
+            network = ip_interface(text.strip()).network
+        except ValueError as error:
+            raise ValueError(f'has {key} "{text}": invalid CIDR address') from error
+        if network.version != version:
+            raise ValueError(f'has {key} "{text}", which is not IPv{version}')
+        if network not in found:
+            found.append(network)
+    if key.endswith("SUBNET") and len(found) > 1:
+        raise ValueError(f"has more than one subnet in {key}")
+    return tuple(found)
