@@ -1,0 +1,158 @@
+"""Where an executed plugin begins: ``bin/cni-plugin`` calls :func:`main` under the plugin's name.
+
+VERSION, errors of the environment and "what are you?" are answered here with next to nothing
+imported. All else goes to the agent (``frame.py`` is the contract) and, where there is none, to
+``engine.handle()`` in this process.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+from cni_py import __version__, call
+from cni_py.errors import CniError, InvalidEnvironment, IOFailure, TryAgainLater
+from cni_py.jsontext import encode
+from cni_py.versions import CURRENT, SUPPORTED
+
+MAX_STDIN = 4 << 20
+_PLUGINS = ("flannel", "bridge", "host-local", "portmap", "loopback")
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+
+def main() -> None:
+    """Answer one call and leave at once: taking the interpreter down costs a millisecond."""
+    try:
+        status = _answer()
+    except OSError as error:  # nobody reads, or standard output is closed
+        _say(f"{sys.argv[0]}: could not write the answer: {error}\n")
+        status = 1
+    posix._exit(status)
+
+
+def _answer() -> int:
+    launcher = sys.argv[0]
+    plugin = launcher.rpartition("/")[2]
+    environ = _environ()
+    if not environ.get("CNI_COMMAND"):
+        _say(_about(plugin))
+        return 0
+    try:
+        if plugin not in _PLUGINS:
+            raise InvalidEnvironment(
+                f'"{plugin}" is no plugin of cni-py',
+                f"plugins: {', '.join(_PLUGINS)}",
+                "execute the launcher by one of these names",
+            )
+        this = call.parse(plugin, environ, launcher)
+        stdin = _read_stdin() if this.verb != "VERSION" else b""
+    except CniError as error:
+        _write(_STDOUT, encode(error.as_json(CURRENT)) + b"\n")
+        return 1
+    if this.verb == "VERSION":
+        _write(_STDOUT, _version_json(_requested_version()))
+        return 0
+    status, reply = _ask_agent(this, stdin) or _work_alone(this, stdin)
+    _write(_STDOUT, reply)
+    return status
+
+
+def _work_alone(this: call.Call, stdin: bytes) -> tuple[int, bytes]:
+    from cni_py.engine import handle
+
+    return handle(this, stdin)
+
+
+def _ask_agent(this: call.Call, stdin: bytes) -> tuple[int, bytes] | None:
+    """The agent's answer; None where there is no agent, or it will not do it: then we do.
+
+    Once it has begun, a connection that breaks leaves its work half done. What may be repeated is
+    done again here; an ADD is taken back by a DEL, and fails.
+    """
+    from cni_py import ask
+
+    try:
+        return ask.agent(this, stdin)
+    except ask.BrokeOff as error:
+        _say(f"the agent broke off in the middle of {this.verb}: {error}\n")
+    return _take_back(this, stdin) if this.verb == "ADD" else None
+
+
+def _take_back(this: call.Call, stdin: bytes) -> tuple[int, bytes]:
+    """The answer to an ADD that somebody else did in part."""
+    failed, _ = _work_alone(this.replace(verb="DEL"), stdin)
+    left = "DEL has to take back what it had made" if failed else "what it had made was taken back"
+    lost = TryAgainLater("the agent broke off in the middle of ADD", left, "see its log: journalctl -u cni-agent")
+    return 1, encode(lost.as_json(CURRENT))
+
+
+def _environ() -> dict[str, str]:
+    """The environment as text; ``os`` would cost two milliseconds."""
+    encoding = sys.getfilesystemencoding()
+    return {k.decode(encoding, "surrogateescape"): v.decode(encoding, "surrogateescape") for k, v in posix.environ.items()}
+
+
+def _read_stdin() -> bytes:
+    """All of standard input, at most one block more than may be. Raises: IOFailure."""
+    data = b""
+    try:
+        while len(data) <= MAX_STDIN and (block := posix.read(_STDIN, 1 << 16)):
+            data += block
+    except OSError as error:
+        raise IOFailure("error reading from standard input", error.strerror or "", errno=error.errno or 0) from error
+    return data
+
+
+def _requested_version() -> str:
+    """The cniVersion of a request for VERSION, "" where it names none.
+
+    By hand and from Go's older libraries there is no request, and its pipe may stay open: the end
+    of the input is not waited for, nor its beginning for long.
+    """
+    from select import select
+
+    data = b""
+    try:
+        while not (version := _version_in(data)) and len(data) <= MAX_STDIN and not posix.isatty(_STDIN):
+            if not select([_STDIN], [], [], 1.0 if data else 0.1)[0] or not (block := posix.read(_STDIN, 1 << 16)):
+                break
+            data += block
+    except OSError:  # closed, or a folder
+        return ""
+    return version
+
+
+def _version_in(request: bytes) -> str:
+    """The value of cniVersion, once its closing quote is there; decoding JSON would cost more than all of VERSION."""
+    after = request.partition(b'"cniVersion"')[2].lstrip(b" \t\r\n:")
+    version, end, _ = after[1:].partition(b'"')
+    return version.decode("ascii", "replace") if after[:1] == b'"' and end else ""
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[posix.write(fd, data) :]
+
+
+def _say(text: str) -> None:
+    """To standard error, where there is one."""
+    try:
+        _write(_STDERR, text.encode(errors="backslashreplace"))
+    except OSError:
+        pass
+
+
+def _about(plugin: str) -> str:
+    name = plugin if plugin in _PLUGINS else "plugin"
+    return (
+        f"CNI {name} of cni-py {__version__}\n"
+        f"CNI protocol versions supported: {', '.join(SUPPORTED)}\n"
+        "It is executed by a container runtime, with CNI_COMMAND and the other variables of the CNI spec;\n"
+        "to try it by hand: cni-py add --help\n"
+    )
+
+
+def _version_json(asked: str) -> bytes:
+    """The reply to VERSION names the version of the request, where it is one that we know."""
+    versions = ",".join(f'"{version}"' for version in SUPPORTED)
+    return f'{{"cniVersion":"{asked if asked in SUPPORTED else CURRENT}","supportedVersions":[{versions}]}}\n'.encode()

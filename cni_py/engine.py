@@ -1,0 +1,108 @@
+"""One call in, one reply out: :func:`handle` is the only place where an error becomes JSON.
+
+The same function answers in one shot and in the agent. Source: CNI spec sections 2 and 5.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cni_py import attachments, config, files, plugins
+from cni_py.call import check_network_name
+from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError, IOFailure
+from cni_py.jsontext import encode
+from cni_py.kernel import journal
+from cni_py.lean import keep_bare
+from cni_py.result import Result
+from cni_py.undo import Undo
+from cni_py.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.call import Call
+
+PLUGINS = frozenset(plugins.MODULES)
+_WITH_RECORD = ("flannel", "bridge", "host-local")
+"""Plugins whose attachments GC may have to find. portmap makes its records itself: only where a port is mapped."""
+
+
+def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
+    """Answer a call: its exit status and what goes to standard output, empty where the verb has no result."""
+    version = CURRENT
+    try:
+        conf = config.decode(stdin)
+        check_network_name(conf.get("name"))
+        version = _checked_version(conf, call.verb)
+        return 0, _run(call.replace(conf=conf))
+    except CniError as error:
+        return 1, encode(error.as_json(version))
+    except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error
+        sys.excepthook(type(error), error, error.__traceback__)
+        fault = InternalError(
+            f"internal error of {call.plugin}: {type(error).__name__}: {error}",
+            hint="please report it with the plugin's standard error",
+        )
+        return 1, encode(fault.as_json(version))
+
+
+def warm_up() -> None:
+    """Load what any call may need, for a process that answers many, in threads."""
+    from cni_py.kernel import nft, rtnl
+
+    keep_bare("pydantic_core", "pyroute2")
+    for module in plugins.MODULES.values():
+        __import__(f"cni_py.plugins.{module}")
+    _ = rtnl.ifinfmsg, rtnl.ifaddrmsg, rtnl.rtmsg  # imported when first named
+    nft.works()
+
+
+def _run(call: Call) -> bytes:
+    if call.verb in ("ADD", "GC") and call.plugin in _WITH_RECORD:
+        _sweep_once_a_boot(call)
+    name = attachments.name_of(call.container_id, call.ifname, call.network) if call.container_id else f"gc:{call.network}"
+    where = f"container {call.container_id or '-'}, {call.ifname or '-'} in {call.netns or '-'}"
+    title = f"{call.verb} {call.plugin}, network {call.network}, {where}"
+    keeps_file = call.verb in ("ADD", "DEL", "GC")
+    with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
+        with Undo() as undo:
+            if call.verb == "ADD" and call.plugin in _WITH_RECORD:
+                undo.once_clean("the record as before", attachments.restore, call, attachments.remember(call))
+            answer = plugins.run(call)
+        if call.plugin in (*_WITH_RECORD, "portmap"):
+            if call.verb == "DEL":
+                attachments.forget(call)
+            if call.verb == "GC":
+                attachments.forget_stale(call)
+    if call.verb == "DEL":
+        journal.retire(name)
+    if answer is None:
+        return b""
+    if isinstance(answer, Result):
+        answer = answer.as_version(call.cni_version)
+    return encode(answer)
+
+
+def _sweep_once_a_boot(call: Call) -> None:
+    """Before the first call of a boot, whose id is not in our file yet: see sweep.py, which is loaded then alone."""
+    try:
+        if files.read(f"{journal.RUN_DIR}/boot-id") == files.read("/proc/sys/kernel/random/boot_id"):
+            return
+    except (OSError, IOFailure):
+        pass
+    from cni_py import sweep
+
+    sweep.at_first_call(call)
+
+
+def _checked_version(conf: dict[str, object], verb: str) -> str:
+    """The configuration's cniVersion; missing means 0.1.0. Raises: DecodingFailure, IncompatibleVersion."""
+    version = conf.get("cniVersion") or "0.1.0"
+    if not isinstance(version, str):
+        raise DecodingFailure(f"cniVersion is {version!r}, not a string")
+    if version not in SUPPORTED:
+        raise IncompatibleVersion("incompatible CNI versions", f'config is "{version}", plugin supports {", ".join(SUPPORTED)}')
+    if not at_least(version, FIRST_VERSION_OF_VERB.get(verb, version)):
+        raise IncompatibleVersion(
+            f"config version does not allow {verb}", f'config is "{version}", {verb} needs {FIRST_VERSION_OF_VERB[verb]}'
+        )
+    return version

@@ -1,0 +1,1 @@
+"""What ``host-local`` stands on: ranges (pure arithmetic) and the store of reservations."""

@@ -1,0 +1,303 @@
+"""The reservations of one network: a file per address, equal to those of Go's host-local.
+
+How it works. ``<dataDir>/<network>/<address>`` (0600) holds the container id, CR LF and the
+interface name; files of old plugins hold the id alone. ``last_reserved_ip.<index of the range
+set>`` holds the address given last. ``lock`` is held (``flock``) while any of these is read or
+changed; :class:`Store` is that lock, so nothing can be done without it. Go's plugin and this one
+can work on one folder at the same time.
+
+The folder is listed and read once per lock, into memory. Whose a file is, is a question of its
+text, so an ADD or a DEL costs about 3 µs for each reservation of the network; the size of the
+ranges costs nothing.
+
+What damage does: a file that is empty or whose text can be nobody's reservation (a crash between
+making and writing it) is free, and taken over by the next one who comes to it. What cannot be
+read, and what is no regular file, is never given and never touched. A damaged
+``last_reserved_ip`` begins the round again. All of it is noted in the journal.
+
+Source: plugins/ipam/host-local/backend/disk/backend.go of containernetworking/plugins.
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import EEXIST, ENOENT, ENOTDIR
+
+from cni_py import files
+from cni_py.errors import IOFailure
+from cni_py.ipam.ranges import as_address
+from cni_py.kernel.journal import note, quote, step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from ipaddress import IPv4Address, IPv6Address
+    from types import TracebackType
+
+    Address = IPv4Address | IPv6Address
+    Owner = tuple[str, str]
+
+FOLDER_MODE = 0o755
+MAX_BYTES = 4096
+"""Bytes of a reservation that are read: an id and a name fit many times over."""
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+_ID_BYTES = _LETTERS + b"_.-"
+_NO_IFNAME_BYTES = bytes(range(0x21)) + b"/:\x7f"
+_ADDRESS_BEGINS = frozenset("0123456789abcdef:")
+_READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK  # a fifo must not hold us up
+_CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
+_REPLACE = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+
+
+class Store:
+    """A network's reservations, locked: ``with Store(data_dir, network) as store:``.
+
+    Args:
+        data_dir: absolute path, checked by the caller.
+        network: the network's name, checked by the caller.
+        create: make the folder; without it, one that is not there holds nothing.
+    """
+
+    def __init__(self, data_dir: str, network: str, create: bool = False) -> None:
+        self.folder = f"{data_dir}/{network}"
+        self._create = create
+        self._lock: files.Lock | None = None
+        self._texts: dict[str, bytes | None] = {}
+        self._is_complete = False
+
+    def __enter__(self) -> Store:
+        """Raises: IOFailure."""
+        if self._create:
+            try:
+                files.make_folder(self.folder, FOLDER_MODE)
+            except OSError as error:
+                raise IOFailure(f'could not make "{self.folder}"', error.strerror or "", errno=error.errno or 0) from error
+        lock = files.Lock(f"{self.folder}/lock")
+        try:
+            lock.__enter__()
+        except IOFailure as error:
+            if self._create or error.errno not in (ENOENT, ENOTDIR):
+                raise
+            self._lock, self._texts, self._is_complete = None, {}, True
+        else:
+            self._lock, self._texts, self._is_complete = lock, {}, False
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock is not None:
+            self._lock.__exit__(kind, error, trace)
+
+    def held_by(self, container_id: str, ifname: str) -> list[Address]:
+        """The addresses of an attachment; where it has none, those of files with its container's id alone."""
+        texts = [(name, text.strip()) for name, text in self._scan().items() if text]
+        for wanted in (_text_of(container_id, ifname), _text_of(container_id, "")):
+            if found := _addresses(name for name, text in texts if text == wanted):
+                return found
+        return []
+
+    def owner_of(self, address: Address) -> Owner | None:
+        """Container id and interface name ("" in an old file) of who holds the address."""
+        text = self._texts[str(address)] if self._is_there(str(address)) else None
+        return None if text is None else parse_owner(text)
+
+    def is_free(self, address: Address) -> bool:
+        """Whether nobody holds the address; a damaged file is nobody's."""
+        name = str(address)
+        return not self._is_there(name) or self._is_rubbish(name)
+
+    def reservations(self) -> Iterator[tuple[Address, Owner | None]]:
+        """Every address with a file, and whose it is; ``None``: the file is damaged."""
+        for name, text in list(self._scan().items()):
+            for address in _addresses([name]):
+                owner = None if text is None else parse_owner(text)
+                if owner is not None or self._is_rubbish(name):
+                    yield address, owner
+
+    def reserve(self, address: Address, container_id: str, ifname: str, range_set: int) -> bool:
+        """Give the address to the attachment; ``False`` where it is not free.
+
+        Raises: IOFailure; nothing is left of the reservation then.
+        """
+        if not self.is_free(address):
+            return False
+        name, text = str(address), _text_of(container_id, ifname)
+        path = f"{self.folder}/{name}"
+        if name in self._texts:
+            files.remove(path)
+        try:
+            with _printf(text, path):
+                _create_file(path, text)
+        except IOFailure as error:
+            if error.errno != EEXIST:  # somebody who takes no lock was here first
+                raise
+            self._texts[name] = None
+            return False
+        self._texts[name] = text
+        self._write_last_reserved(range_set, name)
+        return True
+
+    def release(self, addresses: Iterable[Address]) -> None:
+        """Free the addresses, going on past failures. Raises: IOFailure, naming what is left."""
+        failures: dict[str, IOFailure] = {}
+        for name in map(str, addresses):
+            try:
+                files.remove(f"{self.folder}/{name}")
+            except IOFailure as error:
+                failures[name] = error
+            else:
+                self._texts.pop(name, None)
+        if failures:
+            first = next(iter(failures.values()))
+            msg = f'could not free {", ".join(failures)} in "{self.folder}"'
+            raise IOFailure(msg, f"{first.msg}: {first.details}", f"see ls -l {self.folder}", first.errno)
+
+    def last_reserved(self, range_set: int) -> Address | None:
+        """The address that was given last of a range set, if it is known."""
+        path = self._last_reserved_path(range_set)
+        try:
+            text = _read(path)
+        except FileNotFoundError:
+            return None
+        if text is None:
+            return None
+        address = as_address(text.decode(errors="replace").strip())
+        if address is None:
+            note(f"ignored {path}: it holds no address but {text[:40]!r}")
+        return address
+
+    def _write_last_reserved(self, range_set: int, name: str) -> None:
+        """Written in place, as Go does, keeping the file's mode. That it fails costs the round, not the pod."""
+        path = self._last_reserved_path(range_set)
+        try:
+            with _printf(name.encode(), path):
+                _write_and_close(posix.open(path, _REPLACE, 0o600), name.encode())
+        except IOFailure as error:
+            note(f"the next address may be one given before: {error}")
+
+    def _last_reserved_path(self, range_set: int) -> str:
+        return f"{self.folder}/last_reserved_ip.{range_set}"
+
+    def _scan(self) -> dict[str, bytes | None]:
+        """The text of every file that may be a reservation; ``None``: it cannot be read."""
+        if not self._is_complete:
+            for name in reserved_names(self.folder):
+                try:
+                    self._texts[name] = _read(f"{self.folder}/{name}")
+                except FileNotFoundError:
+                    continue
+            self._is_complete = True
+        return self._texts
+
+    def _is_there(self, name: str) -> bool:
+        """Whether the address has a file. One address asked for costs one file, not the folder."""
+        if name not in self._texts and not self._is_complete:
+            try:
+                self._texts[name] = _read(f"{self.folder}/{name}")
+            except FileNotFoundError:
+                return False
+        return name in self._texts
+
+    def _is_rubbish(self, name: str) -> bool:
+        text = self._texts[name]
+        if text is None or parse_owner(text) is not None or not _is_regular(f"{self.folder}/{name}"):
+            return False
+        note(f"free: {self.folder}/{name} is {'damaged: ' + repr(text[:40]) if text else 'empty'}")
+        return True
+
+
+def reserved_names(folder: str) -> list[str]:
+    """The names of the files that may be reservations, read without the lock; none where there is no folder.
+
+    Raises: IOFailure.
+    """
+    try:
+        names = posix.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise IOFailure(f'could not list "{folder}"', error.strerror or "", errno=error.errno or 0) from error
+    return [name for name in names if name[0] in _ADDRESS_BEGINS]
+
+
+def addresses_of(data_dir: str, network: str, container_id: str, ifname: str) -> list[Address]:
+    """The addresses that an attachment holds, for callers that want nothing else. Raises: IOFailure."""
+    with Store(data_dir, network) as store:
+        return store.held_by(container_id, ifname)
+
+
+def parse_owner(text: bytes) -> Owner | None:
+    """Container id and interface name ("" in an old file) of a reservation; ``None``: it is nobody's."""
+    container_id, _, ifname = text.rstrip().partition(b"\r\n")
+    container_id = container_id.lstrip()
+    if len(text) >= MAX_BYTES or not container_id or container_id[0] not in _LETTERS or container_id.translate(None, _ID_BYTES):
+        return None
+    if len(ifname) > 15 or ifname in (b".", b"..") or ifname.translate(None, _NO_IFNAME_BYTES) != ifname:
+        return None
+    return container_id.decode(), ifname.decode(errors="surrogateescape")
+
+
+def _text_of(container_id: str, ifname: str) -> bytes:
+    text = f"{container_id}\r\n{ifname}" if ifname else container_id
+    return text.encode(errors="surrogateescape")
+
+
+def _addresses(names: Iterable[str]) -> list[Address]:
+    """The names that are addresses, in the form in which they are written here."""
+    pairs = [(name, as_address(name)) for name in names]
+    return [address for name, address in pairs if address is not None and str(address) == name]
+
+
+def _printf(text: bytes, path: str) -> step:
+    """The step of writing a file, as a person would type it."""
+    shown = text.decode(errors="backslashreplace").replace("\\", "\\\\").replace("%", "%%").replace("\r\n", "\\r\\n")
+    change = step("printf", shown, error=IOFailure)
+    change.line += f" > {quote(path)}"
+    return change
+
+
+def _read(path: str) -> bytes | None:
+    """The text of a file; ``None`` where it cannot be read. Raises: FileNotFoundError."""
+    try:
+        fd = posix.open(path, _READ)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        note(f"cannot read {path!r}: {error.strerror}")
+        return None
+    try:
+        return posix.read(fd, MAX_BYTES)
+    except OSError as error:
+        note(f"cannot read {path!r}: {error.strerror}")
+        return None
+    finally:
+        posix.close(fd)
+
+
+def _create_file(path: str, text: bytes) -> None:
+    """A new file with its text, or none. Raises: OSError."""
+    if files.create(path, text):
+        return
+    fd = posix.open(path, _CREATE, 0o600)
+    try:
+        _write_and_close(fd, text)
+    except OSError:
+        try:
+            posix.unlink(path)
+        except OSError as error:
+            note(f"a partial reservation is left: {path}: {error.strerror}")
+        raise
+
+
+def _write_and_close(fd: int, text: bytes) -> None:
+    """Closing tells of a full disk, too, on some file systems. Raises: OSError."""
+    try:
+        files.write_all(fd, text)
+    finally:
+        posix.close(fd)
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return posix.lstat(path).st_mode & 0o170000 == 0o100000
+    except OSError:
+        return False
