@@ -1,0 +1,140 @@
+"""What all tests share: the fixtures `host` and `bin_dir`, and the rule about skips."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from namespaces import GO_PLUGINS, PATH, Host
+
+ROOT = Path(__file__).resolve().parent
+ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
+INSTALLED = os.environ.pop("CNI_PY_BIN", "")  # `make test` sets it; gone for the tests, which look at CNI_… variables
+
+# --- fixtures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the installed plugins: CNI_PY_BIN, or installed here from the checkout."""
+    if INSTALLED:
+        return Path(INSTALLED).resolve()
+    prefix = tmp_path_factory.mktemp("prefix")
+    subprocess.run(
+        ["make", "--silent", "install", f"PREFIX={prefix}", "DESTDIR="], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
+    return prefix / "cni" / "bin"
+
+
+@pytest.fixture(scope="session")
+def cni_py(bin_dir: Path) -> Path:
+    """The installed `cni-py` command."""
+    return bin_dir.parent.parent / "bin" / "cni-py"
+
+
+@pytest.fixture
+def host(bin_dir: Path) -> Iterator[Host]:
+    """A host in namespaces of its own, without containers or subnet.env; see tests/namespaces.py."""
+    with Host(bin_dir) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def go_plugins() -> str:
+    """The folder with Debian's Go plugins."""
+    if not os.access(f"{GO_PLUGINS}/bridge", os.X_OK):
+        pytest.skip(f"no Go plugins in {GO_PLUGINS} (package containernetworking-plugins)")
+    return GO_PLUGINS
+
+
+@pytest.fixture(scope="session")
+def cnitool() -> str:
+    """The path of cnitool: built by integration/system-packages where there is a Go, or on PATH."""
+    found = shutil.which("cnitool", path=f"{ROOT}/build/bin:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip("no cnitool (go install …/cnitool@v1.3.0 needs Go 1.21)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def podman_program() -> str:
+    """podman 4, with crun, which can do without control groups."""
+    path = program("podman", "crun")
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    if not version.startswith("4."):
+        pytest.skip(f"podman {version}: tested is the CNI back end of podman 4")
+    return path
+
+
+@pytest.fixture(scope="session")
+def containerd_program() -> str:
+    """containerd, with ctr and crun."""
+    return program("containerd", "ctr", "crun")
+
+
+@pytest.fixture(scope="session")
+def answer_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive with the image of all containers: busybox, and what answers on TCP and UDP."""
+    from integration.clients.image import write_image
+
+    return write_image(tmp_path_factory.mktemp("image") / "image.tar", program("busybox"))
+
+
+def program(*names: str) -> str:
+    """The path of the first, if all are here; else the test is skipped."""
+    for name in names:
+        if shutil.which(name, path=PATH) is None:
+            pytest.skip(f"no {name} (package of that name, or busybox-static)")
+    return str(shutil.which(names[0], path=PATH))
+
+
+# --- root -------------------------------------------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses a Host needs root, marked or not."""
+    for item in items:
+        if "host" in getattr(item, "fixturenames", ()):
+            item.add_marker("netns")
+        if os.geteuid() != 0 and item.get_closest_marker("netns"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+# --- skips: in CI a skip that tests/allowed-skips.txt does not allow is a failure --------------------------------------
+
+
+def is_allowed(nodeid: str, reason: str) -> bool:
+    """A line of the file is "NODEID: REASON", with * for anything."""
+    lines = [line.strip() for line in ALLOWED_SKIPS.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    patterns = [re.escape(line).replace(r"\*", ".*") for line in lines]
+    return any(re.fullmatch(pattern, f"{nodeid}: {reason}", re.DOTALL) for pattern in patterns)
+
+
+def fail_if_not_allowed(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("CI") != "true" or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if not is_allowed(report.nodeid, reason):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which tests/allowed-skips.txt does not allow in CI: {reason}"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    fail_if_not_allowed(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    fail_if_not_allowed(report)
+    return report

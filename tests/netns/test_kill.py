@@ -1,0 +1,195 @@
+"""SIGKILL at any moment of ADD and DEL of the flannel chain: one DEL, or one GC, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import posix
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import faults
+from namespaces import PATH, Host
+from pods import DUAL_ENV, FLANNEL, add, delete, gc, state
+
+CONF = FLANNEL | {"delegate": {"hairpinMode": True, "isDefaultGateway": True, "macspoofchk": True}}
+MAX_OPERATIONS = 200
+KILLS = 200
+SECONDS = 30.0
+
+
+@pytest.fixture
+def host(host: Host) -> Host:
+    host.write_subnet_env(DUAL_ENV)
+    faults.install(host)
+    return host
+
+
+def clean(host: Host, verb: str, pod: Any) -> None:
+    """What a runtime does after a crash: DEL of the attachment, or GC without it in the list."""
+    if verb == "DEL":
+        delete(host, CONF, pod)
+    else:
+        gc(host, CONF, ("c1", "eth0"))
+
+
+# --- at each operation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("cleaner", ["DEL", "GC"])
+@pytest.mark.parametrize("killed", ["ADD", "DEL"])
+def test_kill_before_each_operation(host: Host, killed: str, cleaner: str) -> None:
+    """Before each request that changes the kernel and each system call that changes a file."""
+    first, second = host.netns("c1"), host.netns("c2")
+    add(host, CONF, first)
+    before = state(host, first, second)
+    leaks: dict[str, list[str]] = {}
+    for number in range(1, MAX_OPERATIONS):
+        if killed == "DEL":
+            add(host, CONF, second)
+        reply, line = faults.call(host, killed, CONF, "kill", number, sandbox=second, container_id="c2")
+        if line is not None:
+            assert faults.killed(reply), (line, reply)
+        clean(host, cleaner, second)
+        after = without_empty_reservations(state(host, first, second))
+        if after != before:
+            leaks[f"{number}: {line}"] = difference(before, after)
+            host.run("rm -f /var/lib/cni/flannel/*.tmp /run/cni-py/attachments/*.tmp")
+            host.run("ip link del eth0 2>&1", second, check=False)
+            delete(host, CONF, second)
+            after = without_empty_reservations(state(host, first, second))
+            assert after == before, f"and not even a second DEL takes it away: {leaks}"
+        if line is None:
+            assert reply.rc == 0, reply
+            break
+    else:
+        raise AssertionError("no end of operations")
+    assert number > 10
+    assert leaks == {}
+    add(host, CONF, second)
+
+
+def without_empty_reservations(found: dict[str, Any]) -> dict[str, Any]:
+    """Made but not written yet: nobody's, so DEL cannot know whose it was. It is free, as with an older crash."""
+    kept = {name: text for name, text in found["files"].items() if text or not name.startswith("/var/lib/cni/networks/")}
+    return found | {"files": kept}
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Where two snapshots differ, in few words."""
+    found = []
+    for key, was in before.items():
+        if isinstance(was, dict) and key != "files":
+            found += [f"{key}: {part}" for part in was if was[part] != after[key][part]]
+        elif was != after[key]:
+            found.append(f"{key}: {sorted(set(after[key]) ^ set(was)) or 'content'}")
+    return found
+
+
+# --- at any moment ----------------------------------------------------------------------------------------------------
+
+
+class Runtime:
+    """A small runtime inside the host: it starts plugins, kills them, and looks at what is left."""
+
+    def __init__(self, bin_dir: str) -> None:
+        self.bin_dir = bin_dir
+        self.seconds = {"ADD": 0.03, "DEL": 0.03}
+
+    def start(self, verb: str, conf: dict[str, Any] = CONF) -> subprocess.Popen[bytes]:
+        env = {"PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": self.bin_dir}
+        if verb in ("ADD", "DEL"):
+            env |= {"CNI_CONTAINERID": "c2", "CNI_NETNS": "/run/netns/c2", "CNI_IFNAME": "eth0"}
+        process = subprocess.Popen(
+            [f"{self.bin_dir}/flannel"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(conf).encode())
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def finish(self, verb: str, conf: dict[str, Any] = CONF) -> None:
+        began = time.monotonic()
+        process = self.start(verb, conf)
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 0, (verb, out, err)
+        self.seconds[verb] = max(self.seconds.get(verb, 0), min(0.2, time.monotonic() - began))
+
+    def kill(self, verb: str) -> bool:
+        """Start it and kill it somewhere; whether it was still alive."""
+        process = self.start(verb)
+        time.sleep(random.uniform(0, self.seconds[verb]))  # the moment is what is tried
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return process.returncode == -signal.SIGKILL
+
+    def left(self) -> list[str]:
+        """What is there of c2: host ends but that of c1, files, elements, records, what is in its namespace."""
+        ends = [name for name in os.listdir("/sys/class/net") if name.startswith("veth")]
+        found = [f"link {name}" for name in ends if ":c1:" not in Path(f"/sys/class/net/{name}/ifalias").read_text()]
+        for folder in ("/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0", "/run/cni-py/attachments"):
+            for name in os.listdir(folder):
+                text = Path(folder, name).read_text()
+                is_reservation = folder.endswith("cbr0")
+                if name == "lock" or name.startswith("last_reserved") or "c1" in text + name or (is_reservation and not text):
+                    continue
+                found.append(f"{folder}/{name}")
+        out = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True, env={"PATH": PATH}).stdout
+        found += [line.strip() for line in out.splitlines() if '"c2 ' in line]
+        return found
+
+
+def kill_often(bin_dir: str, kills: int, seconds: float) -> tuple[Counter[str], list[str]]:
+    """Kill ADD and DEL in turn, clean up by DEL or GC; how often what was killed, and every leak."""
+    random.seed(20261124)
+    runtime = Runtime(bin_dir)
+    for verb in ("ADD", "DEL") * 2:
+        runtime.finish(verb)
+    done: Counter[str] = Counter()
+    leaks = []
+    everything_but_c2 = CONF | {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
+    deadline = time.monotonic() + seconds
+    for number in range(kills):
+        if time.monotonic() > deadline:
+            break
+        verb = ("ADD", "DEL", "ADD")[number % 3]
+        if verb == "DEL":
+            runtime.finish("ADD")
+        done[f"{verb} killed" if runtime.kill(verb) else f"{verb} was quicker"] += 1
+        if number % 4 == 3:
+            runtime.finish("GC", everything_but_c2)
+        else:
+            runtime.finish("DEL")
+        if left := runtime.left():
+            leaks.append(f"{number} {verb}: {', '.join(left)}")
+            runtime.finish("DEL")
+            for name in Path("/var/lib/cni/flannel").glob("*.tmp"):
+                name.unlink()
+    runtime.finish("ADD")
+    runtime.finish("DEL")
+    assert not runtime.left()
+    assert posix.listdir("/var/lib/cni/flannel") == ["c1"]
+    return done, leaks
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_kill_at_random_moments(host: Host) -> None:
+    first, second = host.netns("c1"), host.netns("c2")
+    add(host, CONF, first)
+    before = state(host, first, second)
+    done, leaks = host.do(kill_often, host.bin_dir, KILLS, SECONDS)
+    assert leaks == [], f"{len(leaks)} of {done}"
+    assert done["ADD killed"] > 20
+    assert done["DEL killed"] > 10
+    assert state(host, first, second) == before

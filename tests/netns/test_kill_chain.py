@@ -1,0 +1,146 @@
+"""SIGKILL of the whole chain flannel + portmap: after one DEL, one GC or a reboot nothing is left, and the next ADD works.
+
+A few hundred kills in less than a minute; integration/reliability makes thousands, and docs/reliability.md has their table.
+How it works: tests/kills.py.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+import kills
+from namespaces import Host
+
+SECONDS = 12.0
+FEWEST = 10  # on a machine that has a lot else to do
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+needs_tracer = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"), reason="the tracer knows the system calls of x86_64 and aarch64"
+)
+
+
+def start(bin_dir: str) -> kills.Node:
+    random.seed(20261124)
+    return kills.Node(kills.Chain(bin_dir, kills.OURS))
+
+
+def kill_at_boundaries(bin_dir: str, verb: str) -> kills.Tally:
+    """At as many boundaries as there is time for, in any order, cleaned up in each way in turn."""
+    node, found = start(bin_dir), kills.Tally()
+    total = node.boundaries(verb)
+    assert total > 50
+    deadline = time.monotonic() + SECONDS
+    for number, calls in enumerate(random.sample(range(1, total + 1), total)):
+        if time.monotonic() > deadline:
+            break
+        found.add(node.kill(verb, kills.CLEANERS[number % 3], calls=calls)[0])
+    return found
+
+
+@needs_tracer
+@pytest.mark.parametrize("verb", kills.VERBS)
+def test_kill_at_system_call_boundaries(host: Host, verb: str) -> None:
+    found = host.do(kill_at_boundaries, host.bin_dir, verb)
+    assert (found.leaks, found.failures) == ([], [])
+    assert found.kills >= FEWEST
+
+
+def kill_at_moments(bin_dir: str) -> kills.Tally:
+    node, found = start(bin_dir), kills.Tally()
+    node.measure_times()
+    deadline = time.monotonic() + SECONDS
+    for _, _, tally in node.at_moments(kills.VERBS, kills.CLEANERS):
+        found.add(tally)
+        if time.monotonic() > deadline:
+            return found
+    raise AssertionError("without end")
+
+
+def test_kill_at_random_moments(host: Host) -> None:
+    found = host.do(kill_at_moments, host.bin_dir)
+    assert (found.leaks, found.failures) == ([], [])
+    assert found.kills >= FEWEST
+
+
+def kill_and_collect_all(bin_dir: str, verb: str) -> tuple[list[str], list[str]]:
+    """Kill several calls of a pod, none of which is cleaned up, then GC with nobody in the list: what is left."""
+    node = start(bin_dir)
+    total = node.boundaries(verb)
+    steps = []
+    for calls in range(1, total, total // 8):
+        if verb != "ADD":
+            node.chain.run("ADD", "c2")
+        done = node.chain.run(verb, "c2", kills.Killer(calls=calls))
+        steps.append(done.at or "" if done else "")
+        node.chain.run("GC", "", valid=())
+        left = node.what_is_left()
+        if left:
+            return steps, left
+        node.chain.run("ADD", "c1")
+    return steps, []
+
+
+@needs_tracer
+@pytest.mark.parametrize("verb", ["ADD", "DEL"])
+def test_gc_without_any_valid_attachment_takes_everything(host: Host, verb: str) -> None:
+    steps, left = host.do(kill_and_collect_all, host.bin_dir, verb)
+    assert left == [], steps[-1]
+    assert len(steps) >= 8
+
+
+# --- the tracer itself ------------------------------------------------------------------------------------------------
+
+
+def write_three_files(calls: int) -> tuple[kills.Done, list[str]]:
+    """Of a shell whose children make a file each."""
+    for path in Path("/run").glob("made*"):
+        path.unlink()
+    script = "/bin/mkdir /run/made1; (echo >/run/made2) & wait; exec /bin/touch /run/made3"
+    done = kills.Killer(calls=calls).run(["/bin/sh", "-c", script], {"PATH": "/bin"}, b"")
+    left = sorted(path.name for path in Path("/run").glob("made*"))
+    if "made1" in left:
+        Path("/run/made1").rmdir()
+    return done, left
+
+
+def every_kill() -> list[tuple[str | None, list[str]]]:
+    found = []
+    for calls in range(1, 100):
+        done, left = write_three_files(calls)
+        found.append((done.at, left))
+        if done.at is None:
+            assert done.status == 0
+            break
+    return found
+
+
+@needs_tracer
+def test_tracer_kills_before_each_change_and_not_after_it(host: Host) -> None:
+    """In the program, in its children, and in what it becomes; the call that it names has not been made."""
+    found = host.do(every_kill)
+    files = [len(left) for _, left in found]
+    assert files == sorted(files)
+    assert (files[0], files[-1]) == (0, 3)
+    before = {at.partition(" ")[2]: left for at, left in found[:-1] if at}
+    assert before["mkdir /run/made1"] == []
+    assert before["openat /run/made2"] == ["made1"]
+    assert before["openat /run/made3"] == ["made1", "made2"]
+    assert found[-1][0] is None
+
+
+def test_killed_call_of_the_chain_is_reported(host: Host) -> None:
+    """That a leak would be seen: what is left of a kill before anything cleaned up."""
+    left = host.do(leave_a_mess, host.bin_dir)
+    assert {"file", "link", "link in the sandbox", "rule"} <= set(left)
+
+
+def leave_a_mess(bin_dir: str) -> dict[str, list[str]]:
+    node = start(bin_dir)
+    node.chain.run("ADD", "c2")
+    return kills.difference(node.clean, kills.state())

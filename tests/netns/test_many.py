@@ -1,0 +1,121 @@
+"""Many at once and many in a row: no address twice, no leak."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from namespaces import PATH, Host
+from pods import DUAL_ENV, FLANNEL, add, state
+
+PODS = 100
+AT_ONCE = 16
+IN_A_ROW = 1000
+
+
+def run_all(bin_dir: str, verb: str, pods: list[str]) -> list[tuple[int, str]]:
+    """Execute flannel for every pod, some at a time; exit status and output of each."""
+
+    def one(pod: str) -> tuple[int, str]:
+        env = {
+            "PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": bin_dir, "CNI_CONTAINERID": pod,
+            "CNI_NETNS": f"/run/netns/{pod}", "CNI_IFNAME": "eth0",
+        }  # fmt: skip
+        done = subprocess.run(
+            [f"{bin_dir}/flannel"], input=json.dumps(FLANNEL), env=env, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(one, pods))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_hundred_at_once(host: Host) -> None:
+    host.write_subnet_env(DUAL_ENV)
+    first = host.netns("first")
+    add(host, FLANNEL, first)
+    before = state(host, first)
+    pods = [f"c{number}" for number in range(PODS)]
+    host.run("".join(f"ip netns add {pod}\n" for pod in pods))
+    added = host.do(run_all, host.bin_dir, "ADD", pods)
+    assert [output for status, output in added if status] == []
+    addresses = [ip["address"] for _, output in added for ip in json.loads(output)["ips"]]
+    assert len(addresses) == len(set(addresses)) == 2 * PODS
+    assert len(host.host_ends()) == PODS + 1
+    deleted = host.do(run_all, host.bin_dir, "DEL", pods)
+    assert [output for status, output in deleted if status] == []
+    assert state(host, first) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_first_pods_of_a_host_at_once(host: Host) -> None:
+    """All want to make the bridge, its addresses, the table, the folders."""
+    host.write_subnet_env(DUAL_ENV)
+    pods = [f"c{number}" for number in range(AT_ONCE)]
+    host.run("".join(f"ip netns add {pod}\n" for pod in pods))
+    added = host.do(run_all, host.bin_dir, "ADD", pods)
+    assert [output for status, output in added if status] == []
+    for pod, (_, output) in zip(pods, added, strict=True):
+        reply = host.call("flannel", "CHECK", FLANNEL, sandbox=f"/run/netns/{pod}", container_id=pod, prev=json.loads(output))
+        assert reply.rc == 0, reply
+    assert [status for status, _ in host.do(run_all, host.bin_dir, "DEL", pods)] == [0] * len(pods)
+    assert host.host_ends() == []
+
+
+def one_after_the_other(bin_dir: str, times: int) -> dict[str, Any]:
+    """ADD and DEL in this process, as an agent does it; what grew meanwhile."""
+    from cni_py import call
+    from cni_py.engine import handle
+
+    stdin = json.dumps(FLANNEL).encode()
+    environ = {"CNI_PATH": bin_dir, "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0"}
+
+    def plugin(verb: str, container_id: str) -> None:
+        this = call.parse("flannel", environ | {"CNI_COMMAND": verb, "CNI_CONTAINERID": container_id}, f"{bin_dir}/flannel")
+        status, reply = handle(this, stdin)
+        assert status == 0, reply
+
+    def size() -> dict[str, int]:
+        with open("/proc/self/status") as file:
+            memory = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+        threads = len(os.listdir("/proc/self/task"))
+        return {"descriptors": len(os.listdir("/proc/self/fd")), "threads": threads, "kB": memory}
+
+    for number in range(20):
+        plugin("ADD", f"warm{number}")
+        plugin("DEL", f"warm{number}")
+    before, began = size(), time.monotonic()
+    for number in range(times):
+        plugin("ADD", f"pod-{number}")
+        plugin("DEL", f"pod-{number}")
+    after = size()
+    return {"seconds": time.monotonic() - began} | {key: after[key] - before[key] for key in before}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_thousand_in_a_row(host: Host) -> None:
+    """In one process, which is what the agent will be; a thousand starts of an interpreter would take a minute more."""
+    host.write_subnet_env(DUAL_ENV)
+    first, pod = host.netns("first"), host.netns("c1")
+    add(host, FLANNEL, first)
+    before = state(host, first, pod)
+    grown = host.do(one_after_the_other, host.bin_dir, IN_A_ROW)
+    assert state(host, first, pod) == before
+    assert grown["descriptors"] <= 0, grown
+    assert grown["threads"] <= 0, grown
+    assert grown["kB"] < 8192, grown
+    journals = host.files("/run/cni-py/journal")
+    assert len(journals) <= 1001, "the oldest of deleted attachments go first"
+    assert "/run/cni-py/journal/first:eth0:cbr0" in journals
+    others = [name for name in host.files("/run/cni-py") if "/journal/" not in name and not name.endswith(("lock", "boot-id"))]
+    assert others == ["/run/cni-py/attachments/first:eth0:cbr0"]

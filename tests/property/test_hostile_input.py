@@ -1,0 +1,377 @@
+"""Hostile input: names, arguments, paths, links, JSON of any depth and size. Whole calls in a Host, thrown away with it.
+
+Whatever comes, a plugin answers with a result or an error object of a known code, never 100; it writes nowhere but where
+it may, and follows no link to a file of somebody else's; the packet filter holds nothing but what we make, and what was
+there before. tests/property/test_config.py has the keys of the configurations, tests/spec the words of the errors.
+
+How it works. `host.do` runs hypothesis in a forked child in the Host's namespaces, where all file systems but its
+own tmpfs's are made read-only first. Before each call some files of ours are links to somebody else's; after it all
+files are looked at. The examples are the same in each run (derandomize).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cni_py import call, engine
+from cni_py.errors import CniError
+from cni_py.jsontext import encode
+from cni_py.kernel import nft
+from namespaces import PATH, Host
+from spec_cases import execute
+
+EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40}
+"""Of ADD; of the other verbs half of it."""
+SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+PLUGINS = ["flannel", "bridge", "host-local", "portmap", "loopback"]
+KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
+"""All but 100, a bug."""
+VICTIM = "/run/victim"
+OURS = ("/run/cni-py", "/var/lib/cni/flannel", "/var/lib/cni/networks")
+OWN_FOLDER = "/run/own"  # what a configuration may name: everything in it may be written
+_STORE = [f"/var/lib/cni/networks/net/{name}" for name in ("lock", "last_reserved_ip.0", "10.1.0.2", "10.244.91.2")]
+LINKS = {
+    "flannel": ["/var/lib/cni/flannel/c1", "/var/lib/cni/flannel/c1:eth0", "/run/cni-py/nft.lock", *_STORE],
+    "bridge": ["/run/cni-py/nft.lock", *_STORE],
+    "host-local": _STORE * 2,
+    "portmap": ["/run/cni-py/nft.lock", "/run/cni-py/portmap/c1:eth0:net"] * 3,
+    "loopback": [],
+}
+LINKS_OF_ALL = [
+    "/run/cni-py/boot-id", "/run/cni-py/sweep.lock", "/run/cni-py/attachments/c1:eth0:net", "/run/cni-py/journal/c1:eth0:net",
+    "/run/cni-py/journal/sweep", "/run/cni-py/journal/deleted/c1:eth0:net", "/run/cni-py/journal/gc:net",
+]  # fmt: skip
+"""Files of ours that are links to somebody else's."""
+TARGETS = [
+    *[f"{VICTIM}/file", f"{VICTIM}/absent"] * 3, VICTIM, "/proc/self/mem", "/dev/zero", "loop", "../../../../run/victim/file",
+]  # fmt: skip
+CANARY = "add table inet canary; add chain inet canary keep; add rule inet canary keep counter accept"
+
+# --- what comes -------------------------------------------------------------------------------------------------------
+
+ODD = [
+    "", ".", "..", "/", "a/b", "../victim/file", "../../run/victim/file", f"{VICTIM}/file", "a\nb", "a\0b", "a\r\nb", "\t",
+    " ", 'a"b', 'a" }; flush ruleset; #', "a; flush ruleset", "a\nflush ruleset\n", "{}", "\\", "'", "`id`",
+    "$(touch /run/victim/x)", "*", "%s%n%d", "-rf", "--help", "@masq4", "c1:eth0", "c1:eth0:net", "x" * 300, "é", "\u202e",
+    "\ud800", "\udcff", "c1.sweep", "lock", "last_reserved_ip.0", "deleted", "10.1.0.2", "all", "default", "lo", "null", "0",
+    "１",
+]  # fmt: skip
+TEXT = st.sampled_from(ODD) | st.text(max_size=12)
+UPWARDS = ["../../victim/new", "../../../../run/victim/new", "../../../../run/victim", "..", "../../victim/file"]
+NAMES = st.sampled_from(["c1", "net", *UPWARDS]) | TEXT
+IFNAMES = (
+    st.sampled_from(["eth0", 'e"th', "e\\", "e;{}", "$(id)", "é" * 7, "a" * 15, '"};{"', "-", "'", "#", "@x", "*", "e\\n", "}"])
+    | TEXT
+)
+SANDBOXES = st.sampled_from(
+    ["/run/netns/c1"] * 4
+    + ["/run/netns/../netns/c1", "/run/netns/gone", "/proc/self/ns/net", "/proc/self/ns/mnt", f"{VICTIM}/file", "/run/fifo",
+       "", "x", "/run/netns/c1\n", "/" + "x" * 5000, "/dev/null", "/run/netns"]
+)  # fmt: skip
+ARGS = st.sampled_from(["", "", "IgnoreUnknown=1;A=b", "K8S_POD_NAME=x", "IP=10.1.0.3", "MAC=c2:11:22:33:44:55"]) | st.builds(
+    "{}={}".format, st.sampled_from(["IP", "MAC", "IgnoreUnknown", "A", ""]), TEXT
+) | TEXT  # fmt: skip
+PATHS = st.sampled_from(
+    [
+        OWN_FOLDER, f"{OWN_FOLDER}/deep/er", *[f"{OWN_FOLDER}/../victim", f"{OWN_FOLDER}/../../run/victim"] * 3, "victim",
+        "../victim", "/", "//", "/run/./own", f"{VICTIM}/file", f"{VICTIM}/file/below", f"{OWN_FOLDER}/a\nb",
+        f"{OWN_FOLDER}/a\0b", "/" + "x" * 2000, f"{OWN_FOLDER}/" + "x" * 300, "/proc/self", "/sys", "/nonexistent",
+        "/run/fifo", "/dev/zero", "",
+    ]
+) | TEXT  # fmt: skip
+PORTS = st.fixed_dictionaries(
+    {"hostPort": st.sampled_from([8080, 53, 0, -1, 65536, 1 << 70]), "containerPort": st.sampled_from([80, 0, 99999])},
+    optional={
+        "protocol": st.sampled_from(["tcp", "udp", "sctp"]) | TEXT,
+        "hostIP": st.sampled_from(["", "127.0.0.1", "::1"]) | TEXT,
+    },
+)
+INJECTION = (
+    "ip saddr 10.0.0.1 accept; add table inet pwned; add chain inet pwned mark13-from-10.1.0.0_24; add chain inet pwned x;"
+    "add rule inet pwned x ip saddr 10.0.0.1"
+)
+WORDS = st.sampled_from([[INJECTION], INJECTION.split(), [INJECTION.replace(";", "\n")]]) | st.lists(
+    st.sampled_from(["ip", "saddr", "10.0.0.0/8", "iifname", '"x"', "accept", "goto", "jump", "@masq4", "vmap", "comment", '"'])
+    | TEXT,
+    max_size=5,
+)
+
+IPAM = {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}]]}
+PREVIOUS = {
+    "cniVersion": "1.1.0",
+    "interfaces": [{"name": "eth0", "sandbox": "/run/netns/c1"}],
+    "ips": [{"address": "10.1.0.2/24"}],
+}
+BASES: dict[str, dict[str, Any]] = {
+    "flannel": {"delegate": {"isDefaultGateway": True}},
+    "bridge": {"bridge": "br0", "isGateway": True, "ipMasq": True, "macspoofchk": True, "ipam": IPAM},
+    "host-local": {"ipam": IPAM},
+    "portmap": {
+        "prevResult": PREVIOUS,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    },
+    "loopback": {},
+}
+VALID = st.lists(st.fixed_dictionaries({"containerID": NAMES, "ifname": IFNAMES}), max_size=3)
+CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "flannel": {"dataDir": PATHS, "subnetFile": PATHS, "delegate.type": TEXT, "delegate.bridge": IFNAMES, "ipam.dataDir": PATHS,
+                "delegate.mtu": st.integers(), "delegateMode": TEXT, "masqueradeBeyond": TEXT, "runtimeConfig.mac": TEXT,
+                "ipam.type": TEXT, "delegate.macspoofchk": st.booleans()},
+    "bridge": {"bridge": IFNAMES, "ipam.dataDir": PATHS, "ipam.resolvConf": PATHS, "ipam.type": TEXT, "ipMasqBackend": TEXT,
+               "masqueradeExcept": st.lists(TEXT, max_size=2), "args.cni.mac": TEXT, "dns.domain": TEXT, "mtu": st.integers()},
+    "host-local": {"ipam.dataDir": PATHS, "ipam.resolvConf": PATHS, "args.cni.ips": st.lists(TEXT, max_size=2),
+                   "ipam.routes": st.lists(st.fixed_dictionaries({"dst": TEXT, "gw": TEXT}), max_size=2)},
+    "portmap": {"runtimeConfig.portMappings": st.lists(PORTS, max_size=3), "conditionsV4": WORDS, "conditionsV6": WORDS,
+                "backend": st.sampled_from(["nftables", "iptables"]) | TEXT, "externalSetMarkChain": TEXT,
+                "snat": st.booleans(), "markMasqBit": st.integers(-1, 33), "masqAll": st.booleans(), "prevResult.ips": st.lists(
+                    st.fixed_dictionaries({"address": TEXT | st.just("10.1.0.2/24"), "interface": st.integers(-2, 2)}))},
+    "loopback": {},
+}  # fmt: skip
+SHARED = {
+    "name": NAMES,
+    "cniVersion": TEXT | st.sampled_from(["0.1.0", "0.4.0", "1.0.0"]),
+    "cni.dev/valid-attachments": VALID,
+    "prevResult": st.just(PREVIOUS) | TEXT,
+}
+
+
+def deep(levels: int, opening: str, closing: str) -> bytes:
+    return ('{"name":"net","cniVersion":"1.1.0","x":' + opening * levels + "1" + closing * levels + "}").encode()
+
+
+HUGE = st.sampled_from(
+    [
+        deep(100, "[", "]"), deep(200, '{"a":', "}"), deep(100_000, "[", "]"), deep(50_000, '{"a":', "}"), b"[" * 1_000_000,
+        b'{"name":"net","x":"' + b"x" * (3 << 20) + b'"}', b'{"name":"net","x":"' + b"x" * (5 << 20) + b'"}',
+        b'{"name":"' + b"n" * (1 << 20) + b'"}', b'{"name":"net","mtu":' + b"9" * 100_000 + b"}",
+        b'{"name":"net","mtu":1e999999}', b'{"name":"net","name":"other","cniVersion":"1.1.0"}', b'\xef\xbb\xbf{"name":"net"}',
+        b'{"name":"\\ud800"}', b"\xff\xfe{\0}\0",
+        b'{"name":"net","cniVersion":"1.1.0","prevResult":' + b'{"prevResult":' * 300 + b"{}" + b"}" * 301, b"\0" * 1000, b"",
+    ]
+)  # fmt: skip
+
+
+def good_request(plugin: str) -> bytes:
+    return json.dumps({"cniVersion": "1.1.0", "name": "net", "type": plugin} | BASES[plugin]).encode()
+
+
+GOOD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/x"}
+VARIABLES = {"CNI_CONTAINERID": NAMES, "CNI_NETNS": SANDBOXES, "CNI_IFNAME": IFNAMES, "CNI_ARGS": ARGS, "CNI_PATH": PATHS}
+ODDITIES = [{"variable"}, {"key"}, {"key"}, {"key"}, {"links"}, {"links"}, {"variable", "key", "links"}, {"keys"}, {"huge"}]
+"""What is odd in a call. Mostly one thing alone: what stands behind it is then reached."""
+
+
+@st.composite
+def calls(draw: st.DrawFn, plugin: str, verb: str) -> tuple[list[tuple[str, str]], dict[str, str], bytes]:
+    """Links that are in the way, the environment, the request."""
+    odd = draw(st.sampled_from(ODDITIES))
+    links: list[tuple[str, str]] = []
+    environ = GOOD | {"CNI_COMMAND": verb}
+    if "links" in odd:
+        paths = [*LINKS[plugin], *LINKS_OF_ALL]
+        links = draw(st.lists(st.tuples(st.sampled_from(paths), st.sampled_from(TARGETS)), min_size=1, max_size=3))
+    if "variable" in odd:
+        name = draw(st.sampled_from(sorted(VARIABLES)))
+        environ[name] = as_variable(draw(VARIABLES[name]))
+    if "huge" in odd:
+        return links, environ, draw(HUGE)
+    conf = json.loads(good_request(plugin))
+    changes = SHARED | CHANGES[plugin]
+    names = sorted(changes) + [name for name, strategy in changes.items() if strategy in (PATHS, WORDS)] * 2
+    for key in [draw(st.sampled_from(names)) for _ in range(3 if "keys" in odd else "key" in odd)]:
+        put(conf, key, draw(changes[key]))
+    return links, environ, json.dumps(conf).encode()
+
+
+def put(conf: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key that may be in objects: "ipam.dataDir"."""
+    *above, last = key.split(".") if not key.startswith("cni.dev") else [key]
+    for part in above:
+        if not isinstance(conf.get(part), dict):
+            conf[part] = {}
+        conf = conf[part]
+    conf[last] = value
+
+
+def as_variable(text: str) -> str:
+    """As client.py reads it: any bytes but a zero."""
+    return text.replace("\0", "").encode(errors="surrogatepass").decode(errors="surrogateescape")
+
+
+# --- what may not happen ----------------------------------------------------------------------------------------------
+
+
+def protect() -> None:
+    """Everything read-only but the Host's own tmpfs's; somebody else's files, and a table of the packet filter."""
+    script = """
+    awk '{print $5}' /proc/self/mountinfo | sort -u | while read -r mount; do
+        case $mount in
+            /run | /run/* | /var/lib/cni | /etc/cni | /proc | /proc/* | /sys | /sys/* | /dev | /dev/*) ;;
+            *) mount -o remount,bind,ro "$mount" ;;
+        esac
+    done
+    if touch /root/.hostile 2>/dev/null || touch /usr/.hostile 2>/dev/null; then echo "not read-only"; exit 1; fi
+    mkdir -p /run/victim; echo precious >/run/victim/file; chmod 640 /run/victim/file; mkfifo /run/fifo
+    """
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={"PATH": PATH})
+    assert done.returncode == 0, done.stdout + done.stderr
+    nft.Nft().run(CANARY)
+
+
+def tree() -> dict[str, tuple[Any, ...]]:
+    """Every file and folder outside of what is ours: kind and mode, owner, content or target."""
+    found = {}
+    for top in ("/run", "/var/lib/cni", "/etc/cni"):
+        for root, folders, names in os.walk(top):
+            folders[:] = [name for name in folders if not is_ours(f"{root}/{name}") and f"{root}/{name}" != "/run/netns"]
+            for name in [*folders, *names]:
+                path = f"{root}/{name}"
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode):
+                    content: Any = Path(path).read_bytes()
+                else:
+                    content = os.readlink(path) if stat.S_ISLNK(status.st_mode) else None
+                found[path] = (status.st_mode, status.st_uid, content)
+    return found
+
+
+def is_ours(path: str) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in (*OURS, OWN_FOLDER))
+
+
+def clear() -> None:
+    """As before the first call: what DEL left, because it was told other things than ADD, or was not let, goes."""
+    for folder in (*OURS, OWN_FOLDER):
+        shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(OWN_FOLDER)
+    for link in [name for name in os.listdir("/sys/class/net") if name.startswith("veth")]:
+        subprocess.run(["ip", "link", "delete", link], check=False, capture_output=True, env={"PATH": PATH})  # it may be going
+    for link in [name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge")]:
+        subprocess.run(["ip", "link", "delete", "dev", link], check=True, env={"PATH": PATH})
+
+
+def plant(links: list[tuple[str, str]]) -> None:
+    for path, target in links:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not os.path.lexists(path):
+            os.symlink(path if target == "loop" else target, path)
+
+
+OUR_CHAINS = (
+    "postrouting",
+    "prerouting",
+    "output",
+    "hostports",
+    "localnet",
+    "beyond-",
+    "mark",
+    "masquerade-mark",
+    "if-",
+    "macspoof",
+)
+
+
+def check_packet_filter() -> None:
+    """Our tables with our chains, the foreign one as it was, and nothing else."""
+    with nft.borrowed() as handle:
+        objects = [dict(item) for item in handle.list_json("list ruleset") if "metainfo" not in item]
+    tables = {(o["table"]["family"], o["table"]["name"]) for o in objects if "table" in o}
+    assert ("inet", "canary") in tables
+    iptables = {("ip", "nat"), ("ip6", "nat"), ("ip", "filter"), ("ip6", "filter")}
+    assert tables - iptables <= {("inet", "canary"), ("inet", "cni_py"), ("bridge", "cni_py")}
+    of_canary = [o for o in objects for kind, body in o.items() if kind != "table" and body.get("table") == "canary"]
+    assert [next(iter(o)) for o in of_canary] == ["chain", "rule"]
+    chains = [o["chain"]["name"] for o in objects if "chain" in o and o["chain"]["table"] == "cni_py"]
+    assert [name for name in chains if not name.startswith(OUR_CHAINS)] == []
+
+
+def check_call(plugin: str, environ: dict[str, str], stdin: bytes) -> None:
+    """One call as client.py makes it."""
+    try:
+        status, reply = engine.handle(call.parse(plugin, environ, f"/nonexistent/{plugin}"), stdin)
+    except CniError as error:
+        status, reply = 1, encode(error.as_json("1.1.0"))
+    assert status in (0, 1)
+    if status:
+        error_object = json.loads(reply)
+        assert set(error_object) <= {"cniVersion", "code", "msg", "details"}
+        assert error_object["code"] in KNOWN_CODES, error_object
+        assert error_object["code"] != 101 or b"syntax error" not in reply, error_object
+        assert error_object["msg"]
+        assert len(reply) < 20_000, "the error repeats what was sent"
+    elif environ["CNI_COMMAND"] == "ADD":
+        assert json.loads(reply)["cniVersion"]
+    else:
+        assert reply == b""
+
+
+def hostile_calls(plugin: str, verb: str, examples: int) -> None:
+    """In a Host: all examples of a plugin and a verb."""
+    protect()
+    clear()
+    before = tree()
+
+    @settings(SETTINGS, max_examples=examples)
+    @given(this=calls(plugin, verb), is_there=st.booleans() if verb != "ADD" else st.just(False))
+    def run(this: tuple[list[tuple[str, str]], dict[str, str], bytes], is_there: bool) -> None:
+        links, environ, stdin = this
+        if is_there:
+            check_call(plugin, GOOD, good_request(plugin))
+        plant(links)
+        try:
+            check_call(plugin, environ, stdin)
+            assert tree() == before
+            check_packet_filter()
+            if verb != "DEL":
+                check_call(plugin, environ | {"CNI_COMMAND": "DEL"}, stdin)
+                assert tree() == before
+                check_packet_filter()
+        finally:
+            clear()
+
+    run()
+
+
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC"])
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
+    host.write_subnet_env()
+    host.netns("c1")
+    if plugin == "portmap":  # the pod is behind a link with this name
+        host.run("ip link add 'a\"};{' type veth peer name w0; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
+    host.do(hostile_calls, plugin, verb, EXAMPLES[plugin] // (1 if verb == "ADD" else 2))
+
+
+# --- by the executable ------------------------------------------------------------------------------------------------
+
+RAW = [b"\xff\xfe", b"a\xffb", b'x" }; flush ruleset', b"\x1b[31m", b"..", b"c1\ninjected=1", b"%n" * 20, b"x" * 100_000]
+
+
+@pytest.mark.parametrize("name", ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_PATH", "CNI_COMMAND"])
+def test_environment_of_any_bytes(host: Host, name: str) -> None:
+    """No traceback, one line of JSON, and a status that says so; DEL and GC too."""
+    host.write_subnet_env()
+    host.netns("c1")
+    stdin = json.dumps({"cniVersion": "1.1.0", "name": "net", "type": "flannel"}).encode()
+    env: dict[str, str | bytes] = {
+        "PATH": PATH, "CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0",
+    }  # fmt: skip
+    for value in RAW:
+        status, out, err = execute(host, "flannel", env | {name: value}, stdin)
+        assert err == b"", err
+        assert status in (0, 1)
+        if status:
+            assert out.count(b"\n") == 1
+            assert json.loads(out)["code"] in KNOWN_CODES
+        else:
+            assert out == b""

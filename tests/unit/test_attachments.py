@@ -1,0 +1,214 @@
+"""attachments.py: which sandbox each attachment was made for, and what GC may take for gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cni_py import attachments
+from cni_py.call import Call
+from cni_py.errors import InvalidConfig, IOFailure
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the records are, instead of /run/cni-py/attachments."""
+    where = str(tmp_path / "cni-py" / "attachments")
+    monkeypatch.setattr(attachments, "RUN_DIR", str(tmp_path / "cni-py"))
+    monkeypatch.setattr(attachments, "FOLDER", where)
+    if attachments.remembered.__defaults__:
+        monkeypatch.setattr(attachments.remembered, "__defaults__", (where,))
+    return Path(where)
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Path:
+    """Any file: what counts is that the path leads to the same one."""
+    path = tmp_path / "sandbox"
+    path.write_text("")
+    return path
+
+
+def a_call(container_id: str = "c1", ifname: str = "eth0", network: str = "net", netns: str | Path = "", **keys: Any) -> Call:
+    return Call("ADD", "bridge", container_id=container_id, ifname=ifname, netns=str(netns), conf={"name": network} | keys)
+
+
+def stale(call: Call, *names: tuple[str, str]) -> list[bool]:
+    test = attachments.stale_test(call)
+    return [test(*name) for name in names]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_record_lives_from_add_to_delete(folder: Path, sandbox: Path) -> None:
+    call = a_call(netns=sandbox)
+    assert not attachments.is_remembered("c1", "eth0", "net")
+    attachments.remember(call)
+    assert attachments.is_remembered("c1", "eth0", "net")
+    assert not attachments.is_remembered("c1", "eth1", "net")
+    status = sandbox.stat()
+    assert json.loads((folder / "c1:eth0:net").read_text()) == {
+        "containerID": "c1", "ifname": "eth0", "network": "net", "netns": str(sandbox),
+        "dev": status.st_dev, "ino": status.st_ino,
+    }  # fmt: skip
+    assert stat.S_IMODE((folder / "c1:eth0:net").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for _ in range(2):
+        attachments.forget(call)
+        assert not attachments.is_remembered("c1", "eth0", "net")
+
+
+def test_records_of_a_network(folder: Path, sandbox: Path) -> None:
+    for container_id, ifname, network in (
+        ("c1", "eth0", "net"),
+        ("c1", "eth1", "net"),
+        ("c2", "eth0", "net"),
+        ("c1", "eth0", "other"),
+    ):
+        attachments.remember(a_call(container_id, ifname, network, sandbox))
+    assert sorted(attachments.remembered("net")) == [("c1", "eth0"), ("c1", "eth1"), ("c2", "eth0")]
+    assert attachments.remembered("none") == []
+
+
+@pytest.mark.usefixtures("folder")
+def test_folder_that_is_not_there_holds_nothing() -> None:
+    attachments.forget(a_call())
+    attachments.forget_stale(a_call())
+    assert attachments.remembered("net") == []
+
+
+def test_folder_that_cannot_be_made_is_an_error_of_ours(folder: Path) -> None:
+    folder.parent.write_text("")
+    with pytest.raises(IOFailure):
+        attachments.remember(a_call())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"network":"net"}', b'{"network":7}', b"\0" * 50, b"x" * (2 << 20)]
+)
+def test_damaged_record_stops_nothing(folder: Path, sandbox: Path, content: bytes) -> None:
+    attachments.remember(a_call("c1", netns=sandbox))
+    (folder / "c2:eth0:net").write_bytes(content)
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to("/nowhere")
+    assert ("c1", "eth0") in attachments.remembered("net")
+    assert stale(a_call(), ("c2", "eth0"), ("c1", "eth0")) == [False, False]
+    attachments.forget_stale(a_call())
+    assert attachments.is_remembered("c1", "eth0", "net")
+    attachments.forget(a_call("c2"))
+    assert not attachments.is_remembered("c2", "eth0", "net")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"ino": 1},
+        {"ino": 1, "dev": 1},
+        {"ino": 1, "dev": 1, "netns": 7},
+        {"ino": 1, "dev": 1, "netns": None},
+        {"ino": 1, "netns": "/"},
+    ],
+)
+def test_record_of_another_shape_stops_nothing(folder: Path, record: dict[str, Any]) -> None:
+    """Written by a newer version, or by somebody else: GC keeps what it does not understand."""
+    folder.mkdir(parents=True)
+    (folder / "c1:eth0:net").write_text(json.dumps({"containerID": "c1", "ifname": "eth0", "network": "net"} | record))
+    assert stale(a_call(), ("c1", "eth0")) == [False]
+
+
+NAME = st.text("abcdefgXYZ0189_.-", min_size=1, max_size=200)
+
+
+@settings(max_examples=200, deadline=None)
+@given(NAME, st.text(st.characters(exclude_characters="/:\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=15), NAME)
+def test_name_fits_a_file_and_a_link_alias(container_id: str, ifname: str, network: str) -> None:
+    name = attachments.name_of(container_id, ifname[:3], network)
+    assert len(name.encode()) <= 251
+    assert "/" not in name
+    assert name.count(":") == 2
+    assert name.split(":")[1] == ifname[:3]
+
+
+def test_long_names_that_differ_have_names_that_differ() -> None:
+    names = {
+        attachments.name_of("c" * 199 + end, ifname, "n" * 199 + other)
+        for end in "ab"
+        for other in "ab"
+        for ifname in ("e0", "e1")
+    }
+    assert len(names) == 8
+
+
+# --- what GC may take for gone ----------------------------------------------------------------------------------------
+
+
+def test_with_a_list_all_else_is_gone(folder: Path) -> None:
+    valid = [{"containerID": "c1", "ifname": "eth0"}, {"containerID": "c2", "ifname": "eth1", "more": 1}]
+    call = a_call(**{"cni.dev/valid-attachments": valid})
+    assert stale(call, ("c1", "eth0"), ("c1", "eth1"), ("c2", "eth0"), ("c2", "eth1"), ("c3", "eth0")) == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert stale(call, ("c1", ""), ("c3", "")) == [False, True]  # a reservation of an old plugin holds the container id alone
+    assert attachments.valid(call) == {("c1", "eth0"), ("c2", "eth1")}
+
+
+def test_with_an_empty_list_everything_is_gone() -> None:
+    assert stale(a_call(**{"cni.dev/valid-attachments": []}), ("c1", "eth0"), ("c1", "")) == [True, True]
+
+
+def test_list_of_libcni_counts_where_the_specs_is_missing() -> None:
+    entry = [{"containerID": "c1", "ifname": "eth0"}]
+    assert attachments.valid(a_call(**{"cni.dev/attachments": entry})) == {("c1", "eth0")}
+    assert attachments.valid(a_call(**{"cni.dev/attachments": entry, "cni.dev/valid-attachments": []})) == frozenset()
+    assert attachments.valid(a_call()) is None
+    assert attachments.valid(a_call(**{"cni.dev/valid-attachments": None})) is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["x", 7, {}, [7], [None], [{}], [{"containerID": "c1"}], [{"containerID": 7, "ifname": "e"}], [[]], True, False, 0, ""],
+)
+def test_list_that_is_none_is_refused(raw: Any) -> None:
+    """Never taken for an empty one, which would free everything."""
+    with pytest.raises(InvalidConfig, match=r"cni\.dev/valid-attachments"):
+        attachments.stale_test(a_call(**{"cni.dev/valid-attachments": raw}))
+
+
+def test_without_a_list_only_a_lost_sandbox_is_certain(folder: Path, sandbox: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").write_text("")
+    (tmp_path / "replaced").write_text("")
+    for container_id, path in (
+        ("alive", sandbox),
+        ("dead", tmp_path / "gone"),
+        ("other", tmp_path / "replaced"),
+        ("never", tmp_path / "never"),
+    ):
+        attachments.remember(a_call(container_id, netns=path))
+    (tmp_path / "gone").unlink()
+    os.rename(tmp_path / "replaced", tmp_path / "kept")  # keeps the inode from being used again
+    (tmp_path / "replaced").write_text("")
+    names = [(name, "eth0") for name in ("alive", "dead", "other", "never", "unknown")]
+    assert stale(a_call(), *names) == [False, True, True, False, False]
+    assert stale(a_call(), ("dead", "")) == [False]
+    attachments.forget_stale(a_call())
+    assert sorted(attachments.remembered("net")) == [("alive", "eth0"), ("never", "eth0")]
+
+
+def test_forgetting_what_is_stale_leaves_another_network_alone(folder: Path, sandbox: Path) -> None:
+    attachments.remember(a_call("c1", network="net", netns=sandbox))
+    attachments.remember(a_call("c1", network="other", netns=sandbox))
+    attachments.forget_stale(a_call(**{"cni.dev/valid-attachments": []}))
+    assert not attachments.is_remembered("c1", "eth0", "net")
+    assert attachments.is_remembered("c1", "eth0", "other")

@@ -1,0 +1,552 @@
+"""``cni-py``: options and environment, what is printed where, exit statuses, journals and references."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cni_py import __version__, cli, explain, models, reference, report
+from cni_py.errors import CniError
+from cni_py.kernel import journal
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., tuple[int, str, str]]
+
+PLUGIN = """\
+#!/bin/sh
+here=${{0%/*}}
+{{ env | sort; cat; }} > "$here/../seen.$CNI_COMMAND"
+[ "$CNI_COMMAND" = ADD ] && echo '{{"cniVersion": "1.1.0", "ips": [{{"address": "10.1.0.2/24"}}]}}'
+[ -e "$here/../fail" ] || exit 0
+cat "$here/../fail"
+exit 1
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a network "blue", its plugin, and a file that stands for a namespace."""
+    (tmp_path / "net.d").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "fake").write_text(PLUGIN.format())
+    (tmp_path / "bin" / "fake").chmod(0o755)
+    (tmp_path / "ns").touch()
+    conf = {"name": "blue", "cniVersion": "1.1.0", "plugins": [{"type": "fake", "capabilities": {"mac": True}}]}
+    (tmp_path / "net.d" / "10-blue.conflist").write_text(json.dumps(conf))
+    monkeypatch.setenv("NETCONFPATH", str(tmp_path / "net.d"))
+    monkeypatch.setenv("CNI_PATH", str(tmp_path / "bin"))
+    for variable in ("CNI_IFNAME", "CNI_ARGS", "CAP_ARGS"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(node: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``cni-py`` with a cache of its own: exit status, standard output, standard error."""
+
+    def cni_py(*argv: str) -> tuple[int, str, str]:
+        cache = ["--cache-dir", str(node / "cache")] if argv[0] in ("add", "check", "del", "gc", "status") else []
+        try:
+            status = cli.main([*argv, *cache])
+        except SystemExit as leaving:
+            status = leaving.code if isinstance(leaving.code, int) else 1
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return cni_py
+
+
+def seen(node: Path, verb: str) -> dict[str, str]:
+    lines = (node / f"seen.{verb}").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("{"))
+
+
+def conf_seen(node: Path, verb: str) -> dict[str, object]:
+    conf: dict[str, object] = json.loads((node / f"seen.{verb}").read_text().splitlines()[-1])
+    return conf
+
+
+def records(node: Path) -> list[str]:
+    return sorted(os.listdir(node / "cache" / "results")) if (node / "cache").exists() else []
+
+
+# ---- parameters -------------------------------------------------------------------------------
+
+
+def test_container_id_is_that_of_cnitool() -> None:
+    assert cli.container_id_of("/tmp/ns") == "cnitool-352833ea4e7f1a968163"  # recorded with cnitool v1.3.0
+    assert cli.container_id_of("/tmp/co/ns") == "cnitool-c2bc32a2eba65dcaeaa4"
+
+
+def test_add_prints_the_result_and_keeps_it(run: Run, node: Path) -> None:
+    status, out, err = run("add", "blue", str(node / "ns"))
+    assert (status, err) == (0, "")
+    assert (
+        out
+        == '{\n    "cniVersion": "1.1.0",\n    "ips": [\n        {\n            "address": "10.1.0.2/24"\n        }\n    ]\n}\n'
+    )
+    assert records(node) == [f"blue-{cli.container_id_of(str(node / 'ns'))}-eth0"]
+    assert seen(node, "ADD")["CNI_NETNS"] == str(node / "ns")
+    assert seen(node, "ADD")["CNI_ARGS"] == ""
+
+
+def test_path_of_a_namespace_is_made_absolute_as_cnitool_does(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(node)
+    for path in ("./ns", f"/{node}/bin/../ns", f"{node}//ns"):
+        assert run("add", "blue", path)[0] == 0
+        assert seen(node, "ADD")["CNI_NETNS"] == str(node / "ns")
+
+
+def test_environment_gives_what_options_do_not(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNI_IFNAME", "net1")
+    monkeypatch.setenv("CNI_ARGS", "A=1;B=2")
+    monkeypatch.setenv("CAP_ARGS", '{"mac": "aa", "other": 1}')
+    assert run("add", "blue", str(node / "ns"))[0] == 0
+    assert (seen(node, "ADD")["CNI_IFNAME"], seen(node, "ADD")["CNI_ARGS"]) == ("net1", "A=1;B=2")
+    assert conf_seen(node, "ADD")["runtimeConfig"] == {"mac": "aa"}
+
+    options = ["--ifname", "net2", "--args", "C=3", "--cap-args", '{"mac": "bb"}', "--container-id", "mine"]
+    assert run("add", "blue", str(node / "ns"), *options)[0] == 0
+    assert (seen(node, "ADD")["CNI_IFNAME"], seen(node, "ADD")["CNI_ARGS"]) == ("net2", "C=3")
+    assert conf_seen(node, "ADD")["runtimeConfig"] == {"mac": "bb"}
+    assert "blue-mine-net2" in records(node)
+
+
+def test_options_name_other_folders(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETCONFPATH", "/nowhere")
+    monkeypatch.setenv("CNI_PATH", "/nowhere")
+    folders = ["--netconf-path", str(node / "net.d"), "--cni-path", f"/nowhere:{node}/bin"]
+    assert run("add", "blue", str(node / "ns"), *folders)[0] == 0
+    assert seen(node, "ADD")["CNI_PATH"] == f"/nowhere:{node}/bin"
+
+
+def test_relative_folders_of_plugins_are_made_absolute(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(node)
+    monkeypatch.setenv("CNI_PATH", "bin::./bin/")
+    assert run("add", "blue", str(node / "ns"))[0] == 0
+    assert seen(node, "ADD")["CNI_PATH"] == f"{node}/bin:{node}/bin"
+
+
+def test_plugins_of_this_installation_come_first(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CNI_PATH")
+    (node / "cni" / "bin").mkdir(parents=True)
+    (node / "cni" / "bin" / "cni-plugin").touch()
+    monkeypatch.setattr(sys, "argv", [str(node / "bin" / "cni-py")])
+    options = cli.arguments.parse(["version", "-v"])
+    assert cli._cni_path(options) == [f"{node}/cni/bin", "/opt/cni/bin"]
+    (node / "cni" / "bin" / "cni-plugin").unlink()
+    assert cli._cni_path(options) == ["/opt/cni/bin"]
+
+
+@pytest.fixture
+def netns_folders(node: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    (node / "run").mkdir()
+    (node / "var").symlink_to(node / "run")
+    folders = f"{node}/run", f"{node}/var"
+    monkeypatch.setattr(cli, "NETNS_FOLDERS", folders)
+    return folders
+
+
+def test_name_of_a_namespace_is_one_of_ip_netns(run: Run, node: Path, netns_folders: tuple[str, str]) -> None:
+    (node / "run" / "green").touch()
+    assert run("add", "blue", "green")[0] == 0
+    assert seen(node, "ADD")["CNI_NETNS"] == f"{node}/run/green"
+
+
+def test_name_of_a_namespace_finds_what_was_added_by_the_other_path(
+    run: Run, node: Path, netns_folders: tuple[str, str]
+) -> None:
+    (node / "run" / "green").touch()
+    assert run("add", "blue", f"{node}/var/green")[0] == 0
+    assert run("del", "blue", "green")[0] == 0
+    assert seen(node, "DEL")["CNI_NETNS"] == f"{node}/var/green"
+    assert records(node) == []
+
+
+@pytest.mark.parametrize("verb", ["add", "check"])
+def test_namespace_that_is_not_there(run: Run, node: Path, netns_folders: tuple[str, str], verb: str) -> None:
+    status, _, err = run(verb, "blue", "green")
+    assert status == 1
+    assert f'there is no network namespace "{node}/run/green"' in err
+    assert "ip netns add green" in err
+
+
+def test_delete_needs_no_namespace(run: Run, node: Path, netns_folders: tuple[str, str]) -> None:
+    assert run("del", "blue", "green") == (0, "", "")
+    assert run("del", "blue", "/proc/0/ns/net") == (0, "", "")
+
+
+def test_delete_and_check_use_the_arguments_of_add(run: Run, node: Path) -> None:
+    run("add", "blue", str(node / "ns"), "--args", "A=1", "--cap-args", '{"mac": "aa"}')
+    assert run("check", "blue", str(node / "ns")) == (0, "", "")
+    assert seen(node, "CHECK")["CNI_ARGS"] == "A=1"
+    assert conf_seen(node, "CHECK")["runtimeConfig"] == {"mac": "aa"}
+    assert run("del", "blue", str(node / "ns")) == (0, "", "")
+    assert seen(node, "DEL")["CNI_ARGS"] == "A=1"
+    assert conf_seen(node, "DEL")["prevResult"] == {"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.2/24"}]}
+    assert records(node) == []
+
+
+def test_gc_without_a_list_deletes_all(run: Run, node: Path) -> None:
+    run("add", "blue", str(node / "ns"))
+    status, out, err = run("gc", "blue")
+    assert (status, out) == (0, "")
+    assert err == f"cni-py: deleting stale attachment {cli.container_id_of(str(node / 'ns'))} eth0\n"
+    assert "cni.dev/valid-attachments" not in conf_seen(node, "GC")
+
+
+def test_gc_keeps_what_is_named_and_what_lives(run: Run, node: Path) -> None:
+    (node / "gone").touch()
+    for container_id, netns in (("named", "gone"), ("living", "ns"), ("dead", "gone")):
+        run("add", "blue", str(node / netns), "--container-id", container_id)
+    (node / "gone").unlink()
+    assert run("gc", "blue", "unused", "--valid", "named/eth0", "--valid-living")[0] == 0
+    assert records(node) == ["blue-living-eth0", "blue-named-eth0"]
+    entries = [{"containerID": "named", "ifname": "eth0"}, {"containerID": "living", "ifname": "eth0"}]
+    assert conf_seen(node, "GC")["cni.dev/valid-attachments"] == entries
+
+
+def test_gc_tells_every_error(run: Run, node: Path) -> None:
+    run("add", "blue", str(node / "ns"))
+    (node / "fail").write_text('{"code": 5, "msg": "no way"}')
+    status, _, err = run("gc", "blue")
+    assert status == 1
+    assert err.count("no way") == 2
+
+
+def test_status_is_silent_where_all_is_well(run: Run, node: Path) -> None:
+    assert run("status", "blue") == (0, "", "")
+    assert run("status", "blue", "unused") == (0, "", "")
+    assert seen(node, "STATUS")["CNI_CONTAINERID"] == ""
+
+
+def test_explain_option_heads_each_plugin(run: Run, node: Path) -> None:
+    status, out, err = run("add", "blue", str(node / "ns"), "--explain")
+    assert status == 0
+    json.loads(out)
+    lines = err.splitlines()
+    assert lines[0] == f"== ADD blue: fake ({node}/bin/fake)"
+    assert lines[1].startswith("== ADD blue: fake done, ")
+    assert seen(node, "ADD")["CNI_PY_EXPLAIN"] == "1"
+
+
+# ---- errors -----------------------------------------------------------------------------------
+
+
+def test_error_of_a_plugin_is_told_in_parts(run: Run, node: Path) -> None:
+    (node / "fail").write_text(json.dumps({"code": 103, "msg": "it is down", "details": "up: expected true\nfound false"}))
+    (node / "seen.ADD").touch()
+    status, out, err = run("check", "blue", str(node / "ns"))
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-4:] == [
+        'cni-py: plugin type="fake" failed (check): it is down',
+        "  details: up: expected true",
+        "    found false",
+        "  code: 103",
+    ]
+
+
+def test_failed_add_says_how_to_take_it_back(run: Run, node: Path) -> None:
+    (node / "bin" / "fake").write_text('#!/bin/sh\necho \'{"code": 11, "msg": "later"}\'; exit 1\n')
+    status, out, err = run("add", "blue", str(node / "ns"), "--ifname", "net1")
+    assert (status, out) == (1, "")
+    assert f"hint: what was made by then is taken back by: cni-py del blue {node}/ns --ifname net1\n" in err
+    assert "taken back" not in run("add", "blue", str(node / "ns"), "--ifname", "a/b")[2]
+
+
+def test_control_characters_are_shown_and_never_sent(run: Run, node: Path) -> None:
+    (node / "fail").write_text(json.dumps({"code": 5, "msg": "red \x1b[31m \u202e\x9b"}))
+    err = run("status", "blue")[2]
+    assert r"red \x1b[31m \u202e\x9b" in err
+    assert cli.printable("a\udcffb\tc\nd\x7f") == "a\\udcffb\\tc\nd\\x7f"
+
+
+def test_unknown_network_lists_those_that_are_there(run: Run, node: Path) -> None:
+    status, _, err = run("add", "green", str(node / "ns"))
+    assert status == 1
+    assert f'no net configuration with name "green" in {node}/net.d' in err
+    assert "blue (10-blue.conflist)" in err
+
+
+def test_broken_file_is_a_warning(run: Run, node: Path) -> None:
+    (node / "net.d" / "00.conflist").write_text("{")
+    status, _, err = run("status", "blue")
+    assert status == 0
+    assert err.startswith(f"cni-py: warning: left out {node}/net.d/00.conflist: ")
+
+
+def test_missing_plugin_is_named(run: Run, node: Path) -> None:
+    (node / "bin" / "fake").unlink()
+    status, _, err = run("add", "blue", str(node / "ns"))
+    assert status == 1
+    assert f'failed to find plugin "fake" in path {node}/bin' in err
+
+
+@pytest.mark.parametrize(("user", "hinted"), [(1000, True), (0, False)])
+def test_somebody_else_than_root_is_told_so(
+    run: Run, node: Path, monkeypatch: pytest.MonkeyPatch, user: int, hinted: bool
+) -> None:
+    (node / "fail").write_text(json.dumps({"code": 101, "msg": "the kernel refused", "details": "Operation not permitted"}))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert ("sudo -E cni-py" in run("status", "blue")[2]) is hinted
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["add", "blue", "NS", "--args", "A"],
+        ["add", "blue", "NS", "--args", "A=1;"],
+        ["add", "blue", "NS", "--args", "A="],
+        ["add", "blue", "NS", "--args", "A=1=2"],
+        ["add", "blue", "NS", "--cap-args", "{"],
+        ["add", "blue", "NS", "--cap-args", "[1]"],
+        ["add", "blue", "NS", "--cap-args", "\udcff"],
+        ["add", "blue", "NS", "--args", "A=\udcff"],
+        ["add", "blue", "NS", "--ifname", "a/b"],
+        ["add", "blue", "NS", "--container-id", "../../x"],
+        ["del", "blue", "NS", "--container-id", "x\ny"],
+        ["add", "blue", "/tmp/\udcff"],
+        ["del", "blue", "/tmp/\udcff"],
+        ["add", "../blue", "NS"],
+        ["add", "", "NS"],
+        ["add", "blue", ""],
+        ["del", "blue", ".."],
+        ["add", "blue", "NS", "--netconf-path", "/dev/null"],
+        ["add", "blue", "NS", "--netconf-path", "/proc/self/mem"],
+        ["gc", "\udcff"],
+        ["add", "blue", "NS", "--cni-path", "/dev/null"],
+        ["explain", "no-such-container"],
+        ["config", "no-such-plugin"],
+    ],
+)
+def test_bad_input_is_an_error_and_never_a_traceback(run: Run, node: Path, argv: list[str]) -> None:
+    status, out, err = run(*[str(node / "ns") if word == "NS" else word for word in argv])
+    assert (status, out) == (1, "")
+    assert err.startswith("cni-py: ")
+    assert records(node) == []
+
+
+def test_status_without_network_asks_the_agent(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("cni_py.frame.SOCKET_PATH", str(tmp_path / "none.sock"))
+    status, out, err = run("status")
+    assert (status, out) == (1, "")
+    assert "no agent answers" in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nonsense"],
+        ["add"],
+        ["add", "blue"],
+        ["add", "blue", "ns", "more"],
+        ["add", "blue", "ns", "--nonsense"],
+        ["add", "blue", "ns", "--ifn", "x"],
+        ["gc", "blue", "--valid", "x"],
+        ["gc", "blue", "--valid", "/eth0"],
+    ],
+)
+def test_wrong_usage_is_exit_status_2(run: Run, argv: list[str]) -> None:
+    status, out, err = run(*argv)
+    assert (status, out) == (2, "")
+    assert "usage: cni-py" in err
+
+
+def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["add", "check", "del", "gc", "status", "explain", "version", "config"])
+def test_every_command_has_help(run: Run, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert out.startswith(f"usage: cni-py {command}")
+    assert out.isascii()
+    assert f"    {command} " in run("--help")[1]
+
+
+def test_ctrl_c_is_exit_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, "status", interrupted)
+    assert run("status", "blue") == (130, "", "cni-py: interrupted\n")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["config"], ["version"]])
+def test_closed_pipe_is_no_traceback(argv: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cni_py.cli", *argv]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode in ((0, 1) if "--help" in argv else (1,))  # argparse passes over it, in newer Pythons
+
+
+# ---- explain ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "journal"
+    (folder / "deleted").mkdir(parents=True)
+    monkeypatch.setattr(journal, "JOURNAL_DIR", str(folder))
+    files = {
+        "deleted/abc1:eth0:cbr0": "# 2026-11-24T10:00:00Z ADD\n10:00:00.000001  ip link del veth1\n",
+        "abc1:eth0:cbr0": "# 2026-11-24T11:00:00Z ADD\n11:00:00.000001  ip link add veth1 \x1b[31mtype veth\n",
+        "abc1:net1:other": "second interface\n",
+        "abd2:eth0:cbr0": "another container\n",
+        "no-journal": "x",
+    }
+    for number, (name, text) in enumerate(files.items()):
+        (folder / name).write_text(text)
+        os.utime(folder / name, (1_700_000_000 + number, 1_700_000_000 + number))
+    return folder
+
+
+def test_explain_lists_attachments(run: Run, journals: Path) -> None:
+    status, out, _ = run("explain")
+    assert status == 0
+    assert out == (
+        "LAST CHANGE           STATE    CONTAINER ID  INTERFACE  NETWORK\n"
+        "2023-11-14 22:13:20Z  deleted  abc1          eth0       cbr0\n"
+        "2023-11-14 22:13:21Z  live     abc1          eth0       cbr0\n"
+        "2023-11-14 22:13:22Z  live     abc1          net1       other\n"
+        "2023-11-14 22:13:23Z  live     abd2          eth0       cbr0\n"
+    )
+    assert len(run("explain", "--network", "other")[1].splitlines()) == 2
+
+
+def test_explain_shows_every_journal_of_a_container(run: Run, journals: Path) -> None:
+    status, out, _ = run("explain", "abc")
+    assert status == 0
+    assert out == (
+        "== abc1 eth0, network cbr0 (deleted, last change 2023-11-14 22:13:20Z)\n"
+        "# 2026-11-24T10:00:00Z ADD\n10:00:00.000001  ip link del veth1\n\n"
+        "== abc1 eth0, network cbr0 (live, last change 2023-11-14 22:13:21Z)\n"
+        "# 2026-11-24T11:00:00Z ADD\n11:00:00.000001  ip link add veth1 \\x1b[31mtype veth\n\n"
+        "== abc1 net1, network other (live, last change 2023-11-14 22:13:22Z)\nsecond interface\n"
+    )
+
+
+def test_explain_takes_one_interface_or_network(run: Run, journals: Path) -> None:
+    assert run("explain", "abc1", "--ifname", "net1")[1].count("== ") == 1
+    assert run("explain", "abc1", "--network", "cbr0")[1].count("== ") == 2
+    assert run("explain", "ab", "--network", "other")[0] == 0
+
+
+def test_explain_of_an_ambiguous_id_names_the_candidates(run: Run, journals: Path) -> None:
+    status, out, err = run("explain", "ab")
+    assert (status, out) == (1, "")
+    assert "one of abc1, abd2" in err
+
+
+def test_explain_prefers_the_whole_id(run: Run, journals: Path) -> None:
+    (journals / "abc12:eth0:cbr0").write_text("longer\n")
+    assert "longer" not in run("explain", "abc1")[1]
+
+
+def test_explain_of_an_unknown_id_says_what_there_is(run: Run, journals: Path) -> None:
+    assert "there are journals of abc1, abd2" in run("explain", "x")[2]
+
+
+def test_explain_without_any_journal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "JOURNAL_DIR", "/nowhere")
+    assert run("explain")[:2] == (0, "LAST CHANGE  STATE  CONTAINER ID  INTERFACE  NETWORK\n")
+    status, _, err = run("explain", "x")
+    assert status == 1
+    assert "since the last boot" in err
+
+
+def test_explain_finds_ids_that_were_cut_in_the_name_of_the_file() -> None:
+    entry = explain.Entry("a" * 120, "eth0", "net~0123abcd", "/x", False, 0.0)
+    assert explain.select([entry], "a" * 200) == [entry]
+    with pytest.raises(CniError):
+        explain.select([entry], "b" * 200)
+
+
+def test_explain_of_a_journal_that_went_meanwhile(journals: Path) -> None:
+    entry = explain.entries()[0]
+    Path(entry.path).unlink()
+    assert len(list(explain.render_journal(entry))) == 1
+
+
+# ---- version and config -----------------------------------------------------------------------
+
+
+def test_version(run: Run) -> None:
+    assert run("version") == (0, f"cni-py {__version__}\n", "")
+    assert run("--version") == (0, f"cni-py {__version__}\n", "")
+
+
+def test_version_in_full_says_what_there_is(run: Run, node: Path) -> None:
+    (node / "bin" / "flannel").write_text("#!/usr/bin/python3\nfrom cni_py.client import main\n")
+    (node / "bin" / "bridge").write_bytes(b"\x7fELF\xff")
+    status, out, err = run("version", "-v")
+    assert (status, err) == (0, "")
+    found = {line[:18].strip(): line[18:].strip() for line in out.splitlines()}
+    assert found["cni-py"].startswith(__version__)
+    assert found["python"].startswith(sys.version.split()[0])
+    assert found["kernel"].startswith(os.uname().release)
+    assert found["plugin flannel"] == f"{node}/bin/flannel (ours)"
+    assert found["plugin bridge"] == f"{node}/bin/bridge (of somebody else)"
+    assert found["plugin loopback"].startswith("not in CNI_PATH")
+    assert {
+        "pyroute2",
+        "pydantic-core",
+        "libnftables",
+        "masquerade",
+        "br_netfilter",
+        "VLAN filtering",
+        "CNI_PATH",
+    } <= found.keys()
+
+
+def test_report_says_what_fails_instead_of_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(report, "_libnftables", broken)
+    monkeypatch.setattr(report, "_masquerade", broken)
+    found = dict(report.report([]))
+    assert found["libnftables"] == found["masquerade"] == "unknown: it broke"
+    assert found["CNI_PATH"] == "empty"
+    assert report._package("no-such-package-anywhere") == "not installed"
+
+
+def test_report_does_not_ask_the_kernel_what_only_root_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    found = dict(report.report([]))
+    assert found["libnftables"] == found["masquerade"] == "unknown: only root may ask the kernel"
+
+
+def test_configuration_reference_is_up_to_date() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    assert text == reference.render_reference(), "run: python -m cni_py.cli config --markdown > docs/configuration.md"
+
+
+def test_configuration_reference_names_every_plugin_and_key() -> None:
+    assert len(reference.PLUGINS) == len(models.PLUGIN_MODELS)
+    assert {"flannel", "bridge", "host-local", "loopback"} <= reference.PLUGINS.keys()
+    text = reference.render_reference()
+    for model in models.PLUGIN_MODELS:
+        for field in model.model_fields.values():
+            assert f"`{field.alias}`" in text
+
+
+def test_config_command_prints_the_reference(run: Run) -> None:
+    assert run("config", "--markdown") == (0, reference.render_reference(), "")
+    status, out, _ = run("config", "host-local")
+    assert status == 0
+    assert "  ipam.ranges[][].subnet  (string, default none)" in out
+    assert "isGateway" not in out
+    assert "isGateway" in run("config")[1]

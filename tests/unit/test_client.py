@@ -1,0 +1,80 @@
+"""The client and an agent that is slow: what may be done again, and when. With sockets, without an agent."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cni_py import ask, call, client, frame
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The client's end, and the agent's."""
+    monkeypatch.setattr(frame, "BEGIN_SECONDS", 0.05)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_agent_begins_in_time(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[1].sendall(frame.pack_reply(frame.BEGUN))
+    assert ask._first_reply(pair[0]) == (frame.BEGUN, 0, b"")
+
+
+def test_agent_that_is_too_slow_cannot_begin_any_more(pair: tuple[socket.socket, socket.socket]) -> None:
+    """What the client then does itself is not done twice."""
+    with pytest.raises(frame.FrameError):
+        ask._first_reply(pair[0])
+    with pytest.raises(BrokenPipeError):
+        pair[1].sendall(frame.pack_reply(frame.BEGUN))
+
+
+def test_agent_that_began_in_the_last_moment_is_waited_for(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is lost; but what it does has ended before anybody takes it back."""
+    read = frame.read_reply
+    began: list[float] = []
+
+    def last_moment(sock: socket.socket) -> tuple[int, int, bytes]:
+        try:
+            return read(sock)
+        except TimeoutError:
+            pair[1].sendall(frame.pack_reply(frame.BEGUN))
+            raise
+
+    def work() -> None:
+        time.sleep(0.3)
+        began.append(time.monotonic())
+        with pytest.raises(BrokenPipeError):
+            pair[1].sendall(frame.pack_reply(frame.DONE))
+        pair[1].close()
+
+    monkeypatch.setattr(frame, "read_reply", last_moment)
+    agent = threading.Thread(target=work)
+    agent.start()
+    assert ask._first_reply(pair[0])[0] == frame.BEGUN
+    assert time.monotonic() >= began[0]
+    agent.join()
+    with pytest.raises(frame.FrameError):
+        read(pair[0])
+
+
+@pytest.mark.parametrize(("failed", "words"), [(0, "was taken back"), (1, "DEL has to take back")])
+def test_add_that_broke_off_says_what_is_left(monkeypatch: pytest.MonkeyPatch, failed: int, words: str) -> None:
+    verbs = []
+
+    def work_alone(this: call.Call, stdin: bytes) -> tuple[int, bytes]:
+        verbs.append(this.verb)
+        return failed, b""
+
+    monkeypatch.setattr(client, "_work_alone", work_alone)
+    status, reply = client._take_back(call.Call(verb="ADD", plugin="bridge"), b"{}")
+    assert (status, verbs) == (1, ["DEL"])
+    assert b'"code":11' in reply
+    assert words.encode() in reply

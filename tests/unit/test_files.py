@@ -1,0 +1,225 @@
+"""files.py: whole reads and writes, locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import posix
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from cni_py import files
+from cni_py.errors import InvalidConfig, IOFailure
+from cni_py.kernel import journal
+
+
+def test_read_is_whole_and_limited(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 100_000)
+    assert files.read(str(path)) == b"x" * 100_000
+    assert files.read(str(path), 100_000) == b"x" * 100_000
+    with pytest.raises(IOFailure, match="larger than 99999 bytes"):
+        files.read(str(path), 99_999)
+
+
+@pytest.mark.parametrize("name", ["missing", "folder"])
+def test_read_of_what_is_no_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"No such file|Is a directory"):
+        files.read(str(tmp_path / name))
+
+
+def test_read_of_a_pipe_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert files.read(str(tmp_path / "pipe")) == b""
+
+
+def test_read_of_something_endless_is_an_error() -> None:
+    with pytest.raises(IOFailure, match="/dev/zero"):
+        files.read("/dev/zero")
+
+
+def test_write_replaces_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("old")
+    before = path.stat().st_ino
+    files.write(str(path), b"new", 0o640)
+    assert path.read_text() == "new"
+    assert path.stat().st_ino != before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_new_file_has_no_name_before_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed while writing leaves nothing behind, not even under another name."""
+    names: list[list[str]] = []
+    write = posix.write
+
+    def looking(fd: int, data: bytes) -> int:
+        written = write(fd, data)
+        names.append([path.name for path in tmp_path.iterdir()])
+        return written
+
+    monkeypatch.setattr(posix, "write", looking)
+    files.write(str(tmp_path / "f"), b"new", 0o640)
+    assert names == [[]]
+    assert (tmp_path / "f").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL])
+def test_write_where_a_file_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """File systems and kernels without O_TMPFILE."""
+    plain = posix.open
+
+    def refusing(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & posix.O_TMPFILE == posix.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return plain(path, flags, mode)
+
+    monkeypatch.setattr(posix, "open", refusing)
+    files.write(str(tmp_path / "f"), b"new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "new")]
+
+
+def test_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    path.write_text("old")
+
+    def no_space(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(posix, "write", no_space)
+    with pytest.raises(IOFailure, match="could not write") as error:
+        files.write(str(path), b"new")
+    monkeypatch.undo()
+    assert error.value.errno == 28
+    assert str(path) in error.value.msg
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_write_goes_on_after_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = posix.write
+    monkeypatch.setattr(posix, "write", lambda fd, data: write(fd, bytes(data[:3])))
+    files.write(str(tmp_path / "f"), b"0123456789")
+    assert (tmp_path / "f").read_bytes() == b"0123456789"
+
+
+def test_write_does_not_follow_a_link_in_the_way(tmp_path: Path) -> None:
+    """Somebody who can guess our temporary name must not choose what is written over."""
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "f").write_text("old")
+    (tmp_path / f"f.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(IOFailure):
+        files.write(str(tmp_path / "f"), b"new")
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_write_where_there_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(IOFailure, match="/none/f"):
+        files.write(str(tmp_path / "none" / "f"), b"x")
+
+
+def test_make_folder_makes_all_above(tmp_path: Path) -> None:
+    files.make_folder(str(tmp_path / "a" / "b" / "c"), 0o700)
+    files.make_folder(str(tmp_path / "a" / "b" / "c") + "/", 0o700)
+    assert [stat.S_IMODE((tmp_path / p).stat().st_mode) for p in ("a", "a/b", "a/b/c")] == [0o700] * 3
+
+
+def test_make_folder_under_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises((IOFailure, NotADirectoryError)):
+        files.make_folder(str(tmp_path / "f" / "x"), 0o700)
+
+
+def test_remove_of_what_is_not_there_is_success(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    files.remove(str(tmp_path / "f"))
+    files.remove(str(tmp_path / "f"))
+    assert not (tmp_path / "f").exists()
+    (tmp_path / "d").mkdir()
+    with pytest.raises(IOFailure, match="rm -f"):
+        files.remove(str(tmp_path / "d"))
+
+
+def test_list_folder(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        (tmp_path / name).write_text("")
+    assert files.list_folder(str(tmp_path)) == ["a", "b", "c"]
+    assert files.list_folder(str(tmp_path / "none")) == []
+    with pytest.raises(IOFailure, match="could not list"):
+        files.list_folder(str(tmp_path / "a"))
+
+
+def test_exists_sees_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/nowhere")
+    assert files.exists(str(tmp_path / "link"))
+    assert not files.exists(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("path", ["", "a", "./a", "/a/../b", "/..", "/a\0b", "/" + "x" * 1000])
+def test_folder_of_a_configuration_that_cannot_be(path: str) -> None:
+    with pytest.raises(InvalidConfig, match='"dataDir"'):
+        files.check_folder("dataDir", path)
+
+
+@pytest.mark.parametrize("path", ["/", "/a", "/a/..b/c..", "/var/lib/cni/"])
+def test_folder_of_a_configuration_that_can_be(path: str) -> None:
+    files.check_folder("dataDir", path)
+
+
+def test_lock_is_one_at_a_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    order: list[str] = []
+
+    def second() -> None:
+        with files.Lock(path):
+            order.append("second")
+
+    with files.Lock(path):
+        other = os.open(path, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        thread = threading.Thread(target=second)
+        thread.start()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_lock_is_freed_after_a_failure(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    with pytest.raises(ZeroDivisionError), files.Lock(path):
+        1 / 0  # noqa: B018
+    with files.Lock(path):
+        pass
+
+
+def test_lock_that_cannot_be_made(tmp_path: Path) -> None:
+    with pytest.raises(IOFailure, match="could not lock"), files.Lock(str(tmp_path / "none" / "lock")):
+        pass
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IOFailure), files.Lock(str(tmp_path / "link")):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_every_change_is_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with journal.Journal("title", stderr_fd=2):
+        files.make_folder(str(tmp_path / "d"), 0o700)
+        files.write(str(tmp_path / "d" / "f"), b"x")
+        files.read(str(tmp_path / "d" / "f"))
+        files.remove(str(tmp_path / "d" / "f"))
+    lines = [line.rsplit("  (", 1)[0] for line in capfd.readouterr().err.splitlines()]
+    assert lines == [
+        f"mkdir -p -m 700 {tmp_path}/d",
+        f"install -m 600 /dev/stdin {tmp_path}/d/f",
+        f"rm -f {tmp_path}/d/f",
+        "# done",
+    ]

@@ -1,0 +1,283 @@
+"""integration/install: what it puts where, what it leaves alone, and what is left when it is killed.
+
+Installed is a small checkout, made here: the real installer and launchers, a cni_py that only answers VERSION.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = sorted(link.name for link in (ROOT / "bin").iterdir() if link.is_symlink())
+
+# run with the installer's arguments: ends the process before the Nth change that it makes to the file system
+KILLED_AT = """
+import os, runpy, sys
+left = int(sys.argv.pop(1))
+def hook(event, args):
+    global left
+    if event in ("os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "shutil.copytree", "shutil.rmtree"):
+        left -= 1
+        if left < 0:
+            os._exit(99)
+sys.addaudithook(hook)
+sys.argv[0] = INSTALL
+runpy.run_path(INSTALL, run_name="__main__")
+"""
+
+
+CLIENT = """
+def main():
+    from cni_py import __version__
+    print('{"supportedVersions": ["1.1.0"], "of": "' + __version__ + '"}')
+"""
+
+
+class Checkout:
+    """What is installed from, in a version that a test chooses."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.install = path / "integration" / "install"
+        (path / "integration").mkdir(parents=True)
+        (path / "cni_py").mkdir()
+        (path / "build" / "runtime" / "pydantic_core").mkdir(parents=True)
+        (path / "build" / "runtime" / "pydantic_core" / "__init__.py").write_text("")
+        (path / "cni_py" / "client.py").write_text(CLIENT)
+        (path / "cni_py" / "cli.py").write_text(CLIENT)
+        shutil.copy(ROOT / "integration" / "install", self.install)
+        shutil.copy(ROOT / "LICENSE", path)
+        shutil.copytree(ROOT / "bin", path / "bin", symlinks=True)
+        shutil.copytree(ROOT / "conf", path / "conf")
+        self.set_version("1.0")
+
+    def set_version(self, version: str) -> None:
+        (self.path / "cni_py" / "__init__.py").write_text(f'"""A stub."""\n\n__version__ = "{version}"\n')
+
+
+class Prefix:
+    """An empty prefix, and the installer."""
+
+    def __init__(self, path: Path, checkout: Checkout) -> None:
+        self.path = path
+        self.bin = path / "cni" / "bin"
+        self.checkout = checkout
+
+    def install(self, *options: str, killed_at: int | None = None) -> subprocess.CompletedProcess[str]:
+        return self._run("install", *options, killed_at=killed_at)
+
+    def uninstall(self, *options: str, killed_at: int | None = None) -> subprocess.CompletedProcess[str]:
+        return self._run("uninstall", *options, killed_at=killed_at)
+
+    def _run(self, verb: str, *options: str, killed_at: int | None) -> subprocess.CompletedProcess[str]:
+        install = str(self.checkout.install)
+        program = [sys.executable, install]
+        if killed_at is not None:
+            program = [sys.executable, "-c", f"INSTALL = {install!r}\n{KILLED_AT}", str(killed_at)]
+        command = [*program, verb, "--prefix", str(self.path), *options]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+    def everything(self) -> list[str]:
+        return sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*"))
+
+    def libraries(self) -> list[str]:
+        return sorted(path.name for path in (self.path / "cni-py").glob("lib-*"))
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Prefix:
+    path = tmp_path / "prefix"
+    path.mkdir()
+    return Prefix(path, Checkout(tmp_path / "checkout"))
+
+
+def version(plugin: Path) -> str | None:
+    """The version of cni-py that answers when the plugin is executed, if one does."""
+    done = subprocess.run([plugin], env={}, capture_output=True, text=True, check=False)
+    try:
+        return str(json.loads(done.stdout)["of"])
+    except ValueError:
+        return None
+
+
+def foreign(path: Path, text: str = "#!/bin/sh\necho Go\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o750)
+
+
+def test_layout(prefix: Prefix) -> None:
+    done = prefix.install()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(os.listdir(prefix.path)) == ["bin", "cni", "cni-py"]
+    assert sorted(os.listdir(prefix.bin)) == sorted([*PLUGINS, "cni-plugin"])
+    assert {os.readlink(prefix.bin / name) for name in PLUGINS} == {"cni-plugin"}
+    assert sorted(os.listdir(prefix.path / "bin")) == ["cni-agent", "cni-py"]
+    assert (prefix.path / "cni-py" / "VERSION").read_text().strip()
+    assert (prefix.path / "cni-py" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert {version(prefix.bin / name) for name in PLUGINS} == {"1.0"}
+
+
+def test_launcher_is_absolute_isolated_and_short(prefix: Prefix) -> None:
+    prefix.install()
+    assert (prefix.bin / "cni-plugin").read_text() == (
+        f"#!{prefix.path}/cni-py/lib/python -IS\n"
+        "import sys\n"
+        "\n"
+        f"sys.path.append('{prefix.path}/cni-py/lib')\n"
+        "from cni_py.client import main\n"
+        "\n"
+        "main()\n"
+    )
+    interpreter = prefix.path / "cni-py" / "lib" / "python"
+    assert os.readlink(interpreter) == os.path.realpath(sys._base_executable)
+
+
+def test_single_copy_of_a_plugin_runs(prefix: Prefix, tmp_path: Path) -> None:
+    """Some runtimes copy plugins one by one, following links."""
+    prefix.install()
+    shutil.copy(prefix.bin / "flannel", tmp_path / "flannel")
+    assert not (tmp_path / "flannel").is_symlink()
+    assert version(tmp_path / "flannel") == "1.0"
+    prefix.checkout.set_version("1.1")
+    prefix.install()
+    assert version(tmp_path / "flannel") == "1.1"
+
+
+def test_bytecode_is_valid_whatever_the_time_of_its_source(prefix: Prefix) -> None:
+    prefix.install()
+    package = prefix.path / "cni-py" / "lib" / "cni_py"
+    compiled = list(package.rglob("*.pyc"))
+    assert len(compiled) == len(list(package.rglob("*.py")))
+    unchecked_hash = (1).to_bytes(4, "little")  # PEP 552
+    assert {file.read_bytes()[4:8] for file in compiled} == {unchecked_hash}
+
+
+def test_destdir_is_written_to_and_not_named(prefix: Prefix, tmp_path: Path) -> None:
+    options = ["--destdir", str(tmp_path / "stage"), "--prefix", "/opt"]
+    assert prefix.install(*options).returncode == 0
+    stage = tmp_path / "stage" / "opt"
+    assert (stage / "cni" / "bin" / "flannel").read_text().startswith("#!/opt/cni-py/lib/python -IS\n")
+    compiled = (stage / "cni-py" / "lib" / "cni_py" / "__pycache__").glob("client.*.pyc")
+    assert all(str(tmp_path).encode() not in file.read_bytes() for file in compiled)
+    assert prefix.uninstall(*options).returncode == 0
+    assert list(stage.iterdir()) == []
+
+
+def test_upgrade_leaves_one_library(prefix: Prefix) -> None:
+    prefix.install()
+    prefix.checkout.set_version("1.1")
+    assert prefix.install().returncode == 0
+    assert len(prefix.libraries()) == 1
+    assert prefix.libraries()[0].startswith("lib-1.1-")
+    assert version(prefix.bin / "bridge") == "1.1"
+
+
+def test_uninstall_leaves_nothing_of_ours_and_all_of_others(prefix: Prefix) -> None:
+    foreign(prefix.bin / "ptp")
+    prefix.install()
+    assert prefix.uninstall().returncode == 0
+    assert prefix.everything() == ["cni", "cni/bin", "cni/bin/ptp"]
+    assert prefix.uninstall().returncode == 1
+
+
+def test_foreign_plugin_is_not_overwritten(prefix: Prefix) -> None:
+    foreign(prefix.bin / "flannel")
+    foreign(prefix.bin / "bridge")
+    before = prefix.everything()
+    done = prefix.install()
+    assert done.returncode == 1
+    assert str(prefix.bin / "flannel") in done.stderr
+    assert str(prefix.bin / "bridge") in done.stderr
+    assert "REPLACE=1" in done.stderr
+    assert prefix.everything() == before
+
+
+def test_replaced_plugin_is_kept_and_put_back(prefix: Prefix) -> None:
+    foreign(prefix.bin / "real-flannel", "#!/bin/sh\necho linked\n")
+    (prefix.bin / "flannel").symlink_to("real-flannel")
+    foreign(prefix.bin / "bridge")
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in prefix.bin.iterdir()}
+    assert prefix.install("--replace").returncode == 0
+    assert version(prefix.bin / "bridge") == "1.0"
+    assert version(prefix.bin / "flannel") == "1.0"
+    assert (prefix.bin / "bridge.before-cni-py").read_text() == "#!/bin/sh\necho Go\n"
+    assert prefix.install().returncode == 0  # an upgrade need not say it again
+    assert prefix.uninstall().returncode == 0
+    assert {path: (path.read_bytes(), path.stat().st_mode) for path in prefix.bin.iterdir()} == before
+    assert os.readlink(prefix.bin / "flannel") == "real-flannel"
+
+
+def test_plugin_that_others_put_in_place_since_is_left_alone(prefix: Prefix) -> None:
+    foreign(prefix.bin / "bridge", "old")
+    prefix.install("--replace")
+    (prefix.bin / "bridge").unlink()
+    foreign(prefix.bin / "bridge", "new")
+    done = prefix.install("--replace")
+    assert done.returncode == 1
+    assert "bridge.before-cni-py" in done.stderr
+    assert prefix.uninstall().returncode == 0
+    assert (prefix.bin / "bridge").read_text() == "new"
+    assert (prefix.bin / "bridge.before-cni-py").read_text() == "old"
+
+
+@pytest.mark.parametrize("path", ["with blank", "long" * 60])
+def test_prefix_that_the_kernel_cannot_execute_is_refused(prefix: Prefix, path: str) -> None:
+    done = prefix.install("--prefix", str(prefix.path / path))
+    assert done.returncode == 1
+    assert "cannot be used" in done.stderr
+    assert prefix.everything() == []
+
+
+GO = "#!/bin/sh\necho Go\n"
+
+
+def test_installation_killed_at_any_point(prefix: Prefix) -> None:
+    """A first installation, over a foreign plugin, killed before each change in turn, and now and then taken back."""
+    bridge = prefix.bin / "bridge"
+    foreign(bridge, GO)
+    points = 0
+    while prefix.install("--replace", killed_at=points).returncode == 99:
+        assert bridge.read_text() == GO or version(bridge) == "1.0"
+        if points % 3 == 0:
+            prefix.uninstall()  # refuses where nothing was begun
+            assert bridge.read_text() == GO
+            assert not (prefix.bin / "bridge.before-cni-py").exists()
+        points += 1
+    assert points > 20
+    assert {version(prefix.bin / name) for name in PLUGINS} == {"1.0"}
+
+
+def test_upgrade_killed_at_any_point(prefix: Prefix) -> None:
+    """Old or new, but always one of them; and what was interrupted is completed by the next."""
+    prefix.install()
+    prefix.checkout.set_version("1.1")
+    points, seen = 0, []
+    while prefix.install(killed_at=points).returncode == 99:
+        seen += [version(prefix.bin / "flannel")]
+        points += 1
+    assert set(seen) == {"1.0", "1.1"}
+    assert seen == sorted(seen)
+    assert len(prefix.libraries()) == 1
+
+
+def test_removal_killed_at_any_point(prefix: Prefix) -> None:
+    bridge = prefix.bin / "bridge"
+    foreign(bridge, GO)
+    prefix.install("--replace")
+    points = 0
+    while prefix.uninstall(killed_at=points).returncode == 99:
+        assert bridge.read_text() == GO or version(bridge) == "1.0"
+        prefix.install()
+        prefix.install("--replace")
+        points += 1
+    assert points > 10
+    assert prefix.everything() == ["cni", "cni/bin", "cni/bin/bridge"]
+    assert bridge.read_text() == GO

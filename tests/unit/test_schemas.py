@@ -1,0 +1,54 @@
+"""schemas.py is made from models.py: it must be up to date, and plain."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_py import models, plugins
+from cni_py.schemas import SCHEMAS, Parsed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_schemas_are_up_to_date() -> None:
+    assert (ROOT / "cni_py" / "schemas.py").read_text() == models.render_schemas(), "run: python -m cni_py.models"
+
+
+def test_every_model_has_its_schema() -> None:
+    assert list(SCHEMAS) == [model.__name__ for model in models.MODELS]
+
+
+@pytest.mark.parametrize("plugin", plugins.MODULES.values())
+def test_every_plugin_has_a_model(plugin: str) -> None:
+    module = getattr(__import__(f"cni_py.plugins.{plugin}").plugins, plugin)
+    assert module.CONFIG in SCHEMAS
+    assert all(callable(getattr(module, name)) for name in ("add", "delete", "check", "gc", "status"))
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_is_literals_and_parsed(name: str) -> None:
+    """Nothing that would have to be imported."""
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, member in value.items():
+                assert isinstance(key, str)
+                walk(member)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item)
+        else:
+            assert value is Parsed or value is None or type(value) in (str, int, bool, float), value
+
+    walk(SCHEMAS[name])
+
+
+def test_schemas_import_nothing() -> None:
+    script = "import sys; before = set(sys.modules); import cni_py.schemas; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"__future__", "cni_py", "cni_py.schemas"}
