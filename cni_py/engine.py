@@ -19,6 +19,8 @@ from cni_py.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cni_py.call import Call
 
 PLUGINS = frozenset(plugins.MODULES)
@@ -68,6 +70,9 @@ def _run(call: Call) -> bytes:
             if call.verb == "ADD" and call.plugin in _WITH_RECORD:
                 undo.once_clean("the record as before", attachments.restore, call, attachments.remember(call))
             answer = plugins.run(call)
+            if call.verb == "ADD":
+                undo.on_failure("the attachment", plugins.run, call.replace(verb="DEL"))
+            reply = _as_json(answer, call.cni_version)
         if call.plugin in (*_WITH_RECORD, "portmap"):
             if call.verb == "DEL":
                 attachments.forget(call)
@@ -75,11 +80,14 @@ def _run(call: Call) -> bytes:
                 attachments.forget_stale(call)
     if call.verb == "DEL":
         journal.retire(name)
+    return reply
+
+
+def _as_json(answer: Result | Mapping[str, object] | None, version: str) -> bytes:
+    """What goes to standard output. Raises: InvalidConfig, where a result cannot be said in this version."""
     if answer is None:
         return b""
-    if isinstance(answer, Result):
-        answer = answer.as_version(call.cni_version)
-    return encode(answer)
+    return encode(answer.as_version(version) if isinstance(answer, Result) else answer)
 
 
 def _sweep_once_a_boot(call: Call) -> None:

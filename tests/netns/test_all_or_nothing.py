@@ -38,6 +38,17 @@ def names_the_line(reply: Reply, line: str) -> bool:
     return line in words(reply) or program in words(reply)
 
 
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_add_whose_result_cannot_be_said_in_its_version_leaves_nothing(host: Host, version: str) -> None:
+    first, second = host.netns("c1"), host.netns("c2")
+    add(host, layer_2_conf(), first)
+    before = state(host, first, second)
+    reply = host.call("bridge", "ADD", layer_2_conf(cniVersion=version), sandbox=second, container_id="c2")
+    assert reply.code == 7
+    assert "use cniVersion 0.3.1 or newer" in words(reply)
+    assert state(host, first, second) == before
+
+
 @pytest.mark.parametrize("conf", CONFS.values(), ids=CONFS.keys())
 def test_add_takes_everything_back_whichever_step_fails(host: Host, conf: dict[str, Any]) -> None:
     """With another pod there, so that all that is shared is there, too."""
