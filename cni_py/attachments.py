@@ -131,20 +131,29 @@ def valid(call: Call) -> frozenset[tuple[str, str]] | None:
 def others_of_container(call: Call) -> list[dict[str, Any]]:
     """The records of the container's other attachments to the called plugin, the newest first."""
     own, folder = name_of(call.container_id, call.ifname, call.network), _folder(call)
-    names = [n for n in files.list_folder(folder) if n.startswith(f"{call.container_id}:") and n != own]
+    names = [name for name in _names(folder, call.container_id) if name != own]
     newest_first = sorted(names, key=lambda name: files.changed_at(f"{folder}/{name}"), reverse=True)
-    return [record for record in (_read(f"{folder}/{name}") for name in newest_first) if record]
+    records = [_read(f"{folder}/{name}") for name in newest_first]
+    return [record for record in records if record and record.get("containerID") == call.container_id]
 
 
-def remembered(network: str, folder: str = FOLDER) -> list[tuple[str, str]]:
-    """Container id and interface name of every recorded attachment of a network; of a damaged record its name tells."""
+def remembered(network: str, folder: str = FOLDER, *, container_id: str = "") -> list[tuple[str, str]]:
+    """Container id and interface name of every recorded attachment of a network; of a damaged record its name tells.
+
+    `container_id`: only this container's, without a look into the records of others.
+    """
     found = []
-    for name in files.list_folder(folder):
+    for name in _names(folder, container_id):
         record = _read(f"{folder}/{name}")
         parts = [record.get(key) for key in ("containerID", "ifname", "network")] if record else name.split(":")
-        if len(parts) == 3 and parts[2] == network:
+        if len(parts) == 3 and parts[2] == network and container_id in ("", parts[0]):
             found.append((str(parts[0]), str(parts[1])))
     return found
+
+
+def _names(folder: str, container_id: str) -> list[str]:
+    """The file names of the records that may be this container's (:func:`name_of` keeps 120 characters at least)."""
+    return [name for name in files.list_folder(folder) if name.startswith(container_id[:120])]
 
 
 def _has_lost_its_sandbox(path: str) -> bool:

@@ -165,7 +165,7 @@ def saved_path(call: Call, config: FlannelConfig) -> str:
 
 def _ifnames(call: Call, container_id: str) -> list[str]:
     """The interface names of a container on this network: as recorded, or, where the records are lost, as its host ends say."""
-    recorded = [ifname for other, ifname in attachments.remembered(call.network) if other == container_id]
+    recorded = [ifname for _, ifname in attachments.remembered(call.network, container_id=container_id)]
     if recorded:
         return recorded
     from cni_py.plugins import bridge

@@ -78,6 +78,18 @@ def test_records_of_a_network(folder: Path, sandbox: Path) -> None:
     assert attachments.remembered("none") == []
 
 
+@pytest.mark.parametrize("container_id", ["c1", "a" * 120, "a" * 121, "a" * 230])
+def test_records_of_a_container(folder: Path, sandbox: Path, container_id: str) -> None:
+    """Also where its file name holds the beginning of its id only; the records of others are not read."""
+    others = [container_id + "1", container_id[:-1] + "b", "x"]
+    for other in (container_id, *others):
+        attachments.remember(a_call(other, "eth0", "net", sandbox))
+    attachments.remember(a_call(container_id, "eth1", "other", sandbox))
+    assert attachments.remembered("net", container_id=container_id) == [(container_id, "eth0")]
+    assert [record["ifname"] for record in attachments.others_of_container(a_call(container_id, "eth0", "net"))] == ["eth1"]
+    assert attachments.others_of_container(a_call(container_id + "2", "eth0", "net")) == []
+
+
 @pytest.mark.usefixtures("folder")
 def test_folder_that_is_not_there_holds_nothing() -> None:
     attachments.forget(a_call())
