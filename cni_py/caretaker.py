@@ -22,6 +22,7 @@ from cni_py.result import from_json
 from cni_py.statistics import Statistics
 
 GRACE_SECONDS = 300.0
+AGAIN_SECONDS = 1.0
 MAX_ATTACHMENTS = 4096
 RTMGRP_NSID = 1 << 27  # RTNLGRP_NSID, group 28
 CHECK_VERSION = "1.0.0"
@@ -35,6 +36,12 @@ class Attachment:
         self.calls: dict[str, Call] = {}
         self.result: dict[str, Any] = {}
         self.has_record = False
+
+    def check(self) -> None:
+        """CHECK by each plugin. Raises: CniError."""
+        previous = from_json(self.result).as_version(CHECK_VERSION)
+        for call in self.calls.values():
+            plugins.run(call.replace(conf={**call.conf, "cniVersion": CHECK_VERSION, "prevResult": previous}))
 
     def has_ended(self) -> bool:
         """Whether it was deleted by somebody else, or its sandbox has gone."""
@@ -97,31 +104,29 @@ class Caretaker:
         with self._lock:
             known = list(self._attachments.items())
         differing = 0
-        for (container_id, ifname, network), attachment in known:
-            if self._stop.is_set():
-                break
-            with self._in_order(f"{container_id}:{ifname}"):
-                error = self._difference((container_id, ifname, network), attachment)
+        for key, attachment in known:
+            error = None if self._stop.is_set() else self._difference(key, attachment)
+            if error is not None and not self._stop.wait(AGAIN_SECONDS):  # a DEL without the agent may be at work
+                error = self._difference(key, attachment)
             if error is not None:
                 differing += 1
                 self.statistics.count("attachments that differ")
-                print(f"container {container_id}, {ifname}, network {network}: {error}", file=sys.stderr, flush=True)
+                print(f"container {key[0]}, {key[1]}, network {key[2]}: {error}", file=sys.stderr, flush=True)
         return differing
 
     def _difference(self, key: tuple[str, str, str], attachment: Attachment) -> CniError | None:
         """What CHECK says of an attachment that has not ended; one that has is forgotten."""
-        with self._lock:
-            if self._attachments.get(key) is not attachment:
-                return None
-        try:
-            previous = from_json(attachment.result).as_version(CHECK_VERSION)
-            for call in attachment.calls.values():
-                plugins.run(call.replace(conf={**call.conf, "cniVersion": CHECK_VERSION, "prevResult": previous}))
-        except CniError as error:
-            if not attachment.has_ended():
-                return None if error.code in _WITHOUT_CHECK else error
+        with self._in_order(f"{key[0]}:{key[1]}"):
             with self._lock:
-                self._attachments.pop(key, None)
+                if self._attachments.get(key) is not attachment:
+                    return None
+            try:
+                attachment.check()
+            except CniError as error:
+                if not attachment.has_ended():
+                    return None if error.code in _WITHOUT_CHECK else error
+                with self._lock:
+                    self._attachments.pop(key, None)
         return None
 
     def _run(self) -> None:
