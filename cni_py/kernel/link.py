@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 AF_BRIDGE = 7
-VLAN_PVID, VLAN_UNTAGGED, VLAN_ON_BRIDGE_ITSELF = 0x2, 0x4, 0x1
+VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 IFALIAS_MAX = 255
 
 
@@ -256,23 +256,10 @@ def delete_request(ifindex: int) -> Any:
     return _message(ifindex=ifindex)
 
 
-def add_vlan(rtnl: Rtnl, link: Link, vlan: int, native: bool, itself: bool = False) -> None:
-    """Let a VLAN pass a bridge port; ``native``: its untagged frames; ``itself``: the link is the bridge.
-
-    Raises: KernelRefused.
-    """
-    flags = (VLAN_PVID | VLAN_UNTAGGED if native else 0) | (VLAN_ON_BRIDGE_ITSELF if itself else 0)
-    with step(
-        "bridge",
-        "vlan",
-        "add",
-        "dev",
-        link.name,
-        "vid",
-        str(vlan),
-        *(("pvid", "untagged") if native else ()),
-        "self" if itself else "master",
-    ):
+def add_vlan(rtnl: Rtnl, link: Link, vlan: int, native: bool) -> None:
+    """Let a VLAN pass a bridge port; ``native``: its untagged frames. Raises: KernelRefused."""
+    flags = VLAN_PVID | VLAN_UNTAGGED if native else 0
+    with step("bridge", "vlan", "add", "dev", link.name, "vid", str(vlan), *(("pvid", "untagged") if native else ())):
         rtnl.change(_vlan_message(link, vlan, flags), nl.RTM_SETLINK)
 
 
