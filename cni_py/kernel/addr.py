@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from errno import EADDRNOTAVAIL, EEXIST
 from ipaddress import ip_address, ip_interface
+from struct import pack, unpack_from
 
 from cni_py.kernel import rtnl as nl
 from cni_py.kernel.journal import step
+from cni_py.kernel.nlattr import attributes, number
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -23,11 +25,15 @@ if TYPE_CHECKING:
 
 AF_INET, AF_INET6 = 2, 10
 _FAMILY = {4: AF_INET, 6: AF_INET6}
+_LENGTH = {AF_INET: 4, AF_INET6: 16}
 IFA_F_NODAD = 0x02
 RT_TABLE_MAIN = 254
 RTPROT_BOOT = 3
 RTN_UNICAST = 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
 
 
 class KernelRoute(Value):
@@ -54,11 +60,9 @@ class KernelRoute(Value):
 
 def list_addresses(rtnl: Rtnl, link: Link) -> list[AddressWithPrefix]:
     """The link's addresses without IPv6 link-local ones. Raises: KernelRefused."""
-    message = nl.ifaddrmsg()
-    message["index"] = link.ifindex
     with nl.question(*rtnl.enter, "ip", "addr", "show", "dev", link.name):
-        found = [m for m in rtnl.dump(message, nl.RTM_GETADDR) if m["index"] == link.ifindex]
-    addresses = [ip_interface(f"{m.get_attr('IFA_LOCAL') or m.get_attr('IFA_ADDRESS')}/{m['prefixlen']}") for m in found]
+        answers = rtnl.dump(pack("=BBBBi", 0, 0, 0, 0, link.ifindex), nl.RTM_GETADDR)
+    addresses = [_address(answer) for answer in answers if unpack_from("=i", answer, 4)[0] == link.ifindex]
     return [a for a in addresses if a.version == 4 or not a.is_link_local]
 
 
@@ -121,28 +125,36 @@ def add_route(rtnl: Rtnl, link: Link, route: KernelRoute) -> None:
 
 def list_routes(rtnl: Rtnl, link: Link) -> list[KernelRoute]:
     """The unicast routes over the link, of every table. Raises: KernelRefused."""
-    messages = []
-    for family in (AF_INET, AF_INET6):
-        message = nl.rtmsg()
-        message["family"] = family
+    answers = []
+    for family in _FAMILY.values():
         with nl.question(*rtnl.enter, "ip", "route", "show", "table", "all", "dev", link.name):
-            messages += rtnl.dump(message, nl.RTM_GETROUTE)
-    return [_route(m) for m in messages if m["type"] == RTN_UNICAST and m.get_attr("RTA_OIF") == link.ifindex]
+            answers += rtnl.dump(pack("=B11x", family), nl.RTM_GETROUTE)
+    routes = [_route(answer) for answer in answers if answer[7] == RTN_UNICAST]
+    return [route for ifindex, route in routes if ifindex == link.ifindex]
 
 
-def _route(message: Any) -> KernelRoute:
-    metrics = message.get_attr("RTA_METRICS")
-    any_address = "0.0.0.0" if message["family"] == AF_INET else "::"
-    gateway = message.get_attr("RTA_GATEWAY")
-    return KernelRoute(
-        dst=ip_interface(f"{message.get_attr('RTA_DST') or any_address}/{message['dst_len']}"),
+def _address(answer: bytes) -> AddressWithPrefix:
+    """Behind ``struct ifaddrmsg``. Of a point-to-point link the address is the other end's, the local one ours."""
+    found = dict(attributes(answer[8:]))
+    return ip_interface((found.get(_IFA_LOCAL) or found[_IFA_ADDRESS], answer[1]))
+
+
+def _route(answer: bytes) -> tuple[int, KernelRoute]:
+    """Behind ``struct rtmsg``: the link's ifindex, 0 where there are several ways, and the route."""
+    family, prefixlen, _, _, table, _, scope = answer[:7]
+    found = dict(attributes(answer[12:]))
+    metrics = dict(attributes(found.get(_RTA_METRICS, b"")))
+    gateway = found.get(_RTA_GATEWAY)
+    route = KernelRoute(
+        dst=ip_interface((found.get(_RTA_DST, bytes(_LENGTH[family])), prefixlen)),
         gw=ip_address(gateway) if gateway else None,
-        table=message.get_attr("RTA_TABLE") or message["table"],
-        scope=message["scope"],
-        priority=message.get_attr("RTA_PRIORITY") or 0,
-        mtu=(metrics and metrics.get_attr("RTAX_MTU")) or 0,
-        advmss=(metrics and metrics.get_attr("RTAX_ADVMSS")) or 0,
+        table=number(found.get(_RTA_TABLE)) or table,
+        scope=scope,
+        priority=number(found.get(_RTA_PRIORITY)),
+        mtu=number(metrics.get(_RTAX_MTU)),
+        advmss=number(metrics.get(_RTAX_ADVMSS)),
     )
+    return number(found.get(_RTA_OIF)), route
 
 
 def _address_message(link: Link, address: AddressWithPrefix) -> Any:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from cni_py.errors import KernelRefused
 from cni_py.kernel.journal import note, step
-from cni_py.kernel.nfnetlink import ENOENT, attribute, attributes, nested, request
+from cni_py.kernel.nfnetlink import ENOENT, request
+from cni_py.kernel.nlattr import attribute, attributes, nested
 from cni_py.kernel.route import RTN_LOCAL, route_to
 from cni_py.value import Value
 

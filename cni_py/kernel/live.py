@@ -17,7 +17,7 @@ from errno import EINVAL, ENOENT, ESRCH
 from struct import pack, unpack_from
 
 from cni_py.kernel.netns import CLONE_NEWNET, NS_GET_NSTYPE, NetNS, setns
-from cni_py.kernel.nfnetlink import attribute, attributes
+from cni_py.kernel.nlattr import attribute, attributes, text_of
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -250,13 +250,13 @@ def _host_end(answer: bytes) -> HostEnd | None:
         return None
     found: Mapping[int, bytes] = dict(attributes(answer[16:]))
     kind = dict(attributes(found.get(_IFLA_LINKINFO, b""))).get(1, b"")
-    if kind.rstrip(b"\0") != b"veth":
+    if text_of(kind) != "veth":
         return None
     nsid = found.get(_IFLA_NETNSID)
     return HostEnd(
-        name=found[_IFLA_NAME].rstrip(b"\0").decode(errors="surrogateescape"),
+        name=text_of(found[_IFLA_NAME]),
         ifindex=unpack_from("=i", answer, 4)[0],
-        alias=found.get(_IFLA_ALIAS, b"").rstrip(b"\0").decode(errors="surrogateescape"),
+        alias=text_of(found.get(_IFLA_ALIAS, b"")),
         peer=unpack_from("=i", found[_IFLA_LINK])[0] if _IFLA_LINK in found else 0,
         nsid=None if nsid is None else unpack_from("=i", nsid)[0],
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import posix
 
 from cni_py.errors import KernelRefused
+from cni_py.kernel.nlattr import attribute, attributes, nested, text_of
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -176,27 +177,6 @@ def _answers(netlink: socket, dump: bool) -> tuple[int, list[bytes]]:
             return number, bodies
 
 
-def attribute(kind: int, value: str | bytes) -> bytes:
-    from struct import pack
-
-    raw = value if isinstance(value, bytes) else value.encode(errors="surrogateescape") + b"\0"
-    return pack("=HH", 4 + len(raw), kind) + raw + b"\0" * (-len(raw) % 4)
-
-
-def nested(kind: int, value: bytes) -> bytes:
-    return attribute(kind | 0x8000, value)
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    from struct import unpack_from
-
-    at = 0
-    while at < len(data):
-        length, kind = unpack_from("=HH", data, at)
-        yield kind & 0x3FFF, data[at + 4 : at + length]
-        at += max(length + 3 & ~3, 4)
-
-
 def _elements(body: bytes, holding: bytes = b"") -> Iterator[Element]:
     """NFTA_SET_ELEM_LIST_ELEMENTS > NFTA_LIST_ELEM > KEY 1, DATA 2, USERDATA 6."""
     for kind, value in attributes(body) if holding in body else ():
@@ -207,7 +187,7 @@ def _elements(body: bytes, holding: bytes = b"") -> Iterator[Element]:
             key = dict(attributes(parts.get(1, b""))).get(1, b"")  # NFTA_DATA_VALUE
             data = dict(attributes(parts.get(2, b"")))
             verdict = dict(attributes(data.get(2, b"")))  # NFTA_DATA_VERDICT
-            target = verdict.get(2, b"").rstrip(b"\0").decode(errors="surrogateescape")  # NFTA_VERDICT_CHAIN
+            target = text_of(verdict.get(2, b""))  # NFTA_VERDICT_CHAIN
             yield Element(key, _comment(parts.get(6, b"")), target, data.get(1, b""))
 
 
@@ -217,6 +197,6 @@ def _comment(userdata: bytes) -> str:
     while at + 2 <= len(userdata):
         kind, length = userdata[at], userdata[at + 1]
         if kind == 0:
-            return userdata[at + 2 : at + 2 + length].rstrip(b"\0").decode(errors="surrogateescape")
+            return text_of(userdata[at + 2 : at + 2 + length])
         at += 2 + length
     return ""

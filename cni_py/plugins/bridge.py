@@ -83,8 +83,8 @@ def add(call: Call, config: BridgeConfig) -> Result:
                 set_up(sandbox, end)
 
             if not config.disable_container_interface:
-                wait_for_port(host, port)
-            return described(result, call, config, host, sandbox, port.name)
+                port = wait_for_port(host, port)
+            return described(result, call, config, host, port, end)
 
 
 def delete(call: Call, config: BridgeConfig) -> None:
@@ -261,23 +261,24 @@ def ensure_vlan_gateway(host: Rtnl, bridge: Link, config: BridgeConfig) -> Link:
     return must_find(host, name)
 
 
-def wait_for_port(host: Rtnl, port: Link) -> None:
+def wait_for_port(host: Rtnl, port: Link) -> Link:
     """Wait until the kernel has noticed the carrier, so that the first packet is not lost. Raises: KernelRefused."""
     deadline = monotonic() + PORT_TIMEOUT_SECONDS
-    while (state := must_find(host, port.name).operstate) != "UP":
+    while (now := must_find(host, port.name)).operstate != "UP":
         if monotonic() > deadline:
             raise KernelRefused(
                 f'the bridge port "{port.name}" did not come up in {PORT_TIMEOUT_SECONDS:.0f} s',
-                f"bridge port in error state: {state}",
+                f"bridge port in error state: {now.operstate}",
             )
         sleep(0.0005)
+    return now
 
 
-def described(result: Result, call: Call, config: BridgeConfig, host: Rtnl, sandbox: Rtnl, port: str) -> Result:
-    """The result with the links as they are now: a bridge's MAC and MTU may have followed the new port."""
-    names = [config.bridge, port] + ([f"{config.bridge}.{config.vlan}"] if config.vlan and result.ips else [])
-    links = [must_find(host, name) for name in names]
-    end = must_find(sandbox, call.ifname)
+def described(result: Result, call: Call, config: BridgeConfig, host: Rtnl, port: Link, end: Link) -> Result:
+    """The result with its links. The bridge is looked at again: its MAC and MTU may have followed the new port."""
+    links = [must_find(host, config.bridge), port]
+    if config.vlan and result.ips:
+        links.append(must_find(host, f"{config.bridge}.{config.vlan}"))
     interfaces = [Interface(link.name, link.mac, link.mtu) for link in links]
     interfaces.insert(plan.SANDBOX_INTERFACE, Interface(end.name, end.mac, end.mtu, call.netns))
     dns = dns_from_config(config.dns)
