@@ -11,10 +11,6 @@ import sys
 
 from cni_py import frame
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cni_py.call import Call
-
 STDERR = 2
 
 
@@ -22,9 +18,12 @@ class BrokeOff(Exception):
     """The agent had begun and did not come to the end."""
 
 
-def agent(this: Call, stdin: bytes) -> tuple[int, bytes] | None:
-    """Exit status and standard output; None where there is no agent or it refuses. Raises: BrokeOff."""
-    if frame.NESTED in this.environ:
+def agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int, bytes] | None:
+    """Exit status and standard output; None where there is no agent or it refuses. Raises: BrokeOff.
+
+    ``netns``: the sandbox, "" where the call has none.
+    """
+    if frame.NESTED.encode() in posix.environ:
         return None
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     if sock.fileno() <= STDERR:  # we were started without one of the standard descriptors
@@ -32,7 +31,7 @@ def agent(this: Call, stdin: bytes) -> tuple[int, bytes] | None:
     sock.settimeout(frame.REQUEST_SECONDS)
     try:
         sock.connect(frame.SOCKET_PATH)
-        _send_request(sock, this, stdin)
+        _send_request(sock, plugin, launcher, netns, stdin)
         kind, status, reply = _first_reply(sock)
     except (OSError, frame.FrameError):
         return None
@@ -45,17 +44,17 @@ def agent(this: Call, stdin: bytes) -> tuple[int, bytes] | None:
         raise BrokeOff(str(error)) from error
 
 
-def _send_request(sock: _socket.socket, this: Call, stdin: bytes) -> None:
+def _send_request(sock: _socket.socket, plugin: str, launcher: str, netns: str, stdin: bytes) -> None:
     """Raises: OSError, also where standard error or the sandbox cannot be handed over: then we work alone."""
     net, mount = posix.stat("/proc/self/ns/net"), posix.stat("/proc/self/ns/mnt")
     descriptors = [STDERR]
-    if this.netns:
+    if netns:
         try:
-            descriptors.append(posix.open(this.netns, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK))
+            descriptors.append(posix.open(netns, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK))
         except OSError:  # gone: for DEL that is no error, and for the others the agent says so
             pass
     namespaces = net.st_dev, net.st_ino, mount.st_dev, mount.st_ino
-    request = frame.pack_request(this.plugin, this.launcher, posix.environ.items(), stdin, namespaces, len(descriptors))
+    request = frame.pack_request(plugin, launcher, posix.environ.items(), stdin, namespaces, len(descriptors))
     rights = b"".join([fd.to_bytes(4, sys.byteorder) for fd in descriptors])
     sent = sock.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
     if sent < len(request):  # else the agent has it all, and may have answered and left by now

@@ -1,11 +1,8 @@
-"""One call of a plugin: the verb and its parameters, checked (CNI spec section 2, "Parameters").
-
-Everything of the environment that reaches a path, a command or a kernel name passes through
-here. Nothing is imported but the errors, so that a wrong environment is answered at once.
-"""
+"""One call of a plugin: the verb and its parameters, checked by ``environment.py``."""
 
 from __future__ import annotations
 
+from cni_py.environment import MAX_NAME, REQUIRED, fault_in, is_name, split_args
 from cni_py.errors import InvalidConfig, InvalidEnvironment
 from cni_py.value import Value
 
@@ -13,18 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
-
-VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
-_REQUIRED = {
-    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
-}
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
-_NAME = _LETTERS | frozenset("_.-")
-MAX_NAME = 200
-"""Characters of a container id or network name: both become file names."""
-MAX_PATH = 4096
 
 
 class Call(Value):
@@ -82,37 +67,21 @@ class Call(Value):
 
 def parse(plugin: str, environ: Mapping[str, str], launcher: str = "") -> Call:
     """Check the environment of a call. Raises: InvalidEnvironment, with the names of the variables."""
-    verb = environ.get("CNI_COMMAND", "")
-    if verb not in VERBS:
-        raise InvalidEnvironment(f"unknown CNI_COMMAND: {verb}", hint=f"one of {', '.join(VERBS)}")
-    required = _REQUIRED.get(verb, ())
-    missing = [name for name in required if not environ.get(name)]
-    if missing:
-        raise InvalidEnvironment(f"required env variables [{','.join(missing)}] missing")
-    container_id = environ.get("CNI_CONTAINERID", "") if required else ""
-    ifname = environ.get("CNI_IFNAME", "") if required else ""
-    if required:
-        _check_container_id(container_id)
-        _check_ifname(ifname)
-    netns = environ.get("CNI_NETNS", "") if required else ""
-    if len(netns) > MAX_PATH or "\n" in netns:
-        raise InvalidEnvironment("CNI_NETNS is no path of a network namespace", netns[:100])
+    if fault := fault_in(environ):
+        raise InvalidEnvironment(*fault)
+    verb = environ["CNI_COMMAND"]
+    of_attachment = environ if verb in REQUIRED else {}
     return Call(
         verb=verb,
         plugin=plugin,
-        container_id=container_id,
-        netns=netns,
-        ifname=ifname,
-        args=_parse_args(environ.get("CNI_ARGS", "")) if required else (),
+        container_id=of_attachment.get("CNI_CONTAINERID", ""),
+        netns=of_attachment.get("CNI_NETNS", ""),
+        ifname=of_attachment.get("CNI_IFNAME", ""),
+        args=tuple((key, value) for key, value in split_args(of_attachment.get("CNI_ARGS", ""))),
         cni_path=tuple(p for p in environ.get("CNI_PATH", "").split(":") if p.startswith("/")),
         launcher=launcher,
         environ=environ,
     )
-
-
-def is_name(text: str) -> bool:
-    """Whether this may be a container id or a network name: it can be a file name and no more."""
-    return bool(text) and text[0] in _LETTERS and _NAME.issuperset(text) and len(text) <= MAX_NAME
 
 
 def check_network_name(name: object) -> None:
@@ -121,49 +90,3 @@ def check_network_name(name: object) -> None:
         raise InvalidConfig("missing network name", hint='the configuration needs a "name"')
     if not isinstance(name, str) or not is_name(name):
         raise InvalidConfig("invalid characters found in network name", str(name)[:MAX_NAME])
-
-
-def _check_container_id(container_id: str) -> None:
-    if not is_name(container_id):
-        raise InvalidEnvironment(
-            "invalid characters in containerID",
-            container_id[:MAX_NAME],
-            f"CNI_CONTAINERID is a letter or digit, then letters, digits, '_', '.' and '-', at most {MAX_NAME} in all",
-        )
-
-
-def _check_ifname(name: str) -> None:
-    fault = link_name_fault(name)
-    if fault:
-        raise InvalidEnvironment(fault, f"CNI_IFNAME is {name[:40]!r}")
-
-
-def link_name_fault(name: str) -> str:
-    """Why this cannot be the name of a link, "" where it can: as the kernel's dev_valid_name().
-
-    For the kernel a byte 0xA0 is white space ("à" has one). Besides, "all" and "default" are names
-    of sysctl folders, and of "eth%d" the kernel makes a name of its own.
-    """
-    encoded = name.encode(errors="surrogateescape")
-    if not 0 < len(encoded) < 16:
-        return (
-            "interface name is too long: interface name should be less than 16 characters"
-            if name
-            else "interface name is empty"
-        )
-    if name in (".", ".."):
-        return "interface name is . or .."
-    if any(c in "/:" or c.isspace() for c in name) or 0xA0 in encoded:
-        return "interface name contains / or : or whitespace characters"
-    if name in ("all", "default") or "%" in name or not name.isprintable():
-        return "interface name is all or default, or contains % or characters that cannot be printed"
-    return ""
-
-
-def _parse_args(text: str) -> tuple[tuple[str, str], ...]:
-    """CNI_ARGS: ``KEY=VALUE;KEY=VALUE``. Raises: InvalidEnvironment."""
-    pairs = [tuple(pair.split("=")) for pair in text.split(";")] if text else []
-    for pair in pairs:
-        if len(pair) != 2 or not pair[0]:
-            raise InvalidEnvironment(f'ARGS: invalid pair "{"=".join(pair)}"', "CNI_ARGS is KEY=VALUE;KEY=VALUE")
-    return tuple((pair[0], pair[1]) for pair in pairs)

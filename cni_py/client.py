@@ -10,10 +10,12 @@ from __future__ import annotations
 import posix
 import sys
 
-from cni_py import __version__, call
-from cni_py.errors import CniError, InvalidEnvironment, IOFailure, TryAgainLater
-from cni_py.jsontext import encode
-from cni_py.versions import CURRENT, SUPPORTED
+from cni_py.environment import REQUIRED, fault_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.environment import Fault
+    from cni_py.errors import CniError
 
 MAX_STDIN = 4 << 20
 _PLUGINS = ("flannel", "bridge", "host-local", "portmap", "loopback")
@@ -34,36 +36,37 @@ def _answer() -> int:
     launcher = sys.argv[0]
     plugin = launcher.rpartition("/")[2]
     environ = _environ()
-    if not environ.get("CNI_COMMAND"):
+    verb = environ.get("CNI_COMMAND")
+    if not verb:
         _say(_about(plugin))
         return 0
-    try:
-        if plugin not in _PLUGINS:
-            raise InvalidEnvironment(
-                f'"{plugin}" is no plugin of cni-py',
-                f"plugins: {', '.join(_PLUGINS)}",
-                "execute the launcher by one of these names",
-            )
-        this = call.parse(plugin, environ, launcher)
-        stdin = _read_stdin() if this.verb != "VERSION" else b""
-    except CniError as error:
-        _write(_STDOUT, encode(error.as_json(CURRENT)) + b"\n")
-        return 1
-    if this.verb == "VERSION":
+    fault = _unknown(plugin) if plugin not in _PLUGINS else fault_in(environ)
+    if fault:
+        from cni_py.errors import InvalidEnvironment
+
+        return _fail(InvalidEnvironment(*fault))
+    if verb == "VERSION":
         _write(_STDOUT, _version_json(_requested_version()))
         return 0
-    status, reply = _ask_agent(this, stdin) or _work_alone(this, stdin)
+    try:
+        stdin = _read_stdin()
+    except OSError as error:
+        from cni_py.errors import IOFailure
+
+        return _fail(IOFailure("error reading from standard input", error.strerror or "", errno=error.errno or 0))
+    status, reply = _ask_agent(plugin, launcher, environ, stdin) or _work_alone(plugin, launcher, environ, stdin)
     _write(_STDOUT, reply)
     return status
 
 
-def _work_alone(this: call.Call, stdin: bytes) -> tuple[int, bytes]:
+def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
+    from cni_py.call import parse
     from cni_py.engine import handle
 
-    return handle(this, stdin)
+    return handle(parse(plugin, environ, launcher), stdin)
 
 
-def _ask_agent(this: call.Call, stdin: bytes) -> tuple[int, bytes] | None:
+def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes] | None:
     """The agent's answer; None where there is no agent, or it will not do it: then we do.
 
     Once it has begun, a connection that breaks leaves its work half done. What may be repeated is
@@ -71,19 +74,42 @@ def _ask_agent(this: call.Call, stdin: bytes) -> tuple[int, bytes] | None:
     """
     from cni_py import ask
 
+    verb = environ["CNI_COMMAND"]
     try:
-        return ask.agent(this, stdin)
+        return ask.agent(plugin, launcher, environ.get("CNI_NETNS", "") if verb in REQUIRED else "", stdin)
     except ask.BrokeOff as error:
-        _say(f"the agent broke off in the middle of {this.verb}: {error}\n")
-    return _take_back(this, stdin) if this.verb == "ADD" else None
+        _say(f"the agent broke off in the middle of {verb}: {error}\n")
+    return _take_back(plugin, launcher, environ, stdin) if verb == "ADD" else None
 
 
-def _take_back(this: call.Call, stdin: bytes) -> tuple[int, bytes]:
+def _take_back(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
     """The answer to an ADD that somebody else did in part."""
-    failed, _ = _work_alone(this.replace(verb="DEL"), stdin)
+    from cni_py.errors import TryAgainLater
+
+    failed, _ = _work_alone(plugin, launcher, environ | {"CNI_COMMAND": "DEL"}, stdin)
     left = "DEL has to take back what it had made" if failed else "what it had made was taken back"
     lost = TryAgainLater("the agent broke off in the middle of ADD", left, "see its log: journalctl -u cni-agent")
-    return 1, encode(lost.as_json(CURRENT))
+    return 1, _as_json(lost)
+
+
+def _unknown(plugin: str) -> Fault:
+    return (
+        f'"{plugin}" is no plugin of cni-py',
+        f"plugins: {', '.join(_PLUGINS)}",
+        "execute the launcher by one of these names",
+    )
+
+
+def _fail(error: CniError) -> int:
+    _write(_STDOUT, _as_json(error) + b"\n")
+    return 1
+
+
+def _as_json(error: CniError) -> bytes:
+    from cni_py.jsontext import encode
+    from cni_py.versions import CURRENT
+
+    return encode(error.as_json(CURRENT))
 
 
 def _environ() -> dict[str, str]:
@@ -93,13 +119,10 @@ def _environ() -> dict[str, str]:
 
 
 def _read_stdin() -> bytes:
-    """All of standard input, at most one block more than may be. Raises: IOFailure."""
+    """All of standard input, at most one block more than may be. Raises: OSError."""
     data = b""
-    try:
-        while len(data) <= MAX_STDIN and (block := posix.read(_STDIN, 1 << 16)):
-            data += block
-    except OSError as error:
-        raise IOFailure("error reading from standard input", error.strerror or "", errno=error.errno or 0) from error
+    while len(data) <= MAX_STDIN and (block := posix.read(_STDIN, 1 << 16)):
+        data += block
     return data
 
 
@@ -143,6 +166,9 @@ def _say(text: str) -> None:
 
 
 def _about(plugin: str) -> str:
+    from cni_py import __version__
+    from cni_py.versions import SUPPORTED
+
     name = plugin if plugin in _PLUGINS else "plugin"
     return (
         f"CNI {name} of cni-py {__version__}\n"
@@ -154,5 +180,7 @@ def _about(plugin: str) -> str:
 
 def _version_json(asked: str) -> bytes:
     """The reply to VERSION names the version of the request, where it is one that we know."""
+    from cni_py.versions import CURRENT, SUPPORTED
+
     versions = ",".join(f'"{version}"' for version in SUPPORTED)
     return f'{{"cniVersion":"{asked if asked in SUPPORTED else CURRENT}","supportedVersions":[{versions}]}}\n'.encode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 
 from cni_py import config, files, plugins
-from cni_py.call import is_name
+from cni_py.environment import is_name
 from cni_py.errors import CniError, CouldNotRun, DelegateFailed, IncompatibleVersion, InvalidConfig, NotAvailable
 from cni_py.jsontext import encode
 from cni_py.kernel import program

@@ -13,7 +13,7 @@ import posix
 from functools import partial
 
 from cni_py import attachments, config, files
-from cni_py.call import is_name
+from cni_py.environment import is_name
 from cni_py.errors import CniError
 from cni_py.evidence import ALIAS
 from cni_py.ipam.ranges import as_address

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
 
-from cni_py.call import link_name_fault
+from cni_py.environment import link_name_fault
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.kernel.addr import RT_SCOPE_LINK, RT_TABLE_MAIN, KernelRoute
 from cni_py.result import IPConfig, Result, Route, from_json

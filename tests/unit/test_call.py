@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cni_py import call
-from cni_py.call import Call, check_network_name, is_name, parse
+from cni_py.call import Call, check_network_name, parse
+from cni_py.environment import VERBS, is_name
 from cni_py.errors import InvalidConfig, InvalidEnvironment
 
 ADD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0"}
@@ -134,4 +134,4 @@ def test_unknown_args_are_refused_unless_told_otherwise(args: str, refused: bool
 
 
 def test_every_verb_is_one_of_the_spec() -> None:
-    assert call.VERBS == ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
+    assert VERBS == ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")

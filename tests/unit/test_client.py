@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cni_py import ask, call, client, frame
+from cni_py import ask, client, frame
 
 
 @pytest.fixture
@@ -69,12 +69,12 @@ def test_agent_that_began_in_the_last_moment_is_waited_for(
 def test_add_that_broke_off_says_what_is_left(monkeypatch: pytest.MonkeyPatch, failed: int, words: str) -> None:
     verbs = []
 
-    def work_alone(this: call.Call, stdin: bytes) -> tuple[int, bytes]:
-        verbs.append(this.verb)
+    def work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
+        verbs.append(environ["CNI_COMMAND"])
         return failed, b""
 
     monkeypatch.setattr(client, "_work_alone", work_alone)
-    status, reply = client._take_back(call.Call(verb="ADD", plugin="bridge"), b"{}")
+    status, reply = client._take_back("bridge", "/bridge", {"CNI_COMMAND": "ADD"}, b"{}")
     assert (status, verbs) == (1, ["DEL"])
     assert b'"code":11' in reply
     assert words.encode() in reply

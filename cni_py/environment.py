@@ -1,0 +1,92 @@
+"""The variables of a call (CNI spec section 2, "Parameters"): which verb needs which, and what they may hold.
+
+Everything of the environment that reaches a path, a command or a kernel name passes through here.
+Nothing is imported and no class is made: the client checks a call in no time, before it hands it
+to the agent or loads what works alone.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Fault = tuple[str, str, str]
+    """What an error says: msg, details, hint."""
+
+VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
+REQUIRED = {
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
+}
+"""By verb; the others take no variable of an attachment."""
+MAX_NAME = 200
+"""Characters of a container id or network name: both become file names."""
+MAX_PATH = 4096
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_NAME = _LETTERS | frozenset("_.-")
+
+
+def fault_in(environ: Mapping[str, str]) -> Fault | None:
+    """What is wrong with the variables of a call, the first thing only."""
+    verb = environ.get("CNI_COMMAND", "")
+    if verb not in VERBS:
+        return f"unknown CNI_COMMAND: {verb}", "", f"one of {', '.join(VERBS)}"
+    required = REQUIRED.get(verb)
+    if not required:
+        return None
+    missing = [name for name in required if not environ.get(name)]
+    if missing:
+        return f"required env variables [{','.join(missing)}] missing", "", ""
+    return _fault_in_attachment(environ)
+
+
+def _fault_in_attachment(environ: Mapping[str, str]) -> Fault | None:
+    container_id, ifname, netns = environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], environ.get("CNI_NETNS", "")
+    if not is_name(container_id):
+        return (
+            "invalid characters in containerID",
+            container_id[:MAX_NAME],
+            f"CNI_CONTAINERID is a letter or digit, then letters, digits, '_', '.' and '-', at most {MAX_NAME} in all",
+        )
+    if fault := link_name_fault(ifname):
+        return fault, f"CNI_IFNAME is {ifname[:40]!r}", ""
+    if len(netns) > MAX_PATH or "\n" in netns:
+        return "CNI_NETNS is no path of a network namespace", netns[:100], ""
+    for pair in split_args(environ.get("CNI_ARGS", "")):
+        if len(pair) != 2 or not pair[0]:
+            return f'ARGS: invalid pair "{"=".join(pair)}"', "CNI_ARGS is KEY=VALUE;KEY=VALUE", ""
+    return None
+
+
+def split_args(text: str) -> list[list[str]]:
+    """CNI_ARGS, ``KEY=VALUE;KEY=VALUE``, in its parts."""
+    return [pair.split("=") for pair in text.split(";")] if text else []
+
+
+def is_name(text: str) -> bool:
+    """Whether this may be a container id or a network name: it can be a file name and no more."""
+    return bool(text) and text[0] in _LETTERS and _NAME.issuperset(text) and len(text) <= MAX_NAME
+
+
+def link_name_fault(name: str) -> str:
+    """Why this cannot be the name of a link, "" where it can: as the kernel's dev_valid_name().
+
+    For the kernel a byte 0xA0 is white space ("à" has one). Besides, "all" and "default" are names
+    of sysctl folders, and of "eth%d" the kernel makes a name of its own.
+    """
+    encoded = name.encode(errors="surrogateescape")
+    if not 0 < len(encoded) < 16:
+        return (
+            "interface name is too long: interface name should be less than 16 characters"
+            if name
+            else "interface name is empty"
+        )
+    if name in (".", ".."):
+        return "interface name is . or .."
+    if any(c in "/:" or c.isspace() for c in name) or 0xA0 in encoded:
+        return "interface name contains / or : or whitespace characters"
+    if name in ("all", "default") or "%" in name or not name.isprintable():
+        return "interface name is all or default, or contains % or characters that cannot be printed"
+    return ""
