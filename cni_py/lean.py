@@ -1,7 +1,7 @@
 """Import one module of a large package without running the package's ``__init__``.
 
-``import pyroute2`` takes 100 ms and ``import pydantic_core`` 20; the modules that one plugin call
-needs take 25 and 2 (docs/decisions/0002-imports.md).
+``import pyroute2`` takes 75 ms and ``import pydantic_core`` 19; the modules that one plugin call
+needs take 20 and 2 (docs/decisions/0002-imports.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frozen records without the start-up cost of ``dataclasses``.
 
-``dataclasses`` imports ``inspect`` and with it a tenth of a second's tenth: 13 ms of a call that
-takes 45 (docs/decisions/0002-imports.md). A :class:`Value` is written and type-checked like a
+``dataclasses`` imports ``inspect`` and with it half the standard library: 9 ms of a call that takes
+37 (docs/decisions/0002-imports.md). A :class:`Value` is written and type-checked like a
 frozen dataclass; only what this project uses of it is here.
 """
 
