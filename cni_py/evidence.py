@@ -163,7 +163,7 @@ class _Walk:
             try:
                 self._process(f"/proc/{pid}", is_other=int(pid) != posix.getpid())
             except OSError as error:
-                self._hidden += not live.is_gone(error)
+                self._hidden += not live.is_gone(error, f"/proc/{pid}")
         if "1" not in pids:
             self.faults.append("/proc hides processes (hidepid)")
         elif self._hidden:
@@ -419,5 +419,5 @@ def _unless_gone(look: Callable[[str], None], path: str) -> None:
     try:
         look(path)
     except OSError as error:
-        if not live.is_gone(error):
+        if not live.is_gone(error, path):
             raise

@@ -222,9 +222,18 @@ def read_all(fd: int) -> bytes:
     return text
 
 
-def is_gone(error: OSError) -> bool:
-    """Whether a process ended, or a file went, while it was looked at."""
-    return error.errno in (ENOENT, ESRCH)
+def is_gone(error: OSError, path: str = "") -> bool:
+    """Whether a process ended, or a file went, while it was looked at.
+
+    The kernel says EACCES of a namespace whose process ended between two steps; so does a process that really cannot
+    be looked at, whose ``path`` is still there.
+    """
+    if error.errno in (ENOENT, ESRCH):
+        return True
+    try:
+        return bool(path) and not posix.lstat(path)
+    except OSError as now:
+        return now.errno in (ENOENT, ESRCH)
 
 
 def inode_of(fd: int) -> int:
