@@ -75,6 +75,7 @@ def one_after_the_other(bin_dir: str, times: int) -> dict[str, Any]:
     """ADD and DEL in this process, as an agent does it; what grew meanwhile."""
     from cni_py import call
     from cni_py.engine import handle
+    from cni_py.kernel.deletion import wait_for_deletions
 
     stdin = json.dumps(FLANNEL).encode()
     environ = {"CNI_PATH": bin_dir, "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0"}
@@ -93,10 +94,12 @@ def one_after_the_other(bin_dir: str, times: int) -> dict[str, Any]:
     for number in range(20):
         plugin("ADD", f"warm{number}")
         plugin("DEL", f"warm{number}")
+    wait_for_deletions()
     before, began = size(), time.monotonic()
     for number in range(times):
         plugin("ADD", f"pod-{number}")
         plugin("DEL", f"pod-{number}")
+    wait_for_deletions()  # a thread stays with the last until the kernel has freed it
     after = size()
     return {"seconds": time.monotonic() - began} | {key: after[key] - before[key] for key in before}
 
