@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from cni_py import attachments, config, files, plugins, sweep, sweep_report
+from cni_py.addresses import Networks
 from cni_py.call import Call
 from cni_py.errors import CniError
 from cni_py.result import from_json
@@ -64,6 +65,7 @@ class Caretaker:
         check_seconds: float,
     ) -> None:
         self.statistics, self.sweep_seconds, self.check_seconds = statistics, sweep_seconds, check_seconds
+        self.networks = Networks()
         self._in_order = in_order
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
         self._lock = threading.Lock()
@@ -83,11 +85,17 @@ class Caretaker:
         with self._lock:
             return len(self._attachments)
 
-    def saw(self, call: Call, stdin: bytes, stdout: bytes) -> None:
-        """Take note of a call that succeeded."""
-        if call.verb not in ("ADD", "DEL"):
+    def saw(self, call: Call, stdin: bytes, status: int, stdout: bytes) -> None:
+        """Take note of a call that was answered."""
+        if call.verb not in ("ADD", "DEL", "STATUS"):
             return
-        conf = config.decode(stdin)
+        try:
+            conf = config.decode(stdin)
+        except CniError:
+            return
+        self.networks.saw(call.replace(conf=conf))
+        if status or call.verb == "STATUS":
+            return
         key = (call.container_id, call.ifname, str(conf.get("name")))
         with self._lock:
             if call.verb == "DEL":

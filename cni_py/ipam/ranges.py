@@ -72,6 +72,11 @@ class RangeSet(Value):
     def overlaps(self, other: RangeSet) -> bool:
         return any(mine.overlaps(its) for mine in self.ranges for its in other.ranges)
 
+    def can_give(self, address: Address) -> bool:
+        """Whether it is in a range, and not that one's gateway."""
+        r = self.range_of(address)
+        return r is not None and address != r.gateway
+
     def capacity(self) -> int:
         """How many addresses can be given."""
         return sum(r.capacity() for r in self.ranges)

@@ -15,7 +15,7 @@ from cni_py import files
 from cni_py.call import check_network_name
 from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidConfig, InvalidEnvironment, IOFailure, NotAvailable
 from cni_py.ipam import resolv_conf
-from cni_py.ipam.ranges import parse_address, parse_cidr, parse_range_sets
+from cni_py.ipam.ranges import as_address, parse_address, parse_cidr, parse_range_sets
 from cni_py.ipam.store import Store, reserved_names
 from cni_py.result import DNS, IPConfig, Result, Route, from_json
 from cni_py.undo import Undo
@@ -97,6 +97,14 @@ def status(call: Call, config: Any) -> None:
                 raise _exhausted(f"{data_dir}/{network}", range_set)
     except CniError as error:
         raise NotAvailable(error.msg, error.details, error.hint) from error
+
+
+def usage(call: Call, config: Any) -> list[tuple[RangeSet, int]]:
+    """Each range set, and how many of its addresses have a file: arithmetic, by the names alone. Raises: CniError."""
+    range_sets = _range_sets(call, config)
+    data_dir, network = _place(call, config)
+    addresses = [address for name in reserved_names(f"{data_dir}/{network}") if (address := as_address(name)) is not None]
+    return [(range_set, sum(map(range_set.can_give, addresses))) for range_set in range_sets]
 
 
 def gc(call: Call, config: Any) -> None:
