@@ -6,7 +6,8 @@ file locks. Agent, one-shot calls and Go plugins can be mixed at any time.
 
 Owns: ``/run/cni-py/agent.sock`` (0600 in a folder 0700; the peer must be root). How it works: the
 main thread accepts, workers read, check and answer; calls of one attachment are answered in the
-order in which they came. At SIGTERM what runs is finished and what is waiting gets REFUSED, with
+order in which they came, and an ADD or a DEL not while another process has one at work
+(``attachments.Turn``). At SIGTERM what runs is finished and what is waiting gets REFUSED, with
 which its client does the work itself: an agent can be replaced at any time.
 """
 
@@ -28,6 +29,8 @@ from queue import SimpleQueue
 from time import monotonic, perf_counter, sleep
 
 from cni_py import __version__, call, config, engine, frame, metrics
+from cni_py.addresses import as_prometheus
+from cni_py.attachments import Turn
 from cni_py.caretaker import Caretaker
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
@@ -97,11 +100,13 @@ class Agent:
 
     def report(self) -> dict[str, object]:
         """What ``cni-py status`` shows."""
-        return {"version": __version__, "pid": os.getpid()} | self._gauges() | self.statistics.as_json()
+        addresses = [pool.as_json() for pool in self.caretaker.networks.pools()]
+        head = {"version": __version__, "pid": os.getpid(), **self._gauges(), "addresses": addresses}
+        return head | self.statistics.as_json()
 
     def metrics(self) -> str:
         """The same as Prometheus text."""
-        return self.statistics.as_prometheus(self._gauges())
+        return self.statistics.as_prometheus(self._gauges()) + as_prometheus(self.caretaker.networks.pools())
 
     def _gauges(self) -> dict[str, int]:
         return {"attachments": self.caretaker.attachments, "calls_in_progress": self.busy, "workers": len(self._workers)}
@@ -256,14 +261,14 @@ class Agent:
     ) -> None:
         """Parse the call, wait for its turn, do it. Raises: FrameError, OSError."""
         try:
-            this = call.parse(plugin, environ | {frame.NESTED: "1"}, launcher)
+            this = call.parse(plugin, environ, launcher)
         except CniError as error:
             connection.sendall(frame.pack_reply(frame.DONE, 1, encode(error.as_json(CURRENT))))
             return
         if plugin not in engine.PLUGINS:
             raise frame.FrameError(f'"{plugin}" is no plugin')
         this = this.replace(stderr_fd=descriptors[0], sandbox_fd=descriptors[1] if len(descriptors) > 1 else -1)
-        with self.in_order(f"{this.container_id}:{this.ifname}" if this.container_id else ""):
+        with self.in_order(f"{this.container_id}:{this.ifname}" if this.container_id else ""), Turn(this):
             if self._stopping:  # its client does it, but not before what runs for this attachment has ended
                 connection.sendall(frame.pack_reply(frame.REFUSED))
                 return
@@ -272,8 +277,7 @@ class Agent:
             status, stdout = engine.handle(this, stdin)
             code = config.decode(stdout).get("code", 1) if status and stdout else status
             self.statistics.count_call(plugin, this.verb, code, perf_counter() - began)
-            if status == 0:
-                self.caretaker.saw(this, stdin, stdout)
+            self.caretaker.saw(this, stdin, status, stdout)
             connection.sendall(frame.pack_reply(frame.DONE, status, stdout))
 
     @contextmanager

@@ -10,6 +10,7 @@ import posix
 import sys
 
 from cni_py import frame
+from cni_py.environment import NESTED
 
 STDERR = 2
 
@@ -23,7 +24,7 @@ def agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int, by
 
     ``netns``: the sandbox, "" where the call has none.
     """
-    if frame.NESTED.encode() in posix.environ:
+    if NESTED.encode() in posix.environ:
         return None
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     if sock.fileno() <= STDERR:  # we were started without one of the standard descriptors

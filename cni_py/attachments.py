@@ -7,6 +7,8 @@ GC then keeps what it knows nothing of.
 
 A plugin that stands behind another in a chain has records of its own (``/run/cni-py/portmap``): DEL and GC
 come to each in turn, and the first of them must not forget what the next has to know.
+
+``/run/cni-py/turns.lock`` holds nothing: each attachment has a byte in it to be locked, see :class:`Turn`.
 """
 
 from __future__ import annotations
@@ -21,12 +23,49 @@ from cni_py.kernel.journal import RUN_DIR, note
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
     from typing import Any
 
     from cni_py.call import Call
 
 FOLDER = f"{RUN_DIR}/attachments"
 _FOLDERS = {"portmap": f"{RUN_DIR}/portmap"}
+TURNS = f"{RUN_DIR}/turns.lock"
+_BYTES = (1 << 61) - 1
+
+
+class Turn:
+    """``with Turn(call):`` — ADD and DEL of one attachment one at a time, whatever processes of this host do them.
+
+    A runtime that lost patience kills its plugin and calls DEL; the agent goes on with the ADD that it had begun,
+    and the DEL may come to its successor, or work alone: it has to find all that the ADD makes. What we are
+    executed for by a plugin that another call of ours runs is part of that call's turn.
+
+    A byte of one file is locked (an open file description lock): nothing is left behind, and two attachments that
+    by chance share a byte only wait for each other. A lock that cannot be had costs no pod its network.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._name = f"{call.container_id}:{call.ifname}" if call.verb in ("ADD", "DEL") and not call.is_nested else ""
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        if not self._name:
+            return
+        from fcntl import F_OFD_SETLKW, F_WRLCK, fcntl
+        from struct import pack
+
+        number = int.from_bytes(self._name.encode(errors="surrogateescape"), "big") % _BYTES
+        try:
+            files.make_folder(RUN_DIR, 0o700)
+            self._fd = posix.open(TURNS, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
+            fcntl(self._fd, F_OFD_SETLKW, pack("hhqqi4x", F_WRLCK, 0, number, 1, 0))
+        except (OSError, IOFailure):
+            pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._fd >= 0:
+            posix.close(self._fd)
 
 
 def _folder(call: Call) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cni_py.environment import MAX_NAME, REQUIRED, fault_in, is_name, split_args
+from cni_py.environment import MAX_NAME, NESTED, REQUIRED, fault_in, is_name, split_args
 from cni_py.errors import InvalidConfig, InvalidEnvironment
 from cni_py.value import Value
 
@@ -49,6 +49,11 @@ class Call(Value):
     def may_be_host(self) -> bool:
         """CNI_NETNS_OVERRIDE: CNI_NETNS may be the namespace that the plugin runs in."""
         return self.environ.get("CNI_NETNS_OVERRIDE", "").upper() in ("TRUE", "1")
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether another call of ours executed the plugin that executed us."""
+        return NESTED in self.environ
 
     def arg(self, key: str) -> str:
         """The value of a key of CNI_ARGS, empty where there is none."""

@@ -2,7 +2,7 @@
 
 VERSION, errors of the environment and "what are you?" are answered here with next to nothing
 imported. All else goes to the agent (``frame.py`` is the contract) and, where there is none, to
-``engine.handle()`` in this process.
+``engine.handle_in_turn()`` in this process.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def _answer() -> int:
 
 def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
     from cni_py.call import parse
-    from cni_py.engine import handle
+    from cni_py.engine import handle_in_turn
 
-    return handle(parse(plugin, environ, launcher), stdin)
+    return handle_in_turn(parse(plugin, environ, launcher), stdin)
 
 
 def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 
 from cni_py import config, files, plugins
-from cni_py.environment import is_name
+from cni_py.environment import NESTED, is_name
 from cni_py.errors import CniError, CouldNotRun, DelegateFailed, IncompatibleVersion, InvalidConfig, NotAvailable
 from cni_py.jsontext import encode
 from cni_py.kernel import program
@@ -173,6 +173,7 @@ def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
         "CNI_NETNS": call.netns,
         "CNI_IFNAME": call.ifname,
         "CNI_PATH": ":".join(call.cni_path),
+        NESTED: "1",
     }
     note(f"run {executable} {call.verb}")
     status, output = program.run([executable], encode(call.conf), environ, MAX_OUTPUT, stderr_fd=call.stderr_fd)

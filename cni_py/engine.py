@@ -47,6 +47,12 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         return 1, encode(fault.as_json(version))
 
 
+def handle_in_turn(call: Call, stdin: bytes) -> tuple[int, bytes]:
+    """:func:`handle`, not before another process has ended what it does for this attachment."""
+    with attachments.Turn(call):
+        return handle(call, stdin)
+
+
 def warm_up() -> None:
     """Load what any call may need, for a process that answers many, in threads."""
     from cni_py.kernel import nft, rtnl

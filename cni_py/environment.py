@@ -24,6 +24,8 @@ REQUIRED = {
 MAX_NAME = 200
 """Characters of a container id or network name: both become file names."""
 MAX_PATH = 4096
+NESTED = "CNI_PY_NESTED"
+"""Foreign plugins get it from us: those of ours that they execute see by it that a call of ours waits for them."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _NAME = _LETTERS | frozenset("_.-")
 

@@ -17,7 +17,7 @@ The agent answers first with a reply of kind BEGUN, just before it starts, or RE
 not start: another protocol, namespaces that are not its own, an agent that is leaving. Only then, or
 when the connection breaks before BEGUN, may the client do the work itself. DONE carries the result.
 
-A plugin of others that the agent executes may execute one of ours in turn (flannel, ptp, host-local). It
+A plugin of others that ours executes may execute one of ours in turn (flannel, ptp, host-local). It
 finds ``CNI_PY_NESTED`` in its environment and works alone: it would wait for its own caller's end.
 
 A request or reply whose pieces stay away for ``REQUEST_SECONDS`` is given up, an agent that has not begun
@@ -39,7 +39,6 @@ STATUS_REQUEST = "status"
 """In place of a plugin's name: the agent's own figures, as JSON."""
 REQUEST_HEAD, REPLY_HEAD = 48, 16
 MAX_HEAD, MAX_STDIN, MAX_STDOUT = 1 << 20, 4 << 20, 4 << 20
-NESTED = "CNI_PY_NESTED"
 REQUEST_SECONDS, BEGIN_SECONDS = 10.0, 30.0
 
 
