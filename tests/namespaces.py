@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
+CLOSE_SECONDS = 20.0
 GONE = "/run/netns/gone"  # a sandbox that is not there
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
@@ -125,7 +126,11 @@ class Host:
 
     def close(self) -> None:
         """End everything in the host. Twice is fine."""
-        self._unshare.communicate()  # closes its standard input, and waits
+        try:
+            self._unshare.communicate(timeout=CLOSE_SECONDS)  # closes its standard input, and waits
+        except subprocess.TimeoutExpired:  # a child of a test that was given up holds it open
+            self._unshare.kill()
+            self._unshare.communicate()
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
