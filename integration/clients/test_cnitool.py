@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from agents import Agent
 from namespaces import GO_PLUGINS, PATH, Host, Sandbox
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
@@ -115,9 +116,12 @@ def results(host: Host) -> list[str]:
 # --- single configurations and chains, in every version ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["conf", "conflist"])
-@pytest.mark.parametrize("version", VERSIONS)
-def test_life_of_an_attachment(host: Host, tool: Tool, version: str, form: str) -> None:
+LIVES = [(version, form, "alone") for version in VERSIONS for form in ("conf", "conflist")]
+LIVES += [("0.3.1", "conf", "agent"), ("1.0.0", "conflist", "agent"), ("1.1.0", "conflist", "agent")]
+
+
+@pytest.mark.parametrize(("version", "form", "agent"), LIVES, indirect=["agent"])
+def test_life_of_an_attachment(host: Host, tool: Tool, version: str, form: str, agent: Agent | None) -> None:
     host.write_subnet_env()
     if form == "conf":
         configure_single(host, FLANNEL, version)
@@ -164,7 +168,7 @@ def test_newest_of_several_versions_is_used(host: Host, tool: Tool) -> None:
 
 
 @pytest.mark.parametrize("ending", ["conf", "json"])
-def test_single_bridge(host: Host, tool: Tool, ending: str) -> None:
+def test_single_bridge(host: Host, tool: Tool, ending: str, agent: Agent | None) -> None:
     configure_single(host, BRIDGE, name="blue", ending=ending)
     first = first_pod(host, tool, "blue")
     pod = host.netns("p1")
@@ -205,7 +209,9 @@ def test_loopback_in_a_chain_passes_the_result_on(host: Host, tool: Tool) -> Non
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
-def test_chain_with_debians_tuning_and_portmap(host: Host, tool: Tool, go_plugins: str, version: str) -> None:
+def test_chain_with_debians_tuning_and_portmap(
+    host: Host, tool: Tool, go_plugins: str, version: str, agent: Agent | None
+) -> None:
     """The guide's chain with foreign members, which change MAC address and MTU after us and hold rules of their own."""
     host.write_subnet_env()
     host.run(f"mkdir /run/foreign; ln -s {go_plugins}/tuning {go_plugins}/portmap /run/foreign")
@@ -307,7 +313,7 @@ def test_cni_args(host: Host, tool: Tool) -> None:
 
 
 @pytest.mark.parametrize("order", [("eth0", "net1"), ("net1", "eth0")])
-def test_two_interfaces_of_one_container(host: Host, tool: Tool, order: tuple[str, str]) -> None:
+def test_two_interfaces_of_one_container(host: Host, tool: Tool, order: tuple[str, str], agent: Agent | None) -> None:
     host.write_subnet_env()
     configure(host, {"type": "flannel"})
     first = first_pod(host, tool)
@@ -344,7 +350,7 @@ def test_status_says_why_it_is_not_ready(host: Host, tool: Tool) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
-def test_gc_without_a_list(host: Host, tool: Tool, version: str) -> None:
+def test_gc_without_a_list(host: Host, tool: Tool, version: str, agent: Agent | None) -> None:
     """What is in the cache is deleted; of the rest (1.1.0) only what has certainly gone."""
     host.write_subnet_env()
     configure(host, FLANNEL, version=version)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from agents import Agent
 from integration.clients import image
 from integration.clients.containers import (
     HOST4,
@@ -204,7 +205,7 @@ def nothing_left(containerd: Containerd, *plugins: dict[str, Any] | str, **optio
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
-def test_sandbox_with_ports(host: Host, containerd: Containerd, version: str) -> None:
+def test_sandbox_with_ports(host: Host, containerd: Containerd, version: str, agent: Agent | None) -> None:
     with nothing_left(containerd, version=version):
         web = containerd.run("web", (8080, TCP), (5353, UDP), (8081, TCP, HOST4), (8082, TCP, "127.0.0.1"))
         (address,) = containerd.addresses(web)
@@ -239,7 +240,7 @@ def test_guides_file_as_it_is(host: Host, containerd: Containerd) -> None:
     assert (reservations(host, "cbr0"), host.host_ends()) == ([], ["up0"])
 
 
-def test_dual_stack(host: Host, containerd: Containerd) -> None:
+def test_dual_stack(host: Host, containerd: Containerd, agent: Agent | None) -> None:
     host.write_subnet_env(DUAL_ENV)
     with nothing_left(containerd):
         web = containerd.run("web", (8080, TCP), (5353, UDP), (8081, TCP, HOST6))
@@ -269,7 +270,7 @@ def test_sandbox_whose_namespace_has_gone(host: Host, containerd: Containerd) ->
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "1.0.0"])
-def test_plugin_behind_flannel_fails(host: Host, containerd: Containerd, version: str) -> None:
+def test_plugin_behind_flannel_fails(host: Host, containerd: Containerd, version: str, agent: Agent | None) -> None:
     with nothing_left(containerd, "failing", version=version):
         host.write("/run/failing", "ADD")
         with pytest.raises(CriError, match="no luck"):
@@ -332,7 +333,7 @@ def test_pod_is_replaced_and_the_old_one_deleted_late(host: Host, containerd: Co
 
 
 @pytest.mark.slow
-def test_parallel(host: Host, containerd: Containerd) -> None:
+def test_parallel(host: Host, containerd: Containerd, agent: Agent | None) -> None:
     with nothing_left(containerd):
         names = [f"c{number}" for number in range(AT_ONCE)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -368,7 +369,7 @@ def test_restart_of_containerd(host: Host, containerd: Containerd, signal: str) 
 # --- ctr --------------------------------------------------------------------------------------------------------------
 
 
-def test_ctr_run_with_cni(host: Host, containerd: Containerd) -> None:
+def test_ctr_run_with_cni(host: Host, containerd: Containerd, agent: Agent | None) -> None:
     """It names the namespace /proc/PID/ns/net, and none at DEL."""
     with nothing_left(containerd):
         options = ["--rm", "--cni", "--snapshotter", containerd.snapshotter, "--runc-binary", "/run/crun"]

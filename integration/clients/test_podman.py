@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agents import Agent
 from integration.clients import image
 from integration.clients.containers import (
     HOST4,
@@ -138,7 +139,7 @@ def blue_and_red(podman: Podman) -> None:
 # --- one container ----------------------------------------------------------------------------------------------------
 
 
-def test_run_with_ports_then_rm(host: Host, podman: Podman, before: dict[str, Any]) -> None:
+def test_run_with_ports_then_rm(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     container = podman.run("web", "-p", "8080:80/tcp", "-p", "5353:80/udp")
     address = podman.address("web")
     assert done_by_us(host, container) == {"ADD bridge", "ADD portmap"}
@@ -197,7 +198,7 @@ def test_address_and_mac_that_are_asked_for(host: Host, podman: Podman, before: 
     podman.run("c2", "--ip", "10.88.7.7")
 
 
-def test_stop_start_and_restart(host: Host, podman: Podman, before: dict[str, Any]) -> None:
+def test_stop_start_and_restart(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     podman.run("web", "--mac-address", MAC, "-p", "8080:80")
     started = state(host)
     podman("stop", "-t0", "web")
@@ -211,7 +212,7 @@ def test_stop_start_and_restart(host: Host, podman: Podman, before: dict[str, An
     assert state(host) == before
 
 
-def test_container_that_ends_by_itself(host: Host, podman: Podman, before: dict[str, Any]) -> None:
+def test_container_that_ends_by_itself(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     """Its monitor calls DEL, when no command of ours is there."""
     podman.run("c1", "-p", "8080:80")
     host.run(f"kill -KILL {podman('inspect', 'c1', '--format', '{{.State.Pid}}')}")
@@ -252,7 +253,7 @@ def test_network_reload_of_several(host: Host, podman: Podman) -> None:
 # --- networks that podman makes ---------------------------------------------------------------------------------------
 
 
-def test_network_that_podman_makes(host: Host, podman: Podman) -> None:
+def test_network_that_podman_makes(host: Host, podman: Podman, agent: Agent | None) -> None:
     podman("network", "create", "--subnet", "10.7.0.0/24", "--ip-range", "10.7.0.64/26", "--opt", "mtu=1400", "blue")
     plugins = [plugin["type"] for plugin in podman.configuration("blue")["plugins"]]
     assert plugins[:4] == ["bridge", "portmap", "firewall", "tuning"]
@@ -415,7 +416,7 @@ def test_full_range(host: Host, podman: Podman) -> None:
 
 
 @pytest.mark.slow
-def test_parallel(host: Host, podman: Podman, before: dict[str, Any]) -> None:
+def test_parallel(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     names = [f"c{number}" for number in range(AT_ONCE)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: podman.run(name, "-p", f"808{name[1:]}:80", "-p", f"808{name[1:]}:80/udp"), names))

@@ -165,12 +165,15 @@ def waiting(host: Host) -> int:
     return next(int(line.split()[2]) for line in host.run("ss -Hxl").splitlines() if "agent.sock" in line)
 
 
-def start(host: Host, verb: str, pod: Sandbox) -> subprocess.Popen[bytes]:
+def start(
+    host: Host, verb: str, pod: Sandbox, conf: dict[str, Any] = BRIDGE, cni_path: str | None = None
+) -> subprocess.Popen[bytes]:
     """The bridge plugin as a process that is not waited for."""
-    host.write("/run/conf", json.dumps(BRIDGE))
-    env = {"PATH": PATH, "CNI_PATH": host.bin_dir, "CNI_COMMAND": verb, "CNI_CONTAINERID": pod.name}
+    host.write(f"/run/conf-{verb}", json.dumps(conf))
+    env = {"PATH": PATH, "CNI_PATH": cni_path or host.bin_dir, "CNI_COMMAND": verb, "CNI_CONTAINERID": pod.name}
     env |= {"CNI_NETNS": pod.path, "CNI_IFNAME": "eth0"}
-    return subprocess.Popen(host.command("sh", "-c", f"exec {host.bin_dir}/bridge </run/conf >/run/answer"), env=env)
+    script = f"exec {host.bin_dir}/bridge </run/conf-{verb} >/run/answer-{verb}"
+    return subprocess.Popen(host.command("sh", "-c", script), env=env)
 
 
 def test_agent_that_was_killed_is_followed_by_another(host: Host) -> None:
@@ -196,16 +199,34 @@ def listening(host: Host, backlog: int) -> socket.socket:
     return listener
 
 
+def fill_backlog(host: Host, stack: ExitStack) -> None:
+    try:
+        while True:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            sock.connect(str(host.path(agents.SOCKET)))
+    except BlockingIOError:
+        pass
+
+
 def test_backlog_is_full(host: Host) -> None:
     with listening(host, 0), ExitStack() as stack:
-        try:
-            while True:
-                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-                sock.setblocking(False)
-                sock.connect(str(host.path(agents.SOCKET)))
-        except BlockingIOError:
-            pass
+        fill_backlog(host, stack)
         pod_comes_and_goes(host)
+
+
+def test_backlog_of_an_agent_that_stands_still_is_full(host: Host) -> None:
+    """The clients work alone at once; when it goes on, it answers again."""
+    with Agent(host, code="from cni_py import agent; agent.BACKLOG = 3") as agent:
+        agent.signal(signal.SIGSTOP)
+        with ExitStack() as stack:
+            fill_backlog(host, stack)
+            pod_comes_and_goes(host)
+        agent.process.send_signal(signal.SIGCONT)  # nsenter stopped itself with its child, and goes on with it
+        wait_until(lambda: agent_answers(agent))
+        assert agent.calls() == 0
+        pod_comes_and_goes(host)
+        assert agent.calls() == 3
 
 
 @pytest.mark.parametrize(
@@ -369,6 +390,78 @@ def test_client_dies_in_the_middle_of_add(host: Host) -> None:
     after = state(host, pod)
     assert (after["files"], after["records"], after[str(pod)]) == (before["files"], before["records"], before[str(pod)])
     assert host.host_ends() == []
+
+
+# --- one process adds, another deletes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deleted_by", ["successor", "client alone"])
+def test_delete_waits_for_the_add_that_another_agent_has_begun(host: Host, deleted_by: str) -> None:
+    """The runtime lost patience, killed the plugin and calls DEL, while the agent was being replaced."""
+    gate = Gate(host)
+    first, pod = host.netns("c1"), host.netns("slow")
+    add(host, BRIDGE, first)
+    before = state(host, first, pod)
+    with Agent(host, code=agents.GATE) as old, ExitStack() as stack:
+        with Caller(host) as caller:
+            caller.call("bridge", "ADD", BRIDGE, pod, "slow")
+            gate.wait_begun()
+        if deleted_by == "successor":
+            new = stack.enter_context(Agent(host))
+            client = start(host, "DEL", pod)
+            wait_until(lambda: new.report()["calls_in_progress"] == 2, "its own question, DEL")
+        else:
+            host.run(f"rm {agents.SOCKET}")
+            client = start(host, "DEL", pod)
+        old.signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            client.wait(0.3)
+        gate.open()
+        assert client.wait(agents.SECONDS) == 0
+        assert old.process.wait(agents.SECONDS) == 0
+        if deleted_by == "successor":
+            assert new.report()["calls"] == {"bridge DEL": 1}
+    assert state(host, first, pod) == before
+
+
+def test_delete_by_the_agent_waits_for_an_add_in_one_shot(host: Host) -> None:
+    """Which is in the middle: a plugin of others that it executed has executed ours in turn, without waiting for itself."""
+    gate = Gate(host)
+    hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.FOLDER}/begun; cat {agents.FOLDER}/go; }}"
+    host.write("/run/foreign/mine", f"#!/bin/sh\n{hold}\nexec {host.bin_dir}/host-local\n")
+    host.path("/run/foreign/mine").chmod(0o755)
+    conf = BRIDGE | {"ipam": {**BRIDGE["ipam"], "type": "mine"}}
+    first, pod = host.netns("c1"), host.netns("slow")
+    add(host, conf, first, cni_path="/run/foreign")
+    before = state(host, first, pod)
+    adding = start(host, "ADD", pod, conf, "/run/foreign")
+    gate.wait_begun()
+    with Agent(host) as agent:
+        deleting = start(host, "DEL", pod, conf, "/run/foreign")
+        wait_until(lambda: agent.report()["calls_in_progress"] == 2, "its own question, DEL")
+        with pytest.raises(subprocess.TimeoutExpired):
+            deleting.wait(0.3)
+        gate.open()
+        assert adding.wait(agents.SECONDS) == 0
+        assert deleting.wait(agents.SECONDS) == 0
+        assert agent.report()["calls"] == {"bridge DEL": 1}
+    assert state(host, first, pod) == before
+
+
+def test_calls_of_other_attachments_do_not_wait(host: Host) -> None:
+    gate = Gate(host)
+    pod, other = host.netns("slow"), host.netns("other")
+    with Agent(host, code=agents.GATE), Caller(host) as caller:
+        caller.call("bridge", "ADD", BRIDGE, pod, "slow")
+        gate.wait_begun()
+        host.run(f"rm {agents.SOCKET}")
+        add(host, BRIDGE, other)
+        delete(host, BRIDGE, other)
+        gate.open()
+        assert caller.outcome()[0] == 0
+
+
+# --- much at once, and large ------------------------------------------------------------------------------------------
 
 
 def test_reply_is_larger_than_a_socket_takes_at_once(host: Host, agent: Agent) -> None:

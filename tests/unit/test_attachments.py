@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from cni_py import attachments
 from cni_py.call import Call
+from cni_py.environment import NESTED
 from cni_py.errors import InvalidConfig, IOFailure
 
 
@@ -224,3 +226,52 @@ def test_forgetting_what_is_stale_leaves_another_network_alone(folder: Path, san
     attachments.forget_stale(a_call(**{"cni.dev/valid-attachments": []}))
     assert not attachments.is_remembered("c1", "eth0", "net")
     assert attachments.is_remembered("c1", "eth0", "other")
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(attachments, "TURNS", str(folder.parent / "turns.lock"))
+    return folder.parent / "turns.lock"
+
+
+def is_held_up(call: Call) -> bool:
+    """Whether another one has to end first; each ``Turn`` has a descriptor of its own, as in another process."""
+    ended = threading.Event()
+
+    def take_a_turn() -> None:
+        with attachments.Turn(call):
+            ended.set()
+
+    threading.Thread(target=take_a_turn).start()
+    return not ended.wait(0.05)
+
+
+@pytest.mark.parametrize(
+    ("call", "held_up"),
+    [
+        (a_call(), True),
+        (a_call().replace(verb="DEL"), True),
+        (a_call(network="other").replace(plugin="portmap"), True),
+        (a_call().replace(verb="CHECK"), False),
+        (a_call().replace(environ={NESTED: "1"}), False),
+        (a_call(ifname="eth1"), False),
+        (a_call(container_id="c2"), False),
+        (a_call(container_id="c" * 200, ifname="i" * 15), False),
+    ],
+)
+def test_turn_is_the_attachments(turns: Path, call: Call, held_up: bool) -> None:
+    with attachments.Turn(a_call()):
+        assert is_held_up(call) == held_up
+    assert not is_held_up(call)
+    assert turns.read_bytes() == b""
+
+
+def test_turn_that_cannot_be_taken_is_none(turns: Path) -> None:
+    """Neither does a folder in its place cost a pod its network, nor a full or read-only file system."""
+    turns.parent.mkdir()
+    turns.mkdir()
+    with attachments.Turn(a_call()):
+        assert not is_held_up(a_call())
