@@ -432,7 +432,7 @@ class Node:
                 self.chain.run("ADD", "c2")
             began = time.monotonic()
             self.chain.run(verb, "c2")
-            self.seconds[verb] = max(self.seconds[verb], min(1.0, time.monotonic() - began))
+            self.seconds[verb] = min(1.0, time.monotonic() - began)
 
     def kill(self, verb: str, cleaner: str, *, calls: int = 0) -> tuple[Tally, bool]:
         """One kill and what follows. Answers what became of it, and whether it was killed before its end."""

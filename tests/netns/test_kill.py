@@ -23,6 +23,7 @@ CONF = FLANNEL | {"delegate": {"hairpinMode": True, "isDefaultGateway": True, "m
 MAX_OPERATIONS = 200
 KILLS = 200
 SECONDS = 30.0
+FEWEST = 10  # kills of a DEL, however long they take on a machine that has a lot else to do
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ class Runtime:
         process = self.start(verb, conf)
         out, err = process.communicate(timeout=20)
         assert process.returncode == 0, (verb, out, err)
-        self.seconds[verb] = max(self.seconds.get(verb, 0), min(0.2, time.monotonic() - began))
+        self.seconds[verb] = time.monotonic() - began  # how long it takes at present
 
     def kill(self, verb: str) -> bool:
         """Start it and kill it somewhere; whether it was still alive."""
@@ -160,7 +161,7 @@ def kill_often(bin_dir: str, kills: int, seconds: float) -> tuple[Counter[str], 
     everything_but_c2 = CONF | {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
     deadline = time.monotonic() + seconds
     for number in range(kills):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and done["DEL killed"] >= FEWEST:
             break
         verb = ("ADD", "DEL", "ADD")[number % 3]
         if verb == "DEL":
@@ -190,6 +191,6 @@ def test_kill_at_random_moments(host: Host) -> None:
     before = state(host, first, second)
     done, leaks = host.do(kill_often, host.bin_dir, KILLS, SECONDS)
     assert leaks == [], f"{len(leaks)} of {done}"
-    assert done["ADD killed"] > 20
-    assert done["DEL killed"] > 10
+    assert done["ADD killed"] >= 2 * FEWEST
+    assert done["DEL killed"] >= FEWEST
     assert state(host, first, second) == before

@@ -17,7 +17,7 @@ import kills
 from namespaces import Host
 
 SECONDS = 12.0
-FEWEST = 10  # on a machine that has a lot else to do
+FEWEST = 10  # as long as it takes, on a machine that has a lot else to do
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 needs_tracer = pytest.mark.skipif(
@@ -37,7 +37,7 @@ def kill_at_boundaries(bin_dir: str, verb: str) -> kills.Tally:
     assert total > 50
     deadline = time.monotonic() + SECONDS
     for number, calls in enumerate(random.sample(range(1, total + 1), total)):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and found.kills >= FEWEST:
             break
         found.add(node.kill(verb, kills.CLEANERS[number % 3], calls=calls)[0])
     return found
@@ -57,7 +57,7 @@ def kill_at_moments(bin_dir: str) -> kills.Tally:
     deadline = time.monotonic() + SECONDS
     for _, _, tally in node.at_moments(kills.VERBS, kills.CLEANERS):
         found.add(tally)
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and found.kills >= FEWEST:
             return found
     raise AssertionError("without end")
 
