@@ -53,9 +53,9 @@ class Iptables(Value):
             raise NotAvailable(f'"{self.name}{suffix}" is not installed', hint="install iptables")
         return path
 
-    def rules(self, chain: str) -> list[str] | None:
-        """The ``-A`` lines of a chain of ``nat``; ``None``: there is no such chain."""
-        argv = [self.path(), "-w", "-t", "nat", "-S", chain]
+    def rules(self, chain: str, table: str = "nat") -> list[str] | None:
+        """The ``-A`` lines of a chain; ``None``: there is no such chain."""
+        argv = [self.path(), "-w", "-t", table, "-S", chain]
         status, stdout, stderr = program.run_captured(argv)
         if status == _ABSENT:
             return None
@@ -65,25 +65,29 @@ class Iptables(Value):
             )
         return [line for line in stdout.decode(errors="replace").splitlines() if line.startswith("-A ")]
 
-    def table(self) -> dict[str, list[str]]:
-        """The chains of ``nat``, each with its ``-A`` lines: one program, however many chains are asked for."""
-        argv = [self.path(), "-w", "-t", "nat", "-S"]
+    def listing(self, table: str = "nat") -> list[str]:
+        """The whole table, as ``-P``, ``-N`` and ``-A`` lines."""
+        argv = [self.path(), "-w", "-t", table, "-S"]
         status, stdout, stderr = program.run_captured(argv)
         if status:
             raise KernelRefused(
-                f'could not read the table "nat": {program.describe(status)}', f"{' '.join(argv)}: {stderr}", IPTABLES_HINT
+                f'could not read the table "{table}": {program.describe(status)}', f"{' '.join(argv)}: {stderr}", IPTABLES_HINT
             )
+        return stdout.decode(errors="replace").splitlines()
+
+    def table(self) -> dict[str, list[str]]:
+        """The chains of ``nat``, each with its ``-A`` lines: one program, however many chains are asked for."""
         chains: dict[str, list[str]] = {}
-        for line in stdout.decode(errors="replace").splitlines():
+        for line in self.listing():
             word, chain = line.split(" ", 2)[:2]
             lines = chains.setdefault(chain, [])
             if word == "-A":
                 lines.append(line)
         return chains
 
-    def apply(self, lines: list[str]) -> None:
-        """Commands for ``nat``, all or nothing."""
-        lines = ["*nat", *lines, "COMMIT"]
+    def apply(self, lines: list[str], table: str = "nat") -> None:
+        """Commands for a table, all or nothing."""
+        lines = [f"*{table}", *lines, "COMMIT"]
         argv = [self.path("-restore"), "-w", "--noflush"]
         change = step(*argv)
         change.line = " ".join(["printf '%s\\n'", *map(quote, lines), "|", *argv])
@@ -159,19 +163,21 @@ def homes(chain: str) -> list[Iptables]:
 
 def _legacy() -> list[Iptables]:
     """The legacy tables of this namespace. Who has no iptables installed made none of their rules with it."""
-    return [tool for tool in (Iptables(4, "-legacy"), Iptables(6, "-legacy")) if _legacy_nat(tool.version) and tool.find()]
+    return [tool for tool in (Iptables(4, "-legacy"), Iptables(6, "-legacy")) if is_legacy(tool.version) and tool.find()]
 
 
-def _legacy_nat(version: int) -> bool:
-    """Whether this namespace has a legacy ``nat`` table."""
+def is_legacy(version: int, table: str = "nat") -> bool:
+    """Whether this namespace has this table in its legacy form. (To ask the program would make it.)"""
     name = "ip_tables_names" if version == 4 else "ip6_tables_names"
     try:
-        return b"nat" in read(f"/proc/thread-self/net/{name}").split()
+        return table.encode() in read(f"/proc/thread-self/net/{name}").split()
     except OSError:
         return False
 
 
-def delete(tool: Iptables, chain: str, sources: Collection[str] = (), parent: str = "POSTROUTING") -> None:
+def delete(
+    tool: Iptables, chain: str, sources: Collection[str] = (), parent: str = "POSTROUTING", *, table: str = "nat"
+) -> None:
     """Delete the jumps to the chain, and the chain, if none is left; absence is success.
 
     Args:
@@ -180,17 +186,17 @@ def delete(tool: Iptables, chain: str, sources: Collection[str] = (), parent: st
     """
     if tool.flavour == "-nft" and not nft.works():
         with nft.borrowed() as handle:
-            _delete_by_nft(handle, f"{'ip' if tool.version == 4 else 'ip6'} nat", chain, sources, parent)
+            _delete_by_nft(handle, f"{'ip' if tool.version == 4 else 'ip6'} {table}", chain, sources, parent)
         return
-    if tool.rules(chain) is None:
+    if tool.rules(chain, table) is None:
         return
-    jumps = [line for line in tool.rules(parent) or [] if line.endswith(f" -j {chain}")]
+    jumps = [line for line in tool.rules(parent, table) or [] if line.endswith(f" -j {chain}")]
     doomed = [line for line in jumps if not sources or _source(line) in sources]
     commands = ["-D" + line.removeprefix("-A") for line in doomed]
     if len(doomed) == len(jumps):
         commands += [f"-F {chain}", f"-X {chain}"]
     if commands:
-        tool.apply(commands)
+        tool.apply(commands, table)
 
 
 def _source(line: str) -> str:

@@ -250,6 +250,12 @@ def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
         rtnl.change(_message(("IFLA_ADDRESS", mac), ifindex=link.ifindex), nl.RTM_NEWLINK)
 
 
+def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
+    """Raises: KernelRefused."""
+    with step("ip", "link", "set", link.name, "mtu", str(mtu)):
+        rtnl.change(_numbered(link.ifindex) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
+
+
 def delete_link(rtnl: Rtnl, name: str) -> None:
     """Delete a link; with one end of a veth the other goes too. Absence is success. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "del", name):

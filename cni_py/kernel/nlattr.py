@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from struct import pack, unpack_from
+from struct import Struct, pack
 from sys import byteorder
 
 TYPE_CHECKING = False
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 NLA_F_NESTED = 0x8000
 _KIND = 0x3FFF
+_header = Struct("=HH").unpack_from
 
 
 def attribute(kind: int, value: str | bytes) -> bytes:
@@ -26,11 +27,11 @@ def nested(kind: int, value: bytes) -> bytes:
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Kind and value of each."""
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = unpack_from("=HH", data, at)
+    at, end = 0, len(data) - 3
+    while at < end:
+        length, kind = _header(data, at)
         yield kind & _KIND, data[at + 4 : at + length]
-        at += max(length + 3 & ~3, 4)
+        at += (length + 3 & ~3) or 4
 
 
 def text_of(value: bytes) -> str:

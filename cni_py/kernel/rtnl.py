@@ -35,11 +35,13 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
 _BUFFER = 65536
+_AT_A_TIME = 128
+"""Changes in a datagram: were all refused, a socket's default buffer holds the answers."""
 _HEADER = 16
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 _MESSAGES = ("ifaddrmsg", "ifinfmsg", "rtmsg")
 
@@ -99,6 +101,12 @@ class Rtnl:
     def close(self) -> None:
         self._socket.close()
 
+    @property
+    def port(self) -> int:
+        """The socket's number among netlink sockets: notifications name the one that made a change."""
+        number: int = self._socket.getsockname()[0]
+        return number
+
     def change(self, message: Any, kind: int, flags: int = 0) -> None:
         """Send a change and wait for its acknowledgement. Raises: NetlinkError."""
         self.change_all((message, kind, flags))
@@ -122,6 +130,37 @@ class Rtnl:
                 refusals.append(error)
         if refusals:
             raise refusals[0]
+
+    def change_many(self, requests: list[tuple[bytes, int, int]]) -> dict[int, NetlinkError]:
+        """Send any number of changes (what follows the header, kind, flags); answers the refusals by index.
+
+        A refused one does not keep the others from being done. The kernel acknowledges what it refuses and
+        the last of a datagram, so that thousands take no longer than the kernel itself needs. Raises: OSError.
+        """
+        refusals: dict[int, NetlinkError] = {}
+        for start in range(0, len(requests), _AT_A_TIME):
+            chunk = requests[start : start + _AT_A_TIME]
+            first, last = self._sequence + 1, self._sequence + len(chunk)
+            datagram = [self._encoded(message, kind, NLM_F_REQUEST | flags) for message, kind, flags in chunk[:-1]]
+            message, kind, flags = chunk[-1]
+            self._socket.send(b"".join([*datagram, self._encoded(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags)]))
+            for sequence, error in self._refusals(first, last):
+                refusals[start + sequence - first] = error
+        return refusals
+
+    def _refusals(self, first: int, last: int) -> list[tuple[int, NetlinkError]]:
+        """Read until the last of these requests is answered; the kernel takes them in their order."""
+        refusals = []
+        while True:
+            data = self._socket.recv(_BUFFER)
+            length, kind, flags, sequence, _ = unpack_from("=IHHII", data)
+            if kind == NLMSG_ERROR and first <= sequence <= last:  # an acknowledgement is a datagram of its own
+                try:
+                    _raise_if_refused(data[:length], flags)
+                except NetlinkError as error:
+                    refusals.append((sequence, error))
+                if sequence == last:
+                    return refusals
 
     def get(self, question: bytes, kind: int) -> bytes:
         """Ask for one object; question and answer are what follows the header. Raises: NetlinkError."""

@@ -1,0 +1,154 @@
+"""WireGuard devices: their key, port and peers, by generic netlink. The device itself is made in ``device.py``.
+
+The private key goes to the kernel, which answers with the public one, so no cryptography is needed here.
+No key but a public one is ever in the journal.
+
+Source: linux include/uapi/linux/wireguard.h, Documentation/userspace-api/netlink/intro.rst (families).
+"""
+
+from __future__ import annotations
+
+import socket
+from base64 import b64encode
+from dataclasses import dataclass
+from errno import ENOENT
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from struct import pack, unpack
+
+from cni_py.errors import KernelRefused
+from cni_py.kernel import rtnl as nl
+from cni_py.kernel.device import lacking
+from cni_py.kernel.journal import step
+from cni_py.kernel.nlattr import attribute, attributes, nested
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+KEY_BYTES = 32
+_NETLINK_GENERIC = 16
+_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
+_GET_DEVICE, _SET_DEVICE = 0, 1
+_IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _FLAGS, _LISTEN_PORT, _PEERS = 2, 3, 4, 5, 6, 8
+_REPLACE_PEERS = 1
+_PEER_PUBLIC_KEY, _PEER_PRESHARED_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_ALLOWEDIPS = 1, 2, 3, 4, 5, 9
+_PEER_REMOVE, _PEER_REPLACE_ALLOWEDIPS = 1, 2
+_ALLOWED_FAMILY, _ALLOWED_IPADDR, _ALLOWED_CIDR_MASK = 1, 2, 3
+_CHUNK = 200
+"""Peers in one message: an attribute ends at 64 KiB, and a peer takes up to 250 bytes."""
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node: its key, where it listens, and the subnets that are sent to it and taken from it."""
+
+    public_key: bytes
+    address: IPv4Address | IPv6Address
+    port: int
+    allowed: tuple[IPv4Network | IPv6Network, ...]
+    keepalive_seconds: int = 0
+
+
+class WireGuard:
+    """The kernel's WireGuard, in the namespace of the calling thread. A context manager.
+
+    Raises: KernelRefused, naming what is missing where the kernel has no WireGuard.
+    """
+
+    def __init__(self) -> None:
+        with nl.question("genl", "ctrl", "get", "name", "wireguard"):
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+            self._netlink = nl.Rtnl(socket.socket(socket.AF_NETLINK, kind, _NETLINK_GENERIC))  # an answer is as in rtnetlink
+            try:
+                self._family = self._family_of("wireguard")
+            except nl.NetlinkError as error:
+                self._netlink.close()
+                if error.errno == ENOENT:
+                    raise lacking("wireguard", error) from error
+                raise
+
+    def _family_of(self, name: str) -> int:
+        answer = self._netlink.get(
+            _command(_CTRL_CMD_GETFAMILY) + attribute(_CTRL_ATTR_FAMILY_NAME, name),
+            _GENL_ID_CTRL,
+        )
+        family: int = unpack("=H", dict(attributes(answer[4:]))[_CTRL_ATTR_FAMILY_ID])[0]
+        return family
+
+    def __enter__(self) -> WireGuard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
+
+    def set_device(self, name: str, private_key: bytes, port: int) -> bytes:
+        """Give the device its key and port; answers its public key. Raises: KernelRefused."""
+        with step("wg", "set", name, "listen-port", str(port), "private-key", "/dev/stdin"):
+            self._change(name, attribute(_PRIVATE_KEY, private_key) + attribute(_LISTEN_PORT, pack("=H", port)))
+        with nl.question("wg", "show", name, "public-key"):
+            answers = self._netlink.dump(_command(_GET_DEVICE) + attribute(_IFNAME, name), self._family)
+        for answer in answers:
+            public_key = dict(attributes(answer[4:])).get(_PUBLIC_KEY)
+            if public_key:
+                return public_key
+        raise KernelRefused(f'"{name}" has no public key')
+
+    def set_peers(self, name: str, peers: Iterable[Peer], psk: bytes = b"", only: bool = False) -> None:
+        """Add these peers, or change those that have their key; ``only``: remove all others. Raises: KernelRefused."""
+        remaining = list(peers)
+        flags = attribute(_FLAGS, pack("=I", _REPLACE_PEERS)) if only else b""
+        while remaining or flags:
+            chunk, remaining = remaining[:_CHUNK], remaining[_CHUNK:]
+            with step("wg", "set", name, *(word for peer in chunk for word in _words(peer))):
+                self._change(name, flags + nested(_PEERS, b"".join(nested(0, peer_data(peer, psk)) for peer in chunk)))
+            flags = b""
+
+    def remove_peer(self, name: str, public_key: bytes) -> None:
+        """Absence is success. Raises: KernelRefused."""
+        data = attribute(_PEER_PUBLIC_KEY, public_key) + attribute(_PEER_FLAGS, pack("=I", _PEER_REMOVE))
+        with step("wg", "set", name, "peer", b64encode(public_key).decode(), "remove"):
+            self._change(name, nested(_PEERS, nested(0, data)))
+
+    def _change(self, name: str, data: bytes) -> None:
+        self._netlink.change(_command(_SET_DEVICE) + attribute(_IFNAME, name) + data, self._family)
+
+
+def _command(command: int) -> bytes:
+    """``struct genlmsghdr``."""
+    return pack("=BBH", command, 1, 0)
+
+
+def peer_data(peer: Peer, psk: bytes) -> bytes:
+    """The attributes of one peer; its allowed addresses take the place of those that it had."""
+    allowed = b"".join(
+        nested(
+            0,
+            attribute(_ALLOWED_FAMILY, pack("=H", _FAMILY[network.version]))
+            + attribute(_ALLOWED_IPADDR, network.network_address.packed)
+            + attribute(_ALLOWED_CIDR_MASK, pack("=B", network.prefixlen)),
+        )
+        for network in peer.allowed
+    )
+    return (
+        attribute(_PEER_PUBLIC_KEY, peer.public_key)
+        + (attribute(_PEER_PRESHARED_KEY, psk) if psk else b"")
+        + attribute(_PEER_FLAGS, pack("=I", _PEER_REPLACE_ALLOWEDIPS))
+        + attribute(_PEER_ENDPOINT, _socket_address(peer.address, peer.port))
+        + attribute(_PEER_KEEPALIVE, pack("=H", peer.keepalive_seconds))
+        + nested(_PEER_ALLOWEDIPS, allowed)
+    )
+
+
+def _socket_address(address: IPv4Address | IPv6Address, port: int) -> bytes:
+    """``struct sockaddr_in`` or ``sockaddr_in6``."""
+    family = pack("=H", _FAMILY[address.version]) + pack("!H", port)
+    return family + address.packed + bytes(8) if address.version == 4 else family + bytes(4) + address.packed + bytes(4)
+
+
+def _words(peer: Peer) -> list[str]:
+    """As ``wg set`` takes it."""
+    where = f"[{peer.address}]" if peer.address.version == 6 else str(peer.address)
+    words = ["peer", b64encode(peer.public_key).decode(), "endpoint", f"{where}:{peer.port}"]
+    words += ["persistent-keepalive", str(peer.keepalive_seconds)] if peer.keepalive_seconds else []
+    return [*words, "allowed-ips", ",".join(str(network) for network in peer.allowed)]
