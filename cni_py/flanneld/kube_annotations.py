@@ -1,0 +1,155 @@
+"""A node of Kubernetes as a lease, and a lease as annotations of a node. Pure.
+
+The subnets are the node's ``spec.podCIDRs``, given by the controller manager; the rest are annotations, by
+default ``flannel.alpha.coreos.com/…``::
+
+    kube-subnet-manager: "true"          backend-type: vxlan
+    backend-data: {"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}     public-ip: 192.168.123.11
+    backend-v6-data, public-ipv6         the same for IPv6
+    public-ip-overwrite, public-ipv6-overwrite                written by people: published in place of our own
+    node-public-ip, node-public-ipv6                          written by people: in place of -public-ip
+
+Source: flannel-io/flannel pkg/subnet/kube/annotations.go, kube.go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any, TypeVar
+
+from cni_py.errors import InvalidConfig
+from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
+
+Address = TypeVar("Address", IPv4Address, IPv6Address)
+DEFAULT_PREFIX = "flannel.alpha.coreos.com"
+MANAGED = "kube-subnet-manager"
+_PREFIX = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z0-9_-]+/(?:[a-z0-9_-]+-)?")
+_HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to write, and which addresses people put in place of ours."""
+
+    annotations: dict[str, str]
+    overridden: tuple[str, ...] = ()
+
+
+class Annotations:
+    """Reads and writes those of one prefix, as given to ``-kube-annotation-prefix``. Raises: InvalidConfig."""
+
+    def __init__(self, prefix: str) -> None:
+        if prefix.count("/") > 1:
+            raise InvalidConfig(
+                "subnet/kube: prefix can contain at most single slash", f'-kube-annotation-prefix is "{prefix}"'
+            )
+        whole = prefix if "/" in prefix else f"{prefix}/"
+        whole = whole if whole.endswith(("/", "-")) else f"{whole}-"
+        if not _PREFIX.fullmatch(whole):
+            raise InvalidConfig(
+                "subnet/kube: prefix must be in a format: fqdn/[0-9a-z-_]*", f'-kube-annotation-prefix is "{prefix}"'
+            )
+        self.prefix = whole
+
+    def of(self, node: dict[str, Any]) -> dict[str, str]:
+        """Ours among the node's annotations, without the prefix."""
+        found = (node.get("metadata") or {}).get("annotations") or {}
+        length = len(self.prefix)
+        return {key[length:]: str(value) for key, value in found.items() if key.startswith(self.prefix)}
+
+    def changes(self, node: dict[str, Any], attributes: Attributes) -> Changes:
+        """What must be written so that the node says this; a person's overwrite goes before our address.
+
+        Go-compatible: pkg/subnet/kube/kube.go, AcquireLease, which leaves the annotations of a family alone
+        where VXLAN or WireGuard has no data for it, and writes "null" for other back ends.
+        """
+        there = self.of(node)
+        wanted = {"backend-type": attributes.backend_type, MANAGED: "true"}
+        overridden: list[str] = []
+        if _has_ipv4(attributes):
+            wanted["backend-data"] = as_go_writes(attributes.backend_data)
+            wanted["public-ip"] = there.get("public-ip-overwrite") or str(attributes.public_ip or "0.0.0.0")
+            overridden += ["public-ip"] if there.get("public-ip-overwrite") else []
+        if _has_ipv6(attributes):
+            wanted["backend-v6-data"] = as_go_writes(attributes.backend_v6_data)
+            wanted["public-ipv6"] = there.get("public-ipv6-overwrite") or str(attributes.public_ipv6)
+            overridden += ["public-ipv6"] if there.get("public-ipv6-overwrite") else []
+        changed = {f"{self.prefix}{key}": value for key, value in sorted(wanted.items()) if there.get(key) != value}
+        return Changes(changed, tuple(key for key in overridden if f"{self.prefix}{key}" in changed))
+
+    def lease(self, node: dict[str, Any], ipv4: bool, ipv6: bool) -> Lease | None:
+        """The node's lease, None where it is no node of flannel's. Raises: NotALease."""
+        there = self.of(node)
+        if there.get(MANAGED) != "true":
+            return None
+        subnets = pod_subnets(node)
+        if (ipv4 and not subnets.ipv4) or (ipv6 and not subnets.ipv6):
+            raise NotALease(f"missing {'IPv4' if ipv4 and not subnets.ipv4 else 'IPv6'} address on n.Spec.PodCIDRs")
+        return Lease(
+            Subnets(subnets.ipv4 if ipv4 else None, subnets.ipv6 if ipv6 else None),
+            Attributes(
+                public_ip=_address(there, "public-ip", IPv4Address) if ipv4 else None,
+                public_ipv6=_address(there, "public-ipv6", IPv6Address) if ipv6 else None,
+                backend_type=there.get("backend-type", ""),
+                backend_data=_data(there, "backend-data") if ipv4 else None,
+                backend_v6_data=_data(there, "backend-v6-data") if ipv6 else None,
+            ),
+        )
+
+    def stored_addresses(self, node: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address | None]:
+        """What people wrote in place of ``-public-ip`` and ``-public-ipv6``. Raises: NotALease."""
+        there = self.of(node)
+        return (
+            _address(there, "node-public-ip", IPv4Address) if there.get("node-public-ip") else None,
+            _address(there, "node-public-ipv6", IPv6Address) if there.get("node-public-ipv6") else None,
+        )
+
+
+def pod_subnets(node: dict[str, Any]) -> Subnets:
+    """Those of ``spec.podCIDRs``, else of ``spec.podCIDR``; none where there are none yet. Raises: NotALease."""
+    spec = node.get("spec") or {}
+    texts = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
+    if len(texts) > 2:
+        raise NotALease("pod cidrs should be IPv4/IPv6 only or dualstack")
+    try:
+        found = [ip_network(str(text), strict=False) for text in texts]
+    except ValueError as error:
+        raise NotALease(f"invalid CIDR address: {error}") from error
+    return Subnets(
+        next((subnet for subnet in found if isinstance(subnet, IPv4Network)), None),
+        next((subnet for subnet in found if isinstance(subnet, IPv6Network)), None),
+    )
+
+
+def as_go_writes(data: Any) -> str:
+    """JSON without blanks, ``null`` where there is nothing."""
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).translate(_HTML)
+
+
+def _has_ipv4(attributes: Attributes) -> bool:
+    return attributes.backend_type not in ("vxlan", "wireguard") or attributes.backend_data is not None
+
+
+def _has_ipv6(attributes: Attributes) -> bool:
+    if attributes.backend_type in ("vxlan", "wireguard"):
+        return attributes.backend_v6_data is not None and attributes.public_ipv6 is not None
+    return attributes.backend_type in ("host-gw", "extension") and attributes.public_ipv6 is not None
+
+
+def _address(there: dict[str, str], key: str, kind: type[Address]) -> Address:
+    """Raises: NotALease."""
+    try:
+        return kind(there.get(key, ""))
+    except ValueError as error:
+        raise NotALease(f"{key} is {there.get(key, 'missing')!r}: {error}") from error
+
+
+def _data(there: dict[str, str], key: str) -> Any:
+    """Raises: NotALease."""
+    try:
+        return json.loads(there.get(key) or "null")
+    except (ValueError, RecursionError) as error:
+        raise NotALease(f"{key} is no JSON: {error}") from error

@@ -1,0 +1,122 @@
+"""Leases: which node has which subnet, and how it is reached. Keys and values are Go flannel's, byte for byte.
+
+A lease's key is its subnets, ``10.244.91.0-24`` or ``10.244.91.0-24&fd00:1::-64`` in dual stack; a node
+that has IPv6 alone says ``0.0.0.0-0`` for the first. Its value is JSON without blanks, the keys in this
+order, the two addresses always there::
+
+    {"PublicIP":"192.168.123.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"…"}}
+
+Source: flannel-io/flannel pkg/lease/lease.go, pkg/subnet/subnet.go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+LEASE_SECONDS = 86400
+_NOTHING = IPv4Network("0.0.0.0/0")
+_KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
+_HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+class NotALease(ValueError):
+    """A key or value under ``subnets/`` that says no lease; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subnets:
+    """A node's subnet of each family; one of them at least."""
+
+    ipv4: IPv4Network | None = None
+    ipv6: IPv6Network | None = None
+
+    def __str__(self) -> str:
+        return " and ".join(str(subnet) for subnet in self.each())
+
+    def each(self) -> list[IPv4Network | IPv6Network]:
+        """Those that are there."""
+        return [subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None]
+
+    def overlap(self, other: Subnets) -> bool:
+        """Whether both can not be leased at a time."""
+        return bool(
+            (self.ipv4 and other.ipv4 and self.ipv4.overlaps(other.ipv4))
+            or (self.ipv6 and other.ipv6 and self.ipv6.overlaps(other.ipv6))
+        )
+
+    def as_key(self) -> str:
+        """The last part of the key in a datastore."""
+        first = self.ipv4 or _NOTHING
+        key = f"{first.network_address}-{first.prefixlen}"
+        return f"{key}&{self.ipv6.network_address}-{self.ipv6.prefixlen}" if self.ipv6 else key
+
+    @classmethod
+    def from_key(cls, key: str) -> Subnets:
+        """Raises: NotALease."""
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise NotALease(f'"{key}" is no key of a subnet: it looks like 10.244.91.0-24')
+        address, length, address6, length6 = found.groups()
+        try:
+            ipv4 = IPv4Network(f"{address}/{length}")
+            ipv6 = IPv6Network(f"{address6}/{length6}") if address6 else None
+        except ValueError as error:
+            raise NotALease(f'"{key}" is no key of a subnet: {error}') from error
+        if ipv4 == _NOTHING and ipv6 is None:
+            raise NotALease(f'"{key}" names no subnet')
+        return cls(None if ipv4 == _NOTHING else ipv4, ipv6)
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What a node publishes about itself: where it is reached, and what its back end adds (JSON values)."""
+
+    public_ip: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    backend_type: str = ""
+    backend_data: Any = None
+    backend_v6_data: Any = None
+
+    def as_json(self) -> str:
+        """As Go writes it."""
+        out: dict[str, Any] = {
+            "PublicIP": str(self.public_ip or "0.0.0.0"),
+            "PublicIPv6": str(self.public_ipv6) if self.public_ipv6 else None,
+        }
+        if self.backend_type:
+            out["BackendType"] = self.backend_type
+        if self.backend_data is not None:
+            out["BackendData"] = self.backend_data
+        if self.backend_v6_data is not None:
+            out["BackendV6Data"] = self.backend_v6_data
+        text = json.dumps(out, separators=(",", ":"), ensure_ascii=False)
+        return "".join(_HTML.get(character, character) for character in text)
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Attributes:
+        """Raises: NotALease."""
+        try:
+            found = json.loads(text)
+            public_ip, public_ipv6 = IPv4Address(found.get("PublicIP") or "0.0.0.0"), found.get("PublicIPv6")
+            return cls(
+                public_ip=public_ip if int(public_ip) else None,
+                public_ipv6=IPv6Address(public_ipv6) if public_ipv6 else None,
+                backend_type=str(found.get("BackendType") or ""),
+                backend_data=found.get("BackendData"),
+                backend_v6_data=found.get("BackendV6Data"),
+            )
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise NotALease(f"the value is no lease: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A subnet in a node's hands. ``expires``: seconds since the epoch, None where it never does (a reservation)."""
+
+    subnets: Subnets
+    attributes: Attributes
+    expires: float | None = None

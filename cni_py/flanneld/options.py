@@ -1,0 +1,475 @@
+"""flanneld's options: Go's flags in Go's syntax, the environment, and the few that are ours.
+
+Each option is a field of :class:`Options`, with its default, its reader and its help text beside it; the
+parser, the help and the variables' names follow from that. An option of Go's that is not here stands
+in ``REFUSED`` with the reason, so that nothing is ignored in silence.
+
+Source: flannel-io/flannel main.go (flags, order of the dump), Go's flag package (syntax), coreos/pkg
+flagutil/env.go (variables). Stricter than Go: docs/flanneld.md, "Differences from Go".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from ipaddress import ip_address
+from textwrap import fill
+from typing import Any
+
+from cni_py import __version__
+
+PREFIX = "FLANNELD_"
+DAY_MINUTES = 24 * 60
+MARGIN_FAULT = "Invalid subnet-lease-renew-margin option, out of acceptable range"
+_TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
+_FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
+_NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d{0,9}|0[xX][\da-fA-F]{1,8}|0[oO]?[0-7]{1,11}|0[bB][01]{1,32})")
+
+REFUSED = {
+    "vmodule": "our log has one verbosity for all modules: -v",
+    "log-backtrace-at": "Go's log library prints stacks of Go; ours says module and line",
+    "log_backtrace_at": "Go's log library prints stacks of Go; ours says module and line",
+    "logtostderr": "the log always goes to standard error",
+    "alsologtostderr": "the log always goes to standard error",
+    "stderrthreshold": "the log always goes to standard error, all of it",
+    "log_dir": "the log always goes to standard error: systemd and Kubernetes keep it",
+    "use-multi-cluster-cidr": "newer flannel serves one network too",
+    "networks": "one flanneld serves one network: start another with its own -etcd-prefix and -subnet-file",
+    "listen": "flannel gave up its client and server mode: every node asks the datastore itself",
+    "remote": "flannel gave up its client and server mode: every node asks the datastore itself",
+}
+"""Options that some flanneld knows or knew, and why ours does not."""
+
+
+class UsageError(Exception):
+    """The command line or a variable is wrong; the text names it. ``status``: what the process ends with."""
+
+    status = 2
+
+
+# ---- values -----------------------------------------------------------------------------------
+
+
+def _switch(text: str) -> bool:
+    if text not in _TRUE | _FALSE:
+        raise ValueError("it is true or false")
+    return text in _TRUE
+
+
+def _number(low: int, high: int, fault: str = "") -> Callable[[str], int]:
+    """Written as Go reads it: 10, 0x0a, 012."""
+
+    def read(text: str) -> int:
+        if _NUMBER.fullmatch(text) is None:
+            raise ValueError("it is a whole number")
+        number = int(re.sub(r"^([+-]?)0(?=[0-7])", r"\g<1>0o", text), 0)
+        if not low <= number <= high:
+            raise ValueError(fault or f"it is {low} to {high}")
+        return number
+
+    return read
+
+
+def _needed(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty")
+    return text
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise ValueError("it is a list of URLs with a comma between two")
+    return found
+
+
+def _address(*versions: int) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text and ("%" in text or ip_address(text).version not in versions):
+            raise ValueError(f"it is an IPv{' or IPv'.join(str(version) for version in versions)} address")
+        return text
+
+    return read
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(_needed(text))
+    except re.error as error:
+        raise ValueError(f"it is no regular expression: {error}") from error
+    return text
+
+
+def _datastore(text: str) -> str:
+    if text and not (text.startswith("file:") and len(text) > len("file:")):
+        raise ValueError("it is file:PATH; without this option it is etcd")
+    return text
+
+
+# ---- options ----------------------------------------------------------------------------------
+
+ETCD, KUBERNETES, OTHER, NETWORK, TRAFFIC, OBSERVE, ACTIONS = (
+    "etcd",
+    "Kubernetes, in place of etcd",
+    "A file, in place of etcd",
+    "The node and its subnet",
+    "Packet filter and routes",
+    "Health and log",
+    "In place of running",
+)
+
+
+def _option(
+    default: object, group: str, value: str, text: str, read: Callable[[str], object] | None = None, *, is_secret: bool = False
+) -> Any:
+    """One option. ``value``: what its help calls the value; ``read``: raises ValueError with what would be right."""
+    reader = read or (_switch if isinstance(default, bool) else str)
+    return field(default=default, repr=not is_secret, metadata={"group": group, "value": value, "text": text, "read": reader})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What flanneld was started with. Names are Go's, ``_`` for ``-``."""
+
+    etcd_endpoints: tuple[str, ...] = _option(
+        ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
+        ETCD,
+        "URL,URL",
+        "Its members, with commas between. One is used until it fails, then the next.",
+        _endpoints,
+    )
+    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Where flannel's keys begin.")
+    etcd_keyfile: str = _option("", ETCD, "FILE", "Key of our client certificate, PEM.")
+    etcd_certfile: str = _option(
+        "",
+        ETCD,
+        "FILE",
+        "Our client certificate, PEM. Make one for flannel: the server's own key has no business on other nodes.",
+    )
+    etcd_cafile: str = _option("", ETCD, "FILE", "Certificate of who signed etcd's, PEM; works without a client certificate.")
+    etcd_username: str = _option("", ETCD, "NAME", "User, where etcd has users.")
+    etcd_password: str = _option(
+        "",
+        ETCD,
+        "WORD",
+        "The user's password. Everybody on the host can read a command line: "
+        "give it as FLANNELD_ETCD_PASSWORD, in a file that only root can read.",
+        is_secret=True,
+    )
+
+    kube_subnet_mgr: bool = _option(
+        False, KUBERNETES, "", "Take the subnet from the node's podCIDR, and find the others in the nodes' annotations."
+    )
+    kube_api_url: str = _option("", KUBERNETES, "URL", "The API server; not needed in a pod.")
+    kubeconfig_file: str = _option("", KUBERNETES, "FILE", "How to log in; not needed in a pod.")
+    kube_annotation_prefix: str = _option(
+        "flannel.alpha.coreos.com", KUBERNETES, "NAME", "What the annotations' names begin with.", _needed
+    )
+    net_config_path: str = _option(
+        "/etc/kube-flannel/net-conf.json", KUBERNETES, "FILE", "The network's configuration, which etcd has otherwise.", _needed
+    )
+    set_node_network_unavailable: bool = _option(
+        True, KUBERNETES, "", "When all works, take the node's condition NetworkUnavailable back."
+    )
+
+    datastore: str = _option(
+        "",
+        OTHER,
+        "file:PATH",
+        "Keep configuration and leases in this file: for one machine, for a lab, or as a list written by hand. "
+        "It is read again when it changes.",
+        _datastore,
+    )
+
+    iface: tuple[str, ...] = _option(
+        (), NETWORK, "NAME|IP", "Interface to the other nodes; repeatable, the first that is there.", _needed
+    )
+    iface_regex: tuple[str, ...] = _option(
+        (), NETWORK, "REGEX", "The same by a pattern of its address or name; repeatable, tried after -iface.", _pattern
+    )
+    iface_can_reach: str = _option(
+        "",
+        NETWORK,
+        "IP",
+        "The same by a route to this address, tried last. Without any of the three: where the default route leads.",
+        _address(4, 6),
+    )
+    public_ip: str = _option("", NETWORK, "IP", "Where other nodes reach us; left out: the interface's address.", _address(4))
+    public_ipv6: str = _option("", NETWORK, "IP", "The same for IPv6.", _address(6))
+    subnet_file: str = _option(
+        "/run/flannel/subnet.env", NETWORK, "FILE", "Where subnet and MTU are written for the flannel plugin.", _needed
+    )
+    subnet_lease_renew_margin: int = _option(
+        60,
+        NETWORK,
+        "MINUTES",
+        "How long before its end a lease is renewed, 1 to 1439.",
+        _number(1, DAY_MINUTES - 1, f"{MARGIN_FAULT}: it is 1 to {DAY_MINUTES - 1} minutes"),
+    )
+
+    ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade what leaves the flannel network.")
+    ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports where it can.")
+    iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept what is forwarded from and to the flannel network.")
+    iptables_resync: int = _option(
+        5,
+        TRAFFIC,
+        "SECONDS",
+        "How often to look whether all rules are there. Where the kernel tells of changes, they are put back at once.",
+        _number(1, 24 * 3600),
+    )
+    ip_blackhole_route: bool = _option(
+        False, TRAFFIC, "", "Drop packets to addresses of our subnet that no pod has, in place of sending them out again."
+    )
+
+    healthz_ip: str = _option("0.0.0.0", OBSERVE, "IP", "Address of the health server.", _address(4, 6))
+    healthz_port: int = _option(
+        0, OBSERVE, "PORT", "Its port, for /healthz, /readyz and /metrics; 0: no server.", _number(0, 65535)
+    )
+    v: int = _option(0, OBSERVE, "LEVEL", "How much to log: 1 each change, 2 also what was asked.", _number(0, 2**31 - 1))
+
+    check_config: str = _option(
+        "", ACTIONS, "FILE", "Check a network configuration, - for standard input, and say what is wrong.", _needed
+    )
+    cleanup: bool = _option(
+        False,
+        ACTIONS,
+        "",
+        "Remove what flanneld made and leaves when it ends: devices, routes, rules. Pods lose their network.",
+    )
+    version: bool = _option(False, ACTIONS, "", "Print the version.")
+
+    warnings: tuple[str, ...] = ()
+    """What was given and has no effect; for the log."""
+
+    def redacted(self) -> str:
+        """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
+        values = {name: _as_go(getattr(self, attribute)) for name, attribute in _DUMP.items()}
+        values["etcdEndpoints"] = ",".join(without_password(endpoint) for endpoint in self.etcd_endpoints)
+        values["etcdPassword"] = "***" if self.etcd_password else ""
+        return "{" + " ".join(f"{name}:{value}" for name, value in values.items()) + "}"
+
+
+_DUMP = {
+    "etcdEndpoints": "etcd_endpoints",
+    "etcdPrefix": "etcd_prefix",
+    "etcdKeyfile": "etcd_keyfile",
+    "etcdCertfile": "etcd_certfile",
+    "etcdCAFile": "etcd_cafile",
+    "etcdUsername": "etcd_username",
+    "etcdPassword": "etcd_password",
+    "version": "version",
+    "kubeSubnetMgr": "kube_subnet_mgr",
+    "kubeApiUrl": "kube_api_url",
+    "kubeAnnotationPrefix": "kube_annotation_prefix",
+    "kubeConfigFile": "kubeconfig_file",
+    "iface": "iface",
+    "ifaceRegex": "iface_regex",
+    "ipMasq": "ip_masq",
+    "ipMasqRandomFullyDisable": "ip_masq_fully_random_disable",
+    "ifaceCanReach": "iface_can_reach",
+    "subnetFile": "subnet_file",
+    "publicIP": "public_ip",
+    "publicIPv6": "public_ipv6",
+    "subnetLeaseRenewMargin": "subnet_lease_renew_margin",
+    "healthzIP": "healthz_ip",
+    "healthzPort": "healthz_port",
+    "iptablesResyncSeconds": "iptables_resync",
+    "iptablesForwardRules": "iptables_forward_rules",
+    "blackholeRoute": "ip_blackhole_route",
+    "netConfPath": "net_config_path",
+    "setNodeNetworkUnavailable": "set_node_network_unavailable",
+    "datastore": "datastore",
+}
+
+_FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
+
+
+def _as_go(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{' '.join(value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def without_password(endpoint: str) -> str:
+    """The URL as it may be shown."""
+    user, at, host = endpoint.rpartition("@")
+    return f"{user[: user.find('://') + 3] if '://' in user else ''}***@{host}" if at else endpoint
+
+
+# ---- reading ----------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
+    """Options of the command line (without the program's name), then of the environment; ``--help`` prints and exits.
+
+    Raises: UsageError; SystemExit(0) after the help.
+    """
+    given: dict[str, Any] = {}
+    for name, text in _words(argv):
+        option = _FIELDS[name]
+        value = _read(option, text, f"flag -{name}")
+        given[option.name] = (*given.get(option.name, ()), value) if _is_repeatable(option) else value
+    if given.get("version"):
+        return Options(**given)
+    warnings = _add_environment(given, environ)
+    options = Options(**given)
+    _check_together(options)
+    return Options(**given, warnings=(*warnings, *_without_effect(options, given)))
+
+
+def _words(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and text of each option on the command line. Raises: UsageError."""
+    words = deque(argv)
+    while words:
+        word = words.popleft()
+        if word == "--" and not words:
+            return
+        if word == "--" or len(word) < 2 or word[0] != "-":
+            word = words[0] if word == "--" else word
+            raise UsageError(f'"{word}" is no option, and flanneld takes nothing else; a switch has a "=": -ip-masq=false')
+        name, equals, text = word.removeprefix("-").removeprefix("-").partition("=")
+        if not name or name[0] == "-":
+            raise UsageError(f"bad flag syntax: {word}")
+        if name in ("h", "help"):
+            print(help_text())
+            raise SystemExit(0)
+        _check_known(name, f"-{name}")
+        if not equals and _is_switch(_FIELDS[name]):
+            text = "true"
+        elif not equals:
+            if not words:
+                raise UsageError(f"flag needs an argument: -{name}")
+            text = words.popleft()
+        yield name, text
+
+
+def _check_known(name: str, shown: str) -> None:
+    """Raises: UsageError."""
+    if name in REFUSED:
+        raise UsageError(f"{shown} is not supported: {REFUSED[name]}")
+    if name not in _FIELDS:
+        near = get_close_matches(name, _FIELDS, 1)
+        raise UsageError(
+            f"flag provided but not defined: {shown}" + (f"; is it -{near[0]}?" if near else "; see flanneld --help")
+        )
+
+
+def _is_switch(option: Field[Any]) -> bool:
+    return isinstance(option.default, bool)
+
+
+def _is_repeatable(option: Field[Any]) -> bool:
+    return option.default == ()
+
+
+def _is_action(option: Field[Any]) -> bool:
+    return bool(option.metadata["group"] == ACTIONS)
+
+
+def _read(option: Field[Any], text: str, where: str) -> Any:
+    """Raises: UsageError, with what was given and where."""
+    try:
+        return option.metadata["read"](text)
+    except ValueError as error:
+        shown = text if option.repr else "***"
+        raise UsageError(f'invalid value "{shown}" for {where}: {error}') from error
+
+
+def _add_environment(given: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
+    """Complete ``given`` from the environment, where an empty value is none; what has no effect. Raises: UsageError.
+
+    Go-compatible: the command line comes first, and a variable adds one element to what is repeatable.
+    """
+    options = {_variable(name): option for name, option in _FIELDS.items() if not _is_action(option)}
+    refused = {_variable(name): name for name in REFUSED}
+    warnings = []
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(PREFIX) or not text:
+            continue
+        option = options.get(variable)
+        if option is None:
+            if variable in refused:
+                _check_known(refused[variable], variable)
+            warnings.append(f"{variable} is no option of flanneld that can be given in the environment")
+        elif option.name not in given:
+            value = _read(option, text, variable)
+            given[option.name] = (value,) if _is_repeatable(option) else value
+    return warnings
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.replace("-", "_").upper()
+
+
+def _check_together(options: Options) -> None:
+    """Raises: UsageError where two options contradict each other."""
+    if options.datastore and options.kube_subnet_mgr:
+        raise UsageError("-datastore and -kube-subnet-mgr: there is one datastore")
+    if options.check_config and options.cleanup:
+        raise UsageError("-check-config and -cleanup: one of them at a time")
+    if bool(options.etcd_keyfile) != bool(options.etcd_certfile):
+        raise UsageError("-etcd-keyfile and -etcd-certfile: a client certificate needs both")
+    if bool(options.etcd_username) != bool(options.etcd_password):
+        raise UsageError("-etcd-username and -etcd-password: to log in needs both")
+
+
+def _without_effect(options: Options, given: Mapping[str, Any]) -> list[str]:
+    """Options of a datastore that is not the one in use."""
+    reasons = {}
+    if options.datastore or options.kube_subnet_mgr:
+        reasons[ETCD] = "etcd is not the datastore"
+    if not options.kube_subnet_mgr:
+        reasons[KUBERNETES] = "it needs -kube-subnet-mgr"
+    return [
+        f"-{name} has no effect: {reasons[option.metadata['group']]}"
+        for name, option in _FIELDS.items()
+        if option.name in given and option.name != "kube_subnet_mgr" and option.metadata["group"] in reasons
+    ]
+
+
+# ---- help -------------------------------------------------------------------------------------
+
+_HEAD = f"""\
+Usage: flanneld [OPTION]...
+
+flanneld {__version__} of cni-py. Leases this node a subnet of the flannel network, writes
+it to /run/flannel/subnet.env for the CNI plugin, and keeps the ways to the other
+nodes as they must be. Its leases are Go flannel's: both can serve one cluster.
+
+Options begin with one or two dashes; a value follows after "=" or a space, a switch
+takes "=" alone (-ip-masq=false). An option that is not given is taken from its
+variable: -etcd-endpoints from FLANNELD_ETCD_ENDPOINTS.
+"""
+
+_TAIL = """\
+Signals: SIGTERM and SIGINT end flanneld; what it made stays, so pods keep their network.
+Exit status: 0 ended or done, 1 failed, 2 an option is wrong.
+
+Examples:
+  etcdctl put /coreos.com/network/config \\
+    '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
+  flanneld -etcd-endpoints=https://192.168.123.11:2379 \\
+    -etcd-cafile=/etc/flannel/ca.crt -etcd-certfile=/etc/flannel/client.crt \\
+    -etcd-keyfile=/etc/flannel/client.key -ip-masq
+  flanneld -datastore=file:/var/lib/flannel/network.json -iface=eth1
+  flanneld -check-config /etc/kube-flannel/net-conf.json
+
+More: docs/flanneld.md"""
+
+
+def help_text() -> str:
+    """What ``--help`` prints."""
+    groups: dict[str, list[str]] = {}
+    for name, option in _FIELDS.items():
+        groups.setdefault(option.metadata["group"], []).append(_help_of(name, option))
+    return "\n".join([_HEAD, *("\n".join([f"{group}:", *lines, ""]) for group, lines in groups.items()), _TAIL])
+
+
+def _help_of(name: str, option: Field[Any]) -> str:
+    shown = ",".join(option.default) if isinstance(option.default, tuple) else _as_go(option.default)
+    text = option.metadata["text"] + (f" ({shown})" if shown not in ("", "false") else "")
+    head = f"  -{name} {option.metadata['value']}".rstrip()
+    return f"{head}\n" + fill(text, 80, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False)

@@ -1,0 +1,736 @@
+"""flanneld's leases in a real etcd: made, kept, lost and followed, while servers die, hang and come back.
+
+Each test is run inside of a Host: its etcd is on that one's 127.0.0.1 and ends with it, as do gRPC's threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path
+from time import monotonic, sleep, time
+from typing import Any
+
+import pytest
+
+from cni_py.errors import InvalidConfig
+from cni_py.flanneld import etcd_store, klog
+from cni_py.flanneld.etcd import Etcd
+from cni_py.flanneld.etcd_store import EtcdStore
+from cni_py.flanneld.lease import Attributes, Lease, Subnets
+from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.store import LeaseTaken, PoolExhausted, Refused, StoreError, Unavailable
+from integration.etcd import servers
+from integration.etcd.servers import Server
+from namespaces import PATH, Host
+
+pytestmark = pytest.mark.netns
+
+PREFIX = "/coreos.com/network"
+NETWORK_TEXT = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
+NETWORK = NetworkConfig.parse(NETWORK_TEXT)
+DUAL = NetworkConfig.parse(
+    '{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}'
+)
+IPV6 = NetworkConfig.parse('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}')
+
+
+def inside(body: Callable[..., None]) -> Callable[..., None]:
+    """A test that is run in a Host of its own."""
+
+    @functools.wraps(body)
+    def test(**arguments: Any) -> None:
+        if not all(shutil.which(name, path=PATH) for name in ("etcd", "etcdctl", "openssl")):
+            pytest.skip("no etcd (packages etcd-server, etcd-client, openssl)")
+        with Host() as host:
+            host.do(functools.partial(body, **arguments))
+
+    return test
+
+
+def node(number: int, mac: str = "a6:3a:2f:6a:cd:4c") -> Attributes:
+    return Attributes(IPv4Address(f"192.168.{number // 250}.{number % 250 + 1}"), None, "vxlan", {"VNI": 1, "VtepMAC": mac})
+
+
+def open_store(*members: Server, **options: Any) -> EtcdStore:
+    return EtcdStore(Etcd([server.endpoint for server in members], timeout_seconds=3, **options), PREFIX, None)
+
+
+def read(server: Server, *words: str) -> dict[str, dict[str, Any]]:
+    """By key: what etcdctl says of the leases."""
+    from base64 import b64decode
+
+    found = json.loads(server.ctl("get", "--prefix", f"{PREFIX}/subnets/", "-w", "json", *words)).get("kvs", [])
+    return {b64decode(kv["key"]).decode().rpartition("/")[2]: {**kv, "value": b64decode(kv["value"]).decode()} for kv in found}
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """Lines of the log, with their letter."""
+    lines: list[str] = []
+    before = klog._log
+    klog._log = lambda severity, text: lines.append(f"{severity} {text}")
+    try:
+        yield lines
+    finally:
+        klog._log = before
+
+
+class Follower:
+    """A thread that takes what watch() yields, as the daemon does."""
+
+    def __init__(self, store: EtcdStore) -> None:
+        self.stop, self.sets = threading.Event(), list[Mapping[Subnets, Lease]]()
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._run, args=(store,))
+        self._thread.start()
+
+    def _run(self, store: EtcdStore) -> None:
+        for leases in store.watch(self.stop):
+            with self._change:
+                self.sets.append(leases)
+                self._change.notify_all()
+
+    def until(self, condition: Callable[[Mapping[Subnets, Lease]], bool], seconds: float = 20, after: int = 0) -> float:
+        """Wait for a set, later than the first ``after``, of which this is true; how long it took."""
+        begin = monotonic()
+        with self._change:
+            met = self._change.wait_for(lambda: len(self.sets) > after and condition(self.sets[-1]), seconds)
+        assert met, f"not within {seconds} s; {len(self.sets)} sets, the last of {len(self.sets[-1]) if self.sets else 0}"
+        return monotonic() - begin
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self._thread.join()
+
+
+# ---- made and found again ---------------------------------------------------------------------
+
+
+@inside
+def test_lease_is_what_go_writes() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    store.write_network_config(NETWORK_TEXT)
+    assert server.ctl("get", f"{PREFIX}/config", "--print-value-only") == NETWORK_TEXT + "\n"
+    assert store.read_network_config() == NETWORK_TEXT
+    with logged() as log:
+        lease = store.acquire(NETWORK, node(1), None)
+    assert lease.subnets.ipv4 in [IPv4Network(f"10.244.{number}.0/24") for number in range(1, 101)]
+    key = f"{lease.subnets.ipv4.network_address}-24"
+    found = read(server)
+    assert list(found) == [key]
+    assert found[key]["value"] == (
+        '{"PublicIP":"192.168.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"a6:3a:2f:6a:cd:4c"}}'
+    )
+    ttl = json.loads(server.ctl("lease", "timetolive", f"{found[key]['lease']:x}", "-w", "json"))
+    assert (ttl["granted-ttl"], ttl["ttl"]) == (86400, pytest.approx(86400, abs=5))
+    assert lease.expires == pytest.approx(time() + 86400, abs=5)
+    assert log == [
+        "I Picking subnet in range 10.244.1.0 ... 10.244.255.0",
+        f"I Allocated lease (ip: {lease.subnets.ipv4} ipv6: ::/0) to current node (192.168.0.2)",
+    ]
+
+
+@inside
+def test_no_configuration_yet() -> None:
+    (server,) = servers.start()
+    with pytest.raises(Refused, match="flannel config not found in etcd store"):
+        open_store(server).read_network_config()
+
+
+@inside
+def test_own_lease_is_found_by_public_address_and_not_written_again() -> None:
+    (server,) = servers.start()
+    first = open_store(server).acquire(NETWORK, node(1), None)
+    before = read(server)
+    with logged() as log:
+        again = open_store(server).acquire(NETWORK, node(1), Subnets(IPv4Network("10.244.200.0/24")))
+    assert again.subnets == first.subnets
+    assert read(server) == before
+    assert log == [f"I Found lease (ip: {first.subnets} ipv6: ::/0) for current IP (192.168.0.2), reusing"]
+    changed = open_store(server).acquire(NETWORK, node(1, "32:30:10:b7:75:6c"), None)
+    assert changed.subnets == first.subnets
+    assert "32:30:10:b7:75:6c" in read(server)[first.subnets.as_key()]["value"]
+
+
+@inside
+def test_lease_of_go_flannel_is_gone_on_with() -> None:
+    """Bound to an etcd lease that ends soon, as one by hand may be."""
+    (server,) = servers.start()
+    lease = server.ctl("lease", "grant", "100").split()[1]
+    server.ctl("put", f"{PREFIX}/subnets/10.244.91.0-24", node(1).as_json(), f"--lease={lease}")
+    assert str(open_store(server).acquire(NETWORK, node(1), None).subnets) == "10.244.91.0/24"
+    kv = read(server)["10.244.91.0-24"]
+    assert f"{kv['lease']:x}" != lease
+    server.ctl("lease", "revoke", lease)
+    assert read(server)["10.244.91.0-24"] == kv
+
+
+@inside
+def test_previous_subnet() -> None:
+    (server,) = servers.start()
+    previous = Subnets(IPv4Network("10.244.200.0/24"))
+    with logged() as log:
+        assert open_store(server).acquire(NETWORK, node(1), previous).subnets == previous
+    assert log[0] == "I Found previously leased subnet (10.244.200.0/24), reusing"
+    assert open_store(server).acquire(NETWORK, node(2), previous).subnets != previous  # it is node 1's
+    with logged() as log:
+        open_store(server).acquire(NETWORK, node(3), Subnets(IPv4Network("10.99.0.0/24")))
+    assert log[0] == (
+        "E Found previously leased subnet (10.99.0.0/24) that is not compatible with the Etcd network config, ignoring"
+    )
+
+
+@inside
+def test_lease_that_does_not_fit_the_network_is_replaced() -> None:
+    (server,) = servers.start()
+    lease = server.ctl("lease", "grant", "100").split()[1]
+    server.ctl("put", f"{PREFIX}/subnets/10.99.1.0-24", node(1).as_json(), f"--lease={lease}")
+    with logged() as log:
+        made = open_store(server).acquire(NETWORK, node(1), None)
+    assert "but not compatible with current config, deleting" in log[0]
+    assert list(read(server)) == [made.subnets.as_key()]
+
+
+@inside
+def test_pool_is_exhausted_and_then_not() -> None:
+    (server,) = servers.start()
+    small = NetworkConfig.parse('{"Network":"10.244.0.0/28","SubnetLen":30}')
+    leases = [open_store(server).acquire(small, node(number), None) for number in range(3)]
+    with pytest.raises(PoolExhausted, match="out of subnets"):
+        open_store(server).acquire(small, node(3), None)
+    server.ctl("del", f"{PREFIX}/subnets/{leases[1].subnets.as_key()}")
+    assert open_store(server).acquire(small, node(3), None).subnets == leases[1].subnets
+
+
+@inside
+def test_ipv6_alone() -> None:
+    """Known by their IPv6 addresses: none has another's."""
+    (server,) = servers.start()
+    nodes = [Attributes(None, IPv6Address(f"2001:db8::{number}"), "host-gw") for number in range(1, 4)]
+    leases = [open_store(server).acquire(IPV6, each, None) for each in nodes]
+    assert len({lease.subnets for lease in leases}) == 3
+    assert all(key.startswith("0.0.0.0-0&fd00:10:0:") for key in read(server))
+    assert open_store(server).acquire(IPV6, nodes[1], None).subnets == leases[1].subnets
+    assert open_store(server).renew(leases[2]).subnets == leases[2].subnets
+
+
+@inside
+@pytest.mark.parametrize("config", [NETWORK, DUAL], ids=["IPv4", "dual stack"])
+def test_twenty_nodes_at_once(config: NetworkConfig) -> None:
+    """Each a process, as nodes are: a child of this one, before it has a channel."""
+    (server,) = servers.start()
+    ready, go = os.pipe(), os.pipe()
+    children = []
+    for number in range(20):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                store = open_store(server)
+                os.write(ready[1], b".")
+                os.read(go[0], 1)
+                store.acquire(config, replace(node(number), public_ipv6=IPv6Address(f"2001:db8::{number + 1}")), None)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    for _ in children:
+        os.read(ready[0], 1)
+    begin = monotonic()
+    os.write(go[1], b"." * 20)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 20
+    print(f"20 nodes: {monotonic() - begin:.2f} s")
+    leased = [Subnets.from_key(key) for key in read(server)]
+    assert len(leased) == 20
+    assert not any(one.overlap(other) for one in leased for other in leased if one is not other)
+
+
+@inside
+def test_twenty_threads_at_once_and_a_pool_for_fifteen() -> None:
+    (server,) = servers.start()
+    small = NetworkConfig.parse('{"Network":"10.244.0.0/26","SubnetLen":30}')
+    outcomes: list[Any] = [None] * 20
+    barrier = threading.Barrier(20)
+
+    def start(number: int) -> None:
+        store = open_store(server)
+        barrier.wait()
+        try:
+            outcomes[number] = store.acquire(small, node(number), None).subnets
+        except StoreError as error:
+            outcomes[number] = type(error)
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(PoolExhausted) == 5
+    assert len(set(outcomes)) == 16
+    used = {kv["lease"] for kv in read(server).values()}
+    assert len(json.loads(server.ctl("lease", "list", "-w", "json")).get("leases", [])) == len(used) == 15
+
+
+# ---- reservations -----------------------------------------------------------------------------
+
+
+@inside
+def test_reservation() -> None:
+    (server,) = servers.start()
+    reserved = Subnets(IPv4Network("10.244.5.0/24"))
+    store = open_store(server)
+    first = store.acquire(NETWORK, node(1), None)  # it has a lease, and goes over to the reservation
+    store.reserve(reserved, node(1).public_ip)  # type: ignore[arg-type]
+    assert read(server)["10.244.5.0-24"]["value"] == '{"PublicIP":"192.168.0.2","PublicIPv6":null}'
+    lease = open_store(server).acquire(NETWORK, node(1), first.subnets)
+    assert (lease.subnets, lease.expires) == (reserved, None)
+    kv = read(server)["10.244.5.0-24"]
+    assert (kv["value"], kv.get("lease", 0)) == (node(1).as_json(), 0)
+    assert open_store(server).renew(replace(lease, attributes=node(1, "32:30:10:b7:75:6c"))).expires is None
+    assert "32:30:10:b7:75:6c" in read(server)["10.244.5.0-24"]["value"]
+    assert read(server)["10.244.5.0-24"].get("lease", 0) == 0
+    others = [open_store(server).acquire(NETWORK, node(number), reserved).subnets for number in (2, 3)]
+    assert reserved not in others
+
+
+@inside
+def test_reserving_what_is_leased_and_releasing_it() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    key = lease.subnets.as_key()
+    with pytest.raises(LeaseTaken, match=r"is leased to 192\.168\.0\.2"):
+        store.reserve(lease.subnets, IPv4Address("192.168.0.9"))
+    with pytest.raises(Refused, match="is not reserved"):
+        store.release(lease.subnets)
+    with pytest.raises(LeaseTaken):
+        store.reserve(Subnets(lease.subnets.ipv4.supernet()), IPv4Address("192.168.0.2"))  # type: ignore[union-attr]
+    for _ in range(2):
+        store.reserve(lease.subnets, IPv4Address("192.168.0.2"))
+        assert (read(server)[key]["value"], read(server)[key].get("lease", 0)) == (node(1).as_json(), 0)
+    store.release(lease.subnets)
+    assert (read(server)[key]["value"], read(server)[key]["lease"] != 0) == (node(1).as_json(), True)
+    with pytest.raises(Refused, match="is not reserved"):
+        store.release(Subnets(IPv4Network("10.244.200.0/24")))
+
+
+@inside
+def test_reservation_that_does_not_fit_the_network() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    store.reserve(Subnets(IPv4Network("10.99.1.0/24")), IPv4Address("192.168.0.2"))
+    with pytest.raises(Refused, match=r"10\.99\.1\.0/24 is reserved for 192\.168\.0\.2, and does not fit"):
+        store.acquire(NETWORK, node(1), None)
+    assert list(read(server)) == ["10.99.1.0-24"]
+
+
+# ---- lost -------------------------------------------------------------------------------------
+
+
+@inside
+@pytest.mark.parametrize("how", ["revoked", "deleted", "damaged"])
+def test_lost_lease_is_made_again(how: str) -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    key = f"{PREFIX}/subnets/{lease.subnets.as_key()}"
+    with Follower(store) as follower:
+        follower.until(lambda leases: lease.subnets in leases)
+        if how == "revoked":
+            server.ctl("lease", "revoke", f"{read(server)[lease.subnets.as_key()]['lease']:x}")
+        elif how == "deleted":
+            server.ctl("del", key)
+        else:
+            server.ctl("put", key, "{")
+        follower.until(lambda leases: lease.subnets not in leases, 5)
+        again = store.renew(lease)
+        assert (again.subnets, again.attributes) == (lease.subnets, lease.attributes)
+        assert again.expires == pytest.approx(time() + 86400, abs=5)
+        follower.until(lambda leases: lease.subnets in leases, 5)
+    assert read(server)[lease.subnets.as_key()]["value"] == node(1).as_json()
+
+
+@inside
+def test_lease_expires_and_renewing_prevents_it() -> None:
+    (server,) = servers.start()
+    etcd_store.LEASE_SECONDS = 3
+    kept, lost = open_store(server), open_store(server)
+    renewed, left = kept.acquire(NETWORK, node(1), None), lost.acquire(NETWORK, node(2), None)
+    with Follower(lost) as follower:
+        follower.until(lambda leases: len(leases) == 2)
+        ends = monotonic() + 6
+        while monotonic() < ends:
+            before = read(server)[renewed.subnets.as_key()]
+            renewed = kept.renew(renewed)
+            assert read(server)[renewed.subnets.as_key()] == before  # nobody is told of it
+            sleep(0.5)
+        assert list(follower.sets[-1]) == [renewed.subnets]
+        assert len(follower.sets) == 2
+        assert lost.renew(left).subnets == left.subnets
+        follower.until(lambda leases: len(leases) == 2)
+
+
+@inside
+def test_lease_that_another_has_taken() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    server.ctl("del", "--prefix", f"{PREFIX}/subnets/")
+    open_store(server).acquire(NETWORK, node(2), lease.subnets)
+    with pytest.raises(LeaseTaken, match=r"is leased to 192\.168\.0\.3"):
+        store.renew(lease)
+    assert read(server)[lease.subnets.as_key()]["value"] == node(2).as_json()
+
+
+@inside
+def test_renewing_publishes_another_address_and_mac() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    moved = store.renew(replace(lease, attributes=node(7, "32:30:10:b7:75:6c")))
+    assert moved.subnets == lease.subnets
+    assert {key: kv["value"] for key, kv in read(server).items()} == {
+        lease.subnets.as_key(): node(7, "32:30:10:b7:75:6c").as_json()
+    }
+
+
+@inside
+def test_node_that_moves_to_another_address_keeps_its_subnet() -> None:
+    """The external interface has another address: the same process begins anew."""
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    open_store(server).acquire(NETWORK, node(2), None)
+    assert store.acquire(NETWORK, node(7), lease.subnets).subnets == lease.subnets
+    assert read(server)[lease.subnets.as_key()]["value"] == node(7).as_json()
+    assert len(read(server)) == 2
+
+
+# ---- followed ---------------------------------------------------------------------------------
+
+
+@inside
+def test_watch_tells_whole_sets_and_only_changes() -> None:
+    (server,) = servers.start()
+    leases = [open_store(server).acquire(NETWORK, node(number), None) for number in range(3)]
+    with Follower(open_store(server)) as follower:
+        follower.until(lambda found: len(found) == 3)
+        server.ctl("put", f"{PREFIX}/subnets/{leases[0].subnets.as_key()}", node(0).as_json())  # as Go renews
+        sleep(0.5)
+        assert len(follower.sets) == 1
+        open_store(server).acquire(NETWORK, node(3), None)
+        took = follower.until(lambda found: len(found) == 4, 5)
+        assert took < 0.5
+        server.ctl("put", f"{PREFIX}/subnets/{leases[0].subnets.as_key()}", node(0, "32:30:10:b7:75:6c").as_json())
+        follower.until(lambda found: found[leases[0].subnets].attributes == node(0, "32:30:10:b7:75:6c"), 5)
+        server.ctl("del", f"{PREFIX}/subnets/{leases[1].subnets.as_key()}")
+        follower.until(lambda found: leases[1].subnets not in found and len(found) == 3, 5)
+    assert [len(found) for found in follower.sets] == [3, 4, 4, 3]
+
+
+@inside
+def test_bad_keys_are_ignored_and_drop_nobody() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    with logged() as log:
+        with Follower(store) as follower:
+            follower.until(lambda found: len(found) == 1)
+            for key, value in (
+                ("10.244.77.0-24", b"{"),
+                ("x", b"{}"),
+                ("10.244.78.0-99", b"{}"),
+                ("", b""),
+                ("\udcff\0", b"\xff"),
+            ):
+                for _ in range(2):
+                    store._etcd.put(f"{PREFIX}/subnets/{key}", value)
+            server.ctl("put", f"{PREFIX}/subnetsx", "{}")
+            open_store(server).acquire(NETWORK, node(2), None)
+            follower.until(lambda found: len(found) == 2, 5)
+        assert all(lease.subnets in found for found in follower.sets)
+        assert store.acquire(NETWORK, node(1), None).subnets == lease.subnets
+    warnings = [line for line in log if line.startswith("W")]
+    assert len([line for line in warnings if '"/coreos.com/network/subnets/10.244.77.0-24"' in line]) == 2  # of two stores
+    assert not [line for line in warnings if "Ignoring bad subnet node" not in line]
+    taken = Subnets(IPv4Network("10.244.77.0/24"))
+    assert store.acquire(NETWORK, node(3), taken).subnets != taken
+
+
+@inside
+def test_compaction_between_reading_and_watching() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    store.acquire(NETWORK, node(1), None)
+    client = store._etcd
+    get_prefix = client.get_prefix
+
+    def and_compact(prefix: str) -> Any:
+        found = get_prefix(prefix)
+        client.get_prefix = get_prefix  # type: ignore[method-assign]
+        for number in (2, 3, 4):
+            open_store(server).acquire(NETWORK, node(number), None)
+        server.ctl("compact", str(server.status()["header"]["revision"]))
+        return found
+
+    client.get_prefix = and_compact  # type: ignore[method-assign]
+    with logged() as log, Follower(store) as follower:
+        follower.until(lambda found: len(found) == 4, 5)
+        open_store(server).acquire(NETWORK, node(5), None)
+        follower.until(lambda found: len(found) == 5, 5)
+    assert [len(found) for found in follower.sets] == [1, 4, 5]
+    assert [line for line in log if line.startswith("W")] == [
+        line for line in log if "etcd watch for /coreos.com/network/subnets fell behind compaction horizon" in line
+    ]
+
+
+@inside
+@pytest.mark.timeout(120)
+def test_burst_of_5000_leases() -> None:
+    """While etcd is filled as fast as it goes, and then with all of them at once."""
+    (server,) = servers.start()
+    store = open_store(server)
+    subnets = [Subnets(IPv4Network((0x0A000000 + (number << 8), 24))) for number in range(1, 5001)]
+    with Follower(store) as follower:
+        follower.until(lambda found: True)
+        begin = monotonic()
+
+        def fill(part: int) -> None:
+            for number in range(part, 5000, 8):
+                store._etcd.put(f"{PREFIX}/subnets/{subnets[number].as_key()}", node(number).as_json().encode())
+
+        threads = [threading.Thread(target=fill, args=(part,)) for part in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wrote = monotonic() - begin
+        late = follower.until(lambda found: len(found) == 5000, 20)
+        sets = len(follower.sets)
+        print(f"5,000 puts: {wrote:.1f} s; the last was told {late * 1000:.0f} ms later; {sets} sets")
+        assert sets < 20 * (wrote + late) + 5
+        before = sets
+        server.ctl("del", "--prefix", f"{PREFIX}/subnets/")
+        took = follower.until(lambda found: not found, 20)
+        print(f"5,000 deleted: {took:.2f} s; {len(follower.sets) - before} sets")
+        assert len(follower.sets) - before < 20
+
+
+@inside
+def test_5000_leases_are_read() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    for number in range(5000):
+        key = Subnets(IPv4Network((0x0A000000 + (number << 8), 24))).as_key()
+        store._etcd.put(f"{PREFIX}/subnets/{key}", node(number).as_json().encode())
+    begin = monotonic()
+    with Follower(open_store(server)) as follower:
+        follower.until(lambda found: len(found) == 5000)
+        print(f"first set of 5,000: {monotonic() - begin:.2f} s; VmRSS {memory_mib():.0f} MiB")
+        big = NetworkConfig.parse('{"Network":"10.0.0.0/8"}')
+        begin = monotonic()
+        open_store(server).acquire(big, replace(node(6000)), None)
+        print(f"acquire beside 5,000: {monotonic() - begin:.2f} s")
+        took = follower.until(lambda found: len(found) == 5001)
+        assert took < 1
+
+
+def memory_mib() -> float:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) / 1024
+
+
+# ---- servers that die and hang -----------------------------------------------------------------
+
+
+@inside
+def test_server_killed_and_restarted() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    with logged() as log:
+        with Follower(store) as follower:
+            follower.until(lambda found: len(found) == 1)
+            server.kill()
+            for call in (lambda: store.renew(lease), lambda: store.acquire(NETWORK, node(2), None), store.read_network_config):
+                begin = monotonic()
+                with pytest.raises(Unavailable, match="etcd cannot be used"):
+                    call()
+                assert monotonic() - begin < 4
+            sleep(1)
+            known = len(follower.sets)
+            server.start()
+            server.wait()
+            follower.until(lambda found: len(found) == 1, 10, after=known)  # told again, although nothing changed
+            open_store(server).acquire(NETWORK, node(2), None)
+            follower.until(lambda found: len(found) == 2, 5)
+        assert store.renew(lease).subnets == lease.subnets
+    assert len([line for line in log if "etcd watch channel for /coreos.com/network/subnets closed" in line]) == 1
+    assert len([line for line in log if line.startswith("I etcd answers again, after ")]) == 1
+
+
+@inside
+def test_nobody_answers_when_following_begins() -> None:
+    (server,) = servers.start()
+    open_store(server).acquire(NETWORK, node(1), None)
+    server.kill()
+    with Follower(open_store(server)) as follower:
+        sleep(0.5)
+        assert not follower.sets
+        server.start()
+        follower.until(lambda found: len(found) == 1, 15)
+    begin = monotonic()
+    server.kill()
+    with Follower(open_store(server)):
+        sleep(0.3)
+    assert monotonic() - begin < 5, "stopping does not wait for etcd"
+
+
+@inside
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_server_hangs_after_a_silence_and_wakes() -> None:
+    """The silence is longer than two pings, after which gRPC sends no more unless it is told to (etcd.OPTIONS)."""
+    (server,) = servers.start()
+    store = open_store(server)
+    lease = store.acquire(NETWORK, node(1), None)
+    with logged() as log, Follower(store) as follower:
+        follower.until(lambda found: len(found) == 1)
+        sleep(25)
+        server.halt()
+        begin = monotonic()
+        with pytest.raises(Unavailable):
+            store.renew(lease)
+        assert monotonic() - begin < 5
+        while not any("closed" in line for line in log):
+            assert monotonic() - begin < 20, "a watch that hangs was not noticed"
+            sleep(0.1)
+        print(f"noticed after {monotonic() - begin:.1f} s")
+        server.go_on()
+        follower.until(lambda found: len(found) == 1, 15, after=1)
+        assert store.renew(lease).subnets == lease.subnets
+
+
+@inside
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_member_lost_and_leader_changed() -> None:
+    members = servers.start(3)
+    used = next(member for member in members if not member.is_leader())
+    others = [member for member in members if member is not used]
+    store = open_store(used, *others)
+    lease = store.acquire(NETWORK, node(1), None)
+    with Follower(store) as follower:
+        follower.until(lambda found: len(found) == 1)
+        used.kill()
+        assert store.renew(lease).subnets == lease.subnets
+        follower.until(lambda found: len(found) == 1, 10, after=1)
+        open_store(*others).acquire(NETWORK, node(2), None)
+        follower.until(lambda found: len(found) == 2, 5)
+        used.start()
+        used.wait()
+        leader = next(member for member in others if member.is_leader())
+        leader.kill()
+        begin = monotonic()
+        rest = [member for member in members if member is not leader]
+        again(lambda: open_store(*rest).acquire(NETWORK, node(3), None))
+        assert again(lambda: store.renew(lease)).subnets == lease.subnets
+        print(f"after the leader's death: {monotonic() - begin:.1f} s")
+        follower.until(lambda found: len(found) == 3, 15)
+        leader.start()
+        leader.wait()
+        again(lambda: open_store(leader).acquire(NETWORK, node(4), None))  # gRPC may still be in a pause
+        follower.until(lambda found: len(found) == 4, 5)
+
+
+def again(call: Callable[[], Lease], seconds: float = 20) -> Lease:
+    """As the daemon does: come again while etcd is unavailable."""
+    ends = monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            assert monotonic() < ends
+            sleep(0.2)
+
+
+# ---- who may ----------------------------------------------------------------------------------
+
+
+@inside
+def test_password() -> None:
+    (server,) = servers.start(options=["--bcrypt-cost", "4"])
+    server.ctl("put", f"{PREFIX}/config", NETWORK_TEXT)
+    server.ctl("user", "add", "root:secret")
+    server.ctl("user", "grant-role", "root", "root")
+    server.ctl("role", "add", "flannel")
+    server.ctl("role", "grant-permission", "flannel", "--prefix=true", "readwrite", PREFIX)
+    server.ctl("user", "add", "flannel:word")
+    server.ctl("user", "grant-role", "flannel", "flannel")
+    server.ctl("auth", "enable")
+    store = open_store(server, user="flannel", password="word")
+    assert store.read_network_config() == NETWORK_TEXT
+    lease = store.acquire(NETWORK, node(1), None)
+    with Follower(store) as follower:
+        follower.until(lambda found: len(found) == 1)
+        server.kill()  # which forgets all tokens
+        server.start()
+        server.wait()
+        follower.until(lambda found: len(found) == 1, 10, after=1)
+        assert store.renew(lease).subnets == lease.subnets
+        open_store(server, user="flannel", password="word").acquire(NETWORK, node(2), None)
+        follower.until(lambda found: len(found) == 2, 5)
+    with pytest.raises(Refused, match="authentication failed, invalid user ID or password") as wrong:
+        open_store(server, user="flannel", password="wrong").read_network_config()
+    assert "wrong" not in str(wrong.value)
+    with pytest.raises(Refused, match="user name is empty"):
+        open_store(server).acquire(NETWORK, node(3), None)
+    other = EtcdStore(Etcd([server.endpoint], user="flannel", password="word"), "/elsewhere", None)
+    with pytest.raises(Refused, match="permission denied"):
+        other.acquire(NETWORK, node(3), None)
+    with logged() as log, Follower(other) as follower:
+        sleep(1)
+        assert not follower.sets
+        assert len([line for line in log if "permission denied" in line]) == 1
+
+
+@inside
+def test_tls() -> None:
+    Path("/run/certs").mkdir()
+    certs = servers.make_certificates(Path("/run/certs"))
+    (server,) = servers.start(tls=certs)
+    client = {"ca_path": f"{certs}/ca.pem", "cert_path": f"{certs}/client.pem", "key_path": f"{certs}/client.key"}
+    store = open_store(server, **client)
+    lease = store.acquire(NETWORK, node(1), None)
+    with Follower(store) as follower:
+        follower.until(lambda found: lease.subnets in found)
+    with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        open_store(server, **(client | {"ca_path": f"{certs}/other.pem"})).read_network_config()
+    with pytest.raises(Unavailable):
+        open_store(server, ca_path=client["ca_path"]).read_network_config()
+    with pytest.raises(InvalidConfig, match="TLS files cannot be used"):
+        open_store(server, **(client | {"key_path": f"{certs}/server.key"}))
+    with pytest.raises(InvalidConfig, match="TLS files cannot be used"):
+        open_store(server, ca_path="/run/certs/none.pem")
+
+
+@inside
+def test_tls_certificate_has_expired() -> None:
+    Path("/run/certs").mkdir()
+    certs = servers.make_certificates(Path("/run/certs"), days=-1)
+    (server,) = servers.start(tls=certs)
+    store = open_store(server, ca_path=f"{certs}/ca.pem", cert_path=f"{certs}/client.pem", key_path=f"{certs}/client.key")
+    with pytest.raises(Unavailable, match="certificate has expired"):
+        store.read_network_config()

@@ -1,0 +1,236 @@
+"""``cni-py config get``, ``set``, ``reserve``, ``release``: validated before anything is written, and refused with reasons."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_py import cli
+from cni_py.flanneld.file_store import FileStore
+from cni_py.flanneld.lease import Subnets
+from cni_py.flanneld.network_command import parse_subnets
+
+CONFIG = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
+DUAL = '{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}'
+LEASE = {"PublicIP": "192.168.123.11", "PublicIPv6": None, "BackendType": "vxlan", "Expires": "2099-01-01T00:00:00Z"}
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def datastore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.startswith("FLANNELD_")]:
+        monkeypatch.delenv(name)
+    return tmp_path / "network.json"
+
+
+@pytest.fixture
+def run(datastore: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Status, standard output and standard error of ``cni-py config …`` with the file as datastore."""
+
+    def command(
+        *argv: str, stdin: str = "", options: tuple[str, ...] = (f"-datastore=file:{datastore}",)
+    ) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        try:
+            status = cli.main(["config", *argv, *(("--", *options) if options else ())])
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return command
+
+
+def write(datastore: Path, leases: dict[str, Any], config: str = CONFIG) -> None:
+    datastore.write_text(json.dumps({"config": json.loads(config), "leases": leases, "note": "mine"}))
+
+
+def test_set_makes_the_file_and_get_shows_it(run: Run, datastore: Path, tmp_path: Path) -> None:
+    assert run("get")[0] == 1
+    (tmp_path / "net-conf.json").write_text(CONFIG)
+    status, out, err = run("set", str(tmp_path / "net-conf.json"))
+    assert (status, out) == (0, "")
+    assert "written: 10.244.0.0/16: subnets of /24, 10.244.1.0 to 10.244.255.0; back end vxlan" in err
+    assert json.loads(datastore.read_text()) == {"config": json.loads(CONFIG), "leases": {}}
+    assert datastore.stat().st_mode & 0o777 == 0o600
+    status, out, err = run("get")
+    assert (status, json.loads(out), err) == (0, json.loads(CONFIG), "")
+
+
+def test_datastore_by_variable(run: Run, datastore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_DATASTORE", f"file:{datastore}")
+    assert run("set", "-", stdin=CONFIG, options=())[0] == 0
+    assert run("get", options=())[0] == 0
+    assert FileStore(str(datastore), "node").read_network_config() == json.dumps(json.loads(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"Network":"10.244.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}', '"SubnetLen"'),
+        ('{"Network":"10.244.0.0/33","SubnetMin":"x","Backend":{"Type":"vxlan"}}', '"Network"'),
+        ('{"Network":"10.244.0.0/33","SubnetMin":"x","Backend":{"Type":"vxlan"}}', '"SubnetMin"'),
+        ('{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":"one"}}', '"Backend.VNI"'),
+        ('{"Network":"10.244.0.0/16","Backend":{"Type":"vxlam"}}', "Backend.Type is one of vxlan"),
+        ('{"Network":"10.244.0.0/16","Backend":{}}', '"Backend.Type"'),
+        ("[]", "not an object"),
+        ("{", "no JSON"),
+        ("", "no JSON"),
+        ("\udcff", "no text"),
+    ],
+)
+def test_wrong_configuration_is_not_written(run: Run, datastore: Path, tmp_path: Path, text: str, key: str) -> None:
+    write(datastore, {})
+    before = datastore.read_bytes()
+    source = tmp_path / "net-conf.json"
+    source.write_bytes(text.encode(errors="surrogateescape"))
+    status, out, err = run("set", str(source), "--force")
+    assert (status, out) == (1, "")
+    assert key in err
+    assert datastore.read_bytes() == before
+
+
+def test_warnings_are_told(run: Run) -> None:
+    status, _, err = run("set", "-", stdin='{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"Type":"vxlan"}}')
+    assert status == 0
+    assert '"Netwrok" is no key of a network configuration' in err
+    assert '"Netwrok" is no key' in run("get")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"Network":"10.9.0.0/16","Backend":{"Type":"vxlan"}}', "1 of 1 leases do not fit 10.9.0.0/16"),
+        ('{"Network":"10.244.0.0/16","SubnetLen":25,"Backend":{"Type":"vxlan"}}', "192.168.123.11 (10.244.91.0/24)"),
+        ('{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}', "192.168.123.11 (10.244.91.0/24) has vxlan"),
+        (DUAL, "1 of 1 leases do not fit"),
+    ],
+)
+def test_change_that_nodes_would_suffer_by_needs_force(run: Run, datastore: Path, text: str, reason: str) -> None:
+    write(datastore, {"10.244.91.0-24": LEASE})
+    before = datastore.read_bytes()
+    status, _, err = run("set", "-", stdin=text)
+    assert status == 1
+    assert reason in err
+    assert "--force" in err
+    assert datastore.read_bytes() == before
+    assert run("set", "-", "--force", stdin=text)[0] == 0
+    after = json.loads(datastore.read_text())
+    assert (after["config"], after["leases"], after["note"]) == (json.loads(text), {"10.244.91.0-24": LEASE}, "mine")
+
+
+def test_change_that_suits_all_is_written_and_says_who_has_to_be_restarted(run: Run, datastore: Path) -> None:
+    write(datastore, {"10.244.91.0-24": LEASE})
+    text = '{"Network":"10.244.0.0/15","SubnetLen":24,"Backend":{"Type":"vxlan","DirectRouting":true}}'
+    status, _, err = run("set", "-", stdin=text)
+    assert status == 0
+    assert "1 have a lease: 192.168.123.11 (10.244.91.0/24)" in err
+
+
+def test_get_of_what_cannot_be_used(run: Run, datastore: Path) -> None:
+    write(datastore, {}, '{"Network":"10.244.0.0/16","Backend":{"Type":"nothing"}}')
+    status, out, err = run("get")
+    assert (status, out) == (1, "")
+    assert "unknown backend type: nothing" in err
+    assert '"Type": "nothing"' in err
+
+
+# ---- reservations -----------------------------------------------------------------------------
+
+
+def test_reserve_and_release(run: Run, datastore: Path) -> None:
+    write(datastore, {"10.244.91.0-24": LEASE | {"Node": "node1", "Note": "mine"}})
+    assert run("reserve", "10.244.92.0/24", "192.168.123.12")[0] == 0
+    assert run("reserve", "10.244.91.0/24", "192.168.123.11")[0] == 0
+    leases = json.loads(datastore.read_text())["leases"]
+    assert leases["10.244.91.0-24"] == LEASE | {"Node": "node1", "Note": "mine", "Expires": None}
+    assert leases["10.244.92.0-24"] == {"PublicIP": "192.168.123.12", "PublicIPv6": None, "Expires": None}
+    status, _, err = run("release", "10.244.91.0/24")
+    assert status == 0
+    assert "ends in 24 hours" in err
+    assert json.loads(datastore.read_text())["leases"]["10.244.91.0-24"]["Expires"] is not None
+    status, _, err = run("release", "10.244.91.0/24")
+    assert status == 1
+    assert "10.244.91.0/24 is not reserved" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (("10.244.91.0/24", "192.168.123.12"), "10.244.91.0/24 is leased to 192.168.123.11"),
+        (("10.244.7.0/24", "192.168.123.12"), "cannot be understood has 10.244.7.0/24"),
+        (("10.244.92.0/25", "192.168.123.12"), "10.244.92.0/25 is no subnet that a node can have"),
+        (("10.244.0.0/24", "192.168.123.12"), "10.244.0.0/24 is no subnet that a node can have"),
+        (("fd00::/64", "192.168.123.12"), "is no subnet that a node can have"),
+        (("10.244.92.1/24", "192.168.123.12"), '"10.244.92.1/24" is no subnet'),
+        (("10.244.92.0/24", "node2"), '"node2" is no IP address'),
+        (("10.244.92.0/24", "fd00::2"), "known by their IPv4 address"),
+    ],
+)
+def test_reservation_that_is_refused(run: Run, datastore: Path, argv: tuple[str, ...], reason: str) -> None:
+    write(datastore, {"10.244.91.0-24": LEASE, "10.244.7.0-24": {"PublicIP": "?"}})
+    before = json.loads(datastore.read_text())
+    status, out, err = run("reserve", *argv)
+    assert (status, out) == (1, "")
+    assert reason in err
+    assert json.loads(datastore.read_text()) == before
+
+
+def test_subnets_of_both_families() -> None:
+    subnets = parse_subnets("10.244.91.0/24,fd00:10:0:91::/64")
+    assert isinstance(subnets, Subnets)
+    assert subnets.as_key() == "10.244.91.0-24&fd00:10:0:91::-64"
+
+
+# ---- which datastore --------------------------------------------------------------------------
+
+
+def test_file_that_nobody_may_write(run: Run, datastore: Path) -> None:
+    write(datastore, {})
+    datastore.chmod(0o444)
+    for argv in (("set", "-"), ("reserve", "10.244.92.0/24", "192.168.123.12"), ("release", "10.244.92.0/24")):
+        status, _, err = run(*argv, stdin=CONFIG)
+        assert status == 1
+        assert "is read only" in err
+    assert run("get")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (("-nonsense",), 2, "flag provided but not defined: -nonsense"),
+        (("-cleanup",), 2, "options of flanneld that name the datastore"),
+        (("-version",), 2, "options of flanneld that name the datastore"),
+        (("-etcd-certfile=x",), 2, "a client certificate needs both"),
+        (("-etcd-cafile=/no/such/file", "-etcd-endpoints=https://127.0.0.1:1"), 1, "TLS files cannot be used"),
+        (("-etcd-endpoints=http://127.0.0.1:1",), 1, "etcd cannot be used"),
+        (("-kube-subnet-mgr",), 1, "kubectl"),
+        (("-datastore=file:/no/such/folder/file",), 1, "is not there"),
+    ],
+)
+def test_datastore_that_cannot_be_used(run: Run, options: tuple[str, ...], status: int, words: str) -> None:
+    found = run("get", options=options)
+    assert found[:2] == (status, "")
+    assert words in found[2]
+
+
+@pytest.mark.parametrize("action", ["get", "set", "reserve", "release"])
+def test_every_action_has_help(run: Run, action: str) -> None:
+    status, out, _ = run(action, "--help", options=())
+    assert status == 0
+    assert out.startswith(f"usage: cni-py config {action} ")
+    assert out.isascii()
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_what_is_not_given_is_wrong_usage(run: Run) -> None:
+    for argv in (("set",), ("reserve", "10.244.92.0/24"), ("release",), ("get", "more"), ("get", "-etcd-prefix=/x")):
+        status, out, err = run(*argv, options=())
+        assert (status, out) == (2, ""), argv
+        assert "usage" in err
