@@ -5,13 +5,14 @@ REPLACE ?=
 # arguments for pytest: make test TESTS="tests/unit -k ranges"
 TESTS ?=
 BENCH ?=
+SCALE ?=
 
 TOOLS := build/venv/bin
-SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cni-agent
+SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cni-agent bin/flanneld
 INSTALL := $(TOOLS)/python integration/install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench install uninstall system-packages runtime dev lock wheel clean
+.PHONY: help demo test check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
 
 help:  ## this list
 	@echo 'cni-py: the flannel CNI suite in Python'
@@ -20,7 +21,7 @@ help:  ## this list
 	@echo
 	@echo '  PREFIX=$(PREFIX)  DESTDIR=  REPLACE=1 (replace other plugins; they are kept)  PYTHON=/path/to/python3'
 
-demo:  ## two pods, a ping, and every step shown; in namespaces of its own (as root)
+demo:  ## two nodes, a pod each, a ping across VXLAN; in namespaces of its own (as root)
 	@integration/system-packages run
 	@$(MAKE) --no-print-directory --silent install PREFIX=$(CURDIR)/build/demo DESTDIR= REPLACE= >/dev/null
 	@integration/demo build/demo
@@ -47,6 +48,11 @@ bench:  ## side by side with the Go plugins: medians and ratios (as root)
 	@integration/prepare dev
 	@$(TOOLS)/python integration/bench --bin-dir build/bench/cni/bin $(BENCH)
 
+scale:  ## flanneld with 100, 1,000 and 5,000 peers: times, memory, and a plot (as root)
+	@integration/system-packages test
+	@integration/prepare dev
+	@$(TOOLS)/python integration/scale $(SCALE)
+
 install: runtime  ## into PREFIX (default /opt): cni/bin, bin, cni-py
 	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace)
 
@@ -63,8 +69,8 @@ dev:
 	@integration/prepare dev
 
 lock:  ## resolve the dependencies anew and write the lock files (needs uv)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra flanneld pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra flanneld --extra dev pyproject.toml -o requirements-dev.lock
 
 wheel: runtime  ## dist/cni_py-VERSION-py3-none-any.whl
 	@$(TOOLS)/python -m pip --disable-pip-version-check wheel -q --no-deps --wheel-dir dist .

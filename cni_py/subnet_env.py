@@ -1,4 +1,4 @@
-"""The file that flanneld writes for the plugin: this node's subnet, ``/run/flannel/subnet.env``.
+"""The file that flanneld writes for the plugins: this node's subnet, ``/run/flannel/subnet.env``.
 
 Lines ``KEY=value``; their order, unknown keys, comments and empty lines do not matter. Networks
 may be comma lists. Source: flannel-io/cni-plugin flannel.go, loadFlannelSubnetEnv.
@@ -73,6 +73,18 @@ def parse(text: str) -> SubnetEnv:
     if not mtu.isascii() or not mtu.isdigit() or len(mtu) > 5 or not 68 <= int(mtu) <= 65535:
         raise ValueError(f'has FLANNEL_MTU "{mtu[:40]}", which is no number from 68 to 65535')
     return SubnetEnv(networks, subnets, int(mtu), values["FLANNEL_IPMASQ"] == "true")
+
+
+def render(env: SubnetEnv) -> str:
+    """As Go's flanneld writes it: IPv4 first, each subnet by its first host, the gateway."""
+    lines = []
+    for version, prefix in ((4, "FLANNEL_"), (6, "FLANNEL_IPV6_")):
+        networks = [str(network) for network in env.networks if network.version == version]
+        lines += [f"{prefix}NETWORK={','.join(networks)}"] if networks else []
+        gateways = [f"{subnet.network_address + 1}/{subnet.prefixlen}" for subnet in env.subnets if subnet.version == version]
+        lines += [f"{prefix}SUBNET={gateway}" for gateway in gateways]
+    lines += [f"FLANNEL_MTU={env.mtu}", f"FLANNEL_IPMASQ={'true' if env.ip_masq else 'false'}"]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _networks(values: dict[str, str], key: str, version: int) -> tuple[Network, ...]:

@@ -13,7 +13,9 @@ PACKAGE = ROOT / "cni_py"
 ONLY_IN = {
     "pyroute2": ["cni_py/kernel/"],
     "etcd3": ["cni_py/flanneld/etcd.py"],
-    "subprocess": ["cni_py/delegate.py"],
+    "grpc": ["cni_py/flanneld/etcd.py"],
+    "urllib3": ["cni_py/flanneld/kube_api.py"],
+    "subprocess": ["cni_py/delegate.py", "cni_py/flanneld/backends/extension.py", "cni_py/lab/"],
     "pydantic": ["cni_py/models.py", "cni_py/flanneld/"],
 }
 

@@ -119,7 +119,7 @@ def test_layout(prefix: Prefix) -> None:
     assert sorted(os.listdir(prefix.path)) == ["bin", "cni", "cni-py"]
     assert sorted(os.listdir(prefix.bin)) == sorted([*PLUGINS, "cni-plugin"])
     assert {os.readlink(prefix.bin / name) for name in PLUGINS} == {"cni-plugin"}
-    assert sorted(os.listdir(prefix.path / "bin")) == ["cni-agent", "cni-py"]
+    assert sorted(os.listdir(prefix.path / "bin")) == ["cni-agent", "cni-py", "flanneld"]
     assert (prefix.path / "cni-py" / "VERSION").read_text().strip()
     assert (prefix.path / "cni-py" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert {version(prefix.bin / name) for name in PLUGINS} == {"1.0"}

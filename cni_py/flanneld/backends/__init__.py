@@ -1,0 +1,101 @@
+"""The ways to the other nodes, a module each: what it publishes, and what it wants the kernel to hold.
+
+A module has ``TYPE`` (as in the network configuration), ``Config`` (the keys of its Backend object)
+and ``Backend``::
+
+    Backend(config, network, external)
+        mtu: int                        what a pod's packet may be: FLANNEL_MTU
+        attributes() -> Attributes      what the own lease says
+        wanted(own, leases) -> Wanted   pure: from the leases of all nodes, the own one among them
+        cleanup()                       flanneld --cleanup: remove what it made
+
+and, where it can go on with what a lease of before a reboot says, ``restore(attributes)``, called first; where the
+kernel alone cannot do it, ``apply(own, leases)``, called after each change of the leases, and ``run(stop)``,
+called once in a thread of its own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_pascal
+
+from cni_py.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni_py.flanneld.iface import ExternalInterface
+    from cni_py.flanneld.lease import Attributes, Lease
+    from cni_py.flanneld.network import NetworkConfig
+    from cni_py.flanneld.wanted import Wanted
+
+MODULES = {
+    "vxlan": "vxlan",
+    "host-gw": "host_gw",
+    "alloc": "alloc",
+    "udp": "udp",
+    "extension": "extension",
+    "ipip": "ipip",
+    "wireguard": "wireguard",
+}
+
+
+_SECRET = ("PSK",)
+
+
+class BackendConfig(BaseModel):
+    """The Backend object of a network configuration. Keys are Go's, in whatever case; unknown ones are accepted."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", alias_generator=to_pascal, populate_by_name=True)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> Any:
+        """Raises: InvalidConfig, with each key that is wrong."""
+        aliases = {(field.alias or name).lower(): field.alias or name for name, field in cls.model_fields.items()}
+        known = {aliases[key.lower()]: value for key, value in raw.items() if key.lower() in aliases and value is not None}
+        try:
+            return cls.model_validate(known)
+        except ValidationError as error:
+            faults = [f'"Backend.{e["loc"][0]}": {e["msg"]}{_found(e)}' for e in error.errors(include_url=False)]
+            raise InvalidConfig(f"the network configuration is invalid: {faults[0]}", "; ".join(faults[1:])) from error
+
+
+def _found(fault: Any) -> str:
+    """The value that is wrong; a key is never shown."""
+    return "" if fault["loc"][0] in _SECRET else f", not {fault['input']!r:.80}"
+
+
+class Backend(Protocol):
+    """What the daemon needs of one."""
+
+    mtu: int
+
+    def attributes(self) -> Attributes: ...
+
+    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted: ...
+
+    def cleanup(self) -> None: ...
+
+
+def create(network: NetworkConfig, external: ExternalInterface) -> Backend:
+    """The back end that the configuration names. Raises: InvalidConfig, UnsupportedField, KernelRefused."""
+    module = _module(network)
+    backend: Backend = module.Backend(module.Config.parse(network.backend), network, external)
+    return backend
+
+
+def check(network: NetworkConfig) -> None:
+    """Whether there is such a back end and its keys are right. Raises: InvalidConfig."""
+    _module(network).Config.parse(network.backend)
+
+
+def _module(network: NetworkConfig) -> Any:
+    name = MODULES.get(network.backend_type)
+    if name is None:
+        raise InvalidConfig(
+            f"unknown backend type: {network.backend_type}", hint=f"Backend.Type is one of {', '.join(MODULES)}"
+        )
+    return import_module(f"cni_py.flanneld.backends.{name}")

@@ -1,0 +1,45 @@
+"""alloc: the node gets a subnet and nothing else; somebody else makes the ways (a cloud's route table).
+
+Source: flannel-io/flannel pkg/backend/alloc.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.lease import Attributes
+from cni_py.flanneld.wanted import Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni_py.flanneld.iface import ExternalInterface
+    from cni_py.flanneld.lease import Lease
+    from cni_py.flanneld.network import NetworkConfig
+
+TYPE = "alloc"
+
+
+class Config(BackendConfig):
+    """It has no keys of its own."""
+
+
+class Backend:
+    """See the package."""
+
+    def __init__(self, _: Config, network: NetworkConfig, external: ExternalInterface) -> None:
+        self.network, self.external, self.mtu = network, external, external.mtu
+
+    def attributes(self) -> Attributes:
+        """Go-compatible: without a back end's type (pkg/backend/alloc/alloc.go)."""
+        return Attributes(
+            public_ip=self.external.public_ip if self.network.ipv4 else None,
+            public_ipv6=self.external.public_ipv6 if self.network.ipv6 else None,
+        )
+
+    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:  # noqa: ARG002 — nothing, whatever is leased
+        return Wanted()
+
+    def cleanup(self) -> None:
+        pass

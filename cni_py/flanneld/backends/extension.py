@@ -1,0 +1,216 @@
+"""extension: commands of the user's make the way to the other nodes. For trying out a new kind of back end.
+
+    PreStartupCommand     before the node has a subnet; what it prints is published with the node's lease
+    PostStartupCommand    when it has one, before any peer: NETWORK, SUBNET, IPV6SUBNET, PUBLIC_IP, PUBLIC_IPV6 are its own
+    SubnetAddCommand      for each peer: SUBNET, IPV6SUBNET, PUBLIC_IP, PUBLIC_IPV6 are the peer's, and so is what
+                          its PreStartupCommand printed, on standard input
+    SubnetRemoveCommand   when it has left: the same
+    ShutdownCommand       by ``flanneld --cleanup``: SIGTERM leaves the way as it is, as with every back end
+
+These are environment variables, empty where there is no such thing; in the command ``$NAME`` and ``${NAME}`` stand for
+them. There is no shell: the command is split as a shell would split it, and what only a shell can do is refused.
+Who wants one writes ``sh -c '…'``. A command may take ``TIMEOUT_SECONDS``; then it is killed with what it started.
+Output goes to the log. What failed is not tried again, except PostStartupCommand.
+
+It differs from Go's flanneld, which splits at every blank and leaves quotes in; sets SUBNET and PUBLIC_IP alone for a
+peer, though all four are documented; says ``<nil>`` and ``::/0`` where there is no IPv6; publishes standard error too,
+and the interface's address even where -public-ip says another; never runs ShutdownCommand; waits without end; and
+does not notice a peer that comes back with other data before it has left: here it is removed and added.
+
+Source: flannel-io/flannel Documentation/extension.md, pkg/backend/extension.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any
+
+from pydantic import field_validator
+
+from cni_py.errors import CniError
+from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.klog import error, info, warning
+from cni_py.flanneld.lease import Attributes
+from cni_py.flanneld.wanted import Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from threading import Event
+
+    from cni_py.flanneld.iface import ExternalInterface
+    from cni_py.flanneld.lease import Lease, Subnets
+    from cni_py.flanneld.network import NetworkConfig
+
+TYPE = "extension"
+TIMEOUT_SECONDS = 30.0
+OUTPUT_BYTES = 64 * 1024
+WAIT_SECONDS = 0.5
+_QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\.""", re.DOTALL)
+_FOR_A_SHELL = re.compile(r"[;&|<>()`]|\$\(")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+class CommandFailed(CniError):
+    """A command could not be run, ended with another status than 0, or took too long."""
+
+
+class Config(BackendConfig):
+    pre_startup_command: str = ""
+    post_startup_command: str = ""
+    subnet_add_command: str = ""
+    subnet_remove_command: str = ""
+    shutdown_command: str = ""
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_run(cls, command: str) -> str:
+        shlex.split(command)  # raises ValueError where a quote does not end
+        found = _FOR_A_SHELL.search(_QUOTED.sub("", command))
+        if found:
+            raise ValueError(f"\"{found[0]}\" is for a shell, and commands are run without one: write sh -c '…'")
+        return command
+
+
+class Backend:
+    """See the package, and the head of this file."""
+
+    def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
+        self.config, self.network, self.external, self.mtu = config, network, external, external.mtu
+        self._output: str | None = None
+        self._started_for: Subnets | None = None
+        self._known: dict[Subnets, Attributes] = {}
+        self._wanted: dict[Subnets, Attributes] = {}
+        self._changed = threading.Event()
+
+    def attributes(self) -> Attributes:
+        """Runs PreStartupCommand, the first time. Raises: CommandFailed."""
+        command = self.config.pre_startup_command
+        if not command:
+            info("No pre startup command configured - skipping")
+        elif self._output is None:
+            self._output = run_command(command, {})
+        return Attributes(
+            public_ip=self.external.public_ip if self.network.ipv4 else None,
+            public_ipv6=self.external.public_ipv6 if self.network.ipv6 else None,
+            backend_type=TYPE,
+            backend_data=self._output,
+        )
+
+    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:  # noqa: ARG002 — the commands know
+        return Wanted()
+
+    def apply(self, own: Lease, leases: Iterable[Lease]) -> None:
+        """Runs PostStartupCommand for a subnet that is new; leaves the peers to :meth:`run`. Raises: CommandFailed."""
+        command = self.config.post_startup_command
+        if own.subnets != self._started_for:
+            if command:
+                run_command(command, variables_of(own.subnets, own.attributes, self.network))
+            else:
+                info("No post startup command configured - skipping")
+            self._started_for = own.subnets
+        self._wanted = {lease.subnets: lease.attributes for lease in leases if lease.subnets != own.subnets}
+        self._changed.set()
+
+    def run(self, stop: Event) -> None:
+        """Run the commands for peers that came and left, one at a time, until ``stop``."""
+        while not stop.is_set():
+            if self._changed.wait(WAIT_SECONDS):
+                self._changed.clear()
+                self.settle(stop)
+
+    def settle(self, stop: Event) -> None:
+        """Make the peers that the commands know those of the last :meth:`apply`; ends early at ``stop``."""
+        wanted = self._wanted
+        for subnets, its in list(self._known.items()):
+            if stop.is_set():
+                return
+            if wanted.get(subnets) != its:
+                info(f"Subnet removed: {subnets}")
+                self._tell(self.config.subnet_remove_command, subnets, its)
+                del self._known[subnets]
+        for subnets, its in wanted.items():
+            if stop.is_set():
+                return
+            if subnets not in self._known:
+                info(f"Subnet added: {subnets} via {its.public_ip or its.public_ipv6}")
+                if its.backend_type != TYPE:
+                    warning(f"Ignoring non-extension subnet: type={its.backend_type}")
+                self._tell(self.config.subnet_add_command, subnets, its)
+                self._known[subnets] = its
+
+    def _tell(self, command: str, subnets: Subnets, its: Attributes) -> None:
+        """Run a command about a peer of this back end."""
+        if not command or its.backend_type != TYPE:
+            return
+        if its.backend_data is not None and not isinstance(its.backend_data, str):
+            error(f"failed to unmarshal BackendData: that of {subnets} is no text: {its.backend_data!r:.100}")
+            return
+        try:
+            run_command(command, variables_of(subnets, its), its.backend_data or "")
+        except CommandFailed as fault:
+            error(str(fault))
+
+    def cleanup(self) -> None:
+        """Runs ShutdownCommand. Raises: CommandFailed."""
+        if self.config.shutdown_command:
+            run_command(self.config.shutdown_command, {})
+
+
+def variables_of(subnets: Subnets, attributes: Attributes, network: NetworkConfig | None = None) -> dict[str, str]:
+    """What a command is told about a node, and about the network where one is given."""
+    values: dict[str, Any] = {
+        "SUBNET": subnets.ipv4,
+        "IPV6SUBNET": subnets.ipv6,
+        "PUBLIC_IP": attributes.public_ip,
+        "PUBLIC_IPV6": attributes.public_ipv6,
+    }
+    if network is not None:
+        values["NETWORK"] = network.network
+    return {name: "" if value is None else str(value) for name, value in values.items()}
+
+
+def run_command(command: str, variables: Mapping[str, str], stdin: str = "") -> str:
+    """Run it to its end and log what it wrote; answers its standard output, stripped. Raises: CommandFailed.
+
+    Input and output are memory files: what the command leaves running may keep them open, and nobody waits for it.
+    """
+    argv = [_VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), word) for word in shlex.split(command)]
+    with _memory("stdin") as given, _memory("stdout") as out, _memory("stderr") as err:
+        given.write(f"{stdin}\n".encode())
+        given.seek(0)
+        reason = _run(argv, {**os.environ, **variables}, given, out, err)
+        stdout, stderr = _content(out), _content(err)
+    output = "\n".join(text for text in (stdout, stderr) if text)
+    if reason:
+        raise CommandFailed(f"failed to run command: {command} Err: {reason} Output: {output}")
+    info(f"Ran command: {command}\n Output: {output}")
+    return stdout
+
+
+def _run(argv: list[str], env: Mapping[str, str], given: Any, out: Any, err: Any) -> str:
+    """What went wrong; "" if nothing did."""
+    try:
+        process = subprocess.Popen(argv, env=env, stdin=given, stdout=out, stderr=err, start_new_session=True)
+    except OSError as fault:
+        return f'could not run "{argv[0]}": {fault.strerror}'
+    try:
+        status = process.wait(TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its session: what it started, too
+        process.wait()
+        return f"not done after {TIMEOUT_SECONDS:g} s, killed"
+    return "" if status == 0 else f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _memory(name: str) -> Any:
+    return open(os.memfd_create(name), "w+b")
+
+
+def _content(file: Any) -> str:
+    """The program wrote by a descriptor of its own, with an offset that is ours too."""
+    return os.pread(file.fileno(), OUTPUT_BYTES, 0).decode(errors="replace").strip()

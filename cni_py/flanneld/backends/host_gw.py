@@ -1,0 +1,69 @@
+"""host-gw: a plain route per node, by its address on the network that both are on. The quickest way, without a tunnel.
+
+Source: flannel-io/flannel pkg/backend/hostgw, route_network.go.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_py.errors import InvalidConfig
+from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.lease import Attributes
+from cni_py.flanneld.wanted import Route, Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni_py.flanneld.iface import ExternalInterface
+    from cni_py.flanneld.lease import Lease
+    from cni_py.flanneld.network import NetworkConfig
+    from cni_py.flanneld.wanted import Address
+
+TYPE = "host-gw"
+
+
+class Config(BackendConfig):
+    """It has no keys of its own."""
+
+
+class Backend:
+    """See the package."""
+
+    def __init__(self, _: Config, network: NetworkConfig, external: ExternalInterface) -> None:
+        self.network, self.external, self.mtu = network, external, external.mtu
+        ends: list[tuple[bool, Address | None, Address | None]] = [
+            (network.ipv4, external.addr, external.public_ip),
+            (network.ipv6, external.addr6, external.public_ipv6),
+        ]
+        for is_used, address, public in ends:
+            if is_used and address != public:
+                raise InvalidConfig(
+                    "your PublicIP differs from interface IP, meaning that probably you're on a NAT,"
+                    " which is not supported by host-gw backend",
+                    f"{external.name} has {address}, the public address is {public}",
+                    "use vxlan, or an interface that has the public address (-iface)",
+                )
+
+    def attributes(self) -> Attributes:
+        return Attributes(
+            public_ip=self.external.public_ip if self.network.ipv4 else None,
+            public_ipv6=self.external.public_ipv6 if self.network.ipv6 else None,
+            backend_type=TYPE,
+        )
+
+    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:
+        """A route to each peer's subnets."""
+        routes = set()
+        for lease in leases:
+            peer = lease.attributes
+            if lease.subnets == own.subnets or peer.backend_type != TYPE:
+                continue
+            if lease.subnets.ipv4 and peer.public_ip and self.network.ipv4:
+                routes.add(Route(lease.subnets.ipv4, self.external.name, peer.public_ip))
+            if lease.subnets.ipv6 and peer.public_ipv6 and self.network.ipv6:
+                routes.add(Route(lease.subnets.ipv6, self.external.name, peer.public_ipv6))
+        return Wanted(routes=frozenset(routes))
+
+    def cleanup(self) -> None:
+        """Routes are told by their protocol number: reconcile.cleanup() removes them."""

@@ -1,0 +1,55 @@
+"""What flanneld does and then ends: ``--cleanup``, ``--check-config``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from cni_py import files
+from cni_py.errors import CniError
+from cni_py.flanneld import backends, iface, saved
+from cni_py.flanneld.firewall import Firewall
+from cni_py.flanneld.klog import error, info
+from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.reconcile import Reconciler
+from cni_py.undo import Attempts
+
+if TYPE_CHECKING:
+    from cni_py.flanneld.options import Options
+
+
+def cleanup(options: Options) -> int:
+    """``flanneld --cleanup``: remove the data path, the rules, subnet.env and what was saved. Answers the exit status."""
+    known, attempts = saved.read(), Attempts()
+    if known is not None:
+        with attempts.attempt("what the back end made"):
+            config = NetworkConfig.parse(known.config)
+            backends.create(config, iface.find(options, config.ipv4, config.ipv6)).cleanup()
+    with attempts.attempt("rules"):
+        Firewall.cleanup()
+    with attempts.attempt("routes and devices"):
+        Reconciler.cleanup()
+    for path in (options.subnet_file, saved.PATH):
+        with attempts.attempt(path):
+            if files.exists(path):
+                files.remove(path)
+    try:
+        attempts.raise_if_failed("flanneld --cleanup")
+    except CniError as fault:
+        error(f"not all could be removed: {fault}")
+        return 1
+    info("removed what flanneld had made")
+    return 0
+
+
+def check_config(source: str) -> int:
+    """``flanneld --check-config FILE|-``: whether a network configuration can be used. Answers the exit status."""
+    try:
+        text = sys.stdin.read() if source == "-" else files.read(source).decode()
+        config = NetworkConfig.parse(text)
+        backends.check(config)
+    except (CniError, OSError, ValueError) as fault:
+        print(f"flanneld: {source}: {fault}", file=sys.stderr)
+        return 1
+    print(f"{source}: a network configuration for {config.backend_type} that can be used")
+    return 0

@@ -1,0 +1,198 @@
+"""flanneld: from its options to a node whose pods reach those of the other nodes, and stay so.
+
+How it works. :class:`Daemon` owns the process: datastore, signals, health, systemd. It runs one
+:class:`~cni_py.flanneld.session.Session` after the other; a session begins with a look at the external interface
+and ends when that, or the node's subnet, is another. SIGTERM leaves the data path as it is.
+
+Source: flannel-io/flannel main.go.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cni_py import __version__
+from cni_py.errors import CniError
+from cni_py.flanneld import commands, iface, saved, systemd
+from cni_py.flanneld.health import Health
+from cni_py.flanneld.klog import error, info, set_verbosity, warning
+from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.options import Options, UsageError, parse
+from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
+from cni_py.flanneld.store import StoreError
+
+if TYPE_CHECKING:
+    from cni_py.flanneld.store import Store
+
+
+class Daemon:
+    """The process."""
+
+    def __init__(self, options: Options, store: Store) -> None:
+        self.options, self.store = options, store
+        self.stop = threading.Event()
+        self.failed = False
+        self.health = Health(options.healthz_ip, options.healthz_port)
+        self.session: Session | None = None
+        self.beat_seconds = (systemd.watchdog_seconds() or 20.0) / 2
+        self._said = ""
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT; answers the exit status. Raises: CniError where it cannot begin."""
+        for text in self.options.warnings:
+            warning(text)
+        info(f"Created subnet manager: {self.store}")
+        info("Installing signal handlers")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # in a thread: the main thread may be holding the lock of the event that is to be set
+            signal.signal(number, lambda *_: _thread.start_new_thread(self.end, ()))
+        if self.options.healthz_port:
+            self.health.start()
+        is_first = True
+        while not self.stop.is_set():
+            try:
+                self._run_session()
+                is_first = False
+            except (CniError, OSError) as fault:
+                if is_first:
+                    raise
+                error(f"could not begin anew: {fault}")
+                self.not_ready(str(fault))
+                self.pause()
+        systemd.notify("STOPPING=1")
+        info("Waiting for all goroutines to exit")
+        self.store.close()
+        info("Exiting cleanly...")
+        return 1 if self.failed else 0
+
+    def end(self) -> None:
+        self.stop.set()
+        if self.session is not None:
+            self.session.ended.set()
+
+    def fail(self) -> None:
+        self.failed = True
+        self.end()
+
+    def ready(self, status: str) -> None:
+        """All of it works: tell systemd, the probes, and whom the datastore knows."""
+        self.health.set_ready()
+        info("flannel is ready")
+        systemd.notify("READY=1", f"STATUS={status}")
+        try:
+            self.store.ready()
+        except StoreError as fault:
+            warning(f"could not tell the datastore that the network works: {fault}")
+
+    def not_ready(self, reason: str) -> None:
+        self.health.set_unready(reason)
+        systemd.notify(f"STATUS={reason}")
+
+    def beat(self) -> None:
+        """Tell systemd's watchdog that we are not stuck."""
+        systemd.notify("WATCHDOG=1")
+
+    def pause(self) -> None:
+        """Before something is tried again."""
+        self.beat()
+        self.stop.wait(RETRY_SECONDS)
+
+    def say_once(self, text: str) -> None:
+        """A warning that is not repeated while it stays the same."""
+        if text != self._said:
+            self._said = text
+            warning(text)
+
+    def _run_session(self) -> None:
+        """Raises: CniError, OSError."""
+        known = saved.read()
+        text = self._network_config(may_give_up=known is not None)
+        if self.stop.is_set():
+            return
+        if text is None and known is not None:
+            warning(f"the datastore does not answer: forwarding by what was saved, subnet {known.own.subnets}")
+        config = NetworkConfig.parse(text or known.config)  # type: ignore[union-attr]  # one of them is there
+        external = iface.find(self.options, config.ipv4, config.ipv6)
+        former = known.own.attributes if known else None
+        session = self.session = Session(self, text or known.config, external, former)  # type: ignore[union-attr]
+        try:
+            if text is None and known is not None:
+                session.lease = replace(known.own, attributes=session.lease.attributes)
+                session.set_up(known.leases)
+            elif session.acquire():
+                session.set_up(session.first_leases())
+            if not self.stop.is_set():
+                session.keep(is_confirmed=text is not None)
+        finally:
+            session.close()
+
+    def _network_config(self, may_give_up: bool) -> str | None:
+        """The configuration's text, waited for; None where we are to stop, or something was saved and it does not come."""
+        while not self.stop.is_set():
+            try:
+                text = self.store.read_network_config()
+                config = NetworkConfig.parse(text)
+            except (StoreError, CniError) as fault:
+                self.say_once(f"Couldn't fetch network config: {fault}")
+                self.not_ready(f"no network configuration: {fault}")
+                if may_give_up:
+                    return None
+                self.pause()
+            else:
+                self._said = ""
+                info(f"Found network config - Backend type: {config.backend_type}")
+                for warned in config.warnings:
+                    warning(warned)
+                return text
+        return None
+
+
+def open_store(options: Options) -> Store:
+    """The datastore that the options name. Raises: CniError, StoreError."""
+    previous = read_subnets(options.subnet_file)
+    if options.kube_subnet_mgr:
+        from cni_py.flanneld.kube_store import KubeStore
+
+        return KubeStore(options)
+    if options.datastore:
+        from cni_py.flanneld.file_store import FileStore
+
+        return FileStore(options.datastore.removeprefix("file:"), os.uname().nodename)
+    from cni_py.flanneld.etcd_store import EtcdStore
+
+    return EtcdStore.from_options(options, previous)
+
+
+def main() -> int:
+    """``flanneld``: see ``flanneld --help`` and docs/flanneld.md. Answers its exit status."""
+    try:
+        options = parse(sys.argv[1:], os.environ)
+    except UsageError as fault:
+        print(f"flanneld: {fault}", file=sys.stderr)
+        return 2
+    if options.version:
+        print(__version__)
+        return 0
+    if options.check_config:
+        return commands.check_config(options.check_config)
+    if os.geteuid() != 0:
+        print("flanneld: it needs root (it makes links, routes and rules)", file=sys.stderr)
+        return 1
+    set_verbosity(options.v)
+    return commands.cleanup(options) if options.cleanup else run(options)
+
+
+def run(options: Options) -> int:
+    """Run as a daemon; answers the exit status."""
+    info(f"CLI flags config: {options.redacted()}")
+    try:
+        return Daemon(options, open_store(options)).run()
+    except (CniError, StoreError, OSError) as fault:
+        error(f"flanneld cannot run: {fault}")
+        return 1

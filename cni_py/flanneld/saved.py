@@ -1,0 +1,69 @@
+"""What flanneld knew when it last ran, so that a node whose datastore is away can forward after a reboot.
+
+A cluster's etcd may itself run in pods, or on a node that boots at the same time. With a lease of ours
+that has not ended, pods get their network at once; what has changed meanwhile follows when the
+datastore answers.
+
+Owns: ``/var/lib/cni/flanneld.json`` (0600): who empties that folder to start anew (``kubeadm reset``) means our lease too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from cni_py import files
+from cni_py.errors import CniError
+from cni_py.flanneld.klog import warning
+from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PATH = "/var/lib/cni/flanneld.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The network's configuration as text, our own lease, all leases."""
+
+    config: str
+    own: Lease
+    leases: Mapping[Subnets, Lease]
+
+
+def read(path: str = PATH) -> Saved | None:
+    """None where there is nothing, it cannot be read, or our own lease has ended."""
+    try:
+        found = json.loads(files.read(path, limit=64 << 20))
+        leases = {lease.subnets: lease for lease in map(_lease, found["leases"])}
+        own = _lease(found["own"])
+        saved = Saved(str(found["config"]), own, {**leases, own.subnets: own})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, CniError, NotALease) as error:
+        warning(f"what was saved in {path} cannot be used: {error}")
+        return None
+    return saved if own.expires is None or own.expires > time() else None
+
+
+def write(saved: Saved, path: str = PATH) -> None:
+    """Raises: IOFailure, OSError."""
+    content = {
+        "config": saved.config,
+        "own": _as_json(saved.own),
+        "leases": [_as_json(lease) for lease in saved.leases.values()],
+    }
+    files.make_folder(path.rpartition("/")[0], 0o755)
+    files.write(path, json.dumps(content).encode(), 0o600)
+
+
+def _as_json(lease: Lease) -> dict[str, Any]:
+    return {"key": lease.subnets.as_key(), "value": lease.attributes.as_json(), "expires": lease.expires}
+
+
+def _lease(raw: dict[str, Any]) -> Lease:
+    expires = raw["expires"]
+    return Lease(Subnets.from_key(raw["key"]), Attributes.from_json(raw["value"]), None if expires is None else float(expires))

@@ -1,0 +1,283 @@
+"""One node, one interface, one subnet: set it up, and keep it so until one of them is another.
+
+How it works. Six threads: one watches the leases, one renews ours, one reconciles the kernel, one keeps the
+firewall's rules, one looks at the interface, one saves what is known. All they do is idempotent, so a session
+can begin over a running one's data path without a packet lost.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import replace
+from time import CLOCK_BOOTTIME, clock_gettime, monotonic, time
+from typing import TYPE_CHECKING, Any
+
+from cni_py import files, subnet_env
+from cni_py.errors import CniError
+from cni_py.flanneld import backends, iface, saved
+from cni_py.flanneld.firewall import Firewall
+from cni_py.flanneld.gotime import clock, duration
+from cni_py.flanneld.klog import error, info, warning
+from cni_py.flanneld.lease import Lease, Subnets
+from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.reconcile import Reconciler
+from cni_py.flanneld.store import LeaseTaken, StoreError
+from cni_py.flanneld.wanted import blackhole
+from cni_py.kernel.watch import Watch
+from cni_py.subnet_env import SubnetEnv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cni_py.flanneld.daemon import Daemon
+    from cni_py.flanneld.iface import ExternalInterface
+    from cni_py.flanneld.lease import Attributes
+
+RETRY_SECONDS = 1.0
+RENEW_RETRY_SECONDS = 60.0
+LOOK_SECONDS = 10.0
+"""How often the external interface is looked at, even if nothing was heard of it."""
+DAY_SECONDS = 86400.0
+SAVE_SECONDS = 5.0
+"""How often what is known is saved, if it has changed: all leases are written, however little changed."""
+
+
+class Session:
+    """One node, one interface, one subnet; ``ended`` is set when it has to begin anew."""
+
+    def __init__(self, daemon: Daemon, config_text: str, external: ExternalInterface, former: Attributes | None) -> None:
+        """``former``: what our last lease said."""
+        self.daemon, self.options, self.store = daemon, daemon.options, daemon.store
+        self.config_text = config_text
+        self.config = NetworkConfig.parse(config_text)
+        self.external = external
+        self.backend = backends.create(self.config, external)
+        restore = getattr(self.backend, "restore", None)
+        if restore is not None and former is not None:
+            restore(former)
+        self.reconciler = Reconciler(daemon.health, external.name)
+        self.ended = threading.Event()
+        self.lease_lost = threading.Event()
+        self.lease = Lease(Subnets(), self.backend.attributes())
+        self._sets = self.store.watch(self.ended)
+        self._known = self._saved = saved.Saved(config_text, self.lease, {})
+        self._threads: list[threading.Thread] = []
+
+    def close(self) -> None:
+        """What a next session opens again."""
+        self.ended.set()
+        self.reconciler.close()
+        close = getattr(self.backend, "close", None)
+        if close is not None:
+            close()
+
+    def first_leases(self) -> Mapping[Subnets, Lease]:
+        """All leases as they are now: a restart must not take away, even for a moment, what leads to live peers."""
+        return next(iter(self._sets), {})
+
+    def acquire(self) -> bool:
+        """Lease our subnet, however long it takes; False where we are to stop."""
+        previous = read_subnets(self.options.subnet_file)
+        while not self.daemon.stop.is_set():
+            try:
+                self.lease = self.store.acquire(self.config, self.backend.attributes(), previous)
+            except StoreError as fault:
+                error(f"Error registering network: failed to acquire lease: {fault}")
+                self.daemon.not_ready(f"no subnet is leased: {fault}")
+                self.daemon.pause()
+            else:
+                return True
+        return False
+
+    def set_up(self, leases: Mapping[Subnets, Lease]) -> None:
+        """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
+        own = self.lease.subnets
+        self.firewall = Firewall(self.options, self.config, own)
+        self.firewall.ensure()
+        self.follow(leases)
+        self._save()
+        write_subnet_file(self.options.subnet_file, self.config, own, self.backend.mtu, self.options.ip_masq)
+        info(f"Wrote subnet file to {self.options.subnet_file}")
+
+    def follow(self, leases: Mapping[Subnets, Lease]) -> None:
+        """Want what these leases ask for."""
+        all_leases = {**leases, self.lease.subnets: self.lease}
+        wanted = self.backend.wanted(self.lease, all_leases.values())
+        if self.options.ip_blackhole_route:
+            holes = frozenset(blackhole(subnet) for subnet in self.lease.subnets.each())
+            wanted = replace(wanted, routes=wanted.routes | holes)
+        self.reconciler.want(wanted)
+        apply = getattr(self.backend, "apply", None)
+        if apply is not None:
+            apply(self.lease, all_leases.values())
+        self.daemon.health.gauge("leases", "Leases in the datastore, our own too.", len(all_leases))
+        self._known = replace(self._known, leases=all_leases)
+
+    def keep(self, is_confirmed: bool) -> None:
+        """Start the threads that keep it so, and wait until it has to begin anew, or we are to stop."""
+        info("Running backend.")
+        tasks: dict[str, Callable[[], None]] = {
+            "leases": self._watch_leases,
+            "renewal": lambda: self._renew(is_confirmed),
+            "kernel": lambda: self.reconciler.run(self.ended),
+            "firewall": lambda: self.firewall.run(self.ended),
+            "interface": self._watch_interface,
+            "saving": self._keep_saved,
+        }
+        run = getattr(self.backend, "run", None)
+        if run is not None:
+            tasks["back end"] = lambda: run(self.ended)
+        for name, task in tasks.items():
+            thread = threading.Thread(target=self._guarded, args=(name, task), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._tell_ready(is_confirmed)
+        while not self.ended.wait(self.daemon.beat_seconds):
+            self.daemon.beat()
+        for thread in self._threads:
+            thread.join()
+
+    def _tell_ready(self, is_confirmed: bool) -> None:
+        doubt = "" if is_confirmed else "; by what was saved, for the datastore does not answer"
+        words = f"subnet {self.lease.subnets} leased, {self.config.backend_type} over {self.external.name}"
+        self.daemon.ready(words + doubt)
+
+    def _guarded(self, name: str, task: Callable[[], None]) -> None:
+        """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""
+        try:
+            task()
+        except Exception as fault:  # noqa: BLE001 — whatever it is
+            sys.excepthook(*sys.exc_info())
+            error(f"the thread that keeps the {name} failed: {fault!r}")
+            self.daemon.fail()
+
+    def _watch_leases(self) -> None:
+        info("watching for new subnet leases")
+        for leases in self._sets:
+            own = leases.get(self.lease.subnets)
+            if own is None or not is_ours(own, self.lease):
+                self.lease_lost.set()
+            try:
+                self.follow(leases)
+            except CniError as fault:  # the next look at the kernel tries again
+                error(f"the leases could not be followed: {fault}")
+
+    def _renew(self, is_confirmed: bool) -> None:
+        """Renew before the lease ends, and at once when it was lost."""
+        while not is_confirmed:
+            is_confirmed = self._confirm()
+            if not is_confirmed and self.ended.wait(RETRY_SECONDS):
+                return
+        wait_seconds = self._until_renewal()
+        while not self.ended.is_set():
+            info(f"Waiting for {duration(wait_seconds)} to renew lease")
+            self._wait_for_loss(wait_seconds)
+            if self.ended.is_set():
+                return
+            try:
+                self.lease = self.store.renew(self.lease)
+                self.lease_lost.clear()
+                info(f"Lease renewed, new expiration: {clock(self.lease.expires)}")
+                wait_seconds = self._until_renewal()
+            except LeaseTaken as fault:
+                error(f"Lease has been revoked. {fault}: leasing another subnet")
+                self.ended.set()
+            except StoreError as fault:
+                error(f"Error renewing lease (trying again in 1 min): {fault}")
+                wait_seconds = RENEW_RETRY_SECONDS if not self.lease_lost.is_set() else RETRY_SECONDS
+                self.lease_lost.clear()
+
+    def _wait_for_loss(self, seconds: float) -> None:
+        """Until the time has come, the lease is lost, or the session ends.
+
+        By a clock that nobody sets and that goes on while the machine sleeps: so does etcd's.
+        """
+        deadline = clock_gettime(CLOCK_BOOTTIME) + seconds
+        while not self.ended.is_set() and (left := deadline - clock_gettime(CLOCK_BOOTTIME)) > 0:
+            if self.lease_lost.wait(min(left, 0.5)):
+                return
+
+    def _until_renewal(self) -> float:
+        """Seconds; a reservation never ends, and is looked at once a day all the same."""
+        if self.lease.expires is None:
+            return DAY_SECONDS
+        return self.lease.expires - time() - self.options.subnet_lease_renew_margin * 60
+
+    def _confirm(self) -> bool:
+        """After a start from what was saved: ask the datastore whether all of it is still so."""
+        try:
+            text = self.store.read_network_config()
+            if text != self.config_text:
+                info("the network configuration is another than the saved one: starting anew")
+                self.ended.set()
+                return False
+            lease = self.store.acquire(self.config, self.backend.attributes(), self.lease.subnets)
+        except StoreError as fault:
+            self.daemon.say_once(f"still without the datastore, forwarding by what was saved: {fault}")
+            return False
+        if lease.subnets != self.lease.subnets:
+            error(f"our saved subnet {self.lease.subnets} has been leased to another node: ours is {lease.subnets} now")
+            self.ended.set()
+            return False
+        self.lease = lease
+        info(f"the datastore answers again, and our lease of {lease.subnets} stands")
+        self._tell_ready(is_confirmed=True)
+        return True
+
+    def _keep_saved(self) -> None:
+        while not self.ended.wait(SAVE_SECONDS):
+            self._save()
+        self._save()
+
+    def _save(self) -> None:
+        """For the next boot, unless that is what was written last; our own lease may have been renewed."""
+        known = replace(self._known, own=self.lease)
+        if known.leases is self._saved.leases and known.own == self._saved.own:
+            return
+        self._saved = known
+        try:
+            saved.write(known)
+        except (CniError, OSError) as fault:
+            warning(f"the leases could not be saved for the next boot: {fault}")
+
+    def _watch_interface(self) -> None:
+        """Begin anew where the external interface, its addresses or MTU are others now."""
+        with Watch(("link", "addr")) as watch:
+            next_look = monotonic()  # it may have changed since this session's beginning
+            while not self.ended.is_set():
+                if not watch.wait(0.5) and monotonic() < next_look:
+                    continue
+                next_look = monotonic() + LOOK_SECONDS
+                try:
+                    now = iface.find(self.options, self.config.ipv4, self.config.ipv6, quiet=True)
+                except CniError:  # down for a moment: what was set up comes back with it
+                    continue
+                if now != self.external:
+                    info(f"the external interface is another now: {now}, it was {self.external}")
+                    self.ended.set()
+
+
+def is_ours(found: Lease, own: Lease) -> bool:
+    """Whether the lease in the datastore still names this node."""
+    there, here = found.attributes, own.attributes
+    return (there.public_ip, there.public_ipv6) == (here.public_ip, here.public_ipv6)
+
+
+def read_subnets(path: str) -> Subnets | None:
+    """The subnets that subnet.env names, None where there is none that can be used."""
+    try:
+        env = subnet_env.read(path)
+    except CniError:
+        return None
+    by_version: dict[int, Any] = {subnet.version: subnet for subnet in env.subnets}
+    return Subnets(by_version.get(4), by_version.get(6))
+
+
+def write_subnet_file(path: str, config: NetworkConfig, own: Subnets, mtu: int, ip_masq: bool) -> None:
+    """Raises: IOFailure, OSError."""
+    networks = [network for network in (config.network, config.ipv6_network) if network is not None]
+    used = [network for network in networks if (config.ipv4 if network.version == 4 else config.ipv6)]
+    files.make_folder(os.path.dirname(path), 0o755)
+    files.write(path, subnet_env.render(SubnetEnv(tuple(used), tuple(own.each()), mtu, ip_masq)).encode(), 0o644)

@@ -1,0 +1,34 @@
+"""What a service manager is told, and what it asks for. Source: sd_notify(3), sd_watchdog_enabled(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+SEND_SECONDS = 1.0
+
+
+def notify(*lines: str) -> bool:
+    """Send assignments, ``READY=1``, ``STATUS=in words``, ``WATCHDOG=1``; whether somebody got them.
+
+    Without a service manager nothing happens; one that does not listen stops nothing.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    text = "\n".join(" ".join(line.splitlines()) for line in lines)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(SEND_SECONDS)
+            sock.sendto(text.encode(errors="backslashreplace"), "\0" + address[1:] if address[0] == "@" else address)
+    except OSError:
+        return False
+    return True
+
+
+def watchdog_seconds() -> float:
+    """Within this time of each other it wants to see ``WATCHDOG=1``, so send it twice as often; 0: it does not."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not (microseconds.isascii() and microseconds.isdigit()) or pid not in ("", str(os.getpid())):
+        return 0.0
+    return int(microseconds) / 1e6

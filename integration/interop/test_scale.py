@@ -1,0 +1,50 @@
+"""integration/scale works: one flanneld and fifty peers, in etcd and in a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from namespaces import PATH
+
+SCALE = Path(__file__).resolve().parents[1] / "scale"
+LEASES, CHANGES, SECONDS = 50, 2, 20
+
+pytestmark = pytest.mark.netns
+
+
+def scale(datastore: str, *options: str) -> str:
+    if datastore == "etcd" and shutil.which("etcd", path=PATH) is None:
+        pytest.skip("no etcd (package etcd-server)")
+    command = [sys.executable, str(SCALE), "--datastore", datastore, "--leases", str(LEASES)]
+    command += ["--changes", str(CHANGES), "--quiet", "1", *options]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("datastore", ["etcd", "file"])
+def test_peers_are_reached_and_none_is_touched_by_a_restart(datastore: str) -> None:
+    told = json.loads(scale(datastore, "--json"))
+    (run,) = told["runs"]
+    assert (told["datastore"], run["leases"], run["burst_changes"]) == (datastore, LEASES, LEASES // 10)
+    assert 0 < run["entries"] < SECONDS
+    for kind in ("more", "less", "mac"):
+        assert len(run[kind]) == len(run[f"{kind}_processor"]) == CHANGES
+        assert all(0 < seconds < SECONDS for seconds in run[kind])
+    assert 10 < run["resident"] <= run["resident_peak"] < 200
+    assert (run["restart_touched"], run["pings_lost"]) == (0, 0)
+    assert run["pings"] > 10
+
+
+def test_table_and_plot_can_be_read() -> None:
+    lines = scale("file").splitlines()
+    assert lines[0].startswith("datastore file; medians of 2; cores ")
+    assert lines[1].split() == ["peers", str(LEASES)]
+    assert f"{'resident memory, MB':32}" in {line[:32] for line in lines}
+    assert sum(line.startswith(f"{LEASES:>7} #") for line in lines) == 4

@@ -1,0 +1,498 @@
+"""The life of flanneld as a process: what it says and to whom, how it begins and ends, and what it follows meanwhile."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel import NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
+
+pytestmark = pytest.mark.netns
+
+KLOG = re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ [\w.]+:\d+\] .")
+PORT = 8471
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Net]:
+    """A node; tests add others."""
+    with network(tmp_path, "vxlan", nodes=1) as made:
+        yield made
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Net]:
+    """Two nodes that run, with a pod each."""
+    with network(tmp_path, "vxlan", nodes=2) as made:
+        made.start()
+        yield made
+
+
+def get(node: Node, path: str) -> tuple[int, str]:
+    """Status and text of the health server's answer."""
+    status, text = node.host.do(_get, path)
+    return int(status), str(text)
+
+
+def _get(path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def reach_one_another(net: Net, seconds: float = 5.0) -> None:
+    until(lambda: net.unreached() == [], seconds, "pods reach one another")
+
+
+# ---- start --------------------------------------------------------------------------------------------------------
+
+
+def test_start_says_what_the_guide_shows_and_is_ready_last(net: Net) -> None:
+    [node] = net.nodes
+    flanneld = node.start("-ip-masq")
+    notice = flanneld.wait_for_notice("READY=1")
+    env = node.env
+    assert re.fullmatch(r"10\.244\.\d+\.1/24", env["FLANNEL_SUBNET"])
+    assert env == {
+        "FLANNEL_NETWORK": "10.244.0.0/16",
+        "FLANNEL_SUBNET": env["FLANNEL_SUBNET"],
+        "FLANNEL_MTU": "1450",
+        "FLANNEL_IPMASQ": "true",
+    }
+    assert node.host.path(SUBNET_ENV).stat().st_mode & 0o777 == 0o644
+    subnet = f"{node.subnet}.0/24"
+    assert f"STATUS=subnet {subnet} leased, vxlan over eth0" in notice
+    lines = [
+        "CLI flags config: {etcdEndpoints:",
+        "Created subnet manager: File Subnet Manager - ",
+        "Installing signal handlers",
+        "Found network config - Backend type: vxlan",
+        "Using interface with name eth0 and address 192.168.123.11",
+        "Defaulting external address to interface address (192.168.123.11)",
+        "VXLAN config: VNI=1 Port=0 GBP=false Learning=false DirectRouting=false",
+        f"Allocated lease (ip: {subnet} ipv6: ::/0) to current node (192.168.123.11)",
+        "Wrote subnet file to /run/flannel/subnet.env",
+        "Running backend.",
+    ]
+    flanneld.wait_for_log("Waiting for 22h59m5")
+    flanneld.wait_for_log("flannel is ready")
+    places = [flanneld.log.find(line) for line in lines]
+    assert -1 not in places, flanneld.log
+    assert places == sorted(places)
+    assert flanneld.has_said("watching for new subnet leases", "to renew lease")
+    assert [line for line in flanneld.log.splitlines() if not KLOG.match(line)] == []
+    device = node.device()
+    assert (device["mtu"], device["flags"].count("UP")) == (1450, 1)
+    assert [
+        address["local"] + "/" + str(address["prefixlen"]) for address in device["addr_info"] if address["family"] == "inet"
+    ] == [f"{node.subnet}.0/32"]
+    data = device["linkinfo"]["info_data"]
+    assert (data["id"], data["local"], data["link"], data["port"], data["learning"]) == (
+        1,
+        "192.168.123.11",
+        "eth0",
+        8472,
+        False,
+    )
+    assert net.leases()[f"{node.subnet}.0-24"]["BackendData"] == {"VNI": 1, "VtepMAC": device["address"]}
+
+
+def test_second_start_reuses_the_lease(net: Net) -> None:
+    [node] = net.nodes
+    node.start().wait_ready()
+    before, env = node.state(), node.env
+    assert node.flanneld
+    node.flanneld.terminate()
+    flanneld = node.start().wait_ready()
+    assert flanneld.has_said(f"Found lease (ip: {node.subnet}.0/24 ipv6: ::/0) for current IP (192.168.123.11), reusing")
+    assert (node.state(), node.env) == (before, env)
+
+
+def test_without_lease_the_subnet_in_subnet_env_is_taken_again(net: Net) -> None:
+    [node] = net.nodes
+    node.host.write(
+        SUBNET_ENV, "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.77.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+    )
+    assert node.start().wait_ready().has_said("Found previously leased subnet (10.244.77.0/24), reusing")
+    assert node.env["FLANNEL_SUBNET"] == "10.244.77.1/24"
+
+
+def test_watchdog_hears_of_us_twice_in_its_time(net: Net) -> None:
+    [node] = net.nodes
+    flanneld = node.start(env={"WATCHDOG_USEC": "600000"}).wait_ready()
+    began = time.monotonic()
+    for _ in range(4):
+        flanneld.wait_for_notice("WATCHDOG=1", 0.6)
+    assert time.monotonic() - began > 0.8  # and not all the time
+
+
+def test_datastore_is_waited_for_in_words(net: Net) -> None:
+    """Also by the watchdog, the probes and SIGTERM."""
+    [node] = net.nodes
+    away = net.datastore.rename(net.datastore.with_suffix(".away"))
+    flanneld = node.start(f"-healthz-port={PORT}", env={"WATCHDOG_USEC": "3000000"})
+    assert "STATUS=no network configuration:" in flanneld.wait_for_notice("STATUS")
+    flanneld.wait_for_notice("WATCHDOG=1", 3)
+    assert get(node, "/healthz") == (200, "flanneld is running")
+    status, text = get(node, "/readyz")
+    assert status == 503
+    assert f"{net.datastore} is not there" in text
+    assert "cni_py_flanneld_ready 0\n" in get(node, "/metrics")[1]
+    flanneld.wait_for_notice("WATCHDOG=1", 3)
+    assert flanneld.log.count("Couldn't fetch network config") == 1  # the same is said once
+    assert not node.host.path(SUBNET_ENV).exists()
+
+    net.write({"config": {"Network": "10.244.0.0/16", "Backend": {"Type": 7}}, "leases": {}})
+    flanneld.wait_for_log("Couldn't fetch network config", count=2)
+    away.rename(net.datastore)
+    flanneld.wait_ready()
+    assert get(node, "/readyz") == (200, "flanneld is ready")
+    metrics = get(node, "/metrics")[1]
+    assert "cni_py_flanneld_ready 1\n" in metrics
+    assert "cni_py_flanneld_leases 1\n" in metrics
+    assert get(node, "/other")[0] == 404
+
+
+def test_pool_that_is_exhausted_is_asked_again(net: Net) -> None:
+    """One subnet for two nodes: the second waits, says so, and has it when it is free."""
+    first, second = net.nodes[0], *net.add_nodes(1)
+    net.write(
+        {"config": NETWORK | {"SubnetMin": "10.244.5.0", "SubnetMax": "10.244.5.0", "Backend": {"Type": "vxlan"}}, "leases": {}}
+    )
+    first.start().wait_ready()
+    waiting = second.start()
+    assert "STATUS=no subnet is leased:" in waiting.wait_for_notice("STATUS")
+    waiting.wait_for_log("failed to acquire lease")
+    assert "10.244.5.0" in waiting.log
+    assert waiting.status is None
+    assert first.flanneld
+    first.flanneld.terminate()
+    net.write(net.read() | {"leases": {}})
+    waiting.wait_ready()
+    assert second.env["FLANNEL_SUBNET"] == "10.244.5.1/24"
+
+
+# ---- what is wrong ------------------------------------------------------------------------------------------------
+
+WRONG_OPTIONS = {
+    "unknown": (["-ifaces=eth0"], "flag provided but not defined: -ifaces"),
+    "not supported": (["-vmodule=x=1"], "-vmodule is not supported"),
+    "no value": (["-iface"], "flag needs an argument: -iface"),
+    "wrong value": (["-healthz-port=http"], 'invalid value "http" for flag -healthz-port'),
+    "margin": (["-subnet-lease-renew-margin=1440"], "Invalid subnet-lease-renew-margin option, out of acceptable range"),
+    "no option": (["eth0"], '"eth0" is no option'),
+    "address": (["-public-ip=fd00::1"], "-public-ip"),
+    "two datastores": (["-datastore=file:/x", "-kube-subnet-mgr"], "there is one datastore"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_OPTIONS)
+def test_wrong_option_ends_it_with_2(net: Net, what: str) -> None:
+    argv, words = WRONG_OPTIONS[what]
+    done = net.nodes[0].run_flanneld(*argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_wrong_variable_ends_it_with_2(net: Net) -> None:
+    flanneld = net.nodes[0].start(env={"FLANNELD_HEALTHZ_PORT": "http"})
+    assert flanneld.wait() == 2
+    assert "FLANNELD_HEALTHZ_PORT" in flanneld.log
+
+
+WRONG_BACKENDS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"Type": "tencent-vpc"}, "unknown backend type: tencent-vpc"),
+    "wrong key": ({"Type": "vxlan", "VNI": "one"}, '"Backend.VNI"'),
+    "out of range": ({"Type": "vxlan", "Port": 70000}, '"Backend.Port"'),
+    "MTU too small": ({"Type": "vxlan", "MTU": 500}, "too small"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_BACKENDS)
+def test_wrong_back_end_ends_it_with_1_and_changes_nothing(net: Net, what: str) -> None:
+    [node] = net.nodes
+    backend, words = WRONG_BACKENDS[what]
+    net.write({"config": NETWORK | {"Backend": backend}, "leases": {}})
+    flanneld = node.start()
+    assert flanneld.wait() == 1
+    assert words in flanneld.log.splitlines()[-1]
+    assert (net.leases(), node.device(), node.routes()) == ({}, {}, {})
+    checked = node.run_flanneld("-check-config=-", stdin=json.dumps(NETWORK | {"Backend": backend}))
+    if what != "MTU too small":  # that depends on the interface
+        assert (checked.returncode, words in checked.stderr) == (1, True)
+
+
+def test_udp_refuses_ipv6_by_name(net: Net) -> None:
+    net.write(
+        {"config": NETWORK | {"EnableIPv6": True, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "udp"}}, "leases": {}}
+    )
+    net.nodes[0].run("ip addr add fd00:123::11/64 dev eth0 nodad")
+    flanneld = net.nodes[0].start()
+    assert flanneld.wait() == 1
+    assert "the udp back end carries IPv4 alone" in flanneld.log.splitlines()[-1]
+
+
+def test_interface_that_is_not_there_ends_it_with_1_and_the_inventory(net: Net) -> None:
+    net.nodes[0].run("ip link set eth0 name ens3")
+    flanneld = net.nodes[0].start()
+    assert flanneld.wait() == 1
+    assert "Failed to find interface to use that matches the interfaces and/or regexes provided" in flanneld.log
+    assert "ens3:[192.168.123.11 " in flanneld.log
+
+
+def test_health_port_in_use_ends_it_with_1(net: Net) -> None:
+    [node] = net.nodes
+    node.start(f"-healthz-port={PORT}").wait_ready()
+    second = node.start(f"-healthz-port={PORT}")
+    assert second.wait() == 1
+    assert "Address already in use" in second.log
+
+
+# ---- end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_soon_and_leaves_the_way(two: Net, number: signal.Signals) -> None:
+    first = two.nodes[0]
+    before, flanneld = first.state(), first.flanneld
+    assert flanneld
+    began = time.monotonic()
+    flanneld.signal(number)
+    flanneld.wait_for_notice("STOPPING=1", 5)
+    assert flanneld.wait() == 0
+    assert time.monotonic() - began < 3
+    assert flanneld.log.rstrip().endswith("Exiting cleanly...")
+    assert first.state() == before
+    assert first.reached(two.nodes[1].pods["pod2"][0], pod="pod1")
+
+
+def test_signal_at_any_moment_ends_it_with_0(net: Net) -> None:
+    """Before it has said that it takes signals, SIGTERM kills it as any program."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    for _ in range(8):
+        flanneld = net.nodes[0].start()
+        time.sleep(moments.uniform(0.1, 0.8))
+        status = flanneld.terminate()
+        assert status == 0 or "Installing signal handlers" not in flanneld.log, flanneld.log
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
+def test_cleanup_removes_all_that_it_made(tmp_path: Path, backend: str) -> None:
+    with network(tmp_path, backend, "v4" if backend == "udp" else "dual", nodes=2) as net:
+        node = net.nodes[0]
+        before = node.host.snapshot()
+        net.options = ["-ip-masq", "-ip-blackhole-route"]
+        net.start(pods=False)
+        assert node.flanneld
+        node.flanneld.terminate()
+        done = node.run_flanneld("-cleanup", "-iface=eth0")
+        assert done.returncode == 0, done.stderr
+        assert "removed what flanneld had made" in done.stderr
+        assert node.host.snapshot() == before
+        assert not node.host.path(SUBNET_ENV).exists()
+        assert not node.host.path(SAVED).exists()
+        assert node.run_flanneld("-cleanup").returncode == 0  # nothing is there any more
+
+
+def test_cleanup_does_what_it_can_where_the_interface_has_gone(net: Net) -> None:
+    [node] = net.nodes
+    node.start("-ip-masq").wait_ready()
+    assert node.flanneld
+    node.flanneld.terminate()
+    done = node.run_flanneld("-cleanup", "-iface=eth7")
+    assert done.returncode == 1
+    assert "not all could be removed" in done.stderr
+    assert "what the back end made" in done.stderr
+    assert (node.device(), node.routes()) == ({}, {})
+    assert "cni_py" not in node.run("nft list tables")
+
+
+# ---- without the datastore ----------------------------------------------------------------------------------------
+
+
+def test_after_a_reboot_it_forwards_by_what_was_saved_and_confirms_it_later(two: Net) -> None:
+    first, second = two.nodes
+    device, env = first.device(), first.env
+    assert first.flanneld
+    first.flanneld.terminate()  # it saves what it knows, at the latest now
+    two.reboot(first)
+    assert first.device() == {}
+    away = two.datastore.rename(two.datastore.with_suffix(".away"))
+    flanneld = first.start()
+    notice = flanneld.wait_for_notice("READY=1")
+    assert "by what was saved" in notice
+    assert flanneld.has_said("the datastore does not answer: forwarding by what was saved")
+    assert first.env == env
+    assert first.device()["address"] == device["address"]  # the peer still sends to it
+    first.add_pod()
+    reach_one_another(two)
+    assert flanneld.log.count("still without the datastore") == 1
+
+    away.rename(two.datastore)
+    flanneld.wait_for_log("the datastore answers again, and our lease of")
+    assert "by what was saved" not in flanneld.wait_for_notice("READY=1")
+    assert two.unreached() == []
+    assert second.flanneld
+    assert second.flanneld.status is None
+
+
+def test_saved_lease_that_has_ended_is_not_used(two: Net) -> None:
+    first = two.nodes[0]
+    two.reboot(first)
+    saved = json.loads(first.host.path(SAVED).read_text())
+    saved["own"]["expires"] = time.time() - 1
+    first.host.write(SAVED, json.dumps(saved))
+    away = two.datastore.rename(two.datastore.with_suffix(".away"))
+    flanneld = first.start()
+    flanneld.wait_for_notice("STATUS=no network configuration")
+    assert first.device() == {}
+    away.rename(two.datastore)
+    flanneld.wait_ready()
+
+
+def test_damaged_saved_leases_are_as_none(net: Net) -> None:
+    [node] = net.nodes
+    node.host.write(SAVED, "{")
+    flanneld = node.start().wait_ready()
+    assert f"what was saved in {SAVED} cannot be used" in flanneld.log
+    assert json.loads(node.host.path(SAVED).read_text())["own"]["key"] == f"{node.subnet}.0-24"
+    assert node.host.path(SAVED).stat().st_mode & 0o777 == 0o600
+
+
+def test_another_network_than_the_saved_one_is_taken_when_the_datastore_answers(two: Net) -> None:
+    first = two.nodes[0]
+    two.reboot(first)
+    content = two.read()
+    away = two.datastore.rename(two.datastore.with_suffix(".away"))
+    flanneld = first.start().wait_ready()
+    assert first.env["FLANNEL_NETWORK"] == "10.244.0.0/16"
+    content["config"]["Network"], content["leases"] = "10.9.0.0/16", {}
+    two.write(content)
+    flanneld.wait_for_log("the network configuration is another than the saved one")
+    until(lambda: first.env["FLANNEL_NETWORK"] == "10.9.0.0/16", 10, "subnet.env of the other network")
+    assert first.env["FLANNEL_SUBNET"].startswith("10.9.")
+    assert away.exists()
+
+
+def test_datastore_away_for_a_while_changes_nothing(two: Net) -> None:
+    first = two.nodes[0]
+    before = first.state()
+    away = two.datastore.rename(two.datastore.with_suffix(".away"))
+    assert first.flanneld
+    first.flanneld.wait_for_log("the last good leases stay")
+    assert first.state() == before
+    assert two.unreached() == []
+    away.rename(two.datastore)
+    first.flanneld.wait_for_log("can be read again")
+    assert first.state() == before
+
+
+# ---- the lease ----------------------------------------------------------------------------------------------------
+
+
+def test_lost_lease_is_made_again_and_nothing_is_touched_here(two: Net) -> None:
+    """The other nodes believe what the datastore says: they have no way to us until the lease is there again."""
+    first = two.nodes[0]
+    key, before = f"{first.subnet}.0-24", first.state()
+    assert first.flanneld
+    first.run("ip monitor route neigh address link >/run/heard 2>&1 & echo $! >/run/monitor")
+    content = two.read()
+    lost = content["leases"].pop(key)
+    two.write(content)
+    took = until(lambda: key in two.leases(), 5, "the lease is there again")
+    print(f"lost for {took:.2f} s")
+    assert {k: v for k, v in two.leases()[key].items() if k != "Expires"} == {k: v for k, v in lost.items() if k != "Expires"}
+    first.flanneld.wait_for_log("Lease renewed, new expiration:")
+    reach_one_another(two)
+    assert first.state() == before
+    heard = first.run("kill $(cat /run/monitor); cat /run/heard")
+    assert [line for line in heard.splitlines() if "flannel.1" in line] == []
+
+
+def test_lease_that_another_has_is_given_up(two: Net) -> None:
+    first, second = two.nodes
+    old = first.subnet
+    assert first.flanneld
+    content = two.read()
+    content["leases"][f"{old}.0-24"] |= {
+        "PublicIP": "192.168.123.99",
+        "BackendData": {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"},
+    }
+    two.write(content)
+    first.flanneld.wait_for_log("Lease has been revoked.")
+    until(lambda: first.subnet != old, 10, "another subnet")
+    until(lambda: f"{first.subnet}.0/24" in second.routes(), 5, "the peer knows it")
+    assert [address["local"] for address in first.device()["addr_info"] if address["family"] == "inet"] == [f"{first.subnet}.0"]
+    assert "dev cni0 proto kernel" in first.run(f"ip route show {old}.0/24")  # the old pods still have a way to their node
+    assert first.flanneld.status is None
+
+
+# ---- the interface ------------------------------------------------------------------------------------------------
+
+
+def test_other_address_of_the_interface_is_followed_with_the_same_subnet(two: Net) -> None:
+    first, second = two.nodes
+    env, mac = first.env, first.device()["address"]
+    first.run(
+        "ip addr add 192.168.123.50/24 dev eth0; ip addr del 192.168.123.11/24 dev eth0; ip addr replace 192.168.123.50/24 dev eth0"
+    )
+    assert first.flanneld
+    first.flanneld.wait_for_log("the external interface is another now")
+    until(lambda: two.leases()[f"{first.subnet}.0-24"]["PublicIP"] == "192.168.123.50", 10, "the lease says so")
+    assert first.env == env
+    until(lambda: "dst 192.168.123.50" in second.run("bridge fdb show dev flannel.1"), 5, "the peer's FDB")
+    reach_one_another(two)
+    assert first.device()["linkinfo"]["info_data"]["local"] == "192.168.123.50"
+    assert first.device()["address"] == mac
+    assert len(two.leases()) == 2
+
+
+def test_flap_of_the_interface_is_survived(two: Net) -> None:
+    first = two.nodes[0]
+    before = first.state()
+    first.run("ip link set eth0 down; sleep 1.5; ip link set eth0 up")
+    reach_one_another(two)
+    assert first.state() == before
+    assert first.flanneld
+    assert first.flanneld.log.count("flannel is ready") == 1
+
+
+def test_interface_that_is_made_anew_is_followed(two: Net) -> None:
+    """The kernel takes the VXLAN device with it."""
+    first = two.nodes[0]
+    before = first.state()
+    first.run("ip link del eth0")
+    until(lambda: first.device() == {}, 5, "it has gone")
+    time.sleep(1)
+    assert first.flanneld
+    assert first.flanneld.status is None, first.flanneld.log
+    two.plug_in(first)
+    until(lambda: first.state() == before, 10, "all is there again")
+    reach_one_another(two)
+
+
+def test_other_mtu_of_the_interface_is_followed(two: Net) -> None:
+    first = two.nodes[0]
+    first.run("ip link set eth0 mtu 1400")
+    until(lambda: first.env["FLANNEL_MTU"] == "1350", 5, "subnet.env")
+    assert first.device()["mtu"] == 1350
+    assert first.flanneld
+    first.flanneld.wait_for_log("flannel is ready", count=2)
+    first.run("ip link set cni0 mtu 1350")
+    assert first.reached(two.nodes[1].pods["pod2"][0], size=1350)

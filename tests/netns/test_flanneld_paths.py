@@ -1,0 +1,129 @@
+"""From pod to pod over three nodes, by every back end that needs nothing but a usual kernel, and both families.
+
+Each case: flanneld starts on all nodes at once, with an empty datastore; every pod reaches every other one with small
+packets and with full ones that must not be cut (FLANNEL_MTU bytes, both ways), and one TCP transfer is complete.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel import Net, network
+
+pytestmark = pytest.mark.netns
+
+DIRECT = {"Type": "vxlan", "DirectRouting": True}
+FAMILIES = ("v4", "v6", "dual")
+VXLAN_OVERHEAD = {"v4": 50, "v6": 70, "dual": 70}  # outer Ethernet, IP, UDP, VXLAN
+
+
+def check(net: Net) -> None:
+    assert net.unreached() == []
+    net.transfer(net.nodes[0], net.nodes[-1])
+
+
+def ways(net: Net) -> set[tuple[int, int, str]]:
+    """Node, other node, and the device by which the one's packets to the other's pods leave."""
+    found = set()
+    for node in net.running():
+        routes = node.routes()
+        for other in net.running():
+            subnets = [f"{other.subnet}.0/24"] if "FLANNEL_SUBNET" in other.env else []
+            subnets += [f"{other.subnet6}/64"] if "FLANNEL_IPV6_SUBNET" in other.env else []
+            found |= {(node.number, other.number, routes[subnet]["dev"]) for subnet in subnets if other is not node}
+    return found
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+def test_vxlan_joins_pods(tmp_path: Path, families: str) -> None:
+    with network(tmp_path, "vxlan", families) as net:
+        net.start()
+        check(net)
+        assert net.nodes[0].env["FLANNEL_MTU"] == str(1500 - VXLAN_OVERHEAD[families])
+        names = {"v4": {"flannel.1"}, "v6": {"flannel-v6.1"}, "dual": {"flannel.1", "flannel-v6.1"}}[families]
+        assert {device for _, _, device in ways(net)} == names
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+def test_vxlan_with_direct_routing_uses_no_tunnel_on_one_segment(tmp_path: Path, families: str) -> None:
+    with network(tmp_path, DIRECT, families) as net:
+        net.start()
+        check(net)
+        assert {device for _, _, device in ways(net)} == {"eth0"}
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+def test_vxlan_with_direct_routing_tunnels_to_another_segment_alone(tmp_path: Path, families: str) -> None:
+    with network(tmp_path, DIRECT, families, segments=2) as net:
+        net.start()
+        check(net)
+        direct = {(one, other) for one, other, device in ways(net) if device == "eth0"}
+        tunnelled = {(one, other) for one, other, device in ways(net) if device != "eth0"}
+        assert direct == {(1, 3), (3, 1)}
+        assert tunnelled == {(1, 2), (2, 1), (2, 3), (3, 2)}
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+def test_host_gw_joins_pods(tmp_path: Path, families: str) -> None:
+    with network(tmp_path, "host-gw", families) as net:
+        net.start()
+        check(net)
+        assert net.nodes[0].env["FLANNEL_MTU"] == "1500"
+        assert {device for _, _, device in ways(net)} == {"eth0"}
+
+
+def test_udp_joins_pods(tmp_path: Path) -> None:
+    with network(tmp_path, "udp") as net:
+        net.start()
+        check(net)
+        assert net.nodes[0].env["FLANNEL_MTU"] == "1472"
+
+
+NODES_CHANGE: list[tuple[Any, str]] = [("vxlan", "dual"), (DIRECT, "v4"), ("host-gw", "dual"), ("udp", "v4")]
+
+
+@pytest.mark.parametrize(("backend", "families"), NODES_CHANGE, ids=["vxlan", "vxlan direct", "host-gw", "udp"])
+def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, families: str) -> None:
+    with network(tmp_path, backend, families, nodes=2) as net:
+        net.start()
+        first, second = net.nodes
+        subnets = [first.env["FLANNEL_SUBNET"], second.env["FLANNEL_SUBNET"]]
+
+        [third] = net.add_nodes(1)
+        net.start(third)
+        assert net.unreached() == []
+        with_three = first.state()
+
+        # a node gets another name: it keeps its subnet, and nobody notices
+        key = next(key for key in net.leases() if key.startswith(second.subnet))
+        assert second.flanneld
+        assert second.flanneld.terminate() == 0
+        second.start(
+            within=["unshare", "--uts", "sh", "-c", 'echo other >/proc/sys/kernel/hostname; exec "$0" "$@"']
+        ).wait_ready()
+        assert second.env["FLANNEL_SUBNET"] == subnets[1]
+        assert '"other"' in str(net.leases()[key]).replace("'", '"')
+        assert first.state() == with_three
+        assert net.unreached() == []
+
+        # a node goes: nothing that led to it is left, and the others go on
+        gone = third.subnet
+        assert third.flanneld
+        third.flanneld.kill()
+        content = net.read()
+        content["leases"] = {key: lease for key, lease in content["leases"].items() if not key.startswith(gone)}
+        net.write(content)
+        assert first.flanneld
+        if backend == "udp":
+            first.flanneld.wait_for_log(f"Subnet removed: {gone}.0/24")
+        else:
+            from flannel import until
+
+            until(
+                lambda: gone not in str(first.state()) and third.address not in str(first.state()), 5, "the third is forgotten"
+            )
+        assert net.unreached() == []
+        assert [first.env["FLANNEL_SUBNET"], second.env["FLANNEL_SUBNET"]] == subnets

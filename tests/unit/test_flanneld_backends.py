@@ -1,0 +1,614 @@
+"""What udp, extension, ipip and wireguard decide: plans, packets, commands, messages. No root, no device."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+import time
+from base64 import b64encode
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import pytest
+
+from cni_py.errors import InvalidConfig, KernelRefused, UnsupportedField
+from cni_py.flanneld.backends import extension, ipip, udp, wireguard
+from cni_py.flanneld.iface import ExternalInterface
+from cni_py.flanneld.lease import Attributes, Lease, Subnets
+from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.wanted import Route, Wanted
+from cni_py.kernel import device, rtnl
+from cni_py.kernel.wireguard import Peer, peer_data
+
+V4 = {"Network": "10.244.0.0/16"}
+V6 = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
+DUAL = {"EnableIPv6": True, "Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/48"}
+HERE, HERE6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
+THERE, THERE6 = IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2")
+EXTERNAL = ExternalInterface("eth0", 2, 1500, HERE, HERE6, HERE, HERE6)
+KEYS = [bytes([number]) * 32 for number in range(1, 9)]
+
+
+def made(module: Any, network: dict[str, Any] = V4, external: ExternalInterface = EXTERNAL, **keys: Any) -> Any:
+    """A back end of this Backend object."""
+    config = NetworkConfig.parse(json.dumps({**network, "Backend": {"Type": module.TYPE, **keys}}))
+    return module.Backend(module.Config.parse(config.backend), config, external)
+
+
+def lease(number: int, kind: str, data: Any = None, data6: Any = None, v6: bool = True, **its: Any) -> Lease:
+    """Node 1 is our own."""
+    subnets = Subnets(IPv4Network(f"10.244.{number}.0/24"), IPv6Network(f"fd00:244:0:{number}::/64") if v6 else None)
+    ends = {"public_ip": IPv4Address(f"192.0.2.{number}"), "public_ipv6": IPv6Address(f"2001:db8::{number}"), **its}
+    return Lease(subnets, Attributes(backend_type=kind, backend_data=data, backend_v6_data=data6, **ends))
+
+
+def key(number: int) -> str:
+    return b64encode(KEYS[number]).decode()
+
+
+# ---- udp --------------------------------------------------------------------------------------
+
+
+def packet(ttl: int = 64, protocol: int = 17, fragment: int = 0, options: bytes = b"", **ends: str) -> bytearray:
+    """An IPv4 packet with a right checksum and ports in it."""
+    source, target = (
+        IPv4Address(ends.get(name, usual)).packed for name, usual in (("src", "10.244.1.5"), ("dst", "10.244.9.9"))
+    )
+    size = 20 + len(options)
+    head = bytes([0x40 | size // 4, 0, 0, size + 12, 0x12, 0x34, fragment >> 8, fragment & 255, ttl, protocol, 0, 0])
+    head += source + target + options
+    return bytearray(head[:10] + udp.checksum_of(head) + head[12:] + b"\x1b\x58\x00\x35eightbytes"[:12])
+
+
+def header_is_right(data: bytes | bytearray) -> bool:
+    return udp.checksum_of(bytes(data[: (data[0] & 15) * 4])) == b"\0\0"
+
+
+def test_udp_table_takes_the_longest_prefix() -> None:
+    network = IPv4Network
+    table = udp.Table(
+        {network("10.244.0.0/16"): HERE, network("10.244.7.0/24"): THERE, network("10.244.7.128/25"): IPv4Address("192.0.2.3")}
+    )
+    found = {
+        address: table.find(int(IPv4Address(address))) for address in ("10.244.7.1", "10.244.7.200", "10.244.8.1", "10.9.9.9")
+    }
+    assert found == {"10.244.7.1": "192.0.2.2", "10.244.7.200": "192.0.2.3", "10.244.8.1": "192.0.2.1", "10.9.9.9": None}
+
+
+def test_udp_table_of_the_default_route() -> None:
+    assert udp.Table({IPv4Network("0.0.0.0/0"): HERE}).find(0xFFFFFFFF) == "192.0.2.1"
+    assert udp.Table({}).find(1) is None
+
+
+def test_udp_ttl_is_less_by_one_and_the_checksum_right_for_every_value() -> None:
+    for identification in range(0, 0x10000, 0x11):
+        for ttl in (2, 64, 255):
+            data = packet(ttl)
+            data[4:6] = identification.to_bytes(2, "big")
+            data[10:12] = b"\0\0"
+            data[10:12] = udp.checksum_of(bytes(data[:20]))
+            assert udp.decrement_ttl(data)
+            assert data[8] == ttl - 1
+            assert header_is_right(data)
+            assert data[10:12] != b"\xff\xff"  # of two zeros of one's complement the one that is computed
+
+
+@pytest.mark.parametrize("ttl", [0, 1])
+def test_udp_packet_at_its_end_is_not_carried(ttl: int) -> None:
+    assert not udp.decrement_ttl(packet(ttl))
+
+
+def test_udp_unreachable_quotes_header_and_eight_bytes() -> None:
+    data = packet(options=b"\x01" * 8)
+    answer = udp.unreachable(data)
+    assert answer is not None
+    assert header_is_right(answer)
+    assert (answer[0], answer[8], answer[9]) == (0x45, 8, 1)
+    assert answer[12:20] == data[16:20] + data[12:16]
+    assert answer[20:22] == b"\3\0"
+    assert udp.checksum_of(answer[20:]) == b"\0\0"
+    assert answer[28:] == data[:36]
+    assert int.from_bytes(answer[2:4], "big") == len(answer)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        packet(protocol=1),
+        packet(fragment=1),
+        packet(fragment=0x2001),
+        packet(dst="224.0.0.22"),
+        packet(dst="255.255.255.255"),
+        packet(src="0.0.0.0"),
+        packet(src="224.0.0.1"),
+    ],
+    ids=["ICMP", "later fragment", "middle fragment", "multicast", "broadcast", "no sender", "sender is a group"],
+)
+def test_udp_unreachable_is_not_sent_about(data: bytearray) -> None:
+    assert udp.unreachable(data) is None
+
+
+def test_udp_unreachable_is_sent_about_a_first_fragment_and_a_packet_cut_short() -> None:
+    assert udp.unreachable(packet(fragment=0x2000)) is not None
+    short = udp.unreachable(packet()[:21])
+    assert short is not None
+    assert len(short) == 20 + 8 + 21
+
+
+@pytest.mark.parametrize(
+    ("data", "is_it"),
+    [
+        (bytes(packet()), True),
+        (bytes(packet(options=bytes(40))), True),
+        (b"", False),
+        (bytes(packet()[:19]), False),
+        (b"\x60" + bytes(60), False),
+        (b"\x44" + bytes(60), False),
+        (b"\x4f" + bytes(30), False),
+    ],
+    ids=["plain", "options", "empty", "short", "IPv6", "header too small", "header cut"],
+)
+def test_udp_what_is_a_packet(data: bytes, is_it: bool) -> None:
+    assert udp.is_ipv4(data) is is_it
+
+
+def test_udp_lease_is_as_gos(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(udp, "open_socket", lambda address: Nothing())
+    monkeypatch.setattr(udp.Backend, "_ensure_device", lambda self, host: None)
+    backend = made(udp)
+    assert backend.attributes().as_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+    assert backend.mtu == 1472
+    backend.cleanup()
+
+
+def test_udp_wants_the_network_on_its_device() -> None:
+    own = lease(1, "", v6=False)
+    assert made(udp).wanted(own, [own, lease(2, "")]) == Wanted(
+        addresses=frozenset({("flannel0", IPv4Interface("10.244.1.0/32"))}),
+        routes=frozenset({Route(IPv4Network("10.244.0.0/16"), "flannel0")}),
+    )
+
+
+def test_udp_takes_peers_of_its_kind_only(capfd: pytest.CaptureFixture[str]) -> None:
+    backend, own = made(udp), lease(1, "")
+    for _ in range(2):
+        backend.apply(own, [own, lease(2, ""), lease(3, "udp"), lease(4, "vxlan"), lease(5, "", public_ip=None)])
+    found = [backend._table.find(int(IPv4Address(f"10.244.{number}.9"))) for number in range(1, 6)]
+    assert found == [None, "192.0.2.2", "192.0.2.3", None, None]
+    assert capfd.readouterr().err.count("Ignoring non-udp subnet 10.244.4.0/24: type=vxlan") == 1
+
+
+@pytest.mark.parametrize("module", [udp, ipip])
+@pytest.mark.parametrize("network", [V6, DUAL])
+def test_ipv4_back_end_refuses_ipv6(module: Any, network: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedField, match="carries IPv4 alone"):
+        made(module, network)
+
+
+@pytest.mark.parametrize(
+    ("module", "keys"),
+    [
+        (udp, {"Port": 0}),
+        (udp, {"Port": "8285"}),
+        (udp, {"Port": 65536}),
+        (ipip, {"DirectRouting": "yes"}),
+        (extension, {"SubnetAddCommand": ["ip", "route"]}),
+        (wireguard, {"Mode": "both"}),
+        (wireguard, {"PersistentKeepaliveInterval": -1}),
+        (wireguard, {"listenport": 70000}),
+    ],
+)
+def test_wrong_key_is_refused_by_name(module: Any, keys: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match=r"Backend\.\w"):
+        made(module, **keys)
+
+
+@pytest.mark.parametrize(("module", "mtu"), [(udp, 603), (ipip, 595), (wireguard, 655)])
+def test_mtu_too_small_for_the_tunnel_is_refused(module: Any, mtu: int) -> None:
+    with pytest.raises(InvalidConfig, match="too small"):
+        made(module, external=ExternalInterface("eth0", 2, mtu, HERE, None, HERE, None))
+
+
+# ---- extension --------------------------------------------------------------------------------
+
+
+def test_extension_publishes_what_the_first_command_prints(capfd: pytest.CaptureFixture[str]) -> None:
+    backend = made(extension, DUAL, PreStartupCommand="sh -c 'echo aa:bb; echo careful >&2'")
+    assert backend.attributes().as_json() == (
+        '{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"extension","BackendData":"aa:bb"}'
+    )
+    assert backend.attributes().backend_data == "aa:bb"
+    log = capfd.readouterr().err
+    assert log.count("Ran command: sh -c") == 1
+    assert "Output: aa:bb; careful" in log
+
+
+def test_extension_without_commands(capfd: pytest.CaptureFixture[str]) -> None:
+    backend, own = made(extension), lease(1, "extension")
+    assert backend.attributes() == Attributes(public_ip=HERE, backend_type="extension")
+    assert backend.mtu == 1500
+    assert backend.wanted(own, [lease(2, "extension")]) == Wanted()
+    backend.apply(own, [lease(2, "extension")])
+    backend.settle(threading.Event())
+    backend.cleanup()
+    assert "No pre startup command configured - skipping" in capfd.readouterr().err
+
+
+def told(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def teller(path: Path, what: str) -> str:
+    """A command that writes down what it was told."""
+    names = ("NETWORK", "SUBNET", "IPV6SUBNET", "PUBLIC_IP", "PUBLIC_IPV6")
+    values = " ".join(f"{name}=${{{name}-unset}}" for name in names)
+    return f"sh -c 'read -r data; echo {what} {values} data=$data >>{path}'"
+
+
+def test_extension_commands_are_told_about_nodes(tmp_path: Path) -> None:
+    log, stop = tmp_path / "log", threading.Event()
+    backend = made(
+        extension,
+        PostStartupCommand=teller(log, "post"),
+        SubnetAddCommand=teller(log, "add"),
+        SubnetRemoveCommand=teller(log, "remove"),
+        ShutdownCommand=teller(log, "shutdown"),
+    )
+    own = lease(1, "extension", "ours")
+    backend.apply(own, [own, lease(2, "extension", "key 2"), lease(3, "extension", v6=False, public_ipv6=None)])
+    backend.settle(stop)
+    backend.apply(own, [own, lease(2, "extension", "another"), lease(4, "vxlan", {"VNI": 1})])
+    backend.settle(stop)
+    backend.settle(stop)
+    backend.cleanup()
+    assert told(log) == [
+        "post NETWORK=10.244.0.0/16 SUBNET=10.244.1.0/24 IPV6SUBNET=fd00:244:0:1::/64 PUBLIC_IP=192.0.2.1 PUBLIC_IPV6=2001:db8::1 data=",
+        "add NETWORK=unset SUBNET=10.244.2.0/24 IPV6SUBNET=fd00:244:0:2::/64 PUBLIC_IP=192.0.2.2 PUBLIC_IPV6=2001:db8::2 data=key 2",
+        "add NETWORK=unset SUBNET=10.244.3.0/24 IPV6SUBNET= PUBLIC_IP=192.0.2.3 PUBLIC_IPV6= data=",
+        "remove NETWORK=unset SUBNET=10.244.2.0/24 IPV6SUBNET=fd00:244:0:2::/64 PUBLIC_IP=192.0.2.2 PUBLIC_IPV6=2001:db8::2 data=key 2",
+        "remove NETWORK=unset SUBNET=10.244.3.0/24 IPV6SUBNET= PUBLIC_IP=192.0.2.3 PUBLIC_IPV6= data=",
+        "add NETWORK=unset SUBNET=10.244.2.0/24 IPV6SUBNET=fd00:244:0:2::/64 PUBLIC_IP=192.0.2.2 PUBLIC_IPV6=2001:db8::2 data=another",
+        "shutdown NETWORK=unset SUBNET=unset IPV6SUBNET=unset PUBLIC_IP=unset PUBLIC_IPV6=unset data=",
+    ]
+
+
+def test_extension_run_follows_until_it_is_stopped(tmp_path: Path) -> None:
+    log, stop = tmp_path / "log", threading.Event()
+    backend, own = made(extension, SubnetAddCommand=teller(log, "add")), lease(1, "extension")
+    thread = threading.Thread(target=backend.run, args=(stop,))
+    thread.start()
+    backend.apply(own, [lease(2, "extension")])
+    deadline = time.monotonic() + 10
+    while not told(log) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    thread.join(10)
+    assert len(told(log)) == 1
+    assert not thread.is_alive()
+
+
+def test_extension_words_and_variables_without_a_shell(capfd: pytest.CaptureFixture[str]) -> None:
+    variables = {"SUBNET": "10.244.2.0/24", "PUBLIC_IP": "192.0.2.2; reboot"}
+    command = """printf '<%s>' "$SUBNET" via "${PUBLIC_IP}" '$HOME' $SUBNETS"""
+    assert extension.run_command(command, variables) == "<10.244.2.0/24><via><192.0.2.2; reboot><$HOME><$SUBNETS>"
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("export VNI=1; ip link add x type vxlan", '";" is for a shell'),
+        ("ip link add x && true", '"&" is for a shell'),
+        ("wg genkey | wg pubkey", '"|" is for a shell'),
+        ("echo $(date)", r'"\(" is for a shell|"\$\(" is for a shell'),
+        ("ip link del x 2>/dev/null", '">" is for a shell'),
+        ("echo 'no end", "No closing quotation"),
+    ],
+)
+def test_extension_refuses_what_needs_a_shell(command: str, why: str) -> None:
+    with pytest.raises(InvalidConfig, match=why):
+        made(extension, PostStartupCommand=command)
+
+
+def test_extension_takes_the_documented_example_and_quoted_shell() -> None:
+    made(extension, SubnetAddCommand='ip route add "$SUBNET" via "$PUBLIC_IP"')
+    made(extension, SubnetAddCommand="sh -c 'read VTEP; ip route add $SUBNET && echo \"$VTEP\" >/dev/null'")
+    made(extension, SubnetAddCommand='find /tmp -exec true \\; -name "a;b"')
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("sh -c 'echo out; echo err >&2; exit 3'", "exit status 3 Output: out\nerr"),
+        ("sh -c 'kill -9 $$'", "killed by signal 9"),
+        ("/no/such/program", 'could not run "/no/such/program": No such file'),
+    ],
+)
+def test_extension_first_commands_must_work(command: str, why: str) -> None:
+    own = lease(1, "extension")
+    with pytest.raises(extension.CommandFailed, match=why):
+        made(extension, PreStartupCommand=command).attributes()
+    backend = made(extension, PostStartupCommand=command)
+    for _ in range(2):  # and is tried again
+        with pytest.raises(extension.CommandFailed, match=why):
+            backend.apply(own, [])
+
+
+def test_extension_failed_command_for_a_peer_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    command = f"sh -c 'echo $SUBNET >>{log}; exit 1'"
+    backend, own = made(extension, SubnetAddCommand=command), lease(1, "extension")
+    backend.apply(own, [lease(2, "extension"), lease(3, "extension", {"no": "text"}), lease(4, "extension")])
+    backend.settle(threading.Event())
+    backend.settle(threading.Event())
+    assert told(log) == ["10.244.2.0/24", "10.244.4.0/24"]
+    assert "failed to unmarshal BackendData" in capfd.readouterr().err
+
+
+def test_extension_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "TIMEOUT_SECONDS", 0.3)
+    ready = tmp_path / "ready"
+    began = time.monotonic()
+    with pytest.raises(extension.CommandFailed, match=r"not done after 0\.3 s, killed"):
+        extension.run_command(f"sh -c 'sleep 9 & echo $! >{ready}; wait'", {})
+    assert time.monotonic() - began < 1.5
+    command_line = Path(f"/proc/{ready.read_text().strip()}/cmdline")
+    assert not command_line.exists() or command_line.read_bytes() == b""  # it has gone, or waits for its parent to look
+
+
+def test_extension_does_not_wait_for_what_a_command_leaves_running(capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    assert extension.run_command("sh -c 'sleep 3 & echo started'", {}) == "started"
+    assert time.monotonic() - began < 2
+    capfd.readouterr()
+
+
+# ---- ipip -------------------------------------------------------------------------------------
+
+
+def test_ipip_wants_a_route_to_each_peer(capfd: pytest.CaptureFixture[str]) -> None:
+    own = lease(1, "ipip", v6=False)
+    wanted = made(ipip).wanted(own, [own, lease(2, "ipip"), lease(3, "vxlan")])
+    assert wanted == Wanted(
+        addresses=frozenset({("flannel.ipip", IPv4Interface("10.244.1.0/32"))}),
+        routes=frozenset({Route(IPv4Network("10.244.2.0/24"), "flannel.ipip", THERE, onlink=True)}),
+    )
+    assert "Ignoring non-ipip subnet 10.244.3.0/24: type=vxlan" in capfd.readouterr().err
+
+
+def test_ipip_direct_routing_goes_by_the_external_interface() -> None:
+    backend, own = made(ipip), lease(1, "ipip")
+    backend._on_link = [IPv4Network("192.0.2.0/30")]
+    assert backend.wanted(own, [lease(2, "ipip"), lease(9, "ipip")]).routes == {
+        Route(IPv4Network("10.244.2.0/24"), "eth0", THERE),
+        Route(IPv4Network("10.244.9.0/24"), "flannel.ipip", IPv4Address("192.0.2.9"), onlink=True),
+    }
+
+
+# ---- devices ----------------------------------------------------------------------------------
+
+
+class Kernel:
+    """As an rtnetlink socket: knows links by name, refuses kinds that it does not know."""
+
+    enter: tuple[str, ...] = ()
+
+    def __init__(self, *known: str) -> None:
+        self.known, self.links, self.requests = known, dict[str, bytes](), list[int]()
+
+    def get(self, question: bytes, kind: int) -> bytes:
+        name = dict(device.attributes(question[16:]))[3].rstrip(b"\0").decode()
+        if name not in self.links:
+            raise rtnl.NetlinkError(errno.ENODEV, "No such device")
+        return self.links[name]
+
+    def change(self, message: bytes, kind: int, flags: int = 0) -> None:
+        self.requests.append(kind)
+        found = dict(device.attributes(message[16:]))
+        if kind == rtnl.RTM_DELLINK:
+            del self.links[found[3].rstrip(b"\0").decode()]
+        elif 3 in found:
+            info = dict(device.attributes(found[18]))
+            if info[1].rstrip(b"\0").decode() not in self.known:
+                raise rtnl.NetlinkError(errno.EOPNOTSUPP, "Unknown device type (Operation not supported)")
+            self.links[found[3].rstrip(b"\0").decode()] = device._header(7 + len(self.requests)) + message[16:]
+
+
+@pytest.mark.parametrize(("kind", "feature"), [("ipip", "CONFIG_NET_IPIP"), ("wireguard", "CONFIG_WIREGUARD")])
+def test_device_that_the_kernel_lacks_is_refused_by_name(kind: str, feature: str) -> None:
+    with pytest.raises(KernelRefused, match=rf"the kernel has no {kind} \({feature}\).*modprobe {kind}"):
+        device.ensure_device(Kernel("vxlan"), "flannel.x", kind, 1480)  # type: ignore[arg-type]
+
+
+def test_device_is_kept_while_it_is_as_wanted_and_made_anew_where_not() -> None:
+    kernel: Any = Kernel("ipip")
+    first = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(HERE))
+    again = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(HERE))
+    assert (first.ifindex, first.kind, first.mtu) == (again.ifindex, "ipip", 1480)
+    assert rtnl.RTM_DELLINK not in kernel.requests
+    other = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(THERE))
+    assert other.ifindex != first.ifindex
+    assert kernel.requests.count(rtnl.RTM_DELLINK) == 1
+
+
+def test_device_of_another_kind_is_left_to_its_owner() -> None:
+    kernel: Any = Kernel("ipip", "bridge")
+    device.ensure_device(kernel, "flannel.ipip", "bridge", 1500)
+    with pytest.raises(KernelRefused, match=r"isn't a device of kind ipip.*ip link del flannel\.ipip"):
+        device.ensure_device(kernel, "flannel.ipip", "ipip", 1480)
+    assert rtnl.RTM_DELLINK not in kernel.requests
+
+
+# ---- wireguard --------------------------------------------------------------------------------
+
+
+def wg(number: int, port: int | None = None) -> dict[str, Any]:
+    return {"PublicKey": key(number), **({} if port is None else {"Port": port})}
+
+
+@pytest.mark.parametrize(
+    ("network", "mode", "devices"),
+    [
+        (V4, "separate", {"flannel-wg": [4]}),
+        (V6, "separate", {"flannel-wg-v6": [6]}),
+        (DUAL, "separate", {"flannel-wg": [4], "flannel-wg-v6": [6]}),
+        (DUAL, "auto", {"flannel-wg": [4, 6]}),
+        (V4, "ipv6", {"flannel-wg": [4]}),
+    ],
+)
+def test_wireguard_wants_the_network_on_its_devices(network: dict[str, Any], mode: str, devices: dict[str, list[int]]) -> None:
+    own = lease(1, "wireguard")
+    address = {4: IPv4Interface("10.244.1.0/32"), 6: IPv6Interface("fd00:244:0:1::/128")}
+    whole: dict[int, Any] = {4: IPv4Network("10.244.0.0/16"), 6: IPv6Network("fd00:244::/48")}
+    pairs = [(name, version) for name, versions in devices.items() for version in versions]
+    backend = made(wireguard, network, Mode=mode)
+    assert backend.mtu == 1420
+    assert backend.wanted(own, [own]) == Wanted(
+        addresses=frozenset((name, address[version]) for name, version in pairs),
+        routes=frozenset(Route(whole[version], name) for name, version in pairs),
+    )
+
+
+def test_wireguard_separate_devices_have_a_peer_a_family() -> None:
+    own = lease(1, "wireguard", wg(1), wg(1))
+    two = lease(2, "wireguard", wg(2, 4000), wg(2))
+    assert made(wireguard, DUAL, PersistentKeepaliveInterval=25).wanted_peers(own, [own, two]) == {
+        "flannel-wg": {KEYS[2]: Peer(KEYS[2], THERE, 4000, (IPv4Network("10.244.2.0/24"),), 25)},
+        "flannel-wg-v6": {KEYS[2]: Peer(KEYS[2], THERE6, 51821, (IPv6Network("fd00:244:0:2::/64"),), 25)},
+    }
+
+
+PRIVATE, PUBLIC = IPv4Address("10.0.0.2"), IPv4Address("198.51.100.2")
+PRIVATE6, PUBLIC6 = IPv6Address("fd00::2"), IPv6Address("2001:db8::2")
+
+
+@pytest.mark.parametrize(
+    ("mode", "address", "address6", "chosen"),
+    [
+        ("ipv4", PRIVATE, PUBLIC6, PRIVATE),
+        ("ipv6", PUBLIC, PUBLIC6, PUBLIC6),
+        ("auto", PUBLIC, PUBLIC6, PUBLIC),
+        ("auto", PRIVATE, PUBLIC6, PUBLIC6),
+        ("auto", PRIVATE, PRIVATE6, PRIVATE),
+        ("auto", PRIVATE, None, PRIVATE),
+    ],
+)
+def test_wireguard_one_device_chooses_the_outer_family(mode: str, address: Any, address6: Any, chosen: Any) -> None:
+    its = lease(2, "wireguard", wg(2, 4000), wg(2, 5000), public_ip=address, public_ipv6=address6)
+    peers = made(wireguard, DUAL, Mode=mode).wanted_peers(lease(1, "wireguard"), [its])
+    allowed = (IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:2::/64"))
+    assert peers == {"flannel-wg": {KEYS[2]: Peer(KEYS[2], chosen, 4000, allowed)}}
+
+
+@pytest.mark.parametrize(
+    "its",
+    [
+        lease(2, "wireguard"),
+        lease(2, "wireguard", "text"),
+        lease(2, "wireguard", {"PublicKey": "AAAA"}),
+        lease(2, "wireguard", {"PublicKey": key(2), "Port": "51820"}),
+        lease(2, "wireguard", {"PublicKey": key(2), "Port": True}),
+        lease(2, "wireguard", wg(2), public_ip=None),
+        lease(2, "vxlan", wg(2)),
+    ],
+)
+def test_wireguard_lease_that_makes_no_peer_is_said_and_left_out(its: Lease, capfd: pytest.CaptureFixture[str]) -> None:
+    peers = made(wireguard).wanted_peers(lease(1, "wireguard"), [its, lease(3, "wireguard", wg(3))])
+    assert list(peers["flannel-wg"]) == [KEYS[3]]
+    assert "10.244.2.0/24" in capfd.readouterr().err
+
+
+def test_wireguard_peer_is_encoded_as_others_read_it() -> None:
+    from pyroute2.netlink.generic.wireguard import wgmsg
+
+    networks = (IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:2::/64"))
+    for address in (THERE, THERE6):
+        data = peer_data(Peer(KEYS[2], address, 51820, networks, 25), KEYS[7])
+        message = wgmsg.wgdevice_peer(pack("=HH", len(data) + 4, 0) + data)
+        message.length = len(data) + 4
+        message.decode()
+        found = dict(message["attrs"])
+        assert found["WGPEER_A_PUBLIC_KEY"] == b64encode(KEYS[2])
+        assert found["WGPEER_A_PRESHARED_KEY"] == b64encode(KEYS[7])
+        assert found["WGPEER_A_FLAGS"] == 2
+        assert (found["WGPEER_A_ENDPOINT"]["addr"], found["WGPEER_A_ENDPOINT"]["port"]) == (str(address), 51820)
+        assert found["WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL"] == 25
+        assert [allowed["addr"] for allowed in found["WGPEER_A_ALLOWEDIPS"]] == [str(network) for network in networks]
+
+
+class FakeWireGuard:
+    """As ``kernel.wireguard.WireGuard``: keeps what it is told."""
+
+    told: list[Any]
+
+    def __enter__(self) -> FakeWireGuard:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def set_device(self, name: str, private_key: bytes, port: int) -> bytes:
+        self.told.append(("device", name, port))
+        return KEYS[0]
+
+    def set_peers(self, name: str, peers: Any, psk: bytes = b"", only: bool = False) -> None:
+        self.told.append(("peers", name, [KEYS.index(peer.public_key) for peer in peers], only))
+
+    def remove_peer(self, name: str, public_key: bytes) -> None:
+        self.told.append(("remove", name, KEYS.index(public_key)))
+
+
+def test_wireguard_tells_the_kernel_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Host:
+        def __enter__(self) -> Any:
+            return kernel
+
+        def __exit__(self, *_: object) -> None: ...
+
+    kernel: Any = Kernel("wireguard")
+    told = FakeWireGuard.told = []
+    monkeypatch.setattr(wireguard, "WireGuard", FakeWireGuard)
+    monkeypatch.setattr(wireguard, "open_host", Host)
+    monkeypatch.setenv("WIREGUARD_KEY_FILE", f"{tmp_path}/keys/wgkey")
+    backend, own = made(wireguard), lease(1, "wireguard", wg(0))
+    for _ in range(2):
+        assert backend.attributes().backend_data == {"PublicKey": key(0), "Port": 51820}
+    backend.apply(own, [own, lease(2, "wireguard", wg(2))])
+    backend.apply(own, [own, lease(2, "wireguard", wg(2)), lease(3, "wireguard", wg(3))])
+    backend.apply(own, [own, lease(2, "wireguard", wg(2, 4000))])
+    kernel.links.clear()  # somebody deletes the device
+    backend._settle()
+    assert told == [
+        ("device", "flannel-wg", 51820),
+        ("peers", "flannel-wg", [2], True),
+        ("peers", "flannel-wg", [3], False),
+        ("peers", "flannel-wg", [2], False),
+        ("remove", "flannel-wg", 3),
+        ("device", "flannel-wg", 51820),
+        ("peers", "flannel-wg", [2], True),
+    ]
+
+
+def test_wireguard_key_is_made_once_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "flannel" / "wgkey"
+    made_key = wireguard.read_or_make_key(str(path))
+    assert wireguard.read_or_make_key(str(path)) == made_key
+    assert path.stat().st_mode & 0o777 == 0o400
+    assert (made_key[0] & 7, made_key[31] & 0xC0) == (0, 0x40)
+    assert path.read_text().strip() == b64encode(made_key).decode()
+
+
+def test_wireguard_wrong_key_is_refused_without_showing_it(tmp_path: Path) -> None:
+    path = tmp_path / "wgkey"
+    path.write_text("c2VjcmV0\n")
+    with pytest.raises(InvalidConfig, match="is no WireGuard key") as refused:
+        wireguard.read_or_make_key(str(path))
+    assert "c2VjcmV0" not in str(refused.value)
+    with pytest.raises(InvalidConfig, match=r'"Backend\.PSK" is no WireGuard key') as refused:
+        made(wireguard, PSK="c2VjcmV0")
+    assert "c2VjcmV0" not in str(refused.value)
