@@ -1,8 +1,10 @@
 """``cni-py``, the command for people: what a container runtime does, by hand; what was done; what is there.
 
 Printing and exit codes stand here, the command line in arguments.py. The work is in runtime.py
-(chains), sweep.py (leftovers), explain.py (journals), report.py (this host) and reference.py (configuration keys), each
-imported when it is needed. Reference: docs/cni-py.md.
+(chains), sweep.py (leftovers), explain.py (journals), report.py (this host), reference.py
+(configuration keys), flanneld/network_command.py (flannel's configuration) and lab/ (a network to try things on), each
+imported when it is needed.
+Reference: docs/cni-py.md, docs/lab.md.
 """
 
 from __future__ import annotations
@@ -197,6 +199,30 @@ def config(options: argparse.Namespace) -> int:
     return 0
 
 
+def network_config(options: argparse.Namespace) -> int:
+    """``cni-py config get``, ``set``, ``reserve``, ``release``: flannel's datastore."""
+    from cni_py.flanneld import network_command
+    from cni_py.flanneld.options import UsageError
+
+    try:
+        printed, remarks = network_command.run(options)
+    except UsageError as error:
+        say(str(error))
+        return error.status
+    for line in printed:
+        show(line)
+    for line in remarks:
+        say(line)
+    return 0
+
+
+def lab(options: argparse.Namespace) -> int:
+    """``cni-py lab``: a flannel network on this machine."""
+    from cni_py.lab import commands
+
+    return commands.run(options)
+
+
 # ---- from options and environment to values ---------------------------------------------------
 
 
@@ -353,6 +379,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": explain,
     "version": version,
     "config": config,
+    **dict.fromkeys(arguments.NETWORK_COMMANDS, network_config),
+    "lab": lab,
 }
 
 if __name__ == "__main__":

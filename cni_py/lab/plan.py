@@ -1,0 +1,203 @@
+"""What a lab looks like: addresses, links and configuration as values. Nothing is changed here.
+
+::
+
+                    outside  192.0.2.2
+                       |
+                     router  .1 on every segment
+             __________|__________
+            |                     |
+        segment1              segment2        192.168.123.0/24 and 192.168.124.0/24 (fd00:123::/64 and fd00:124::/64)
+       |    |    |                |
+     etcd node1 node3           node2         .2, and .11 for node1, .12 for node2 …
+            |    |                |
+          pod1 pod3             pod2
+
+With one segment all nodes are on the first. The addresses of the first nodes are those of the deployment guide.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cni_py.lab.programs import LabFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+MAX_NODES = 200
+OUTSIDE, OUTSIDE6 = "192.0.2.2", "2001:db8::2"
+ETCD_ADDRESS, ETCD_ADDRESS6 = "192.168.123.2", "fd00:123::2"
+CONFIG_KEY = "/coreos.com/network/config"
+DATASTORES = ("file", "etcd")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was asked for. ``pods``: on each node. ``config``: the network's configuration, flannel's JSON object."""
+
+    nodes: int
+    ipv4: bool
+    ipv6: bool
+    datastore: str
+    segments: int
+    pods: int
+    config: Mapping[str, Any]
+    flanneld: str
+    flanneld_options: tuple[str, ...]
+
+    @property
+    def backend(self) -> str:
+        return str(self.config.get("Backend", {}).get("Type", "udp")).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Number 1 is ``node1``, on the segment 1."""
+
+    number: int
+    segments: int
+
+    @property
+    def name(self) -> str:
+        return f"node{self.number}"
+
+    @property
+    def segment(self) -> int:
+        return 1 if self.segments == 1 or self.number % 2 else 2
+
+    @property
+    def address(self) -> str:
+        return f"192.168.{122 + self.segment}.{10 + self.number}"
+
+    @property
+    def address6(self) -> str:
+        return f"fd00:{122 + self.segment}::{10 + self.number}"
+
+
+def make_settings(
+    nodes: int,
+    backend: str,
+    ipv6: bool,
+    datastore: str,
+    segments: int,
+    *,
+    ipv4: bool,
+    pods: int,
+    backend_options: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    flanneld: str,
+    flanneld_options: Iterable[str],
+) -> Settings:
+    """Raises: LabFailed."""
+    if not 1 <= nodes <= MAX_NODES:
+        raise LabFailed(f"{nodes} nodes: a lab has 1 to {MAX_NODES}")
+    if not 0 <= pods <= 200:
+        raise LabFailed(f"{pods} pods on each node: 0 to 200")
+    if segments not in (1, 2):
+        raise LabFailed(f"{segments} segments: a lab has 1 or 2")
+    if datastore not in DATASTORES:
+        raise LabFailed(f'no datastore "{datastore}"', hint=f"one of {', '.join(DATASTORES)}")
+    if config is None:
+        config = network_config(backend, ipv4, ipv6, backend_options)
+    ipv4, ipv6 = bool(config.get("EnableIPv4", True)), bool(config.get("EnableIPv6", False))
+    if not ipv4 and not ipv6:
+        raise LabFailed("a network without IPv4 and without IPv6")
+    return Settings(nodes, ipv4, ipv6, datastore, segments, pods, config, flanneld, tuple(flanneld_options))
+
+
+def network_config(backend: str, ipv4: bool, ipv6: bool, backend_options: Mapping[str, Any]) -> dict[str, Any]:
+    """flannel's network configuration (net-conf.json)."""
+    config: dict[str, Any] = {"Network": "10.244.0.0/16"} if ipv4 else {"EnableIPv4": False}
+    if ipv6:
+        config |= {"EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
+    return config | {"Backend": {"Type": backend, **backend_options}}
+
+
+def flanneld_command(program: str, node: Node, settings: Settings) -> list[str]:
+    """The command line of a node's flanneld."""
+    if settings.datastore == "etcd":
+        server = ETCD_ADDRESS if settings.ipv4 else f"[{ETCD_ADDRESS6}]"
+        command = [program, f"-etcd-endpoints=http://{server}:2379"]
+    else:
+        command = [program, "--datastore", "file:/run/lab/shared/flannel.json"]
+    command += ["-iface", "eth0", "-ip-masq"]
+    command += ["-public-ip", node.address] if settings.ipv4 else []
+    command += ["-public-ipv6", node.address6] if settings.ipv6 else []
+    return [*command, *settings.flanneld_options]
+
+
+def etcd_command(folder: str) -> list[str]:
+    """A single member, over plain HTTP; a short election time-out makes it answer at once."""
+    return [
+        "etcd",
+        *("--name", "lab", "--data-dir", folder, "--heartbeat-interval", "20", "--election-timeout", "200"),
+        *("--listen-client-urls", "http://[::]:2379", "--advertise-client-urls", f"http://{ETCD_ADDRESS}:2379"),
+        *("--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380"),
+        *("--initial-cluster", "lab=http://127.0.0.1:2380"),
+    ]
+
+
+# ---- links and addresses, as input of `ip -batch` ---------------------------------------------------------------
+
+
+def switch_commands(segments: int, router: int, outside: int) -> list[str]:
+    """In the switch: a bridge for each segment, and the router between them and the outside (by their process ids)."""
+    lines = [f"link add eth0 netns {router} type veth peer name eth0 netns {outside}"]
+    for segment in range(1, segments + 1):
+        lines += [
+            f"link add segment{segment} type bridge mcast_snooping 0",
+            f"link set segment{segment} up",
+            *port_commands(f"router{segment}", segment, router, f"eth{segment}"),
+        ]
+    return lines
+
+
+def port_commands(port: str, segment: int, pid: int, ifname: str = "eth0") -> list[str]:
+    """In the switch: a cable from a port of it to an interface of the machine."""
+    return [
+        f"link add {port} type veth peer name {ifname} netns {pid}",
+        f"link set {port} master segment{segment} up",
+    ]
+
+
+def router_commands(settings: Settings) -> list[str]:
+    lines = _interface("eth0", "192.0.2.1/24", "2001:db8::1/64", settings)
+    for segment in range(1, settings.segments + 1):
+        lines += _interface(f"eth{segment}", f"192.168.{122 + segment}.1/24", f"fd00:{122 + segment}::1/64", settings)
+    return lines
+
+
+def outside_commands(settings: Settings) -> list[str]:
+    """It knows the way to the segments and none to the pods: what reaches it from there was masqueraded."""
+    lines = _interface("eth0", f"{OUTSIDE}/24", f"{OUTSIDE6}/64", settings)
+    lines += ["route add 192.168.0.0/16 via 192.0.2.1"]
+    return lines + (["route add fd00:120::/28 via 2001:db8::1"] if settings.ipv6 else [])
+
+
+def etcd_commands(settings: Settings) -> list[str]:
+    return _host(f"{ETCD_ADDRESS}/24", f"{ETCD_ADDRESS6}/64", 1, settings)
+
+
+def node_commands(node: Node, settings: Settings) -> list[str]:
+    return _host(f"{node.address}/24", f"{node.address6}/64", node.segment, settings)
+
+
+def _host(address: str, address6: str, segment: int, settings: Settings) -> list[str]:
+    lines = _interface("eth0", address, address6, settings)
+    lines += [f"route add default via 192.168.{122 + segment}.1"]
+    return lines + ([f"route add default via fd00:{122 + segment}::1"] if settings.ipv6 else [])
+
+
+def _interface(ifname: str, address: str, address6: str, settings: Settings) -> list[str]:
+    """IPv4 is there in every lab: the switch network is the people's way in, whatever the pods have."""
+    lines = [f"addr add {address} brd + dev {ifname}"]
+    lines += [f"addr add {address6} dev {ifname} nodad"] if settings.ipv6 else []
+    return [*lines, f"link set {ifname} up"]
+
+
+def as_json(config: Mapping[str, Any]) -> str:
+    """As one would type it for etcdctl."""
+    return json.dumps(config, separators=(",", ":"))

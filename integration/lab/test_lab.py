@@ -1,0 +1,476 @@
+"""`cni-py lab`: what it makes, that it is torn down whatever was killed, and its faults. Real kernel, real plugins."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_py.lab import Lab, LabFailed, faults, plan
+from cni_py.lab.machine import start_time
+from cni_py.lab.ping import Matrix, Pair
+from cni_py.lab.programs import Programs, check
+from cni_py.lab.state import State
+
+needs_root = pytest.mark.netns
+ROOT = Path(__file__).resolve().parents[2]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+# --- who reaches whom -------------------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "lab",
+    [
+        {},
+        {"backend": "host-gw"},
+        {"backend": "host-gw", "ipv6": True, "pods": 2},
+        {"ipv6": True},
+        {"ipv4": False, "ipv6": True},
+        {"nodes": 4, "segments": 2},
+        {"nodes": 2, "segments": 2, "ipv6": True},
+        {"backend": "udp"},
+        {"nodes": 4, "segments": 2, "backend_options": {"DirectRouting": True}},
+        {"nodes": 2, "datastore": "etcd"},
+        {"nodes": 2, "datastore": "etcd", "ipv4": False, "ipv6": True},
+    ],
+    indirect=True,
+    ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()) or "default",
+)
+def test_all_pods_reach_one_another_and_the_outside(lab: Lab) -> None:
+    matrix = lab.wait_connected(outside=True)
+    assert matrix.is_complete, "\n".join(matrix.lines())
+    settings, pods = lab.settings, len(lab.pods)
+    assert pods == settings.nodes * settings.pods
+    assert len(matrix.pairs) == (pods * (pods - 1) + pods) * (settings.ipv4 + settings.ipv6)
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
+def test_nodes_are_machines_of_their_own(lab: Lab) -> None:
+    names = ["node1", "node2", "router", "outside", "switch"]
+    for kind in ("net", "mnt", "pid", "ipc", "uts"):
+        inside = {os.readlink(f"/proc/{lab.machine(name).pid}/ns/{kind}") for name in names}
+        assert len(inside) == len(names)
+        assert os.readlink(f"/proc/self/ns/{kind}") not in inside
+    assert lab.run("node1", "hostname").strip() == "node1"
+    assert lab.run("node1", "echo $$; ls /proc | grep -c '^[0-9]'").split()[1] in map(str, range(3, 9))
+    assert lab.run("node1", "ls /etc/cni/net.d /var/lib/cni/networks").split()[1] == "10-flannel.conflist"
+    assert lab.run("node1", "cat /proc/sys/net/ipv4/ip_forward") == "1\n"
+    assert lab.run("outside", "cat /proc/sys/net/ipv4/ip_forward") == "0\n"
+    lab.run("node1", "touch /run/mine /var/lib/cni/mine /etc/cni/net.d/mine")
+    for path in ("/run/mine", "/var/lib/cni/mine", "/etc/cni/net.d/mine"):
+        assert not Path(path).exists()
+        assert not Path(lab.machine("node2").path(path)).exists()
+    assert "10.244." not in lab.run("outside", "ip route")
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 1}], indirect=True)
+def test_commands_run_where_they_are_told_to(lab: Lab) -> None:
+    assert f"{lab.pods['pod1'].addresses[0]}/24" in lab.run("pod1", "ip -4 -br addr show eth0")
+    assert lab.run("pod1", "cat", stdin="to the pod") == "to the pod"
+    assert lab.run("node1", "cni-py explain").count("cbr0") == 1
+    assert lab.run("node1", "pwd", check=False).strip() == os.getcwd()
+    assert lab.run("node1", "exit 3", check=False) == ""
+    with pytest.raises(LabFailed, match="failed with 3"):
+        lab.run("node1", "exit 3")
+    with pytest.raises(LabFailed, match='no "pod9"') as failure:
+        lab.run("pod9", "true")
+    assert "pod1" in failure.value.hint
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
+def test_packets_that_are_too_large_are_told(lab: Lab) -> None:
+    assert lab.wait_connected().is_complete
+    lab.break_("flanneld", "node1")  # which would put it back
+    lab.run("node1", "ip link set flannel.1 mtu 1400")
+    matrix = lab.ping(seconds=0.5)
+    assert [pair.why for pair in matrix.failed if pair.source == "pod1"] == ["1450 bytes: too large for the path"]
+    assert "small only" in "\n".join(matrix.lines())
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
+def test_nodes_come_and_go(lab: Lab) -> None:
+    assert lab.add_node() == "node3"
+    assert lab.wait_connected().is_complete
+    assert set(lab.pods) == {"pod1", "pod2", "pod3"}
+    lab.remove_node("node1")
+    assert lab.nodes == ["node2", "node3"]
+    assert set(lab.pods) == {"pod2", "pod3"}
+    assert lab.add_node() == "node4"
+    assert lab.wait_connected().is_complete
+    assert set(lab.pods) == {"pod2", "pod3", "pod4"}
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 3}], indirect=True)
+def test_three_nodes_are_up_in_five_seconds(lab: Lab) -> None:
+    assert lab.wait_connected().is_complete
+    assert time.time() - lab.state.since < 5
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["route", "arp", "fdb"])
+@pytest.mark.parametrize("lab", [{"nodes": 3, "ipv6": True}], indirect=True)
+def test_entry_is_put_back_by_flanneld_and_else_by_heal(lab: Lab, what: str) -> None:
+    assert lab.wait_connected().is_complete
+    fault = lab.break_(what, "node1")
+    assert fault.removed == 4
+    assert fault.healed_seconds is not None
+    assert fault.healed_seconds < 2
+    assert not lab.state.broken
+
+    lab.break_("flanneld", "node1")
+    assert lab.break_(what, "node1").healed_seconds is None
+    assert lab.state.broken.keys() == {"flanneld node1", f"{what} node1"}
+    assert not lab.ping(seconds=0.5).is_complete
+    lab.heal(what, "node1")
+    assert lab.wait_connected().is_complete
+    lab.heal("flanneld", "node1")
+    assert not lab.state.broken
+    assert lab.flanneld("node1").is_alive
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
+def test_cable(lab: Lab) -> None:
+    assert lab.wait_connected().is_complete
+    lab.break_("link", "node1")
+    assert len(lab.ping(seconds=0.3).failed) == 2
+    with pytest.raises(LabFailed, match="broken already"):
+        lab.break_("link", "node1")
+    lab.heal("link", "node1")
+    lab.heal("link", "node1")
+    assert lab.wait_connected().is_complete
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 2, "datastore": "etcd"}], indirect=True)
+def test_etcd_keeps_its_data(lab: Lab) -> None:
+    get = "etcdctl get --prefix --print-value-only /coreos.com/network"
+    assert lab.wait_connected().is_complete
+    before = lab.run("node2", get)
+    assert json.loads(before.splitlines()[0]) == lab.settings.config
+    lab.break_("etcd")
+    assert not lab.service("etcd").is_alive
+    assert lab.run("etcd", "etcdctl --command-timeout=300ms get x", check=False) == ""
+    assert lab.wait_connected().is_complete
+    lab.heal("etcd")
+    assert lab.run("etcd", get) == before
+
+
+@needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 1, "backend": "host-gw"}], indirect=True)
+def test_what_cannot_be_broken_is_said(lab: Lab) -> None:
+    for arguments, words in (
+        (("etcd",), "has no etcd"),
+        (("moon", "node1"), '"moon" cannot be broken'),
+        (("link", "node7"), 'no node "node7"'),
+        (("fdb", "node1"), "no fdb entry"),
+    ):
+        with pytest.raises(LabFailed, match=words):
+            lab.break_(*arguments)
+    assert not lab.state.broken
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(bin_dir: Path, tmp_path: Path) -> Iterator[Command]:
+    """`cni-py lab …` as installed, in a folder of its own: `command("up", "--nodes", "2")`."""
+    program = str(bin_dir.parent.parent / "bin" / "cni-py")
+
+    def run(verb: str, *argv: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [program, "lab", verb, "--folder", str(tmp_path / "lab"), *argv],
+            capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    yield run
+    run("down")
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Everything that has a lab's folder in its command line or its mounts."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            mounts = (entry / "mountinfo").read_text()
+            if str(folder) in mounts or str(folder) in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def gone(folder: Path) -> bool:
+    deadline = time.monotonic() + 5
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not processes_of(folder)
+
+
+@needs_root
+def test_command_line_from_up_to_down(command: Command, tmp_path: Path) -> None:
+    up = command("up", "--nodes", "2", "--backend-option", "Port=8472")
+    assert "4 of 4 reach the other end" in up.stdout
+    assert "up in " in up.stdout
+    assert processes_of(tmp_path)
+    assert "there is a lab already" in command("up", status=1).stderr
+    ping = command("ping", "--outside").stdout.splitlines()
+    assert ping[0].split() == ["IPv4", "pod1", "pod2", "outside"]
+    status = json.loads(command("status", "--json").stdout)
+    assert [node["name"] for node in status["nodes"]] == ["node1", "node2"]
+    assert status["config"]["Backend"] == {"Type": "vxlan", "Port": 8472}
+    assert command("exec", "pod1", "--", "sh", "-c", "exit 7", status=7).stdout == ""
+    assert "192.168.123.11/24" in command("exec", "node1", "ip", "-br", "addr", "show", "eth0").stdout
+    assert "put them back after" in command("break", "route", "node1").stdout
+    command("break", "flanneld", "node2")
+    assert "broken: flanneld node2" in command("status", status=1).stdout
+    assert command("heal").stdout == "flanneld node2: healed\n"
+    command("status")
+    assert "Wrote subnet file to /run/flannel/subnet.env" in command("log", "node1").stdout
+    assert command("down").stdout == "the lab is gone\n"
+    assert command("down").stdout == "there is no lab\n"
+    assert list(tmp_path.iterdir()) == []
+    assert gone(tmp_path)
+    assert "there is no lab" in command("ping", status=1).stderr
+
+
+@needs_root
+@pytest.mark.parametrize("victim", ["keeper", "its parent", "node1", "flanneld", "state"])
+def test_down_is_complete_after_a_kill(command: Command, tmp_path: Path, victim: str) -> None:
+    command("up", "--nodes", "2")
+    folder = tmp_path / "lab"
+    state = State.read(str(folder))
+    assert state is not None
+    assert state.keeper is not None
+    parent = int(Path(f"/proc/{state.keeper.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    if victim == "state":
+        (folder / "state.json").write_text("{")
+        assert "damaged" in command("status", status=1).stderr
+    elif victim == "flanneld":
+        Lab.open(str(folder)).flanneld("node1").kill()
+    else:
+        pids = {"keeper": state.keeper.pid, "its parent": parent, "node1": state.machines["node1"].pid}
+        os.kill(pids[victim], signal.SIGKILL)
+    if victim in ("keeper", "its parent"):
+        assert gone(folder)
+        assert "has ended" in command("status", status=1).stderr
+        command("up", "--nodes", "1")
+    elif victim == "node1":
+        assert "ENDED" in command("status", status=1).stdout
+    command("down")
+    assert gone(folder)
+    assert not folder.exists()
+
+
+@needs_root
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.15, 0.35, 0.6])
+def test_killed_up_leaves_no_process(command: Command, bin_dir: Path, tmp_path: Path, kind: int, seconds: float) -> None:
+    folder, never_ready = tmp_path / "lab", tmp_path / "flanneld"
+    never_ready.write_text("#!/bin/sh\nexec sleep 60\n")
+    never_ready.chmod(0o755)
+    program = str(bin_dir.parent.parent / "bin" / "cni-py")
+    heard = ["env", "--default-signal=INT"]  # a background job of a shell ignores it
+    argv = [*heard, program, "lab", "up", "--folder", str(folder), "--flanneld", str(never_ready)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as up:
+        time.sleep(seconds)
+        up.send_signal(kind)
+        words = up.communicate(timeout=10)[1]
+    assert gone(folder), words
+    if kind == signal.SIGINT and "interrupted" in words:
+        assert not folder.exists()
+    command("down")
+    assert not folder.exists()
+
+
+@needs_root
+def test_lab_ends_with_who_made_it(bin_dir: Path, tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from cni_py.lab import Lab
+lab = Lab(1, prefix={str(bin_dir.parent.parent)!r}, folder={str(tmp_path / "lab")!r})
+lab.up()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert gone(tmp_path)
+
+
+@needs_root
+def test_flanneld_that_fails_is_told_with_its_words(bin_dir: Path, tmp_path: Path) -> None:
+    program = tmp_path / "flanneld"
+    program.write_text("#!/bin/sh\necho 'no backend for you' >&2\nexit 1\n")
+    program.chmod(0o755)
+    lab = Lab(1, flanneld=str(program), prefix=str(bin_dir.parent.parent), folder=str(tmp_path / "lab"))
+    with pytest.raises(LabFailed, match="flanneld on node1 has ended") as failure:
+        lab.up()
+    assert failure.value.details == "no backend for you"
+    assert not (tmp_path / "lab").exists()
+    assert gone(tmp_path / "lab")
+
+
+@needs_root
+def test_machines_own_network_is_not_touched(bin_dir: Path) -> None:
+    def look() -> list[str]:
+        commands = (
+            "ip -j link",
+            "ip -j addr",
+            "ip route show table all",
+            "ip -6 route show table all",
+            "nft list ruleset",
+            "mount",
+        )
+        return [subprocess.run(command.split(), capture_output=True, text=True).stdout for command in commands]
+
+    before = [*look(), sorted(os.listdir("/run")), sorted(os.listdir("/etc"))]
+    with Lab(2, prefix=str(bin_dir.parent.parent)) as lab:
+        assert [*look(), sorted(os.listdir("/run")), sorted(os.listdir("/etc"))] == before
+    assert not Path(lab.folder).exists()
+    lab.down()
+
+
+@needs_root
+def test_folder_of_somebody_else_is_left_alone(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "lab"
+    (folder / "log").mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    assert "is no folder of a lab" in command("up", status=1).stderr
+    assert command("down").stdout == "there is no lab\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["log", "thesis.tex"]
+
+
+# --- without root: values and errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nodes": 0}, "1 to 200"),
+        ({"segments": 3}, "1 or 2"),
+        ({"datastore": "zookeeper"}, 'no datastore "zookeeper"'),
+        ({"ipv4": False}, "without IPv4 and without IPv6"),
+        ({"pods": -1}, "0 to 200"),
+    ],
+)
+def test_impossible_labs_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(LabFailed, match=words):
+        Lab(**options)
+
+
+def test_missing_programs_are_named_with_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda name, path: None if name in ("ip", "etcd", "etcdctl") else name)
+    programs = Programs.of()
+    with pytest.raises(LabFailed, match="ip, etcd, etcdctl") as failure:
+        check(programs, flanneld=programs.flanneld, with_etcd=True)
+    assert "apt-get install iproute2 etcd-server etcd-client" in failure.value.hint
+    monkeypatch.setattr("shutil.which", lambda name, path: None if name == "etcd" else name)
+    with pytest.raises(LabFailed) as failure:
+        check(programs, flanneld=programs.flanneld, with_etcd=True)
+    assert "--datastore file" in failure.value.hint
+
+
+def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(LabFailed, match="needs root"):
+        Lab(1).up()
+
+
+def test_nodes_of_two_segments_take_turns() -> None:
+    nodes = [plan.Node(number, 2) for number in (1, 2, 3)]
+    assert [node.address for node in nodes] == ["192.168.123.11", "192.168.124.12", "192.168.123.13"]
+    assert [node.address6 for node in nodes] == ["fd00:123::11", "fd00:124::12", "fd00:123::13"]
+    assert plan.Node(2, 1).address == "192.168.123.12"
+
+
+def test_network_configuration() -> None:
+    assert plan.network_config("vxlan", True, False, {"DirectRouting": True}) == {
+        "Network": "10.244.0.0/16",
+        "Backend": {"Type": "vxlan", "DirectRouting": True},
+    }
+    dual = Lab(2, "host-gw", True).settings
+    assert (dual.ipv4, dual.ipv6, dual.backend) == (True, True, "host-gw")
+    given = Lab(2, config={"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00::/48"}).settings
+    assert (given.ipv4, given.ipv6, given.backend) == (False, True, "udp")
+
+
+def test_command_line_of_flanneld() -> None:
+    node = plan.Node(1, 1)
+    assert plan.flanneld_command("flanneld", node, Lab(1, ipv6=True, flanneld_options=["-v=4"]).settings) == [
+        "flanneld", "--datastore", "file:/run/lab/shared/flannel.json", "-iface", "eth0", "-ip-masq",
+        "-public-ip", "192.168.123.11", "-public-ipv6", "fd00:123::11", "-v=4",
+    ]  # fmt: skip
+    six = Lab(1, ipv4=False, ipv6=True, datastore="etcd").settings
+    assert plan.flanneld_command("flanneld", node, six)[1:] == [
+        "-etcd-endpoints=http://[fd00:123::2]:2379", "-iface", "eth0", "-ip-masq", "-public-ipv6", "fd00:123::11",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        ("10.244.85.0/24 via 10.244.85.0 dev flannel.1 onlink", True),
+        ("10.244.85.0/24 via 192.168.123.12 dev eth0 proto 122", True),
+        ("10.244.91.0/24 dev cni0 proto kernel scope link src 10.244.91.1", False),
+        ("10.244.91.0 dev flannel-v6.1 proto kernel metric 256 pref medium", False),
+        ("10.244.0.0/16 dev flannel0 proto 122", True),
+        ("default via 192.168.123.1 dev eth0", False),
+        ("192.168.123.0/24 dev eth0 proto kernel scope link src 192.168.123.11", False),
+        ("fd00:10:244:2::/64 via fd00:10:244:2:: dev flannel-v6.1 metric 1024 onlink pref medium", True),
+    ],
+)
+def test_routes_to_peers(line: str, is_one: bool) -> None:
+    networks = [ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/48")]
+    assert faults.is_to_peer(line.split(), networks) is is_one
+
+
+def test_table_shows_what_failed() -> None:
+    pairs = (
+        Pair("pod1", "pod2", "10.244.2.2", 1450, 0.25, 0.5),
+        Pair("pod2", "pod1", "10.244.1.2", 1450, 0.25, None, "1450 bytes: no answer"),
+        Pair("pod2", "outside", "192.0.2.2", 1450, None, None, "no answer"),
+    )
+    matrix = Matrix(pairs)
+    assert matrix.lines() == [
+        "IPv4  pod1        pod2          outside",
+        "pod1  -           0.25/0.50 ms  -",
+        "pod2  small only  -             NO",
+        "  pod2 to pod1 (10.244.1.2): 1450 bytes: no answer",
+        "  pod2 to outside (192.0.2.2): no answer",
+    ]
+    assert matrix.summary() == "1 of 3 reach the other end, packets of 1450 bytes with DF too"
+
+
+def test_number_of_another_process_is_not_taken_for_ours() -> None:
+    assert start_time(os.getpid()) > 0
+    with subprocess.Popen(["true"]) as child:
+        child.wait()
+        assert start_time(child.pid) == 0
