@@ -7,7 +7,7 @@
             |                 |                                   |
           cni0 ── pod       cni0 ── pod                         cni0 ── pod
 
-With one segment all nodes are on the first. A node is a Host, so /run and /var/lib/cni are its own; the datastore is a
+With one segment all nodes are on the first. A node is a Host, so /run, /var/lib/cni and /var/lib/cni-py are its own; the datastore is a
 file that all of them see. Pods are made by hand: nothing is tested here but flanneld.
 """
 
@@ -31,11 +31,11 @@ from typing import Any
 from namespaces import PATH, Host, Sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORK = {"Network": "10.244.0.0/16"}
-NETWORK6 = {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
-FAMILIES = {"v4": NETWORK, "v6": {"EnableIPv4": False, **NETWORK6}, "dual": {**NETWORK, **NETWORK6}}
+NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16"}
+NETWORK6: dict[str, Any] = {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
+FAMILIES: dict[str, dict[str, Any]] = {"v4": NETWORK, "v6": {"EnableIPv4": False, **NETWORK6}, "dual": {**NETWORK, **NETWORK6}}
 PROTOCOL = 122  # of flanneld's routes
-SAVED = "/var/lib/cni/flanneld.json"
+SAVED = "/var/lib/cni-py/flanneld.json"
 SUBNET_ENV = "/run/flannel/subnet.env"
 READY_SECONDS = 30
 FORWARDING = """
@@ -199,7 +199,7 @@ class Node:
         return f"fd00:{122 + self.segment}::{10 + self.number}"
 
     def run(self, script: str, **options: Any) -> str:
-        return self.host.run(script, **options)
+        return str(self.host.run(script, **options))
 
     def command(self, *options: str) -> list[str]:
         """flanneld's, with the options of this network."""
@@ -357,15 +357,16 @@ class Net:
 
     def reboot(self, node: Node) -> None:
         """The node without flanneld: nothing is as before but its disk and its cable."""
-        folder = node.host.path("/var/lib/cni")
-        kept = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+        disk = [node.host.path(folder) for folder in ("/var/lib/cni", "/var/lib/cni-py")]
+        root = disk[0].parent
+        kept = {str(path.relative_to(root)): path.read_text() for top in disk for path in top.rglob("*") if path.is_file()}
         node.host.close()
         # the kernel takes the cable away in its own time
         argv = ["nsenter", f"--target={self.switch.pid}", "--net", "ip", "link", "del", f"node{node.number}"]
         subprocess.run(argv, check=False, stderr=subprocess.DEVNULL)
         node.host, node.flanneld, node.pods = Host(), None, {}
         for name, text in kept.items():
-            node.host.write(f"/var/lib/cni/{name}", text)
+            node.host.write(f"/var/lib/{name}", text)
         self.plug_in(node)
 
     def plug_in(self, node: Node) -> None:
@@ -421,14 +422,14 @@ class Net:
 
     # ---- traffic --------------------------------------------------------------------------------
 
-    def unreached(self) -> list[str]:
+    def unreached(self, answer_seconds: int = 5) -> list[str]:
         """What of this does not work: every pod to every other one, small packets and full ones that must not be cut."""
         pods = [(node, name) for node in self.running() for name in node.pods]
         with ThreadPoolExecutor(len(pods)) as pool:
-            found = pool.map(lambda pod: self._unreached_from(*pod), pods)
+            found = pool.map(lambda pod: self._unreached_from(pod[0], pod[1], answer_seconds), pods)
         return [line for lines in found for line in lines]
 
-    def _unreached_from(self, node: Node, name: str) -> list[str]:
+    def _unreached_from(self, node: Node, name: str, answer_seconds: int) -> list[str]:
         script = "set +e\n"
         for other in self.running():
             size = min(int(node.env["FLANNEL_MTU"]), int(other.env["FLANNEL_MTU"]))
@@ -436,7 +437,7 @@ class Net:
                 address for pod, addresses in other.pods.items() if (other, pod) != (node, name) for address in addresses
             ]:
                 for options in ([], _whole(address, size)):
-                    words = " ".join(["ping", "-nqc1", "-W5", *options, address])
+                    words = " ".join(["ping", "-nqc1", f"-W{answer_seconds}", *options, address])
                     script += f"{words} >/dev/null 2>&1 || echo '{name}: {words}'\n"
         return node.run(script, sandbox=Sandbox(name)).splitlines()
 

@@ -6,7 +6,7 @@
         assert host.run("ip -br addr show eth0", pod).split()[2] == "10.1.0.2/24"
 
 How it works. `unshare` starts a shell as process 1 of new namespaces; it mounts what plugins write to
-(/run, /var/lib/cni, /etc/cni) as empty tmpfs's and then waits on a pipe. Commands enter its namespaces with
+(/run, /var/lib/cni, /var/lib/cni-py, /etc/cni) as empty tmpfs's and then waits on a pipe. Commands enter its namespaces with
 nsenter(1); a Python function enters them in a forked child with the nsenter package (`host.do`). When the pipe closes,
 by close() or because the test run died, process 1 ends, and the kernel removes everything that was in there:
 processes, interfaces, rules, mounts. Nothing is cleaned up by name, and the machine's own network is never touched.
@@ -38,8 +38,9 @@ SETUP = """
 mount --make-rprivate /
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /run
-mkdir -p /run/netns /run/lock /run/flannel /var/lib/cni /etc/cni
+mkdir -p /run/netns /run/lock /run/flannel /var/lib/cni /var/lib/cni-py /etc/cni
 mount -t tmpfs tmpfs /var/lib/cni
+mount -t tmpfs tmpfs /var/lib/cni-py
 mount -t tmpfs tmpfs /etc/cni
 mount --make-rshared /run
 ip link set lo up
@@ -243,7 +244,7 @@ class Host:
     def path(self, path: str) -> Path:
         """A file of this host as seen from outside: `host.path("/run/flannel/subnet.env").write_text(…)`.
 
-        Folders under /run, /var/lib/cni and /etc/cni are the host's; all others are the machine's.
+        Folders under /run, /var/lib/cni, /var/lib/cni-py and /etc/cni are the host's; all others are the machine's.
         """
         return Path(f"/proc/{self.pid}/root{path}")
 

@@ -28,6 +28,7 @@ from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
 from cni_py.flanneld.store import StoreError
 
 if TYPE_CHECKING:
+    from cni_py.flanneld.lease import Attributes, Lease
     from cni_py.flanneld.store import Store
 
 
@@ -118,8 +119,9 @@ class Daemon:
         if text is None and known is not None:
             warning(f"the datastore does not answer: forwarding by what was saved, subnet {known.own.subnets}")
         config = NetworkConfig.parse(text or known.config)  # type: ignore[union-attr]  # one of them is there
+        self._take_stored_addresses()
         external = iface.find(self.options, config.ipv4, config.ipv6)
-        former = known.own.attributes if known else None
+        former = known.own.attributes if known else self._stored_attributes(config)
         session = self.session = Session(self, text or known.config, external, former)  # type: ignore[union-attr]
         try:
             if text is None and known is not None:
@@ -131,6 +133,28 @@ class Daemon:
                 session.keep(is_confirmed=text is not None)
         finally:
             session.close()
+
+    def _take_stored_addresses(self) -> None:
+        """Where a node's own entry says by which addresses it is reached (Kubernetes), these go before the options."""
+        read = getattr(self.store, "stored_addresses", None)
+        if read is None:
+            return
+        try:
+            ipv4, ipv6 = read()
+        except StoreError as fault:
+            warning(f"the node's public addresses could not be read, going by the options: {fault}")
+            return
+        public_ip, public_ipv6 = str(ipv4 or self.options.public_ip), str(ipv6 or self.options.public_ipv6)
+        self.options = replace(self.options, public_ip=public_ip, public_ipv6=public_ipv6)
+
+    def _stored_attributes(self, config: NetworkConfig) -> Attributes | None:
+        """What a node's own entry keeps of our last lease (Kubernetes): the MAC address of its VXLAN device."""
+        read = getattr(self.store, "stored_lease", None)
+        try:
+            lease: Lease | None = read(config) if read is not None else None
+        except StoreError:  # the next question to the datastore tells
+            return None
+        return lease.attributes if lease else None
 
     def _network_config(self, may_give_up: bool) -> str | None:
         """The configuration's text, waited for; None where we are to stop, or something was saved and it does not come."""

@@ -227,7 +227,7 @@ def load_library(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise InvalidConfig(
-            f'-kube-subnet-mgr needs the Python package "{package}"', str(error), "install it: pip install 'cni-py[kube]'"
+            f'-kube-subnet-mgr needs the Python package "{package}"', str(error), "install it: pip install 'cni-py[flanneld]'"
         ) from error
 
 

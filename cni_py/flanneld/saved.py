@@ -4,7 +4,7 @@ A cluster's etcd may itself run in pods, or on a node that boots at the same tim
 that has not ended, pods get their network at once; what has changed meanwhile follows when the
 datastore answers.
 
-Owns: ``/var/lib/cni/flanneld.json`` (0600): who empties that folder to start anew (``kubeadm reset``) means our lease too.
+Owns: ``/var/lib/cni-py/flanneld.json`` (0600).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PATH = "/var/lib/cni/flanneld.json"
+PATH = "/var/lib/cni-py/flanneld.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """A machine of the lab: network, mount, process, IPC and host name namespaces, kept by a small process 1.
 
 The machine has empty folders where plugins and flanneld write: ``/run`` (with the lab's folder as ``/run/lab``),
-``/var/lib/cni`` and ``/etc/cni``. Everything else is the real machine's. Process ids are those of outside, together with the
-time of their start: a number that was given to another process since is not taken for ours.
+``/var/lib/cni``, ``/var/lib/cni-py`` and ``/etc/cni``. Everything else is the real machine's. Process ids are those of
+outside, together with the time of their start: a number that was given to another process since is not taken for ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 END_SECONDS = 10
-MOUNT_POINTS = ("/var/lib/cni", "/etc/cni")
+MOUNT_POINTS = ("/var/lib/cni", "/var/lib/cni-py", "/etc/cni")
 
 # The keeper: process 1 of the lab, in the switch. It stays while its helper does, and that ends with the pipe from
 # whoever makes the lab, or stays when it reads "stay". (The shell waits and does not read itself: a `read` ends with
@@ -45,6 +45,7 @@ mount --bind "$folder" "$folder/stage/lab"
 mount -n --move "$folder/stage" /run
 mount --make-rshared /run
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
+mount -t tmpfs -o mode=755 tmpfs /var/lib/cni-py
 mount -t tmpfs -o mode=755 tmpfs /etc/cni
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

@@ -23,7 +23,7 @@ PACKAGES = {
     "mount": "mount",
 }
 ETCD_PACKAGES = {"etcd": "etcd-server", "etcdctl": "etcd-client"}
-HIDDEN = ("/run/", "/var/run/", "/var/lib/cni/", "/etc/cni/")
+HIDDEN = ("/run/", "/var/run/", "/var/lib/cni/", "/var/lib/cni-py/", "/etc/cni/")
 """What machines have of their own: an installation in there could not be seen by them."""
 
 

@@ -53,8 +53,9 @@ def _get(path: str) -> tuple[int, str]:
         connection.close()
 
 
-def reach_one_another(net: Net, seconds: float = 5.0) -> None:
-    until(lambda: net.unreached() == [], seconds, "pods reach one another")
+def reach_one_another(net: Net) -> None:
+    """Soon."""
+    until(lambda: net.unreached(answer_seconds=1) == [], 10, "pods reach one another")
 
 
 # ---- start --------------------------------------------------------------------------------------------------------

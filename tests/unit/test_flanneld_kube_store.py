@@ -29,7 +29,7 @@ from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.store import LeaseTaken, Refused, StoreError, Unavailable
 
 for package in ("urllib3", "yaml"):
-    pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[kube]'")
+    pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
 
 CONFIG: dict[str, Any] = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 DUAL = CONFIG | {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
@@ -891,7 +891,7 @@ def test_missing_package_is_named(cluster: Cluster, monkeypatch: pytest.MonkeyPa
         return real(name)
 
     monkeypatch.setattr(importlib, "import_module", find)
-    with pytest.raises(InvalidConfig, match=r"needs the Python package \"urllib3\".*pip install 'cni-py\[kube\]'"):
+    with pytest.raises(InvalidConfig, match=r"needs the Python package \"urllib3\".*pip install 'cni-py\[flanneld\]'"):
         cluster.connect()
     path = kubeconfig(cluster.folder, {"server": "https://10.0.0.1"}, {})
     with pytest.raises(InvalidConfig, match='needs the Python package "PyYAML"'):

@@ -1,0 +1,81 @@
+"""flanneld with -kube-subnet-mgr, the whole daemon: a node of a cluster whose API server is apiserver.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apiserver import ApiServer, node, vxlan
+from flannel import flanneld_command, until
+from namespaces import PATH, Host
+
+pytestmark = pytest.mark.netns
+
+EXTERNAL = "ip link add eth0 type veth peer peer && ip addr add 192.168.123.1/24 dev eth0 && ip link set eth0 up && ip link set peer up"
+NET_CONF = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
+
+
+def life_of_a_node(folder: str) -> dict[str, Any]:
+    """In a host: start it beside another node's entry, add a third, remove the second; what was there after each step."""
+    subprocess.run(["sh", "-ec", EXTERNAL], check=True, env={"PATH": PATH})
+    (Path(folder) / "net-conf.json").write_text(json.dumps(NET_CONF))
+    with ApiServer() as server:
+        server.put(node(1))
+        server.put(node(2, **vxlan(2)))
+        options = ["-kube-subnet-mgr", f"-kube-api-url={server.url}", f"-net-config-path={folder}/net-conf.json", "-iface=eth0"]
+        log = (Path(folder) / "log").open("wb")
+        env = os.environ | {"PATH": PATH, "NODE_NAME": "node1"}
+        daemon = subprocess.Popen(flanneld_command(*options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        try:
+            until(lambda: has_routes("10.244.2.0/24"), 20, "the route to node2")
+            until(lambda: condition(server) is not None, 10, "the node's condition")
+            found: dict[str, Any] = {
+                "annotations": server.nodes["node1"]["metadata"]["annotations"],
+                "condition": condition(server),
+                "subnet.env": Path("/run/flannel/subnet.env").read_text(),
+            }
+            server.put(node(3, **vxlan(3)))
+            until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), 10, "the route to node3")
+            server.delete("node2")
+            until(lambda: has_routes("10.244.3.0/24"), 10, "node2's route has gone")
+            mac = Path("/sys/class/net/flannel.1/address").read_text().strip()
+            daemon.send_signal(signal.SIGTERM)
+            return found | {"mac": mac, "status": daemon.wait(10), "stays": has_routes("10.244.3.0/24")}
+        finally:
+            daemon.kill()
+            daemon.wait()
+            log.close()
+
+
+def has_routes(*subnets: str) -> bool:
+    """Whether these are led to other nodes, and no others."""
+    out = subprocess.run(
+        ["ip", "-j", "route", "show", "proto", "122"], capture_output=True, text=True, env={"PATH": PATH}
+    ).stdout
+    return {route["dst"] for route in json.loads(out or "[]")} == set(subnets)
+
+
+def condition(server: ApiServer) -> dict[str, Any] | None:
+    of_node = server.nodes["node1"]["status"]["conditions"]
+    return next((one for one in of_node if one["type"] == "NetworkUnavailable"), None)
+
+
+def test_node_of_a_kubernetes_cluster(host: Host, tmp_path: Path) -> None:
+    pytest.importorskip("urllib3", reason="urllib3 is not installed: pip install 'cni-py[flanneld]'")
+    found = host.do(life_of_a_node, str(tmp_path))
+    written = {key.partition("/")[2]: value for key, value in found["annotations"].items() if key.startswith("flannel.")}
+    assert written == {
+        "kube-subnet-manager": "true",
+        "backend-type": "vxlan",
+        "backend-data": json.dumps({"VNI": 1, "VtepMAC": found["mac"]}, separators=(",", ":")),
+        "public-ip": "192.168.123.1",
+    }
+    assert (found["condition"]["status"], found["condition"]["reason"]) == ("False", "FlannelIsUp")
+    assert found["subnet.env"].splitlines()[:2] == ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24"]
+    assert (found["status"], found["stays"]) == (0, True), (tmp_path / "log").read_text()
