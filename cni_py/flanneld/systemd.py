@@ -20,7 +20,8 @@ def notify(*lines: str) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.settimeout(SEND_SECONDS)
-            sock.sendto(text.encode(errors="backslashreplace"), "\0" + address[1:] if address[0] == "@" else address)
+            sock.connect("\0" + address[1:] if address[0] == "@" else address)  # only so is a full queue waited for, not polled
+            sock.send(text.encode(errors="backslashreplace"))
     except OSError:
         return False
     return True
