@@ -231,10 +231,15 @@ def test_a_lease_of_our_own_bridge_does_not_cut_its_pods_off(vxlan: Net) -> None
         assert "dev br7" in node.run("ip route show 10.244.200.0/24")
         until(lambda: "10.244.200.0/24" in vxlan.nodes[1].routes(), 5, "the other node has it")
     finally:
-        del content["leases"]["10.244.200.0-24"]
+        content["leases"]["10.244.201.0-24"] = content["leases"].pop("10.244.200.0-24")
         vxlan.write(content)
+        for each in vxlan.nodes:  # when it has the one it has heard that the other is gone
+            until(lambda each=each: "10.244.201.0/24" in each.routes(), 5, "the next lease is there")
         node.run("ip link del br7")
-    until(lambda: "10.244.200.0/24" not in vxlan.nodes[1].routes(), 5, "it has gone")
+        del content["leases"]["10.244.201.0-24"]
+        vxlan.write(content)
+    for each in vxlan.nodes:
+        until(lambda each=each: not {"10.244.200.0/24", "10.244.201.0/24"} & set(each.routes()), 5, "both have gone")
 
 
 # ---- killed and started again -------------------------------------------------------------------------------------
