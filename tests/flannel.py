@@ -437,7 +437,9 @@ class Net:
                 address for pod, addresses in other.pods.items() if (other, pod) != (node, name) for address in addresses
             ]:
                 for options in ([], _whole(address, size)):
-                    words = " ".join(["ping", "-nqc1", f"-W{answer_seconds}", *options, address])
+                    words = " ".join(
+                        ["ping", "-nqc2", "-i0.2", f"-W{answer_seconds}", *options, address]
+                    )  # that none is lost, others look
                     script += f"{words} >/dev/null 2>&1 || echo '{name}: {words}'\n"
         return node.run(script, sandbox=Sandbox(name)).splitlines()
 

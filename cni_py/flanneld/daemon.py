@@ -116,13 +116,15 @@ class Daemon:
         text = self._network_config(may_give_up=known is not None)
         if self.stop.is_set():
             return
-        if text is None and known is not None:
-            warning(f"the datastore does not answer: forwarding by what was saved, subnet {known.own.subnets}")
-        config = NetworkConfig.parse(text or known.config)  # type: ignore[union-attr]  # one of them is there
+        if text is None:
+            assert known is not None, "else the configuration is waited for"
+            warning(f"no network configuration now: forwarding by what was saved, subnet {known.own.subnets}")
+        config_text = known.config if known is not None and text is None else str(text)
+        config = NetworkConfig.parse(config_text)
         self._take_stored_addresses()
         external = iface.find(self.options, config.ipv4, config.ipv6)
         former = known.own.attributes if known else self._stored_attributes(config)
-        session = self.session = Session(self, text or known.config, external, former)  # type: ignore[union-attr]
+        session = self.session = Session(self, config_text, external, former)
         try:
             if text is None and known is not None:
                 session.lease = replace(known.own, attributes=session.lease.attributes)

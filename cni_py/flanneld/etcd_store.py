@@ -101,7 +101,7 @@ class EtcdStore:
                     subnets = choose(config, leases, previous, is_first=number == 0)
                     lease = self._create(subnets, attributes, revision)
                     if lease is not None:
-                        klog.info(f"Allocated lease ({in_words(lease.subnets)}) to current node ({address_of(attributes)})")
+                        klog.info(f"Allocated lease ({lease.subnets.in_words()}) to current node ({attributes.addresses[0]})")
                 if lease is not None:
                     return lease
         raise AssertionError("tries() ends by raising")
@@ -124,7 +124,7 @@ class EtcdStore:
     def _is_ours(self, found: Found, attributes: Attributes) -> bool:
         if found.attributes is None or found.kv.value == self._written:  # somebody damaged it; our address has changed
             return True
-        return address_of(found.attributes) == address_of(attributes)
+        return attributes.is_same_node(found.attributes)
 
     def _of_node(self, config: NetworkConfig, attributes: Attributes, leases: Iterable[Found]) -> Found | None:
         """What this node already has, reservations first; a lease that does not fit the network is deleted.
@@ -134,16 +134,16 @@ class EtcdStore:
         mine = [
             found
             for found in leases
-            if found.attributes and (found.kv.value == self._written or is_same_node(config, found.attributes, attributes))
+            if found.attributes and (found.kv.value == self._written or attributes.is_same_node(found.attributes))
         ]
         for found in sorted(mine, key=lambda found: (not found.is_reservation, found.kv.value != self._written)):
-            words = f"Found lease ({in_words(found.subnets)}) for current IP ({address_of(attributes)})"
+            words = f"Found lease ({found.subnets.in_words()}) for current IP ({attributes.addresses[0]})"
             if allocate.compatible(found.subnets, config):
                 klog.info(f"{words}, reusing")
                 return found
             if found.is_reservation:
                 raise Refused(
-                    f"{found.subnets} is reserved for {address_of(attributes)}, and does not fit the network's configuration",
+                    f"{found.subnets} is reserved for {attributes.addresses[0]}, and does not fit the network's configuration",
                     f"change one of the two, or type: etcdctl del '{found.kv.key}'",
                 )
             klog.info(f"{words} but not compatible with current config, deleting")
@@ -188,7 +188,9 @@ class EtcdStore:
         with translated():
             for _ in tries("reserve a subnet"):
                 leases, revision = self._leases.read()
-                found = only_ours(leases, subnets, lambda found: public_ip in addresses_of(found.attributes))
+                found = only_ours(
+                    leases, subnets, lambda found: bool(found.attributes and public_ip in found.attributes.addresses)
+                )
                 if found is None:
                     is_done = self._etcd.create(self._leases.key(subnets), value, none_newer=(newest, revision))
                 else:
@@ -272,29 +274,7 @@ def only_ours(leases: Iterable[Found], subnets: Subnets, is_ours: Callable[[Foun
     touching = [found for found in leases if found.subnets.overlap(subnets)]
     for found in touching:
         if found.subnets != subnets or not is_ours(found):
-            owner = ", ".join(map(str, addresses_of(found.attributes))) or "nobody that its value names"
+            owners = found.attributes.addresses if found.attributes else []
+            owner = ", ".join(map(str, owners)) or "nobody that its value names"
             raise LeaseTaken(f"{found.subnets} is leased to {owner}", f"see: etcdctl get '{found.kv.key}'")
     return touching[0] if touching else None
-
-
-def is_same_node(config: NetworkConfig, theirs: Attributes, ours: Attributes) -> bool:
-    """Known by the IPv4 address, as in Go; where the network has IPv6 alone, by that one."""
-    if config.ipv4:
-        return ours.public_ip is not None and theirs.public_ip == ours.public_ip
-    return ours.public_ipv6 is not None and theirs.public_ipv6 == ours.public_ipv6
-
-
-def addresses_of(attributes: Attributes | None) -> list[IPv4Address | IPv6Address]:
-    if attributes is None:
-        return []
-    return [address for address in (attributes.public_ip, attributes.public_ipv6) if address is not None]
-
-
-def address_of(attributes: Attributes) -> IPv4Address | IPv6Address | None:
-    """By which a node is known."""
-    return next(iter(addresses_of(attributes)), None)
-
-
-def in_words(subnets: Subnets) -> str:
-    """As Go's log has them."""
-    return f"ip: {subnets.ipv4 or '0.0.0.0/0'} ipv6: {subnets.ipv6 or '::/0'}"

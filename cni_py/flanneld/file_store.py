@@ -78,9 +78,9 @@ class FileStore:
             _drop_ended(content)
             there = content.leases().get(subnets)
             for other, lease in content.leases().items():
-                is_its_own = other == subnets and public_ip in (lease.attributes.public_ip, lease.attributes.public_ipv6)
+                is_its_own = other == subnets and public_ip in lease.attributes.addresses
                 if other.overlap(subnets) and not is_its_own:
-                    raise LeaseTaken(f"{other} is leased to {_public(lease.attributes)}", f"see {self.path}")
+                    raise LeaseTaken(f"{other} is leased to {lease.attributes.addresses[0]}", f"see {self.path}")
             if any(other.overlap(subnets) for other in content.unclear()):
                 raise LeaseTaken(f"an entry of {self.path} that cannot be understood has {subnets}", "mend it with an editor")
             attributes = Attributes(public_ip) if isinstance(public_ip, IPv4Address) else Attributes(public_ipv6=public_ip)
@@ -124,7 +124,7 @@ class FileStore:
             _drop_ended(content)
             for other in content.leases().values():
                 if other.subnets.overlap(lease.subnets) and not self._is_ours(other, lease.attributes):
-                    raise LeaseTaken(f"{lease.subnets} belongs to {_public(other.attributes)} now, says {self.path}")
+                    raise LeaseTaken(f"{lease.subnets} belongs to {other.attributes.addresses[0]} now, says {self.path}")
             there = content.leases().get(lease.subnets)
             return self._write(content, replace(lease, expires=None if there and there.expires is None else _new_end()))
 
@@ -184,7 +184,7 @@ class FileStore:
         own = self._own(config, attributes, self._read())
         if own is None:
             raise Refused(
-                f"{self.path} is read only and has no subnet of this network for {_public(attributes)}",
+                f"{self.path} is read only and has no subnet of this network for {attributes.addresses[0]}",
                 f'add to its "leases", for example, "10.244.1.0-24": {attributes.as_json()}',
             )
         return self._renew_without_writing(replace(own, attributes=attributes))
@@ -192,8 +192,8 @@ class FileStore:
     def _renew_without_writing(self, lease: Lease) -> Lease:
         """The entry, if it says what the others must know about us. Raises: StoreError, LeaseTaken."""
         there = self._read().leases().get(lease.subnets)
-        if there is not None and not _is_of(there, lease.attributes):
-            raise LeaseTaken(f"{lease.subnets} belongs to {_public(there.attributes)} now, says {self.path}")
+        if there is not None and not lease.attributes.is_same_node(there.attributes):
+            raise LeaseTaken(f"{lease.subnets} belongs to {there.attributes.addresses[0]} now, says {self.path}")
         if there is None or there.attributes != lease.attributes:
             found = "is not there" if there is None else f"is {there.attributes.as_json()}"
             hint = f"it must be {lease.attributes.as_json()}"
@@ -260,7 +260,7 @@ class FileStore:
         """The node's live entry in this network; a reservation goes before a lease."""
         own = [lease for lease in content.leases().values() if self._is_ours(lease, attributes) and _is_live(lease)]
         for lease in sorted(own, key=lambda lease: (lease.expires is not None, not self._is_written(lease))):
-            found = f"Found lease ({_both(lease.subnets)}) for current IP ({_public(attributes)})"
+            found = f"Found lease ({lease.subnets.in_words()}) for current IP ({attributes.addresses[0]})"
             if allocate.compatible(lease.subnets, config):
                 klog.info(f"{found}, reusing")
                 return lease
@@ -268,7 +268,7 @@ class FileStore:
         return None
 
     def _is_ours(self, lease: Lease, attributes: Attributes) -> bool:
-        return _is_of(lease, attributes) or self._is_written(lease)
+        return attributes.is_same_node(lease.attributes) or self._is_written(lease)
 
     def _is_written(self, lease: Lease) -> bool:
         ours = self._written
@@ -353,7 +353,7 @@ def _choose(config: NetworkConfig, attributes: Attributes, previous: Subnets | N
             return previous
         klog.error(f"Found previously leased subnet ({previous}) that is not compatible with the network config, ignoring")
     subnets = allocate.free(config, taken)
-    klog.info(f"Allocated lease ({_both(subnets)}) to current node ({_public(attributes)})")
+    klog.info(f"Allocated lease ({subnets.in_words()}) to current node ({attributes.addresses[0]})")
     return subnets
 
 
@@ -363,13 +363,6 @@ def _drop_ended(content: LeaseFile) -> None:
             content.remove(lease.subnets)
 
 
-def _is_of(lease: Lease, attributes: Attributes) -> bool:
-    """Whose it is tells the public IPv4 address; to a node that has IPv6 alone, that."""
-    if attributes.public_ip is not None:
-        return lease.attributes.public_ip == attributes.public_ip
-    return attributes.public_ipv6 is not None and lease.attributes.public_ipv6 == attributes.public_ipv6
-
-
 def _is_live(lease: Lease) -> bool:
     return lease.expires is None or lease.expires > time()
 
@@ -377,12 +370,3 @@ def _is_live(lease: Lease) -> bool:
 def _new_end() -> float:
     """In whole seconds, as the file says it."""
     return float(int(time()) + LEASE_SECONDS)
-
-
-def _both(subnets: Subnets) -> str:
-    """As Go's log says it."""
-    return f"ip: {subnets.ipv4 or '0.0.0.0/0'} ipv6: {subnets.ipv6 or '::/0'}"
-
-
-def _public(attributes: Attributes) -> str:
-    return str(attributes.public_ip or attributes.public_ipv6)

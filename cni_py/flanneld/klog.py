@@ -29,6 +29,13 @@ def warning(text: str) -> None:
     _log("W", text)
 
 
+def warning_once(text: str, said: set[str]) -> None:
+    """For what is looked at again and again: not what is in ``said``, to which it is added."""
+    if text not in said:
+        said.add(text)
+        _log("W", text)
+
+
 def error(text: str) -> None:
     _log("E", text)
 

@@ -41,6 +41,10 @@ class Subnets:
         """Those that are there."""
         return [subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None]
 
+    def in_words(self) -> str:
+        """As Go's log has them."""
+        return f"ip: {self.ipv4 or _NOTHING} ipv6: {self.ipv6 or '::/0'}"
+
     def overlap(self, other: Subnets) -> bool:
         """Whether both can not be leased at a time."""
         return bool(
@@ -80,6 +84,17 @@ class Attributes:
     backend_type: str = ""
     backend_data: Any = None
     backend_v6_data: Any = None
+
+    @property
+    def addresses(self) -> list[IPv4Address | IPv6Address]:
+        """By which the node is reached; the first is the one that it is known by."""
+        return [address for address in (self.public_ip, self.public_ipv6) if address is not None]
+
+    def is_same_node(self, other: Attributes) -> bool:
+        """Known by the IPv4 address, as in Go; a node that has IPv6 alone, by that one."""
+        if self.public_ip is not None:
+            return self.public_ip == other.public_ip
+        return self.public_ipv6 is not None and self.public_ipv6 == other.public_ipv6
 
     def as_json(self) -> str:
         """As Go writes it."""

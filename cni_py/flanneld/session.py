@@ -157,7 +157,7 @@ class Session:
         info("watching for new subnet leases")
         for leases in self._sets:
             own = leases.get(self.lease.subnets)
-            if own is None or not is_ours(own, self.lease):
+            if own is None or not self.lease.attributes.is_same_node(own.attributes):
                 self.lease_lost.set()
             try:
                 self.follow(leases)
@@ -257,12 +257,6 @@ class Session:
                 if now != self.external:
                     info(f"the external interface is another now: {now}, it was {self.external}")
                     self.ended.set()
-
-
-def is_ours(found: Lease, own: Lease) -> bool:
-    """Whether the lease in the datastore still names this node."""
-    there, here = found.attributes, own.attributes
-    return (there.public_ip, there.public_ipv6) == (here.public_ip, here.public_ipv6)
 
 
 def read_subnets(path: str) -> Subnets | None:

@@ -71,3 +71,6 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    # A store whose nodes have entries of their own (Kubernetes) also has ``stored_addresses() -> (IPv4, IPv6)``, which go
+    # before the options, and ``stored_lease(config)``: what the node said when flanneld ran before.

@@ -15,8 +15,9 @@ from struct import pack
 
 from cni_py.errors import KernelRefused
 from cni_py.kernel import rtnl as nl
+from cni_py.kernel.features import missing
 from cni_py.kernel.journal import step
-from cni_py.kernel.link import IFF_UP, delete_link, find_link
+from cni_py.kernel.link import IFF_UP, delete_link, find_link, ifinfomsg
 from cni_py.kernel.nlattr import attribute, attributes, nested
 
 TYPE_CHECKING = False
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.link import Link
     from cni_py.kernel.rtnl import Rtnl
-
-CONFIG = {"ipip": "CONFIG_NET_IPIP", "wireguard": "CONFIG_WIREGUARD", "tun": "CONFIG_TUN"}
-"""What a kernel is built with to have the kind; the module is named as the kind."""
 
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 3, 4, 18
 _INFO_KIND, _INFO_DATA = 1, 2
@@ -39,7 +37,7 @@ _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes = b"", words: Sequence[str] = ()) -> Link:
     """A device of this kind, MTU and data (attributes of IFLA_INFO_DATA), up; made anew where its data differ.
 
-    ``words``: ``data`` as ``ip link add`` takes it. Raises: KernelRefused.
+    ``words``: ``data`` as ``ip link add`` takes it. Raises: KernelRefused; NotAvailable where the kernel has no such kind.
     """
     link = find_link(rtnl, name)
     if link is not None and link.kind != kind:
@@ -61,29 +59,19 @@ def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes = b"",
 
 def _create(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes) -> None:
     info = attribute(_INFO_KIND, kind) + (nested(_INFO_DATA, data) if data else b"")
-    message = _header() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_MTU, pack("=I", mtu)) + nested(_IFLA_LINKINFO, info)
+    message = ifinfomsg() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_MTU, pack("=I", mtu)) + nested(_IFLA_LINKINFO, info)
     try:
         rtnl.change(message, nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
     except nl.NetlinkError as error:
         if error.errno == EOPNOTSUPP:
-            raise lacking(kind, error) from error
+            raise missing(kind, str(error.strerror)) from error
         raise
-
-
-def lacking(kind: str, error: OSError) -> KernelRefused:
-    """The error for a kernel that does not have the kind."""
-    return KernelRefused(
-        f"the kernel has no {kind} ({CONFIG[kind]})",
-        error.strerror or str(error),
-        f'load it: "modprobe {kind}", or choose another Backend.Type (vxlan)',
-        errno=error.errno or 0,
-    )
 
 
 def _holds(rtnl: Rtnl, name: str, data: bytes) -> bool:
     """Whether the device has each of these attributes."""
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", name):
-        answer = rtnl.get(_header() + attribute(_IFLA_IFNAME, name), nl.RTM_GETLINK)
+        answer = rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), nl.RTM_GETLINK)
     info = dict(attributes(dict(attributes(answer[16:])).get(_IFLA_LINKINFO, b"")))
     found = dict(attributes(info.get(_INFO_DATA, b"")))
     return all(found.get(kind) == value for kind, value in attributes(data))
@@ -94,23 +82,18 @@ def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
     if link.is_up and link.mtu == mtu:
         return
     with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu), "up"):
-        rtnl.change(_header(link.ifindex, IFF_UP) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
-
-
-def _header(ifindex: int = 0, flags: int = 0) -> bytes:
-    """``struct ifinfomsg`` that sets these flags."""
-    return pack("=BxHiII", 0, 0, ifindex, flags, flags)
+        rtnl.change(ifinfomsg(link.ifindex, IFF_UP, IFF_UP) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
 
 
 def open_tun(name: str) -> int:
     """Make a TUN device and answer its descriptor, not blocking: a read is a packet that the kernel sends over
-    the device, a write one that comes in. With the descriptor the device goes. Raises: KernelRefused."""
+    the device, a write one that comes in. With the descriptor the device goes. Raises: KernelRefused, NotAvailable."""
     with step("ip", "tuntap", "add", "dev", name, "mode", "tun"):
         try:
             fd = os.open(_TUN_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (ENOENT, ENXIO, ENODEV):
-                raise lacking("tun", error) from error
+                raise missing("tun", f"{_TUN_FILE}: {error.strerror}") from error
             raise
         try:
             fcntl.ioctl(fd, _TUNSETIFF, pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))

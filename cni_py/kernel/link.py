@@ -70,7 +70,7 @@ class Link(Value):
 
 def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
     """The link of this name or ifindex, None where there is none. Raises: KernelRefused."""
-    message = _named(key) if isinstance(key, str) else _numbered(key)
+    message = _named(key) if isinstance(key, str) else ifinfomsg(key)
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", str(key)):
         try:
             return _link(rtnl.get(message, nl.RTM_GETLINK))
@@ -86,7 +86,7 @@ def list_links(rtnl: Rtnl, alias: str = "") -> list[Link]:
     Only those that hold the text are decoded.
     """
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show"):
-        links = [_link(message) for message in rtnl.dump(_numbered(0), nl.RTM_GETLINK, containing=alias.encode())]
+        links = [_link(message) for message in rtnl.dump(ifinfomsg(), nl.RTM_GETLINK, containing=alias.encode())]
     return [link for link in links if not alias or link.alias == alias]
 
 
@@ -229,19 +229,19 @@ def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) 
 def set_up(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "up"):
-        rtnl.change(_numbered(link.ifindex, flags=IFF_UP, change=IFF_UP), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_UP, change=IFF_UP), nl.RTM_NEWLINK)
 
 
 def set_down(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "down"):
-        rtnl.change(_numbered(link.ifindex, flags=0, change=IFF_UP), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_UP), nl.RTM_NEWLINK)
 
 
 def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "promisc", "on"):
-        rtnl.change(_numbered(link.ifindex, flags=IFF_PROMISC, change=IFF_PROMISC), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_PROMISC, change=IFF_PROMISC), nl.RTM_NEWLINK)
 
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
@@ -253,7 +253,7 @@ def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
 def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
     """Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "mtu", str(mtu)):
-        rtnl.change(_numbered(link.ifindex) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
 
 
 def delete_link(rtnl: Rtnl, name: str) -> None:
@@ -268,7 +268,7 @@ def delete_link(rtnl: Rtnl, name: str) -> None:
 
 def delete_request(ifindex: int) -> bytes:
     """The message of RTM_DELLINK for :mod:`cni_py.kernel.deletion`."""
-    return _numbered(ifindex)
+    return ifinfomsg(ifindex)
 
 
 def add_vlan(rtnl: Rtnl, link: Link, vlan: int, native: bool) -> None:
@@ -303,14 +303,14 @@ def _linkinfo(kind: str, data: list[Any]) -> tuple[str, Any]:
     return "IFLA_LINKINFO", {"attrs": attributes + ([("IFLA_INFO_DATA", {"attrs": data})] if data else [])}
 
 
-def _numbered(ifindex: int, flags: int = 0, change: int = 0) -> bytes:
+def ifinfomsg(ifindex: int = 0, flags: int = 0, change: int = 0) -> bytes:
     """``struct ifinfomsg`` that means the link of this number, 0: any; ``change``: the flags that are set."""
     return pack("=BxHiII", 0, 0, ifindex, flags, change)
 
 
 def _named(name: str) -> bytes:
     """The same for a link of this name, without its counters in the answer."""
-    return _numbered(0) + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_EXT_MASK, pack("=I", _RTEXT_FILTER_SKIP_STATS))
+    return ifinfomsg() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_EXT_MASK, pack("=I", _RTEXT_FILTER_SKIP_STATS))
 
 
 def _link(message: bytes) -> Link:

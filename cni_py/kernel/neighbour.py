@@ -32,7 +32,6 @@ NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 RTN_UNICAST = 1
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
-NLM_F_REPLACE = 0x100
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _ABSENT = frozenset((ENOENT, ENODEV))
 
@@ -105,7 +104,7 @@ def delete_forwarding(rtnl: nl.Rtnl, items: Iterable[Forwarding]) -> list[Refusa
     return change_many(rtnl, ("bridge", "fdb", "del"), items, lambda item, index: (_forwarding(item, index), *_DELETE), _ABSENT)
 
 
-_REPLACE = (RTM_NEWNEIGH, nl.NLM_F_CREATE | NLM_F_REPLACE)
+_REPLACE = (RTM_NEWNEIGH, nl.NLM_F_CREATE | nl.NLM_F_REPLACE)
 _DELETE = (RTM_DELNEIGH, 0)
 
 

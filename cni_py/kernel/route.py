@@ -1,4 +1,4 @@
-"""Ask the kernel which way an address is: a question by raw netlink, without pyroute2's 28 ms of imports.
+"""Ask the kernel which way an address is: a question by a socket of its own, without rtnl.py's millisecond of imports.
 
 Source of the numbers: rtnetlink(7), linux/rtnetlink.h.
 """

@@ -40,7 +40,6 @@ RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RTNH_F_ONLINK = 4
-NLM_F_REPLACE = 0x100
 _IPV6_METRIC = 1024
 """What the kernel gives an IPv6 route that names none."""
 _PROTOCOL_AT = 5
@@ -120,7 +119,7 @@ def replace_routes(rtnl: nl.Rtnl, routes: Iterable[Route]) -> list[Refusal[Route
 
 def _replace(rtnl: nl.Rtnl, routes: Iterable[Route]) -> list[Refusal[Route]]:
     def request(route: Route, ifindex: int) -> Request:
-        return _message(route, ifindex, _scope(route)), nl.RTM_NEWROUTE, nl.NLM_F_CREATE | NLM_F_REPLACE
+        return _message(route, ifindex, _scope(route)), nl.RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_REPLACE
 
     return change_many(rtnl, ("ip", "route", "replace"), routes, request)
 

@@ -23,7 +23,7 @@ from cni_py.errors import KernelRefused
 from cni_py.kernel import rtnl as nl
 from cni_py.kernel.features import require_kind
 from cni_py.kernel.journal import note, step
-from cni_py.kernel.link import IFF_UP, Link, delete_link, find_link, list_links, random_mac, set_mac, set_mtu
+from cni_py.kernel.link import IFF_UP, Link, delete_link, find_link, ifinfomsg, list_links, random_mac, set_mac, set_mtu
 from cni_py.kernel.nlattr import attribute, attributes, nested, number, text_of
 
 Address = IPv4Address | IPv6Address
@@ -104,7 +104,7 @@ def find_vxlan(rtnl: nl.Rtnl, name: str) -> VxlanDetails | None:
     """The device of this name; None: there is none, or it is no VXLAN device. Raises: KernelRefused."""
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", name):
         try:
-            return _details(rtnl.get(_ifinfomsg() + attribute(_IFLA_IFNAME, name), nl.RTM_GETLINK))
+            return _details(rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), nl.RTM_GETLINK))
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise
@@ -131,7 +131,7 @@ def _correct(rtnl: nl.Rtnl, link: Link, found: VxlanDetails, wanted: Vxlan) -> N
     if found.learning != wanted.learning:
         with step("ip", "link", "set", wanted.name, "type", "vxlan", _onoff("learning", wanted.learning)):
             data = attribute(_LEARNING, bytes([wanted.learning]))
-            rtnl.change(_ifinfomsg(link.ifindex) + _linkinfo(data), nl.RTM_NEWLINK)
+            rtnl.change(ifinfomsg(link.ifindex) + _linkinfo(data), nl.RTM_NEWLINK)
     if found.mtu != wanted.mtu:
         set_mtu(rtnl, link, wanted.mtu)
     if wanted.mac and found.mac != wanted.mac:
@@ -152,7 +152,7 @@ def _create(rtnl: nl.Rtnl, wanted: Vxlan) -> None:
             attribute(_GBP, b"") if wanted.gbp else b"",
         ]
     )
-    message = _ifinfomsg() + attribute(_IFLA_IFNAME, wanted.name) + attribute(_IFLA_MTU, pack("=I", wanted.mtu))
+    message = ifinfomsg() + attribute(_IFLA_IFNAME, wanted.name) + attribute(_IFLA_MTU, pack("=I", wanted.mtu))
     message += attribute(_IFLA_TXQLEN, pack("=I", 0)) + attribute(_IFLA_ADDRESS, bytes.fromhex(wanted.mac.replace(":", "")))
     try:
         with step(*_words(rtnl, wanted)):
@@ -185,11 +185,6 @@ def _who_has(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
 
 def _onoff(name: str, is_on: bool) -> str:
     return name if is_on else f"no{name}"
-
-
-def _ifinfomsg(ifindex: int = 0) -> bytes:
-    """``struct ifinfomsg``."""
-    return pack("=BxHiII", 0, 0, ifindex, 0, 0)
 
 
 def _linkinfo(data: bytes) -> bytes:

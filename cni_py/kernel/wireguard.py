@@ -17,7 +17,7 @@ from struct import pack, unpack
 
 from cni_py.errors import KernelRefused
 from cni_py.kernel import rtnl as nl
-from cni_py.kernel.device import lacking
+from cni_py.kernel.features import missing
 from cni_py.kernel.journal import step
 from cni_py.kernel.nlattr import attribute, attributes, nested
 
@@ -53,7 +53,7 @@ class Peer:
 class WireGuard:
     """The kernel's WireGuard, in the namespace of the calling thread. A context manager.
 
-    Raises: KernelRefused, naming what is missing where the kernel has no WireGuard.
+    Raises: NotAvailable where the kernel has no WireGuard.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class WireGuard:
             except nl.NetlinkError as error:
                 self._netlink.close()
                 if error.errno == ENOENT:
-                    raise lacking("wireguard", error) from error
+                    raise missing("wireguard", str(error.strerror)) from error
                 raise
 
     def _family_of(self, name: str) -> int:

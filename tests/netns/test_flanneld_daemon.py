@@ -338,7 +338,7 @@ def test_after_a_reboot_it_forwards_by_what_was_saved_and_confirms_it_later(two:
     flanneld = first.start()
     notice = flanneld.wait_for_notice("READY=1")
     assert "by what was saved" in notice
-    assert flanneld.has_said("the datastore does not answer: forwarding by what was saved")
+    assert flanneld.has_said("no network configuration now: forwarding by what was saved")
     assert first.env == env
     assert first.device()["address"] == device["address"]  # the peer still sends to it
     first.add_pod()

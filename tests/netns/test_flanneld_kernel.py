@@ -609,15 +609,6 @@ def test_missing_feature_is_named_and_nothing_is_made(node: Host) -> None:
     assert node.run("ip -o link") == before
 
 
-def test_missing_tun_is_named(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "TUN_PATH", "/dev/net/nothing7")
-    with pytest.raises(NotAvailable, match=r"no TUN devices \(CONFIG_TUN\)"):
-        ask(node, features.require_kind, "tun")
-    monkeypatch.setattr(features, "TUN_PATH", "/dev/null")
-    with pytest.raises(NotAvailable, match="no TUN devices"):
-        ask(node, features.require_kind, "tun")
-
-
 def test_default_route_of_the_best_metric_decides(node: Host) -> None:
     eth0, eth1 = index_of(node, "eth0"), index_of(node, "eth1")
     assert [ask(node, default_interface, version) for version in (4, 6)] == [0, 0]

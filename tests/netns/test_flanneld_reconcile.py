@@ -278,6 +278,25 @@ def test_no_packet_is_lost_while_flanneld_is_killed_and_started(request: pytest.
     print(f"killed {kills} times, {len(running)} x {int(seconds / PING_SECONDS)} packets")
 
 
+@pytest.mark.parametrize("backend", ["vxlan", "host_gw"])
+def test_no_packet_is_lost_while_other_nodes_come_and_go(request: pytest.FixtureRequest, backend: str) -> None:
+    net: Net = request.getfixturevalue(backend)
+    first, second = net.nodes
+    content = net.read()
+    third = next(lease for key, lease in content["leases"].items() if key.startswith(second.subnet))
+    third = third | {"PublicIP": "192.168.123.77", "BackendData": {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"}}
+    without = {key: lease for key, lease in content["leases"].items() if key != "10.244.200.0-24"}
+    running = [pings(first, "pod1", address, 4.0) for address in second.pods["pod2"]]
+    for number in range(6):
+        comes = number % 2 == 0
+        net.write(content | {"leases": without | ({"10.244.200.0-24": third} if comes else {})})
+        for node in net.nodes:
+            until(lambda node=node, comes=comes: ("10.244.200.0/24" in node.routes()) is comes, 5, "the third is followed")
+    for process in running:
+        words = process.communicate(timeout=20)[0]
+        assert " 0% packet loss" in words, words
+
+
 def test_start_removes_what_leads_to_dead_peers_and_touches_nothing_else(vxlan: Net, tmp_path: Path) -> None:
     first = vxlan.nodes[0]
     before = first.state()

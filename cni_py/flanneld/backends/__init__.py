@@ -9,9 +9,9 @@ and ``Backend``::
         wanted(own, leases) -> Wanted   pure: from the leases of all nodes, the own one among them
         cleanup()                       flanneld --cleanup: remove what it made
 
-and, where it can go on with what a lease of before a reboot says, ``restore(attributes)``, called first; where the
-kernel alone cannot do it, ``apply(own, leases)``, called after each change of the leases, and ``run(stop)``,
-called once in a thread of its own.
+and, where it needs them: ``restore(former)``, called first with what the last lease said, before a reboot it may be;
+``apply(own, leases)``, called after each change of the leases; ``run(stop)``, called once in a thread of its own;
+``close()``, called at the end of a session, for what the next one opens again.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pydantic import Field
 from cni_py.errors import InvalidConfig, UnsupportedField
 from cni_py.flanneld.backends import BackendConfig
 from cni_py.flanneld.backends.keeping import keep
-from cni_py.flanneld.klog import info, warning
+from cni_py.flanneld.klog import info, warning_once
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.wanted import Route, Wanted
 from cni_py.kernel.addr import list_addresses
@@ -58,6 +58,7 @@ class Backend:
         info(f"IPIP config: DirectRouting={'true' if config.direct_routing else 'false'}")
         self.external, self.local, self.mtu = external, external.addr, external.mtu - OVERHEAD
         self._on_link: list[Any] = []
+        self._said: set[str] = set()
         if config.direct_routing:
             with open_host() as host:
                 link = find_link(host, external.name)
@@ -82,7 +83,7 @@ class Backend:
             if lease.subnets == own.subnets or subnet is None or remote is None:
                 continue
             if lease.attributes.backend_type != TYPE:
-                warning(f"Ignoring non-ipip subnet {subnet}: type={lease.attributes.backend_type}")
+                warning_once(f"Ignoring non-ipip subnet {subnet}: type={lease.attributes.backend_type}", self._said)
             elif any(remote in network for network in self._on_link):
                 routes.add(Route(subnet, self.external.name, remote))
             else:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.backends import BackendConfig
-from cni_py.flanneld.klog import info, warning
+from cni_py.flanneld.klog import info, warning_once
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.wanted import Forwarding, Neighbour, Route, Vxlan, Wanted
 from cni_py.kernel.addr import list_addresses
@@ -139,9 +139,8 @@ class Backend:
                     routes.add(Route(subnet, self.external.name, remote))
                     continue
                 if remotes.setdefault((device.name, mac), remote) != remote:  # the FDB has one node for a MAC address
-                    self._say_once(
-                        f"{subnet} of {remote} has the MAC address {mac} of {remotes[device.name, mac]}: not reached"
-                    )
+                    other = remotes[device.name, mac]
+                    warning_once(f"{subnet} of {remote} has the MAC address {mac} of {other}: not reached", self._said)
                     continue
                 first = subnet.network_address
                 routes.add(Route(subnet, device.name, first, onlink=True))
@@ -166,7 +165,7 @@ class Backend:
         """By family: our device, the peer's subnet, its node's address, its device's MAC address."""
         peer = lease.attributes
         if peer.backend_type != TYPE:
-            self._say_once(f"ignoring non-vxlan subnet {lease.subnets}: type={peer.backend_type}")
+            warning_once(f"ignoring non-vxlan subnet {lease.subnets}: type={peer.backend_type}", self._said)
             return
         for version, subnet, remote, data in (
             (4, lease.subnets.ipv4, peer.public_ip, peer.backend_data),
@@ -176,15 +175,11 @@ class Backend:
                 continue
             mac = data.get("VtepMAC") if isinstance(data, dict) else None
             if mac is None or not _is_mac(mac):
-                self._say_once(f"the lease of {subnet} has no MAC address of its VXLAN device: {data!r:.100}; not reached")
+                warning_once(
+                    f"the lease of {subnet} has no MAC address of its VXLAN device: {data!r:.100}; not reached", self._said
+                )
                 continue
             yield self.devices[version], subnet, remote, mac.lower()
-
-    def _say_once(self, text: str) -> None:
-        """The leases are looked at whenever one changes; what is wrong with one is said once."""
-        if text not in self._said:
-            self._said.add(text)
-            warning(text)
 
     def cleanup(self) -> None:
         with open_host() as host:

@@ -27,7 +27,7 @@ from cni_py import files
 from cni_py.errors import InvalidConfig, IOFailure
 from cni_py.flanneld.backends import BackendConfig
 from cni_py.flanneld.backends.keeping import keep
-from cni_py.flanneld.klog import error, info, warning
+from cni_py.flanneld.klog import error, info, warning_once
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.wanted import Route, Wanted
 from cni_py.kernel.device import ensure_device
@@ -74,6 +74,7 @@ class Backend:
             raise InvalidConfig(f"an MTU of {self.mtu} bytes is too small for pods", f"WireGuard takes {OVERHEAD}")
         self._psk = parse_key(config.psk, '"Backend.PSK"') if config.psk else b""
         self.devices: dict[int, str] = {}
+        self._said: set[str] = set()
         for version, is_on in ((4, network.ipv4), (6, network.ipv6)):
             if is_on:
                 self.devices[version] = DEVICE_V6 if version == 6 and config.mode == "separate" else DEVICE
@@ -133,7 +134,8 @@ class Backend:
             if lease.subnets == own.subnets:
                 continue
             if lease.attributes.backend_type != TYPE:
-                warning(f"Ignoring non-wireguard subnet {lease.subnets}: type={lease.attributes.backend_type}")
+                text = f"Ignoring non-wireguard subnet {lease.subnets}: type={lease.attributes.backend_type}"
+                warning_once(text, self._said)
                 continue
             for device, peer in self._ends(lease):
                 peers[device][peer.public_key] = peer
