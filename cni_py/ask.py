@@ -3,8 +3,6 @@
 ``client.py`` loads it only where a plugin has work to do; it needs ``posix`` and ``_socket``, no more.
 """
 
-from __future__ import annotations
-
 import _socket
 import posix
 import sys

@@ -5,8 +5,6 @@ Nothing is imported and no class is made: the client checks a call in no time, b
 to the agent or loads what works alone.
 """
 
-from __future__ import annotations
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +28,7 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 _NAME = _LETTERS | frozenset("_.-")
 
 
-def fault_in(environ: Mapping[str, str]) -> Fault | None:
+def fault_in(environ: "Mapping[str, str]") -> "Fault | None":
     """What is wrong with the variables of a call, the first thing only."""
     verb = environ.get("CNI_COMMAND", "")
     if verb not in VERBS:
@@ -44,7 +42,7 @@ def fault_in(environ: Mapping[str, str]) -> Fault | None:
     return _fault_in_attachment(environ)
 
 
-def _fault_in_attachment(environ: Mapping[str, str]) -> Fault | None:
+def _fault_in_attachment(environ: "Mapping[str, str]") -> "Fault | None":
     container_id, ifname, netns = environ["CNI_CONTAINERID"], environ["CNI_IFNAME"], environ.get("CNI_NETNS", "")
     if not is_name(container_id):
         return (

@@ -24,8 +24,6 @@ A request or reply whose pieces stay away for ``REQUEST_SECONDS`` is given up, a
 after ``BEGIN_SECONDS`` too; the work itself takes what it takes.
 """
 
-from __future__ import annotations
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
@@ -49,7 +47,7 @@ class FrameError(Exception):
 def pack_request(
     plugin: str,
     launcher: str,
-    environ: Iterable[tuple[bytes, bytes]],
+    environ: "Iterable[tuple[bytes, bytes]]",
     stdin: bytes,
     namespaces: tuple[int, int, int, int],
     descriptors: int,
@@ -87,7 +85,7 @@ def pack_reply(kind: int, status: int = 0, stdout: bytes = b"") -> bytes:
     return REPLY_MAGIC + bytes((PROTOCOL, kind, 0, 0)) + status.to_bytes(4, "big") + len(stdout).to_bytes(4, "big") + stdout
 
 
-def read_reply(sock: socket) -> tuple[int, int, bytes]:
+def read_reply(sock: "socket") -> tuple[int, int, bytes]:
     """Kind, exit status, standard output. Raises: FrameError, OSError."""
     data = read_exactly(sock, REPLY_HEAD)
     length = int.from_bytes(data[12:16], "big")
@@ -96,7 +94,7 @@ def read_reply(sock: socket) -> tuple[int, int, bytes]:
     return data[5], int.from_bytes(data[8:12], "big"), read_exactly(sock, length)
 
 
-def read_exactly(sock: socket, length: int) -> bytes:
+def read_exactly(sock: "socket", length: int) -> bytes:
     """Raises: FrameError where the other side closed before; OSError."""
     data = b""
     while len(data) < length:

@@ -1,7 +1,5 @@
 """The versions of the CNI spec, and which verbs each of them knows (spec, "Released versions")."""
 
-from __future__ import annotations
-
 SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CURRENT = SUPPORTED[-1]
 FIRST_VERSION_OF_VERB = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}

@@ -33,13 +33,13 @@ from cni_py.client import main
 main()
 """
 
-CLIENT = {"__future__", "cni_py", "cni_py.client", "cni_py.environment"}
+CLIENT = {"cni_py", "cni_py.client", "cni_py.environment"}
 """What every call loads."""
 
 VERSION = CLIENT | {"cni_py.versions"}
 """All that VERSION and "what are you?" may load."""
 
-ERROR = VERSION | {"_json", "cni_py.errors", "cni_py.jsontext"}
+ERROR = VERSION | {"__future__", "_json", "cni_py.errors", "cni_py.jsontext"}
 """What an error of the environment loads to say it."""
 
 ASKING = CLIENT | {"_socket", "cni_py.ask", "cni_py.frame"}

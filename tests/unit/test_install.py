@@ -131,7 +131,7 @@ def test_launcher_is_absolute_isolated_and_short(prefix: Prefix) -> None:
         f"#!{prefix.path}/cni-py/lib/python -IS\n"
         "import sys\n"
         "\n"
-        f"sys.path.append('{prefix.path}/cni-py/lib')\n"
+        f"sys.path.insert(-1, '{prefix.path}/cni-py/lib')\n"
         "from cni_py.client import main\n"
         "\n"
         "main()\n"
