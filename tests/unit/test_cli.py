@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cni_py import __version__, cli, explain, models, reference, report
 from cni_py.errors import CniError
-from cni_py.kernel import journal
+from cni_py.kernel import journal, nfnetlink, nft
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -488,6 +488,17 @@ def test_version(run: Run) -> None:
     assert run("--version") == (0, f"cni-py {__version__}\n", "")
 
 
+@pytest.fixture
+def asks_the_kernel() -> Iterator[None]:
+    """What is kept for reuse belongs to this namespace: tests after this one fork into others."""
+    yield
+    while nfnetlink._idle:
+        nfnetlink._idle.pop().close()
+    while nft._idle:
+        nft._idle.pop().close()
+
+
+@pytest.mark.usefixtures("asks_the_kernel")
 def test_version_in_full_says_what_there_is(run: Run, node: Path) -> None:
     (node / "bin" / "flannel").write_text("#!/usr/bin/python3\nfrom cni_py.client import main\n")
     (node / "bin" / "bridge").write_bytes(b"\x7fELF\xff")
