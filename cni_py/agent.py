@@ -275,10 +275,13 @@ class Agent:
             connection.sendall(frame.pack_reply(frame.BEGUN))
             began = perf_counter()
             status, stdout = engine.handle(this, stdin)
-            code = config.decode(stdout).get("code", 1) if status and stdout else status
-            self.statistics.count_call(plugin, this.verb, code, perf_counter() - began)
-            self.caretaker.saw(this, stdin, status, stdout)
-            connection.sendall(frame.pack_reply(frame.DONE, status, stdout))
+            took = perf_counter() - began
+            try:
+                connection.sendall(frame.pack_reply(frame.DONE, status, stdout))
+            finally:  # what is only noted, the client need not wait for
+                code = config.decode(stdout).get("code", 1) if status and stdout else status
+                self.statistics.count_call(plugin, this.verb, code, took)
+                self.caretaker.saw(this, stdin, status, stdout)
 
     @contextmanager
     def in_order(self, attachment: str) -> Iterator[None]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PLUGINS = frozenset(plugins.MODULES)
 _WITH_RECORD = ("flannel", "bridge", "host-local")
 """Plugins whose attachments GC may have to find. portmap makes its records itself: only where a port is mapped."""
+_is_swept = False
+"""Whether the sweep of this boot is known to have been: no process lives in two."""
 
 
 def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
@@ -54,14 +56,17 @@ def handle_in_turn(call: Call, stdin: bytes) -> tuple[int, bytes]:
 
 
 def warm_up() -> None:
-    """Load what any call may need, for a process that answers many, in threads."""
+    """Load what any call may need, for a process that answers many, in threads; none of it is ever garbage."""
+    from gc import freeze
+
     from cni_py.kernel import nft, rtnl
 
     keep_bare("pydantic_core", "pyroute2")
     for module in plugins.MODULES.values():
         __import__(f"cni_py.plugins.{module}")
-    _ = rtnl.ifinfmsg, rtnl.ifaddrmsg, rtnl.rtmsg  # imported when first named
+    rtnl.load_message_classes()
     nft.works()
+    freeze()
 
 
 def _run(call: Call) -> bytes:
@@ -98,8 +103,12 @@ def _as_json(answer: Result | Mapping[str, object] | None, version: str) -> byte
 
 def _sweep_once_a_boot(call: Call) -> None:
     """Before the first call of a boot, whose id is not in our file yet: see sweep.py, which is loaded then alone."""
+    global _is_swept
+    if _is_swept:
+        return
     try:
         if files.read(f"{journal.RUN_DIR}/boot-id") == files.read("/proc/sys/kernel/random/boot_id"):
+            _is_swept = True
             return
     except (OSError, IOFailure):
         pass

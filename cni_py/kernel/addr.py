@@ -8,13 +8,12 @@ from struct import pack, unpack_from
 
 from cni_py.kernel import rtnl as nl
 from cni_py.kernel.journal import step
-from cni_py.kernel.nlattr import attributes, number
+from cni_py.kernel.nlattr import attribute, attributes, number
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-    from typing import Any
 
     from cni_py.kernel.link import Link
     from cni_py.kernel.rtnl import Rtnl
@@ -71,18 +70,18 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
 
     An IPv6 address can be used at once, unless ``detect_duplicates``. Raises: KernelRefused.
     """
-    message = _address_message(link, address)
+    more: list[nl.Attribute] = []
     words = ["ip", "addr", "add", str(address)]
     if address.version == 4 and address.network.prefixlen < 31:
         broadcast = str(address.network.broadcast_address)
-        message["attrs"].append(("IFA_BROADCAST", broadcast))
+        more.append(("IFA_BROADCAST", broadcast))
         words += ["broadcast", broadcast]
     if address.version == 6 and not detect_duplicates:
-        message["attrs"].append(("IFA_FLAGS", IFA_F_NODAD))
+        more.append(("IFA_FLAGS", IFA_F_NODAD))
         words.append("nodad")
     with step(*rtnl.enter, *words, "dev", link.name):
         try:
-            rtnl.change(message, nl.RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+            rtnl.change(_address_message(link, address, *more), nl.RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
         except nl.NetlinkError as error:
             if error.errno != EEXIST:
                 raise
@@ -100,25 +99,16 @@ def delete_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix) -> None:
 
 def add_route(rtnl: Rtnl, link: Link, route: KernelRoute) -> None:
     """Add a route over the link. Raises: KernelRefused."""
-    message = nl.rtmsg()
-    message.update(
-        family=_FAMILY[route.dst.version],
-        dst_len=route.dst.network.prefixlen,
-        table=route.table if route.table < 256 else 0,
-        proto=RTPROT_BOOT,
-        scope=route.scope,
-        type=RTN_UNICAST,
+    metrics = tuple(
+        [(f"RTAX_{name.upper()}", value) for name, value in (("mtu", route.mtu), ("advmss", route.advmss)) if value]
     )
-    attributes: list[Any] = [
-        ("RTA_DST", str(route.dst.network.network_address)),
-        ("RTA_OIF", link.ifindex),
-        ("RTA_TABLE", route.table),
-    ]
+    attributes: list[nl.Attribute] = [("RTA_DST", str(route.dst.network.network_address)), ("RTA_TABLE", route.table)]
     attributes += [("RTA_GATEWAY", str(route.gw))] if route.gw else []
     attributes += [("RTA_PRIORITY", route.priority)] if route.priority else []
-    metrics = [(f"RTAX_{name.upper()}", value) for name, value in (("mtu", route.mtu), ("advmss", route.advmss)) if value]
-    attributes += [("RTA_METRICS", {"attrs": metrics})] if metrics else []
-    message["attrs"] = attributes
+    attributes += [("RTA_METRICS", metrics)] if metrics else []
+    family, table = _FAMILY[route.dst.version], route.table if route.table < 256 else 0
+    rtmsg = pack("=8BI", family, route.dst.network.prefixlen, 0, 0, table, RTPROT_BOOT, route.scope, RTN_UNICAST, 0)
+    message = rtmsg + nl.made_of("rtmsg", *attributes, family=family) + attribute(_RTA_OIF, pack("=i", link.ifindex))
     with step(*rtnl.enter, "ip", "route", "add", *route.words(), "dev", link.name):
         rtnl.change(message, nl.RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_APPEND)
 
@@ -157,8 +147,8 @@ def _route(answer: bytes) -> tuple[int, KernelRoute]:
     return number(found.get(_RTA_OIF)), route
 
 
-def _address_message(link: Link, address: AddressWithPrefix) -> Any:
-    message = nl.ifaddrmsg()
-    message.update(family=_FAMILY[address.version], prefixlen=address.network.prefixlen, index=link.ifindex)
-    message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
-    return message
+def _address_message(link: Link, address: AddressWithPrefix, *more: nl.Attribute) -> bytes:
+    """``struct ifaddrmsg`` and its attributes."""
+    family, ip = _FAMILY[address.version], address.ip.packed
+    ifaddrmsg = pack("=4Bi", family, address.network.prefixlen, 0, 0, link.ifindex)
+    return ifaddrmsg + attribute(_IFA_LOCAL, ip) + attribute(_IFA_ADDRESS, ip) + nl.made_of("ifaddrmsg", *more, family=family)

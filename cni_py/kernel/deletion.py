@@ -19,6 +19,8 @@ from cni_py.kernel.link import delete_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_py.kernel.link import Link
     from cni_py.kernel.netns import NetNS
     from cni_py.kernel.rtnl import Rtnl
@@ -60,17 +62,30 @@ class Deletion:
         return True
 
 
-def delete_in(netns: NetNS, link: Link) -> None:
-    """Delete a link of a namespace and return when it has gone from view; absence is success. Raises: KernelRefused."""
+def delete_in(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
+    """Delete a link of a namespace and return when it has gone from view; absence is success. Raises: KernelRefused.
+
+    ``choose`` finds it, with a socket that is in the namespace; answers whether there is one to delete.
+    """
     asking, listening = netns.run(lambda: (rtnl.open_host(), rtnl.open_host(RTMGRP_LINK)))
-    with listening, step("nsenter", f"--net={netns.path}", "ip", "link", "del", link.name):
-        deletion = Deletion(asking, link.ifindex)
-        _begin(deletion)
-        while not deletion.has_ended():
-            if (rtnl.RTM_DELLINK, link.ifindex) in listening.notices(POLL_SECONDS):
-                return
-        if deletion.error is not None and deletion.error.errno != ENODEV:
-            raise deletion.error
+    with listening:
+        try:
+            link = choose(asking)
+        except BaseException:
+            asking.close()
+            raise
+        if link is None:
+            asking.close()
+            return False
+        with step(*netns.enter, "ip", "link", "del", link.name):
+            deletion = Deletion(asking, link.ifindex)
+            _begin(deletion)
+            while not deletion.has_ended():
+                if (rtnl.RTM_DELLINK, link.ifindex) in listening.notices(POLL_SECONDS):
+                    return True
+            if deletion.error is not None and deletion.error.errno != ENODEV:
+                raise deletion.error
+    return True
 
 
 def _begin(deletion: Deletion) -> None:

@@ -14,13 +14,11 @@ from struct import pack, unpack_from
 from cni_py.errors import KernelRefused
 from cni_py.kernel import rtnl as nl
 from cni_py.kernel.journal import note, quote, step
-from cni_py.kernel.nlattr import attribute, attributes, number, text_of
+from cni_py.kernel.nlattr import attribute, attributes, nested, number, text_of
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from cni_py.kernel.netns import NetNS
     from cni_py.kernel.rtnl import Rtnl
 
@@ -29,7 +27,8 @@ AF_BRIDGE = 7
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 IFALIAS_MAX = 255
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
-_IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_EXT_MASK = 16, 18, 20, 29
+_IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 16, 18, 20, 26, 29
+_IFLA_BRIDGE_VLAN_INFO = 2
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BR_VLAN_FILTERING, _BR_VLAN_PROTOCOL = 7, 8
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
@@ -101,9 +100,9 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
 
     ``mtu`` 0 and ``mac`` "": the kernel's choice; a MAC address that is given stays when ports come.
     """
-    attributes: list[Any] = [
+    attributes = [
         ("IFLA_IFNAME", name),
-        _linkinfo("bridge", [("IFLA_BR_VLAN_FILTERING", 1)] if vlan_filtering else []),
+        _linkinfo("bridge", (("IFLA_BR_VLAN_FILTERING", 1),) if vlan_filtering else ()),
     ]
     words = ["ip", "link", "add", name]
     if mtu:
@@ -115,7 +114,7 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
     words += ["type", "bridge", *(["vlan_filtering", "1"] if vlan_filtering else [])]
     with step(*words):
         try:
-            rtnl.change(_message(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+            rtnl.change(ifinfomsg() + _made_of(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
         except nl.NetlinkError as error:
             if error.errno != EEXIST:
                 raise
@@ -129,17 +128,13 @@ def create_veth(rtnl: Rtnl, bridge: Link, sandbox: NetNS, ifname: str, mtu: int,
     Both ends are down: a peer that is born up is refused (ENOTCONN). Answers the host end's name,
     "veth" and eight hex digits. Raises: KernelRefused, EEXIST where ``ifname`` is taken.
     """
-    peer: list[Any] = [("IFLA_IFNAME", ifname), ("IFLA_NET_NS_FD", sandbox.fd)]
+    peer: list[nl.Attribute] = [("IFLA_IFNAME", ifname), ("IFLA_NET_NS_FD", sandbox.fd)]
     peer += [("IFLA_ADDRESS", mac)] if mac else []
     peer += [("IFLA_MTU", mtu)] if mtu else []
+    attributes: list[nl.Attribute] = [("IFLA_MASTER", bridge.ifindex), _linkinfo("veth", (("VETH_INFO_PEER", tuple(peer)),))]
+    attributes += [("IFLA_MTU", mtu)] if mtu else []
     for last in (False, False, True):
         name = f"veth{urandom(4).hex()}"
-        attributes = [
-            ("IFLA_IFNAME", name),
-            ("IFLA_MASTER", bridge.ifindex),
-            _linkinfo("veth", [("VETH_INFO_PEER", {"attrs": peer})]),
-        ]
-        attributes += [("IFLA_MTU", mtu)] if mtu else []
         size = ("mtu", str(mtu)) if mtu else ()
         address = ("address", mac) if mac else ()
         try:
@@ -163,7 +158,7 @@ def create_veth(rtnl: Rtnl, bridge: Link, sandbox: NetNS, ifname: str, mtu: int,
             made.line += f" && ip link set {name} alias {quote(alias)}"
             with made:
                 rtnl.change_all(
-                    (_message(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL),
+                    (_named(name) + _made_of(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL),
                     (_named(name) + attribute(_IFLA_IFALIAS, alias[:IFALIAS_MAX]), nl.RTM_NEWLINK, 0),
                 )
             return name
@@ -188,24 +183,19 @@ def _delete_if_made(rtnl: Rtnl, name: str) -> None:
 def create_vlan_gateway(rtnl: Rtnl, bridge: Link, name: str, mtu: int) -> str:
     """Make a veth on the host, one end a port of the bridge; answers that end's name. Raises: KernelRefused."""
     port = f"veth{urandom(4).hex()}"
-    peer = {"attrs": [("IFLA_IFNAME", name), ("IFLA_MTU", mtu)]}
+    peer = ("IFLA_IFNAME", name), ("IFLA_MTU", mtu)
     with step(
         "ip", "link", "add", port, "mtu", str(mtu), "master", bridge.name, "type", "veth", "peer", "name", name, "mtu", str(mtu)
     ):
-        message = _message(
-            ("IFLA_IFNAME", port),
-            ("IFLA_MTU", mtu),
-            ("IFLA_MASTER", bridge.ifindex),
-            _linkinfo("veth", [("VETH_INFO_PEER", peer)]),
-        )
-        rtnl.change(message, nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+        attributes = ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge.ifindex), _linkinfo("veth", (("VETH_INFO_PEER", peer),))
+        rtnl.change(_named(port) + _made_of(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
     return port
 
 
 def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) -> None:
     """Configure a bridge port, say in its alias whose it is, and set it up. Raises: KernelRefused."""
-    data = [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]
-    info = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": data})]})
+    data = ("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))
+    info = ("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", data)
     onoff = {True: "on", False: "off"}
     with step(
         "ip",
@@ -222,8 +212,8 @@ def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) 
         "isolated",
         onoff[isolated],
     ):
-        message = _message(("IFLA_IFALIAS", alias[:IFALIAS_MAX]), info, ifindex=link.ifindex, flags=IFF_UP, change=IFF_UP)
-        rtnl.change(message, nl.RTM_NEWLINK)
+        message = ifinfomsg(link.ifindex, flags=IFF_UP, change=IFF_UP) + attribute(_IFLA_IFALIAS, alias[:IFALIAS_MAX])
+        rtnl.change(message + _made_of(("IFLA_LINKINFO", info)), nl.RTM_NEWLINK)
 
 
 def set_up(rtnl: Rtnl, link: Link) -> None:
@@ -247,7 +237,7 @@ def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
     """Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "address", mac):
-        rtnl.change(_message(("IFLA_ADDRESS", mac), ifindex=link.ifindex), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))), nl.RTM_NEWLINK)
 
 
 def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
@@ -284,28 +274,22 @@ def delete_vlan(rtnl: Rtnl, link: Link, vlan: int) -> None:
         rtnl.change(_vlan_message(link, vlan, 0), nl.RTM_DELLINK)
 
 
-def _vlan_message(link: Link, vlan: int, flags: int) -> Any:
-    message = _message(ifindex=link.ifindex)
-    message["family"] = AF_BRIDGE
-    message["attrs"] = [("IFLA_AF_SPEC", {"attrs": [("IFLA_BRIDGE_VLAN_INFO", {"vid": vlan, "flags": flags})]})]
-    return message
+def _vlan_message(link: Link, vlan: int, flags: int) -> bytes:
+    info = attribute(_IFLA_BRIDGE_VLAN_INFO, pack("=HH", flags, vlan))
+    return ifinfomsg(link.ifindex, family=AF_BRIDGE) + nested(_IFLA_AF_SPEC, info)
 
 
-def _message(*attributes: Any, ifindex: int = 0, flags: int = 0, change: int = 0) -> Any:
-    message = nl.ifinfmsg()
-    message.update(index=ifindex, flags=flags, change=change)
-    message["attrs"] = list(attributes)
-    return message
+def _made_of(*attributes: nl.Attribute) -> bytes:
+    return nl.made_of("ifinfmsg", *attributes)
 
 
-def _linkinfo(kind: str, data: list[Any]) -> tuple[str, Any]:
-    attributes: list[Any] = [("IFLA_INFO_KIND", kind)]
-    return "IFLA_LINKINFO", {"attrs": attributes + ([("IFLA_INFO_DATA", {"attrs": data})] if data else [])}
+def _linkinfo(kind: str, data: tuple[nl.Attribute, ...]) -> nl.Attribute:
+    return "IFLA_LINKINFO", (("IFLA_INFO_KIND", kind), *((("IFLA_INFO_DATA", data),) if data else ()))
 
 
-def ifinfomsg(ifindex: int = 0, flags: int = 0, change: int = 0) -> bytes:
+def ifinfomsg(ifindex: int = 0, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
     """``struct ifinfomsg`` that means the link of this number, 0: any; ``change``: the flags that are set."""
-    return pack("=BxHiII", 0, 0, ifindex, flags, change)
+    return pack("=BxHiII", family, 0, ifindex, flags, change)
 
 
 def _named(name: str) -> bytes:

@@ -38,6 +38,11 @@ class NetNS:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         posix.close(self.fd)
 
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """The words that a person puts before a command to run it inside."""
+        return "nsenter", f"--net={self.path}"
+
     def run(self, function: Callable[[], T]) -> T:
         """Call the function in a short-lived thread inside the namespace; its error is raised here.
 

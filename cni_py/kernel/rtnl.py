@@ -1,9 +1,9 @@
 """rtnetlink: one socket, one request at a time, with the kernel's own words when it refuses.
 
-pyroute2's message classes encode what is made (``ifinfmsg``, ``ifaddrmsg``, ``rtmsg``). What is asked or
-deleted is a few bytes, and answers are read with ``nlattr.py``: pyroute2 needs ten times as long to
-decode a link, and a DEL goes without its imports. The transport is ours, because ``IPRoute`` needs
-a third more time for a call and starts threads and an event loop
+pyroute2's message classes encode the attributes of what is made (:func:`made_of`), each list of them once:
+the pods of a node differ in little. What is asked or deleted is a few bytes, and answers are read with
+``nlattr.py``: pyroute2 needs ten times as long to decode a link, and a DEL goes without its imports.
+The transport is ours, because ``IPRoute`` needs a third more time for a call and starts threads and an event loop
 (docs/decisions/0004-rtnetlink.md). Extended acknowledgements are on: the kernel says "Nexthop has
 invalid gateway" and not "Network is unreachable". Strict checking is on: dumps are filtered by the
 kernel.
@@ -22,10 +22,13 @@ from cni_py.lean import bare_package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any
 
     from cni_py.kernel.netns import NetNS
+
+    Attribute = tuple[str, object]
 
 NETLINK_ROUTE = 0
 SOL_NETLINK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 11, 12
@@ -43,17 +46,47 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
-_MESSAGES = ("ifaddrmsg", "ifinfmsg", "rtmsg")
+_FIXED_PART = {"ifinfmsg": 16, "ifaddrmsg": 8, "rtmsg": 12}
+"""Bytes of a message between its header and its attributes."""
+_MAX_ENCODED = 4096
+_encoded: dict[object, bytes] = {}
 
 
-def __getattr__(name: str) -> Any:
-    """pyroute2's message classes, imported when the first is used: STATUS does not need them."""
-    if name not in _MESSAGES:
-        raise AttributeError(name)
+def made_of(message: str, *attributes: Attribute, family: int = 0) -> bytes:
+    """The attributes of a link, address or route, as pyroute2's class ``message`` encodes them.
+
+    A list of attributes is encoded once, which takes 0.1 ms: what every pod has its own of (names, ifindexes,
+    addresses) the callers add with ``nlattr.py``. An attribute is a name and a value; a tuple as value holds attributes.
+    """
+    key = message, family, attributes
+    data = _encoded.get(key)
+    if data is None:
+        if len(_encoded) >= _MAX_ENCODED:
+            _encoded.clear()
+        new = _message_class(message)()
+        new["family"] = family
+        new["attrs"] = [(name, _nested(value)) for name, value in attributes]
+        new.encode()
+        data = bytes(new.data)[_HEADER + _FIXED_PART[message] :]
+        _encoded[key] = data = data + bytes(-len(data) % 4)
+    return data
+
+
+def _nested(value: object) -> object:
+    """A tuple of attributes as pyroute2 takes it."""
+    return {"attrs": [(name, _nested(inner)) for name, inner in value]} if isinstance(value, tuple) else value
+
+
+def load_message_classes() -> None:
+    """Import what :func:`made_of` needs: some 20 ms, at its first use."""
+    for name in _FIXED_PART:
+        _message_class(name)
+
+
+def _message_class(name: str) -> Any:
     with bare_package("pyroute2"):
         module = __import__(f"pyroute2.netlink.rtnl.{name}", fromlist=[name])
-    globals()[name] = getattr(module, name)
-    return globals()[name]
+    return getattr(module, name)
 
 
 class NetlinkError(OSError):
@@ -107,20 +140,18 @@ class Rtnl:
         number: int = self._socket.getsockname()[0]
         return number
 
-    def change(self, message: Any, kind: int, flags: int = 0) -> None:
+    def change(self, message: bytes, kind: int, flags: int = 0) -> None:
         """Send a change and wait for its acknowledgement. Raises: NetlinkError."""
         self.change_all((message, kind, flags))
 
-    def change_all(self, *requests: tuple[Any, int, int]) -> None:
-        """Send changes (message, kind, flags) in one datagram: who kills us finds all of them done or none.
-
-        A message is one of pyroute2's, or the bytes that follow the header.
+    def change_all(self, *requests: tuple[bytes, int, int]) -> None:
+        """Send changes (what follows the header, kind, flags) in one datagram: who kills us finds all of them done or none.
 
         Raises: NetlinkError, the first refusal; those before and after it are done all the same.
         """
         first = self._sequence + 1
         self._socket.send(
-            b"".join([self._encoded(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags) for message, kind, flags in requests])
+            b"".join([self._framed(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags) for message, kind, flags in requests])
         )
         refusals = []
         for sequence in range(first, first + len(requests)):
@@ -141,9 +172,9 @@ class Rtnl:
         for start in range(0, len(requests), _AT_A_TIME):
             chunk = requests[start : start + _AT_A_TIME]
             first, last = self._sequence + 1, self._sequence + len(chunk)
-            datagram = [self._encoded(message, kind, NLM_F_REQUEST | flags) for message, kind, flags in chunk[:-1]]
+            datagram = [self._framed(message, kind, NLM_F_REQUEST | flags) for message, kind, flags in chunk[:-1]]
             message, kind, flags = chunk[-1]
-            self._socket.send(b"".join([*datagram, self._encoded(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags)]))
+            self._socket.send(b"".join([*datagram, self._framed(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags)]))
             for sequence, error in self._refusals(first, last):
                 refusals[start + sequence - first] = error
         return refusals
@@ -164,12 +195,12 @@ class Rtnl:
 
     def get(self, question: bytes, kind: int) -> bytes:
         """Ask for one object; question and answer are what follows the header. Raises: NetlinkError."""
-        self._socket.send(self._encoded(question, kind, NLM_F_REQUEST))
+        self._socket.send(self._framed(question, kind, NLM_F_REQUEST))
         return self._receive(self._sequence, single=True)[0]
 
     def dump(self, question: bytes, kind: int, containing: bytes = b"") -> list[bytes]:
         """Ask for all objects; answers those with these bytes in them. Raises: NetlinkError."""
-        self._socket.send(self._encoded(question, kind, NLM_F_REQUEST | NLM_F_DUMP))
+        self._socket.send(self._framed(question, kind, NLM_F_REQUEST | NLM_F_DUMP))
         return self._receive(self._sequence, containing=containing)
 
     def notices(self, timeout_seconds: float) -> list[tuple[int, int]]:
@@ -186,14 +217,9 @@ class Rtnl:
             offset += (length + 3) & ~3
         return found
 
-    def _encoded(self, message: Any, kind: int, flags: int) -> bytes:
+    def _framed(self, message: bytes, kind: int, flags: int) -> bytes:
         self._sequence += 1
-        if isinstance(message, bytes):
-            return pack("=IHHII", _HEADER + len(message), kind, flags, self._sequence, 0) + message
-        message["header"] = {"type": kind, "flags": flags, "sequence_number": self._sequence, "pid": 0}
-        message.encode()
-        data = bytes(message.data)
-        return data + bytes(-len(data) % 4)
+        return pack("=IHHII", _HEADER + len(message), kind, flags, self._sequence, 0) + message
 
     def _receive(self, expected: int, single: bool = False, containing: bytes = b"") -> list[bytes]:
         """Read datagrams until that request is answered: an acknowledgement, the end of a dump, or one object."""
@@ -250,8 +276,10 @@ def open_host(groups: int = 0) -> Rtnl:
         return Rtnl(_new_socket(), groups=groups)
 
 
-def open_in(netns: NetNS) -> Rtnl:
-    """A socket of another namespace: it is opened inside and used from outside. Raises: KernelRefused."""
-    enter = ("nsenter", f"--net={netns.path}")
-    with question(*enter, "ip", "link"):
-        return Rtnl(netns.run(_new_socket), enter)
+def open_in(netns: NetNS, and_do: Callable[[], object] = lambda: None) -> Rtnl:
+    """A socket of another namespace: it is opened inside and used from outside. Raises: KernelRefused.
+
+    ``and_do`` is called by the thread that is inside.
+    """
+    with question(*netns.enter, "ip", "link"):
+        return Rtnl(netns.run(lambda: (_new_socket(), and_do())[0]), netns.enter)

@@ -46,7 +46,7 @@ TABLE = "inet cni_py"
 SPOOF_TABLE = "bridge cni_py"
 BEYOND = "beyond-"
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
-_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 
 
 # ---- names ------------------------------------------------------------------------------------
@@ -110,6 +110,8 @@ def short_id(container_id: str) -> str:
 
 
 def percent_encode(text: str) -> str:
+    if not text.encode(errors="surrogateescape").translate(None, _PLAIN):
+        return text
     return "".join([chr(b) if b in _PLAIN else f"%{b:02X}" for b in text.encode(errors="surrogateescape")])
 
 

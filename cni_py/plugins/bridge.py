@@ -59,28 +59,31 @@ def add(call: Call, config: BridgeConfig) -> Result:
     wanted = plan.check_config(call, config)
     with open_host() as host:
         bridge = ensure_bridge(host, config, wanted)
-        with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox, Undo() as undo:
+        with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, Undo() as undo:
             host_end = create_veth(host, bridge, netns, call.ifname, config.mtu, wanted.mac, alias_of(call))
             undo.on_failure("the veth", delete_link, host, host_end)
-            port, end = must_find(host, host_end), must_find(sandbox, call.ifname)
+            port = must_find(host, host_end)
             plug_in(host, port, config, wanted, alias_of(call))
-            if config.macspoofchk:
-                undo.on_failure("the check of the MAC address", macspoof().delete, owner_of(call))
-                macspoof().add(owner_of(call), port.name, end.mac)
 
-            result = Result()
-            if config.ipam.type:
-                leased = delegate.add(call, config.ipam.type, call.conf, config.delegate_mode, undo)
-                result, gateways = plan.choose_gateways(leased, config, wanted)
-                configure_sandbox(netns, sandbox, end, result, config.enabledad)
-                if gateways:
-                    gateway_link = ensure_vlan_gateway(host, bridge, config) if config.vlan else bridge
-                    make_gateway(host, gateway_link, gateways, config.force_address)
-                if config.ip_masq:
-                    undo.on_failure("masquerade", masquerade().delete, owner_of(call))
-                    masquerade().add(owner_of(call), [ip.address for ip in result.ips], config.ip_masq_backend, wanted.spared)
-            elif not config.disable_container_interface:
-                set_up(sandbox, end)
+            with open_in(netns, lambda: set_parameters(netns, call.ifname, config)) as sandbox:
+                end = must_find(sandbox, call.ifname)
+                if config.macspoofchk:
+                    undo.on_failure("the check of the MAC address", macspoof().delete, owner_of(call))
+                    macspoof().add(owner_of(call), port.name, end.mac)
+                result = Result()
+                if config.ipam.type:
+                    leased = delegate.add(call, config.ipam.type, call.conf, config.delegate_mode, undo)
+                    result, gateways = plan.choose_gateways(leased, config, wanted)
+                    configure_sandbox(netns, sandbox, end, result, config.enabledad)
+                    if gateways:
+                        gateway_link = ensure_vlan_gateway(host, bridge, config) if config.vlan else bridge
+                        make_gateway(host, gateway_link, gateways, config.force_address)
+                    if config.ip_masq:
+                        undo.on_failure("masquerade", masquerade().delete, owner_of(call))
+                        addresses = [ip.address for ip in result.ips]
+                        masquerade().add(owner_of(call), addresses, config.ip_masq_backend, wanted.spared)
+                elif not config.disable_container_interface:
+                    set_up(sandbox, end)
 
             if not config.disable_container_interface:
                 port = wait_for_port(host, port)
@@ -203,22 +206,27 @@ def plug_in(host: Rtnl, port: Link, config: BridgeConfig, wanted: Plan, alias: s
             add_vlan(host, port, vlan, native=False)
 
 
+def set_parameters(netns: NetNS, ifname: str, config: BridgeConfig) -> None:
+    """What the kernel does when the sandbox's end gets addresses; by a thread inside."""
+    if config.ipam.type:
+        if config.enabledad:
+            sysctl.prefer(f"net/ipv6/conf/{ifname}/enhanced_dad", "1", netns.enter)
+        sysctl.prefer(f"net/ipv6/conf/{ifname}/accept_dad", "1" if config.enabledad else "0", netns.enter)
+        sysctl.prefer(f"net/ipv4/conf/{ifname}/arp_notify", "1", netns.enter)
+
+
+def set_ipv6_parameters(netns: NetNS, ifname: str) -> None:
+    """The same where there are IPv6 addresses, which is known now."""
+    for name in ("lo", ifname):
+        sysctl.prefer(f"net/ipv6/conf/{name}/disable_ipv6", "0", netns.enter)
+    sysctl.prefer(f"net/ipv6/conf/{ifname}/keep_addr_on_down", "1", netns.enter)
+
+
 def configure_sandbox(netns: NetNS, sandbox: Rtnl, end: Link, result: Result, detect_duplicates: bool) -> None:
     """Addresses, up, routes. Raises: KernelRefused."""
-    has_ipv6 = any(ip.address.version == 6 for ip in result.ips)
-
-    def set_parameters() -> None:
-        if has_ipv6:
-            for name in ("lo", end.name):
-                sysctl.prefer(f"net/ipv6/conf/{name}/disable_ipv6", "0", sandbox.enter)
-            sysctl.prefer(f"net/ipv6/conf/{end.name}/keep_addr_on_down", "1", sandbox.enter)
-        if detect_duplicates:
-            sysctl.prefer(f"net/ipv6/conf/{end.name}/enhanced_dad", "1", sandbox.enter)
-        sysctl.prefer(f"net/ipv6/conf/{end.name}/accept_dad", "1" if detect_duplicates else "0", sandbox.enter)
-        sysctl.prefer(f"net/ipv4/conf/{end.name}/arp_notify", "1", sandbox.enter)
-
-    with question(*sandbox.enter, "sysctl", "net"):
-        netns.run(set_parameters)
+    if any(ip.address.version == 6 for ip in result.ips):
+        with question(*netns.enter, "sysctl", "net"):
+            netns.run(lambda: set_ipv6_parameters(netns, end.name))
     for ip in result.ips:
         add_address(sandbox, end, ip.address, detect_duplicates)
     set_up(sandbox, end)
@@ -293,15 +301,19 @@ def delete_veth(call: Call) -> None:
     with open_host() as host:
         try:
             if call.netns:
-                with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
-                    end = find_link(sandbox, call.ifname)
-                    if end is not None and not is_anothers(host, end, call):
-                        delete_in(netns, end)
+                with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns:
+                    if delete_in(netns, lambda sandbox: end_of(sandbox, host, call)):
                         return
         except SandboxGone:
             pass
         for link in list_links(host, alias=alias_of(call)):
             delete_link(host, link.name)
+
+
+def end_of(sandbox: Rtnl, host: Rtnl, call: Call) -> Link | None:
+    """The attachment's end in the sandbox, None where there is none."""
+    end = find_link(sandbox, call.ifname)
+    return None if end is None or is_anothers(host, end, call) else end
 
 
 def is_anothers(host: Rtnl, end: Link, call: Call) -> bool:
