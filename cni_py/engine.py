@@ -59,6 +59,7 @@ def warm_up() -> None:
     """Load what any call may need, for a process that answers many, in threads; none of it is ever garbage."""
     from gc import freeze
 
+    from cni_py.ipam import store
     from cni_py.kernel import nft, rtnl
 
     keep_bare("pydantic_core", "pyroute2")
@@ -66,6 +67,7 @@ def warm_up() -> None:
         __import__(f"cni_py.plugins.{module}")
     rtnl.load_message_classes()
     nft.works()
+    store.keep_between_calls()
     freeze()
 
 

@@ -8,7 +8,10 @@ can work on one folder at the same time.
 
 The folder is listed and read once per lock, into memory. Whose a file is, is a question of its
 text, so an ADD or a DEL costs about 3 µs for each reservation of the network; the size of the
-ranges costs nothing.
+ranges costs nothing. A process that answers many calls keeps what it read (:func:`keep_between_calls`)
+and knows by the folder's time of change whether a file has come or gone since. It sets that time
+itself when it unlocks, to the nanosecond, for the kernel's own clock would give the same time to a
+change that somebody makes a millisecond later. Texts that a decision hangs on are read again.
 
 What damage does: a file that is empty or whose text can be nobody's reservation (a crash between
 making and writing it) is free, and taken over by the next one who comes to it. What cannot be
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import posix
 from errno import EEXIST, ENOENT, ENOTDIR
+from time import time_ns
 
 from cni_py import files
 from cni_py.errors import IOFailure
@@ -46,6 +50,10 @@ _NO_IFNAME_BYTES = bytes(range(0x21)) + b"/:\x7f"
 _ADDRESS_BEGINS = frozenset("0123456789abcdef:")
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK  # a fifo must not hold us up
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
+Stamp = tuple[int, int, int]
+"""Device, inode and time of change of a folder."""
+_kept: dict[str, tuple[Stamp, dict[str, bytes | None]]] | None = None
+_MAX_KEPT = 64
 _REPLACE = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 
 
@@ -63,7 +71,7 @@ class Store:
         self._create = create
         self._lock: files.Lock | None = None
         self._texts: dict[str, bytes | None] = {}
-        self._is_complete = False
+        self._is_complete = self._is_recalled = False
 
     def __enter__(self) -> Store:
         """Raises: IOFailure."""
@@ -81,17 +89,42 @@ class Store:
             self._lock, self._texts, self._is_complete = None, {}, True
         else:
             self._lock, self._texts, self._is_complete = lock, {}, False
+            self._recall()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._lock is not None:
+            self._keep(error is None)
             self._lock.__exit__(kind, error, trace)
+
+    def _recall(self) -> None:
+        """Take what an earlier call of this process read, if no file has come or gone since."""
+        kept = _kept.pop(self.folder, None) if _kept is not None else None
+        self._is_recalled = kept is not None and kept[0] == _stamp_of(self.folder)
+        if kept and self._is_recalled:
+            self._texts, self._is_complete = kept[1], True
+
+    def _keep(self, is_certain: bool) -> None:
+        """Leave what is known of all files to the next call, under a time of change that nobody else's change has."""
+        if _kept is None or not (is_certain and self._is_complete):
+            return
+        now = time_ns()
+        try:
+            posix.utime(self.folder, ns=(now, now))
+        except OSError:  # read-only by now: the next call reads
+            return
+        stamp = _stamp_of(self.folder)
+        if stamp and stamp[2] == now:  # a file system may know whole seconds only
+            if len(_kept) >= _MAX_KEPT:
+                _kept.clear()
+            _kept[self.folder] = stamp, self._texts
 
     def held_by(self, container_id: str, ifname: str) -> list[Address]:
         """The addresses of an attachment; where it has none, those of files with its container's id alone."""
         texts = [(name, text.strip()) for name, text in self._scan().items() if text]
         for wanted in (_text_of(container_id, ifname), _text_of(container_id, "")):
-            if found := _addresses(name for name, text in texts if text == wanted):
+            names = [name for name, text in texts if text == wanted and self._still_says(name, wanted)]
+            if found := _addresses(names):
                 return found
         return []
 
@@ -107,6 +140,8 @@ class Store:
 
     def reservations(self) -> Iterator[tuple[Address, Owner | None]]:
         """Every address with a file, and whose it is; ``None``: the file is damaged."""
+        if self._is_recalled:
+            self._texts, self._is_complete, self._is_recalled = {}, False, False
         for name, text in list(self._scan().items()):
             for address in _addresses([name]):
                 owner = None if text is None else parse_owner(text)
@@ -190,12 +225,16 @@ class Store:
 
     def _is_there(self, name: str) -> bool:
         """Whether the address has a file. One address asked for costs one file, not the folder."""
-        if name not in self._texts and not self._is_complete:
+        if self._is_recalled if name in self._texts else not self._is_complete:
             try:
                 self._texts[name] = _read(f"{self.folder}/{name}")
             except FileNotFoundError:
-                return False
+                self._texts.pop(name, None)
         return name in self._texts
+
+    def _still_says(self, name: str, wanted: bytes) -> bool:
+        """Whether a file that was read by an earlier call has the same text now."""
+        return not self._is_recalled or (self._is_there(name) and (self._texts[name] or b"").strip() == wanted)
 
     def _is_rubbish(self, name: str) -> bool:
         text = self._texts[name]
@@ -203,6 +242,20 @@ class Store:
             return False
         note(f"free: {self.folder}/{name} is {'damaged: ' + repr(text[:40]) if text else 'empty'}")
         return True
+
+
+def keep_between_calls() -> None:
+    """From here on this process keeps what it reads of each folder until somebody changes that."""
+    global _kept
+    _kept = {}
+
+
+def _stamp_of(folder: str) -> Stamp | None:
+    try:
+        status = posix.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def reserved_names(folder: str) -> list[str]:

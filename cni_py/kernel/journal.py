@@ -12,7 +12,7 @@ error messages are therefore one thing. Lines go to the file of the attachment,
 standard error. A journal that cannot be written never fails a call.
 
 Owns: ``/run/cni-py/journal`` (0700). A file holds at most ``MAX_BYTES`` (the older half goes);
-there are at most ``MAX_FILES``: those of deleted attachments, in ``deleted/``, go first.
+there are at most ``MAX_FILES``, in an agent fifty more: those of deleted attachments, in ``deleted/``, go first.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ MAX_FILES = 1000
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%!")
 
 _current = _local()
+_PRUNE_EVERY = 50
+_retired = 0
 
 
 def quote(word: str) -> str:
@@ -133,9 +135,17 @@ def retire(name: str) -> None:
         pass
     try:
         posix.rename(f"{JOURNAL_DIR}/{name}", f"{JOURNAL_DIR}/deleted/{name}")
-        _prune()
+        _prune_at_times()
     except OSError:
         pass
+
+
+def _prune_at_times() -> None:
+    """Of a process's first attachment, and then of every 50th: the folders may hold a thousand names."""
+    global _retired
+    if _retired % _PRUNE_EVERY == 0:
+        _prune()
+    _retired += 1
 
 
 def _prune() -> None:

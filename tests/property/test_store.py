@@ -141,6 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(address=st.sampled_from(ORDER), container_id=CONTAINERS)
     def old_plugin_adds(self, address: str, container_id: str) -> None:
         if self.folder.exists() and address not in self.held:
+            (self.folder / address).unlink(missing_ok=True)
             (self.folder / address).write_text(container_id)
             self.held[address] = (container_id, "")
 
@@ -163,8 +164,20 @@ class StoreMachine(RuleBasedStateMachine):
             assert texts[address].decode() == container_id + (f"\r\n{ifname}" if ifname else "")
 
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+class KeepingMachine(StoreMachine):
+    """The same in a process that keeps what it read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        store.keep_between_calls()
+
+    def teardown(self) -> None:
+        store._kept = None
+        super().teardown()
+
+
+TestStore, TestKeepingStore = StoreMachine.TestCase, KeepingMachine.TestCase
+TestStore.settings = TestKeepingStore.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 # Killed at every system call

@@ -218,6 +218,7 @@ def test_journal_of_a_deleted_attachment_goes_aside(folder: Path) -> None:
 
 def test_oldest_of_the_deleted_go_first_then_the_oldest_of_the_living(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "MAX_FILES", 4)
+    monkeypatch.setattr(journal, "_PRUNE_EVERY", 1)
     for number in range(3):
         write(f"dead{number}", folder, 100 - number)
         journal.retire(f"dead{number}")
@@ -239,11 +240,24 @@ def test_oldest_of_the_deleted_go_first_then_the_oldest_of_the_living(folder: Pa
 
 def test_number_of_files_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "MAX_FILES", 10)
-    for number in range(50):
+    monkeypatch.setattr(journal, "_retired", 0)
+    counts = []
+    for number in range(120):
+        write(f"c{number}", folder)
+        journal.retire(f"c{number}")
+        counts.append(len(retired(folder)))
+    assert max(counts) <= 10 + 50
+    assert counts[50] == counts[100] == 10  # the 51st and the 101st
+
+
+def test_a_process_of_one_call_tidies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MAX_FILES", 10)
+    for number in range(20):
+        monkeypatch.setattr(journal, "_retired", 0)
         write(f"c{number}", folder)
         journal.retire(f"c{number}")
         assert len(retired(folder)) <= 10
-    assert "c49" in retired(folder)
+    assert "c19" in retired(folder)
 
 
 def test_retire_twice_and_of_nothing(folder: Path) -> None:

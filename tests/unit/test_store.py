@@ -18,7 +18,7 @@ import pytest
 from cni_py import config
 from cni_py.call import Call
 from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidConfig, InvalidEnvironment, IOFailure, NotAvailable
-from cni_py.ipam import resolv_conf
+from cni_py.ipam import resolv_conf, store
 from cni_py.ipam.store import Store, addresses_of, parse_owner
 from cni_py.kernel.journal import Journal
 from cni_py.plugins import host_local
@@ -61,6 +61,13 @@ class Pool:
     def texts(self) -> dict[str, bytes]:
         """The reservations."""
         return {p.name: p.read_bytes() for p in self.folder.iterdir() if p.name != "lock" and not p.name.startswith("last")}
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["read", "kept"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A process of one call, and one of many, which keeps what it read."""
+    monkeypatch.setattr(store, "_kept", {} if request.param else None)
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -564,3 +571,110 @@ def test_journal_lines_can_be_typed(pool: Pool, capfd: pytest.CaptureFixture[str
         f"rm -f {pool.folder}/10.1.2.2",
         "# done",
     ]
+
+
+# Kept between calls
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read, one after the other."""
+    paths: list[str] = []
+    real = store._read
+
+    def read(path: str) -> bytes | None:
+        paths.append(path.rpartition("/")[2])
+        return real(path)
+
+    monkeypatch.setattr(store, "_read", read)
+    return paths
+
+
+@pytest.fixture
+def keeping(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """A pool with four reservations in a process that keeps what it read."""
+    monkeypatch.setattr(store, "_kept", {})
+    for number in range(4):
+        pool.add(f"c{number}")
+    return pool
+
+
+def of_others(pool: Pool, monkeypatch: pytest.MonkeyPatch, verb: str, *args: Any, **keys: Any) -> None:
+    """A call in another process, which keeps nothing and knows of nothing that is kept."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_kept", None)
+        pool.call(verb, *args, **keys)
+
+
+def test_what_was_read_once_is_not_read_again(keeping: Pool, reads: list[str]) -> None:
+    keeping.add("c9")
+    assert reads == ["last_reserved_ip.0"]
+    reads.clear()
+    keeping.delete("c9")
+    assert reads == ["10.1.2.6"]  # a decision hangs on it
+
+
+def test_a_process_of_one_call_leaves_the_folders_time_alone(pool: Pool, kept: bool) -> None:
+    pool.add("c1")
+    before = pool.folder.stat().st_mtime_ns
+    pool.call("CHECK", "c1")
+    pool.delete("c2")
+    assert (pool.folder.stat().st_mtime_ns == before) is not kept
+
+
+def test_what_others_change_is_noticed_at_once(keeping: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quickly: the kernel's clock for files stands still for milliseconds."""
+    for number in range(300):
+        of_others(keeping, monkeypatch, "DEL", "c3")
+        of_others(keeping, monkeypatch, "ADD", f"x{number}", args=(("IP", "10.1.2.5"),))
+        with pytest.raises(InvalidEnvironment, match="has been allocated to"):
+            keeping.add(f"x{number}")
+        keeping.delete(f"x{number}")
+        assert "10.1.2.5" not in keeping.texts()
+        keeping.call("ADD", "c3", args=(("IP", "10.1.2.5"),))
+
+
+def test_a_kept_text_that_changed_in_its_file_decides_nothing(keeping: Pool) -> None:
+    keeping.put("10.1.2.4", b"")
+    keeping.delete("c2")
+    assert keeping.texts()["10.1.2.4"] == b""
+    assert [keeping.add("c7"), keeping.add("c8")] == ["10.1.2.6", "10.1.2.4"]
+
+
+def test_a_folder_that_was_made_anew_is_read(keeping: Pool) -> None:
+    for path in keeping.folder.iterdir():
+        path.unlink()
+    keeping.folder.rmdir()
+    keeping.put("10.1.2.2", b"other\r\neth0")
+    assert keeping.add("c1") == "10.1.2.3"
+
+
+def test_a_file_system_that_knows_whole_seconds_only_keeps_nothing(keeping: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = posix.utime
+    monkeypatch.setattr(posix, "utime", lambda path, ns: real(path, ns=(ns[0] // 10**9 * 10**9, ns[1] // 10**9 * 10**9)))
+    keeping.add("c9")
+    assert store._kept == {}
+
+
+def test_a_folder_whose_time_cannot_be_set_is_read_each_time(keeping: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, ns: tuple[int, int]) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr(posix, "utime", refuse)
+    keeping.delete("c1")
+    keeping.add("c1")
+    assert store._kept == {}
+
+
+def test_an_error_leaves_nothing_kept(keeping: Pool) -> None:
+    with pytest.raises(InvalidEnvironment):
+        keeping.add("c1")
+    assert store._kept == {}
+
+
+def test_folders_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_kept", {})
+    monkeypatch.setattr(store, "_MAX_KEPT", 3)
+    for number in range(10):
+        Pool(tmp_path / str(number)).add("c1")
+        assert len(store._kept or ()) <= 3
