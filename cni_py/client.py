@@ -71,12 +71,12 @@ def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes
     Once it has begun, a connection that breaks leaves its work half done. What may be repeated is
     done again here; an ADD is taken back by a DEL, and fails.
     """
-    from cni_py import ask
+    from cni_py import frame
 
     verb = environ["CNI_COMMAND"]
     try:
-        return ask.agent(plugin, launcher, environ.get("CNI_NETNS", "") if verb in REQUIRED else "", stdin)
-    except ask.BrokeOff as error:
+        return frame.ask_agent(plugin, launcher, environ.get("CNI_NETNS", "") if verb in REQUIRED else "", stdin)
+    except frame.BrokeOff as error:
         _say(f"the agent broke off in the middle of {verb}: {error}\n")
     return _take_back(plugin, launcher, environ, stdin) if verb == "ADD" else None
 

@@ -1,4 +1,4 @@
-"""One request and one reply between ``client.py`` and ``agent.py``: the contract.
+"""One request and one reply between ``client.py`` and ``agent.py``: the contract, and the client's side of it.
 
 The client connects to ``/run/cni-py/agent.sock`` and sends one message. Its first ``sendmsg`` carries
 file descriptors (SCM_RIGHTS): standard error, and the sandbox's namespace where CNI_NETNS names one.
@@ -22,11 +22,18 @@ finds ``CNI_PY_NESTED`` in its environment and works alone: it would wait for it
 
 A request or reply whose pieces stay away for ``REQUEST_SECONDS`` is given up, an agent that has not begun
 after ``BEGIN_SECONDS`` too; the work itself takes what it takes.
+
+The client loads this only where a plugin has work to do: one module, for each takes a tenth of a millisecond.
 """
+
+import posix
+from _socket import AF_UNIX, SCM_RIGHTS, SHUT_RD, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from sys import byteorder
+
+from cni_py.environment import NESTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
     from collections.abc import Iterable
 
 SOCKET_PATH = "/run/cni-py/agent.sock"
@@ -38,10 +45,15 @@ STATUS_REQUEST = "status"
 REQUEST_HEAD, REPLY_HEAD = 48, 16
 MAX_HEAD, MAX_STDIN, MAX_STDOUT = 1 << 20, 4 << 20, 4 << 20
 REQUEST_SECONDS, BEGIN_SECONDS = 10.0, 30.0
+_STDERR = 2
 
 
 class FrameError(Exception):
     """The other side speaks something else, or broke off."""
+
+
+class BrokeOff(Exception):
+    """The agent had begun and did not come to the end."""
 
 
 def pack_request(
@@ -85,7 +97,7 @@ def pack_reply(kind: int, status: int = 0, stdout: bytes = b"") -> bytes:
     return REPLY_MAGIC + bytes((PROTOCOL, kind, 0, 0)) + status.to_bytes(4, "big") + len(stdout).to_bytes(4, "big") + stdout
 
 
-def read_reply(sock: "socket") -> tuple[int, int, bytes]:
+def read_reply(sock: socket) -> tuple[int, int, bytes]:
     """Kind, exit status, standard output. Raises: FrameError, OSError."""
     data = read_exactly(sock, REPLY_HEAD)
     length = int.from_bytes(data[12:16], "big")
@@ -94,7 +106,7 @@ def read_reply(sock: "socket") -> tuple[int, int, bytes]:
     return data[5], int.from_bytes(data[8:12], "big"), read_exactly(sock, length)
 
 
-def read_exactly(sock: "socket", length: int) -> bytes:
+def read_exactly(sock: socket, length: int) -> bytes:
     """Raises: FrameError where the other side closed before; OSError."""
     data = b""
     while len(data) < length:
@@ -103,3 +115,70 @@ def read_exactly(sock: "socket", length: int) -> bytes:
             raise FrameError(f"the connection broke after {len(data)} of {length} bytes")
         data += block
     return data
+
+
+# ---- the client's side -------------------------------------------------------------------------
+
+
+def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int, bytes] | None:
+    """Exit status and standard output; None where there is no agent or it refuses. Raises: BrokeOff.
+
+    ``netns``: the sandbox, "" where the call has none.
+    """
+    if NESTED.encode() in posix.environ:
+        return None
+    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    if sock.fileno() <= _STDERR:  # we were started without one of the standard descriptors
+        return None
+    sock.settimeout(REQUEST_SECONDS)
+    try:
+        sock.connect(SOCKET_PATH)
+        _send_request(sock, plugin, launcher, netns, stdin)
+        kind, status, reply = _first_reply(sock)
+    except (OSError, FrameError):
+        return None
+    if kind != BEGUN:
+        return (status, reply) if kind == DONE else None
+    sock.settimeout(None)
+    try:
+        return read_reply(sock)[1:]
+    except (OSError, FrameError) as error:
+        raise BrokeOff(str(error)) from error
+
+
+def _send_request(sock: socket, plugin: str, launcher: str, netns: str, stdin: bytes) -> None:
+    """Raises: OSError, also where standard error or the sandbox cannot be handed over: then we work alone."""
+    net, mount = posix.stat("/proc/self/ns/net"), posix.stat("/proc/self/ns/mnt")
+    descriptors = [_STDERR]
+    if netns:
+        try:
+            descriptors.append(posix.open(netns, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK))
+        except OSError:  # gone: for DEL that is no error, and for the others the agent says so
+            pass
+    namespaces = net.st_dev, net.st_ino, mount.st_dev, mount.st_ino
+    request = pack_request(plugin, launcher, posix.environ.items(), stdin, namespaces, len(descriptors))
+    rights = b"".join([fd.to_bytes(4, byteorder) for fd in descriptors])
+    sent = sock.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+    if sent < len(request):  # else the agent has it all, and may have answered and left by now
+        sock.sendall(request[sent:])
+
+
+def _first_reply(sock: socket) -> tuple[int, int, bytes]:
+    """BEGUN, REFUSED or DONE; an agent that does not answer in time is kept from beginning. Raises: FrameError, OSError."""
+    sock.settimeout(BEGIN_SECONDS)
+    try:
+        return read_reply(sock)
+    except TimeoutError:
+        pass
+    sock.shutdown(SHUT_RD)  # from here on it cannot send BEGUN any more, and without that it does not begin
+    reply = read_reply(sock)  # the end; or else it had begun just before: its work ends before we do it again
+    _wait_until_closed(sock)
+    return reply
+
+
+def _wait_until_closed(sock: socket) -> None:
+    from select import poll
+
+    waiting = poll()
+    waiting.register(sock, 0)  # an end of the other side is always told
+    waiting.poll()

@@ -42,7 +42,7 @@ VERSION = CLIENT | {"cni_py.versions"}
 ERROR = VERSION | {"__future__", "_json", "cni_py.errors", "cni_py.jsontext"}
 """What an error of the environment loads to say it."""
 
-ASKING = CLIENT | {"_socket", "cni_py.ask", "cni_py.frame"}
+ASKING = CLIENT | {"_socket", "cni_py.frame"}
 """And what a call loads to ask the agent; with one that answers, no more than this."""
 
 ENGINE = ASKING | ERROR | {

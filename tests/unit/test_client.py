@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cni_py import ask, client, frame
+from cni_py import client, frame
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[socket.socket, socke
 
 def test_agent_begins_in_time(pair: tuple[socket.socket, socket.socket]) -> None:
     pair[1].sendall(frame.pack_reply(frame.BEGUN))
-    assert ask._first_reply(pair[0]) == (frame.BEGUN, 0, b"")
+    assert frame._first_reply(pair[0]) == (frame.BEGUN, 0, b"")
 
 
 def test_agent_that_is_too_slow_cannot_begin_any_more(pair: tuple[socket.socket, socket.socket]) -> None:
     """What the client then does itself is not done twice."""
     with pytest.raises(frame.FrameError):
-        ask._first_reply(pair[0])
+        frame._first_reply(pair[0])
     with pytest.raises(BrokenPipeError):
         pair[1].sendall(frame.pack_reply(frame.BEGUN))
 
@@ -58,7 +58,7 @@ def test_agent_that_began_in_the_last_moment_is_waited_for(
     monkeypatch.setattr(frame, "read_reply", last_moment)
     agent = threading.Thread(target=work)
     agent.start()
-    assert ask._first_reply(pair[0])[0] == frame.BEGUN
+    assert frame._first_reply(pair[0])[0] == frame.BEGUN
     assert time.monotonic() >= began[0]
     agent.join()
     with pytest.raises(frame.FrameError):
