@@ -227,18 +227,20 @@ class Agent:
 
         What was received as descriptors is added to ``descriptors``, whatever happens. Raises: FrameError, OSError.
         """
-        data, ancillary, _, _ = connection.recvmsg(frame.REQUEST_HEAD, socket.CMSG_LEN(4 * 4), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = connection.recvmsg(1 << 16, socket.CMSG_LEN(4 * 4), socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors += struct.unpack(f"={len(content) // 4}i", content[: len(content) // 4 * 4])
-        data += frame.read_exactly(connection, frame.REQUEST_HEAD - len(data))
+        data = frame.read_exactly(connection, frame.REQUEST_HEAD, data)
         try:
             announced, head, stdin, namespaces = frame.unpack_request_head(data)
         except frame.FrameError as error:
             log(f"refused: {error}")
             return None
-        plugin, launcher, environ = frame.unpack_head(frame.read_exactly(connection, head))
-        body = frame.read_exactly(connection, stdin)
+        stdin_at = frame.REQUEST_HEAD + head
+        data = frame.read_exactly(connection, stdin_at + stdin, data)
+        plugin, launcher, environ = frame.unpack_head(data[frame.REQUEST_HEAD : stdin_at])
+        body = data[stdin_at : stdin_at + stdin]
         if plugin == frame.STATUS_REQUEST:
             return plugin, launcher, environ, body
         if namespaces != self._own_namespaces or announced != len(descriptors) or not descriptors or self._is_short(connection):
@@ -275,13 +277,10 @@ class Agent:
             connection.sendall(frame.pack_reply(frame.BEGUN))
             began = perf_counter()
             status, stdout = engine.handle(this, stdin)
-            took = perf_counter() - began
-            try:
-                connection.sendall(frame.pack_reply(frame.DONE, status, stdout))
-            finally:  # what is only noted, the client need not wait for
-                code = config.decode(stdout).get("code", 1) if status and stdout else status
-                self.statistics.count_call(plugin, this.verb, code, took)
-                self.caretaker.saw(this, stdin, status, stdout)
+            code = config.decode(stdout).get("code", 1) if status and stdout else status
+            self.statistics.count_call(plugin, this.verb, code, perf_counter() - began)
+            self.caretaker.saw(this, stdin, status, stdout)
+            connection.sendall(frame.pack_reply(frame.DONE, status, stdout))
 
     @contextmanager
     def in_order(self, attachment: str) -> Iterator[None]:

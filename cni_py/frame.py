@@ -106,9 +106,8 @@ def read_reply(sock: socket) -> tuple[int, int, bytes]:
     return data[5], int.from_bytes(data[8:12], "big"), read_exactly(sock, length)
 
 
-def read_exactly(sock: socket, length: int) -> bytes:
-    """Raises: FrameError where the other side closed before; OSError."""
-    data = b""
+def read_exactly(sock: socket, length: int, data: bytes = b"") -> bytes:
+    """``data``, which was read before, completed to this length. Raises: FrameError where the other side closed; OSError."""
     while len(data) < length:
         block = sock.recv(min(length - len(data), 1 << 16))
         if not block:
