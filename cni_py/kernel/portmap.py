@@ -192,12 +192,11 @@ def _delete_elements(doomed: Callable[[str], bool], holding: str = "") -> list[E
     """Delete the elements for whose comment ``doomed`` says so, in one transaction; answers those that led to a pod."""
     for last_try in (False, True):
         found = {name: [e for e in nfnetlink.elements(name, holding) if doomed(e.comment)] for name in MAPS}
-        commands = [portmap_rules.delete_command(name, [e.key for e in some]) for name, some in found.items() if some]
-        if not commands or not nft.deletable(TABLE):
+        keys = {name: [element.key for element in some] for name, some in found.items() if some}
+        if not keys:
             return []
         try:
-            with nft.borrowed() as handle:
-                handle.run("; ".join(commands))
+            nft.delete(keys, "; ".join([portmap_rules.delete_command(name, of_map) for name, of_map in keys.items()]))
             break
         except KernelRefused as error:  # somebody may have flushed the ruleset since it was read
             if error.errno != nfnetlink.ENOENT or last_try:

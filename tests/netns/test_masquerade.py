@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import posix
@@ -51,6 +52,42 @@ def rule_lines(host: Host, chain: str) -> list[str]:
 
 
 # --- add, delete, check -----------------------------------------------------------------------------------------------
+
+
+def delete_keys(name: str, keys: list[bytes]) -> int:
+    """The kernel's error number."""
+    try:
+        nfnetlink.delete_elements({name: keys})
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def test_elements_are_deleted_by_their_keys_all_or_none(host: Host) -> None:
+    host.do(masquerade.add, C1, BOTH)
+    host.do(masquerade.add, C2, [ip_interface("10.1.0.3/24")])
+    missing = ip_interface("10.1.0.99/24").ip.packed
+    for keys in ([V4.ip.packed, missing], [missing, V4.ip.packed]):
+        assert host.do(delete_keys, "inet cni_py masq4", keys) == errno.ENOENT
+        assert sorted(elements(host)) == ["10.1.0.2", "10.1.0.3"]
+    assert host.do(delete_keys, "inet cni_py nothing", [V4.ip.packed]) == errno.ENOENT
+    assert host.do(delete_keys, "inet cni_py masq4", []) == 0
+    assert host.do(delete_keys, "inet cni_py masq4", [V4.ip.packed]) == 0
+    assert sorted(elements(host)) == ["10.1.0.3"]
+    assert sorted(elements(host, "masq6")) == ["fd00:1::2"]
+
+
+def fill_and_delete(count: int) -> tuple[int, int]:
+    """How many elements there are before, and after deleting them by their keys."""
+    network = ip_network("10.1.0.0/16")
+    masquerade.add(C1, [ip_interface((int(network[number + 2]), 16)) for number in range(count)])
+    keys = [element.key for element in nfnetlink.elements("inet cni_py masq4")]
+    nfnetlink.delete_elements({"inet cni_py masq4": keys})
+    return len(keys), len(nfnetlink.elements("inet cni_py masq4"))
+
+
+def test_thousands_of_elements_are_deleted(host: Host) -> None:
+    assert host.do(fill_and_delete, 2500) == (2500, 0)
 
 
 def test_add_makes_an_element_per_address(host: Host) -> None:
