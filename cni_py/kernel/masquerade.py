@@ -67,12 +67,18 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
         with lock():
             iptables.add(owner, addresses, spare)
         return
-    with lock(), nft.borrowed() as handle:
+    with lock():
         chains = rules.wanted_chains(addresses, spare)
         stands = all(nfnetlink.rule_comments(chain) == rules.rule_comments(lines) for chain, lines in chains.items())
-        base = [] if stands else rules.masquerade_base(chains)
         replaced = _replaced(owner, addresses, spare)
-        handle.run("; ".join(base + rules.masquerade_elements(owner, addresses, spare, replaced)))
+        commands = rules.masquerade_elements(owner, addresses, spare, replaced)
+        if stands:
+            doomed = nft.by_name((rules.map_of(address), address.ip.packed) for address in replaced)
+            wanted = nft.by_name((rules.map_of(address), _wanted_element(owner, address, spare)) for address in addresses)
+            nft.change(doomed, wanted, "; ".join(commands))
+        else:
+            with nft.borrowed() as handle:
+                handle.run("; ".join(rules.masquerade_base(chains) + commands))
 
 
 def _replaced(owner: Owner, addresses: Sequence[Interface], spare: Collection[Network]) -> list[Interface]:

@@ -1,4 +1,4 @@
-"""Changing nftables: text, through libnftables, as transactions. Reading is in ``nfnetlink.py``, deleting by key too.
+"""Changing nftables: text, through libnftables, as transactions. Reading, and elements alone, are in ``nfnetlink.py``.
 
 How it works. A call of :meth:`Nft.run` is one transaction in the language of ``nft``: all of it or
 nothing. The library reads and sends it in 0.1 to 0.2 ms; the ``nft`` program would take 27.
@@ -23,9 +23,11 @@ from cni_py.lean import bare_package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
-    from typing import Any
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
 _JSON, _HANDLES, _TERSE = 16, 8, 1 << 11  # NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_TERSE
@@ -170,20 +172,28 @@ def delete_elements(name: str, text_of: Callable[[bytes], str], doomed: Callable
         if not keys:
             return
         try:
-            delete({name: keys}, f"delete element {name} {{ {', '.join(map(text_of, keys))} }}")
+            change({name: keys}, {}, f"delete element {name} {{ {', '.join(map(text_of, keys))} }}")
             return
         except KernelRefused as error:  # somebody may have flushed the ruleset since it was read
             if error.errno != nfnetlink.ENOENT or last_try:
                 raise
 
 
-def delete(doomed: Mapping[str, Sequence[bytes]], text: str) -> None:
-    """Delete elements by their keys in one transaction, and without the library; ``text`` says so in the language of nft.
+def change(doomed: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[nfnetlink.Element]], text: str) -> None:
+    """Delete and add elements in one transaction without the library; ``text`` says it in the language of nft.
 
-    Raises: KernelRefused, ENOENT where one of them is not there.
+    Raises: KernelRefused, ENOENT where what is to go, a set or a chain is not there.
     """
     with step("nft", *_words(text)):
-        nfnetlink.delete_elements(doomed)
+        nfnetlink.change_elements(doomed, wanted)
+
+
+def by_name(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """What belongs to each set or map, for :func:`change`."""
+    found: dict[str, list[T]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
 
 
 _idle: list[Nft] = []

@@ -76,20 +76,27 @@ def add(wanted: Wanted, backend: str = "") -> None:
 
 def _add_elements(wanted: Wanted, links: Sequence[str]) -> None:
     """One transaction: the chains that are not as they should be, the elements, the links that nobody may use for 127.0.0.1."""
-    with nft.borrowed() as handle:
-        chains = _damaged(portmap_rules.wanted_chains(wanted))
-        commands = portmap_rules.base() if chains.keys() & portmap_rules.BASE_CHAINS.keys() else []
-        commands += portmap_rules.chain_commands(chains)
-        for mapping in wanted.mappings:
-            commands += _replaced(mapping, wanted) + portmap_rules.element_commands(mapping, wanted)
-        commands += [portmap_rules.localnet_command(link) for link in unprotected(links)]
-        try:
-            handle.run("; ".join(commands))
-        except KernelRefused as error:
-            conditions = "; ".join([" ".join(words) for _, words in wanted.conditions if words])
-            if conditions and any(chain.startswith(f"{TABLE} {portmap_rules.IF}") for chain in chains):
-                raise InvalidConfig(f'nftables refuses the conditions "{conditions[:200]}"', error.details) from error
-            raise
+    chains = _damaged(portmap_rules.wanted_chains(wanted))
+    doomed = [(name, portmap_rules.key_of(mapping)) for mapping in wanted.mappings for name in _replaced(mapping, wanted)]
+    new = [pair for mapping in wanted.mappings for pair in wanted_elements(mapping, wanted).items()]
+    closed = unprotected(links)
+    commands = [portmap_rules.delete_command(name, [key]) for name, key in doomed]
+    commands += [command for mapping in wanted.mappings for command in portmap_rules.element_commands(mapping, wanted)]
+    commands += [portmap_rules.localnet_command(link) for link in closed]
+    if not chains:
+        elements = [(name, element) for name, element in new if element]
+        elements += [(LOCALNET, nfnetlink.Element(port_key(link), "")) for link in closed]
+        nft.change(nft.by_name(doomed), nft.by_name(elements), "; ".join(commands))
+        return
+    base = portmap_rules.base() if chains.keys() & portmap_rules.BASE_CHAINS.keys() else []
+    try:
+        with nft.borrowed() as handle:
+            handle.run("; ".join([*base, *portmap_rules.chain_commands(chains), *commands]))
+    except KernelRefused as error:
+        conditions = "; ".join([" ".join(words) for _, words in wanted.conditions if words])
+        if conditions and any(chain.startswith(f"{TABLE} {portmap_rules.IF}") for chain in chains):
+            raise InvalidConfig(f'nftables refuses the conditions "{conditions[:200]}"', error.details) from error
+        raise
 
 
 def _damaged(chains: Chains) -> Chains:
@@ -102,20 +109,17 @@ def _damaged(chains: Chains) -> Chains:
 
 
 def _replaced(mapping: Mapping, wanted: Wanted) -> list[str]:
-    """Commands that delete what is there under the mapping's key and says something else.
-
-    ``add element`` succeeds and changes nothing where the key is there.
-    """
-    commands, key = [], portmap_rules.key_of(mapping)
+    """The maps in which something else is there under the mapping's key: it has to go first."""
+    names, key = [], portmap_rules.key_of(mapping)
     for name, element in wanted_elements(mapping, wanted).items():
         there = nfnetlink.element(name, key)
         if there is None or there == element:
             continue
-        commands.append(portmap_rules.delete_command(name, [key]))
+        names.append(name)
         if there.comment != wanted.owner.comment() and name in HOSTPORTS:
             port = f"host port {portmap_rules.key_text(key)}"
             note(f'{port} goes over from "{there.comment}" to "{wanted.owner.comment()}": the newest wins')
-    return commands
+    return names
 
 
 def wanted_elements(mapping: Mapping, wanted: Wanted) -> dict[str, Element | None]:
@@ -124,7 +128,7 @@ def wanted_elements(mapping: Mapping, wanted: Wanted) -> dict[str, Element | Non
     chain = portmap_rules.source_chain(mapping, wanted)
     return {
         portmap_rules.hostports_map(mapping): nfnetlink.Element(key, comment, "", portmap_rules.target_of(mapping)),
-        portmap_rules.sources_map(mapping): nfnetlink.Element(key, comment, chain) if chain else None,
+        portmap_rules.sources_map(mapping): nfnetlink.Element(key, comment, chain, jumps=True) if chain else None,
     }
 
 
@@ -196,7 +200,7 @@ def _delete_elements(doomed: Callable[[str], bool], holding: str = "") -> list[E
         if not keys:
             return []
         try:
-            nft.delete(keys, "; ".join([portmap_rules.delete_command(name, of_map) for name, of_map in keys.items()]))
+            nft.change(keys, {}, "; ".join([portmap_rules.delete_command(name, of_map) for name, of_map in keys.items()]))
             break
         except KernelRefused as error:  # somebody may have flushed the ruleset since it was read
             if error.errno != nfnetlink.ENOENT or last_try:

@@ -57,7 +57,7 @@ def rule_lines(host: Host, chain: str) -> list[str]:
 def delete_keys(name: str, keys: list[bytes]) -> int:
     """The kernel's error number."""
     try:
-        nfnetlink.delete_elements({name: keys})
+        nfnetlink.change_elements({name: keys}, {})
     except OSError as error:
         return error.errno or 0
     return 0
@@ -82,7 +82,7 @@ def fill_and_delete(count: int) -> tuple[int, int]:
     network = ip_network("10.1.0.0/16")
     masquerade.add(C1, [ip_interface((int(network[number + 2]), 16)) for number in range(count)])
     keys = [element.key for element in nfnetlink.elements("inet cni_py masq4")]
-    nfnetlink.delete_elements({"inet cni_py masq4": keys})
+    nfnetlink.change_elements({"inet cni_py masq4": keys}, {})
     return len(keys), len(nfnetlink.elements("inet cni_py masq4"))
 
 
