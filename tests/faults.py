@@ -114,8 +114,9 @@ spawn = posix.posix_spawn
 posix.posix_spawn = lambda *args, **kw: (changing(spawn) if faults.line else spawn)(*args, **kw)
 
 def patch_kernel():
-    from cni_py.kernel import nft, rtnl
+    from cni_py.kernel import nfnetlink, nft, rtnl
     rtnl.Rtnl.change_all = changing(rtnl.Rtnl.change_all, lost=True)
+    nfnetlink.change_elements = changing(nfnetlink.change_elements, lost=True)
     rtnl.Rtnl.get, rtnl.Rtnl.dump = reading(rtnl.Rtnl.get), reading(rtnl.Rtnl.dump)
     plain = nft.Nft._command
     changed, read = changing(plain, lost=True), reading(plain)
