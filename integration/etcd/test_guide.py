@@ -106,7 +106,8 @@ def distribute_certificates(cluster: Cluster) -> None:
 
 def check_member(etcd: Etcd) -> None:
     """Step 2: etcdctl member list -w table. The number is the guide's too: it follows from name and addresses."""
-    row = [cell.strip() for cell in etcd.ctl("member", "list", "-w", "table").splitlines()[3].strip("|").split("|")]
+    table = etcd.ctl("member", "list", "-w", "table").replace("│", "|")  # etcdctl 3.7 draws its lines
+    row = [cell.strip() for cell in table.splitlines()[3].strip("|").split("|")]
     assert row == ["d9fb26556fe7b4a5", "started", MASTER, "https://192.168.123.11:2380", ENDPOINT, "false"]
 
 
