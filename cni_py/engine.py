@@ -56,15 +56,21 @@ def handle_in_turn(call: Call, stdin: bytes) -> tuple[int, bytes]:
 
 
 def warm_up() -> None:
-    """Load what any call may need, for a process that answers many, in threads; none of it is ever garbage."""
+    """Load all that any call may need, for a process that answers many, in threads.
+
+    All of it: what is loaded later may come from another version, which was installed meanwhile. None of it is ever garbage.
+    """
     from gc import freeze
 
     from cni_py.ipam import store
     from cni_py.kernel import nft, rtnl
 
     keep_bare("pydantic_core", "pyroute2")
-    for module in plugins.MODULES.values():
-        __import__(f"cni_py.plugins.{module}")
+    __import__("cni_py.sweep")
+    for package in ("ipam", "kernel", "plugins"):
+        for name in files.list_folder(f"{__file__.rpartition('/')[0]}/{package}"):
+            if name.endswith(".py"):
+                __import__(f"cni_py.{package}.{name.removesuffix('.py').removesuffix('__init__')}".rstrip("."))
     rtnl.load_message_classes()
     nft.works()
     store.keep_between_calls()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,43 @@ def test_a_thousand_in_a_row(host: Host) -> None:
     assert "/run/cni-py/journal/first:eth0:cbr0" in journals
     others = [name for name in host.files("/run/cni-py") if "/journal/" not in name and not name.endswith(("lock", "boot-id"))]
     assert others == ["/run/cni-py/attachments/first:eth0:cbr0"]
+
+
+EVERY_VERB = """
+import json, sys
+sys.path.insert(-1, sys.argv[1])
+from cni_py import call, engine
+engine.warm_up()
+from cni_py import sweep
+before = set(sys.modules)
+environ = {"CNI_PATH": sys.argv[2], "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1"}
+confs = json.loads(sys.argv[3])
+previous = None
+verbs = [(plugin, verb) for verb in ("ADD", "CHECK", "STATUS", "GC") for plugin in confs]
+for plugin, verb in [*verbs, *((plugin, "DEL") for plugin in reversed(confs))]:
+    of = {"CNI_COMMAND": verb, "CNI_IFNAME": "lo" if plugin == "loopback" else "eth0"}
+    conf = confs[plugin] | ({"prevResult": previous} if previous and plugin != "loopback" else {})
+    if verb == "GC":
+        conf["cni.dev/valid-attachments"] = [{"containerID": "c1", "ifname": "eth0"}]
+    status, reply = engine.handle(call.parse(plugin, environ | of), json.dumps(conf).encode())
+    assert status == 0, (plugin, verb, reply)
+    if (plugin, verb) == ("flannel", "ADD"):
+        previous = json.loads(reply)
+sweep.run(300.0, dry_run=True)
+print(sorted(name for name in set(sys.modules) - before if name.startswith("cni_py")))
+"""
+
+
+def test_a_warm_process_loads_nothing_more(host: Host) -> None:
+    """A new version may have been installed since, and its modules do not fit."""
+    host.write_subnet_env(DUAL_ENV)
+    host.netns("c1")
+    ports = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": protocol} for protocol in ("tcp", "udp")]}
+    confs = {
+        "loopback": {"cniVersion": "1.1.0", "name": "lo", "type": "loopback"},
+        "flannel": FLANNEL | {"cniVersion": "1.1.0"},
+        "portmap": {"cniVersion": "1.1.0", "name": "cbr0", "type": "portmap", "snat": True, "runtimeConfig": ports},
+    }
+    lib = Path(host.bin_dir).parent.parent / "cni-py" / "lib"
+    done = host.execute([f"{lib}/python", "-IS", "-c", EVERY_VERB, str(lib), str(host.bin_dir), json.dumps(confs)])
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
