@@ -86,6 +86,10 @@ class Daemon:
         self.health.set_ready()
         info("flannel is ready")
         systemd.notify("READY=1", f"STATUS={status}")
+        self.tell_datastore()
+
+    def tell_datastore(self) -> None:
+        """Let those who look there for it know that the network works."""
         try:
             self.store.ready()
         except StoreError as fault:

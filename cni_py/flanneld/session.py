@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.lease import Attributes
 
 RETRY_SECONDS = 1.0
-RENEW_RETRY_SECONDS = 60.0
+RENEW_RETRY_SECONDS, LOST_RETRY_SECONDS = 60.0, 3.0
 LOOK_SECONDS = 10.0
 """How often the external interface is looked at, even if nothing was heard of it."""
 DAY_SECONDS = 86400.0
@@ -171,22 +171,28 @@ class Session:
             if not is_confirmed and self.ended.wait(RETRY_SECONDS):
                 return
         wait_seconds = self._until_renewal()
+        is_lost = False
         while not self.ended.is_set():
             info(f"Waiting for {duration(wait_seconds)} to renew lease")
             self._wait_for_loss(wait_seconds)
             if self.ended.is_set():
                 return
+            is_lost |= self.lease_lost.is_set()
             try:
                 self.lease = self.store.renew(self.lease)
                 self.lease_lost.clear()
+                is_lost = False
                 info(f"Lease renewed, new expiration: {clock(self.lease.expires)}")
+                self.daemon.tell_datastore()  # what was lost may have been the node, with all that was said of it
                 wait_seconds = self._until_renewal()
             except LeaseTaken as fault:
                 error(f"Lease has been revoked. {fault}: leasing another subnet")
                 self.ended.set()
             except StoreError as fault:
-                error(f"Error renewing lease (trying again in 1 min): {fault}")
-                wait_seconds = RENEW_RETRY_SECONDS if not self.lease_lost.is_set() else RETRY_SECONDS
+                wait_seconds = LOST_RETRY_SECONDS if is_lost else RENEW_RETRY_SECONDS
+                error(
+                    f"Error renewing lease (trying again in {f'{LOST_RETRY_SECONDS:.0f} s' if is_lost else '1 min'}): {fault}"
+                )
                 self.lease_lost.clear()
 
     def _wait_for_loss(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ NET_CONF = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 
 
 def life_of_a_node(folder: str) -> dict[str, Any]:
-    """In a host: start it beside another node's entry, add a third, remove the second; what was there after each step."""
+    """In a host: start it beside another node's entry, add a third, remove the second, make our own anew.
+
+    Answers what was there after each step.
+    """
     subprocess.run(["sh", "-ec", EXTERNAL], check=True, env={"PATH": PATH})
     (Path(folder) / "net-conf.json").write_text(json.dumps(NET_CONF))
     with ApiServer() as server:
@@ -44,6 +48,13 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
             until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), 10, "the route to node3")
             server.delete("node2")
             until(lambda: has_routes("10.244.3.0/24"), 10, "node2's route has gone")
+            server.delete("node1")
+            time.sleep(4)  # the first attempt to have the lease again fails
+            fresh = node(1)
+            fresh["status"]["conditions"].append({"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"})
+            server.put(fresh)
+            until(lambda: (condition(server) or {}).get("reason") == "FlannelIsUp", 10, "the condition of the new node")
+            found["again"] = server.nodes["node1"]["metadata"]["annotations"]
             mac = Path("/sys/class/net/flannel.1/address").read_text().strip()
             daemon.send_signal(signal.SIGTERM)
             return found | {"mac": mac, "status": daemon.wait(10), "stays": has_routes("10.244.3.0/24")}
@@ -77,5 +88,6 @@ def test_node_of_a_kubernetes_cluster(host: Host, tmp_path: Path) -> None:
         "public-ip": "192.168.123.1",
     }
     assert (found["condition"]["status"], found["condition"]["reason"]) == ("False", "FlannelIsUp")
+    assert found["again"] == found["annotations"]
     assert found["subnet.env"].splitlines()[:2] == ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24"]
     assert (found["status"], found["stays"]) == (0, True), (tmp_path / "log").read_text()
