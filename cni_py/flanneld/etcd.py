@@ -3,7 +3,9 @@
 How it works: a gRPC channel per endpoint. A call goes to one endpoint until that fails, then to the
 next, ``timeout_seconds`` at each; after one round the caller gets :class:`Unavailable`, waits and
 comes again. Pings end a watch whose server hangs, within 15 s, and a member without a leader says
-so. A token that etcd no longer takes is asked for anew. Safe for several threads.
+so. A token that etcd no longer takes is asked for anew. gRPC keeps the certificates that a channel was
+made with; so where a call or a watch fails and the TLS files have been replaced, all channels are made
+anew. Safe for several threads.
 
 A call whose answer was lost is sent to the next endpoint, so it may run twice, or late. Written for
 that: :meth:`Etcd.create`, :meth:`Etcd.replace`, and keys with a lease, which a late call cannot bring back.
@@ -33,6 +35,7 @@ from etcd3 import etcdrpc as rpc
 
 from cni_py import files
 from cni_py.errors import CniError, InvalidConfig
+from cni_py.flanneld import certificates, klog
 
 OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),  # etcd hangs up on who pings oftener than every 5 s
@@ -110,7 +113,8 @@ class Etcd:
 
     Args:
         endpoints: ``http://host:port``, ``https://host:port``; ``host:port``: TLS if a TLS file is given.
-        ca_path, cert_path, key_path: PEM files, read now; without a CA, gRPC's own list of public ones.
+        ca_path, cert_path, key_path: PEM files, read now, and again when they were replaced; without a CA, gRPC's
+            own list of public ones.
         user, password: both or neither.
         timeout_seconds: for one call at one endpoint.
 
@@ -130,9 +134,8 @@ class Etcd:
     ) -> None:
         if not endpoints or bool(user) != bool(password):
             raise InvalidConfig("etcd needs endpoints, and both user and password or neither")
-        credentials = read_tls(ca_path, cert_path, key_path)
-        has_tls = bool(ca_path or cert_path or key_path)
-        self._members = [open_member(endpoint, credentials, has_tls) for endpoint in endpoints]
+        self._tls = TlsFiles(ca_path, cert_path, key_path)
+        self._members = open_members(endpoints, self._tls)
         self._member = self._members[0]
         self._lock = threading.Lock()
         self._user, self._password, self._token = user, password, ""
@@ -247,8 +250,9 @@ class Etcd:
                 yield watch
             finally:
                 watch.cancel()
-        except Unavailable:
+        except Unavailable as error:
             self._leave(member)
+            error.hint = self._tls.fault()
             raise
 
     # ---- asking ---------------------------------------------------------------------------------
@@ -267,7 +271,8 @@ class Etcd:
             except Unavailable as error:
                 failures.append(str(error))
                 self._leave(member)
-        raise Unavailable("etcd cannot be used", "; ".join(failures), "see: etcdctl endpoint health --cluster")
+        hint = self._tls.fault() or "see: etcdctl endpoint health --cluster"
+        raise Unavailable("etcd cannot be used", "; ".join(failures), hint)
 
     def _send(self, member: Member, send: Send) -> Any:
         with translated(member):
@@ -288,7 +293,21 @@ class Etcd:
         """Go on with the endpoint after this one, unless another thread has already left it."""
         with self._lock:
             if self._member is member:
-                self._member = self._members[(self._members.index(member) + 1) % len(self._members)]
+                following = (self._members.index(member) + 1) % len(self._members)
+                if self._tls.has_changed():
+                    self._open_anew()
+                self._member = self._members[following]
+
+    def _open_anew(self) -> None:
+        """With the TLS files as they are now. Where they cannot be used, one may not be there yet: it is tried again."""
+        former = self._members
+        try:
+            self._members = open_members([member.endpoint for member in former], self._tls)
+        except InvalidConfig:  # fault() tells
+            return
+        klog.info("the TLS files for etcd were replaced: connecting with the new ones")
+        for member in former:
+            member.channel.close()
 
 
 class Watch:
@@ -366,6 +385,62 @@ def held_open(request: Any, done: threading.Event) -> Iterator[Any]:
     done.wait()
 
 
+class TlsFiles:
+    """The PEM files of a connection; each may be "" for none."""
+
+    def __init__(self, ca_path: str, cert_path: str, key_path: str) -> None:
+        self._ca_path, self._cert_path, self._key_path = ca_path, cert_path, key_path
+        self._paths = [path for path in (ca_path, cert_path, key_path) if path]
+        self._stamp: certificates.Stamp = ()
+        self._unusable = ""
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def has_changed(self) -> bool:
+        """Since they were read, with success or without."""
+        return certificates.stamp(self._paths) != self._stamp
+
+    def read(self) -> Any:
+        """gRPC's credentials. OpenSSL tries the files first: gRPC takes a bad file for an outage. Raises: InvalidConfig."""
+        self._stamp = certificates.stamp(self._paths)
+        ca_path, cert_path, key_path = self._ca_path, self._cert_path, self._key_path
+        try:
+            trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            if ca_path:
+                trial.load_verify_locations(ca_path)
+            if cert_path or key_path:
+                trial.load_cert_chain(cert_path, key_path, password="")
+            ca, key, cert = (files.read(path) if path else None for path in (ca_path, key_path, cert_path))
+        except (OSError, CniError) as error:
+            what = f'CA "{ca_path}", certificate "{cert_path}", key "{key_path}"'
+            refusal = InvalidConfig(f"etcd's TLS files cannot be used: {what}", str(error))
+            self._unusable = str(refusal)
+            raise refusal from error
+        self._unusable = ""
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+    def fault(self) -> str:
+        """Why no connection can be made with the files that are there now, as far as they tell; else ""."""
+        return self._unusable or certificates.what_is_invalid(
+            (self._cert_path, _content(self._cert_path)), (self._ca_path, _content(self._ca_path))
+        )
+
+
+def _content(path: str) -> bytes:
+    """Nothing where it cannot be read."""
+    try:
+        return files.read(path) if path else b""
+    except (OSError, CniError):
+        return b""
+
+
+def open_members(endpoints: Sequence[str], tls: TlsFiles) -> list[Member]:
+    """Raises: InvalidConfig."""
+    credentials = tls.read()
+    return [open_member(endpoint, credentials, bool(tls)) for endpoint in endpoints]
+
+
 def open_member(endpoint: str, credentials: Any, has_tls: bool) -> Member:
     """The scheme decides about TLS, as in etcd ``client/v3/internal/endpoint``. Raises: InvalidConfig."""
     scheme, separator, address = endpoint.rstrip("/").rpartition("://")
@@ -377,21 +452,6 @@ def open_member(endpoint: str, credentials: Any, has_tls: bool) -> Member:
         raise InvalidConfig(f'"{endpoint}" is no endpoint of etcd', hint="write http://host:port or https://host:port")
     stubs = (rpc.KVStub(channel), rpc.LeaseStub(channel), rpc.WatchStub(channel), rpc.AuthStub(channel))
     return Member(endpoint, channel, *stubs)
-
-
-def read_tls(ca_path: str, cert_path: str, key_path: str) -> Any:
-    """gRPC's credentials. OpenSSL tries the files first: gRPC takes a bad file for an outage. Raises: InvalidConfig."""
-    try:
-        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if ca_path:
-            trial.load_verify_locations(ca_path)
-        if cert_path or key_path:
-            trial.load_cert_chain(cert_path, key_path, password="")
-        ca, key, cert = (files.read(path) if path else None for path in (ca_path, key_path, cert_path))
-    except (OSError, CniError) as error:
-        what = f'CA "{ca_path}", certificate "{cert_path}", key "{key_path}"'
-        raise InvalidConfig(f"etcd's TLS files cannot be used: {what}", str(error)) from error
-    return grpc.ssl_channel_credentials(ca, key, cert)
 
 
 def key_value(kv: Any) -> KeyValue:

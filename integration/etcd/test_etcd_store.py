@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from time import monotonic, sleep, time
@@ -734,3 +736,65 @@ def test_tls_certificate_has_expired() -> None:
     store = open_store(server, ca_path=f"{certs}/ca.pem", cert_path=f"{certs}/client.pem", key_path=f"{certs}/client.key")
     with pytest.raises(Unavailable, match="certificate has expired"):
         store.read_network_config()
+
+
+@inside
+def test_tls_client_certificate_expires_and_is_replaced() -> None:
+    """The watch of an expired one goes on; when it breaks, the log says why it does not come back; the lease is kept."""
+    Path("/run/certs").mkdir()
+    folder = Path(servers.make_certificates(Path("/run/certs")))
+    (server,) = servers.start(tls=str(folder))
+    ends = datetime.now(UTC) + timedelta(seconds=4)
+    servers.sign_until(folder, "client", ends)
+    client = {"ca_path": f"{folder}/ca.pem", "cert_path": f"{folder}/client.pem", "key_path": f"{folder}/client.key"}
+    store = open_store(server, **client)
+    lease = store.acquire(NETWORK, node(1), None)
+    with logged() as log, Follower(store) as follower:
+        follower.until(lambda found: lease.subnets in found)
+        sleep((ends - datetime.now(UTC)).total_seconds() + 1.5)
+        assert store.renew(lease).subnets == lease.subnets
+        server.kill()
+        server.start()
+        server.wait()
+        words = (
+            f'our client certificate "{folder}/client.pem" has expired, on {ends:%Y-%m-%d %H:%M:%S} UTC; put a new one there'
+        )
+        wait_for_line(log, words)
+        with pytest.raises(Unavailable, match=re.escape(words)):
+            store.renew(lease)
+        servers.sign(folder, "client", days=2)
+        follower.until(lambda found: lease.subnets in found, 15, after=1)
+        assert again(lambda: store.renew(lease)).subnets == lease.subnets
+    assert len([line for line in log if "has expired" in line]) <= 3, "once for each thing that gRPC says"
+    assert any("etcd answers again" in line for line in log)
+
+
+@inside
+def test_tls_files_are_replaced_one_after_the_other() -> None:
+    """A new CA and key: until all of them are there the log tells what does not fit."""
+    Path("/run/certs").mkdir()
+    folder = Path(servers.make_certificates(Path("/run/certs")))
+    (server,) = servers.start(tls=str(folder))
+    client = {"ca_path": f"{folder}/ca.pem", "cert_path": f"{folder}/client.pem", "key_path": f"{folder}/client.key"}
+    store = open_store(server, **client)
+    lease = store.acquire(NETWORK, node(1), None)
+    with logged() as log, Follower(store) as follower:
+        follower.until(lambda found: lease.subnets in found)
+        server.kill()
+        key = (folder / "client.key").read_bytes()
+        servers.make_certificates(folder)
+        new_key = (folder / "client.key").read_bytes()
+        (folder / "client.key").write_bytes(key)
+        server.start()
+        wait_for_line(log, "etcd's TLS files cannot be used")
+        (folder / "client.key").write_bytes(new_key)
+        follower.until(lambda found: lease.subnets in found, 15, after=1)
+        assert again(lambda: store.renew(lease)).subnets == lease.subnets
+    assert any("the TLS files for etcd were replaced" in line for line in log)
+
+
+def wait_for_line(log: list[str], words: str, seconds: float = 15) -> None:
+    ends = monotonic() + seconds
+    while not any(words in line for line in log):
+        assert monotonic() < ends, log
+        sleep(0.05)

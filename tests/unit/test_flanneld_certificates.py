@@ -1,0 +1,79 @@
+"""flanneld/certificates.py: files that are replaced, and the dates of what is in them."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cni_py.flanneld.certificates import stamp, what_is_invalid
+
+NOTHING = ("", b"")
+
+
+def certificate(folder: Path, begins: datetime, ends: datetime) -> bytes:
+    """Signed by its own key, as short as openssl makes it."""
+    command = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=x"]
+    subprocess.run([*command, "-keyout", "key", "-out", "csr"], cwd=folder, check=True, capture_output=True)
+    (folder / "index").write_text("")
+    (folder / "authority").write_text(
+        "[ca]\ndefault_ca=ours\n[ours]\ndatabase=index\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n"
+        "[any]\ncommonName=supplied\n"
+    )
+    dates = ["-startdate", f"{begins:%Y%m%d%H%M%SZ}", "-enddate", f"{ends:%Y%m%d%H%M%SZ}"]
+    command = ["openssl", "ca", "-batch", "-config", "authority", "-selfsign", "-in", "csr", "-keyfile", "key", "-out", "crt"]
+    subprocess.run([*command, *dates], cwd=folder, check=True, capture_output=True)
+    return (folder / "crt").read_bytes()
+
+
+def around_now(before: int, after: int) -> tuple[datetime, datetime]:
+    now = datetime.now(UTC)
+    return now + timedelta(days=before), now + timedelta(days=after)
+
+
+@pytest.mark.parametrize("years", [0, 30])
+def test_valid_ones_say_nothing(tmp_path: Path, years: int) -> None:
+    """From 2050 on the year has four digits."""
+    pem = certificate(tmp_path, *around_now(-1, 1 + 365 * years))
+    assert what_is_invalid(("a", pem), ("b", pem)) == what_is_invalid(NOTHING, NOTHING) == ""
+
+
+def test_expired_and_not_yet_valid(tmp_path: Path) -> None:
+    old, new = certificate(tmp_path, *around_now(-2, -1)), certificate(tmp_path, *around_now(1, 2))
+    good = certificate(tmp_path, *around_now(-1, 1))
+    ended, begins = datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
+    said = what_is_invalid(("/x/client.crt", old), NOTHING)
+    assert said.startswith(f'our client certificate "/x/client.crt" has expired, on {ended:%Y-%m-%d %H:}')
+    assert said.endswith(" UTC; put a new one there: it is read without a restart")
+    assert f"is not valid before {begins:%Y-%m-%d %H:}" in what_is_invalid(("a", new), NOTHING)
+    assert "has expired" in what_is_invalid(("a", good + old), NOTHING), "a chain is as good as its worst link"
+    assert what_is_invalid(NOTHING, ("ca", old)).startswith('the CA certificate "ca" has expired')
+    assert what_is_invalid(NOTHING, ("ca", old + good)) == "", "one authority is enough"
+
+
+@pytest.mark.parametrize("der", [b"", b"\x30", b"\x30\x03\x30\x01", b"\x30\x84\xff", b"\x30\x80" * 9, b"nonsense"])
+def test_what_is_no_certificate_is_for_openssl_to_refuse(der: bytes) -> None:
+
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(der) + b"\n-----END CERTIFICATE-----\n"
+    assert what_is_invalid(("a", pem), ("b", pem)) == ""
+
+
+def test_stamp_tells_of_every_way_to_replace_a_file(tmp_path: Path) -> None:
+    file, other = tmp_path / "file", tmp_path / "other"
+    seen = {stamp([str(file)])}
+    file.write_text("one")
+    seen.add(stamp([str(file)]))
+    os.utime(file, ns=(0, 0))
+    seen.add(stamp([str(file)]))
+    other.write_text("two")
+    os.utime(other, ns=(0, 0))
+    other.replace(file)
+    seen.add(stamp([str(file)]))
+    file.unlink()
+    file.symlink_to("nowhere")
+    assert len(seen) == 4
+    assert stamp([str(file)]) == (None,)
