@@ -13,6 +13,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import pki
+
 NAMES = "abc"
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 ENVIRONMENT = {**os.environ, "GOMAXPROCS": "1", "ETCDCTL_API": "3"}
@@ -98,17 +100,19 @@ def make_certificates(folder: Path, days: int = 2, address: str = "127.0.0.1") -
         address: where the server is.
     """
     for ca in ("ca", "other"):
-        openssl(folder, "req", "-x509", *KEY, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", "-subj", f"/CN={ca}", "-days", "2")
+        pki.openssl(
+            folder, "req", "-x509", *KEY, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", "-subj", f"/CN={ca}", "-days", "2"
+        )
     (folder / "extensions").write_text(f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n")
     for name in ("server", "client"):
-        openssl(folder, "req", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        pki.openssl(folder, "req", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         sign(folder, name, days)
     return str(folder)
 
 
 def sign(folder: Path, name: str, days: int) -> None:
     """By the CA that is there."""
-    openssl(
+    pki.openssl(
         folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
         "-out", f"{name}.pem", "-days", str(days), "-extfile", "extensions",
     )  # fmt: skip
@@ -116,18 +120,5 @@ def sign(folder: Path, name: str, days: int) -> None:
 
 def sign_until(folder: Path, name: str, ends: datetime) -> None:
     """By the CA that is there, to the second; put there in one step."""
-    dates = ("-startdate", "20200101000000Z", "-enddate", f"{ends:%Y%m%d%H%M%SZ}")
-    (folder / "index").write_text("")
-    (folder / "authority").write_text(
-        "[ca]\ndefault_ca=ours\n[ours]\ndatabase=index\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n"
-        "[any]\ncommonName=supplied\n"
-    )
-    openssl(
-        folder, "ca", "-batch", "-notext", "-config", "authority", "-cert", "ca.pem", "-keyfile", "ca.key",
-        "-in", f"{name}.csr", "-out", f"{name}.new", "-extfile", "extensions", *dates,
-    )  # fmt: skip
-    (folder / f"{name}.new").replace(folder / f"{name}.pem")
-
-
-def openssl(folder: Path, *words: str) -> None:
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    words = ("-in", f"{name}.csr", "-cert", "ca.pem", "-keyfile", "ca.key", "-extfile", "extensions")
+    pki.sign(folder, datetime(2020, 1, 1), ends, f"{name}.pem", *words)

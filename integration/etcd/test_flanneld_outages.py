@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import sleep
 
@@ -242,6 +243,34 @@ def test_certificate_expired_and_another_one(bin_dir: Path, tmp_path: Path) -> N
         use(pki, good)
         etcd.start()
         etcd.wait()
+        check_follows(cluster, etcd, ("node1",), 202)
+
+
+def test_client_certificate_expires_and_another_one(bin_dir: Path, tmp_path: Path) -> None:
+    with Cluster(bin_dir, tmp_path, ("node1",)) as cluster:
+        pki, made = cluster.folder / "shared", cluster.folder / "shared" / "made"
+        made.mkdir()
+        servers.make_certificates(made, address="192.168.123.2")
+        ends = datetime.now(UTC) + timedelta(seconds=8)
+        servers.sign_until(made, "client", ends)
+        use(pki, made)
+        etcd = Etcd(cluster, pki="/run/lab/shared").wait()
+        etcd.ctl("put", f"{PREFIX}/config", CONFIG)
+        etcd.ctl("put", *peer(201))
+        options = ["cafile=/run/lab/shared/ca.crt", "certfile=/run/lab/shared/client.crt", "keyfile=/run/lab/shared/client.key"]
+        daemon = cluster.start_flanneld("node1", [ENDPOINT.replace("http:", "https:"), *(f"-etcd-{each}" for each in options)])
+        daemon.wait_ready()
+        before = etcd.leases()
+        sleep((ends - datetime.now(UTC)).total_seconds() + 1)
+        etcd.kill()
+        etcd.start()
+        daemon.until_logged('our client certificate "/run/lab/shared/client.crt" has expired')
+        assert has_route(cluster, "node1", 201)
+        servers.sign(made, "client", days=2)
+        use(pki, made)
+        daemon.until_logged("etcd answers again", 15)
+        etcd.wait()
+        assert etcd.leases() == before
         check_follows(cluster, etcd, ("node1",), 202)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+import pki
 from cni_py.flanneld.certificates import stamp, what_is_invalid
 
 NOTHING = ("", b"")
@@ -17,16 +17,9 @@ NOTHING = ("", b"")
 
 def certificate(folder: Path, begins: datetime, ends: datetime) -> bytes:
     """Signed by its own key, as short as openssl makes it."""
-    command = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=x"]
-    subprocess.run([*command, "-keyout", "key", "-out", "csr"], cwd=folder, check=True, capture_output=True)
-    (folder / "index").write_text("")
-    (folder / "authority").write_text(
-        "[ca]\ndefault_ca=ours\n[ours]\ndatabase=index\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n"
-        "[any]\ncommonName=supplied\n"
-    )
-    dates = ["-startdate", f"{begins:%Y%m%d%H%M%SZ}", "-enddate", f"{ends:%Y%m%d%H%M%SZ}"]
-    command = ["openssl", "ca", "-batch", "-config", "authority", "-selfsign", "-in", "csr", "-keyfile", "key", "-out", "crt"]
-    subprocess.run([*command, *dates], cwd=folder, check=True, capture_output=True)
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key"]
+    pki.openssl(folder, "req", *key, "-subj", "/CN=x", "-out", "csr")
+    pki.sign(folder, begins, ends, "crt", "-selfsign", "-in", "csr", "-keyfile", "key")
     return (folder / "crt").read_bytes()
 
 
