@@ -5,8 +5,9 @@ Kubernetes': the watch must be closable from another thread, end when the peer i
 bookmarks, which keep the point from which it goes on young; and such clients build every field of every
 node, of which three are looked at.
 
-Every call answers or raises within ``READ_SECONDS``; nothing is retried here. Credentials and certificates are
-read again after they were refused, for they are replaced while we run.
+Every call answers or raises within ``READ_SECONDS``, or what a program takes that makes credentials; nothing is
+retried here. Credentials and certificates are replaced while we run: each call looks whether files are others
+or what a program gave has expired, and what the API refused is read again with the next call.
 
 Source: Kubernetes API concepts: "Efficient detection of changes", "Retrieving large results sets in chunks".
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -66,14 +68,19 @@ class Event:
 
 
 class KubeApi:
-    """One API server. Safe from several threads. Raises: InvalidConfig."""
+    """One API server, by the access that ``find`` finds, now and whenever it has changed. Safe from several threads.
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    Raises: InvalidConfig.
+    """
+
+    def __init__(self, find: Callable[[], Access]) -> None:
+        self._find = find
+        self._access = find()
         self._urllib3 = load_library("urllib3", "urllib3")
-        self._pool = self._new_pool()
-        if not access.is_verified:
-            klog.warning(f"insecure-skip-tls-verify: whoever answers for {access} is believed, and gets our credentials")
+        self._pool: urllib3.PoolManager | None = None
+        self._lock = threading.Lock()
+        if not self._access.is_verified:
+            klog.warning(f"insecure-skip-tls-verify: whoever answers for {self} is believed, and gets our credentials")
             self._urllib3.disable_warnings(self._urllib3.exceptions.InsecureRequestWarning)  # one for each request
 
     def __str__(self) -> str:
@@ -115,15 +122,27 @@ class KubeApi:
 
     def close(self) -> None:
         """Close the connections that wait for a next call."""
-        self._pool.clear()
+        if self._pool is not None:
+            self._pool.clear()
 
-    def _new_pool(self) -> urllib3.PoolManager:
+    def _connected(self) -> tuple[Access, urllib3.PoolManager]:
+        """The access as it is now, and connections by it. Raises: InvalidConfig."""
+        with self._lock:
+            if not self._access.is_current():
+                self.close()
+                self._pool = None
+                self._access = self._find()
+            if self._pool is None:
+                self._pool = self._new_pool(self._access)
+            return self._access, self._pool
+
+    def _new_pool(self, access: Access) -> urllib3.PoolManager:
         """Raises: InvalidConfig."""
         more: dict[str, Any] = {}
-        if self._access.server.startswith("https:"):
-            more["ssl_context"] = self._access.tls()
-            if self._access.server_name:
-                more |= {"server_hostname": self._access.server_name, "assert_hostname": self._access.server_name}
+        if access.has_tls:
+            more["ssl_context"] = access.tls()
+            if access.server_name:
+                more |= {"server_hostname": access.server_name, "assert_hostname": access.server_name}
         pool: urllib3.PoolManager = self._urllib3.PoolManager(retries=False, socket_options=KEEPALIVE, **more)
         return pool
 
@@ -148,10 +167,11 @@ class KubeApi:
         """Send, and read the head of the answer. Raises: StoreError."""
         timeout = self._urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
         with self.translated():
-            sent = {"Accept": "application/json", "User-Agent": USER_AGENT} | dict(headers or {}) | self._access.headers()
-            response: urllib3.BaseHTTPResponse = self._pool.request(
+            access, pool = self._connected()
+            sent = {"Accept": "application/json", "User-Agent": USER_AGENT} | dict(headers or {}) | access.headers()
+            response: urllib3.BaseHTTPResponse = pool.request(
                 method,
-                self._access.server + path,
+                access.server + path,
                 body=body,
                 headers=sent,
                 timeout=timeout,
@@ -170,8 +190,9 @@ class KubeApi:
             response.close()
         what = f"{self} answers {method} {path.partition('?')[0]} with {response.status}: {words}"
         if response.status == 401:
-            self._begin_anew()
-            raise Refused(what, "the token or the client certificate is not accepted: has it expired?")
+            self._access.refuse()
+            hint = "the token or the client certificate is not accepted: has it expired?"
+            raise Refused(what, self._access.fault() or hint)
         if response.status == 403:
             raise Refused(what, "flanneld may get pods; get, list and watch nodes; patch nodes/status: see its ClusterRole")
         if response.status == 404:
@@ -189,21 +210,15 @@ class KubeApi:
         try:
             yield
         except InvalidConfig as error:
-            raise Refused(f"{error.msg}: {error.details}", error.hint) from error
+            raise Refused(": ".join(filter(None, (error.msg, error.details))), error.hint) from error
         except errors.SSLError as error:
-            self._begin_anew()
-            raise Refused(
-                f"no TLS with {self}: {error}", "see certificate-authority, and whether a certificate expired"
-            ) from error
+            self._access.refuse()
+            hint = "see certificate-authority, and whether a certificate expired"
+            raise Refused(f"no TLS with {self}: {error}", self._access.fault() or hint) from error
         except (errors.HTTPError, OSError) as error:
-            raise Unavailable(f"{self} does not answer: {_reason(error)}") from error
+            raise Unavailable(f"{self} does not answer: {_reason(error)}", self._access.fault()) from error
         except ValueError as error:
             raise Unavailable(f"{self} answers with what is no JSON: {error}") from error
-
-    def _begin_anew(self) -> None:
-        """New connections, with the certificates that are there now."""
-        old, self._pool = self._pool, self._new_pool()
-        old.clear()
 
 
 class Watch:

@@ -1,8 +1,9 @@
-"""How the Kubernetes API is reached: a kubeconfig, or what a pod is given. Reads files; opens no connection.
+"""How the Kubernetes API is reached: a kubeconfig, or what a pod is given. Reads files, runs programs; opens no connection.
 
 In the order of Go's client: ``-kube-api-url`` and ``-kubeconfig-file``, of which the URL overrides that in
 the file; with neither, the service account of the pod. ``~/.kube/config`` and ``KUBECONFIG`` are not looked at.
-What we cannot do (programs and providers that make credentials, proxies) is refused by name.
+A program that makes credentials (``exec``) is run when they are needed. What we cannot do (``auth-provider``,
+``proxy-url``) is refused by name.
 
 Source: kubernetes/client-go tools/clientcmd (BuildConfigFromFlags), rest/config.go (InClusterConfig).
 """
@@ -21,10 +22,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cni_py import files
 from cni_py.errors import CniError, InvalidConfig
+from cni_py.flanneld import certificates, kube_exec
+from cni_py.flanneld.kube_exec import Credential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+EXEC_EXTENSION = "client.authentication.k8s.io/exec"
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
@@ -41,6 +45,11 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, hide_input_in_errors=True)
 
 
+class _Extension(_Part):
+    name: str = ""
+    content: Any = Field(None, alias="extension")
+
+
 class Cluster(_Part):
     """Where the API is, and whom we believe."""
 
@@ -50,6 +59,7 @@ class Cluster(_Part):
     server_name: str = Field("", alias="tls-server-name")
     insecure: bool = Field(False, alias="insecure-skip-tls-verify")
     proxy: str = Field("", alias="proxy-url")
+    extensions: list[_Extension] = []
 
 
 class User(_Part):
@@ -95,41 +105,107 @@ class _Kubeconfig(_Part):
 
 
 class Access:
-    """An API server and a user. ``folder``: where relative file names begin. Raises: InvalidConfig."""
+    """An API server and a user, as the files say now.
 
-    def __init__(self, cluster: Cluster, user: User, folder: str = "/") -> None:
-        self.server, self._cluster, self._user, self._folder = cluster.server.rstrip("/"), cluster, user, folder
+    ``kubeconfig``: the file that it is from, in whose folder relative file names begin; "" where there is none.
+
+    Raises: InvalidConfig.
+    """
+
+    def __init__(self, cluster: Cluster, user: User, kubeconfig: str = "") -> None:
+        self.server, self._cluster, self._user, self._kubeconfig = cluster.server.rstrip("/"), cluster, user, kubeconfig
+        self._folder = os.path.dirname(os.path.abspath(kubeconfig))
         self.server_name, self.is_verified = cluster.server_name, not cluster.insecure
+        named = [cluster.ca_file, user.certificate_file, user.key_file]
+        self._files = [os.path.join(self._folder, path) for path in [os.path.basename(kubeconfig), *named] if path]
+        self._stamp = certificates.stamp(self._files)
+        self._is_refused = False
         self._refuse_what_we_cannot_do()
+        self._program = kube_exec.parse(user.program) if user.program is not None else None
+        self._credential: Credential | None = None
+        if self.has_tls:
+            self._context(Credential())
 
     def __str__(self) -> str:
         return self.server
+
+    @property
+    def has_tls(self) -> bool:
+        return self.server.startswith("https:")
+
+    def refuse(self) -> None:
+        """The API does not take it: it is no longer current."""
+        self._is_refused = True
+
+    def is_current(self) -> bool:
+        """False where a file was replaced, what a program gave has expired, or the API refused it: find the access anew."""
+        has_expired = self._credential is not None and self._credential.has_expired
+        return not (self._is_refused or has_expired) and certificates.stamp(self._files) == self._stamp
 
     def headers(self) -> dict[str, str]:
         """Who we are. A token's file is read each time, for kubelet replaces it within the hour. Raises: InvalidConfig."""
         user = self._user
         if user.token_file:
             return {"Authorization": f"Bearer {self._read('token', user.token_file).decode(errors='replace').strip()}"}
-        if user.token:
-            return {"Authorization": f"Bearer {user.token}"}
+        if token := user.token or self._of_program().token:
+            return {"Authorization": f"Bearer {token}"}
         if user.username:
             pair = base64.b64encode(f"{user.username}:{user.password}".encode()).decode()
             return {"Authorization": f"Basic {pair}"}
         return {}
 
     def tls(self) -> ssl.SSLContext:
-        """Made anew from the files, which may have been replaced. Raises: InvalidConfig."""
-        cluster, user = self._cluster, self._user
-        context = ssl.create_default_context()
+        """With the certificate that the program gives, where there is one. Raises: InvalidConfig."""
+        return self._context(self._of_program())
+
+    def fault(self) -> str:
+        """Which certificate has expired, or which file cannot be read; "" where it is something else."""
+        ours = self._user.certificate_file or f"{self._kubeconfig}: client-certificate-data"
+        authority = self._cluster.ca_file or f"{self._kubeconfig}: certificate-authority-data"
+        try:
+            return certificates.what_is_invalid((ours, self._certificate()), (authority, self._authority()))
+        except InvalidConfig as error:
+            return str(error)
+
+    def _of_program(self) -> Credential:
+        """Run when it is first needed; empty where there is none. Raises: InvalidConfig."""
+        if self._credential is None:
+            self._credential = (
+                kube_exec.run(self._program, self._folder, self._for_program()) if self._program else Credential()
+            )
+        return self._credential
+
+    def _for_program(self) -> dict[str, Any]:
+        """What a program may be told of the cluster."""
+        cluster = self._cluster
+        extensions = {extension.name: extension.content for extension in cluster.extensions}
+        told = {
+            "server": self.server,
+            "tls-server-name": cluster.server_name,
+            "insecure-skip-tls-verify": cluster.insecure,
+            "certificate-authority-data": base64.b64encode(self._authority()).decode(),
+            "config": extensions.get(EXEC_EXTENSION),
+        }
+        return {key: value for key, value in told.items() if value}
+
+    def _authority(self) -> bytes:
+        return self._cluster.ca_data or self._read_if_named("certificate-authority", self._cluster.ca_file)
+
+    def _certificate(self) -> bytes:
+        return self._user.certificate_data or self._read_if_named("client-certificate", self._user.certificate_file)
+
+    def _context(self, credential: Credential) -> ssl.SSLContext:
+        """Raises: InvalidConfig."""
+        ca = self._authority()  # it alone is believed, not the system's
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if ca else ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if cluster.insecure:
+        if self._cluster.insecure:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        ca = cluster.ca_data or (self._read("certificate-authority", cluster.ca_file) if cluster.ca_file else b"")
-        certificate = user.certificate_data or self._read_if_named("client-certificate", user.certificate_file)
-        key = user.key_data or self._read_if_named("client-key", user.key_file)
+        certificate = credential.certificate.encode() or self._certificate()
+        key = credential.key.encode() or self._user.key_data or self._read_if_named("client-key", self._user.key_file)
         try:
             if ca:
-                context = _context_of(ca, context)
+                context.load_verify_locations(cadata=ca.decode("ascii"))
             if certificate:
                 with _in_memory(certificate) as certificate_path, _in_memory(key) as key_path:
                     context.load_cert_chain(certificate_path, key_path, lambda: "")
@@ -149,7 +225,6 @@ class Access:
         if url.scheme not in ("http", "https") or not url.hostname:
             raise InvalidConfig(f'"{self.server}" is no URL of an API server', hint="it looks like https://192.168.123.11:6443")
         what = [
-            ("exec", self._user.program is not None),
             ("auth-provider", self._user.provider is not None),
             ("proxy-url", bool(self._cluster.proxy)),
         ]
@@ -198,7 +273,7 @@ def read_kubeconfig(path: str, url: str = "") -> Access:
         raise InvalidConfig(f'{path}: the context "{config.current_context}" names a cluster or a user that is not there')
     cluster = clusters[context.cluster]
     cluster = cluster.model_copy(update={"server": url}) if url else cluster
-    return Access(cluster, users[context.user], os.path.dirname(os.path.abspath(path)))
+    return Access(cluster, users[context.user], path)
 
 
 def _parse(text: bytes, path: str) -> _Kubeconfig:
@@ -207,8 +282,7 @@ def _parse(text: bytes, path: str) -> _Kubeconfig:
     try:
         return _Kubeconfig.model_validate(yaml.safe_load(text) or {})
     except ValidationError as error:
-        faults = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
-        raise InvalidConfig(f"{path} is no valid kubeconfig", "\n".join(faults)) from error
+        raise InvalidConfig(f"{path} is no valid kubeconfig", kube_exec.faults(error)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidConfig(f"{path} is no YAML", _where(error)) from error
 
@@ -238,15 +312,6 @@ def _read(key: str, path: str) -> bytes:
     except (CniError, OSError) as error:
         words = str(error) if isinstance(error, CniError) else f"{path}: {error.strerror}"
         raise InvalidConfig(f'the file of "{key}" cannot be read', words) from error
-
-
-def _context_of(ca: bytes, context: ssl.SSLContext) -> ssl.SSLContext:
-    """The same with these authorities alone, not the system's."""
-    fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    fresh.minimum_version = context.minimum_version
-    fresh.check_hostname, fresh.verify_mode = context.check_hostname, context.verify_mode
-    fresh.load_verify_locations(cadata=ca.decode("ascii"))
-    return fresh
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class KubeStore:
         self._options = options
         self._annotations = Annotations(options.kube_annotation_prefix)
         self._whoami = Whoami(environ)
-        self._api = KubeApi(find_access(options.kube_api_url, options.kubeconfig_file, environ))
+        self._api = KubeApi(lambda: find_access(options.kube_api_url, options.kubeconfig_file, environ))
 
     def __str__(self) -> str:
         return f"Kubernetes Subnet Manager - {self._whoami}"

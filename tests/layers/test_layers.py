@@ -15,7 +15,12 @@ ONLY_IN = {
     "etcd3": ["cni_py/flanneld/etcd.py"],
     "grpc": ["cni_py/flanneld/etcd.py"],
     "urllib3": ["cni_py/flanneld/kube_api.py"],
-    "subprocess": ["cni_py/delegate.py", "cni_py/flanneld/backends/extension.py", "cni_py/lab/"],
+    "subprocess": [
+        "cni_py/delegate.py",
+        "cni_py/flanneld/backends/extension.py",
+        "cni_py/flanneld/kube_exec.py",
+        "cni_py/lab/",
+    ],
     "pydantic": ["cni_py/models.py", "cni_py/flanneld/"],
 }
 
