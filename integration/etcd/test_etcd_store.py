@@ -293,10 +293,11 @@ def test_reservation() -> None:
     (server,) = servers.start()
     reserved = Subnets(IPv4Network("10.244.5.0/24"))
     store = open_store(server)
-    first = store.acquire(NETWORK, node(1), None)  # it has a lease, and goes over to the reservation
+    former = Subnets(IPv4Network("10.244.4.0/24"))  # it has a lease, and goes over to the reservation
+    assert store.acquire(NETWORK, node(1), former).subnets == former
     store.reserve(reserved, node(1).public_ip)  # type: ignore[arg-type]
     assert read(server)["10.244.5.0-24"]["value"] == '{"PublicIP":"192.168.0.2","PublicIPv6":null}'
-    lease = open_store(server).acquire(NETWORK, node(1), first.subnets)
+    lease = open_store(server).acquire(NETWORK, node(1), former)
     assert (lease.subnets, lease.expires) == (reserved, None)
     kv = read(server)["10.244.5.0-24"]
     assert (kv["value"], kv.get("lease", 0)) == (node(1).as_json(), 0)

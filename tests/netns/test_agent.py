@@ -175,7 +175,7 @@ def test_executed_plugin_inherits_no_descriptor(host: Host) -> None:
         assert len(before) <= 4
         caller.call("bridge", "ADD", MASQUERADED, pod, "slow")
         gate.wait_begun()
-        assert pod.path in agent.descriptors()
+        assert any(path.endswith(pod.path) for path in agent.descriptors())  # in a chroot its root is before it
         assert agent.descriptors(inherited=True) == before
         gate.open()
         assert caller.outcome()[0] == 0
