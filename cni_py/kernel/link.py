@@ -228,6 +228,13 @@ def set_down(rtnl: Rtnl, link: Link) -> None:
         rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_UP), nl.RTM_NEWLINK)
 
 
+def rename(rtnl: Rtnl, link: Link, name: str) -> None:
+    """Down, as the kernel asks for. Raises: KernelRefused."""
+    set_down(rtnl, link)
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "name", name):
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_IFNAME, name), nl.RTM_NEWLINK)
+
+
 def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "promisc", "on"):

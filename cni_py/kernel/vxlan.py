@@ -23,7 +23,7 @@ from cni_py.errors import KernelRefused
 from cni_py.kernel import rtnl as nl
 from cni_py.kernel.features import require_kind
 from cni_py.kernel.journal import note, step
-from cni_py.kernel.link import IFF_UP, Link, delete_link, find_link, ifinfomsg, list_links, random_mac, set_mac, set_mtu
+from cni_py.kernel.link import IFF_UP, Link, delete_link, find_link, ifinfomsg, list_links, random_mac, rename, set_mac, set_mtu
 from cni_py.kernel.nlattr import attribute, attributes, nested, number, text_of
 
 Address = IPv4Address | IPv6Address
@@ -80,7 +80,7 @@ def ensure_vxlan(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None] = not
 
     A device that cannot be made to fit is deleted and made anew; ``warn`` hears why.
     """
-    link = find_link(rtnl, wanted.name)
+    link = find_link(rtnl, wanted.name) or _take_back(rtnl, wanted)
     found = find_vxlan(rtnl, wanted.name) if link else None
     if link:
         reason = _difference(wanted, found) if found else f"link type: vxlan vs {link.kind or 'none'}"
@@ -174,13 +174,29 @@ def _words(rtnl: nl.Rtnl, wanted: Vxlan) -> list[str]:
     return [*words, _onoff("learning", wanted.learning), *(["gbp"] if wanted.gbp else [])]
 
 
+def _take_back(rtnl: nl.Rtnl, wanted: Vxlan) -> Link | None:
+    """The device under its own name again, where somebody has given it another; its MAC address tells it."""
+    for other in _vxlans(rtnl):
+        if wanted.mac and other.mac == wanted.mac and not _difference(wanted, other):
+            renamed = find_link(rtnl, other.ifindex)
+            if renamed:
+                rename(rtnl, renamed, wanted.name)
+                return find_link(rtnl, other.ifindex)
+    return None
+
+
 def _who_has(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
     """Two devices cannot share a VNI and a port: say which one is in the way."""
-    for link in list_links(rtnl):
-        other = find_vxlan(rtnl, link.name) if link.kind == "vxlan" else None
-        if other and other.vni == wanted.vni and link.name != wanted.name:
-            return f'"{link.name}" has VNI {other.vni} on port {other.port}: ip link del {link.name}, or another VNI'
+    for other in _vxlans(rtnl):
+        if other.vni == wanted.vni and other.name != wanted.name:
+            return f'"{other.name}" has VNI {other.vni} on port {other.port}: ip link del {other.name}, or another VNI'
     return ""
+
+
+def _vxlans(rtnl: nl.Rtnl) -> list[VxlanDetails]:
+    """All that there are."""
+    found = [find_vxlan(rtnl, link.name) for link in list_links(rtnl) if link.kind == "vxlan"]
+    return [details for details in found if details]
 
 
 def _onoff(name: str, is_on: bool) -> str:

@@ -90,6 +90,8 @@ VXLAN = {
     "device down": "ip link set flannel.1 down",
     "IPv6 device down": "ip link set flannel-v6.1 down",
     "device down and up": "ip link set flannel.1 down; ip link set flannel.1 up",
+    "device renamed": "ip link set flannel.1 down; ip link set flannel.1 name other0; ip link set other0 up",
+    "IPv6 device renamed": "ip link set flannel-v6.1 down; ip link set flannel-v6.1 name other0",
     "MTU": "ip link set flannel.1 mtu 1300",
     "IPv6 MTU": "ip link set flannel-v6.1 mtu 1280",
     "MAC address": "ip link set flannel.1 address 02:11:22:33:44:55",
