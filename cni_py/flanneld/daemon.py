@@ -28,6 +28,8 @@ from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
 from cni_py.flanneld.store import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_py.flanneld.lease import Attributes, Lease
     from cni_py.flanneld.store import Store
 
@@ -81,11 +83,11 @@ class Daemon:
         self.failed = True
         self.end()
 
-    def ready(self, status: str) -> None:
-        """All of it works: tell systemd, the probes, and whom the datastore knows."""
-        self.health.set_ready()
+    def ready(self, status: str, doubt: str = "") -> None:
+        """All of it works: tell systemd, the probes, and whom the datastore knows. ``doubt``: what is not sure of it."""
+        self.health.set_ready(doubt)
         info("flannel is ready")
-        systemd.notify("READY=1", f"STATUS={status}")
+        systemd.notify("READY=1", f"STATUS={status}{doubt and f'; {doubt}'}")
         self.tell_datastore()
 
     def tell_datastore(self) -> None:
@@ -108,11 +110,11 @@ class Daemon:
         self.beat()
         self.stop.wait(RETRY_SECONDS)
 
-    def say_once(self, text: str) -> None:
-        """A warning that is not repeated while it stays the same."""
+    def say_once(self, text: str, say: Callable[[str], None] = warning) -> None:
+        """Not repeated while it stays the same."""
         if text != self._said:
             self._said = text
-            warning(text)
+            say(text)
 
     def _run_session(self) -> None:
         """Raises: CniError, OSError."""

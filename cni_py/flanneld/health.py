@@ -54,9 +54,10 @@ class Health:
             self._server.server_close()
             self._server = None
 
-    def set_ready(self) -> None:
+    def set_ready(self, doubt: str = "") -> None:
+        """``doubt``: what is not sure of it, in words."""
         with self._lock:
-            self._is_ready, self._reasons = True, ()
+            self._is_ready, self._reasons = True, (doubt,) if doubt else ()
 
     def set_unready(self, *reasons: str) -> None:
         """``reasons``: what is waited for, in words."""
@@ -80,11 +81,8 @@ class Health:
         if path == "/readyz":
             with self._lock:
                 is_ready, reasons = self._is_ready, self._reasons
-            return (
-                (200, TEXT, "flanneld is ready")
-                if is_ready
-                else (503, TEXT, "\n".join(["flanneld is not ready yet", *reasons]))
-            )
+            status, words = (200, "flanneld is ready") if is_ready else (503, "flanneld is not ready yet")
+            return status, TEXT, "\n".join([words, *reasons])
         if path == "/metrics":
             return 200, PROMETHEUS, self._prometheus()
         return 404, TEXT, "404 page not found\n"

@@ -14,11 +14,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from cni_py.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from cni_py.flanneld.lease import Subnets
 
 MAX_BYTES = 1 << 20
 DEFAULT_BACKEND = "udp"  # Go-compatible: pkg/subnet/config.go; its documentation says vxlan
@@ -110,6 +113,13 @@ class NetworkConfig(BaseModel):
     @property
     def ipv6(self) -> bool:
         return self.ipv6_network is not None
+
+    def holds(self, subnets: Subnets) -> bool:
+        """Whether they are in the pods' networks; of a family that is not in use they are nobody's business."""
+        ipv4, ipv6 = subnets.ipv4, subnets.ipv6
+        return (ipv4 is None or self.network is None or ipv4.subnet_of(self.network)) and (
+            ipv6 is None or self.ipv6_network is None or ipv6.subnet_of(self.ipv6_network)
+        )
 
     def __str__(self) -> str:
         parts = []

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py import files
 from cni_py.errors import CniError
+from cni_py.flanneld import backends
 from cni_py.flanneld.klog import warning
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
+from cni_py.flanneld.network import NetworkConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,15 +37,16 @@ class Saved:
 
 
 def read(path: str = PATH) -> Saved | None:
-    """None where there is nothing, it cannot be read, or our own lease has ended."""
+    """None where there is nothing, it cannot be used, or our own lease has ended."""
     try:
         found = json.loads(files.read(path, limit=64 << 20))
         leases = {lease.subnets: lease for lease in map(_lease, found["leases"])}
         own = _lease(found["own"])
         saved = Saved(str(found["config"]), own, {**leases, own.subnets: own})
+        backends.check(NetworkConfig.parse(saved.config))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, CniError, NotALease) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, CniError, NotALease) as error:
         warning(f"what was saved in {path} cannot be used: {error}")
         return None
     return saved if own.expires is None or own.expires > time() else None

@@ -63,6 +63,8 @@ class Session:
         self.lease = Lease(Subnets(), self.backend.attributes())
         self._sets = self.store.watch(self.ended)
         self._known = self._saved = saved.Saved(config_text, self.lease, {})
+        self._why_not: dict[Subnets, str] = {}
+        """Of every lease that was last heard of why it is not followed; empty: it is."""
         self._threads: list[threading.Thread] = []
 
     def close(self) -> None:
@@ -84,7 +86,7 @@ class Session:
             try:
                 self.lease = self.store.acquire(self.config, self.backend.attributes(), previous)
             except StoreError as fault:
-                error(f"Error registering network: failed to acquire lease: {fault}")
+                self.daemon.say_once(f"Error registering network: failed to acquire lease: {fault}", error)
                 self.daemon.not_ready(f"no subnet is leased: {fault}")
                 self.daemon.pause()
             else:
@@ -102,8 +104,14 @@ class Session:
         info(f"Wrote subnet file to {self.options.subnet_file}")
 
     def follow(self, leases: Mapping[Subnets, Lease]) -> None:
-        """Want what these leases ask for."""
-        all_leases = {**leases, self.lease.subnets: self.lease}
+        """Want what these leases ask for, but for those that would turn away packets which are not theirs."""
+        former, self._why_not = self._why_not, {}
+        for subnets in leases:
+            self._why_not[subnets] = why_not = former[subnets] if subnets in former else self._judge(subnets)
+            if why_not and subnets not in former:
+                warning(f"ignoring the lease of {subnets}: {why_not}")
+        followed = {subnets: lease for subnets, lease in leases.items() if not self._why_not[subnets]}
+        all_leases = {**followed, self.lease.subnets: self.lease}
         wanted = self.backend.wanted(self.lease, all_leases.values())
         if self.options.ip_blackhole_route:
             holes = frozenset(blackhole(subnet) for subnet in self.lease.subnets.each())
@@ -114,6 +122,15 @@ class Session:
             apply(self.lease, all_leases.values())
         self.daemon.health.gauge("leases", "Leases in the datastore, our own too.", len(all_leases))
         self._known = replace(self._known, leases=all_leases)
+
+    def _judge(self, subnets: Subnets) -> str:
+        """Why a lease of these is not followed; empty: it is."""
+        own = self.lease.subnets
+        if subnets == own:
+            return ""
+        if not self.config.holds(subnets):
+            return "it is not in the network; if the configuration is another now, start flanneld again"
+        return f"it overlaps our own, {own}" if subnets.overlap(own) else ""
 
     def keep(self, is_confirmed: bool) -> None:
         """Start the threads that keep it so, and wait until it has to begin anew, or we are to stop."""
@@ -140,9 +157,8 @@ class Session:
             thread.join()
 
     def _tell_ready(self, is_confirmed: bool) -> None:
-        doubt = "" if is_confirmed else "; by what was saved, for the datastore does not answer"
-        words = f"subnet {self.lease.subnets} leased, {self.config.backend_type} over {self.external.name}"
-        self.daemon.ready(words + doubt)
+        doubt = "" if is_confirmed else "by what was saved, for the datastore does not answer"
+        self.daemon.ready(f"subnet {self.lease.subnets} leased, {self.config.backend_type} over {self.external.name}", doubt)
 
     def _guarded(self, name: str, task: Callable[[], None]) -> None:
         """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""

@@ -335,9 +335,10 @@ def test_after_a_reboot_it_forwards_by_what_was_saved_and_confirms_it_later(two:
     two.reboot(first)
     assert first.device() == {}
     away = two.datastore.rename(two.datastore.with_suffix(".away"))
-    flanneld = first.start()
+    flanneld = first.start(f"-healthz-port={PORT}", "-healthz-ip=127.0.0.1")
     notice = flanneld.wait_for_notice("READY=1")
     assert "by what was saved" in notice
+    assert get(first, "/readyz") == (200, "flanneld is ready\nby what was saved, for the datastore does not answer")
     assert flanneld.has_said("no network configuration now: forwarding by what was saved")
     assert first.env == env
     assert first.device()["address"] == device["address"]  # the peer still sends to it
@@ -351,6 +352,24 @@ def test_after_a_reboot_it_forwards_by_what_was_saved_and_confirms_it_later(two:
     assert two.unreached() == []
     assert second.flanneld
     assert second.flanneld.status is None
+
+
+def test_leases_that_would_lead_packets_astray_are_ignored(two: Net) -> None:
+    """One holds the nodes' own network, one a part of our subnet; neither goes into what is saved."""
+    first, second = two.nodes
+    before, content = first.state(), two.read()
+    lease = content["leases"][f"{second.subnet}.0-24"]
+    bad = ["192.168.123.0-25", "128.0.0.0-1", f"{first.subnet}.128-25"]
+    two.write({**content, "leases": {**content["leases"], **{key: {**lease, "PublicIP": "192.168.123.50"} for key in bad}}})
+    assert first.flanneld
+    for key in bad:
+        first.flanneld.wait_for_log(f"ignoring the lease of {key.replace('-', '/')}: ")
+    first.flanneld.terminate()
+    assert two.leases().keys() >= set(bad)
+    assert not any(key in first.host.path(SAVED).read_text() for key in bad)
+    first.start().wait_ready()
+    assert first.state() == before
+    assert two.unreached() == []
 
 
 def test_saved_lease_that_has_ended_is_not_used(two: Net) -> None:
@@ -367,9 +386,22 @@ def test_saved_lease_that_has_ended_is_not_used(two: Net) -> None:
     flanneld.wait_ready()
 
 
-def test_damaged_saved_leases_are_as_none(net: Net) -> None:
+NO_CONFIG = '{{"config": {}, "own": {{"key": "10.244.1.0-24", "value": "{{}}", "expires": null}}, "leases": []}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[" * 100_000,
+        NO_CONFIG.format('"x"'),
+        NO_CONFIG.format(json.dumps('{"Network": "10.244.0.0/16", "Backend": {"Type": "x"}}')),
+    ],
+    ids=["half", "deep", "no configuration", "unknown back end"],
+)
+def test_damaged_saved_leases_are_as_none(net: Net, text: str) -> None:
     [node] = net.nodes
-    node.host.write(SAVED, "{")
+    node.host.write(SAVED, text)
     flanneld = node.start().wait_ready()
     assert f"what was saved in {SAVED} cannot be used" in flanneld.log
     assert json.loads(node.host.path(SAVED).read_text())["own"]["key"] == f"{node.subnet}.0-24"

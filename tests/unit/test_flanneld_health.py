@@ -54,6 +54,8 @@ def test_readyz_gives_its_reasons(health: Health) -> None:
     assert ask(health, "/readyz")[::2] == (503, "flanneld is not ready yet\netcd does not answer\nno subnet is leased")
     health.set_ready()
     assert ask(health, "/readyz")[::2] == (200, "flanneld is ready")
+    health.set_ready("by what was saved")
+    assert ask(health, "/readyz")[::2] == (200, "flanneld is ready\nby what was saved")
     health.set_unready()
     assert ask(health, "/readyz")[::2] == (503, "flanneld is not ready yet")
 
