@@ -63,8 +63,8 @@ class Session:
         self.lease = Lease(Subnets(), self.backend.attributes())
         self._sets = self.store.watch(self.ended)
         self._known = self._saved = saved.Saved(config_text, self.lease, {})
-        self._why_not: dict[Subnets, str] = {}
-        """Of every lease that was last heard of why it is not followed; empty: it is."""
+        self._ignored: set[Subnets] = set()
+        """Of the leases that there are those that are not followed."""
         self._threads: list[threading.Thread] = []
 
     def close(self) -> None:
@@ -105,13 +105,14 @@ class Session:
 
     def follow(self, leases: Mapping[Subnets, Lease]) -> None:
         """Want what these leases ask for, but for those that would turn away packets which are not theirs."""
-        former, self._why_not = self._why_not, {}
-        for subnets in leases:
-            self._why_not[subnets] = why_not = former[subnets] if subnets in former else self._judge(subnets)
-            if why_not and subnets not in former:
+        self._ignored.intersection_update(leases)
+        for subnets in set(leases).difference(self._known.leases, self._ignored):  # of thousands few are new
+            if why_not := self._why_not(subnets):
+                self._ignored.add(subnets)
                 warning(f"ignoring the lease of {subnets}: {why_not}")
-        followed = {subnets: lease for subnets, lease in leases.items() if not self._why_not[subnets]}
-        all_leases = {**followed, self.lease.subnets: self.lease}
+        all_leases = {**leases, self.lease.subnets: self.lease}
+        for subnets in self._ignored:
+            del all_leases[subnets]
         wanted = self.backend.wanted(self.lease, all_leases.values())
         if self.options.ip_blackhole_route:
             holes = frozenset(blackhole(subnet) for subnet in self.lease.subnets.each())
@@ -123,7 +124,7 @@ class Session:
         self.daemon.health.gauge("leases", "Leases in the datastore, our own too.", len(all_leases))
         self._known = replace(self._known, leases=all_leases)
 
-    def _judge(self, subnets: Subnets) -> str:
+    def _why_not(self, subnets: Subnets) -> str:
         """Why a lease of these is not followed; empty: it is."""
         own = self.lease.subnets
         if subnets == own:

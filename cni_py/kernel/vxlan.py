@@ -1,8 +1,9 @@
 """VXLAN devices: one for IPv4 peers, one for IPv6 peers.
 
 A device that fits is adopted: it goes on carrying traffic while flanneld is restarted, and its MAC address,
-which the peers know, stays. What the kernel can change in place is changed (MTU, MAC address, learning);
-where anything else differs, the device is made anew, with its old MAC address unless another is wanted.
+which the peers know, stays. One that somebody has renamed gets its name back. What the kernel can change in
+place is changed (MTU, MAC address, learning); where anything else differs, the device is made anew, with its old
+MAC address unless another is wanted.
 
     Vxlan(name, vni, port, local, underlay, mac, mtu, gbp=False, learning=False)     mac "": any; port 0: the kernel's
     ensure_vxlan(rtnl, wanted, warn=note) -> Link         the device is not set up: link.set_up() once it has its address
@@ -13,7 +14,7 @@ Source: linux drivers/net/vxlan/vxlan_core.c; flannel-io/flannel pkg/backend/vxl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV, EOPNOTSUPP
 from ipaddress import IPv4Address, IPv6Address
@@ -80,7 +81,7 @@ def ensure_vxlan(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None] = not
 
     A device that cannot be made to fit is deleted and made anew; ``warn`` hears why.
     """
-    link = find_link(rtnl, wanted.name) or _take_back(rtnl, wanted)
+    link = find_link(rtnl, wanted.name) or _take_back(rtnl, wanted, warn)
     found = find_vxlan(rtnl, wanted.name) if link else None
     if link:
         reason = _difference(wanted, found) if found else f"link type: vxlan vs {link.kind or 'none'}"
@@ -174,29 +175,30 @@ def _words(rtnl: nl.Rtnl, wanted: Vxlan) -> list[str]:
     return [*words, _onoff("learning", wanted.learning), *(["gbp"] if wanted.gbp else [])]
 
 
-def _take_back(rtnl: nl.Rtnl, wanted: Vxlan) -> Link | None:
+def _take_back(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None]) -> Link | None:
     """The device under its own name again, where somebody has given it another; its MAC address tells it."""
-    for other in _vxlans(rtnl):
-        if wanted.mac and other.mac == wanted.mac and not _difference(wanted, other):
-            renamed = find_link(rtnl, other.ifindex)
-            if renamed:
-                rename(rtnl, renamed, wanted.name)
-                return find_link(rtnl, other.ifindex)
+    for link, found in _vxlans(rtnl):
+        if found.mac == wanted.mac and not _difference(wanted, found):
+            warn(f'"{link.name}" is "{wanted.name}" under another name; renaming it')
+            rename(rtnl, link, wanted.name)
+            return find_link(rtnl, wanted.name)
     return None
 
 
 def _who_has(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
     """Two devices cannot share a VNI and a port: say which one is in the way."""
-    for other in _vxlans(rtnl):
-        if other.vni == wanted.vni and other.name != wanted.name:
-            return f'"{other.name}" has VNI {other.vni} on port {other.port}: ip link del {other.name}, or another VNI'
+    for link, other in _vxlans(rtnl):
+        if other.vni == wanted.vni and link.name != wanted.name:
+            return f'"{link.name}" has VNI {other.vni} on port {other.port}: ip link del {link.name}, or another VNI'
     return ""
 
 
-def _vxlans(rtnl: nl.Rtnl) -> list[VxlanDetails]:
+def _vxlans(rtnl: nl.Rtnl) -> Iterator[tuple[Link, VxlanDetails]]:
     """All that there are."""
-    found = [find_vxlan(rtnl, link.name) for link in list_links(rtnl) if link.kind == "vxlan"]
-    return [details for details in found if details]
+    for link in list_links(rtnl):
+        details = find_vxlan(rtnl, link.name) if link.kind == "vxlan" else None
+        if details:
+            yield link, details
 
 
 def _onoff(name: str, is_on: bool) -> str:
