@@ -249,14 +249,16 @@ class Node:
         devices.sort(key=lambda link: str(link["ifname"]))
         tables = (
             "set +e; for d in {}; do ip -4 neigh show dev $d nud permanent; ip -6 neigh show dev $d nud permanent; "
-            "bridge fdb show dev $d | sort; cat /proc/sys/net/ipv6/conf/$d/accept_ra || echo none; done 2>/dev/null;"
+            "bridge fdb show dev $d | sort; cd /proc/sys/net; cat ipv6/conf/$d/accept_ra ipv4/conf/$d/forwarding || echo none; done"
+            " 2>/dev/null;"
         ).format(" ".join(link["ifname"] for link in devices))
-        rules = "nft list table inet cni_py_flanneld 2>/dev/null || true"
+        rules = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; "
+        rules += "nft list table inet cni_py_flanneld 2>/dev/null || true"
         kept = ("ifname", "mtu", "address")
         return {
             "devices": [
                 {key: link.get(key) for key in kept}
-                | {"up": "UP" in link["flags"]}
+                | {"up": "UP" in link["flags"], "arp": "NOARP" not in link["flags"], "master": link.get("master")}
                 | {"addresses": sorted(a["local"] for a in link["addr_info"] if a["scope"] == "global")}
                 for link in devices
             ],

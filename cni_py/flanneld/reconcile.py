@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py.errors import CniError, KernelRefused
 from cni_py.flanneld.klog import error, info, is_verbose, verbose, warning
-from cni_py.flanneld.wanted import Wanted
+from cni_py.flanneld.wanted import FORWARDING, Wanted
 from cni_py.kernel import sysctl
 from cni_py.kernel.addr import add_address, delete_address, list_addresses
-from cni_py.kernel.link import delete_link, find_link, list_links, set_up
+from cni_py.kernel.link import IFF_NOARP, delete_link, find_link, list_links, set_up
 from cni_py.kernel.neighbour import (
     delete_forwarding,
     delete_neighbours,
@@ -58,6 +58,9 @@ class Reconciler:
         """``external``: the name of the interface that routes lead over; news of it and of our devices is heard."""
         self.health, self.external = health, external
         self._wanted = Wanted()
+        self._wanted_sysctls: list[tuple[str, str]] = []
+        self._fixed_sysctls: set[str] = set()
+        """Those that could not be set, and were told of."""
         self._is_good = False
         """Whether all was as wanted after the last look."""
         self._lock = threading.Lock()
@@ -70,7 +73,7 @@ class Reconciler:
 
     def want(self, wanted: Wanted) -> None:
         """From now on this; done before it returns, what the kernel refuses is tried again. Raises: CniError."""
-        former, self._wanted = self._wanted, wanted
+        former, self._wanted, self._wanted_sysctls = self._wanted, wanted, wanted.sysctls()
         is_done = (former.devices, former.addresses) == (wanted.devices, wanted.addresses) and self._step(former, wanted)
         if not is_done:
             self.once()
@@ -136,13 +139,22 @@ class Reconciler:
                 stop.wait(SHARE * took)
 
     def _sysctls(self) -> int:
-        """No router's word counts on a device of ours. The kernel sends no news of these, so they are read every time."""
+        """Put right those that differ. The kernel sends no news of these, so they are read every time."""
         changes = 0
-        for device in self._wanted.devices:
-            name = f"net/ipv6/conf/{device.name}/accept_ra"
-            if _differs(name, "0"):
-                sysctl.prefer(name, "0")
-                changes += not _differs(name, "0")
+        for name, value in self._wanted_sysctls:
+            if not _differs(name, value):
+                continue
+            try:
+                sysctl.ensure(name, value)
+            except KernelRefused as fault:  # /proc/sys is read-only
+                if name not in self._fixed_sysctls:
+                    self._fixed_sysctls.add(name)
+                    warning(str(fault))
+                continue
+            changes += 1
+            if name == FORWARDING[6] and not _differs(f"net/ipv6/conf/{self.external}/accept_ra", "1"):
+                hint = f"if it needs that: sysctl -w net.ipv6.conf.{self.external}.accept_ra=2"
+                warning(f"the node forwards IPv6 now, so {self.external} takes no default route from a router any more; {hint}")
         return changes
 
     @staticmethod
@@ -161,7 +173,7 @@ class Reconciler:
     def _device(self, device: Vxlan, wanted: Wanted) -> int:
         before = find_link(self._host, device.name)
         link = ensure_vxlan(self._host, device, warn=warning)
-        changes = int(before is None or (before.mac, before.mtu) != (link.mac, link.mtu))
+        changes = int(before is None or _made(before) != _made(link))
         changes += self._addresses(link, {address for name, address in wanted.addresses if name == link.name})
         if not link.is_up:
             set_up(self._host, link)
@@ -235,6 +247,11 @@ class Reconciler:
         if self._failures.get(name) != words:
             self._failures[name] = words
             error(words)
+
+
+def _made(link: Link) -> tuple[object, ...]:
+    """What of it is put right."""
+    return (link.mac, link.mtu, link.master, link.flags & IFF_NOARP)
 
 
 def _differs(name: str, value: str) -> bool:

@@ -14,6 +14,7 @@ __all__ = ["Address", "AddressWithPrefix", "Forwarding", "Neighbour", "Network",
 Address = IPv4Address | IPv6Address
 AddressWithPrefix = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,11 @@ class Wanted:
     routes: frozenset[Route] = frozenset()
     neighbours: frozenset[Neighbour] = frozenset()
     forwarding: frozenset[Forwarding] = frozenset()
+
+    def sysctls(self) -> list[tuple[str, str]]:
+        """Packets are forwarded in each family that has a way, and no router's word counts on a device of ours."""
+        families = {route.dst.version for route in self.routes} | {address.version for _, address in self.addresses}
+        wanted = [(name, "1") for version, name in FORWARDING.items() if version in families]
+        for name in sorted({device.name for device in self.devices} | {name for name, _ in self.addresses}):
+            wanted += [(f"net/ipv4/conf/{name}/forwarding", "1"), (f"net/ipv6/conf/{name}/accept_ra", "0")]
+        return wanted

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cni_py.kernel.netns import NetNS
     from cni_py.kernel.rtnl import Rtnl
 
-IFF_UP, IFF_PROMISC = 0x1, 0x100
+IFF_UP, IFF_NOARP, IFF_PROMISC = 0x1, 0x80, 0x100
 AF_BRIDGE = 7
 VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 IFALIAS_MAX = 255
@@ -233,6 +233,18 @@ def rename(rtnl: Rtnl, link: Link, name: str) -> None:
     set_down(rtnl, link)
     with step(*rtnl.enter, "ip", "link", "set", link.name, "name", name):
         rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_IFNAME, name), nl.RTM_NEWLINK)
+
+
+def release(rtnl: Rtnl, link: Link) -> None:
+    """Take it out of the bridge (bond, …) that it is a port of. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "nomaster"):
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MASTER, pack("=I", 0)), nl.RTM_NEWLINK)
+
+
+def set_arp_on(rtnl: Rtnl, link: Link) -> None:
+    """Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "arp", "on"):
+        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_NOARP), nl.RTM_NEWLINK)
 
 
 def set_promiscuous(rtnl: Rtnl, link: Link) -> None:

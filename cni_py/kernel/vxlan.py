@@ -2,8 +2,8 @@
 
 A device that fits is adopted: it goes on carrying traffic while flanneld is restarted, and its MAC address,
 which the peers know, stays. One that somebody has renamed gets its name back. What the kernel can change in
-place is changed (MTU, MAC address, learning); where anything else differs, the device is made anew, with its old
-MAC address unless another is wanted.
+place is changed (MTU, MAC address, learning, ARP, a bridge that it is a port of); where anything else differs, the
+device is made anew, with its old MAC address unless another is wanted.
 
     Vxlan(name, vni, port, local, underlay, mac, mtu, gbp=False, learning=False)     mac "": any; port 0: the kernel's
     ensure_vxlan(rtnl, wanted, warn=note) -> Link         the device is not set up: link.set_up() once it has its address
@@ -24,7 +24,21 @@ from cni_py.errors import KernelRefused
 from cni_py.kernel import rtnl as nl
 from cni_py.kernel.features import require_kind
 from cni_py.kernel.journal import note, step
-from cni_py.kernel.link import IFF_UP, Link, delete_link, find_link, ifinfomsg, list_links, random_mac, rename, set_mac, set_mtu
+from cni_py.kernel.link import (
+    IFF_NOARP,
+    IFF_UP,
+    Link,
+    delete_link,
+    find_link,
+    ifinfomsg,
+    list_links,
+    random_mac,
+    release,
+    rename,
+    set_arp_on,
+    set_mac,
+    set_mtu,
+)
 from cni_py.kernel.nlattr import attribute, attributes, nested, number, text_of
 
 Address = IPv4Address | IPv6Address
@@ -137,6 +151,10 @@ def _correct(rtnl: nl.Rtnl, link: Link, found: VxlanDetails, wanted: Vxlan) -> N
         set_mtu(rtnl, link, wanted.mtu)
     if wanted.mac and found.mac != wanted.mac:
         set_mac(rtnl, link, wanted.mac)
+    if link.master:  # a port's packets are the bridge's
+        release(rtnl, link)
+    if link.flags & IFF_NOARP:  # no neighbour is asked for then, none of our entries is used
+        set_arp_on(rtnl, link)
 
 
 def _create(rtnl: nl.Rtnl, wanted: Vxlan) -> None:

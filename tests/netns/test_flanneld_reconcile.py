@@ -128,6 +128,10 @@ VXLAN = {
     "our table flushed": f"nft flush table {TABLE}",
     "our table deleted": f"nft delete table {TABLE}",
     "accept_ra": "echo 2 >/proc/sys/net/ipv6/conf/flannel.1/accept_ra; echo 1 >/proc/sys/net/ipv6/conf/flannel-v6.1/accept_ra",
+    "device does not forward": "echo 0 >/proc/sys/net/ipv4/conf/flannel.1/forwarding",
+    "nothing is forwarded": "echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
+    "device a port of the bridge": "ip link set flannel.1 master cni0; ip link set flannel-v6.1 master cni0",
+    "device without ARP": "ip link set flannel.1 arp off; ip link set flannel-v6.1 arp off",
     "all of it": "ip link del flannel.1; ip link del flannel-v6.1; ip route flush proto 122; nft flush ruleset",
 }
 
@@ -156,6 +160,7 @@ def test_order_of_rules_is_put_back(vxlan: Net) -> None:
 
 
 HOST_GW = {
+    "nothing is forwarded": "echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
     "route deleted": "ip route del {subnet}",
     "IPv6 route deleted": "ip -6 route del {subnet6}",
     "route over another gateway": "ip route replace {subnet} via 192.168.123.1",
@@ -183,6 +188,7 @@ UDP = {
     "MTU": "ip link set flannel0 mtu 1200",
     "address removed": "ip addr flush dev flannel0",
     "route deleted": "ip route del 10.244.0.0/16",
+    "device does not forward": "echo 0 >/proc/sys/net/ipv4/conf/flannel0/forwarding",
 }
 
 
