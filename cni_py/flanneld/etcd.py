@@ -141,6 +141,13 @@ class Etcd:
         self._user, self._password, self._token = user, password, ""
         self._timeout_seconds = timeout_seconds
 
+    def reconnect(self) -> None:
+        """Open the channels anew: those that there are may be of an address that the node no longer has."""
+        with self._lock:
+            following = self._members.index(self._member)
+            self._open_anew()
+            self._member = self._members[following]
+
     def close(self) -> None:
         """End the calls and watches in progress, whatever thread they are in: they raise Unavailable."""
         for member in self._members:
@@ -294,20 +301,20 @@ class Etcd:
         with self._lock:
             if self._member is member:
                 following = (self._members.index(member) + 1) % len(self._members)
-                if self._tls.has_changed():
-                    self._open_anew()
+                if self._tls.has_changed() and self._open_anew():
+                    klog.info("the TLS files for etcd were replaced: connecting with the new ones")
                 self._member = self._members[following]
 
-    def _open_anew(self) -> None:
+    def _open_anew(self) -> bool:
         """With the TLS files as they are now. Where they cannot be used, one may not be there yet: it is tried again."""
         former = self._members
         try:
             self._members = open_members([member.endpoint for member in former], self._tls)
         except InvalidConfig:  # fault() tells
-            return
-        klog.info("the TLS files for etcd were replaced: connecting with the new ones")
+            return False
         for member in former:
             member.channel.close()
+        return True
 
 
 class Watch:

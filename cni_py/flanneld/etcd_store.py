@@ -60,6 +60,9 @@ class EtcdStore:
     def __str__(self) -> str:
         return f"Etcd Local Manager with Previous Subnet: {self._previous or 'None'}"
 
+    def reconnect(self) -> None:
+        self._etcd.reconnect()
+
     def close(self) -> None:
         self._etcd.close()
 

@@ -129,8 +129,12 @@ class FileStore:
             return self._write(content, replace(lease, expires=None if there and there.expires is None else _new_end()))
 
     def watch(self, stop: Event) -> Iterator[Mapping[Subnets, Lease]]:
-        """All live leases, at once and whenever the file or the time changed them."""
+        """All live leases, at once and whenever the file or the time changed them, or we did.
+
+        Also where somebody has at once put back what we wrote over: it looks as if nothing had been.
+        """
         leases: dict[Subnets, Lease] = {}
+        written = self._written
         text = b""
         seen: tuple[int, ...] | None = None
         last: dict[Subnets, Lease] | None = None
@@ -158,14 +162,17 @@ class FileStore:
                         )
             live = {subnets: lease for subnets, lease in leases.items() if _is_live(lease)}
             next_end = min((lease.expires for lease in live.values() if lease.expires is not None), default=inf)
-            if not failures and live != last:
-                last = live
+            if not failures and (live != last or self._written is not written):
+                last, written = live, self._written
                 yield dict(live)
             if stop.wait(POLL_SECONDS):
                 return
 
     def ready(self) -> None:
         """Nobody is told."""
+
+    def reconnect(self) -> None:
+        """Nothing is held open."""
 
     def close(self) -> None:
         """Nothing is held open."""

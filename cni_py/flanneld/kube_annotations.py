@@ -136,7 +136,8 @@ def _has_ipv4(attributes: Attributes) -> bool:
 def _has_ipv6(attributes: Attributes) -> bool:
     if attributes.backend_type in ("vxlan", "wireguard"):
         return attributes.backend_v6_data is not None and attributes.public_ipv6 is not None
-    return attributes.backend_type in ("host-gw", "extension") and attributes.public_ipv6 is not None
+    # "": alloc and udp, which have no IPv6 in Go
+    return attributes.backend_type in ("host-gw", "extension", "") and attributes.public_ipv6 is not None
 
 
 def _address(there: dict[str, str], key: str, kind: type[Address]) -> Address:

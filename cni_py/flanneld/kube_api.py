@@ -120,6 +120,12 @@ class KubeApi:
             connection.settimeout(WATCH_READ_SECONDS)
         return Watch(response, self.translated)
 
+    def reconnect(self) -> None:
+        """Take none of the connections that there are for a next call."""
+        with self._lock:
+            self.close()
+            self._pool = None
+
     def close(self) -> None:
         """Close the connections that wait for a next call."""
         if self._pool is not None:

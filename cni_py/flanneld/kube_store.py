@@ -97,10 +97,7 @@ class KubeStore:
 
     def stored_lease(self, config: NetworkConfig) -> Lease | None:
         """What the node said when flanneld ran before: with the MAC of its VXLAN device. Raises: StoreError."""
-        try:
-            return self._annotations.lease(self._node(), config.ipv4, config.ipv6)
-        except NotALease:
-            return None
+        return self._lease_of(config, self._node())
 
     def acquire(self, config: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:  # noqa: ARG002
         """The node's podCIDRs, with our annotations on it; ``previous`` has no say. Raises: StoreError."""
@@ -112,8 +109,8 @@ class KubeStore:
             value = changes.annotations[name]
             klog.info(f"Overriding {key.replace('-', ' ')} with '{value}' from node annotation '{name}-overwrite'")
         if changes.annotations:
-            self._patch_status({"metadata": {"annotations": changes.annotations}})
-        return Lease(subnets, attributes)
+            node = self._patch_status({"metadata": {"annotations": changes.annotations}})
+        return self._lease_of(config, node) or Lease(subnets, attributes)
 
     def renew(self, lease: Lease) -> Lease:
         """Write again what was taken away. Raises: StoreError; LeaseTaken where the node has other podCIDRs now."""
@@ -151,6 +148,9 @@ class KubeStore:
         }
         self._patch_status({"status": {"conditions": [condition]}})
 
+    def reconnect(self) -> None:
+        self._api.reconnect()
+
     def close(self) -> None:
         self._api.close()
 
@@ -165,9 +165,16 @@ class KubeStore:
     def _name(self, node: dict[str, Any]) -> str:
         return str((node.get("metadata") or {}).get("name") or self._whoami)
 
-    def _patch_status(self, change: Mapping[str, Any]) -> None:
-        """Raises: StoreError."""
-        self._api.patch(path_of("nodes", self._whoami.ask(self._api), "status"), change)
+    def _lease_of(self, config: NetworkConfig, node: dict[str, Any]) -> Lease | None:
+        """What it says of itself, where people may have overruled us; None where that is not understood."""
+        try:
+            return self._annotations.lease(node, config.ipv4, config.ipv6)
+        except NotALease:
+            return None
+
+    def _patch_status(self, change: Mapping[str, Any]) -> dict[str, Any]:
+        """The node as it is then. Raises: StoreError."""
+        return self._api.patch(path_of("nodes", self._whoami.ask(self._api), "status"), change)
 
     def _config(self) -> NetworkConfig:
         """Raises: StoreError."""

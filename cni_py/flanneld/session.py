@@ -1,15 +1,17 @@
 """One node, one interface, one subnet: set it up, and keep it so until one of them is another.
 
-How it works. Six threads: one watches the leases, one renews ours, one reconciles the kernel, one keeps the
-firewall's rules, one looks at the interface, one saves what is known. All they do is idempotent, so a session
-can begin over a running one's data path without a packet lost.
+How it works. Seven threads: one watches the leases, one follows them, one renews ours, one reconciles the kernel,
+one keeps the firewall's rules, one looks at the interface, one saves what is known. All they do is idempotent, so
+a session can begin over a running one's data path without a packet lost.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
+from collections import deque
 from dataclasses import replace
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic, time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.gotime import clock, duration
 from cni_py.flanneld.klog import error, info, warning
 from cni_py.flanneld.lease import Lease, Subnets
+from cni_py.flanneld.lingering import Lingering
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.reconcile import Reconciler
 from cni_py.flanneld.store import LeaseTaken, StoreError
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 1.0
 RENEW_RETRY_SECONDS, LOST_RETRY_SECONDS = 60.0, 3.0
+PUT_BACK_COUNT, PUT_BACK_SECONDS = 10, 60.0
+"""So often in this time our lease is put back at once; then somebody else does the same, and we take our time."""
 LOOK_SECONDS = 10.0
 """How often the external interface is looked at, even if nothing was heard of it."""
 DAY_SECONDS = 86400.0
@@ -60,8 +65,13 @@ class Session:
         self.reconciler = Reconciler(daemon.health, external.name)
         self.ended = threading.Event()
         self.lease_lost = threading.Event()
-        self.lease = Lease(Subnets(), self.backend.attributes())
+        self._attributes = self.backend.attributes()
+        self.lease = Lease(Subnets(), self._attributes)
+        """As the datastore has it: where people overrule our address there (Kubernetes), with theirs."""
+        self._put_back = deque([-PUT_BACK_SECONDS] * PUT_BACK_COUNT, maxlen=PUT_BACK_COUNT)
+        """When our lease was put back, the last few times."""
         self._sets = self.store.watch(self.ended)
+        self._news: queue.SimpleQueue[Mapping[Subnets, Lease]] = queue.SimpleQueue()
         self._known = self._saved = saved.Saved(config_text, self.lease, {})
         self._ignored: set[Subnets] = set()
         """Of the leases that there are those that are not followed."""
@@ -84,7 +94,7 @@ class Session:
         previous = read_subnets(self.options.subnet_file)
         while not self.daemon.stop.is_set():
             try:
-                self.lease = self.store.acquire(self.config, self.backend.attributes(), previous)
+                self.lease = self.store.acquire(self.config, self._attributes, previous)
             except StoreError as fault:
                 self.daemon.say_once(f"Error registering network: failed to acquire lease: {fault}", error)
                 self.daemon.not_ready(f"no subnet is leased: {fault}")
@@ -137,7 +147,8 @@ class Session:
         """Start the threads that keep it so, and wait until it has to begin anew, or we are to stop."""
         info("Running backend.")
         tasks: dict[str, Callable[[], None]] = {
-            "leases": self._watch_leases,
+            "watch": self._watch_leases,
+            "leases": self._follow_leases,
             "renewal": lambda: self._renew(is_confirmed),
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
@@ -174,10 +185,26 @@ class Session:
         info("watching for new subnet leases")
         for leases in self._sets:
             own = leases.get(self.lease.subnets)
-            if own is None or not self.lease.attributes.is_same_node(own.attributes):
+            if own is None or own.attributes != self.lease.attributes:
+                if own is not None:
+                    warning(f"our lease of {own.subnets} was changed by somebody: publishing it again")
                 self.lease_lost.set()
+            self._news.put(leases)
+
+    def _follow_leases(self) -> None:
+        """What the watch says, in its newest form; of what has vanished, a moment later."""
+        lingering, leases = Lingering(self._known.leases), self._known.leases
+        while not self.ended.is_set():
+            next_end = lingering.next_end()
             try:
-                self.follow(leases)
+                leases = self._news.get(timeout=0.5 if next_end is None else max(next_end - monotonic(), 0.0))
+                while not self._news.empty():
+                    leases = self._news.get()
+            except queue.Empty:
+                if next_end is None:
+                    continue
+            try:
+                self.follow(lingering.after(leases, monotonic()))
             except CniError as fault:  # the next look at the kernel tries again
                 error(f"the leases could not be followed: {fault}")
 
@@ -194,9 +221,11 @@ class Session:
             self._wait_for_loss(wait_seconds)
             if self.ended.is_set():
                 return
-            is_lost |= self.lease_lost.is_set()
+            if self.lease_lost.is_set():
+                is_lost = True
+                self._pause_before_putting_back()
             try:
-                self.lease = self.store.renew(self.lease)
+                self.lease = self.store.renew(replace(self.lease, attributes=self._attributes))
                 self.lease_lost.clear()
                 is_lost = False
                 info(f"Lease renewed, new expiration: {clock(self.lease.expires)}")
@@ -211,6 +240,14 @@ class Session:
                     f"Error renewing lease (trying again in {f'{LOST_RETRY_SECONDS:.0f} s' if is_lost else '1 min'}): {fault}"
                 )
                 self.lease_lost.clear()
+
+    def _pause_before_putting_back(self) -> None:
+        """No time at all, unless that has been done again and again: two that do so would never come to rest."""
+        if monotonic() - self._put_back[0] < PUT_BACK_SECONDS:
+            ours = self._attributes.addresses[0]
+            error(f"somebody takes or changes our lease again and again: has another flanneld the public address {ours} too?")
+            self.ended.wait(LOST_RETRY_SECONDS)
+        self._put_back.append(monotonic())
 
     def _wait_for_loss(self, seconds: float) -> None:
         """Until the time has come, the lease is lost, or the session ends.
@@ -236,7 +273,7 @@ class Session:
                 info("the network configuration is another than the saved one: starting anew")
                 self.ended.set()
                 return False
-            lease = self.store.acquire(self.config, self.backend.attributes(), self.lease.subnets)
+            lease = self.store.acquire(self.config, self._attributes, self.lease.subnets)
         except StoreError as fault:
             self.daemon.say_once(f"still without the datastore, forwarding by what was saved: {fault}")
             return False
@@ -256,7 +293,7 @@ class Session:
 
     def _save(self) -> None:
         """For the next boot, unless that is what was written last; our own lease may have been renewed."""
-        known = replace(self._known, own=self.lease)
+        known = replace(self._known, own=replace(self.lease, attributes=self._attributes))
         if known.leases is self._saved.leases and known.own == self._saved.own:
             return
         self._saved = known
@@ -279,6 +316,7 @@ class Session:
                     continue
                 if now != self.external:
                     info(f"the external interface is another now: {now}, it was {self.external}")
+                    self.store.reconnect()  # a connection from an address that has gone would be waited for
                     self.ended.set()
 
 

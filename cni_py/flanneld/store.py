@@ -70,6 +70,10 @@ class Store(Protocol):
         """The node's network works: tell whom it concerns (the Kubernetes node condition). Raises: StoreError."""
         ...
 
+    def reconnect(self) -> None:
+        """Open connections anew with the next call: the node's address is another one."""
+        ...
+
     def close(self) -> None: ...
 
     # A store whose nodes have entries of their own (Kubernetes) also has ``stored_addresses() -> (IPv4, IPv6)``, which go

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from cni_py.flanneld.lingering import LINGER_SECONDS
+from cni_py.flanneld.session import PUT_BACK_COUNT
 from flannel import NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
 
 pytestmark = pytest.mark.netns
@@ -441,11 +443,12 @@ def test_datastore_away_for_a_while_changes_nothing(two: Net) -> None:
 
 
 def test_lost_lease_is_made_again_and_nothing_is_touched_here(two: Net) -> None:
-    """The other nodes believe what the datastore says: they have no way to us until the lease is there again."""
+    """The other nodes' way to us stays until then."""
     first = two.nodes[0]
     key, before = f"{first.subnet}.0-24", first.state()
     assert first.flanneld
-    first.run("ip monitor route neigh address link >/run/heard 2>&1 & echo $! >/run/monitor")
+    for node in two.nodes:
+        node.run("ip monitor route neigh address link >/run/heard 2>&1 & echo $! >/run/monitor")
     content = two.read()
     lost = content["leases"].pop(key)
     two.write(content)
@@ -455,8 +458,46 @@ def test_lost_lease_is_made_again_and_nothing_is_touched_here(two: Net) -> None:
     first.flanneld.wait_for_log("Lease renewed, new expiration:")
     reach_one_another(two)
     assert first.state() == before
-    heard = first.run("kill $(cat /run/monitor); cat /run/heard")
-    assert [line for line in heard.splitlines() if "flannel.1" in line] == []
+    time.sleep(LINGER_SECONDS)
+    for node in two.nodes:
+        heard = node.run("kill $(cat /run/monitor); cat /run/heard")
+        assert [line for line in heard.splitlines() if "flannel.1" in line] == []
+
+
+def test_altered_lease_is_published_again(two: Net) -> None:
+    first, second = two.nodes
+    key, content = f"{first.subnet}.0-24", two.read()
+    lease = content["leases"][key]
+    before = {name: value for name, value in lease.items() if name != "Expires"}
+    lease["BackendData"] = {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"}
+    two.write(content)
+    took = until(lambda: two.leases()[key].items() >= before.items(), 5, "it is as it was")
+    print(f"put back after {took:.2f} s")
+    assert first.flanneld
+    assert first.flanneld.has_said(f"our lease of {first.subnet}.0/24 was changed by somebody: publishing it again")
+    until(lambda: first.device()["address"] in second.run("ip neigh show dev flannel.1"), 5, "the peer knows the right address")
+    reach_one_another(two)
+
+
+def test_two_with_one_public_address_do_not_fight_for_ever(tmp_path: Path) -> None:
+    """Each takes the other's lease for its own, changed by somebody: the log says what is wrong, and they slow down."""
+    with network(tmp_path, "vxlan", nodes=2) as net:
+        net.options = ["-public-ip=192.168.123.99"]
+        for node in net.nodes:
+            node.start().wait_ready()
+        words = (
+            "somebody takes or changes our lease again and again: has another flanneld the public address 192.168.123.99 too?"
+        )
+        assert all(node.flanneld for node in net.nodes)
+        daemons = [node.flanneld for node in net.nodes if node.flanneld]
+        until(lambda: any(daemon.has_said(words) for daemon in daemons), 30, words)
+        time.sleep(PUT_BACK_COUNT * 0.3)  # the other one comes to the same
+        renewed = sum(daemon.log.count("Lease renewed") for daemon in daemons)
+        time.sleep(6)
+        again = sum(daemon.log.count("Lease renewed") for daemon in daemons) - renewed
+        print(f"{renewed} times, then {again} times in 6 s")
+        assert 1 <= again <= 6
+        assert len(net.leases()) == 1
 
 
 def test_lease_that_another_has_is_given_up(two: Net) -> None:

@@ -23,7 +23,7 @@ NET_CONF = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 
 
 def life_of_a_node(folder: str) -> dict[str, Any]:
-    """In a host: start it beside another node's entry, add a third, remove the second, make our own anew.
+    """In a host: start it beside another node's entry, alter ours, add a third, remove the second, make our own anew.
 
     Answers what was there after each step.
     """
@@ -44,6 +44,9 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
                 "condition": condition(server),
                 "subnet.env": Path("/run/flannel/subnet.env").read_text(),
             }
+            published = dict(found["annotations"])
+            server.annotate("node1", backend_data='{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}')
+            until(lambda: server.nodes["node1"]["metadata"]["annotations"] == published, 5, "our MAC address is there again")
             server.put(node(3, **vxlan(3)))
             until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), 10, "the route to node3")
             server.delete("node2")

@@ -174,6 +174,16 @@ WRITTEN = [
         },
     ),
     (
+        Attributes(OURS.public_ip, IPV6),
+        {
+            "backend-type": "",
+            "backend-data": "null",
+            "public-ip": "192.168.123.1",
+            "backend-v6-data": "null",
+            "public-ipv6": "fd00::1",
+        },
+    ),
+    (
         Attributes(None, IPV6, "vxlan", None, {"VNI": 1}),
         {"backend-type": "vxlan", "backend-v6-data": '{"VNI":1}', "public-ipv6": "fd00::1"},
     ),
@@ -211,7 +221,9 @@ def test_annotations_of_each_back_end(attributes: Attributes, written: dict[str,
 def test_address_that_people_wrote_is_published_in_place_of_ours(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.server.annotate("node1", public_ip_overwrite="203.0.113.7")
     lease = cluster.store.acquire(network(CONFIG), OURS, None)
-    cluster.store.renew(lease)
+    assert lease.attributes == replace(OURS, public_ip=IPv4Address("203.0.113.7")), "as the watch says it"
+    assert next(iter(cluster.store.watch(threading.Event()))) == {lease.subnets: lease}
+    cluster.store.renew(replace(lease, attributes=OURS))
     assert cluster.annotations()["public-ip"] == "203.0.113.7"
     words = f"Overriding public ip with '203.0.113.7' from node annotation '{PREFIX}public-ip-overwrite'"
     assert capfd.readouterr().err.count(words) == 1
