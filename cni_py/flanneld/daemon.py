@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from cni_py import __version__
 from cni_py.errors import CniError
 from cni_py.flanneld import commands, iface, saved, systemd
+from cni_py.flanneld.change_log import log_changes
 from cni_py.flanneld.health import Health
 from cni_py.flanneld.klog import error, info, set_verbosity, warning
 from cni_py.flanneld.network import NetworkConfig
@@ -217,6 +218,7 @@ def main() -> int:
         print("flanneld: it needs root (it makes links, routes and rules)", file=sys.stderr)
         return 1
     set_verbosity(options.v)
+    log_changes()
     return commands.cleanup(options) if options.cleanup else run(options)
 
 

@@ -88,7 +88,7 @@ class Leases:
                 if not copy.is_whole:
                     copy.read()
                     yield copy.leases()
-                klog.verbose(4, f"registry: watching subnets starting from rev {copy.revision + 1}")
+                klog.verbose(2, f"registry: watching subnets starting from rev {copy.revision + 1}")
                 with self.etcd.watch(self.folder, copy.revision + 1) as watch:
                     yield from until_it_breaks(watch, copy, outage, stop)
             except Compacted as error:

@@ -228,7 +228,9 @@ class Options:
     healthz_port: int = _option(
         0, OBSERVE, "PORT", "Its port, for /healthz, /readyz and /metrics; 0: no server.", _number(0, 65535)
     )
-    v: int = _option(0, OBSERVE, "LEVEL", "How much to log: 1 each change, 2 also what was asked.", _number(0, 2**31 - 1))
+    v: int = _option(
+        0, OBSERVE, "LEVEL", "How much to log: 1 each change, as a command; 2 also what is watched.", _number(0, 2**31 - 1)
+    )
 
     check_config: str = _option(
         "", ACTIONS, "FILE", "Check a network configuration, - for standard input, and say what is wrong.", _needed

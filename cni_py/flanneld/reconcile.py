@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cni_py.errors import CniError, KernelRefused
-from cni_py.flanneld.klog import error, info, is_verbose, verbose, warning
+from cni_py.flanneld.klog import error, info, warning
 from cni_py.flanneld.wanted import FORWARDING, Wanted
 from cni_py.kernel import sysctl
 from cni_py.kernel.addr import add_address, delete_address, list_addresses
@@ -234,10 +234,6 @@ class Reconciler:
         refused += delete(self._host, left) if left else []
         for refusal in refused:
             self._refused(refusal.item, refusal.error)
-        if is_verbose(2):  # thousands of texts that nobody reads, otherwise
-            for word, items in (("made", missing), ("removed", left)):
-                for item in items:
-                    verbose(2, f"{word}: {' '.join(item.words())}")
         return len(missing) + len(left) - len(refused)
 
     def _refused(self, item: Any, fault: KernelRefused) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cni_py import files, subnet_env
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, iface, saved
+from cni_py.flanneld.change_log import log_changes
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.gotime import clock, duration
 from cni_py.flanneld.klog import error, info, warning
@@ -174,6 +175,7 @@ class Session:
 
     def _guarded(self, name: str, task: Callable[[], None]) -> None:
         """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""
+        log_changes()
         try:
             task()
         except Exception as fault:  # noqa: BLE001 — whatever it is

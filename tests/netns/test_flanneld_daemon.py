@@ -113,6 +113,32 @@ def test_start_says_what_the_guide_shows_and_is_ready_last(net: Net) -> None:
     assert net.leases()[f"{node.subnet}.0-24"]["BackendData"] == {"VNI": 1, "VtepMAC": device["address"]}
 
 
+def test_each_change_is_a_command_in_the_log_for_who_asks_for_it(two: Net) -> None:
+    """As a person could type it; nothing of it without ``-v=1``."""
+    first, second = two.nodes
+    assert first.flanneld
+    assert "ip link add" not in first.flanneld.log
+    first.flanneld.kill()
+    first.run("ip link del flannel.1")
+    daemon = first.start("-v=1").wait_ready()
+    gateway = f"{second.subnet}.0"
+    mac, own = (node.device()["address"] for node in (second, first))
+    for words in (
+        f"ip link add flannel.1 mtu 1450 txqueuelen 0 address {own} type vxlan id 1 dev eth0 local {first.address} dstport 8472",
+        f"ip addr add {first.subnet}.0/32 dev flannel.1",
+        "ip link set flannel.1 up",
+        f"ip neigh replace {gateway} lladdr {mac} dev flannel.1 nud permanent",
+        f"bridge fdb replace {mac} dev flannel.1 dst {second.address} self permanent",
+        f"ip route replace {gateway}/24 via {gateway} dev flannel.1 onlink proto 122",
+        f"install -m 644 /dev/stdin {SUBNET_ENV}",
+    ):
+        assert f"] {words}" in daemon.log
+    routes = [line for line in daemon.log.splitlines() if "ip route replace" in line]
+    first.run("ip route flush proto 122")
+    first.run(routes[0].partition("] ")[2].partition("  (")[0])  # it is what flanneld would do
+    reach_one_another(two)
+
+
 def test_second_start_reuses_the_lease(net: Net) -> None:
     [node] = net.nodes
     node.start().wait_ready()
