@@ -231,6 +231,12 @@ class Node:
     def subnet6(self) -> str:
         return self.env["FLANNEL_IPV6_SUBNET"].rpartition("1/")[0]
 
+    @property
+    def subnets(self) -> list[str]:
+        """Of each family, as a route has it: ``10.244.91.0/24``, ``fd00:244:0:91::/64``."""
+        subnets = [f"{self.subnet}.0/24"] if "FLANNEL_SUBNET" in self.env else []
+        return subnets + ([f"{self.subnet6}/64"] if "FLANNEL_IPV6_SUBNET" in self.env else [])
+
     def routes(self) -> dict[str, dict[str, Any]]:
         """flanneld's, by what they lead to."""
         found = self.host.json(f"ip -j -4 route show proto {PROTOCOL}") + self.host.json(
@@ -414,12 +420,11 @@ class Net:
         """Until every node has a route to every other node's subnets; with udp, until it has said so."""
         for node in self.running():
             others = [other for other in self.running() if other is not node]
+            wanted = {subnet for other in others for subnet in other.subnets}
             if self.read()["config"]["Backend"]["Type"] == "udp":
-                for other in others:
-                    node.flanneld.wait_for_log(f"Subnet added: {other.subnet}.0/24")  # type: ignore[union-attr]  # it runs
+                for subnet in wanted:
+                    node.flanneld.wait_for_log(f"Subnet added: {subnet}")  # type: ignore[union-attr]  # it runs
                 continue
-            wanted = {f"{other.subnet}.0/24" for other in others if "FLANNEL_SUBNET" in other.env}
-            wanted |= {f"{other.subnet6}/64" for other in others if "FLANNEL_IPV6_SUBNET" in other.env}
             until(lambda node=node, wanted=wanted: wanted <= node.routes().keys(), 10, f"routes of node {node.number}")  # type: ignore[misc]
 
     # ---- traffic --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 
 from cni_py.flanneld.lingering import LINGER_SECONDS
 from cni_py.flanneld.session import PUT_BACK_COUNT
-from flannel import NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
+from flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
 
 pytestmark = pytest.mark.netns
 
@@ -266,14 +266,26 @@ def test_wrong_back_end_ends_it_with_1_and_changes_nothing(net: Net, what: str) 
         assert (checked.returncode, words in checked.stderr) == (1, True)
 
 
-def test_udp_refuses_ipv6_by_name(net: Net) -> None:
-    net.write(
-        {"config": NETWORK | {"EnableIPv6": True, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "udp"}}, "leases": {}}
-    )
-    net.nodes[0].run("ip addr add fd00:123::11/64 dev eth0 nodad")
+def test_udp_refuses_an_interface_too_small_for_ipv6(net: Net) -> None:
+    net.write({"config": FAMILIES["dual"] | {"Backend": {"Type": "udp"}}, "leases": {}})
+    net.nodes[0].run("ip addr add fd00:123::11/64 dev eth0 nodad; ip link set eth0 mtu 1327")
     flanneld = net.nodes[0].start()
     assert flanneld.wait() == 1
-    assert "the udp back end carries IPv4 alone" in flanneld.log.splitlines()[-1]
+    assert "an MTU of 1279 bytes is too small for IPv6 pods" in flanneld.log.splitlines()[-1]
+    assert (net.leases(), net.nodes[0].device("flannel0")) == ({}, {})
+
+
+def test_udp_starts_while_the_kernel_asks_for_other_owners_of_the_address(net: Net) -> None:
+    """As at boot: an IPv6 address can be used a second or more after the interface is up."""
+    [node] = net.nodes
+    net.write({"config": FAMILIES["dual"] | {"Backend": {"Type": "udp"}}, "leases": {}})
+    node.run("for d in all eth0; do echo 1 >/proc/sys/net/ipv6/conf/$d/accept_dad; done")
+    node.run("echo 60 >/proc/sys/net/ipv6/conf/eth0/dad_transmits; ip addr add fd00:123::11/64 dev eth0")
+    node.run("ip -6 route add default via fd00:123::1")
+    assert "tentative" in node.run("ip addr show dev eth0")
+    node.start().wait_ready()
+    assert "tentative" in node.run("ip addr show dev eth0")
+    assert "[fd00:123::11]:8285" in node.run("ss -lun")
 
 
 def test_interface_that_is_not_there_ends_it_with_1_and_the_inventory(net: Net) -> None:
@@ -324,7 +336,7 @@ def test_signal_at_any_moment_ends_it_with_0(net: Net) -> None:
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
 def test_cleanup_removes_all_that_it_made(tmp_path: Path, backend: str) -> None:
-    with network(tmp_path, backend, "v4" if backend == "udp" else "dual", nodes=2) as net:
+    with network(tmp_path, backend, "dual", nodes=2) as net:
         node = net.nodes[0]
         before = node.host.snapshot()
         net.options = ["-ip-masq", "-ip-blackhole-route"]

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.netns
 DIRECT = {"Type": "vxlan", "DirectRouting": True}
 FAMILIES = ("v4", "v6", "dual")
 VXLAN_OVERHEAD = {"v4": 50, "v6": 70, "dual": 70}  # outer Ethernet, IP, UDP, VXLAN
+UDP_OVERHEAD = {"v4": 28, "v6": 48, "dual": 48}  # outer IP, UDP
 
 
 def check(net: Net) -> None:
@@ -31,9 +32,7 @@ def ways(net: Net) -> set[tuple[int, int, str]]:
     for node in net.running():
         routes = node.routes()
         for other in net.running():
-            subnets = [f"{other.subnet}.0/24"] if "FLANNEL_SUBNET" in other.env else []
-            subnets += [f"{other.subnet6}/64"] if "FLANNEL_IPV6_SUBNET" in other.env else []
-            found |= {(node.number, other.number, routes[subnet]["dev"]) for subnet in subnets if other is not node}
+            found |= {(node.number, other.number, routes[subnet]["dev"]) for subnet in other.subnets if other is not node}
     return found
 
 
@@ -75,17 +74,18 @@ def test_host_gw_joins_pods(tmp_path: Path, families: str) -> None:
         assert {device for _, _, device in ways(net)} == {"eth0"}
 
 
-def test_udp_joins_pods(tmp_path: Path) -> None:
-    with network(tmp_path, "udp") as net:
+@pytest.mark.parametrize("families", FAMILIES)
+def test_udp_joins_pods(tmp_path: Path, families: str) -> None:
+    with network(tmp_path, "udp", families) as net:
         net.start()
         check(net)
-        assert net.nodes[0].env["FLANNEL_MTU"] == "1472"
+        assert net.nodes[0].env["FLANNEL_MTU"] == str(1500 - UDP_OVERHEAD[families])
 
 
-NODES_CHANGE: list[tuple[Any, str]] = [("vxlan", "dual"), (DIRECT, "v4"), ("host-gw", "dual"), ("udp", "v4")]
+NODES_CHANGE: list[tuple[Any, str]] = [("vxlan", "dual"), (DIRECT, "v4"), ("host-gw", "dual"), ("udp", "v4"), ("udp", "dual")]
 
 
-@pytest.mark.parametrize(("backend", "families"), NODES_CHANGE, ids=["vxlan", "vxlan direct", "host-gw", "udp"])
+@pytest.mark.parametrize(("backend", "families"), NODES_CHANGE, ids=["vxlan", "vxlan direct", "host-gw", "udp", "udp dual"])
 def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, families: str) -> None:
     with network(tmp_path, backend, families, nodes=2) as net:
         net.start()
@@ -110,7 +110,7 @@ def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, famili
         assert net.unreached() == []
 
         # a node goes: nothing that led to it is left, and the others go on
-        gone = third.subnet
+        gone, gone_subnets = third.subnet, third.subnets
         assert third.flanneld
         third.flanneld.kill()
         content = net.read()
@@ -118,7 +118,8 @@ def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, famili
         net.write(content)
         assert first.flanneld
         if backend == "udp":
-            first.flanneld.wait_for_log(f"Subnet removed: {gone}.0/24")
+            for subnet in gone_subnets:
+                first.flanneld.wait_for_log(f"Subnet removed: {subnet}")
         else:
             from flannel import until
 

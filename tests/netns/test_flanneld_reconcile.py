@@ -44,7 +44,7 @@ def host_gw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
 
 @pytest.fixture(scope="module")
 def udp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
-    with network(tmp_path_factory.mktemp("udp"), "udp", nodes=2) as net:
+    with network(tmp_path_factory.mktemp("udp"), "udp", "dual", nodes=2) as net:
         net.start()
         yield net
 
@@ -74,6 +74,7 @@ def names(net: Net) -> dict[str, str]:
         "subnet6": f"{node.subnet6}/64" if "FLANNEL_IPV6_SUBNET" in node.env else "",
         "gateway6": node.subnet6 if "FLANNEL_IPV6_SUBNET" in node.env else "",
         "own": f"{net.nodes[0].subnet}.0" if "FLANNEL_SUBNET" in net.nodes[0].env else "",
+        "own6": net.nodes[0].subnet6 if "FLANNEL_IPV6_SUBNET" in net.nodes[0].env else "",
         "address": node.address,
         "address6": node.address6,
         "mac": devices["flannel.1"],
@@ -189,6 +190,8 @@ UDP = {
     "address removed": "ip addr flush dev flannel0",
     "route deleted": "ip route del 10.244.0.0/16",
     "device does not forward": "echo 0 >/proc/sys/net/ipv4/conf/flannel0/forwarding",
+    "IPv6 address removed": "ip -6 addr del {own6}/128 dev flannel0",
+    "IPv6 route deleted": "ip -6 route del fd00:244::/48",
 }
 
 
@@ -196,7 +199,8 @@ UDP = {
 def test_udp_is_put_back(udp: Net, change: str) -> None:
     seconds = heal(udp, UDP[change])
     print(f"healed in {seconds:.2f} s: {change}")
-    assert udp.nodes[0].reached(udp.nodes[1].pods["pod2"][0], pod="pod1")
+    for address in udp.nodes[1].pods["pod2"]:
+        assert udp.nodes[0].reached(address, pod="pod1")
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "host_gw", "udp"])

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from base64 import b64encode
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from struct import pack
@@ -52,143 +53,147 @@ def key(number: int) -> str:
 # ---- udp --------------------------------------------------------------------------------------
 
 
-def packet(ttl: int = 64, protocol: int = 17, fragment: int = 0, options: bytes = b"", **ends: str) -> bytearray:
-    """An IPv4 packet with a right checksum and ports in it."""
-    source, target = (
-        IPv4Address(ends.get(name, usual)).packed for name, usual in (("src", "10.244.1.5"), ("dst", "10.244.9.9"))
-    )
-    size = 20 + len(options)
-    head = bytes([0x40 | size // 4, 0, 0, size + 12, 0x12, 0x34, fragment >> 8, fragment & 255, ttl, protocol, 0, 0])
-    head += source + target + options
-    return bytearray(head[:10] + udp.checksum_of(head) + head[12:] + b"\x1b\x58\x00\x35eightbytes"[:12])
+def at(number: int) -> tuple[Any, ...]:
+    """The socket address of the node with this number."""
+    return f"192.0.2.{number}", 8285
 
 
-def header_is_right(data: bytes | bytearray) -> bool:
-    return udp.checksum_of(bytes(data[: (data[0] & 15) * 4])) == b"\0\0"
+def at6(number: int) -> tuple[Any, ...]:
+    return f"2001:db8::{number}", 8285, 0, 2
 
 
 def test_udp_table_takes_the_longest_prefix() -> None:
-    network = IPv4Network
     table = udp.Table(
-        {network("10.244.0.0/16"): HERE, network("10.244.7.0/24"): THERE, network("10.244.7.128/25"): IPv4Address("192.0.2.3")}
+        {
+            IPv4Network("10.244.0.0/16"): at(1),
+            IPv4Network("10.244.7.0/24"): at(2),
+            IPv4Network("10.244.7.128/25"): at(3),
+        }
     )
     found = {
         address: table.find(int(IPv4Address(address))) for address in ("10.244.7.1", "10.244.7.200", "10.244.8.1", "10.9.9.9")
     }
-    assert found == {"10.244.7.1": "192.0.2.2", "10.244.7.200": "192.0.2.3", "10.244.8.1": "192.0.2.1", "10.9.9.9": None}
+    assert found == {"10.244.7.1": at(2), "10.244.7.200": at(3), "10.244.8.1": at(1), "10.9.9.9": None}
+
+
+def test_udp_table_of_ipv6_takes_the_longest_prefix() -> None:
+    network = IPv6Network
+    table = udp.Table(
+        {network("fd00:244::/48"): at6(1), network("fd00:244:0:7::/64"): at6(2), network("fd00:244:0:7::80/126"): at6(3)}
+    )
+    addresses = ("fd00:244:0:7::1", "fd00:244:0:7::83", "fd00:244:0:7::84", "fd00:244:0:8::1", "fd00:245::1", "::1")
+    found = [table.find(int(IPv6Address(address))) for address in addresses]
+    assert found == [at6(2), at6(3), at6(2), at6(1), None, None]
 
 
 def test_udp_table_of_the_default_route() -> None:
-    assert udp.Table({IPv4Network("0.0.0.0/0"): HERE}).find(0xFFFFFFFF) == "192.0.2.1"
+    assert udp.Table({IPv4Network("0.0.0.0/0"): at(1)}).find(0xFFFFFFFF) == at(1)
+    assert udp.Table({IPv6Network("::/0"): at6(1)}).find((1 << 128) - 1) == at6(1)
     assert udp.Table({}).find(1) is None
 
 
-def test_udp_ttl_is_less_by_one_and_the_checksum_right_for_every_value() -> None:
-    for identification in range(0, 0x10000, 0x11):
-        for ttl in (2, 64, 255):
-            data = packet(ttl)
-            data[4:6] = identification.to_bytes(2, "big")
-            data[10:12] = b"\0\0"
-            data[10:12] = udp.checksum_of(bytes(data[:20]))
-            assert udp.decrement_ttl(data)
-            assert data[8] == ttl - 1
-            assert header_is_right(data)
-            assert data[10:12] != b"\xff\xff"  # of two zeros of one's complement the one that is computed
-
-
-@pytest.mark.parametrize("ttl", [0, 1])
-def test_udp_packet_at_its_end_is_not_carried(ttl: int) -> None:
-    assert not udp.decrement_ttl(packet(ttl))
-
-
-def test_udp_unreachable_quotes_header_and_eight_bytes() -> None:
-    data = packet(options=b"\x01" * 8)
-    answer = udp.unreachable(data)
-    assert answer is not None
-    assert header_is_right(answer)
-    assert (answer[0], answer[8], answer[9]) == (0x45, 8, 1)
-    assert answer[12:20] == data[16:20] + data[12:16]
-    assert answer[20:22] == b"\3\0"
-    assert udp.checksum_of(answer[20:]) == b"\0\0"
-    assert answer[28:] == data[:36]
-    assert int.from_bytes(answer[2:4], "big") == len(answer)
-
-
 @pytest.mark.parametrize(
-    "data",
+    ("network", "published", "mtu", "listening"),
     [
-        packet(protocol=1),
-        packet(fragment=1),
-        packet(fragment=0x2001),
-        packet(dst="224.0.0.22"),
-        packet(dst="255.255.255.255"),
-        packet(src="0.0.0.0"),
-        packet(src="224.0.0.1"),
+        (V4, '{"PublicIP":"192.0.2.1","PublicIPv6":null}', 1472, [at(1)]),
+        (V6, '{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::1"}', 1452, [at6(1)]),
+        (DUAL, '{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1"}', 1452, [at(1), at6(1)]),
     ],
-    ids=["ICMP", "later fragment", "middle fragment", "multicast", "broadcast", "no sender", "sender is a group"],
 )
-def test_udp_unreachable_is_not_sent_about(data: bytearray) -> None:
-    assert udp.unreachable(data) is None
-
-
-def test_udp_unreachable_is_sent_about_a_first_fragment_and_a_packet_cut_short() -> None:
-    assert udp.unreachable(packet(fragment=0x2000)) is not None
-    short = udp.unreachable(packet()[:21])
-    assert short is not None
-    assert len(short) == 20 + 8 + 21
-
-
-@pytest.mark.parametrize(
-    ("data", "is_it"),
-    [
-        (bytes(packet()), True),
-        (bytes(packet(options=bytes(40))), True),
-        (b"", False),
-        (bytes(packet()[:19]), False),
-        (b"\x60" + bytes(60), False),
-        (b"\x44" + bytes(60), False),
-        (b"\x4f" + bytes(30), False),
-    ],
-    ids=["plain", "options", "empty", "short", "IPv6", "header too small", "header cut"],
-)
-def test_udp_what_is_a_packet(data: bytes, is_it: bool) -> None:
-    assert udp.is_ipv4(data) is is_it
-
-
-def test_udp_lease_is_as_gos(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_udp_lease_is_as_gos(
+    monkeypatch: pytest.MonkeyPatch, network: dict[str, Any], published: str, mtu: int, listening: list[Any]
+) -> None:
     class Nothing:
         def close(self) -> None: ...
 
-    monkeypatch.setattr(udp, "open_socket", lambda address: Nothing())
+    opened = []
+
+    def open_socket(address: Any) -> Any:
+        opened.append(address)
+        return Nothing()
+
+    monkeypatch.setattr(udp, "open_socket", open_socket)
     monkeypatch.setattr(udp.Backend, "_ensure_device", lambda self, host: None)
-    backend = made(udp)
-    assert backend.attributes().as_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
-    assert backend.mtu == 1472
+    backend = made(udp, network)
+    for _ in range(2):
+        assert backend.attributes().as_json() == published
+    assert backend.mtu == mtu
+    assert opened == listening
     backend.cleanup()
 
 
-def test_udp_wants_the_network_on_its_device() -> None:
-    own = lease(1, "", v6=False)
-    assert made(udp).wanted(own, [own, lease(2, "")]) == Wanted(
-        addresses=frozenset({("flannel0", IPv4Interface("10.244.1.0/32"))}),
-        routes=frozenset({Route(IPv4Network("10.244.0.0/16"), "flannel0")}),
+@pytest.mark.parametrize(("network", "families"), [(V4, [4]), (V6, [6]), (DUAL, [4, 6])])
+def test_udp_wants_the_networks_on_its_device(network: dict[str, Any], families: list[int]) -> None:
+    own = lease(1, "")
+    address = {4: IPv4Interface("10.244.1.0/32"), 6: IPv6Interface("fd00:244:0:1::/128")}
+    whole: dict[int, Any] = {4: IPv4Network("10.244.0.0/16"), 6: IPv6Network("fd00:244::/48")}
+    assert made(udp, network).wanted(own, [own, lease(2, "")]) == Wanted(
+        addresses=frozenset(("flannel0", address[family]) for family in families),
+        routes=frozenset(Route(whole[family], "flannel0") for family in families),
     )
 
 
-def test_udp_takes_peers_of_its_kind_only(capfd: pytest.CaptureFixture[str]) -> None:
-    backend, own = made(udp), lease(1, "")
+def nodes_of(backend: Any) -> list[Any]:
+    """Where the pods of the nodes 1 to 6 are, by each family in use."""
+    pods: dict[int, list[Any]] = {
+        4: [IPv4Address(f"10.244.{number}.9") for number in range(1, 7)],
+        6: [IPv6Address(f"fd00:244:0:{number}::9") for number in range(1, 7)],
+    }
+    return [table.find(int(pod)) for family, table in backend._tables.items() for pod in pods[family]]
+
+
+PEERS = [
+    *(lease(1, ""), lease(2, ""), lease(3, "udp"), lease(4, "vxlan")),
+    *(lease(5, "", public_ip=None), lease(6, "", public_ipv6=None)),
+]
+NODES4, NODES6 = [None, at(2), at(3), None, None, at(6)], [None, at6(2), at6(3), None, at6(5), None]
+
+
+@pytest.mark.parametrize(("network", "nodes"), [(V4, NODES4), (V6, NODES6), (DUAL, NODES4 + NODES6)], ids=["v4", "v6", "dual"])
+def test_udp_takes_peers_of_its_kind_only(network: dict[str, Any], nodes: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a node without a public address of a family the other family alone."""
+    backend = made(udp, network)
+    assert nodes_of(backend) == [None] * len(nodes)
     for _ in range(2):
-        backend.apply(own, [own, lease(2, ""), lease(3, "udp"), lease(4, "vxlan"), lease(5, "", public_ip=None)])
-    found = [backend._table.find(int(IPv4Address(f"10.244.{number}.9"))) for number in range(1, 6)]
-    assert found == [None, "192.0.2.2", "192.0.2.3", None, None]
-    assert capfd.readouterr().err.count("Ignoring non-udp subnet 10.244.4.0/24: type=vxlan") == 1
+        backend.apply(PEERS[0], PEERS)
+        assert nodes_of(backend) == nodes
+    log = capfd.readouterr().err
+    once = [4 in backend.networks, 6 in backend.networks]
+    ignored = [log.count(f"Ignoring non-udp subnet {subnet}: type=vxlan") for subnet in ("10.244.4.0/24", "fd00:244:0:4::/64")]
+    added = [log.count(f"Subnet added: {way}") for way in ("10.244.2.0/24 via 192.0.2.2", "fd00:244:0:2::/64 via 2001:db8::2")]
+    assert (ignored, added) == (once, once)
+    backend.apply(PEERS[0], PEERS[:1])
+    assert nodes_of(backend) == [None] * len(nodes)
+    log = capfd.readouterr().err
+    assert [log.count(f"Subnet removed: {subnet}") for subnet in ("10.244.2.0/24", "fd00:244:0:2::/64")] == once
 
 
-@pytest.mark.parametrize("module", [udp, ipip])
+def test_udp_peer_with_an_address_of_the_link_alone_is_reached_by_the_external_interface() -> None:
+    backend = made(udp, V6)
+    backend.apply(lease(1, ""), [lease(2, "", public_ipv6=IPv6Address("fe80::2"))])
+    assert nodes_of(backend)[1] == ("fe80::2", 8285, 0, EXTERNAL.ifindex)
+
+
+@pytest.mark.parametrize(
+    ("network", "addr", "addr6", "missing"),
+    [(V4, None, HERE6, "IPv4"), (V6, HERE, None, "IPv6"), (DUAL, HERE, None, "IPv6"), (DUAL, None, HERE6, "IPv4")],
+)
+def test_udp_needs_an_address_of_each_family(network: dict[str, Any], addr: Any, addr6: Any, missing: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"eth0 has no {missing} address to listen at"):
+        made(udp, network, ExternalInterface("eth0", 2, 1500, addr, addr6, HERE, HERE6))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"), [(("192.0.2.77", 1), "192.0.2.77:1"), (("2001:db8::77", 1, 0, 1), "2001:db8::77")]
+)
+def test_udp_address_in_words(address: Any, words: str) -> None:
+    assert words in udp.in_words(address)
+
+
 @pytest.mark.parametrize("network", [V6, DUAL])
-def test_ipv4_back_end_refuses_ipv6(module: Any, network: dict[str, Any]) -> None:
+def test_ipip_refuses_ipv6(network: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedField, match="carries IPv4 alone"):
-        made(module, network)
+        made(ipip, network)
 
 
 @pytest.mark.parametrize(
@@ -209,10 +214,15 @@ def test_wrong_key_is_refused_by_name(module: Any, keys: dict[str, Any]) -> None
         made(module, **keys)
 
 
-@pytest.mark.parametrize(("module", "mtu"), [(udp, 603), (ipip, 595), (wireguard, 655)])
-def test_mtu_too_small_for_the_tunnel_is_refused(module: Any, mtu: int) -> None:
+@pytest.mark.parametrize(
+    ("module", "network", "mtu"),
+    [(udp, V4, 604), (udp, V6, 1328), (udp, DUAL, 1328), (ipip, V4, 596), (wireguard, V4, 656)],
+)
+def test_mtu_too_small_for_the_tunnel_is_refused(module: Any, network: dict[str, Any], mtu: int) -> None:
+    smallest = ExternalInterface("eth0", 2, mtu, HERE, HERE6, HERE, HERE6)
+    made(module, network, smallest)
     with pytest.raises(InvalidConfig, match="too small"):
-        made(module, external=ExternalInterface("eth0", 2, mtu, HERE, None, HERE, None))
+        made(module, network, replace(smallest, mtu=mtu - 1))
 
 
 # ---- extension --------------------------------------------------------------------------------
