@@ -2,26 +2,31 @@
 
     n1: cni0 10.244.1.1 ── flannel0 ── eth0 192.0.2.1 ── cable ── 192.0.2.2 eth0 ── flannel0 ── cni0 10.244.2.1 :n2
 
+With IPv6 cni0 has fd00:244:0:1::1 too, and eth0 2001:db8::1. A pair is named by its back end and the families in use.
 ipip and wireguard go the same way where the kernel has them; where not, they must say so by name.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
 
+from flannel import FAMILIES
 from namespaces import Host, Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
-TYPES = ["udp", "ipip", "wireguard"]
-OVERHEAD = {"udp": 28, "ipip": 20, "wireguard": 80}
+UDP = ["udp", "udp v6", "udp dual"]
+OVERHEAD = {"udp": 28, "udp v6": 48, "udp dual": 48, "ipip": 20, "wireguard": 80}
 DEVICE = {"udp": "flannel0", "ipip": "flannel.ipip", "wireguard": "flannel-wg"}
 FEATURE = {"ipip": "CONFIG_NET_IPIP", "wireguard": "CONFIG_WIREGUARD", "udp": "CONFIG_TUN"}
 
@@ -30,22 +35,22 @@ pytestmark = pytest.mark.netns
 # a node: prints what its lease says, then takes a line of leases at a time; ends with its standard input
 NODE = """
 import json, os, subprocess, sys, threading
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
 from cni_py.errors import CniError
 from cni_py.flanneld import backends
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 
-kind, name = sys.argv[1], sys.argv[2]
+kind, name, network, key = sys.argv[1:]
 os.environ["WIREGUARD_KEY_FILE"] = f"/run/flannel/wgkey-{name}"
-address = IPv4Address(f"192.0.2.{name}")
-config = NetworkConfig.parse(json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": kind}}))
+config = NetworkConfig.parse(json.dumps(json.loads(network) | {"Backend": {"Type": kind}}))
+ends = [IPv4Address(f"192.0.2.{name}") if config.ipv4 else None, IPv6Address(f"2001:db8::{name}") if config.ipv6 else None]
 with open("/sys/class/net/eth0/ifindex") as file:
-    external = ExternalInterface("eth0", int(file.read()), 1500, address, None, address, None)
+    external = ExternalInterface("eth0", int(file.read()), 1500, *ends, *ends)
 backend = backends.create(config, external)
 try:
-    own = Lease(Subnets(IPv4Network(f"10.244.{name}.0/24")), backend.attributes())
+    own = Lease(Subnets.from_key(key), backend.attributes())
 except CniError as error:
     print(json.dumps({"refused": str(error)}), flush=True)
     sys.exit()
@@ -55,7 +60,8 @@ for line in sys.stdin:
     leases = [Lease(Subnets.from_key(key), Attributes.from_json(value)) for key, value in json.loads(line).items()]
     wanted = backend.wanted(own, [own, *leases])
     for device, its in wanted.addresses:
-        subprocess.run(["ip", "address", "replace", str(its), "dev", device], check=True)
+        nodad = ["nodad"][: its.version == 6]
+        subprocess.run(["ip", "address", "replace", str(its), "dev", device, *nodad], check=True)
     for route in wanted.routes:
         by = ["via", str(route.gateway)] if route.gateway else []
         subprocess.run(["ip", "route", "replace", str(route.dst), *by, "dev", route.device, *["onlink"][: route.onlink]], check=True)
@@ -72,7 +78,7 @@ if thread:
 
 SERVER = """
 import socket
-with socket.create_server(("10.244.2.1", 7000)) as server:
+with socket.create_server(("", 7000), family=socket.AF_INET6, dualstack_ipv6=True) as server:
     print("ready", flush=True)
     connection, _ = server.accept()
     size = 0
@@ -82,39 +88,43 @@ with socket.create_server(("10.244.2.1", 7000)) as server:
 """
 CLIENT = """
 import socket, sys
-with socket.create_connection(("10.244.2.1", 7000), 20, ("10.244.1.1", 0)) as s:
-    s.sendall(bytes(int(sys.argv[1])))
+with socket.create_connection((sys.argv[2], 7000), 20, (sys.argv[1], 0)) as s:
+    s.sendall(bytes(int(sys.argv[3])))
     s.shutdown(socket.SHUT_WR)
     print(s.recv(100).decode())
 """
 ASK = """
-import socket
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+import socket, sys
+address = sys.argv[1]
+with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as s:
     s.settimeout(5)
-    s.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR: "net unreachable" is no reason to give up, for who does not ask
-    s.connect(("10.244.77.1", 7))
+    # IP_RECVERR, IPV6_RECVERR: that a network is not reached is no reason to give up, for who does not ask
+    s.setsockopt(*((socket.IPPROTO_IPV6, 25) if ":" in address else (socket.IPPROTO_IP, 11)), 1)
+    s.connect((address, 7))
     s.send(b"is anybody there?")
     try:
         s.recv(1)
     except OSError as error:
         print(type(error).__name__, error.errno)
 """
-
-
-JUNK = """
-import os, socket
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-    for data in b"", b"E", bytes(20), bytes(1400), b"\\x45" * 60000, b"\\x60" + bytes(60), *(os.urandom(60) for _ in range(200)):
-        s.sendto(data, ("192.0.2.1", 8285))
+SEND = """
+import socket, sys
+address = sys.argv[1]
+with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as s:
+    for line in sys.stdin:
+        s.sendto(bytes.fromhex(line), (address, 8285))
 """
 
 
 class Node:
     """A process with a Backend object in a namespace."""
 
-    def __init__(self, host: Host, kind: str, number: int) -> None:
-        self.sandbox, self.key = Sandbox(f"n{number}"), f"10.244.{number}.0-24"
-        command = host.command(sys.executable, "-c", NODE, kind, str(number), sandbox=self.sandbox)
+    def __init__(self, host: Host, kind: str, number: int, families: str = "v4") -> None:
+        self.sandbox = Sandbox(f"n{number}")
+        self.key = "0.0.0.0-0" if families == "v6" else f"10.244.{number}.0-24"
+        self.key += "" if families == "v4" else f"&fd00:244:0:{number}::-64"
+        argv = [kind, str(number), json.dumps(FAMILIES[families]), self.key]
+        command = host.command(sys.executable, "-c", NODE, *argv, sandbox=self.sandbox)
         env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(command, text=True, env=env, **pipes)
@@ -143,18 +153,25 @@ class Node:
 class Pair:
     """The picture above."""
 
-    def __init__(self, host: Host, kind: str) -> None:
-        self.host, self.kind = host, kind
+    def __init__(self, host: Host, name: str) -> None:
+        self.host, self.name = host, name
+        self.kind, _, families = name.partition(" ")
+        self.families = families or "v4"
         for number in (1, 2):
             host.netns(f"n{number}")
         host.run("ip link add eth0 netns n1 type veth peer name eth0 netns n2")
         for number in (1, 2):
             host.run(
+                "echo 1 >/proc/sys/net/ipv6/conf/eth0/keep_addr_on_down;"
                 f"ip link set lo up; ip address add 192.0.2.{number}/24 dev eth0; ip link set eth0 up;"
-                f"ip link add cni0 type bridge; ip address add 10.244.{number}.1/24 dev cni0; ip link set cni0 up",
+                f"ip address add 2001:db8::{number}/64 dev eth0 nodad; ip link add cni0 type bridge; ip link set cni0 up;"
+                f"ip address add 10.244.{number}.1/24 dev cni0; ip address add fd00:244:0:{number}::1/64 dev cni0 nodad",
                 Sandbox(f"n{number}"),
             )
-        self.nodes = [Node(host, kind, 1), Node(host, kind, 2)]
+        self.nodes = [Node(host, self.kind, number, self.families) for number in (1, 2)]
+        ends = {4: ("10.244.1.1", "10.244.2.1"), 6: ("fd00:244:0:1::1", "fd00:244:0:2::1")}
+        self.ends = [ends[family] for family in {"v4": [4], "v6": [6], "dual": [4, 6]}[self.families]]
+        """The addresses of n1 and n2, by each family in use."""
 
     def connect(self) -> bool:
         """Tell each of the other; False where the kernel has no such device, which it says by name."""
@@ -166,8 +183,27 @@ class Pair:
         two.tell({one.key: one.said["says"]})
         return True
 
-    def ping(self, size: int = 56, to: str = "10.244.2.1") -> str:
-        return self.host.run(f"ping -n -c 2 -i 0.2 -W 1 -M do -s {size} -I 10.244.1.1 {to} 2>&1", Sandbox("n1"), check=False)
+    def ping(self, source: str, target: str, size: int = 84, hops: int = 64) -> str:
+        """Two packets of this size that must not be cut."""
+        options = f"-n -c 2 -i 0.2 -W 1 -M do -t {hops} -s {size - (48 if ':' in target else 28)}"
+        return self.host.run(f"ping {options} -I {source} {target} 2>&1", Sandbox("n1"), check=False)
+
+    def lost(self, size: int = 84, hops: int = 64) -> str:
+        """Of the packets of each family; in words where it is not the same."""
+        answers = [self.ping(*ends, size, hops) for ends in self.ends]
+        return " and ".join(sorted({answer.partition("% packet loss")[0].split()[-1] + "%" for answer in answers}))
+
+    def send(self, packets: list[bytes], to: str) -> None:
+        """From n2, each in a datagram to the port of n1."""
+        lines = "\n".join(packet.hex() for packet in packets)
+        done = self.host.execute([sys.executable, "-c", SEND, to], sandbox="n2", stdin=lines)
+        assert done.returncode == 0, done.stderr
+
+    def came_in(self) -> int:
+        """Packets that n1's device has got."""
+        stats = self.host.json("ip -j -s link show flannel0", Sandbox("n1"))[0]["stats64"]["rx"]
+        assert isinstance(stats["packets"], int)
+        return stats["packets"]
 
     def close(self) -> list[str]:
         return [node.close() for node in self.nodes]
@@ -189,86 +225,137 @@ def until(condition: Callable[[], Any], seconds: float = 3.0) -> Any:
     return value
 
 
-@pytest.mark.parametrize("pair", TYPES, indirect=True)
+@pytest.mark.parametrize("pair", [*UDP, "ipip", "wireguard"], indirect=True)
 def test_packets_reach_the_other_node_at_full_size(pair: Pair) -> None:
     if not pair.connect():
         return
-    mtu = 1500 - OVERHEAD[pair.kind]
+    mtu = 1500 - OVERHEAD[pair.name]
     assert pair.nodes[0].said["mtu"] == mtu
     assert pair.host.json(f"ip -j link show {DEVICE[pair.kind]}", Sandbox("n1"))[0]["mtu"] == mtu
-    assert " 0% packet loss" in pair.ping()
-    assert " 0% packet loss" in pair.ping(mtu - 28)
-    assert " 0% packet loss" not in pair.ping(mtu - 27)
+    assert pair.lost() == "0%"
+    assert pair.lost(mtu) == "0%"
+    assert pair.lost(mtu + 1) == "100%"
 
 
-def test_udp_each_end_of_the_tunnel_takes_one_from_ttl(pair: Pair) -> None:
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
+def test_udp_each_end_of_the_tunnel_takes_one_hop(pair: Pair) -> None:
     pair.connect()
-    assert "ttl=62" in pair.ping()
+    for ends in pair.ends:
+        assert "ttl=62" in pair.ping(*ends)
+    assert pair.lost(hops=1) == "100%"
+    assert pair.lost(hops=2) == "100%"
+    assert pair.lost(hops=3) == "0%"
 
 
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
 def test_udp_carries_a_stream_whole(pair: Pair) -> None:
     pair.connect()
-    server = subprocess.Popen(
-        pair.host.command(sys.executable, "-c", SERVER, sandbox="n2"),
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-    size = 8_000_000
-    assert pair.host.execute([sys.executable, "-c", CLIENT, str(size)], sandbox="n1").stdout == f"{size}\n"
-    server.communicate(timeout=10)
+    for source, target in pair.ends:
+        with subprocess.Popen(
+            pair.host.command(sys.executable, "-c", SERVER, sandbox="n2"),
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        ) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            argv = [sys.executable, "-c", CLIENT, source, target, "8000000"]
+            assert pair.host.execute(argv, sandbox="n1").stdout == "8000000\n"
 
 
-def test_udp_says_that_no_node_has_the_address(pair: Pair) -> None:
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
+def test_udp_datagrams_go_in_pieces_where_the_way_is_narrower_than_was_known(pair: Pair) -> None:
     pair.connect()
-    answer = pair.host.execute([sys.executable, "-c", ASK], sandbox="n1")
+    for node in pair.nodes:
+        pair.host.run("ip link set eth0 mtu 1400", node.sandbox)
+    assert pair.lost(1452) == "0%"
+
+
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
+@pytest.mark.parametrize("address", ["10.244.77.1", "fd00:244:0:77::1"])
+@pytest.mark.parametrize("has_firewall", [False, True])
+def test_udp_says_that_no_node_has_the_address(pair: Pair, address: str, has_firewall: bool) -> None:
+    """Also to who asks behind a firewall that drops what comes from where no answer would go to, as firewalld's does."""
+    pair.connect()
+    if has_firewall:
+        chain = "add table inet t; add chain inet t c { type filter hook prerouting priority raw; }"
+        pair.host.run(f"nft '{chain}; add rule inet t c fib saddr . mark . iif oif missing drop'", Sandbox("n1"))
+    answer = pair.host.execute([sys.executable, "-c", ASK, address], sandbox="n1")
     assert answer.stdout == "OSError 101\n", answer.stderr  # ENETUNREACH, from an ICMP message
 
 
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
 def test_udp_peer_that_left_is_not_reached(pair: Pair) -> None:
     pair.connect()
-    assert " 0% packet loss" in pair.ping()
+    assert pair.lost() == "0%"
     pair.nodes[0].tell({})
-    assert " 100% packet loss" in pair.ping()
+    assert pair.lost() == "100%"
     log = pair.nodes[0].close()
     assert "Subnet added: 10.244.2.0/24 via 192.0.2.2" in log
+    assert "Subnet added: fd00:244:0:2::/64 via 2001:db8::2" in log
     assert "Subnet removed: 10.244.2.0/24" in log
+    assert "Subnet removed: fd00:244:0:2::/64" in log
 
 
-@pytest.mark.parametrize("damage", ["ip link del flannel0", "ip link set flannel0 down", "ip link set flannel0 mtu 1400"])
+@pytest.mark.parametrize("pair", ["udp", "udp dual"], indirect=True)
+@pytest.mark.parametrize(
+    "damage",
+    ["ip link del flannel0", "ip link set flannel0 down", "ip link set flannel0 mtu 1400", "ip link set flannel0 mtu 1200"],
+)
 def test_udp_device_comes_back(pair: Pair, damage: str) -> None:
     pair.connect()
     pair.host.run(damage, Sandbox("n1"))
-    whole = "ip link show up flannel0 2>/dev/null | grep 'mtu 1472' || true"
+    whole = f"ip link show up flannel0 2>/dev/null | grep 'mtu {1500 - OVERHEAD[pair.name]}' || true"
     assert until(lambda: pair.host.run(whole, Sandbox("n1")))
     pair.nodes[0].tell({pair.nodes[1].key: pair.nodes[1].said["says"]})  # address and route, as the reconciler would
-    assert " 0% packet loss" in pair.ping()
+    assert pair.lost() == "0%"
 
 
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
 def test_udp_lives_on_without_a_way_to_the_peer(pair: Pair) -> None:
     pair.connect()
     pair.host.run("ip link set eth0 down", Sandbox("n1"))
-    assert " 100% packet loss" in pair.ping()
+    assert pair.lost() == "100%"
     pair.host.run("ip link set eth0 up", Sandbox("n1"))
-    assert until(lambda: " 0% packet loss" in pair.ping(), 10)
+    assert until(lambda: pair.lost() == "0%", 10)
 
 
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
 def test_udp_survives_what_is_no_packet(pair: Pair) -> None:
     pair.connect()
-    assert pair.host.execute([sys.executable, "-c", JUNK], sandbox="n2").returncode == 0
-    assert " 0% packet loss" in pair.ping()
+    rubbish = [b"", b"E", b"\x60", bytes(20), bytes(1400), b"\x45" * 60000, b"\x65" * 60000, b"\x60" + bytes(60)]
+    rubbish += [bytes([first]) + os.urandom(59) for first in (0x45, 0x4F, 0x60, 0x6F) for _ in range(50)]
+    for address in ("192.0.2.1", "2001:db8::1"):
+        pair.send(rubbish + [os.urandom(60) for _ in range(200)], address)
+    assert pair.lost() == "0%"
     assert "no packets are carried" not in pair.nodes[0].close()
 
 
+@pytest.mark.parametrize(("pair", "count"), [("udp", 1), ("udp v6", 1), ("udp dual", 4)], indirect=["pair"])
+def test_udp_takes_packets_of_the_families_in_use(pair: Pair, count: int) -> None:
+    """By whatever datagram; and none that has no hop left."""
+    pair.connect()
+    source, target = (ip_address(f"10.244.{number}.9").packed for number in (2, 1))
+    source6, target6 = (ip_address(f"fd00:244:0:{number}::9").packed for number in (2, 1))
+    for hops in (1, 64):
+        packets = [pack("!BBHHHBBH", 0x45, 0, 20, 0, 0, hops, 253, 0) + source + target]
+        packets.append(pack("!IHBB", 6 << 28, 0, 59, hops) + source6 + target6)
+        for address in (["192.0.2.1"] if pair.families != "v6" else []) + (["2001:db8::1"] if pair.families != "v4" else []):
+            pair.send(packets, address)
+    assert pair.lost() == "0%"  # when these have come, the others have been looked at
+    assert pair.came_in() == count + 2 * len(pair.ends)
+
+
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
 def test_udp_leaves_nothing(pair: Pair) -> None:
     pair.connect()
     pair.close()
-    assert pair.host.run("ip link show flannel0 2>/dev/null || true; ip route show 10.244.0.0/16", Sandbox("n1")) == ""
+    left = "ip link show flannel0 2>/dev/null || true; ip route show 10.244.0.0/16; ip -6 route show fd00:244::/48"
+    assert pair.host.run(left, Sandbox("n1")) == ""
 
 
-def test_udp_refuses_a_second_one(pair: Pair) -> None:
-    second = Node(pair.host, "udp", 1)
-    assert "failed to start listening on UDP socket: 192.0.2.1:8285" in second.said["refused"]
+@pytest.mark.parametrize(("pair", "where"), [("udp", "192.0.2.1"), ("udp v6", r"[2001:db8::1]")], indirect=["pair"])
+def test_udp_refuses_a_second_one(pair: Pair, where: str) -> None:
+    second = Node(pair.host, "udp", 1, pair.families)
+    assert f"failed to start listening on UDP socket: {where}:8285" in second.said["refused"]
     second.close()
