@@ -209,19 +209,15 @@ def test_unreachable_of_ipv6_is_not_sent_about(data: bytearray) -> None:
         packet6(TCP),
         packet6(ICMPV6, ECHO),
         packet6(0, options6(ICMPV6, ECHO, words=1)),
+        packet6(60, options6(43, options6(ICMPV6, ECHO, words=2))),
         packet6(51, bytes([ICMPV6, 4]) + bytes(22) + ECHO),
         packet6(44, fragment6(UDP, CONTENT)),
         packet6(59, b""),
         packet6(src="fec0::5"),
     ],
     ids=[
-        "TCP",
-        "ping",
-        "ping with options",
-        "ping with authentication",
-        "first fragment",
-        "nothing behind",
-        "site-local sender",
+        *("TCP", "ping", "ping with options", "ping with a chain", "ping with authentication"),
+        *("first fragment", "nothing behind", "site-local sender"),
     ],
 )
 def test_unreachable_of_ipv6_is_sent_about(data: bytearray) -> None:
