@@ -41,6 +41,8 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
         {"nodes": 4, "segments": 2},
         {"nodes": 2, "segments": 2, "ipv6": True},
         {"backend": "udp"},
+        {"backend": "udp", "ipv6": True, "segments": 2},
+        {"backend": "udp", "ipv4": False, "ipv6": True},
         {"nodes": 4, "segments": 2, "backend_options": {"DirectRouting": True}},
         {"nodes": 2, "datastore": "etcd"},
         {"nodes": 2, "datastore": "etcd", "ipv4": False, "ipv6": True},
