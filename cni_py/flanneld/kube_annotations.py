@@ -64,7 +64,8 @@ class Annotations:
         """What must be written so that the node says this; a person's overwrite goes before our address.
 
         Go-compatible: pkg/subnet/kube/kube.go, AcquireLease, which leaves the annotations of a family alone
-        where VXLAN or WireGuard has no data for it, and writes "null" for other back ends.
+        where VXLAN or WireGuard has no data for it, and writes "null" for other back ends. Unlike in Go the IPv6 address
+        of udp's and alloc's nodes is written: no node would know them without it.
         """
         there = self.of(node)
         wanted = {"backend-type": attributes.backend_type, MANAGED: "true"}
@@ -136,8 +137,7 @@ def _has_ipv4(attributes: Attributes) -> bool:
 def _has_ipv6(attributes: Attributes) -> bool:
     if attributes.backend_type in ("vxlan", "wireguard"):
         return attributes.backend_v6_data is not None and attributes.public_ipv6 is not None
-    # "": alloc and udp, which have no IPv6 in Go
-    return attributes.backend_type in ("host-gw", "extension", "") and attributes.public_ipv6 is not None
+    return attributes.backend_type in ("", "host-gw", "extension") and attributes.public_ipv6 is not None  # "": udp, alloc
 
 
 def _address(there: dict[str, str], key: str, kind: type[Address]) -> Address:

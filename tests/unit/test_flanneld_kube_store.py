@@ -164,6 +164,16 @@ WRITTEN = [
     ),
     (Attributes(OURS.public_ip), {"backend-type": "", "backend-data": "null", "public-ip": "192.168.123.1"}),
     (
+        Attributes(OURS.public_ip, IPV6),
+        {
+            "backend-type": "",
+            "backend-data": "null",
+            "public-ip": "192.168.123.1",
+            "backend-v6-data": "null",
+            "public-ipv6": "fd00::1",
+        },
+    ),
+    (
         Attributes(OURS.public_ip, IPV6, "host-gw"),
         {
             "backend-type": "host-gw",
@@ -216,6 +226,19 @@ def test_annotations_of_each_back_end(attributes: Attributes, written: dict[str,
     assert {key.removeprefix(PREFIX): value for key, value in changes.annotations.items()} == written | {
         "kube-subnet-manager": "true"
     }
+
+
+@pytest.mark.parametrize("kind", ["", "host-gw", "extension"])
+@pytest.mark.parametrize(("public_ip", "public_ipv6"), [(OURS.public_ip, None), (None, IPV6), (OURS.public_ip, IPV6)])
+def test_what_a_node_writes_others_read(kind: str, public_ip: IPv4Address | None, public_ipv6: IPv6Address | None) -> None:
+    """``kind`` "": of udp and alloc."""
+    annotations, attributes = Annotations("flannel.alpha.coreos.com"), Attributes(public_ip, public_ipv6, kind)
+    there = node(1)
+    there["spec"] = {"podCIDRs": ["10.244.1.0/24", "fd00:244:0:1::/64"]}
+    there["metadata"].setdefault("annotations", {}).update(annotations.changes(there, attributes).annotations)
+    lease = annotations.lease(there, public_ip is not None, public_ipv6 is not None)
+    assert lease is not None
+    assert lease.attributes == attributes
 
 
 def test_address_that_people_wrote_is_published_in_place_of_ours(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
