@@ -184,16 +184,6 @@ WRITTEN = [
         },
     ),
     (
-        Attributes(OURS.public_ip, IPV6),
-        {
-            "backend-type": "",
-            "backend-data": "null",
-            "public-ip": "192.168.123.1",
-            "backend-v6-data": "null",
-            "public-ipv6": "fd00::1",
-        },
-    ),
-    (
         Attributes(None, IPV6, "vxlan", None, {"VNI": 1}),
         {"backend-type": "vxlan", "backend-v6-data": '{"VNI":1}', "public-ipv6": "fd00::1"},
     ),
