@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from namespaces import PATH, Host, Sandbox
+from namespaces import PATH, Host, Sandbox, said_json
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16"}
@@ -247,7 +247,7 @@ class Node:
     def device(self, name: str = "flannel.1") -> dict[str, Any]:
         """Empty where there is none."""
         done = self.host.execute(["ip", "-j", "-d", "addr", "show", "dev", name])
-        return json.loads(done.stdout)[0] if done.returncode == 0 else {}
+        return dict(said_json(done.stdout)[0]) if done.returncode == 0 else {}
 
     def state(self) -> dict[str, Any]:
         """All that flanneld keeps in the kernel, as comparable values."""
