@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cni_py import frame
-from namespaces import PATH, Host, Sandbox
+from namespaces import PATH, Host, Sandbox, wait_for_end
 
 FOLDER = "/run/faults"
 LOG = "/run/agent.log"
@@ -140,12 +140,12 @@ class Agent:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.process.send_signal(signal.SIGCONT)  # nsenter stops itself with its child
-        self.process.wait(SECONDS)
+        wait_for_end(self.process, SECONDS)
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""
         self.signal(signal.SIGTERM)
-        return self.process.wait(SECONDS)
+        return wait_for_end(self.process, SECONDS, self.log())
 
     def log(self) -> str:
         """What it, and the agents before it in this host, wrote to standard error."""

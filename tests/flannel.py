@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from namespaces import PATH, Host, Sandbox, said_json
+from namespaces import PATH, Host, Sandbox, said_json, wait_for_end
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16"}
@@ -145,7 +145,7 @@ class Flanneld:
 
     def wait(self, seconds: float = 10.0) -> int:
         """Its exit status, when it has ended."""
-        status = self._nsenter.wait(seconds)
+        status = wait_for_end(self._nsenter, seconds, self.log)
         self._socket.close()
         return status
 

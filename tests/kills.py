@@ -22,17 +22,20 @@ import platform
 import random
 import select
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from namespaces import PATH
+from namespaces import PATH, Stuck, what_it_does
 
+LIMIT_SECONDS = 50.0
+"""So long a program may take, killed or not: one that is stopped would be waited for without end."""
 VERBS = ("ADD", "DEL", "GC")
 CLEANERS = ("DEL", "GC", "reboot")
 NETWORK = "cbr0"
@@ -89,17 +92,37 @@ class Killer:
         self.deadline = time.monotonic() + seconds if seconds else 0.0
 
     def run(self, argv: list[str], env: dict[str, str], stdin: bytes) -> Done:
-        """Execute a program; kill its process group if the time has come before it ends."""
+        """Execute a program; kill its process group if the time has come before it ends. Raises: Stuck."""
+        return self._run(lambda: os.execve(argv[0], argv, env), stdin, first=0)
+
+    def run_function(self, function: Callable[[], int]) -> Done:
+        """The same with a function of ours, that answers the exit status: a fork has loaded what we have. Raises: Stuck."""
+        return self._run(lambda: os._exit(function()), b"", first=1)
+
+    def is_counted(self, tid: int) -> bool:
+        """Whether the system call that this thread is stopped at is one of those that are counted."""
+        return True
+
+    def is_quiet(self, pid: int, seconds: float) -> None:
+        """Called again and again while nothing has happened for so long: for who wants to do something then."""
+
+    def _run(self, become: Callable[[], object], stdin: bytes, first: int) -> Done:
+        """``first``: what the first system call counts, which is the program itself where one is executed."""
         files = [os.memfd_create(name) for name in ("in", "out", "err")]
         os.write(files[0], stdin)
         os.lseek(files[0], 0, os.SEEK_SET)
-        pid = os.fork()
-        if pid == 0:
-            _become(argv, env, files, traced=bool(self.calls))
-        status, at = self._trace(pid) if self.calls else self._wait(pid)
-        out, err = (os.pread(fd, 1 << 20, 0) for fd in files[1:])
-        for fd in files:
-            os.close(fd)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # is waited for
+        try:
+            pid = os.fork()
+            if pid == 0:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _become(become, files, traced=bool(self.calls))
+            status, at = self._trace(pid, first) if self.calls else self._wait(pid)
+            out, err = (os.pread(fd, 1 << 20, 0) for fd in files[1:])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for fd in files:
+                os.close(fd)
         return Done(os.waitstatus_to_exitcode(status), out, err, at)
 
     def _wait(self, pid: int) -> tuple[int, str | None]:
@@ -108,34 +131,44 @@ class Killer:
         except OSError:  # it has done so itself, and gone on
             pass
         at = None
-        if self.deadline:
-            fd = os.pidfd_open(pid)
-            ended = select.select([fd], [], [], max(0.0, self.deadline - time.monotonic()))[0]
-            os.close(fd)
-            if not ended:
+        fd = os.pidfd_open(pid)
+        try:
+            if self.deadline and not select.select([fd], [], [], max(0.0, self.deadline - time.monotonic()))[0]:
                 at = ""
                 os.killpg(pid, signal.SIGKILL)
+            if not select.select([fd], [], [], LIMIT_SECONDS)[0]:
+                raise _stuck(pid)
+        finally:
+            os.close(fd)
         return os.waitpid(pid, 0)[1], at
 
-    def _trace(self, pid: int) -> tuple[int, str | None]:
-        os.waitpid(pid, 0)
+    def _trace(self, pid: int, first: int) -> tuple[int, str | None]:
+        _wait_until_stopped(pid)
         _ptrace(_SETOPTIONS, pid, _OPTIONS)
         _ptrace(_CONT, pid, 0)
-        status, at, executed = 0, None, False
+        status, at, counts, last = 0, None, first, time.monotonic()
+        ends = last + LIMIT_SECONDS
         while True:
             try:
-                tid, state = os.waitpid(-1, _WALL)
+                tid, state = os.waitpid(-1, _WALL | os.WNOHANG)
             except ChildProcessError:
                 return status, at
+            if time.monotonic() > ends:
+                raise _stuck(pid)
+            if tid == 0:
+                if not signal.sigtimedwait({signal.SIGCHLD}, _QUIET_SECONDS):
+                    self.is_quiet(pid, time.monotonic() - last)
+                continue
+            last = time.monotonic()
             if not os.WIFSTOPPED(state):
                 status = state if tid == pid else status
                 continue
             event, number = state >> 16, os.WSTOPSIG(state)
-            if event == _EVENT_SECCOMP and at is None:
-                self.count += executed  # the first is the program itself
-                executed = True
+            if event == _EVENT_SECCOMP and at is None and self.is_counted(tid):
+                self.count += counts
+                counts = 1
                 if self.count == self.calls:
-                    at = _shown_call(tid)
+                    at = shown_call(tid)
                     if not self.error:
                         os.killpg(pid, signal.SIGKILL)
                         continue
@@ -145,6 +178,30 @@ class Killer:
                 _ptrace(_CONT, tid, 0 if event or number in (signal.SIGSTOP, signal.SIGTRAP) else number)
             except ProcessLookupError:  # killed meanwhile
                 pass
+
+
+def _wait_until_stopped(pid: int) -> None:
+    """The child stops itself before it becomes the program. Raises: Stuck."""
+    ends = time.monotonic() + LIMIT_SECONDS
+    while not os.waitpid(pid, _WALL | os.WNOHANG)[0]:
+        signal.sigtimedwait({signal.SIGCHLD}, _QUIET_SECONDS)
+        if time.monotonic() > ends:
+            raise _stuck(pid)
+
+
+def _stuck(pid: int) -> Stuck:
+    """What all of the group do, which is ended: SIGKILL ends one that is stopped, too."""
+    members = [name for name in os.listdir("/proc") if name.isdigit() and _group(int(name)) == pid]
+    words = "; ".join(what_it_does(int(name)) for name in members)
+    os.killpg(pid, signal.SIGKILL)
+    return Stuck(f"not at its end after {LIMIT_SECONDS:.0f} s: {words}")
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 _CALLS = {  # those that change something outside of the process, or end it: x86_64, aarch64
@@ -161,6 +218,7 @@ _AUDIT_ARCH = 0xC00000B7 if _IS_ARM else 0xC000003E
 _TRACEME, _POKEUSER, _CONT, _SETOPTIONS = 0, 6, 7, 0x4200
 _OPTIONS = 0x2 | 0x4 | 0x8 | 0x80 | 0x100000  # TRACEFORK, TRACEVFORK, TRACECLONE, TRACESECCOMP, EXITKILL
 _EVENT_SECCOMP, _WALL = 7, 0x40000000
+_QUIET_SECONDS = 0.02
 _PATH_ARGUMENT = {"mkdir": 0, "rmdir": 0, "rename": 1, "unlink": 0, "link": 1, "openat": 1, "execve": 0, "unlinkat": 1,
                   "mkdirat": 1, "renameat": 3, "renameat2": 3, "linkat": 3}  # fmt: skip
 
@@ -182,7 +240,7 @@ def _fail(tid: int, number: int) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _become(argv: list[str], env: dict[str, str], files: list[int], *, traced: bool) -> None:
+def _become(become: Callable[[], object], files: list[int], *, traced: bool) -> None:
     """The forked child: the program, in a process group of its own."""
     try:
         os.setpgid(0, 0)
@@ -194,7 +252,7 @@ def _become(argv: list[str], env: dict[str, str], files: list[int], *, traced: b
             os.kill(os.getpid(), signal.SIGSTOP)
             if _libc.prctl(22, 2, ctypes.addressof(program), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
                 os._exit(126)
-        os.execve(argv[0], argv, env)
+        become()
     finally:
         os._exit(127)
 
@@ -230,7 +288,7 @@ def _filter() -> _Program:
     return program
 
 
-def _shown_call(tid: int) -> str:
+def shown_call(tid: int) -> str:
     """The system call that a stopped thread is about to make, with its path where it has one."""
     try:
         words = Path(f"/proc/{tid}/syscall").read_text().split()
@@ -247,6 +305,21 @@ def _shown_call(tid: int) -> str:
         return f"{program}: {name}"
     except (OSError, ValueError, IndexError) as error:
         return f"?: {error}"
+
+
+def is_question(tid: int) -> bool:
+    """Whether a stopped thread is about to send netlink a question: a message that asks for no acknowledgement."""
+    try:
+        words = Path(f"/proc/{tid}/syscall").read_text().split()
+        if int(words[0]) != _CALLS["sendto"][_IS_ARM]:
+            return False
+        address, size = int(words[2], 16), int(words[3], 16)
+        with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory:
+            memory.seek(address)
+            length, _, flags = struct.unpack("=IHH", memory.read(8))
+    except (OSError, ValueError, IndexError, struct.error):
+        return False
+    return length <= size and not flags & 4  # NLM_F_ACK; of what is not netlink the first bytes are no such length
 
 
 # --- libcni in small --------------------------------------------------------------------------------------------------

@@ -53,6 +53,33 @@ wait $!
 """
 
 
+class Stuck(AssertionError):
+    """A process has not ended in the time it may take: it hangs, or it is stopped."""
+
+
+def what_it_does(pid: int) -> str:
+    """Name, state and where in the kernel a process is: for a message about one that does not end."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        name, state = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2]
+        state = {"T": "T, it is stopped (SIGSTOP)", "t": "t, it is stopped by its tracer"}.get(state, state)
+        where = Path(f"/proc/{pid}/wchan").read_text() or "?"
+    except OSError:
+        return f"{pid}: gone"
+    return f"{pid} {name}: state {state}, in {where}"
+
+
+def wait_for_end(process: subprocess.Popen[Any], seconds: float = 20.0, words: str = "") -> int:
+    """The exit status of a process, which is killed if it takes longer: SIGKILL ends one that is stopped, too. Raises: Stuck."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        doing = what_it_does(process.pid)
+        process.kill()
+        process.wait(seconds)
+        raise Stuck(f"not at its end after {seconds:g} s: {doing}\n{words}") from None
+
+
 @dataclass(frozen=True)
 class Sandbox:
     """A container's network namespace on a Host; `str()` is its path."""

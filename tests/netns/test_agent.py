@@ -19,7 +19,7 @@ import pytest
 import agents
 from agents import Agent, Caller, Gate, wait_until
 from cni_py import frame
-from namespaces import GONE, PATH, Host, Sandbox
+from namespaces import GONE, PATH, Host, Sandbox, wait_for_end
 from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, delete, layer_2_conf, state
 
 POOL = {"cniVersion": "1.1.0", "name": "pool", "type": "host-local"}
@@ -362,8 +362,8 @@ def test_sigterm_finishes_what_runs_and_leaves_the_rest_to_the_clients(host: Hos
         gate.open()
         assert running.outcome()[0] == 0
         silent.close()
-        assert agent.process.wait(agents.SECONDS) == 0
-    assert waiting.wait(agents.SECONDS) == 0
+        assert wait_for_end(agent.process, agents.SECONDS) == 0
+    assert wait_for_end(waiting, agents.SECONDS) == 0
     delete(host, MASQUERADED, Sandbox("c2"))
     after = state(host, pod)
     assert (after["files"], after["records"], after[str(pod)]) == (before["files"], before["records"], before[str(pod)])
@@ -382,7 +382,7 @@ def test_idle_exit(host: Host) -> None:
     with Agent(host, "--idle-exit", "0.5") as agent:
         began = time.monotonic()
         host.ok("host-local", "ADD", POOL, sandbox="/run/netns/x")
-        assert agent.process.wait(agents.SECONDS) == 0
+        assert wait_for_end(agent.process, agents.SECONDS) == 0
         assert time.monotonic() - began > 0.5
     assert not host.path(agents.SOCKET).exists()
 

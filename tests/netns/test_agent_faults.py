@@ -16,7 +16,7 @@ import pytest
 import agents
 from agents import Agent, Caller, Gate, wait_until
 from cni_py import frame
-from namespaces import PATH, Host, Reply, Sandbox
+from namespaces import PATH, Host, Reply, Sandbox, wait_for_end
 from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, check, delete, state
 
 BRIDGE = bridge_conf(isDefaultGateway=True, ipMasq=True, macspoofchk=True, hairpinMode=True)
@@ -152,7 +152,7 @@ def test_agent_is_killed_before_it_accepts(host: Host, agent: Agent, verb: str) 
     client = start(host, verb, pod)
     wait_until(lambda: waiting(host) == 1, "a connection that waits")
     agent.kill()
-    assert client.wait(agents.SECONDS) == 0
+    assert wait_for_end(client, agents.SECONDS) == 0
     if verb == "ADD":
         delete(host, BRIDGE, pod)
     after = state(host, pod)
@@ -385,7 +385,7 @@ def test_client_dies_in_the_middle_of_add(host: Host) -> None:
         gate.open()
         gate.wait_begun()
         gate.open()
-        assert client.wait(agents.SECONDS) == 0
+        assert wait_for_end(client, agents.SECONDS) == 0
         assert agent.calls() == 2
     after = state(host, pod)
     assert (after["files"], after["records"], after[str(pod)]) == (before["files"], before["records"], before[str(pod)])
@@ -417,8 +417,8 @@ def test_delete_waits_for_the_add_that_another_agent_has_begun(host: Host, delet
         with pytest.raises(subprocess.TimeoutExpired):
             client.wait(0.3)
         gate.open()
-        assert client.wait(agents.SECONDS) == 0
-        assert old.process.wait(agents.SECONDS) == 0
+        assert wait_for_end(client, agents.SECONDS) == 0
+        assert wait_for_end(old.process, agents.SECONDS) == 0
         if deleted_by == "successor":
             assert new.report()["calls"] == {"bridge DEL": 1}
     assert state(host, first, pod) == before
@@ -442,8 +442,8 @@ def test_delete_by_the_agent_waits_for_an_add_in_one_shot(host: Host) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             deleting.wait(0.3)
         gate.open()
-        assert adding.wait(agents.SECONDS) == 0
-        assert deleting.wait(agents.SECONDS) == 0
+        assert wait_for_end(adding, agents.SECONDS) == 0
+        assert wait_for_end(deleting, agents.SECONDS) == 0
         assert agent.report()["calls"] == {"bridge DEL": 1}
     assert state(host, first, pod) == before
 

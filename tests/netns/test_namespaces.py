@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from namespaces import Host
+from flannel import until
+from namespaces import Host, Stuck, wait_for_end, what_it_does
 
 
 def interfaces() -> list[str]:
@@ -42,6 +45,17 @@ def test_exception_of_a_function_arrives(host: Host) -> None:
     with pytest.raises(ValueError, match="no bridge") as caught:
         host.do(refuse, "no bridge")
     assert "in a child process" in "".join(caught.value.__notes__)
+
+
+def test_process_that_is_stopped_is_told_and_ended(host: Host) -> None:
+    """nsenter stops itself when its child is stopped, and would be waited for without end."""
+    with subprocess.Popen(host.command("sh", "-c", "kill -STOP $$; exit 3")) as process:
+        until(lambda: "stopped" in what_it_does(process.pid), what="nsenter is stopped")
+        with pytest.raises(Stuck, match=r"not at its end after 0\.1 s: \d+ nsenter: state T, it is stopped.*\nits log"):
+            wait_for_end(process, 0.1, "its log")
+    assert process.returncode == -signal.SIGKILL
+    with subprocess.Popen(host.command("sh", "-c", "exit 3")) as process:
+        assert wait_for_end(process) == 3
 
 
 def test_failing_script_says_what_it_printed(host: Host) -> None:

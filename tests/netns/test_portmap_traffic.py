@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox
+from namespaces import Host, Sandbox, wait_for_end
 
 PODS = {"p1": ("cni0", 2), "p2": ("cni0", 3), "p3": ("cni0", 4), "far": ("br1", 2)}
 SUBNETS = {"cni0": ("10.1.0", "fd00:1"), "br1": ("10.2.0", "fd00:3")}
@@ -157,7 +157,8 @@ def net(host: Host) -> Iterator[Net]:
     finally:
         host.close()  # which ends the servers
         for server in made.servers:
-            server.communicate()
+            with server:
+                wait_for_end(server)
 
 
 @pytest.fixture(params=["br_netfilter", "without"])
@@ -384,7 +385,7 @@ def received_on_loopback(net: Net) -> str:
     assert server.stdout.readline() == "ready\n"
     mac = net.host.json("ip -j link show cni0")[0]["address"]
     net.host.do(send_to_loopback, mac, sandbox="p1")
-    return server.communicate()[0].strip()
+    return server.communicate(timeout=20)[0].strip()
 
 
 def test_pods_cannot_use_route_localnet(net: Net) -> None:
@@ -445,7 +446,7 @@ def test_udp_conversation_goes_over_to_who_has_the_port(net: Net, address: str, 
         client.stdin.write("\n")
         client.stdin.flush()
         answers.append(client.stdout.readline().strip())
-    client.communicate()
+    client.communicate(timeout=20)
     assert answers == ["host", "p1", "p2", "p2", "host"]
 
 

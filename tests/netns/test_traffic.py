@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import SUBNET_ENV, Host, Sandbox
+from namespaces import SUBNET_ENV, Host, Sandbox, wait_for_end
 
 GUIDE: dict[str, Any] = {
     "name": "cbr0",
@@ -148,7 +148,8 @@ def net(host: Host) -> Any:
     yield made
     host.close()
     for server in made.servers:
-        server.communicate()
+        with server:
+            wait_for_end(server)
 
 
 # --- on one node ------------------------------------------------------------------------------------------------------
