@@ -2,12 +2,25 @@
 
 Every write is a journal step and raises ``IOFailure`` (code 5) with the line that failed. Names
 that come from input are checked by ``call.py`` and ``config.py`` before they get here.
+
+How a file is written. A new one is written without a name (``O_TMPFILE``) and gets its name when it is complete. One that is
+there is replaced: the new file gets the name ``.NAME.tmp`` when it is complete, and is renamed. Who is killed between the two
+leaves ``.NAME.tmp``: one for each file, however often that happens, and it goes when the file is written again or removed.
+Nobody takes it for a file of its own: no container id begins with a dot, and :func:`list_folder` passes it over.
+
+Why no lock and no name of each writer's own. Plugins write at the same time, some in process namespaces of their own, where
+process numbers repeat, so a name with such a number is not a writer's alone; and names that nobody else knows stay when
+their writer is killed. Here the writers share one name, and who finds it taken removes it: either it is of a dead
+one, or a living one finds nothing to rename then, and begins again. What bears that name is always complete, so it does no harm
+if a writer renames what another has just put there: they wrote at the same time. A link that is planted there is
+removed, not followed.
+
+Where the file system does not know files without a name (NFS, FAT), the temporary has a random name, and a kill leaves it.
 """
 
 from __future__ import annotations
 
 import posix
-from _thread import get_native_id
 from errno import EINVAL, EISDIR, EOPNOTSUPP
 
 from cni_py.errors import InvalidConfig, IOFailure
@@ -52,9 +65,9 @@ def changed_at(path: str) -> int:
 
 
 def list_folder(path: str) -> list[str]:
-    """The names in a folder, sorted; none where it is not there. Raises: IOFailure."""
+    """The names in a folder, sorted, without temporaries; none where it is not there. Raises: IOFailure."""
     try:
-        return sorted(posix.listdir(path))
+        return sorted([name for name in posix.listdir(path) if not (name[0] == "." and name.endswith(".tmp"))])
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -119,17 +132,53 @@ def create(path: str, content: bytes, mode: int = 0o600) -> bool:
 
 
 def _replace(path: str, content: bytes, mode: int) -> None:
-    """By another name and a rename. Raises: OSError."""
-    temporary = f"{path}.{get_native_id()}.tmp"
-    fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW, mode)
+    """By another name and a rename, see above. Raises: OSError."""
+    temporary = _temporary(path)
+    while True:
+        try:
+            has_name = create(temporary, content, mode)
+        except FileExistsError:
+            _unlink(temporary)
+            continue
+        if not has_name:
+            _replace_by_random_name(path, content, mode)
+            return
+        try:
+            posix.rename(temporary, path)
+        except FileNotFoundError:  # another writer was quicker
+            continue
+        except OSError:
+            _unlink(temporary)
+            raise
+        return
+
+
+def _replace_by_random_name(path: str, content: bytes, mode: int) -> None:
+    """Where a file needs a name from the first moment on. Raises: OSError."""
+    temporary = f"{path}.{posix.urandom(4).hex()}.tmp"
+    fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, mode)
     try:
         write_all(fd, content)
+        posix.rename(temporary, path)
     except OSError:
         posix.unlink(temporary)
         raise
     finally:
         posix.close(fd)
-    posix.rename(temporary, path)
+
+
+def _temporary(path: str) -> str:
+    """What a file is called before it takes the place of ``path``."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}.{name}.tmp"
+
+
+def _unlink(path: str) -> None:
+    """Raises: OSError; not where there is nothing."""
+    try:
+        posix.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def write_all(fd: int, content: bytes) -> None:
@@ -142,10 +191,14 @@ def write_all(fd: int, content: bytes) -> None:
 def remove(path: str) -> None:
     """Delete the file; absence is success."""
     with step("rm", "-f", path, error=IOFailure):
-        try:
-            posix.unlink(path)
-        except FileNotFoundError:
-            pass
+        remove_temporary(path)  # first: who is killed here leaves what is removed again
+        _unlink(path)
+
+
+def remove_temporary(path: str) -> None:
+    """Delete what a killed writer of this file left. Raises: OSError."""
+    if exists(_temporary(path)):
+        _unlink(_temporary(path))
 
 
 class Lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix
 
-from cni_py import traces
+from cni_py import files, traces
 from cni_py.errors import CniError, IOFailure
 from cni_py.kernel.journal import note, retire, step
 from cni_py.sweep_report import FAILED, FREED, KEPT, Finding
@@ -132,6 +132,7 @@ def remove_if_same(path: str, stamp: traces.Stamp) -> bool:
         return False
     aside = f"{path}.sweep"
     with step("rm", "-f", path, error=IOFailure):
+        files.remove_temporary(path)
         try:
             posix.rename(path, aside)
         except FileNotFoundError:

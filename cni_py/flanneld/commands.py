@@ -31,8 +31,7 @@ def cleanup(options: Options) -> int:
         Reconciler.cleanup()
     for path in (options.subnet_file, saved.PATH):
         with attempts.attempt(path):
-            if files.exists(path):
-                files.remove(path)
+            files.remove(path)
     try:
         attempts.raise_if_failed("flanneld --cleanup")
     except CniError as fault:

@@ -343,12 +343,16 @@ def test_cleanup_removes_all_that_it_made(tmp_path: Path, backend: str) -> None:
         net.start(pods=False)
         assert node.flanneld
         node.flanneld.terminate()
+        left = [path.with_name(f".{path.name}.tmp") for path in map(node.host.path, (SUBNET_ENV, SAVED))]
+        for path in left:  # of a flanneld that was killed
+            path.touch()
         done = node.run_flanneld("-cleanup", "-iface=eth0")
         assert done.returncode == 0, done.stderr
         assert "removed what flanneld had made" in done.stderr
         assert node.host.snapshot() == before
         assert not node.host.path(SUBNET_ENV).exists()
         assert not node.host.path(SAVED).exists()
+        assert [path for path in left if path.exists()] == []
         assert node.run_flanneld("-cleanup").returncode == 0  # nothing is there any more
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox
+from namespaces import Host, Sandbox, wait_for_end
 from pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
 
 BRIDGE = bridge_conf(isGateway=True, ipMasq=True)
@@ -226,6 +226,7 @@ def test_damaged_files(host: Host, sweep: Sweep) -> None:
         host.write(path, "\0\1{")
     host.write("/var/lib/cni/networks/net/10.1.0.8", "")
     host.write("/var/lib/cni/networks/net/notes.txt", "mine")
+    host.write("/var/lib/cni/flannel/.dead1.tmp", "{}")
     host.write("/var/lib/cni/flannel/dead2.4711.tmp", '{"na')
     host.path("/var/lib/cni/networks/net/10.1.0.7").mkdir()
     report = sweep("--grace", "0")
@@ -295,7 +296,7 @@ def test_killed_sweep_is_ended_by_the_next(host: Host, cni_py: Path, sweep: Swee
         )
         time.sleep(delay)
         os.killpg(killed.pid, signal.SIGKILL)
-        killed.wait()
+        wait_for_end(killed)
         sweep("--grace", "0")
         assert (host.snapshot(live), reserved_in(host, "/run/far/cbr0"), records(host)) == before
         assert [comment.split()[0] for comment in elements(host)] == ["live"]

@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 import posix
+import signal
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,8 +84,14 @@ def test_write_where_a_file_needs_a_name(tmp_path: Path, monkeypatch: pytest.Mon
         return plain(path, flags, mode)
 
     monkeypatch.setattr(posix, "open", refusing)
-    files.write(str(tmp_path / "f"), b"new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "new")]
+    for content in ("new", "newer"):
+        files.write(str(tmp_path / "f"), content.encode(), 0o640)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", content)]
+        assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IOFailure):
+        files.write(str(tmp_path / "folder"), b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "folder"]
 
 
 def test_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +118,102 @@ def test_write_goes_on_after_a_short_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "f").read_bytes() == b"0123456789"
 
 
-def test_write_does_not_follow_a_link_in_the_way(tmp_path: Path) -> None:
-    """Somebody who can guess our temporary name must not choose what is written over."""
+@pytest.mark.parametrize("is_link", [False, True])
+def test_write_takes_away_what_bears_its_name_for_a_new_file(tmp_path: Path, is_link: bool) -> None:
+    """Of a writer who was killed; or somebody has planted it, who must not choose what is written over, nor who may read it."""
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "f").write_text("old")
-    (tmp_path / f"f.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
-    with pytest.raises(IOFailure):
-        files.write(str(tmp_path / "f"), b"new")
+    (tmp_path / ".f.tmp").symlink_to(tmp_path / "victim") if is_link else (tmp_path / ".f.tmp").hardlink_to(tmp_path / "victim")
+    files.write(str(tmp_path / "f"), b"new", 0o600)
     assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "f").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "f").lstat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "victim"]
+
+
+def test_write_over_a_folder_leaves_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    with pytest.raises(IOFailure, match="Is a directory"):
+        files.write(str(tmp_path / "f"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("other_is_killed", [False, True])
+def test_write_while_another_replaces_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_is_killed: bool
+) -> None:
+    """Another comes between our new file's name and the rename: it removes it; and then it ends, or is killed there, too."""
+    path, rename = tmp_path / "f", posix.rename
+    path.write_text("old")
+    seen = list[str]()
+
+    def late(source: str, target: str) -> None:
+        monkeypatch.setattr(posix, "rename", killed if other_is_killed else rename)
+        with suppress(KeyboardInterrupt):
+            files.write(str(path), b"other's")
+        monkeypatch.setattr(posix, "rename", rename)
+        seen.append(path.read_text())
+        rename(source, target)
+
+    def killed(source: str, target: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(posix, "rename", late)
+    files.write(str(path), b"ours")
+    assert seen == ["old" if other_is_killed else "other's"]
+    assert path.read_text() == ("other's" if other_is_killed else "ours")  # what bore the name was whole: as if it were later
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_files_are_whole_while_many_replace_them(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    contents = [bytes([65 + number]) * (20_000 + number) for number in range(4)]
+    path.write_bytes(contents[0])
+    writers = []
+    for content in contents:
+        if not (pid := os.fork()):
+            status = 1
+            try:
+                for _ in range(200):
+                    files.write(str(path), content)
+                status = 0
+            finally:
+                os._exit(status)
+        writers.append(pid)
+    read = 0
+    while writers:
+        assert path.read_bytes() in contents
+        read += 1
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            assert status == 0
+            writers.remove(pid)
+    assert read > 1
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def kill_before(call: str, path: Path) -> None:
+    """A process that replaces the file, killed before the first such call."""
+    pid = os.fork()
+    if not pid:
+        setattr(posix, call, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        files.write(str(path), b"new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("call", ["write", "link", "rename"])
+def test_writers_who_are_killed_leave_one_file_at_most_that_nobody_sees(tmp_path: Path, call: str) -> None:
+    path = tmp_path / "f"
+    path.write_text("old")
+    for _ in range(3):
+        kill_before(call, path)
+    assert path.read_text() == "old"
+    left = {path.name for path in tmp_path.iterdir()} - {"f"}
+    assert left == ({".f.tmp"} if call == "rename" else set())
+    assert files.list_folder(str(tmp_path)) == ["f"]
+    files.remove(str(path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_write_where_there_is_no_folder(tmp_path: Path) -> None:
