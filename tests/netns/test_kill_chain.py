@@ -6,15 +6,17 @@ How it works: tests/kills.py.
 
 from __future__ import annotations
 
+import os
 import platform
 import random
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 import kills
-from namespaces import Host
+from namespaces import Host, Stuck
 
 SECONDS = 12.0
 FEWEST = 10  # as long as it takes, on a machine that has a lot else to do
@@ -132,6 +134,23 @@ def test_tracer_kills_before_each_change_and_not_after_it(host: Host) -> None:
     assert before["openat /run/made2"] == ["made1"]
     assert before["openat /run/made3"] == ["made1", "made2"]
     assert found[-1][0] is None
+
+
+def hang(calls: int) -> str:
+    """What is said of a function that stops itself."""
+    kills.LIMIT_SECONDS = 0.2
+    try:
+        kills.Killer(calls=calls).run_function(lambda: os.kill(os.getpid(), signal.SIGSTOP) or 0)
+    except Stuck as stuck:
+        return str(stuck)
+    return ""
+
+
+@needs_tracer
+def test_process_that_does_not_end_is_told(host: Host) -> None:
+    """Without the tracer; the tracer lets no SIGSTOP through."""
+    assert "T, it is stopped (SIGSTOP)" in host.do(hang, 0)
+    assert host.do(hang, 1) == ""
 
 
 def test_killed_call_of_the_chain_is_reported(host: Host) -> None:
