@@ -135,7 +135,7 @@ class Cluster:
                 sleep(0.3)
             finally:
                 process.send_signal(signal.SIGINT)
-                traffic.words = process.communicate()[0]
+                traffic.words = process.communicate(timeout=20)[0]
 
 
 class Traffic:

@@ -171,7 +171,7 @@ except TimeoutError:
         assert self.process.stdout.readline() == "ready\n"
 
     def source(self) -> str:
-        return self.process.communicate()[0].strip()
+        return self.process.communicate(timeout=20)[0].strip()
 
 
 def what_leaves(host: Host, boxes: dict[str, Sandbox], version: int) -> dict[str, str]:

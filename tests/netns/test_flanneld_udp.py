@@ -134,7 +134,7 @@ class Node:
     def answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
+        assert line, self.process.communicate(timeout=20)[1]
         return json.loads(line)
 
     def tell(self, leases: dict[str, str]) -> None:
