@@ -10,7 +10,7 @@ from cni_py.errors import CniError
 from cni_py.flanneld import backends, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.klog import error, info
-from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.reconcile import Reconciler
 from cni_py.undo import Attempts
 
@@ -44,8 +44,7 @@ def cleanup(options: Options) -> int:
 def check_config(source: str) -> int:
     """``flanneld --check-config FILE|-``: whether a network configuration can be used. Answers the exit status."""
     try:
-        text = sys.stdin.read() if source == "-" else files.read(source).decode()
-        config = NetworkConfig.parse(text)
+        config = NetworkConfig.parse(read_text(source))
         backends.check(config)
     except (CniError, OSError, ValueError) as fault:
         print(f"flanneld: {source}: {fault}", file=sys.stderr)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets
 
 MAX_BYTES = 1 << 20
+STDIN, STDIN_FD = ("-", "/dev/stdin"), 0
 DEFAULT_BACKEND = "udp"  # Go-compatible: pkg/subnet/config.go; its documentation says vxlan
 INVALID = "the network configuration is invalid"
 _CIDR = re.compile(r"[\da-fA-F.:]+/\d{1,3}")
@@ -156,6 +158,21 @@ class NetworkConfig(BaseModel):
 
 _KEYS = {field.alias.lower(): field.alias for field in NetworkConfig.model_fields.values() if field.alias}
 _NULL_IS_NOTHING = frozenset(_KEYS.values()) - {"Network", "IPv6Network", "SubnetMin", "SubnetMax", "Backend"}
+
+
+def read_text(source: str) -> str:
+    """The text of a configuration: of a file, or of standard input (``-``). Raises: OSError; ValueError where it is no text.
+
+    Who writes into a pipe is waited for, also where the pipe itself does not wait.
+    """
+    content, is_ours = b"", source not in STDIN
+    with open(source if is_ours else STDIN_FD, "rb", buffering=0, closefd=is_ours) as file:
+        while (block := file.read(MAX_BYTES + 1 - len(content))) != b"":
+            if block is None:
+                select.select([file], [], [])
+            else:
+                content += block
+    return content.decode()
 
 
 # ---- JSON -------------------------------------------------------------------------------------

@@ -7,19 +7,17 @@ flanneld does it, and held against the leases that are there, before it is writt
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Event, Timer
 from typing import TYPE_CHECKING
 
-from cni_py import files
 from cni_py.errors import CniError, InvalidConfig, NotAvailable
 from cni_py.flanneld import allocate, backends
 from cni_py.flanneld.etcd_store import EtcdStore
 from cni_py.flanneld.file_store import FileStore
 from cni_py.flanneld.lease import Subnets
-from cni_py.flanneld.network import MAX_BYTES, NetworkConfig
+from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.options import UsageError, parse
 from cni_py.flanneld.store import Refused, StoreError, Unavailable
 
@@ -168,7 +166,7 @@ def leases_of(store: Datastore) -> list[Lease]:
 def read_source(source: str) -> str:
     """Raises: CniError, OSError."""
     try:
-        return (sys.stdin.buffer.read(MAX_BYTES + 1) if source == "-" else files.read(source, MAX_BYTES)).decode()
+        return read_text(source)
     except ValueError as error:
         raise InvalidConfig(f"{source} is no text", str(error)) from error
 

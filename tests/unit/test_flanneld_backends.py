@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import threading
 import time
 from base64 import b64encode
@@ -15,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from cni_py.errors import InvalidConfig, KernelRefused, NotAvailable, UnsupportedField
-from cni_py.flanneld.backends import extension, ipip, udp, wireguard
+from cni_py.errors import CniError, InvalidConfig, KernelRefused, NotAvailable, UnsupportedField
+from cni_py.flanneld import backends
+from cni_py.flanneld.backends import extension, ipip, udp, vxlan, wireguard
+from cni_py.flanneld.commands import check_config
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
@@ -36,7 +39,7 @@ KEYS = [bytes([number]) * 32 for number in range(1, 9)]
 def made(module: Any, network: dict[str, Any] = V4, external: ExternalInterface = EXTERNAL, **keys: Any) -> Any:
     """A back end of this Backend object."""
     config = NetworkConfig.parse(json.dumps({**network, "Backend": {"Type": module.TYPE, **keys}}))
-    return module.Backend(module.Config.parse(config.backend), config, external)
+    return backends.create(config, external)
 
 
 def lease(number: int, kind: str, data: Any = None, data6: Any = None, v6: bool = True, **its: Any) -> Lease:
@@ -48,6 +51,53 @@ def lease(number: int, kind: str, data: Any = None, data6: Any = None, v6: bool 
 
 def key(number: int) -> str:
     return b64encode(KEYS[number]).decode()
+
+
+UNUSABLE: list[Any] = [
+    (ipip, DUAL, {}, "the ipip back end carries IPv4 alone"),
+    (ipip, V6, {}, "the ipip back end carries IPv4 alone"),
+    (vxlan, V4, {"MTU": 625}, 'an MTU of 575 bytes is too small for IPv4 pods: "Backend.MTU" is 625, of which VXLAN takes 50'),
+    (vxlan, DUAL, {"MTU": 1349}, "an MTU of 1279 bytes is too small for IPv6 pods"),
+    (vxlan, V4, {"VNI": 10_000_000}, '"Backend.VNI": 10000000 is too large for IPv4: the device would be "flannel.10000000"'),
+    (vxlan, V6, {"VNI": 10_000}, 'the device would be "flannel-v6.10000", and a name has 15 characters at most'),
+    (
+        wireguard,
+        V4,
+        {"MTU": 655},
+        'an MTU of 575 bytes is too small for pods: "Backend.MTU" is 655, of which WireGuard takes 80',
+    ),
+    (wireguard, DUAL, {"MTU": 1359}, "an MTU of 1279 bytes is too small for pods"),
+    (wireguard, V4, {"PSK": "x"}, '"Backend.PSK" is no WireGuard key'),
+    (wireguard, DUAL, {"ListenPort": 51821}, '"Backend.ListenPort" and "Backend.ListenPortV6" are both 51821'),
+    (extension, V4, {"PreStartupCommand": " "}, '"Backend.PreStartupCommand": Value error, it is no command'),
+    (extension, V4, {"SubnetAddCommand": "a\0"}, '"Backend.SubnetAddCommand": Value error, it is no command'),
+]
+USABLE: list[Any] = [
+    (ipip, V4, {}),
+    (vxlan, V4, {"MTU": 626, "VNI": 9_999_999}),
+    (vxlan, DUAL, {"MTU": 1350, "VNI": 9999}),
+    (wireguard, V4, {"MTU": 656, "ListenPort": 51821}),
+    (wireguard, DUAL, {"MTU": 1360}),
+    (wireguard, DUAL, {"ListenPort": 51821, "Mode": "auto"}),
+]
+
+
+@pytest.mark.parametrize(("module", "network", "keys", "words"), UNUSABLE)
+def test_what_no_node_could_use_is_told_by_the_configuration_alone(
+    module: Any, network: dict[str, Any], keys: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By ``--check-config``, and in the same words where a node begins."""
+    text = json.dumps({**network, "Backend": {"Type": module.TYPE, **keys}})
+    (tmp_path / "net-conf.json").write_text(text)
+    assert check_config(str(tmp_path / "net-conf.json")) == 1
+    assert words in capsys.readouterr().err
+    with pytest.raises(CniError, match=re.escape(words)):
+        backends.create(NetworkConfig.parse(text), EXTERNAL)
+
+
+@pytest.mark.parametrize(("module", "network", "keys"), USABLE)
+def test_what_a_node_could_use_is_not_refused(module: Any, network: dict[str, Any], keys: dict[str, Any]) -> None:
+    backends.check(NetworkConfig.parse(json.dumps({**network, "Backend": {"Type": module.TYPE, **keys}})))
 
 
 # ---- udp --------------------------------------------------------------------------------------

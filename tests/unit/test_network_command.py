@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cni_py import cli
+from cni_py.flanneld import network
+from cni_py.flanneld.commands import check_config
 from cni_py.flanneld.file_store import FileStore
 from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.network_command import parse_subnets
@@ -36,11 +39,14 @@ def run(datastore: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def command(
         *argv: str, stdin: str = "", options: tuple[str, ...] = (f"-datastore=file:{datastore}",)
     ) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        try:
-            status = cli.main(["config", *argv, *(("--", *options) if options else ())])
-        except SystemExit as leaving:
-            status = int(leaving.code or 0)
+        with tempfile.TemporaryFile() as given:
+            given.write(stdin.encode())
+            given.seek(0)
+            monkeypatch.setattr(network, "STDIN_FD", given.fileno())
+            try:
+                status = cli.main(["config", *argv, *(("--", *options) if options else ())])
+            except SystemExit as leaving:
+                status = int(leaving.code or 0)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -94,6 +100,41 @@ def test_wrong_configuration_is_not_written(run: Run, datastore: Path, tmp_path:
     assert (status, out) == (1, "")
     assert key in err
     assert datastore.read_bytes() == before
+
+
+@pytest.mark.parametrize("source", network.STDIN)
+def test_pipe_that_does_not_wait_is_waited_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is in it before somebody waits, and the rest comes later."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    parts = [CONFIG[:20], CONFIG[20:]]
+
+    def fill(*_: object) -> None:
+        if parts:
+            os.write(writer, parts.pop(0).encode())
+        else:
+            os.close(writer)
+
+    monkeypatch.setattr(network, "STDIN_FD", reader)
+    monkeypatch.setattr(network.select, "select", fill)
+    assert network.read_text(source) == CONFIG
+    os.close(reader)
+
+
+def test_named_pipe_is_waited_for(tmp_path: Path) -> None:
+    """As a shell's ``<(…)``."""
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit((tmp_path / "pipe").write_text, CONFIG)
+        assert network.read_text(str(tmp_path / "pipe")) == CONFIG
+        assert written.result() == len(CONFIG)
+
+
+def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/zero") as zero:
+        monkeypatch.setattr(network, "STDIN_FD", zero.fileno())
+        assert check_config("-") == 1
+    assert "larger than 1048576 bytes" in capsys.readouterr().err
 
 
 def test_warnings_are_told(run: Run) -> None:

@@ -1,7 +1,7 @@
 """The ways to the other nodes, a module each: what it publishes, and what it wants the kernel to hold.
 
-A module has ``TYPE`` (as in the network configuration), ``Config`` (the keys of its Backend object)
-and ``Backend``::
+A module has ``TYPE`` (as in the network configuration), ``Config`` (the keys of its Backend object, with
+``check_network`` where not every network suits them) and ``Backend``::
 
     Backend(config, network, external)
         mtu: int                        what a pod's packet may be: FLANNEL_MTU
@@ -62,6 +62,9 @@ class BackendConfig(BaseModel):
             faults = [f'"Backend.{e["loc"][0]}": {e["msg"]}{_found(e)}' for e in error.errors(include_url=False)]
             raise InvalidConfig(f"the network configuration is invalid: {faults[0]}", "; ".join(faults[1:])) from error
 
+    def check_network(self, network: NetworkConfig) -> None:
+        """What no node could use in this network, whatever its interface. Raises: InvalidConfig, UnsupportedField."""
+
 
 def _found(fault: Any) -> str:
     """The value that is wrong; a key is never shown."""
@@ -82,14 +85,15 @@ class Backend(Protocol):
 
 def create(network: NetworkConfig, external: ExternalInterface) -> Backend:
     """The back end that the configuration names. Raises: InvalidConfig, UnsupportedField, KernelRefused."""
-    module = _module(network)
-    backend: Backend = module.Backend(module.Config.parse(network.backend), network, external)
+    backend: Backend = _module(network).Backend(check(network), network, external)
     return backend
 
 
-def check(network: NetworkConfig) -> None:
-    """Whether there is such a back end and its keys are right. Raises: InvalidConfig."""
-    _module(network).Config.parse(network.backend)
+def check(network: NetworkConfig) -> Any:
+    """The back end's Config: there is such a back end, and its keys are right. Raises: InvalidConfig, UnsupportedField."""
+    config = _module(network).Config.parse(network.backend)
+    config.check_network(network)
+    return config
 
 
 def _module(network: NetworkConfig) -> Any:

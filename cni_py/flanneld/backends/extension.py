@@ -69,7 +69,9 @@ class Config(BackendConfig):
     @field_validator("*")
     @classmethod
     def _can_be_run(cls, command: str) -> str:
-        shlex.split(command)  # raises ValueError where a quote does not end
+        words = shlex.split(command)  # raises ValueError where a quote does not end
+        if (command and not words) or "\0" in command:
+            raise ValueError("it is no command")
         found = _FOR_A_SHELL.search(_QUOTED.sub("", command))
         if found:
             raise ValueError(f"\"{found[0]}\" is for a shell, and commands are run without one: write sh -c '…'")

@@ -44,13 +44,15 @@ _LOCAL, _REMOTE, _TTL, _PMTUDISC = 2, 3, 4, 10  # IFLA_IPTUN_…
 class Config(BackendConfig):
     direct_routing: bool = Field(False, alias="DirectRouting")
 
+    def check_network(self, network: NetworkConfig) -> None:
+        if network.ipv6:
+            raise UnsupportedField("the ipip back end carries IPv4 alone", '"EnableIPv6" is true', 'use "vxlan" for IPv6')
+
 
 class Backend:
     """See the package."""
 
-    def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
-        if network.ipv6:
-            raise UnsupportedField("the ipip back end carries IPv4 alone", '"EnableIPv6" is true', 'use "vxlan" for IPv6')
+    def __init__(self, config: Config, _: NetworkConfig, external: ExternalInterface) -> None:
         if external.addr is None:
             raise InvalidConfig(f"{external.name} has no IPv4 address to send from")
         if external.mtu - OVERHEAD < 576:

@@ -46,6 +46,8 @@ OVERHEAD = {4: 50, 6: 70}
 """Bytes that the outer Ethernet, IP, UDP and VXLAN headers take, by the family of the outer packet."""
 DEFAULT_PORT = 8472
 MIN_MTU = {4: 576, 6: 1280}
+NAME_LENGTH = 15
+"""Bytes of a device's name, at most."""
 _MAC = re.compile(r"[\da-f]{2}(:[\da-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
 
@@ -58,6 +60,17 @@ class Config(BackendConfig):
     gbp: bool = Field(False, alias="GBP")
     learning: bool = Field(False, alias="Learning")
     direct_routing: bool = Field(False, alias="DirectRouting")
+
+    def check_network(self, network: NetworkConfig) -> None:
+        for version in (version for version, is_on in ((4, network.ipv4), (6, network.ipv6)) if is_on):
+            if self.mtu:
+                pod_mtu(self.mtu, version, '"Backend.MTU"')
+            name = device_name(self.vni, version)
+            if len(name) > NAME_LENGTH:
+                raise InvalidConfig(
+                    f'"Backend.VNI": {self.vni} is too large for IPv{version}',
+                    f'the device would be "{name}", and a name has {NAME_LENGTH} characters at most',
+                )
 
 
 class Backend:
@@ -83,13 +96,8 @@ class Backend:
         self.mtu = min(device.mtu for device in self.devices.values())
 
     def _device(self, host: Any, version: int, local: Address) -> Vxlan:
-        name = f"flannel.{self.config.vni}" if version == 4 else f"flannel-v6.{self.config.vni}"
-        mtu = (self.config.mtu or self.external.mtu) - OVERHEAD[version]
-        if mtu < MIN_MTU[version]:
-            raise InvalidConfig(
-                f"an MTU of {mtu} bytes is too small for IPv{version} pods",
-                f"{self.external.name} has {self.external.mtu}, VXLAN takes {OVERHEAD[version]}",
-            )
+        name = device_name(self.config.vni, version)
+        mtu = pod_mtu(self.config.mtu or self.external.mtu, version, f"the MTU of {self.external.name}")
         there = find_link(host, name) if find_vxlan(host, name) is not None else None
         if there is None:
             self._new.add(version)
@@ -185,6 +193,21 @@ class Backend:
         with open_host() as host:
             for device in self.devices.values():
                 delete_link(host, device.name)
+
+
+def device_name(vni: int, version: int) -> str:
+    return f"flannel.{vni}" if version == 4 else f"flannel-v6.{vni}"
+
+
+def pod_mtu(outer: int, version: int, what: str) -> int:
+    """That of the inner packet; ``what`` has that of the outer one. Raises: InvalidConfig."""
+    mtu = outer - OVERHEAD[version]
+    if mtu < MIN_MTU[version]:
+        raise InvalidConfig(
+            f"an MTU of {mtu} bytes is too small for IPv{version} pods",
+            f"{what} is {outer}, of which VXLAN takes {OVERHEAD[version]}, and pods need {MIN_MTU[version]}",
+        )
+    return mtu
 
 
 def _is_mac(text: object) -> bool:

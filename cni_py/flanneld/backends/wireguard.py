@@ -63,16 +63,29 @@ class Config(BackendConfig):
     persistent_keepalive_interval: int = Field(0, alias="PersistentKeepaliveInterval", ge=0, lt=1 << 16)
     mode: Literal["separate", "auto", "ipv4", "ipv6"] = Field("separate", alias="Mode")
 
+    def check_network(self, network: NetworkConfig) -> None:
+        if self.mtu:
+            pod_mtu(self.mtu, network, '"Backend.MTU"')
+        self.psk_bytes()
+        both = network.ipv4 and network.ipv6 and self.mode == "separate"
+        if both and self.listen_port == self.listen_port_v6:
+            raise InvalidConfig(
+                f'"Backend.ListenPort" and "Backend.ListenPortV6" are both {self.listen_port}',
+                'in mode "separate" each family has a device, and each device a port',
+            )
+
+    def psk_bytes(self) -> bytes:
+        """Nothing where there is none. Raises: InvalidConfig."""
+        return parse_key(self.psk, '"Backend.PSK"') if self.psk else b""
+
 
 class Backend:
     """See the package."""
 
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
         self.config, self.network, self.external = config, network, external
-        self.mtu = (config.mtu or external.mtu) - OVERHEAD
-        if self.mtu < (1280 if network.ipv6 else 576):
-            raise InvalidConfig(f"an MTU of {self.mtu} bytes is too small for pods", f"WireGuard takes {OVERHEAD}")
-        self._psk = parse_key(config.psk, '"Backend.PSK"') if config.psk else b""
+        self.mtu = pod_mtu(config.mtu or external.mtu, network, f"the MTU of {external.name}")
+        self._psk = config.psk_bytes()
         self.devices: dict[int, str] = {}
         self._said: set[str] = set()
         for version, is_on in ((4, network.ipv4), (6, network.ipv6)):
@@ -205,6 +218,17 @@ class Backend:
             for name in self._names():
                 delete_link(host, name)
         files.remove(KEY_PATH)
+
+
+def pod_mtu(outer: int, network: NetworkConfig, what: str) -> int:
+    """That of the inner packet; ``what`` has that of the outer one. Raises: InvalidConfig."""
+    mtu, least = outer - OVERHEAD, 1280 if network.ipv6 else 576
+    if mtu < least:
+        raise InvalidConfig(
+            f"an MTU of {mtu} bytes is too small for pods",
+            f"{what} is {outer}, of which WireGuard takes {OVERHEAD}, and pods need {least}",
+        )
+    return mtu
 
 
 def _published(data: Any) -> tuple[bytes, int]:
