@@ -22,7 +22,7 @@ from cni_py.errors import CniError
 from cni_py.flanneld import commands, iface, saved, systemd
 from cni_py.flanneld.change_log import log_changes
 from cni_py.flanneld.health import Health
-from cni_py.flanneld.klog import error, info, set_verbosity, warning
+from cni_py.flanneld.klog import error, info, set_verbosity, shortened, warning
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
@@ -179,7 +179,7 @@ class Daemon:
                 self.pause()
             else:
                 self._said = ""
-                info(f"Found network config - Backend type: {config.backend_type}")
+                info(f"Found network config - Backend type: {shortened(config.backend_type)}")
                 for warned in config.warnings:
                     warning(warned)
                 return text

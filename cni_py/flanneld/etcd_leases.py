@@ -25,6 +25,8 @@ RESTART_SECONDS = 1.0
 """An outage that is over by then is told of once."""
 LOOK_SECONDS = 0.25
 """How often a watch looks whether it shall stop."""
+KEY_LENGTH = 256
+"""Of a key, in the log: a prefix and a name."""
 BURST_SECONDS = 0.05
 """Changes that come within this time are told together."""
 
@@ -74,7 +76,7 @@ class Leases:
     def _complain(self, key: str, error: NotALease) -> None:
         if key not in self._complained:
             self._complained.add(key)
-            klog.warning(f'Ignoring bad subnet node "{key}": {error}')
+            klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}')
 
     def follow(self, stop: Event) -> Iterator[Mapping[Subnets, Lease]]:
         """All leases whenever they changed, at once, and after each outage; ends by ``stop`` alone.

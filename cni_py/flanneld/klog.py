@@ -18,6 +18,8 @@ import sys
 from time import localtime, strftime, time_ns
 
 STDERR_FD = 2
+SHOWN = 64
+"""Characters of a name in the log."""
 _verbosity = 0
 
 
@@ -71,6 +73,11 @@ def _log(severity: str, text: str) -> None:
 def _now() -> str:
     seconds, nanoseconds = divmod(time_ns(), 1_000_000_000)
     return f"{strftime('%m%d %H:%M:%S', localtime(seconds))}.{nanoseconds // 1000:06d}"
+
+
+def shortened(text: str, length: int = SHOWN) -> str:
+    """For names that come from others and may be of any length."""
+    return text if len(text) <= length else f"{text[:length]}… ({len(text)} characters)"
 
 
 def in_one_line(text: str) -> str:

@@ -18,12 +18,11 @@ import json
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Any, TypeVar
+from typing import Any
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
+from cni_py.flanneld.lease import Address, Attributes, Lease, NotALease, Subnets, node_address, type_of_backend
 
-Address = TypeVar("Address", IPv4Address, IPv6Address)
 DEFAULT_PREFIX = "flannel.alpha.coreos.com"
 MANAGED = "kube-subnet-manager"
 _PREFIX = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z0-9_-]+/(?:[a-z0-9_-]+-)?")
@@ -94,7 +93,7 @@ class Annotations:
             Attributes(
                 public_ip=_address(there, "public-ip", IPv4Address) if ipv4 else None,
                 public_ipv6=_address(there, "public-ipv6", IPv6Address) if ipv6 else None,
-                backend_type=there.get("backend-type", ""),
+                backend_type=_type(there),
                 backend_data=_data(there, "backend-data") if ipv4 else None,
                 backend_v6_data=_data(there, "backend-v6-data") if ipv6 else None,
             ),
@@ -142,10 +141,20 @@ def _has_ipv6(attributes: Attributes) -> bool:
 
 def _address(there: dict[str, str], key: str, kind: type[Address]) -> Address:
     """Raises: NotALease."""
+    if key not in there:
+        raise NotALease(f"{key} is missing")
     try:
-        return kind(there.get(key, ""))
+        return node_address(there[key], kind)
     except ValueError as error:
-        raise NotALease(f"{key} is {there.get(key, 'missing')!r}: {error}") from error
+        raise NotALease(f"{key}: {error}") from error
+
+
+def _type(there: dict[str, str]) -> str:
+    """Raises: NotALease."""
+    try:
+        return type_of_backend(there.get("backend-type"))
+    except ValueError as error:
+        raise NotALease(f"backend-type: {error}") from error
 
 
 def _data(there: dict[str, str], key: str) -> Any:

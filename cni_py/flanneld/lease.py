@@ -14,13 +14,19 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, TypeVar
+
+from cni_py.flanneld.klog import shortened
 
 LEASE_SECONDS = 86400
-_NOTHING = IPv4Network("0.0.0.0/0")
+_NOTHING, _BROADCAST = IPv4Network("0.0.0.0/0"), IPv4Address("255.255.255.255")
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
 _HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+Address = TypeVar("Address", IPv4Address, IPv6Address)
+TYPE_LENGTH = 64
 
 
 class NotALease(ValueError):
@@ -63,7 +69,7 @@ class Subnets:
         """Raises: NotALease."""
         found = _KEY.fullmatch(key)
         if found is None:
-            raise NotALease(f'"{key}" is no key of a subnet: it looks like 10.244.91.0-24')
+            raise NotALease(f'"{shortened(key)}" is no key of a subnet: it looks like 10.244.91.0-24')
         address, length, address6, length6 = found.groups()
         try:
             ipv4 = IPv4Network(f"{address}/{length}")
@@ -116,16 +122,55 @@ class Attributes:
         """Raises: NotALease."""
         try:
             found = json.loads(text)
-            public_ip, public_ipv6 = IPv4Address(found.get("PublicIP") or "0.0.0.0"), found.get("PublicIPv6")
-            return cls(
-                public_ip=public_ip if int(public_ip) else None,
-                public_ipv6=IPv6Address(public_ipv6) if public_ipv6 else None,
-                backend_type=str(found.get("BackendType") or ""),
+            public_ip, public_ipv6 = found.get("PublicIP"), found.get("PublicIPv6")
+            lease = cls(
+                public_ip=None if public_ip in _NO_ADDRESS else node_address(public_ip, IPv4Address),
+                public_ipv6=None if public_ipv6 in _NO_ADDRESS else node_address(public_ipv6, IPv6Address),
+                backend_type=type_of_backend(found.get("BackendType")),
                 backend_data=found.get("BackendData"),
                 backend_v6_data=found.get("BackendV6Data"),
             )
         except (ValueError, AttributeError, RecursionError) as error:
             raise NotALease(f"the value is no lease: {error}") from error
+        if not lease.addresses:
+            raise NotALease('the value is no lease: it has no "PublicIP"')
+        return lease
+
+
+_NO_ADDRESS = (None, "", str(_NOTHING.network_address))
+
+
+def node_address(value: object, kind: type[Address]) -> Address:
+    """By which a node is reached. Raises: ValueError."""
+    try:
+        if isinstance(value, str):
+            address = kind(value)
+            if why_not := why_no_node(address):
+                raise ValueError(f"{address} is no address of a node: it is {why_not}")
+            return address
+    except AddressValueError:
+        pass
+    raise ValueError(f"{shortened(json.dumps(value))} is no IPv{kind(0).version} address")
+
+
+def why_no_node(address: IPv4Address | IPv6Address) -> str:
+    """What it is if no node can be reached by it, whoever asks; else ""."""
+    if getattr(address, "scope_id", None):
+        return "link-local, with a zone that this node alone knows"
+    if address.is_unspecified or (address.version == 4 and address.packed[0] == 0):
+        return "no host's"
+    if address.is_loopback:
+        return "loopback"
+    if address.is_multicast:
+        return "multicast"
+    return "broadcast" if address == _BROADCAST else ""
+
+
+def type_of_backend(value: object) -> str:
+    """Raises: ValueError."""
+    if not isinstance(value, str | None) or len(value or "") > TYPE_LENGTH:
+        raise ValueError(f"{shortened(json.dumps(value))} is no type of a back end")
+    return value or ""
 
 
 @dataclass(frozen=True, slots=True)

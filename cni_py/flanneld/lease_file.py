@@ -126,8 +126,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _parse_lease(subnets: Subnets, value: Any, default_type: str) -> Lease:
     """Raises: NotALease."""
     attributes = Attributes.from_json(json.dumps(value))
-    if attributes.public_ip is None and attributes.public_ipv6 is None:
-        raise NotALease('it has no "PublicIP"')
     if not attributes.backend_type:
         attributes = replace(attributes, backend_type=default_type)
     return Lease(subnets, attributes, _end_of(value.get("Expires")))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from cni_py.errors import InvalidConfig
+from cni_py.flanneld.klog import shortened
 
 if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets
@@ -235,7 +236,7 @@ def _backend_type(backend: Mapping[str, Any], faults: dict[str, str]) -> str:
 
 
 def _warnings(config: NetworkConfig, written: Mapping[str, Any], unknown: Iterable[str]) -> tuple[str, ...]:
-    lines = [f'"{name}" is no key of a network configuration and has no effect' for name in unknown]
+    lines = [f'"{shortened(name)}" is no key of a network configuration and has no effect' for name in unknown]
     for family in _FAMILIES:
         idle = [key for key in written if key in family.keys and key != family.enable]
         if idle and not family.is_enabled(config):

@@ -16,7 +16,7 @@ from cni_py.errors import CniError, InvalidConfig, NotAvailable
 from cni_py.flanneld import allocate, backends
 from cni_py.flanneld.etcd_store import EtcdStore
 from cni_py.flanneld.file_store import FileStore
-from cni_py.flanneld.lease import Subnets
+from cni_py.flanneld.lease import Subnets, why_no_node
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.options import UsageError, parse
 from cni_py.flanneld.store import Refused, StoreError, Unavailable
@@ -189,6 +189,9 @@ def parse_subnets(text: str) -> Subnets:
 def parse_address(text: str) -> IPv4Address | IPv6Address:
     """Raises: InvalidConfig."""
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError as error:
         raise InvalidConfig(f'"{text}" is no IP address of a node') from error
+    if why_not := why_no_node(address):
+        raise InvalidConfig(f'"{text}" is no IP address of a node', f"it is {why_not}", "see PublicIP in the node's lease")
+    return address

@@ -20,6 +20,7 @@ from textwrap import fill
 from typing import Any
 
 from cni_py import __version__
+from cni_py.flanneld.lease import why_no_node
 
 PREFIX = "FLANNELD_"
 DAY_MINUTES = 24 * 60
@@ -90,6 +91,17 @@ def _address(*versions: int) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text and ("%" in text or ip_address(text).version not in versions):
             raise ValueError(f"it is an IPv{' or IPv'.join(str(version) for version in versions)} address")
+        return text
+
+    return read
+
+
+def _public(version: int) -> Callable[[str], str]:
+    """The other nodes ignore a lease with an address that no node can have."""
+
+    def read(text: str) -> str:
+        if _address(version)(text) and (why_not := why_no_node(ip_address(text))):
+            raise ValueError(f"it is {why_not}, by which no other node reaches this one")
         return text
 
     return read
@@ -197,8 +209,8 @@ class Options:
         "The same by a route to this address, tried last. Without any of the three: where the default route leads.",
         _address(4, 6),
     )
-    public_ip: str = _option("", NETWORK, "IP", "Where other nodes reach us; left out: the interface's address.", _address(4))
-    public_ipv6: str = _option("", NETWORK, "IP", "The same for IPv6.", _address(6))
+    public_ip: str = _option("", NETWORK, "IP", "Where other nodes reach us; left out: the interface's address.", _public(4))
+    public_ipv6: str = _option("", NETWORK, "IP", "The same for IPv6.", _public(6))
     subnet_file: str = _option(
         "/run/flannel/subnet.env", NETWORK, "FILE", "Where subnet and MTU are written for the flannel plugin.", _needed
     )

@@ -74,8 +74,8 @@ class Session:
         self._sets = self.store.watch(self.ended)
         self._news: queue.SimpleQueue[Mapping[Subnets, Lease]] = queue.SimpleQueue()
         self._known = self._saved = saved.Saved(config_text, self.lease, {})
-        self._ignored: set[Subnets] = set()
-        """Of the leases that there are those that are not followed."""
+        self._ignored: dict[Subnets, Lease] = {}
+        """Of the leases that there are those that are not followed; one that says something else now is judged anew."""
         self._threads: list[threading.Thread] = []
 
     def close(self) -> None:
@@ -116,10 +116,11 @@ class Session:
 
     def follow(self, leases: Mapping[Subnets, Lease]) -> None:
         """Want what these leases ask for, but for those that would turn away packets which are not theirs."""
-        self._ignored.intersection_update(leases)
-        for subnets in set(leases).difference(self._known.leases, self._ignored):  # of thousands few are new
-            if why_not := self._why_not(subnets):
-                self._ignored.add(subnets)
+        known = {**self._known.leases, **self._ignored}
+        self._ignored = {subnets: lease for subnets, lease in self._ignored.items() if leases.get(subnets) == lease}
+        for subnets, lease in leases.items():  # of thousands few are new
+            if (before := known.get(subnets)) is not lease and before != lease and (why_not := self._why_not(lease)):
+                self._ignored[subnets] = lease
                 warning(f"ignoring the lease of {subnets}: {why_not}")
         all_leases = {**leases, self.lease.subnets: self.lease}
         for subnets in self._ignored:
@@ -135,11 +136,16 @@ class Session:
         self.daemon.health.gauge("leases", "Leases in the datastore, our own too.", len(all_leases))
         self._known = replace(self._known, leases=all_leases)
 
-    def _why_not(self, subnets: Subnets) -> str:
-        """Why a lease of these is not followed; empty: it is."""
-        own = self.lease.subnets
+    def _why_not(self, lease: Lease) -> str:
+        """Why a lease is not followed; empty: it is."""
+        subnets, its = lease.subnets, lease.attributes
+        own, ours = self.lease.subnets, self.lease.attributes
         if subnets == own:
             return ""
+        if same := set(its.addresses).intersection(ours.addresses):
+            return f"{same.pop()} is our own address"
+        if its.public_ip is None and _is_link_local(its) and not _is_link_local(ours):
+            return f"{its.public_ipv6} is link-local, and our address is not"
         if not self.config.holds(subnets):
             return "it is not in the network; if the configuration is another now, start flanneld again"
         return f"it overlaps our own, {own}" if subnets.overlap(own) else ""
@@ -320,6 +326,10 @@ class Session:
                     info(f"the external interface is another now: {now}, it was {self.external}")
                     self.store.reconnect()  # a connection from an address that has gone would be waited for
                     self.ended.set()
+
+
+def _is_link_local(its: Attributes) -> bool:
+    return its.public_ipv6 is not None and its.public_ipv6.is_link_local
 
 
 def read_subnets(path: str) -> Subnets | None:

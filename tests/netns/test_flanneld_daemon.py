@@ -416,6 +416,54 @@ def test_leases_that_would_lead_packets_astray_are_ignored(two: Net) -> None:
     assert two.unreached() == []
 
 
+def test_lease_with_our_own_address_is_no_peer_and_is_judged_anew_when_it_changes(two: Net) -> None:
+    first, _ = two.nodes
+    before, content = first.state(), two.read()
+    own = content["leases"][f"{first.subnet}.0-24"]
+    other = {**own, "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:77"}}
+
+    def put(public_ip: str) -> None:
+        two.write({**content, "leases": {**content["leases"], "10.244.77.0-24": {**other, "PublicIP": public_ip}}})
+
+    assert first.flanneld
+    words = "ignoring the lease of 10.244.77.0/24: 192.168.123.11 is our own address"
+    put("192.168.123.11")
+    first.flanneld.wait_for_log(words)
+    assert first.state() == before
+    put("192.168.123.50")
+    until(lambda: "10.244.77.0/24" in first.routes(), 10, "it is followed")
+    put("192.168.123.11")
+    first.flanneld.wait_for_log(words, count=2)
+    until(lambda: first.state() == before, 10, "it is left again")
+
+
+def test_reservation_for_our_own_address_is_taken(net: Net) -> None:
+    """As a peer it would be ignored: it is the node's own."""
+    [node] = net.nodes
+    content = net.read()
+    net.write({**content, "leases": {"10.244.77.0-24": {"PublicIP": node.address, "BackendType": "vxlan"}}})
+    assert not node.start().wait_ready().has_said("ignoring")
+    assert node.subnet == "10.244.77"
+
+
+def test_leases_with_addresses_that_no_node_has_are_told_once(two: Net) -> None:
+    first, second = two.nodes
+    before, content = first.state(), two.read()
+    theirs = content["leases"][f"{second.subnet}.0-24"]
+    addresses = ["224.0.0.5", "255.255.255.255", "127.0.0.1", "0.0.0.0", True, 3232267058]
+    nonsense = {f"10.244.7{number}.0-24": {**theirs, "PublicIP": address} for number, address in enumerate(addresses)}
+    two.write({**content, "leases": {**content["leases"], **nonsense}})
+    assert first.flanneld
+    for key in nonsense:
+        first.flanneld.wait_for_log(f'ignored "{key}": the value is no lease: ')
+    peer = {**theirs, "PublicIP": "192.168.123.50", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:78"}}
+    two.write({**two.read(), "leases": {**two.read()["leases"], "10.244.78.0-24": peer}})
+    until(lambda: "10.244.78.0/24" in first.routes(), 10, "what came after them is followed")
+    assert all(first.flanneld.log.count(key) == 1 for key in nonsense)
+    [route] = set(first.state()["routes"]) - set(before["routes"])
+    assert route.startswith("10.244.78.0/24 ")
+
+
 def test_saved_lease_that_has_ended_is_not_used(two: Net) -> None:
     first = two.nodes[0]
     two.reboot(first)

@@ -250,7 +250,7 @@ def test_what_is_stored_at_the_node_is_read(cluster: Cluster) -> None:
     assert cluster.store.stored_lease(network(CONFIG)) == Lease(subnet("10.244.1.0/24"), OURS)
     cluster.server.annotate("node1", node_public_ip="here", backend_data="{")
     assert cluster.store.stored_lease(network(CONFIG)) is None
-    with pytest.raises(Refused, match="node-public-ip is 'here'"):
+    with pytest.raises(Refused, match='node-public-ip: "here" is no IPv4 address'):
         cluster.store.stored_addresses()
 
 
@@ -429,7 +429,9 @@ def test_burst_is_few_sets(cluster: Cluster, watcher: Watcher) -> None:
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        ({"public_ip": "nowhere"}, "public-ip is 'nowhere'"),
+        ({"public_ip": "nowhere"}, 'public-ip: "nowhere" is no IPv4 address'),
+        ({"public_ip": "224.0.0.5"}, "public-ip: 224.0.0.5 is no address of a node: it is multicast"),
+        ({"backend_type": "x" * 1000}, f'backend-type: "{"x" * 63}… (1002 characters) is no type of a back end'),
         ({"backend_data": "{"}, "backend-data is no JSON"),
         ({"backend_data": "[" * 100_000}, "backend-data is no JSON"),
     ],

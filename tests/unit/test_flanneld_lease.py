@@ -6,7 +6,10 @@ the keys, both addresses always there, no blanks, HTML escapes.
 
 from __future__ import annotations
 
+import json
+import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 
@@ -83,6 +86,38 @@ def test_value_that_is_none(text: bytes) -> None:
         Attributes.from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"PublicIP": "224.0.0.5"}, "224.0.0.5 is no address of a node: it is multicast"),
+        ({"PublicIP": "255.255.255.255"}, "it is broadcast"),
+        ({"PublicIP": "127.0.0.1"}, "it is loopback"),
+        ({"PublicIP": "0.0.0.1"}, "it is no host's"),
+        ({"PublicIP": "0.0.0.0"}, 'it has no "PublicIP"'),
+        ({"PublicIP": None}, 'it has no "PublicIP"'),
+        ({}, 'it has no "PublicIP"'),
+        ({"PublicIP": True}, "true is no IPv4 address"),
+        ({"PublicIP": 3232267058}, "3232267058 is no IPv4 address"),
+        ({"PublicIP": "192.0.2.1", "PublicIPv6": 1}, "1 is no IPv6 address"),
+        ({"PublicIP": "192.0.2.1", "PublicIPv6": "fe80::1%eth0"}, "it is link-local, with a zone"),
+        ({"PublicIP": "192.0.2.1", "PublicIPv6": "::1"}, "it is loopback"),
+        ({"PublicIP": "192.0.2.1", "PublicIPv6": "ff02::1"}, "it is multicast"),
+        ({"PublicIP": "192.0.2.1", "PublicIPv6": "::"}, "it is no host's"),
+        ({"PublicIP": "192.0.2.1", "BackendType": 1}, "1 is no type of a back end"),
+        ({"PublicIP": "1" * 1_000_000}, f'"{"1" * 63}… (1000002 characters) is no IPv4 address'),
+        ({"PublicIP": "192.0.2.1", "BackendType": "x" * 1_000_000}, "… (1000002 characters) is no type of a back end"),
+    ],
+)
+def test_value_that_leads_nowhere_is_none(value: dict[str, Any], words: str) -> None:
+    with pytest.raises(NotALease, match=re.escape(words)) as caught:
+        Attributes.from_json(json.dumps(value))
+    assert len(str(caught.value)) < 200
+
+
+def test_link_local_address_is_one_for_the_nodes_of_a_link() -> None:
+    assert Attributes.from_json('{"PublicIPv6":"fe80::1"}').public_ipv6 == IPv6Address("fe80::1")
+
+
 @pytest.mark.parametrize("subnets, key", KEYS)
 def test_key_is_as_go_writes_it_and_read_again(subnets: Subnets, key: str) -> None:
     assert subnets.as_key() == key
@@ -98,6 +133,12 @@ def test_key_is_as_go_writes_it_and_read_again(subnets: Subnets, key: str) -> No
 def test_key_that_is_none(key: str) -> None:
     with pytest.raises(NotALease):
         Subnets.from_key(key)
+
+
+def test_long_key_is_named_in_short() -> None:
+    with pytest.raises(NotALease, match=r"x… \(1000000 characters\)") as caught:
+        Subnets.from_key("x" * 1_000_000)
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

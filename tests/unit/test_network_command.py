@@ -212,6 +212,11 @@ def test_reserve_and_release(run: Run, datastore: Path) -> None:
         (("10.244.92.1/24", "192.168.123.12"), '"10.244.92.1/24" is no subnet'),
         (("10.244.92.0/24", "node2"), '"node2" is no IP address'),
         (("10.244.92.0/24", "fd00::2"), "known by their IPv4 address"),
+        (("10.244.92.0/24", "0.0.0.0"), "it is no host's"),
+        (("10.244.92.0/24", "224.0.0.5"), "it is multicast"),
+        (("10.244.92.0/24", "127.0.0.1"), "it is loopback"),
+        (("10.244.92.0/24", "255.255.255.255"), '"255.255.255.255" is no IP address of a node'),
+        (("10.244.92.0/24", "fe80::1%eth0"), "it is link-local, with a zone"),
     ],
 )
 def test_reservation_that_is_refused(run: Run, datastore: Path, argv: tuple[str, ...], reason: str) -> None:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_pascal
 
 from cni_py.errors import InvalidConfig
+from cni_py.flanneld.klog import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,6 +101,6 @@ def _module(network: NetworkConfig) -> Any:
     name = MODULES.get(network.backend_type)
     if name is None:
         raise InvalidConfig(
-            f"unknown backend type: {network.backend_type}", hint=f"Backend.Type is one of {', '.join(MODULES)}"
+            f"unknown backend type: {shortened(network.backend_type)}", hint=f"Backend.Type is one of {', '.join(MODULES)}"
         )
     return import_module(f"cni_py.flanneld.backends.{name}")
