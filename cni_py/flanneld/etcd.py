@@ -412,18 +412,23 @@ class TlsFiles:
         """gRPC's credentials. OpenSSL tries the files first: gRPC takes a bad file for an outage. Raises: InvalidConfig."""
         self._stamp = certificates.stamp(self._paths)
         ca_path, cert_path, key_path = self._ca_path, self._cert_path, self._key_path
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
-            trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            if ca_path:
-                trial.load_verify_locations(ca_path)
-            if cert_path or key_path:
-                trial.load_cert_chain(cert_path, key_path, password="")
-            ca, key, cert = (files.read(path) if path else None for path in (ca_path, key_path, cert_path))
-        except (OSError, CniError) as error:
-            what = f'CA "{ca_path}", certificate "{cert_path}", key "{key_path}"'
-            refusal = InvalidConfig(f"etcd's TLS files cannot be used: {what}", str(error))
-            self._unusable = str(refusal)
-            raise refusal from error
+            with _named("CA certificate", ca_path):
+                ca = files.read(ca_path) if ca_path else None
+                if ca_path:
+                    trial.load_verify_locations(ca_path)
+            with _named("client certificate", cert_path):
+                cert = files.read(cert_path) if cert_path else None
+                if cert_path:
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert_path)
+            with _named("key", key_path, cert_path):
+                key = files.read(key_path) if key_path else None
+                if cert_path or key_path:
+                    trial.load_cert_chain(cert_path, key_path, password="")
+        except InvalidConfig as error:
+            self._unusable = str(error)
+            raise
         self._unusable = ""
         return grpc.ssl_channel_credentials(ca, key, cert)
 
@@ -432,6 +437,23 @@ class TlsFiles:
         return self._unusable or certificates.what_is_invalid(
             (self._cert_path, _content(self._cert_path)), (self._ca_path, _content(self._ca_path))
         )
+
+
+@contextmanager
+def _named(what: str, path: str, certificate: str = "") -> Iterator[None]:
+    """What is wrong with a TLS file. ``certificate``: that of a key. Raises: InvalidConfig."""
+    try:
+        yield
+    except (OSError, CniError) as error:
+        words = str(error)
+        if isinstance(error, ssl.SSLError):
+            is_other = error.reason == "KEY_VALUES_MISMATCH"
+            words = (
+                f'it does not belong to the certificate "{certificate}"' if is_other else f"it is no PEM file of one: {words}"
+            )
+        elif isinstance(error, OSError):
+            words = error.strerror or words
+        raise InvalidConfig(f'etcd\'s TLS files cannot be used: the {what} "{path}"', words) from error
 
 
 def _content(path: str) -> bytes:

@@ -112,8 +112,11 @@ class FileStore:
                     and (own is None or other.subnets != own.subnets)
                 ):
                     content.remove(other.subnets)
-            subnets = own.subnets if own else _choose(config, attributes, previous, content)
-            return self._write(content, Lease(subnets, attributes, None if own and own.expires is None else _new_end()))
+            subnets = own.subnets if own else _choose(config, previous, content)
+            lease = self._write(content, Lease(subnets, attributes, None if own and own.expires is None else _new_end()))
+        if own is None:
+            klog.info(f"Allocated lease ({subnets.in_words()}) to current node ({attributes.addresses[0]})")
+        return lease
 
     def renew(self, lease: Lease) -> Lease:
         """The same entry with a new end; a reservation stays one. Raises: StoreError, LeaseTaken."""
@@ -351,7 +354,7 @@ def _replace(path: str, content: bytes) -> None:
         os.close(fd)
 
 
-def _choose(config: NetworkConfig, attributes: Attributes, previous: Subnets | None, content: LeaseFile) -> Subnets:
+def _choose(config: NetworkConfig, previous: Subnets | None, content: LeaseFile) -> Subnets:
     """A subnet for a node that has none. Raises: PoolExhausted."""
     taken = [*content.leases(), *content.unclear()]
     if previous is not None and not any(previous.overlap(other) for other in taken):
@@ -359,9 +362,7 @@ def _choose(config: NetworkConfig, attributes: Attributes, previous: Subnets | N
             klog.info(f"Found previously leased subnet ({previous}), reusing")
             return previous
         klog.error(f"Found previously leased subnet ({previous}) that is not compatible with the network config, ignoring")
-    subnets = allocate.free(config, taken)
-    klog.info(f"Allocated lease ({subnets.in_words()}) to current node ({attributes.addresses[0]})")
-    return subnets
+    return allocate.free(config, taken)
 
 
 def _drop_ended(content: LeaseFile) -> None:

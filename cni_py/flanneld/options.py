@@ -28,6 +28,7 @@ MARGIN_FAULT = "Invalid subnet-lease-renew-margin option, out of acceptable rang
 _TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
 _FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d{0,9}|0[xX][\da-fA-F]{1,8}|0[oO]?[0-7]{1,11}|0[bB][01]{1,32})")
+_ENDPOINT = re.compile(r"(?:https?://)?(?:\[[\da-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<port>\d{1,9}))?/?", re.ASCII)
 
 REFUSED = {
     "vmodule": "our log has one verbosity for all modules: -v",
@@ -60,15 +61,16 @@ def _switch(text: str) -> bool:
     return text in _TRUE
 
 
-def _number(low: int, high: int, fault: str = "") -> Callable[[str], int]:
+def _number(low: int, high: int, unit: str = "", fault: str = "") -> Callable[[str], int]:
     """Written as Go reads it: 10, 0x0a, 012."""
+    limits = f"{fault}it is a whole number{unit and f' of {unit}'}, {low} to {high}"
 
     def read(text: str) -> int:
         if _NUMBER.fullmatch(text) is None:
-            raise ValueError("it is a whole number")
+            raise ValueError(limits)
         number = int(re.sub(r"^([+-]?)0(?=[0-7])", r"\g<1>0o", text), 0)
         if not low <= number <= high:
-            raise ValueError(fault or f"it is {low} to {high}")
+            raise ValueError(limits)
         return number
 
     return read
@@ -84,7 +86,24 @@ def _endpoints(text: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(","))
     if not all(found):
         raise ValueError("it is a list of URLs with a comma between two")
-    return found
+    return tuple(_endpoint(each) for each in found)
+
+
+def _endpoint(text: str) -> str:
+    """As gRPC takes it; without a port that would take 443."""
+    if text.startswith("unix:"):
+        return f"unix:{_needed(text.removeprefix('unix:').removeprefix('//'))}"
+    shown = without_password(text)
+    if shown != text:
+        raise ValueError(f'"{shown}" has a user: give -etcd-username and -etcd-password')
+    found = _ENDPOINT.fullmatch(text)
+    if found is None:
+        raise ValueError(f'"{text}" is none: write http://HOST:PORT or https://HOST:PORT, an IPv6 address in brackets')
+    if found["port"] is None:
+        raise ValueError(f'"{text}" has no port: write {text.rstrip("/")}:2379')
+    if not 0 < int(found["port"]) < 1 << 16:
+        raise ValueError(f'"{text}" has no such port: it is 1 to 65535')
+    return text
 
 
 def _address(*versions: int) -> Callable[[str], str]:
@@ -219,7 +238,7 @@ class Options:
         NETWORK,
         "MINUTES",
         "How long before its end a lease is renewed, 1 to 1439.",
-        _number(1, DAY_MINUTES - 1, f"{MARGIN_FAULT}: it is 1 to {DAY_MINUTES - 1} minutes"),
+        _number(1, DAY_MINUTES - 1, "minutes", f"{MARGIN_FAULT}: "),
     )
 
     ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade what leaves the flannel network.")
@@ -229,8 +248,8 @@ class Options:
         5,
         TRAFFIC,
         "SECONDS",
-        "How often to look whether all rules are there. Where the kernel tells of changes, they are put back at once.",
-        _number(1, 24 * 3600),
+        "How often to look for all rules, 1 to 86400. Where the kernel tells of changes, they are put back at once.",
+        _number(1, 24 * 3600, "seconds"),
     )
     ip_blackhole_route: bool = _option(
         False, TRAFFIC, "", "Drop packets to addresses of our subnet that no pod has, in place of sending them out again."
@@ -261,7 +280,7 @@ class Options:
     def redacted(self) -> str:
         """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
         values = {name: _as_go(getattr(self, attribute)) for name, attribute in _DUMP.items()}
-        values["etcdEndpoints"] = ",".join(without_password(endpoint) for endpoint in self.etcd_endpoints)
+        values["etcdEndpoints"] = ",".join(self.etcd_endpoints)
         values["etcdPassword"] = "***" if self.etcd_password else ""
         return "{" + " ".join(f"{name}:{value}" for name, value in values.items()) + "}"
 
@@ -388,7 +407,7 @@ def _read(option: Field[Any], text: str, where: str) -> Any:
     try:
         return option.metadata["read"](text)
     except ValueError as error:
-        shown = text if option.repr else "***"
+        shown = (without_password(text) if option.metadata["value"].startswith("URL") else text) if option.repr else "***"
         raise UsageError(f'invalid value "{shown}" for {where}: {error}') from error
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import pki
+from cni_py.errors import InvalidConfig
 from cni_py.flanneld.certificates import stamp, what_is_invalid
+from cni_py.flanneld.etcd import TlsFiles
 
 NOTHING = ("", b"")
 
@@ -70,3 +72,31 @@ def test_stamp_tells_of_every_way_to_replace_a_file(tmp_path: Path) -> None:
     file.symlink_to("nowhere")
     assert len(seen) == 4
     assert stamp([str(file)]) == (None,)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("ca", None, 'the CA certificate "{}": No such file or directory'),
+        ("ca", b"x", 'the CA certificate "{}": it is no PEM file of one: '),
+        ("crt", None, 'the client certificate "{}": No such file or directory'),
+        ("crt", b"\xff", 'the client certificate "{}": it is no PEM file of one: '),
+        ("key", None, 'the key "{}": No such file or directory'),
+        ("key", b"x", 'the key "{}": it is no PEM file of one: '),
+        ("key", "other", 'the key "{}": it does not belong to the certificate "'),
+    ],
+)
+def test_file_that_cannot_be_used_is_named(tmp_path: Path, file: str, content: bytes | str | None, words: str) -> None:
+    certificate(tmp_path, *around_now(-1, 1))
+    other = (tmp_path / "key").read_bytes()
+    (tmp_path / "ca").write_bytes(certificate(tmp_path, *around_now(-1, 1)))
+    files = TlsFiles(*(str(tmp_path / name) for name in ("ca", "crt", "key")))
+    assert files.read()
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(content if isinstance(content, bytes) else other)
+    with pytest.raises(InvalidConfig) as caught:
+        files.read()
+    assert str(caught.value).startswith("etcd's TLS files cannot be used: " + words.format(tmp_path / file))
+    assert files.fault() == str(caught.value)

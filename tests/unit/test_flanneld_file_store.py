@@ -396,7 +396,11 @@ def test_symbolic_link_is_followed_and_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "error"), [(16, Refused), (30, Refused), (28, Unavailable), (5, Unavailable)])
 def test_write_that_fails_is_explained_and_changes_nothing(
-    file: LeasesFile, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+    file: LeasesFile,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: int,
+    error: type[Exception],
 ) -> None:
     before = file.path.read_bytes()
 
@@ -408,6 +412,10 @@ def test_write_that_fails_is_explained_and_changes_nothing(
         file.acquire(node(11))
     assert file.path.read_bytes() == before
     assert not Path(f"{file.path}.tmp").exists()
+    assert "Allocated lease" not in capfd.readouterr().err
+    monkeypatch.undo()
+    lease = file.acquire(node(11))
+    assert f"Allocated lease ({lease.subnets.in_words()}) to current node (192.168.123.11)" in capfd.readouterr().err
 
 
 # A file that nobody may write

@@ -147,16 +147,17 @@ def test_numbers_are_written_as_in_go(text: str, number: int) -> None:
         (["start"], '"start" is no option'),
         (["-"], '"-" is no option'),
         (["--", "start"], '"start" is no option'),
-        (["-v=x"], 'invalid value "x" for flag -v: it is a whole number'),
+        (["-v=x"], 'invalid value "x" for flag -v: it is a whole number, 0 to 2147483647'),
         (["-v=1.5"], 'invalid value "1.5" for flag -v'),
         (["-v= 1"], 'invalid value " 1" for flag -v'),
         (["-v=09"], 'invalid value "09" for flag -v'),
-        (["-v=-1"], 'invalid value "-1" for flag -v: it is 0 to'),
+        (["-v=-1"], 'invalid value "-1" for flag -v: it is a whole number, 0 to'),
         (["-v=99999999999"], 'invalid value "99999999999" for flag -v'),
-        (["-healthz-port=65536"], "it is 0 to 65535"),
+        (["-healthz-port=65536"], "it is a whole number, 0 to 65535"),
         (["-healthz-ip=localhost"], 'invalid value "localhost" for flag -healthz-ip: '),
-        (["-iptables-resync=0"], "it is 1 to 86400"),
-        (["-subnet-lease-renew-margin=0"], "Invalid subnet-lease-renew-margin option, out of acceptable range: it is 1 to 1439 minutes"),
+        (["-iptables-resync=0"], "it is a whole number of seconds, 1 to 86400"),
+        (["-iptables-resync=999999999999"], "it is a whole number of seconds, 1 to 86400"),
+        (["-subnet-lease-renew-margin=0"], "Invalid subnet-lease-renew-margin option, out of acceptable range: it is a whole number of minutes, 1 to 1439"),
         (["-subnet-lease-renew-margin=1440"], "Invalid subnet-lease-renew-margin option, out of acceptable range"),
         (["-subnet-file="], "it is empty"),
         (["-iface="], "it is empty"),
@@ -168,7 +169,19 @@ def test_numbers_are_written_as_in_go(text: str, number: int) -> None:
         (["-public-ip=127.0.0.1"], 'invalid value "127.0.0.1" for flag -public-ip: it is loopback, by which no other node reaches'),
         (["-public-ip=0.0.0.0"], "it is no host's"),
         (["-public-ipv6=ff02::1"], "it is multicast"),
-        (["-etcd-endpoints=http://a,,http://b"], "it is a list of URLs"),
+        (["-etcd-endpoints=http://a:1,,http://b:1"], "it is a list of URLs"),
+        (["-etcd-endpoints=http://a:1,http://1.2.3.4"], '"http://1.2.3.4" has no port: write http://1.2.3.4:2379'),
+        (["-etcd-endpoints=http://etcd/"], '"http://etcd/" has no port: write http://etcd:2379'),
+        (["-etcd-endpoints=foo"], '"foo" has no port: write foo:2379'),
+        (["-etcd-endpoints=http://[::1]"], '"http://[::1]" has no port: write http://[::1]:2379'),
+        (["-etcd-endpoints=http://h:99999"], '"http://h:99999" has no such port: it is 1 to 65535'),
+        (["-etcd-endpoints=http://h:0"], '"http://h:0" has no such port'),
+        (["-etcd-endpoints=http://h:"], '"http://h:" is none'),
+        (["-etcd-endpoints=ftp://h:1"], '"ftp://h:1" is none: write http://HOST:PORT or https://HOST:PORT'),
+        (["-etcd-endpoints=http://::1:2379"], '"http://::1:2379" is none'),
+        (["-etcd-endpoints=http://h:2379/v3"], '"http://h:2379/v3" is none'),
+        (["-etcd-endpoints=http://h:2379 http://i:2379"], "is none: write http://HOST:PORT"),
+        (["-etcd-endpoints=unix://"], "it is empty"),
         (["-etcd-endpoints="], "it is a list of URLs"),
         (["-datastore=/x"], 'invalid value "/x" for flag -datastore: it is file:PATH'),
         (["-datastore=file:"], "it is file:PATH"),
@@ -181,6 +194,18 @@ def test_numbers_are_written_as_in_go(text: str, number: int) -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_said(argv: list[str], said: str) -> None:
     assert said in fault(*argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoints"),
+    [
+        ("http://a:2379, https://b.example:2379/ ,c:1", ("http://a:2379", "https://b.example:2379/", "c:1")),
+        ("http://[::1]:2379,[fe80::1%eth0]:2379", ("http://[::1]:2379", "[fe80::1%eth0]:2379")),
+        ("unix:///run/etcd.sock,unix:/run/etcd.sock,unix:etcd.sock", ("unix:/run/etcd.sock", "unix:/run/etcd.sock", "unix:etcd.sock")),
+    ],
+)  # fmt: skip
+def test_endpoints(text: str, endpoints: tuple[str, ...]) -> None:
+    assert parse([f"-etcd-endpoints={text}"], {}).etcd_endpoints == endpoints
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -246,12 +271,15 @@ def test_dump_is_gos_with_our_own_at_its_end() -> None:
 
 
 def test_password_is_shown_nowhere() -> None:
-    options = parse(["-etcd-username=root", "-etcd-password=hush", "-etcd-endpoints=https://root:hush@a:1,b:2"], {})
+    options = parse(["-etcd-username=root", "-etcd-password=hush", "-etcd-endpoints=https://a:1,b:2"], {})
     assert options.etcd_password == "hush"
-    assert "etcdEndpoints:https://***@a:1,b:2 " in options.redacted()
     assert " etcdPassword:*** " in options.redacted()
     assert "hush" not in options.redacted()
     assert "hush" not in repr(Options(etcd_password="hush"))
+    for endpoints in ("https://root:hush@a:1,b:2", "b:2,root:hush@a:1"):
+        said = fault(f"-etcd-endpoints={endpoints}")
+        assert '***@a:1" has a user: give -etcd-username and -etcd-password' in said
+        assert "hush" not in said
 
 
 def test_options_cannot_be_changed() -> None:

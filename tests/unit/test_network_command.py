@@ -254,7 +254,11 @@ def test_file_that_nobody_may_write(run: Run, datastore: Path) -> None:
         (("-cleanup",), 2, "options of flanneld that name the datastore"),
         (("-version",), 2, "options of flanneld that name the datastore"),
         (("-etcd-certfile=x",), 2, "a client certificate needs both"),
-        (("-etcd-cafile=/no/such/file", "-etcd-endpoints=https://127.0.0.1:1"), 1, "TLS files cannot be used"),
+        (
+            ("-etcd-cafile=/no/such/file", "-etcd-endpoints=https://127.0.0.1:1"),
+            1,
+            'the CA certificate "/no/such/file"\n  details: No such file',
+        ),
         (("-etcd-endpoints=http://127.0.0.1:1",), 1, "etcd cannot be used"),
         (("-kube-subnet-mgr",), 1, "kubectl"),
         (("-datastore=file:/no/such/folder/file",), 1, "is not there"),
