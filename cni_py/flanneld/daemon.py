@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from cni_py import __version__
 from cni_py.errors import CniError
-from cni_py.flanneld import commands, iface, saved, systemd
+from cni_py.flanneld import backends, commands, iface, saved, systemd
 from cni_py.flanneld.change_log import log_changes
 from cni_py.flanneld.health import Health
 from cni_py.flanneld.klog import error, info, set_verbosity, shortened, warning
@@ -64,6 +64,9 @@ class Daemon:
                 self._run_session()
                 is_first = False
             except (CniError, OSError) as fault:
+                if self.stop.is_set():
+                    info(f"left undone: {fault}")
+                    break
                 if is_first:
                     raise
                 error(f"could not begin anew: {fault}")
@@ -77,6 +80,7 @@ class Daemon:
 
     def end(self) -> None:
         self.stop.set()
+        backends.ENDING.set()
         if self.session is not None:
             self.session.ended.set()
 

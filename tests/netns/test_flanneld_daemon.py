@@ -306,6 +306,29 @@ def test_health_port_in_use_ends_it_with_1(net: Net) -> None:
 # ---- end ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "which", ["PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand"], ids=lambda name: name[:-7]
+)
+def test_sigterm_while_a_command_runs_kills_it_and_ends_within_a_second(net: Net, which: str) -> None:
+    [node] = net.nodes
+    hangs = "sh -c 'sleep 60 & echo $$ $! >/run/pids.new; mv /run/pids.new /run/pids; wait'"
+    config = NETWORK | {"Backend": {"Type": "extension", which: hangs}}
+    peer = {"10.244.77.0-24": {"PublicIP": "192.168.123.12", "BackendType": "extension"}}
+    net.write({"config": config, "leases": peer})
+    flanneld = node.start()
+    if which == "SubnetRemoveCommand":
+        flanneld.wait_for_log("Subnet added: 10.244.77.0/24")
+        net.write(net.read() | {"leases": {}})
+    until(node.host.path("/run/pids").exists, 10, "the command runs")
+    pids = node.host.path("/run/pids").read_text().split()
+    began = time.monotonic()
+    assert flanneld.terminate() == 0
+    assert time.monotonic() - began < 1
+    assert "Exiting cleanly" in flanneld.log
+    assert "flanneld ends, killed" in flanneld.log
+    until(lambda: all(node.host.execute(["kill", "-0", pid]).returncode != 0 for pid in pids), 5, "what it started has ended")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_it_soon_and_leaves_the_way(two: Net, number: signal.Signals) -> None:
     first = two.nodes[0]

@@ -17,6 +17,7 @@ and, where it needs them: ``restore(former)``, called first with what the last l
 from __future__ import annotations
 
 from importlib import import_module
+from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,6 +44,8 @@ MODULES = {
     "wireguard": "wireguard",
 }
 
+ENDING = Event()
+"""Set for good when flanneld is told to end, in whatever thread: what a back end waits for it gives up."""
 
 _SECRET = ("PSK",)
 

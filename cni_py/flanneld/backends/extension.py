@@ -9,7 +9,8 @@
 
 These are environment variables, empty where there is no such thing; in the command ``$NAME`` and ``${NAME}`` stand for
 them. There is no shell: the command is split as a shell would split it, and what only a shell can do is refused.
-Who wants one writes ``sh -c '…'``. A command may take ``TIMEOUT_SECONDS``; then it is killed with what it started.
+Who wants one writes ``sh -c '…'``. A command may take ``TIMEOUT_SECONDS``; then, and when flanneld is told to end, it
+is killed with what it started.
 Output goes to the log. What failed is not tried again, except PostStartupCommand.
 
 It differs from Go's flanneld, which splits at every blank and leaves quotes in; sets SUBNET and PUBLIC_IP alone for a
@@ -28,12 +29,13 @@ import shlex
 import signal
 import subprocess
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
 from cni_py.errors import CniError
-from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.backends import ENDING, BackendConfig
 from cni_py.flanneld.klog import error, info, warning
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.wanted import Wanted
@@ -50,6 +52,8 @@ TYPE = "extension"
 TIMEOUT_SECONDS = 30.0
 OUTPUT_BYTES = 64 * 1024
 WAIT_SECONDS = 0.5
+LOOK_SECONDS = 0.2
+"""How often a command that runs is asked whether it has to end."""
 _QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\.""", re.DOTALL)
 _FOR_A_SHELL = re.compile(r"[;&|<>()`]|\$\(")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -200,13 +204,21 @@ def _run(argv: list[str], env: Mapping[str, str], given: Any, out: Any, err: Any
         process = subprocess.Popen(argv, env=env, stdin=given, stdout=out, stderr=err, start_new_session=True)
     except OSError as fault:
         return f'could not run "{argv[0]}": {fault.strerror}'
-    try:
-        status = process.wait(TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its session: what it started, too
-        process.wait()
-        return f"not done after {TIMEOUT_SECONDS:g} s, killed"
+    deadline = monotonic() + TIMEOUT_SECONDS
+    while (status := _status(process, min(deadline - monotonic(), LOOK_SECONDS))) is None:
+        if ENDING.is_set() or monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)  # its session: what it started, too
+            process.wait()
+            return "flanneld ends, killed" if ENDING.is_set() else f"not done after {TIMEOUT_SECONDS:g} s, killed"
     return "" if status == 0 else f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """What it ended with; ``None``: it has not ended by then."""
+    try:
+        return process.wait(max(seconds, 0))
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _memory(name: str) -> Any:
