@@ -171,6 +171,83 @@ def test_destdir_is_written_to_and_not_named(prefix: Prefix, tmp_path: Path) -> 
     assert list(stage.iterdir()) == []
 
 
+UNITS = ("cni-agent.service", "cni-agent.socket", "flanneld.service")
+
+
+def enable(folder: Path, conf: Path | str) -> set[str]:
+    """What `systemctl enable` makes for units that are linked, and what others have there; answers theirs."""
+    for wants in ("multi-user.target.wants", "sockets.target.wants", "kubelet.service.requires"):
+        (folder / wants).mkdir(parents=True)
+    (folder / "multi-user.target.wants" / "flanneld.service").symlink_to(f"{conf}/flanneld.service")
+    (folder / "multi-user.target.wants" / "cni-agent.service").symlink_to("/etc/systemd/system/cni-agent.service")
+    (folder / "sockets.target.wants" / "cni-agent.socket").symlink_to("../cni-agent.socket")
+    theirs = {
+        "multi-user.target.wants/containerd.service": "/usr/lib/systemd/system/containerd.service",
+        "multi-user.target.wants/gone.service": "/etc/systemd/system/gone.service",
+        "kubelet.service.requires/flanneld.service": "/usr/lib/systemd/system/flanneld.service",
+        "masked.service": "/dev/null",
+        "ours.service": "/elsewhere/cni-py/conf/flanneld.service",
+    }
+    for name, to in theirs.items():
+        (folder / name).symlink_to(to)
+    (folder / "flanneld.service.d").mkdir()
+    (folder / "flanneld.service.d" / "proxy.conf").write_text("[Service]\n")
+    return {*theirs, "flanneld.service.d/proxy.conf"}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+
+
+def test_links_of_systemd_go_with_a_staged_installation(prefix: Prefix, tmp_path: Path) -> None:
+    """As in an image: `systemctl --root=… enable /opt/cni-py/conf/flanneld.service`."""
+    options = ["--destdir", str(tmp_path / "stage"), "--prefix", "/opt"]
+    assert prefix.install(*options).returncode == 0
+    units = tmp_path / "stage" / "etc" / "systemd" / "system"
+    assert not units.exists()
+    theirs = enable(units, "/opt/cni-py/conf")
+    for name in UNITS:
+        (units / name).symlink_to(f"/opt/cni-py/conf/{name}")
+    assert prefix.uninstall(*options).returncode == 0
+    assert files_in(units) == theirs
+    assert not (units / "sockets.target.wants").exists()
+
+
+IN_A_MACHINE_WITH_SYSTEMD = """
+mount -t tmpfs tmpfs /etc/systemd/system
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/system
+exec "$@"
+"""
+
+
+@pytest.mark.netns
+def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Path) -> None:
+    """The folder of units is one of the test's own."""
+    script = tmp_path / "script"
+    script.write_text(
+        f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'unit'), str(ROOT / 'tests')]!r}\n"
+        "from pathlib import Path\n"
+        "from test_install import Checkout, Prefix, UNITS, enable, files_in\n"
+        f"prefix = Prefix.__new__(Prefix); prefix.path = Path({str(prefix.path)!r})\n"
+        f"prefix.checkout = Checkout.__new__(Checkout); prefix.checkout.install = Path({str(prefix.checkout.install)!r})\n"
+        "units = Path('/etc/systemd/system')\n"
+        "(units / 'cni-agent.socket').symlink_to('/dev/null')  # masked\n"
+        "assert prefix.install().returncode == 0\n"
+        "assert files_in(units) == set(UNITS)\n"
+        "assert (units / 'cni-agent.socket').readlink() == Path('/dev/null')\n"
+        "theirs = enable(units, prefix.path / 'cni-py' / 'conf')\n"
+        "done = prefix.uninstall()\n"
+        "assert done.returncode == 0\n"
+        "assert 'systemd no longer starts cni-agent.service flanneld.service; ' in done.stdout, done.stdout\n"
+        "masked = {'cni-agent.socket', 'sockets.target.wants/cni-agent.socket'}\n"
+        "assert files_in(units) == theirs | masked, files_in(units)\n"
+    )
+    inside = ["unshare", "--mount", "sh", "-ec", IN_A_MACHINE_WITH_SYSTEMD, "sh", sys.executable, str(script)]
+    done = subprocess.run(inside, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_upgrade_leaves_one_library(prefix: Prefix) -> None:
     prefix.install()
     prefix.checkout.set_version("1.1")
