@@ -9,10 +9,11 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from cni_py.cli import EXIT_FAILED, say, show
-from cni_py.lab.lab import Lab
-from cni_py.lab.plan import OUTSIDE, OUTSIDE6
-from cni_py.lab.programs import LabFailed
+from cni_py.cli import EXIT_FAILED, say, show, tell
+from cni_py.lab import faults
+from cni_py.lab.lab import FOLDER, Lab, listed
+from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_WAYS
+from cni_py.lab.programs import LabFailed, WrongUsage
 from cni_py.lab.state import take_down
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ def run(options: argparse.Namespace) -> int:
     """Raises: LabFailed."""
     if os.geteuid() != 0:
         raise LabFailed("a lab needs root: it makes network, mount and process namespaces", hint="sudo cni-py lab ...")
-    return _COMMANDS[options.lab_command](options)
+    try:
+        return _COMMANDS[options.lab_command](options)
+    except WrongUsage as error:
+        tell(error)
+        return error.status
 
 
 def up(options: argparse.Namespace) -> int:
@@ -53,14 +58,19 @@ def up(options: argparse.Namespace) -> int:
         lab.up()
         lab.stay()
     took = time.monotonic() - began
+    if lab.settings.backend in WITHOUT_WAYS:
+        show(f"up in {took:.1f} s; {lab.settings.backend} makes no way to the other nodes' pods; try: cni-py lab status")
+        return 0
     matrix = lab.wait_connected(outside=True)
     if matrix.pairs:
         progress(f"ping          {matrix.summary()}")
     connected = f", connected after {time.monotonic() - began:.1f} s" if matrix.is_complete else ""
     show(f"up in {took:.1f} s{connected}; try: {_next_steps(lab)}")
-    if not matrix.is_complete:
-        say("not all pods reach one another: cni-py lab ping shows which, cni-py lab log node1 what flanneld says")
-    return 0
+    if matrix.is_complete:
+        return 0
+    missing = listed([f"{pair.source} to {pair.target} ({pair.address}): {pair.why}" for pair in matrix.failed])
+    say(f"not all pods reach one another: {missing}. The lab stays; see cni-py lab ping, and cni-py lab log node1")
+    return EXIT_FAILED
 
 
 def _next_steps(lab: Lab) -> str:
@@ -148,7 +158,8 @@ def describe(lab: Lab) -> dict[str, Any]:
                 "log": flanneld.log_path,
             }
         )
-    ok = state.complete and not state.broken and all(node["alive"] and node["flanneld"] for node in nodes)
+    broken = faults.still_broken(lab)
+    ok = state.complete and not broken and all(node["alive"] and node["flanneld"] for node in nodes)
     etcd = lab.service("etcd").is_alive if settings.datastore == "etcd" else None
     return {
         "ok": ok and etcd is not False,
@@ -159,7 +170,7 @@ def describe(lab: Lab) -> dict[str, Any]:
         "etcd": etcd,
         "outside": [OUTSIDE] * settings.ipv4 + [OUTSIDE6] * settings.ipv6,
         "nodes": nodes,
-        "broken": sorted(state.broken),
+        "broken": broken,
     }
 
 
@@ -239,14 +250,20 @@ def _alone(folder: str) -> Iterator[None]:
     finally:
         with suppress(OSError):  # it is not empty, or gone with the lab
             os.rmdir(folder)
+        with suppress(OSError):  # plugins, agent or flanneld have something there
+            if folder == FOLDER:
+                os.rmdir(os.path.dirname(folder))
         os.close(fd)
 
 
 def _lock(folder: str) -> int:
     """A descriptor of the lab's folder, made if need be, that is locked; what another command removed meanwhile is not it."""
     while True:
-        os.makedirs(folder, 0o700, exist_ok=True)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.makedirs(folder, 0o700, exist_ok=True)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # removed in between
+            continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), os.stat(folder)):

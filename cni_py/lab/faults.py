@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from cni_py.lab.programs import LabFailed
+from cni_py.lab.programs import LabFailed, WrongUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -175,6 +175,7 @@ def heal(lab: Lab, what: str, node: str) -> None:
         lab.start_etcd()
     elif what == "flanneld":
         lab.state.flanneld[node] = lab.start_flanneld(lab.node(node)).pid
+        _forget_what_it_healed(lab, node)
     else:
         there = {entry.key for entry in entries(lab, what, node)}
         for key, *command in lab.state.broken[which]:
@@ -184,11 +185,36 @@ def heal(lab: Lab, what: str, node: str) -> None:
     lab.save()
 
 
+def _forget_what_it_healed(lab: Lab, node: str) -> None:
+    """A flanneld that has begun puts back what was deleted while there was none."""
+    for what in ENTRIES:
+        keys = {entry[0] for entry in lab.state.broken.get(f"{what} {node}", [])}
+        if keys and _watch_healing(lab, what, node, keys, time.monotonic()) is not None:
+            del lab.state.broken[f"{what} {node}"]
+
+
+def still_broken(lab: Lab) -> list[str]:
+    """What was broken and is so now: entries are looked at, for flanneld or a person may have put them back since."""
+    found = []
+    for which, removed in sorted(lab.state.broken.items()):
+        what, _, node = which.partition(" ")
+        is_back = what in ENTRIES and lab.machine(node).is_alive
+        if not is_back or not {entry[0] for entry in removed} <= {entry.key for entry in entries(lab, what, node)}:
+            found.append(which)
+    return found
+
+
 def _name(lab: Lab, what: str, node: str) -> str:
-    """The name of a fault: "route node1", "etcd". Raises: LabFailed where there is no such thing."""
+    """The name of a fault: "route node1", "etcd". Raises: LabFailed where there is no such thing; WrongUsage."""
     known = (*DAEMONS_AND_CABLES, *ENTRIES)
     if what not in known:
         raise LabFailed(f'"{what}" cannot be broken', hint=f"what can: {', '.join(known)}")
+    if what == "etcd" and node:
+        raise WrongUsage(f'etcd is not on "{node}": it has a machine of its own', hint="without a node: cni-py lab break etcd")
+    if what != "etcd" and not node:
+        raise WrongUsage(
+            f'"{what}" needs a node', hint=f"cni-py lab break {what} {lab.nodes[0]}; nodes: {', '.join(lab.nodes)}"
+        )
     if what != "etcd":
         lab.node(node)
         return f"{what} {node}"

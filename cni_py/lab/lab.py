@@ -17,7 +17,7 @@ from cni_py import subnet_env
 from cni_py.lab import faults, machine, plan, services
 from cni_py.lab.faults import Fault
 from cni_py.lab.machine import Keeper, Machine
-from cni_py.lab.ping import Matrix, ping
+from cni_py.lab.ping import OUTSIDE_NAME, Matrix, ping
 from cni_py.lab.plan import Node, Settings
 from cni_py.lab.programs import LabFailed, Programs, check
 from cni_py.lab.services import Notice, Service
@@ -396,8 +396,8 @@ class Lab:
             if pod.name != source.name
             for address in pod.addresses
         ]
-        beyond = [("outside", plan.OUTSIDE)] if self.settings.ipv4 else []
-        beyond += [("outside", plan.OUTSIDE6)] if self.settings.ipv6 else []
+        beyond = [(OUTSIDE_NAME, plan.OUTSIDE)] if self.settings.ipv4 else []
+        beyond += [(OUTSIDE_NAME, plan.OUTSIDE6)] if self.settings.ipv6 else []
         return targets + ([(name, address, own) for name, address in beyond] if outside else [])
 
     def _mtu(self, pod: Pod) -> int:

@@ -15,6 +15,7 @@ from cni_py.lab.programs import LabFailed
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+OUTSIDE_NAME = "outside"
 PINGER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pinger.py")
 
 
@@ -58,9 +59,15 @@ class Matrix:
         return lines
 
     def summary(self) -> str:
-        good = len(self.pairs) - len(self.failed)
+        """What is counted: an address of a pod, or of the host outside, from a pod."""
+        counted = []
+        for words, is_outside in (("from pod to pod", False), ("from pod to outside", True)):
+            pairs = [pair for pair in self.pairs if (pair.target == OUTSIDE_NAME) == is_outside]
+            if pairs:
+                counted.append(f"{sum(pair.is_ok for pair in pairs)} of {len(pairs)} {words}")
         sizes = sorted({pair.size for pair in self.pairs})
-        return f"{good} of {len(self.pairs)} reach the other end, packets of {'/'.join(map(str, sizes))} bytes with DF too"
+        with_df = f", packets of {'/'.join(map(str, sizes))} bytes with DF too" if sizes else ""
+        return (" and ".join(counted) or "there is no other pod") + with_df
 
 
 def _table(family: str, pairs: Sequence[Pair]) -> list[str]:

@@ -32,6 +32,8 @@ OUTSIDE, OUTSIDE6 = "192.0.2.2", "2001:db8::2"
 ETCD_ADDRESS, ETCD_ADDRESS6 = "192.168.123.2", "fd00:123::2"
 CONFIG_KEY = "/coreos.com/network/config"
 DATASTORES = ("file", "etcd")
+WITHOUT_WAYS = ("alloc",)
+"""Back ends by which no pod reaches one of another node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,12 @@ class LabFailed(CniError):
     """What the lab could not do."""
 
 
+class WrongUsage(LabFailed):
+    """A command names too little or too much; ``status``: what it ends with."""
+
+    status = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Programs:
     """Paths of this installation. ``cni_path``: the folder of plugins; ``conflist``: the network's configuration."""

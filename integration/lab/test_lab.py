@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cni_py.lab import Lab, LabFailed, faults, plan
+from cni_py.lab import Lab, LabFailed, commands, faults, plan
 from cni_py.lab.machine import start_time
 from cni_py.lab.ping import Matrix, Pair
 from cni_py.lab.programs import Programs, check
@@ -238,12 +239,13 @@ def gone(folder: Path) -> bool:
 @needs_root
 def test_command_line_from_up_to_down(command: Command, tmp_path: Path) -> None:
     up = command("up", "--nodes", "2", "--backend-option", "Port=8472")
-    assert "4 of 4 reach the other end" in up.stdout
+    assert "2 of 2 from pod to pod and 2 of 2 from pod to outside, packets of 1450 bytes with DF too" in up.stdout
     assert "up in " in up.stdout
     assert processes_of(tmp_path)
     assert "there is a lab already" in command("up", status=1).stderr
     ping = command("ping", "--outside").stdout.splitlines()
     assert ping[0].split() == ["IPv4", "pod1", "pod2", "outside"]
+    assert command("ping").stdout.splitlines()[-1] == "2 of 2 from pod to pod, packets of 1450 bytes with DF too"
     status = json.loads(command("status", "--json").stdout)
     assert [node["name"] for node in status["nodes"]] == ["node1", "node2"]
     assert status["config"]["Backend"] == {"Type": "vxlan", "Port": 8472}
@@ -260,6 +262,62 @@ def test_command_line_from_up_to_down(command: Command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert gone(tmp_path)
     assert "there is no lab" in command("ping", status=1).stderr
+
+
+@needs_root
+def test_fault_without_its_node_is_wrong_usage(command: Command) -> None:
+    command("up", "--nodes", "2", "--pods", "0", "--datastore", "etcd")
+    for verb in ("break", "heal"):
+        missing = command(verb, "route", status=2)
+        assert missing.stderr == 'cni-py: "route" needs a node\n  hint: cni-py lab break route node1; nodes: node1, node2\n'
+        too_much = command(verb, "etcd", "node1", status=2)
+        assert 'etcd is not on "node1": it has a machine of its own' in too_much.stderr
+    command("status")
+
+
+@needs_root
+def test_status_is_about_what_is_broken_now(command: Command) -> None:
+    """A flanneld that is back heals what was deleted without it, and so may a person."""
+    command("up", "--nodes", "2")
+    restore = command("exec", "node1", "sh", "-c", "ip route show proto 122 | sed 's/^/ip route add proto 122 /'").stdout
+    command("break", "flanneld", "node1")
+    command("break", "route", "node1")
+    command("break", "arp", "node1")
+    assert json.loads(command("status", "--json", status=1).stdout)["broken"] == ["arp node1", "flanneld node1", "route node1"]
+    command("exec", "node1", "sh", "-ec", restore)
+    assert json.loads(command("status", "--json", status=1).stdout)["broken"] == ["arp node1", "flanneld node1"]
+    command("heal", "flanneld", "node1")
+    assert "broken" not in command("status").stdout
+    assert command("heal").stdout == ""
+
+
+@needs_root
+def test_up_says_which_pods_do_not_reach_one_another(command: Command) -> None:
+    up = command("up", "--nodes", "2", "--segments", "2", "--backend", "host-gw", status=1)
+    assert "0 of 2 from pod to pod and 2 of 2 from pod to outside" in up.stdout
+    assert "not all pods reach one another: pod1 to pod2 (10.244." in up.stderr
+    assert "The lab stays" in up.stderr
+    command("status")
+
+
+@needs_root
+def test_back_end_that_makes_no_way_is_up_all_the_same(command: Command) -> None:
+    up = command("up", "--nodes", "2", "--backend", "alloc")
+    assert "alloc makes no way to the other nodes' pods" in up.stdout
+    assert "ping " not in up.stdout
+
+
+def test_folder_that_the_lab_was_in_goes_with_it_where_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = tmp_path / "cni-py"
+    monkeypatch.setattr(commands, "FOLDER", str(ours / "lab"))
+    down = argparse.Namespace(folder=str(ours / "lab"))
+    assert commands.down(down) == 0
+    assert not ours.exists()
+    (ours / "journal").mkdir(parents=True)
+    assert commands.down(down) == 0
+    assert [path.name for path in ours.iterdir()] == ["journal"]
+    assert commands.down(argparse.Namespace(folder=str(tmp_path / "mine" / "lab"))) == 0
+    assert (tmp_path / "mine").is_dir(), "a folder that somebody else chose"
 
 
 @needs_root
@@ -468,7 +526,8 @@ def test_table_shows_what_failed() -> None:
         "  pod2 to pod1 (10.244.1.2): 1450 bytes: no answer",
         "  pod2 to outside (192.0.2.2): no answer",
     ]
-    assert matrix.summary() == "1 of 3 reach the other end, packets of 1450 bytes with DF too"
+    assert matrix.summary() == "1 of 2 from pod to pod and 0 of 1 from pod to outside, packets of 1450 bytes with DF too"
+    assert Matrix(()).summary() == "there is no other pod"
 
 
 def test_number_of_another_process_is_not_taken_for_ours() -> None:
