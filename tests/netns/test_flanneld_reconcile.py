@@ -26,6 +26,13 @@ QUIET_SECONDS, QUIET_CPU_SECONDS = 2.0, 0.2
 PING_SECONDS = 0.01
 TABLE = "inet cni_py_flanneld"
 
+OF_NODE_77 = {
+    "PublicIP": "192.168.123.77",
+    "PublicIPv6": "fd00:123::77",
+    "BackendData": {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"},
+}
+"""What such a node's lease says otherwise than that of another."""
+
 
 @pytest.fixture(scope="module")
 def vxlan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
@@ -235,7 +242,7 @@ def test_a_lease_of_our_own_bridge_does_not_cut_its_pods_off(vxlan: Net) -> None
     node.run("ip link add br7 type bridge; ip addr add 10.244.200.1/24 dev br7; ip link set br7 up")
     content = vxlan.read()
     wrong = next(lease for key, lease in content["leases"].items() if key.startswith(vxlan.nodes[1].subnet))
-    wrong = wrong | {"PublicIP": "192.168.123.77", "BackendData": {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"}}
+    wrong = wrong | OF_NODE_77
     content["leases"]["10.244.200.0-24"] = wrong
     vxlan.write(content)
     try:
@@ -296,7 +303,7 @@ def test_no_packet_is_lost_while_other_nodes_come_and_go(request: pytest.Fixture
     first, second = net.nodes
     content = net.read()
     third = next(lease for key, lease in content["leases"].items() if key.startswith(second.subnet))
-    third = third | {"PublicIP": "192.168.123.77", "BackendData": {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"}}
+    third = third | OF_NODE_77
     without = {key: lease for key, lease in content["leases"].items() if key != "10.244.200.0-24"}
     running = [pings(first, "pod1", address, 4.0) for address in second.pods["pod2"]]
     for number in range(6):
