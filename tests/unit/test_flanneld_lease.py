@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 
+from cni_py.errors import InvalidConfig
+from cni_py.flanneld import backends
+from cni_py.flanneld.etcd import Etcd, KeyValue
+from cni_py.flanneld.etcd_leases import Leases
 from cni_py.flanneld.lease import Attributes, NotALease, Subnets
+from cni_py.flanneld.network import NetworkConfig
 
 IP, IP6, MAC = IPv4Address("192.168.123.11"), IPv6Address("2001:db8::1"), "a6:3a:2f:6a:cd:4c"
 VXLAN = {"VNI": 1, "VtepMAC": MAC}
@@ -139,6 +144,21 @@ def test_long_key_is_named_in_short() -> None:
     with pytest.raises(NotALease, match=r"x… \(1000000 characters\)") as caught:
         Subnets.from_key("x" * 1_000_000)
     assert len(str(caught.value)) < 200
+
+
+def test_log_has_names_of_others_in_short(capfd: pytest.CaptureFixture[str]) -> None:
+    """A key of etcd's has a prefix of any length before it; a configuration its own keys and types."""
+    leases = Leases(Etcd(["127.0.0.1:1"]), "/subnets/")
+    for _ in range(2):
+        assert leases.parse(KeyValue("/subnets/" + "x" * 1_000_000, b"{}", 0, 1, 1)) is None
+    said = capfd.readouterr().err
+    assert said.count("Ignoring bad subnet node") == 1
+    assert len(said) < 600
+    text = {"Network": "10.244.0.0/16", "Backend": {"Type": "x" * 500_000}, "y" * 500_000: 1}
+    config = NetworkConfig.parse(json.dumps(text))
+    assert [len(warning) < 200 for warning in config.warnings] == [True]
+    with pytest.raises(InvalidConfig, match=r"unknown backend type: x{64}… \(500000 characters\)"):
+        backends.check(config)
 
 
 @pytest.mark.parametrize(
