@@ -2,6 +2,7 @@
 PREFIX ?= /opt
 DESTDIR ?=
 REPLACE ?=
+UNITS ?=
 # arguments for pytest: make test TESTS="tests/unit -k ranges"
 TESTS ?=
 BENCH ?=
@@ -19,7 +20,7 @@ help:  ## this list
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo
-	@echo '  PREFIX=$(PREFIX)  DESTDIR=  REPLACE=1 (replace other plugins; they are kept)  PYTHON=/path/to/python3'
+	@echo '  PREFIX=$(PREFIX)  DESTDIR=  REPLACE=1 (replace other plugins; they are kept)  UNITS=0 (leave systemd alone)  PYTHON=/path/to/python3'
 
 demo:  ## two nodes, a pod each, a ping across VXLAN; in namespaces of its own (as root)
 	@integration/system-packages run
@@ -54,7 +55,8 @@ scale:  ## flanneld with 100, 1,000 and 5,000 peers: times, memory, and a plot (
 	@$(TOOLS)/python integration/scale $(SCALE)
 
 install: runtime  ## into PREFIX (default /opt): cni/bin, bin, cni-py
-	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace)
+	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace) \
+		$(if $(filter 0 no false,$(UNITS)),--no-units)
 
 uninstall:  ## takes away what install made, and puts back what it replaced
 	@$$(integration/find-python) integration/install uninstall --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)')

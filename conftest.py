@@ -27,7 +27,10 @@ def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(INSTALLED).resolve()
     prefix = tmp_path_factory.mktemp("prefix")
     subprocess.run(
-        ["make", "--silent", "install", f"PREFIX={prefix}", "DESTDIR="], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        ["make", "--silent", "install", f"PREFIX={prefix}", "DESTDIR=", "UNITS=0"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     return prefix / "cni" / "bin"
 

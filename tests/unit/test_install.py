@@ -65,13 +65,16 @@ class Checkout:
 class Prefix:
     """An empty prefix, and the installer."""
 
+    no_units: tuple[str, ...] = ("--no-units",)
+    """Wherever the tests run."""
+
     def __init__(self, path: Path, checkout: Checkout) -> None:
         self.path = path
         self.bin = path / "cni" / "bin"
         self.checkout = checkout
 
     def install(self, *options: str, killed_at: int | None = None) -> subprocess.CompletedProcess[str]:
-        return self._run("install", *options, killed_at=killed_at)
+        return self._run("install", *self.no_units, *options, killed_at=killed_at)
 
     def uninstall(self, *options: str, killed_at: int | None = None) -> subprocess.CompletedProcess[str]:
         return self._run("uninstall", *options, killed_at=killed_at)
@@ -229,13 +232,17 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
         f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'unit'), str(ROOT / 'tests')]!r}\n"
         "from pathlib import Path\n"
         "from test_install import Checkout, Prefix, UNITS, enable, files_in\n"
-        f"prefix = Prefix.__new__(Prefix); prefix.path = Path({str(prefix.path)!r})\n"
+        f"prefix = Prefix.__new__(Prefix); prefix.no_units = (); prefix.path = Path({str(prefix.path)!r})\n"
         f"prefix.checkout = Checkout.__new__(Checkout); prefix.checkout.install = Path({str(prefix.checkout.install)!r})\n"
         "units = Path('/etc/systemd/system')\n"
         "(units / 'cni-agent.socket').symlink_to('/dev/null')  # masked\n"
+        "assert prefix.install('--no-units').returncode == 0\n"
+        "assert files_in(units) == {'cni-agent.socket'}\n"
         "assert prefix.install().returncode == 0\n"
         "assert files_in(units) == set(UNITS)\n"
         "assert (units / 'cni-agent.socket').readlink() == Path('/dev/null')\n"
+        "assert prefix.install('--no-units').returncode == 0\n"
+        "assert files_in(units) == set(UNITS), 'left alone'\n"
         "theirs = enable(units, prefix.path / 'cni-py' / 'conf')\n"
         "done = prefix.uninstall()\n"
         "assert done.returncode == 0\n"
