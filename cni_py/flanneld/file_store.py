@@ -116,6 +116,8 @@ class FileStore:
             lease = self._write(content, Lease(subnets, attributes, None if own and own.expires is None else _new_end()))
         if own is None:
             klog.info(f"Allocated lease ({subnets.in_words()}) to current node ({attributes.addresses[0]})")
+        else:
+            klog.info(f"{_found(own, attributes)}, reusing")
         return lease
 
     def renew(self, lease: Lease) -> Lease:
@@ -197,7 +199,9 @@ class FileStore:
                 f"{self.path} is read only and has no subnet of this network for {attributes.addresses[0]}",
                 f'add to its "leases", for example, "10.244.1.0-24": {attributes.as_json()}',
             )
-        return self._renew_without_writing(replace(own, attributes=attributes))
+        lease = self._renew_without_writing(replace(own, attributes=attributes))
+        klog.info(f"{_found(own, attributes)}, reusing")
+        return lease
 
     def _renew_without_writing(self, lease: Lease) -> Lease:
         """The entry, if it says what the others must know about us. Raises: StoreError, LeaseTaken."""
@@ -270,11 +274,10 @@ class FileStore:
         """The node's live entry in this network; a reservation goes before a lease."""
         own = [lease for lease in content.leases().values() if self._is_ours(lease, attributes) and _is_live(lease)]
         for lease in sorted(own, key=lambda lease: (lease.expires is not None, not self._is_written(lease))):
-            found = f"Found lease ({lease.subnets.in_words()}) for current IP ({attributes.addresses[0]})"
             if allocate.compatible(lease.subnets, config):
-                klog.info(f"{found}, reusing")
                 return lease
-            klog.info(f"{found} but not compatible with current config, {'ignoring' if lease.expires is None else 'deleting'}")
+            what = "ignoring" if lease.expires is None else "deleting"
+            klog.info(f"{_found(lease, attributes)} but not compatible with current config, {what}")
         return None
 
     def _is_ours(self, lease: Lease, attributes: Attributes) -> bool:
@@ -363,6 +366,10 @@ def _choose(config: NetworkConfig, previous: Subnets | None, content: LeaseFile)
             return previous
         klog.error(f"Found previously leased subnet ({previous}) that is not compatible with the network config, ignoring")
     return allocate.free(config, taken)
+
+
+def _found(lease: Lease, attributes: Attributes) -> str:
+    return f"Found lease ({lease.subnets.in_words()}) for current IP ({attributes.addresses[0]})"
 
 
 def _drop_ended(content: LeaseFile) -> None:
