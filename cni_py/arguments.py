@@ -277,7 +277,7 @@ def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--pods", type=int, default=1, metavar="N", help="on each node (%(default)s)")
     command.add_argument("--net-conf", metavar="FILE", help="the whole network configuration, - for standard input")
     command.add_argument("--flanneld", metavar="PATH", default="", help="another flanneld than this installation's")
-    text = "added to the command line of flanneld, as --flanneld-option=-v=4 (may be repeated)"
+    text = "added to the command line of flanneld, as --flanneld-option=-v=1 (may be repeated)"
     command.add_argument("--flanneld-option", metavar="OPTION", action="append", default=[], help=text)
 
     command = _new_lab(add, "exec", "Run a command in a place of the lab; without one, a shell.")
