@@ -401,6 +401,7 @@ NOISE = {
     "ifindex", "link_index", "handle", "packets", "bytes", "valid_life_time", "preferred_life_time", "tentative", "gc_timer",
     "hello_timer", "tcn_timer", "topology_change_timer", "hold_timer", "message_age_timer", "forward_delay_timer", "stats64",
     "expires", "used", "age", "cache", "operstate", "config_pending", "topology_change_ack",
+    "fdb_n_learned",
 }  # fmt: skip
 
 

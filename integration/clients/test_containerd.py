@@ -55,6 +55,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
   disable_apparmor = true
   restrict_oom_score_adj = true
   sandbox_image = "%(image)s"
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "/opt/cni/bin"
+  conf_dir = "/etc/cni/net.d"
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "%(snapshotter)s"
   default_runtime_name = "crun"

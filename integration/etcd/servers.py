@@ -96,7 +96,7 @@ def make_certificates(folder: Path, days: int = 2, address: str = "127.0.0.1") -
     """``ca``, ``server``, ``client``, each .pem and .key, and ``other``: a CA that nobody trusts. Returns the folder.
 
     Args:
-        days: how long server and client are valid; -1: they no longer are.
+        days: how long server and client are valid; 0: they no longer are.
         address: where the server is.
     """
     for ca in ("ca", "other"):

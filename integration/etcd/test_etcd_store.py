@@ -732,7 +732,7 @@ def test_tls() -> None:
 @inside
 def test_tls_certificate_has_expired() -> None:
     Path("/run/certs").mkdir()
-    certs = servers.make_certificates(Path("/run/certs"), days=-1)
+    certs = servers.make_certificates(Path("/run/certs"), days=0)
     (server,) = servers.start(tls=certs)
     store = open_store(server, ca_path=f"{certs}/ca.pem", cert_path=f"{certs}/client.pem", key_path=f"{certs}/client.key")
     with pytest.raises(Unavailable, match="certificate has expired"):

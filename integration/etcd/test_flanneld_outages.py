@@ -253,7 +253,7 @@ def test_certificate_expired_and_another_one(bin_dir: Path, tmp_path: Path) -> N
         good.mkdir()
         servers.make_certificates(good, address="192.168.123.2")
         shutil.copytree(good, bad)
-        servers.sign(bad, "server", days=-1)
+        servers.sign(bad, "server", days=0)
         use(pki, good)
         etcd = Etcd(cluster, pki="/run/lab/shared").wait()
         etcd.ctl("put", f"{PREFIX}/config", CONFIG)

@@ -405,7 +405,7 @@ def test_accepts_are_put_back_within_a_second(host: Host, config: dict[str, Any]
 
 
 def test_accepts_in_legacy_iptables_are_put_back(host: Host) -> None:
-    mutations = [mutation.replace("tables-X ", "tables-legacy ") for mutation in FORWARD_MUTATIONS]
+    mutations = [mutation.replace("tables-X ", "tables-legacy -w ") for mutation in FORWARD_MUTATIONS]
     prepare = DROPPING.replace("tables-X ", "tables-legacy ")
     times, _ = host.do(seconds_until_back, CONFIG, prepare, mutations, shown_by("legacy"), {"iptables_resync": 1})
     assert not not_in_time(times, mutations, 1.5)
@@ -463,8 +463,8 @@ MASQ_MUTATIONS = [
 @pytest.mark.parametrize(("flavour", "resync", "limit"), [("nft", 30, 1), ("legacy", 1, 1.5)])
 def test_iptables_masquerade_is_put_back(host: Host, flavour: str, resync: int, limit: float) -> None:
     """Of iptables-nft within a second; legacy iptables tells nobody, so when it is looked at next."""
-    mutations = [mutation.replace("tables-X ", f"tables-{flavour} ") for mutation in MASQ_MUTATIONS]
-    shown = f"iptables-{flavour} -t nat -S; ip6tables-{flavour} -t nat -S"
+    mutations = [mutation.replace("tables-X ", f"tables-{flavour} -w ") for mutation in MASQ_MUTATIONS]
+    shown = f"iptables-{flavour} -w -t nat -S; ip6tables-{flavour} -w -t nat -S"
     options = {"iptables_resync": resync}
     times, _ = host.do(seconds_until_back, BY_IPTABLES, "true", mutations, shown, options, flavour == "legacy")
     assert not not_in_time(times, mutations, limit)
