@@ -140,8 +140,8 @@ class Daemon:
             if text is None and known is not None:
                 session.lease = replace(known.own, attributes=session.lease.attributes)
                 session.set_up(known.leases)
-            elif session.acquire():
-                session.set_up(session.first_leases())
+            elif session.acquire() and (leases := session.first_leases()) is not None:
+                session.set_up(leases)
             if not self.stop.is_set():
                 session.keep(is_confirmed=text is not None)
         finally:

@@ -86,9 +86,12 @@ class Session:
         if close is not None:
             close()
 
-    def first_leases(self) -> Mapping[Subnets, Lease]:
-        """All leases as they are now: a restart must not take away, even for a moment, what leads to live peers."""
-        return next(iter(self._sets), {})
+    def first_leases(self) -> Mapping[Subnets, Lease] | None:
+        """All leases as they are now: a restart must not take away, even for a moment, what leads to live peers.
+
+        None where we are to stop before the datastore has told them.
+        """
+        return next(iter(self._sets), None)
 
     def acquire(self) -> bool:
         """Lease our subnet, however long it takes; False where we are to stop."""
@@ -129,12 +132,12 @@ class Session:
         if self.options.ip_blackhole_route:
             holes = frozenset(blackhole(subnet) for subnet in self.lease.subnets.each())
             wanted = replace(wanted, routes=wanted.routes | holes)
-        self.reconciler.want(wanted)
-        apply = getattr(self.backend, "apply", None)
-        if apply is not None:
-            apply(self.lease, all_leases.values())
         self.daemon.health.gauge("leases", "Leases in the datastore, our own too.", len(all_leases))
         self._known = replace(self._known, leases=all_leases)
+        apply = getattr(self.backend, "apply", None)
+        if apply is not None:  # before: what the kernel refuses is tried again later, and this is not called again for it
+            apply(self.lease, all_leases.values())
+        self.reconciler.want(wanted)
 
     def _why_not(self, lease: Lease) -> str:
         """Why a lease is not followed; empty: it is."""
@@ -227,14 +230,14 @@ class Session:
         while not self.ended.is_set():
             info(f"Waiting for {duration(wait_seconds)} to renew lease")
             self._wait_for_loss(wait_seconds)
-            if self.ended.is_set():
-                return
             if self.lease_lost.is_set():
                 is_lost = True
                 self._pause_before_putting_back()
+            if self.ended.is_set():
+                return
+            self.lease_lost.clear()  # before it is put back: who takes it again meanwhile is heard
             try:
                 self.lease = self.store.renew(replace(self.lease, attributes=self._attributes))
-                self.lease_lost.clear()
                 is_lost = False
                 info(f"Lease renewed, new expiration: {clock(self.lease.expires)}")
                 self.daemon.tell_datastore()  # what was lost may have been the node, with all that was said of it
@@ -247,7 +250,6 @@ class Session:
                 error(
                     f"Error renewing lease (trying again in {f'{LOST_RETRY_SECONDS:.0f} s' if is_lost else '1 min'}): {fault}"
                 )
-                self.lease_lost.clear()
 
     def _pause_before_putting_back(self) -> None:
         """No time at all, unless that has been done again and again: two that do so would never come to rest."""
@@ -324,8 +326,8 @@ class Session:
                     continue
                 if now != self.external:
                     info(f"the external interface is another now: {now}, it was {self.external}")
-                    self.store.reconnect()  # a connection from an address that has gone would be waited for
                     self.ended.set()
+                    self.store.reconnect()  # a connection from an address that has gone would be waited for
 
 
 def _is_link_local(its: Attributes) -> bool:
