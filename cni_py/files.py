@@ -115,8 +115,9 @@ def create(path: str, content: bytes, mode: int = 0o600) -> bool:
 
     That is on a file system without files that have no name, and without ``/proc``. Raises: OSError.
     """
+    folder, slash, _ = path.rpartition("/")
     try:
-        fd = posix.open(path.rpartition("/")[0] or "/", posix.O_WRONLY | posix.O_TMPFILE | posix.O_CLOEXEC, mode)
+        fd = posix.open(folder or slash or ".", posix.O_WRONLY | posix.O_TMPFILE | posix.O_CLOEXEC, mode)
     except OSError as error:
         if error.errno in (EISDIR, EOPNOTSUPP, EINVAL):
             return False

@@ -348,5 +348,5 @@ def write_subnet_file(path: str, config: NetworkConfig, own: Subnets, mtu: int, 
     """Raises: IOFailure, OSError."""
     networks = [network for network in (config.network, config.ipv6_network) if network is not None]
     used = [network for network in networks if (config.ipv4 if network.version == 4 else config.ipv6)]
-    files.make_folder(os.path.dirname(path), 0o755)
+    files.make_folder(os.path.dirname(path) or ".", 0o755)
     files.write(path, subnet_env.render(SubnetEnv(tuple(used), tuple(own.each()), mtu, ip_masq)).encode(), 0o644)

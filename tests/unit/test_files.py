@@ -131,6 +131,17 @@ def test_write_takes_away_what_bears_its_name_for_a_new_file(tmp_path: Path, is_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "victim"]
 
 
+def test_write_of_a_path_without_a_folder_is_in_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its file system, which need not be that of "/"."""
+    opened, plain = [], posix.open
+    monkeypatch.setattr(posix, "open", lambda path, *how: opened.append(path) or plain(path, *how))
+    monkeypatch.chdir(tmp_path)
+    for content in (b"new", b"newer"):
+        files.write("f", content)
+        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", content)]
+    assert opened == [".", "."]
+
+
 def test_write_over_a_folder_leaves_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     with pytest.raises(IOFailure, match="Is a directory"):

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
-from cni_py.flanneld.session import Session
+from cni_py.flanneld.session import Session, read_subnets, write_subnet_file
 
 HERE, THERE = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
 EXTERNAL = ExternalInterface("eth0", 2, 1500, HERE, None, HERE, None)
@@ -115,3 +116,9 @@ def test_peer_is_known_to_the_back_end_where_the_kernel_refuses_something(
     backend: Any = session.backend
     assert backend._tables[4].find(int(IPv4Address("10.244.2.9"))) == ("192.0.2.2", 8285)
     session.close()
+
+
+def test_subnet_file_may_be_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_subnet_file("subnet.env", NetworkConfig.parse(config("alloc")), OURS, 1450, ip_masq=True)
+    assert read_subnets("subnet.env") == OURS
