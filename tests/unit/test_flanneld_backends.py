@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+import socket
 import threading
 import time
 from base64 import b64encode
@@ -170,6 +172,22 @@ def test_udp_lease_is_as_gos(
     assert backend.mtu == mtu
     assert opened == listening
     backend.cleanup()
+
+
+def test_udp_that_cannot_begin_keeps_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next try, a second later, would find port and device taken by this one."""
+    opened = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+    device, other_end = os.pipe()
+    sockets = iter(opened)
+    monkeypatch.setattr(udp, "open_socket", lambda _: next(sockets))
+    monkeypatch.setattr(udp, "open_tun", lambda _: device)
+    monkeypatch.setattr(udp, "find_link", lambda *_: None)
+    with pytest.raises(KernelRefused, match='"flannel0" has gone'):
+        made(udp, DUAL).attributes()
+    assert [each.fileno() for each in opened] == [-1, -1]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(device)
+    os.close(other_end)
 
 
 @pytest.mark.parametrize(("network", "families"), [(V4, [4]), (V6, [6]), (DUAL, [4, 6])])

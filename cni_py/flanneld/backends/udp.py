@@ -80,11 +80,11 @@ class Table:
     a new one takes its place."""
 
     def __init__(self, nodes: Mapping[Subnet, SocketAddress]) -> None:
-        by_length: dict[int, dict[int, SocketAddress]] = {}
+        by_shift: dict[int, dict[int, SocketAddress]] = {}
         for subnet, node in nodes.items():
             shift = subnet.max_prefixlen - subnet.prefixlen
-            by_length.setdefault(shift, {})[int(subnet.network_address) >> shift] = node
-        self._by_shift = sorted(by_length.items())  # the smallest shift is the longest prefix
+            by_shift.setdefault(shift, {})[int(subnet.network_address) >> shift] = node
+        self._by_shift = sorted(by_shift.items())  # the smallest shift is the longest prefix
 
     def find(self, address: int) -> SocketAddress | None:
         """``None`` where no subnet has it."""
@@ -126,11 +126,15 @@ class Backend:
 
         Go-compatible: the lease says no back end's type (pkg/backend/udp/udp_amd64.go).
         """
-        for family, address in self._listen.items():
-            if family not in self._sockets:
-                self._sockets[family] = open_socket(address)
-        with open_host() as host:
-            self._ensure_device(host)
+        try:
+            for family, address in self._listen.items():
+                if family not in self._sockets:
+                    self._sockets[family] = open_socket(address)
+            with open_host() as host:
+                self._ensure_device(host)
+        except CniError:
+            self.close()  # nobody else will: without a lease there is no session
+            raise
         return Attributes(
             public_ip=self.external.public_ip if 4 in self.networks else None,
             public_ipv6=self.external.public_ipv6 if 6 in self.networks else None,
