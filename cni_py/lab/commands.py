@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
+LOCK_TRIES = 100
+"""So often a lab's folder is made again that others remove."""
+
 
 def run(options: argparse.Namespace) -> int:
     """Raises: LabFailed."""
@@ -258,11 +261,11 @@ def _alone(folder: str) -> Iterator[None]:
 
 def _lock(folder: str) -> int:
     """A descriptor of the lab's folder, made if need be, that is locked; what another command removed meanwhile is not it."""
-    while True:
+    for _ in range(LOCK_TRIES):
         try:
             os.makedirs(folder, 0o700, exist_ok=True)
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # removed in between
+        except FileNotFoundError:  # removed in between, or it never will be there
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -274,6 +277,7 @@ def _lock(folder: str) -> int:
         except FileNotFoundError:
             pass
         os.close(fd)
+    raise LabFailed(f'the folder "{folder}" cannot be made', hint=f"does a link in it lead nowhere? See: namei {folder}")
 
 
 def _flush() -> None:

@@ -320,6 +320,13 @@ def test_folder_that_the_lab_was_in_goes_with_it_where_it_is_empty(tmp_path: Pat
     assert (tmp_path / "mine").is_dir(), "a folder that somebody else chose"
 
 
+def test_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(LabFailed, match="cannot be made") as caught:
+        commands.down(argparse.Namespace(folder=str(tmp_path / "link" / "lab")))
+    assert "does a link in it lead nowhere?" in caught.value.hint
+
+
 @needs_root
 @pytest.mark.parametrize("victim", ["keeper", "its parent", "node1", "flanneld", "state"])
 def test_down_is_complete_after_a_kill(command: Command, tmp_path: Path, victim: str) -> None:
