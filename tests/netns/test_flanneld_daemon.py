@@ -309,7 +309,7 @@ def test_health_port_in_use_ends_it_with_1(net: Net) -> None:
 @pytest.mark.parametrize(
     "which", ["PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand"], ids=lambda name: name[:-7]
 )
-def test_sigterm_while_a_command_runs_kills_it_and_ends_within_a_second(net: Net, which: str) -> None:
+def test_sigterm_while_a_command_runs_kills_it_and_ends_soon(net: Net, which: str) -> None:
     [node] = net.nodes
     hangs = "sh -c 'sleep 60 & echo $$ $! >/run/pids.new; mv /run/pids.new /run/pids; wait'"
     config = NETWORK | {"Backend": {"Type": "extension", which: hangs}}
@@ -323,7 +323,7 @@ def test_sigterm_while_a_command_runs_kills_it_and_ends_within_a_second(net: Net
     pids = node.host.path("/run/pids").read_text().split()
     began = time.monotonic()
     assert flanneld.terminate() == 0
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5  # half a second, where nothing else is at work
     assert "Exiting cleanly" in flanneld.log
     assert "flanneld ends, killed" in flanneld.log
     until(lambda: all(node.host.execute(["kill", "-0", pid]).returncode != 0 for pid in pids), 5, "what it started has ended")
