@@ -11,6 +11,7 @@ again whenever the kernel says that something changed, and every ``LOOK_SECONDS`
 from __future__ import annotations
 
 import threading
+from errno import ENOENT
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,8 @@ class Reconciler:
         self.health, self.external = health, external
         self._wanted = Wanted()
         self._wanted_sysctls: list[tuple[str, str]] = []
-        self._fixed_sysctls: set[str] = set()
-        """Those that could not be set, and were told of."""
+        self._unsettable: set[str] = set()
+        """Kernel parameters that could not be set: told of once, and not tried again."""
         self._is_good = False
         """Whether all was as wanted after the last look."""
         self._lock = threading.Lock()
@@ -111,7 +112,8 @@ class Reconciler:
 
     def _count(self, changes: int) -> None:
         if changes:
-            self.health.count("changes_total", "Changes that were made to links, addresses, routes and entries.", changes)
+            what = "Changes that were made to links, addresses, routes, entries and kernel parameters."
+            self.health.count("changes_total", what, changes)
 
     def run(self, stop: threading.Event) -> None:
         """Put back what others change, until ``stop``."""
@@ -120,8 +122,9 @@ class Reconciler:
             next_look, trouble = monotonic(), ""  # at once: it may have changed before the watch began
             while not stop.is_set():
                 changed = watch.wait(0.5)
-                if self._sysctls():
-                    info("put back a kernel parameter that somebody had changed")
+                if parameters := self._sysctls():
+                    self._count(parameters)
+                    info(f"put right {parameters} kernel parameters that were changed")
                 if not changed and monotonic() < next_look:
                     continue
                 began = monotonic()
@@ -139,16 +142,16 @@ class Reconciler:
                 stop.wait(SHARE * took)
 
     def _sysctls(self) -> int:
-        """Put right those that differ. The kernel sends no news of these, so they are read every time."""
+        """Put right those that differ. The kernel sends no news of these, so they are read every time. From two threads."""
         changes = 0
         for name, value in self._wanted_sysctls:
-            if not _differs(name, value):
+            if name in self._unsettable or not _differs(name, value):
                 continue
             try:
                 sysctl.ensure(name, value)
-            except KernelRefused as fault:  # /proc/sys is read-only
-                if name not in self._fixed_sysctls:
-                    self._fixed_sysctls.add(name)
+            except KernelRefused as fault:
+                if fault.errno != ENOENT:  # that is a device which has just gone; else /proc/sys is read-only, and stays so
+                    self._unsettable.add(name)
                     warning(str(fault))
                 continue
             changes += 1
@@ -246,8 +249,8 @@ class Reconciler:
 
 
 def _made(link: Link) -> tuple[object, ...]:
-    """What of it is put right."""
-    return (link.mac, link.mtu, link.master, link.flags & IFF_NOARP)
+    """What of it is put right; another number: it was made anew."""
+    return (link.ifindex, link.mac, link.mtu, link.master, link.flags & IFF_NOARP)
 
 
 def _differs(name: str, value: str) -> bool:
