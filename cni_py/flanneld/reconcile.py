@@ -5,13 +5,15 @@ order in which packets need them, and takes away in the opposite one. What is ou
 device of ours) or by the route's protocol number, so a restarted flanneld finds what a former one left: entries
 of dead peers go, live ones are not touched. Where the last look was good and only leases have changed since,
 that difference alone is made, for with thousands of peers a look takes longer. :meth:`Reconciler.run` looks
-again whenever the kernel says that something changed, and every ``LOOK_SECONDS`` besides.
+again whenever the kernel says that something changed, and every ``LOOK_SECONDS`` besides; and where somebody changes it
+back each time, more and more rarely.
 """
 
 from __future__ import annotations
 
 import threading
 from errno import ENOENT
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,8 @@ RETRY_SECONDS = 2.0
 """When what was refused is tried again, unless there is news before."""
 SHARE = 5
 """After a look that took t seconds, the next one begins SHARE × t later at the soonest: it never takes the machine."""
+PAUSE_SECONDS = (0.02, 0.8)
+"""Where somebody undoes what we put back, after the first time and at the longest; it doubles."""
 _TUNNELS = {"vxlan": ("flannel.", "flannel-v6."), "wireguard": ("flannel-wg",), "ipip": ("flannel.ipip",)}
 """What a flanneld's devices are called, by their kind."""
 
@@ -118,6 +122,7 @@ class Reconciler:
     def run(self, stop: threading.Event) -> None:
         """Put back what others change, until ``stop``."""
         ours = {device.name for device in self._wanted.devices} | {name for name, _ in self._wanted.addresses}
+        pause = _Pause()
         with Watch(devices=ours | {self.external}, ignoring=self._host) as watch:
             next_look, trouble = monotonic(), ""  # at once: it may have changed before the watch began
             while not stop.is_set():
@@ -139,7 +144,7 @@ class Reconciler:
                     info(f"put back {changes} things that somebody had changed ({', '.join(sorted(changed))})")
                 took = monotonic() - began
                 next_look = monotonic() + (RETRY_SECONDS if trouble or self._failures else LOOK_SECONDS)
-                stop.wait(SHARE * took)
+                stop.wait(max(SHARE * took, pause.after(changes, monotonic())))
 
     def _sysctls(self) -> int:
         """Put right those that differ. The kernel sends no news of these, so they are read every time. From two threads."""
@@ -246,6 +251,22 @@ class Reconciler:
         if self._failures.get(name) != words:
             self._failures[name] = words
             error(words)
+
+
+class _Pause:
+    """What keeps two that undo each other from taking the machine: time between two repairs that grows."""
+
+    def __init__(self) -> None:
+        self._seconds, self._last_repair = 0.0, -inf
+
+    def after(self, changes: int, now: float) -> float:
+        """Seconds after a look that made so many changes, at this time; what was quiet for a while begins anew."""
+        if not changes:
+            return 0.0
+        shortest, longest = PAUSE_SECONDS
+        is_again = now - self._last_repair < 2 * longest
+        self._seconds, self._last_repair = min(2 * self._seconds, longest) if is_again else shortest, now
+        return self._seconds
 
 
 def _made(link: Link) -> tuple[object, ...]:

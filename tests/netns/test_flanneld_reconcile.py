@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cni_py.flanneld.reconcile import PAUSE_SECONDS
 from flannel import Net, Node, network, until
 from namespaces import Sandbox
 
@@ -223,6 +224,25 @@ def test_flanneld_is_quiet_when_all_is_put_back(request: pytest.FixtureRequest, 
     print(f"{backend}: {used:.4f} s of CPU time in {QUIET_SECONDS} s")
     assert used < QUIET_CPU_SECONDS
     assert flanneld.log == log
+
+
+def test_who_undoes_each_repair_is_answered_more_and_more_rarely(vxlan: Net) -> None:
+    """Another daemon, which takes our routes for its own: neither of the two may take the machine, nor fill the log."""
+    node, repairs = vxlan.nodes[0], 8
+    assert node.flanneld
+    words = "things that somebody had changed (route)"
+    before = node.flanneld.log.count(words)
+    time.sleep(2 * PAUSE_SECONDS[1])  # earlier tests' repairs count no more
+    began = time.monotonic()
+    node.run("(while sleep 0.005; do ip route flush proto 122; done) >/dev/null 2>&1 & echo $! >/run/other")
+    try:
+        node.flanneld.wait_for_log(words, count=before + repairs)
+        took = time.monotonic() - began
+        print(f"{repairs} repairs in {took:.2f} s")
+        assert took > sum(min(PAUSE_SECONDS[0] * 2**number, PAUSE_SECONDS[1]) for number in range(repairs - 1))
+    finally:
+        node.run("kill $(cat /run/other)")
+    until(lambda: f"{vxlan.nodes[1].subnet}.0/24" in node.routes(), 5, "the route is there again")
 
 
 def test_routes_of_others_are_let_alone(vxlan: Net) -> None:
