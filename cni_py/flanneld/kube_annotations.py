@@ -21,12 +21,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import Any
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.lease import Address, Attributes, Lease, NotALease, Subnets, node_address, type_of_backend
+from cni_py.flanneld.lease import Address, Attributes, Lease, NotALease, Subnets, as_go_writes, node_address, type_of_backend
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com"
 MANAGED = "kube-subnet-manager"
 _PREFIX = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z0-9_-]+/(?:[a-z0-9_-]+-)?")
-_HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +121,6 @@ def pod_subnets(node: dict[str, Any]) -> Subnets:
         next((subnet for subnet in found if isinstance(subnet, IPv4Network)), None),
         next((subnet for subnet in found if isinstance(subnet, IPv6Network)), None),
     )
-
-
-def as_go_writes(data: Any) -> str:
-    """JSON without blanks, ``null`` where there is nothing."""
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).translate(_HTML)
 
 
 def _has_ipv4(attributes: Attributes) -> bool:

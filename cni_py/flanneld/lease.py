@@ -22,11 +22,11 @@ from cni_py.flanneld.klog import shortened
 LEASE_SECONDS = 86400
 _NOTHING, _BROADCAST = IPv4Network("0.0.0.0/0"), IPv4Address("255.255.255.255")
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
-_HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-
-
-Address = TypeVar("Address", IPv4Address, IPv6Address)
+_NO_ADDRESS = (None, "", str(_NOTHING.network_address))
+_HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 TYPE_LENGTH = 64
+"""Characters of a back end's type, at most."""
+Address = TypeVar("Address", IPv4Address, IPv6Address)
 
 
 class NotALease(ValueError):
@@ -114,8 +114,7 @@ class Attributes:
             out["BackendData"] = self.backend_data
         if self.backend_v6_data is not None:
             out["BackendV6Data"] = self.backend_v6_data
-        text = json.dumps(out, separators=(",", ":"), ensure_ascii=False)
-        return "".join(_HTML.get(character, character) for character in text)
+        return as_go_writes(out)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Attributes:
@@ -137,7 +136,9 @@ class Attributes:
         return lease
 
 
-_NO_ADDRESS = (None, "", str(_NOTHING.network_address))
+def as_go_writes(data: Any) -> str:
+    """JSON without blanks, ``null`` where there is nothing."""
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).translate(_HTML)
 
 
 def node_address(value: object, kind: type[Address]) -> Address:
