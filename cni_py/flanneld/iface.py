@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld import klog
+from cni_py.flanneld.lease import why_no_node
 from cni_py.kernel.interfaces import (
     IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
@@ -45,7 +46,6 @@ Address = IPv4Address | IPv6Address
 
 _OURS = re.compile(r"flannel([.-]|\d)")
 """Devices that flanneld makes: no pattern is meant to match them."""
-_BROADCAST = IPv4Address("255.255.255.255")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class _Search:
         link = self._link(way.ifindex) if way else None
         if way is None or link is None:
             raise NotFound(f"failed to get ifcanreach based interface: couldn't lookup route to {address}: there is none")
-        return _candidate(link, way.source) if way.source else Candidate(link)
+        return _candidate(link, way.source) if way.source and not why_no_node(way.source) else Candidate(link)
 
     def _by_default_route(self) -> Candidate:
         """Raises: NotFound."""
@@ -251,9 +251,7 @@ def _parse(text: str) -> Address | None:
 
 
 def _is_usable(at: HostAddress) -> bool:
-    address = at.address
-    is_unicast = not (address.is_multicast or address.is_unspecified or address.is_loopback or address == _BROADCAST)
-    return is_unicast and not at.flags & (IFA_F_DEPRECATED | IFA_F_DADFAILED)
+    return not why_no_node(at.address) and not at.flags & (IFA_F_DEPRECATED | IFA_F_DADFAILED)
 
 
 def _preference(at: HostAddress) -> tuple[bool, bool, bool]:

@@ -151,6 +151,11 @@ def test_refusal_says_what_was_looked_for_and_what_is_there(node: Host) -> None:
     assert "v6 interface eth1 must be the same with v4 interface eth0" in said
 
 
+def test_way_to_oneself_leads_to_no_interface(node: Host) -> None:
+    """Its source is an address that no other node reaches: the lease would be ignored by all, us included."""
+    assert "failed to find IPv4 address for interface lo" in refusal(node, iface_can_reach="127.0.0.1")
+
+
 def test_log_is_gos(node: Host) -> None:
     assert log(node, ipv6=True, iface=("eth9", "eth0"), public_ipv6="2001:db8::9") == [
         "Could not find valid interface matching eth9: error looking up interface eth9: no such network interface",
