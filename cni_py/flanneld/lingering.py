@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cni_py.flanneld.lease import Lease, Subnets
 
 LINGER_SECONDS = 0.5
+MANY = 100_000
+"""Pairs of leases that have gone and that are new. Where there are more, the network was planned anew: nothing lingers."""
 
 
 class Lingering:
@@ -30,6 +32,8 @@ class Lingering:
         gone = {subnets: (ended, self._leases[subnets]) for subnets in self._leases.keys() - leases.keys()} | self._gone
         if gone:
             new = leases.keys() - self._leases.keys()
+            if len(gone) * len(new) > MANY:  # they are compared with each other
+                gone = {}
             self._gone = {
                 subnets: (until, lease)
                 for subnets, (until, lease) in gone.items()

@@ -93,6 +93,8 @@ class Watch:
             if heard and not changed:
                 until = monotonic() + SETTLE_SECONDS
             changed |= heard
+            if monotonic() >= until:  # news may come without end
+                return changed
 
     def _heard(self, data: bytes) -> set[str]:
         """The kinds in one datagram that are asked for."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cni_py.flanneld.lingering import LINGER_SECONDS
-from cni_py.flanneld.session import PUT_BACK_COUNT
+from cni_py.flanneld.session import LOST_RETRY_SECONDS
 from flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
 
 pytestmark = pytest.mark.netns
@@ -603,12 +603,17 @@ def test_two_with_one_public_address_do_not_fight_for_ever(tmp_path: Path) -> No
         assert all(node.flanneld for node in net.nodes)
         daemons = [node.flanneld for node in net.nodes if node.flanneld]
         until(lambda: any(daemon.has_said(words) for daemon in daemons), 30, words)
-        time.sleep(PUT_BACK_COUNT * 0.3)  # the other one comes to the same
-        renewed = sum(daemon.log.count("Lease renewed") for daemon in daemons)
-        time.sleep(6)
-        again = sum(daemon.log.count("Lease renewed") for daemon in daemons) - renewed
-        print(f"{renewed} times, then {again} times in 6 s")
-        assert 1 <= again <= 6
+        until(lambda: all(daemon.has_said(words) for daemon in daemons), 30, "the other one comes to the same")
+
+        def renewed() -> int:
+            return sum(daemon.log.count("Lease renewed") for daemon in daemons)
+
+        first = renewed()
+        until(lambda: renewed() > first, 30, "the next time")
+        second = renewed()
+        took = until(lambda: renewed() > second + 2, 30, "three times more")
+        print(f"three times in {took:.1f} s")
+        assert took > LOST_RETRY_SECONDS  # each waits so long
         assert len(net.leases()) == 1
 
 

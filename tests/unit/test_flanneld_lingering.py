@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
-from cni_py.flanneld.lingering import LINGER_SECONDS, Lingering
+from cni_py.flanneld.lingering import LINGER_SECONDS, MANY, Lingering
 
 
 def leases(*subnets: Subnets, kind: str = "") -> dict[Subnets, Lease]:
@@ -41,6 +41,16 @@ def test_lease_that_is_back_is_the_new_one() -> None:
     assert lingering.after(now, 100.1) == now
     assert lingering.next_end() is None
     assert lingering.after(leases(A), 100.2) == now
+
+
+def test_network_that_is_planned_anew_is_followed_at_once() -> None:
+    """Thousands of leases compared with thousands would take seconds."""
+    former, now = ({Subnets(IPv4Network(f"10.{number}.{n}.0/24")) for n in range(256)} for number in (1, 2))
+    former |= {Subnets(IPv4Network(f"10.3.{n}.0/24")) for n in range(256)}
+    assert len(former) * len(now) > MANY
+    lingering = Lingering(leases(*former))
+    assert lingering.after(leases(*now), 100.0) == leases(*now)
+    assert lingering.next_end() is None
 
 
 def test_lease_of_the_same_subnet_goes_before_the_one_that_had_it() -> None:
