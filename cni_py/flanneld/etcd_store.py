@@ -129,9 +129,10 @@ class EtcdStore:
             return True
         return attributes.is_same_node(found.attributes)
 
-    def _of_node(self, config: NetworkConfig, attributes: Attributes, leases: Iterable[Found]) -> Found | None:
+    def _of_node(self, config: NetworkConfig, attributes: Attributes, leases: list[Found]) -> Found | None:
         """What this node already has, reservations first; a lease that does not fit the network is deleted.
 
+        It is taken out of ``leases`` too: the subnet in it may be the one that our pods have, and is free again.
         Raises: Refused, where a reservation does not fit.
         """
         mine = [
@@ -151,6 +152,7 @@ class EtcdStore:
                 )
             klog.info(f"{words} but not compatible with current config, deleting")
             self._etcd.delete(found.kv.key)
+            leases.remove(found)
         return None
 
     def _create(self, subnets: Subnets, attributes: Attributes, revision: int) -> Lease | None:

@@ -206,6 +206,27 @@ def test_lease_that_does_not_fit_the_network_is_replaced() -> None:
 
 
 @inside
+@pytest.mark.parametrize(
+    ("config", "key", "wrong"),
+    [
+        (NETWORK, "10.244.7.0-24", "10.244.7.0-24&fd00:10:0:7::-64"),
+        (DUAL, "10.244.7.0-24&fd00:10:0:7::-64", "10.244.7.0-24"),
+        (NETWORK, "10.244.7.0-24", "10.244.6.0-23"),
+    ],
+)
+def test_node_keeps_its_subnet_where_its_lease_was_replaced_by_one_that_does_not_fit(
+    config: NetworkConfig, key: str, wrong: str
+) -> None:
+    """The lease that is deleted has a part of it, and takes it from nobody."""
+    (server,) = servers.start()
+    lease = server.ctl("lease", "grant", "100").split()[1]
+    server.ctl("put", f"{PREFIX}/subnets/{wrong}", node(1).as_json(), f"--lease={lease}")
+    previous = Subnets.from_key(key)
+    assert open_store(server).acquire(config, node(1), previous).subnets == previous
+    assert list(read(server)) == [key]
+
+
+@inside
 def test_pool_is_exhausted_and_then_not() -> None:
     (server,) = servers.start()
     small = NetworkConfig.parse('{"Network":"10.244.0.0/28","SubnetLen":30}')
