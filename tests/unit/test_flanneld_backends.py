@@ -562,6 +562,13 @@ def test_wireguard_separate_devices_have_a_peer_a_family() -> None:
     }
 
 
+def test_wireguard_node_that_moves_is_a_peer_for_both_subnets_and_where_the_newer_lease_says() -> None:
+    own = lease(1, "wireguard", wg(1))
+    newer, older = lease(3, "wireguard", wg(2, 4000)), lease(2, "wireguard", wg(2, 5000))
+    peer = Peer(KEYS[2], IPv4Address("192.0.2.3"), 4000, (IPv4Network("10.244.3.0/24"), IPv4Network("10.244.2.0/24")))
+    assert made(wireguard, V4).wanted_peers(own, [newer, older, own]) == {"flannel-wg": {KEYS[2]: peer}}
+
+
 PRIVATE, PUBLIC = IPv4Address("10.0.0.2"), IPv4Address("198.51.100.2")
 PRIVATE6, PUBLIC6 = IPv6Address("fd00::2"), IPv6Address("2001:db8::2")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import threading
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,7 +142,11 @@ class Backend:
         return Wanted(addresses=frozenset(addresses), routes=frozenset(routes))
 
     def wanted_peers(self, own: Lease, leases: Iterable[Lease]) -> dict[str, Peers]:
-        """Pure: the peers of each device, by public key."""
+        """Pure: the peers of each device, by public key.
+
+        Of a node that moves to another subnet there are two leases for a moment, the newer one first: it is reached where that
+        says, and packets of both subnets are its own.
+        """
         peers: dict[str, Peers] = {name: {} for name in self._names()}
         for lease in leases:
             if lease.subnets == own.subnets:
@@ -151,7 +156,8 @@ class Backend:
                 warning_once(text, self._said)
                 continue
             for device, peer in self._ends(lease):
-                peers[device][peer.public_key] = peer
+                first = peers[device].get(peer.public_key)
+                peers[device][peer.public_key] = replace(first, allowed=first.allowed + peer.allowed) if first else peer
         return peers
 
     def _ends(self, lease: Lease) -> Iterable[tuple[str, Peer]]:
