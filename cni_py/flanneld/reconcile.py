@@ -127,6 +127,8 @@ class Reconciler:
             next_look, trouble = monotonic(), ""  # at once: it may have changed before the watch began
             while not stop.is_set():
                 changed = watch.wait(0.5)
+                if stop.is_set():  # the news may be of a back end that takes its device with it
+                    return
                 if parameters := self._sysctls():
                     self._count(parameters)
                     info(f"put right {parameters} kernel parameters that were changed")
