@@ -74,6 +74,8 @@ class Session:
         self._sets = self.store.watch(self.ended)
         self._news: queue.SimpleQueue[Mapping[Subnets, Lease]] = queue.SimpleQueue()
         self._known = self._saved = saved.Saved(config_text, self.lease, {})
+        self._not_saved = ""
+        """Why, when that was tried last."""
         self._ignored: dict[Subnets, Lease] = {}
         """Of the leases that there are those that are not followed; one that says something else now is judged anew."""
         self._threads: list[threading.Thread] = []
@@ -302,15 +304,21 @@ class Session:
         self._save()
 
     def _save(self) -> None:
-        """For the next boot, unless that is what was written last; our own lease may have been renewed."""
+        """For the next boot, unless that is what was written last; our own lease may have been renewed.
+
+        Where that fails it is tried again at the next turn, and told of once.
+        """
         known = replace(self._known, own=replace(self.lease, attributes=self._attributes))
         if known.leases is self._saved.leases and known.own == self._saved.own:
             return
-        self._saved = known
         try:
             saved.write(known)
         except (CniError, OSError) as fault:
-            warning(f"the leases could not be saved for the next boot: {fault}")
+            if str(fault) != self._not_saved:
+                self._not_saved = str(fault)
+                warning(f"the leases could not be saved for the next boot: {fault}")
+        else:
+            self._saved, self._not_saved = known, ""
 
     def _watch_interface(self) -> None:
         """Begin anew where the external interface, its addresses or MTU are others now."""
@@ -345,8 +353,21 @@ def read_subnets(path: str) -> Subnets | None:
 
 
 def write_subnet_file(path: str, config: NetworkConfig, own: Subnets, mtu: int, ip_masq: bool) -> None:
-    """Raises: IOFailure, OSError."""
+    """A file that cannot be written now, and is right as it is, stops nobody. Raises: CniError, OSError."""
     networks = [network for network in (config.network, config.ipv6_network) if network is not None]
     used = [network for network in networks if (config.ipv4 if network.version == 4 else config.ipv6)]
-    files.make_folder(os.path.dirname(path) or ".", 0o755)
-    files.write(path, subnet_env.render(SubnetEnv(tuple(used), tuple(own.each()), mtu, ip_masq)).encode(), 0o644)
+    content = subnet_env.render(SubnetEnv(tuple(used), tuple(own.each()), mtu, ip_masq)).encode()
+    try:
+        files.make_folder(os.path.dirname(path) or ".", 0o755)
+        files.write(path, content, 0o644)
+    except (CniError, OSError) as fault:
+        if not _holds(path, content):
+            raise
+        warning(f"{fault}; it is right as it is")
+
+
+def _holds(path: str, content: bytes) -> bool:
+    try:
+        return files.read(path) == content
+    except OSError:
+        return False

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.netns
 
 KLOG = re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ [\w.]+:\d+\] .")
 PORT = 8471
+FULL = "dd status=none if=/dev/zero bs=4k", "64k"
+"""What fills a file system, and its size."""
 
 
 @pytest.fixture
@@ -285,6 +287,48 @@ def test_udp_starts_while_the_kernel_asks_for_other_owners_of_the_address(net: N
     node.start().wait_ready()
     assert "tentative" in node.run("ip addr show dev eth0")
     assert "[fd00:123::11]:8285" in node.run("ss -lun")
+
+
+def test_udp_ends_without_a_word_of_the_device_that_goes_with_it(net: Net) -> None:
+    net.write({"config": FAMILIES["v4"] | {"Backend": {"Type": "udp"}}, "leases": {}})
+    flanneld = net.nodes[0].start().wait_ready()
+    assert flanneld.terminate() == 0
+    assert [line for line in flanneld.log.splitlines() if line[0] != "I"] == []
+
+
+def test_restart_where_the_disk_is_full_goes_on_with_the_file_that_is_right(net: Net) -> None:
+    [node] = net.nodes
+    node.run(f"mkdir -p /run/flannel; mount -t tmpfs -o size={FULL[1]} none /run/flannel")
+    node.start().wait_ready().terminate()
+    env = node.env
+    node.run(f"{FULL[0]} of=/run/flannel/fill", check=False)
+    node.start().wait_ready()
+    assert node.flanneld
+    assert node.flanneld.has_said("/run/flannel/subnet.env", "No space left on device; it is right as it is")
+    assert node.env == env
+
+
+def test_start_where_the_disk_is_full_ends_it_with_1_and_the_files_name(net: Net) -> None:
+    [node] = net.nodes
+    node.run(f"mkdir -p /run/flannel; mount -t tmpfs -o size={FULL[1]} none /run/flannel")
+    node.run(f"{FULL[0]} of=/run/flannel/fill", check=False)
+    flanneld = node.start()
+    assert flanneld.wait() == 1
+    last = flanneld.log.splitlines()[-1]
+    assert "/run/flannel/subnet.env" in last
+    assert "No space left on device" in last
+
+
+def test_leases_are_saved_when_the_disk_has_room_again(net: Net) -> None:
+    [node] = net.nodes
+    node.run(f"mkdir -p /var/lib/cni-py; mount -t tmpfs -o size={FULL[1]} none /var/lib/cni-py")
+    node.run(f"{FULL[0]} of=/var/lib/cni-py/fill", check=False)
+    flanneld = node.start().wait_ready()
+    assert flanneld.has_said("the leases could not be saved for the next boot", "No space left on device")
+    node.run("rm /var/lib/cni-py/fill")
+    saved = node.host.path(SAVED)
+    until(lambda: saved.exists() and node.subnet in saved.read_text(), 10, "the leases are saved")
+    assert flanneld.log.count("could not be saved") == 1
 
 
 def test_interface_that_is_not_there_ends_it_with_1_and_the_inventory(net: Net) -> None:
