@@ -184,6 +184,7 @@ class Reconciler:
         before = find_link(self._host, device.name)
         link = ensure_vxlan(self._host, device, warn=warning)
         changes = int(before is None or _made(before) != _made(link))
+        changes += self._sysctls()  # before its addresses: the kernel refuses an IPv6 address where IPv6 is off
         changes += self._addresses(link, {address for name, address in wanted.addresses if name == link.name})
         if not link.is_up:
             set_up(self._host, link)

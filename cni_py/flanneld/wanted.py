@@ -28,9 +28,14 @@ class Wanted:
     forwarding: frozenset[Forwarding] = frozenset()
 
     def sysctls(self) -> list[tuple[str, str]]:
-        """Packets are forwarded in each family that has a way, and no router's word counts on a device of ours."""
+        """Packets are forwarded in each family that has a way, and no router's word counts on a device of ours.
+
+        One with an IPv6 address has IPv6 also where the host has it on few interfaces (``net.ipv6.conf.default.disable_ipv6``).
+        """
         families = {route.dst.version for route in self.routes} | {address.version for _, address in self.addresses}
         wanted = [(name, "1") for version, name in FORWARDING.items() if version in families]
+        with_ipv6 = sorted({name for name, address in self.addresses if address.version == 6})
+        wanted += [(f"net/ipv6/conf/{name}/disable_ipv6", "0") for name in with_ipv6]
         for name in sorted({device.name for device in self.devices} | {name for name, _ in self.addresses}):
             wanted += [(f"net/ipv4/conf/{name}/forwarding", "1"), (f"net/ipv6/conf/{name}/accept_ra", "0")]
         return wanted

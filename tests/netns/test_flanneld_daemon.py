@@ -331,6 +331,15 @@ def test_leases_are_saved_when_the_disk_has_room_again(net: Net) -> None:
     assert flanneld.log.count("could not be saved") == 1
 
 
+@pytest.mark.parametrize(("backend", "device"), [("vxlan", "flannel-v6.1"), ("udp", "flannel0")])
+def test_device_has_ipv6_where_new_interfaces_have_none(net: Net, backend: str, device: str) -> None:
+    [node] = net.nodes
+    net.write({"config": FAMILIES["dual"] | {"Backend": {"Type": backend}}, "leases": {}})
+    node.run("ip addr add fd00:123::11/64 dev eth0 nodad; echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    node.start().wait_ready()
+    assert f"inet6 {node.subnet6}/128" in node.run(f"ip addr show dev {device}")
+
+
 def test_interface_that_is_not_there_ends_it_with_1_and_the_inventory(net: Net) -> None:
     net.nodes[0].run("ip link set eth0 name ens3")
     flanneld = net.nodes[0].start()
