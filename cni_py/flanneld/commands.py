@@ -47,7 +47,10 @@ def check_config(source: str) -> int:
         config = NetworkConfig.parse(read_text(source))
         backends.check(config)
     except (CniError, OSError, ValueError) as fault:
-        print(f"flanneld: {source}: {fault}", file=sys.stderr)
+        words = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
+        print(f"flanneld: {source}: {words}", file=sys.stderr)
         return 1
+    for remark in backends.remarks(config):
+        print(f"flanneld: {source}: {remark}", file=sys.stderr)
     print(f"{source}: a network configuration for {config.backend_type} that can be used")
     return 0

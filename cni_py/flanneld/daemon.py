@@ -14,7 +14,9 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
@@ -27,12 +29,17 @@ from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
 from cni_py.flanneld.store import StoreError
+from cni_py.kernel.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cni_py.flanneld.lease import Attributes, Lease
     from cni_py.flanneld.store import Store
+
+LONGEST_PAUSE_SECONDS = 30.0
+"""Between two tries to begin anew."""
+SAID_COUNT = 8
 
 
 class Daemon:
@@ -45,7 +52,7 @@ class Daemon:
         self.health = Health(options.healthz_ip, options.healthz_port)
         self.session: Session | None = None
         self.beat_seconds = (systemd.watchdog_seconds() or 20.0) / 2
-        self._said = ""
+        self._said: deque[str] = deque(maxlen=SAID_COUNT)
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; answers the exit status. Raises: CniError where it cannot begin."""
@@ -58,20 +65,23 @@ class Daemon:
             signal.signal(number, lambda *_: _thread.start_new_thread(self.end, ()))
         if self.options.healthz_port:
             self.health.start()
-        is_first = True
+        is_first, trouble, pause_seconds = True, "", RETRY_SECONDS
         while not self.stop.is_set():
             try:
                 self._run_session()
-                is_first = False
+                is_first, trouble, pause_seconds = False, "", RETRY_SECONDS
             except (CniError, OSError) as fault:
                 if self.stop.is_set():
                     info(f"left undone: {fault}")
                     break
                 if is_first:
                     raise
-                error(f"could not begin anew: {fault}")
-                self.not_ready(str(fault))
-                self.pause()
+                if str(fault) != trouble:
+                    trouble = str(fault)
+                    error(f"could not begin anew, trying again: {trouble}")
+                self.not_ready(trouble)
+                self._pause_until_news(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
         systemd.notify("STOPPING=1")
         info("Waiting for all goroutines to exit")
         self.store.close()
@@ -115,10 +125,18 @@ class Daemon:
         self.beat()
         self.stop.wait(RETRY_SECONDS)
 
+    def _pause_until_news(self, seconds: float) -> None:
+        """Before it is begun anew: a second, and more unless an interface or an address changes."""
+        deadline = monotonic() + seconds
+        with Watch(("link", "addr")) as watch:
+            self.pause()
+            while not self.stop.is_set() and monotonic() < deadline and not watch.wait(RETRY_SECONDS):
+                self.beat()
+
     def say_once(self, text: str, say: Callable[[str], None] = warning) -> None:
-        """Not repeated while it stays the same."""
-        if text != self._said:
-            self._said = text
+        """Not repeated while it stays the same, or is by turns one of a few: etcd cannot be reached in several ways."""
+        if text not in self._said:
+            self._said.append(text)
             say(text)
 
     def _run_session(self) -> None:
@@ -182,10 +200,10 @@ class Daemon:
                     return None
                 self.pause()
             else:
-                self._said = ""
+                self._said.clear()
                 info(f"Found network config - Backend type: {shortened(config.backend_type)}")
-                for warned in config.warnings:
-                    warning(warned)
+                for remark in backends.remarks(config):
+                    warning(remark)
                 return text
         return None
 

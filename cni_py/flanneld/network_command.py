@@ -74,7 +74,7 @@ def get(store: Datastore) -> Answer:
     """The text as it is there. Raises: StoreError; InvalidConfig where no flanneld could use it."""
     text = store.read_network_config()
     try:
-        return [text], list(check(text).warnings)
+        return [text], backends.remarks(check(text))
     except InvalidConfig as error:
         error.details = f"{error.details}\nit is: {text}".lstrip()
         raise
@@ -93,7 +93,7 @@ def write(store: Datastore, text: str, *, is_forced: bool = False) -> Answer:
             "and pods whose node gets another subnet have to be made anew",
         )
     store.write_network_config(text)
-    remarks = [*config.warnings, f"written: {config}"]
+    remarks = [*backends.remarks(config), f"written: {config}"]
     if leases:
         remarks.append(f"flanneld reads it when it starts; {len(leases)} have a lease: {names_of(leases)}")
     return [], remarks

@@ -340,6 +340,16 @@ def test_device_has_ipv6_where_new_interfaces_have_none(net: Net, backend: str, 
     assert f"inet6 {node.subnet6}/128" in node.run(f"ip addr show dev {device}")
 
 
+def test_interface_that_cannot_be_used_for_a_while_is_told_of_once(net: Net) -> None:
+    [node] = net.nodes
+    flanneld = node.start().wait_ready()
+    node.run("ip link set eth0 mtu 600")
+    flanneld.wait_for_log("VXLAN config:", count=4)  # it tries again and again
+    assert flanneld.log.count("an MTU of 550 bytes is too small") == 1
+    node.run("ip link set eth0 mtu 1500")
+    flanneld.wait_ready()
+
+
 def test_interface_that_is_not_there_ends_it_with_1_and_the_inventory(net: Net) -> None:
     net.nodes[0].run("ip link set eth0 name ens3")
     flanneld = net.nodes[0].start()

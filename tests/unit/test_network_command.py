@@ -137,6 +137,18 @@ def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert "larger than 1048576 bytes" in capsys.readouterr().err
 
 
+def test_check_tells_what_is_probably_not_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "net-conf.json"
+    source.write_text('{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"type":"vxlan","DirectRoutng":true}}')
+    assert check_config(str(source)) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f'flanneld: {source}: "Netwrok" is no key of a network configuration and has no effect',
+        f'flanneld: {source}: "Backend.DirectRoutng" is no key of the back end vxlan and has no effect',
+    ]
+    assert check_config("/nonexistent") == 1
+    assert capsys.readouterr().err == "flanneld: /nonexistent: No such file or directory\n"
+
+
 def test_warnings_are_told(run: Run) -> None:
     status, _, err = run("set", "-", stdin='{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"Type":"vxlan"}}')
     assert status == 0

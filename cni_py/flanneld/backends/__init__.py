@@ -58,13 +58,23 @@ class BackendConfig(BaseModel):
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> Any:
         """Raises: InvalidConfig, with each key that is wrong."""
-        aliases = {(field.alias or name).lower(): field.alias or name for name, field in cls.model_fields.items()}
+        aliases = cls._aliases()
         known = {aliases[key.lower()]: value for key, value in raw.items() if key.lower() in aliases and value is not None}
         try:
             return cls.model_validate(known)
         except ValidationError as error:
             faults = [f'"Backend.{e["loc"][0]}": {e["msg"]}{_found(e)}' for e in error.errors(include_url=False)]
             raise InvalidConfig(f"the network configuration is invalid: {faults[0]}", "; ".join(faults[1:])) from error
+
+    @classmethod
+    def unknown(cls, raw: dict[str, Any]) -> list[str]:
+        """Keys that no flanneld looks at: slips of the pen, mostly."""
+        return [key for key in raw if key.lower() not in cls._aliases() and key.lower() != "type"]
+
+    @classmethod
+    def _aliases(cls) -> dict[str, str]:
+        """By a key in lower case: as it is written."""
+        return {(field.alias or name).lower(): field.alias or name for name, field in cls.model_fields.items()}
 
     def check_network(self, network: NetworkConfig) -> None:
         """What no node could use in this network, whatever its interface. Raises: InvalidConfig, UnsupportedField."""
@@ -98,6 +108,15 @@ def check(network: NetworkConfig) -> Any:
     config = _module(network).Config.parse(network.backend)
     config.check_network(network)
     return config
+
+
+def remarks(network: NetworkConfig) -> list[str]:
+    """What of a configuration is accepted, and probably not what was meant."""
+    if network.backend_type not in MODULES:
+        return list(network.warnings)
+    unknown = _module(network).Config.unknown(network.backend)
+    words = f"is no key of the back end {network.backend_type} and has no effect"
+    return [*network.warnings, *(f'"Backend.{shortened(key)}" {words}' for key in unknown)]
 
 
 def _module(network: NetworkConfig) -> Any:
