@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def cleanup(options: Options) -> int:
     """``flanneld --cleanup``: remove the data path, the rules, subnet.env and what was saved. Answers the exit status."""
-    known, attempts = saved.read(), Attempts()
+    saved_path = saved.path_for(options.subnet_file)
+    known, attempts = saved.read(saved_path), Attempts()
     if known is not None:
         with attempts.attempt("what the back end made"):
             config = NetworkConfig.parse(known.config)
@@ -29,7 +30,7 @@ def cleanup(options: Options) -> int:
         Firewall.cleanup()
     with attempts.attempt("routes and devices"):
         Reconciler.cleanup()
-    for path in (options.subnet_file, saved.PATH):
+    for path in (options.subnet_file, saved_path):
         with attempts.attempt(path):
             files.remove(path)
     try:

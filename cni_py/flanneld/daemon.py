@@ -141,7 +141,7 @@ class Daemon:
 
     def _run_session(self) -> None:
         """Raises: CniError, OSError."""
-        known = saved.read()
+        known = saved.read(saved.path_for(self.options.subnet_file))
         text = self._network_config(may_give_up=known is not None)
         if self.stop.is_set():
             return
@@ -154,6 +154,8 @@ class Daemon:
         external = iface.find(self.options, config.ipv4, config.ipv6)
         former = known.own.attributes if known else self._stored_attributes(config)
         session = self.session = Session(self, config_text, external, former)
+        if known is not None:
+            session.reconciler.networks.update(NetworkConfig.parse(known.config).networks)
         try:
             if text is None and known is not None:
                 session.lease = replace(known.own, attributes=session.lease.attributes)

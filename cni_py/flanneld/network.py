@@ -117,6 +117,11 @@ class NetworkConfig(BaseModel):
     def ipv6(self) -> bool:
         return self.ipv6_network is not None
 
+    @property
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        """Of all pods, a family each."""
+        return [network for network in (self.network, self.ipv6_network) if network is not None]
+
     def holds(self, subnets: Subnets) -> bool:
         """Whether they are in the pods' networks; of a family that is not in use they are nobody's business."""
         ipv4, ipv6 = subnets.ipv4, subnets.ipv6

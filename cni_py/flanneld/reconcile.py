@@ -3,7 +3,8 @@
 How it works. :meth:`Reconciler.once` makes devices, addresses, entries and routes as they are wanted, in the
 order in which packets need them, and takes away in the opposite one. What is ours is told by where it is (on a
 device of ours) or by the route's protocol number, so a restarted flanneld finds what a former one left: entries
-of dead peers go, live ones are not touched. Where the last look was good and only leases have changed since,
+of dead peers go, live ones are not touched. A second flanneld on the node has the same number: routes that lead neither over
+a device of ours nor into our network are its. Where the last look was good and only leases have changed since,
 that difference alone is made, for with thousands of peers a look takes longer. :meth:`Reconciler.run` looks
 again whenever the kernel says that something changed, and every ``LOOK_SECONDS`` besides; and where somebody changes it
 back each time, more and more rarely.
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
 
     from cni_py.flanneld.health import Health
-    from cni_py.flanneld.wanted import Vxlan
+    from cni_py.flanneld.wanted import Network, Vxlan
     from cni_py.kernel.link import Link
     from cni_py.kernel.routes import Route
     from cni_py.kernel.rtnl import Rtnl
@@ -59,9 +60,11 @@ _TUNNELS = {"vxlan": ("flannel.", "flannel-v6."), "wireguard": ("flannel-wg",), 
 class Reconciler:
     """Keeps the kernel as the last :meth:`want` said."""
 
-    def __init__(self, health: Health, external: str) -> None:
+    def __init__(self, health: Health, external: str, networks: Iterable[Network]) -> None:
         """``external``: the name of the interface that routes lead over; news of it and of our devices is heard."""
         self.health, self.external = health, external
+        self.networks = set(networks)
+        """Ours, and that of an earlier configuration."""
         self._wanted = Wanted()
         self._wanted_sysctls: list[tuple[str, str]] = []
         self._unsettable: set[str] = set()
@@ -214,11 +217,15 @@ class Reconciler:
         return changes
 
     def _routes(self, wanted: Wanted) -> int:
-        actual = list_routes(self._host)
+        devices = {device.name for device in wanted.devices} | {name for name, _ in wanted.addresses}
+        actual = {route for route in list_routes(self._host) if route.device in devices or self._is_in_networks(route)}
         for device in wanted.devices:  # Go's flanneld and people leave routes of another protocol over our devices
             others = list_routes(self._host, protocol=0, device=device.name, but=PROTOCOL)
             actual |= {route for route in others if route.onlink}
         return self._differ(wanted.routes - self._on_our_links(wanted), actual, replace_routes, delete_routes)
+
+    def _is_in_networks(self, route: Route) -> bool:
+        return any(route.dst.version == network.version and route.dst.overlaps(network) for network in self.networks)
 
     def _on_our_links(self, wanted: Wanted) -> set[Route]:
         """Routes that would take the place of the one to a bridge here, and cut its pods off: a lease names its subnet."""

@@ -4,7 +4,8 @@ A cluster's etcd may itself run in pods, or on a node that boots at the same tim
 that has not ended, pods get their network at once; what has changed meanwhile follows when the
 datastore answers.
 
-Owns: ``/var/lib/cni-py/flanneld.json`` (0600).
+Owns: ``/var/lib/cni-py/flanneld.json`` (0600); with another ``-subnet-file`` a file that is named by that, for a second
+flanneld on the node serves another network.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cni_py.flanneld.network import NetworkConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PATH = "/var/lib/cni-py/flanneld.json"
+PATH, SUBNET_FILE = "/var/lib/cni-py/flanneld.json", "/run/flannel/subnet.env"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,14 @@ class Saved:
     leases: Mapping[Subnets, Lease]
 
 
-def read(path: str = PATH) -> Saved | None:
+def path_for(subnet_file: str) -> str:
+    """Where a flanneld saves that writes this file."""
+    if subnet_file == SUBNET_FILE:
+        return PATH
+    return f"{PATH.removesuffix('.json')}-{subnet_file.strip('/').replace('/', '-')}.json"
+
+
+def read(path: str) -> Saved | None:
     """None where there is nothing, it cannot be used, or our own lease has ended."""
     try:
         found = json.loads(files.read(path, limit=64 << 20))
@@ -52,7 +60,7 @@ def read(path: str = PATH) -> Saved | None:
     return saved if own.expires is None or own.expires > time() else None
 
 
-def write(saved: Saved, path: str = PATH) -> None:
+def write(saved: Saved, path: str) -> None:
     """Raises: IOFailure, OSError."""
     content = {
         "config": saved.config,

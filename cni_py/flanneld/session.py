@@ -63,7 +63,7 @@ class Session:
         restore = getattr(self.backend, "restore", None)
         if restore is not None and former is not None:
             restore(former)
-        self.reconciler = Reconciler(daemon.health, external.name)
+        self.reconciler = Reconciler(daemon.health, external.name, self.config.networks)
         self.ended = threading.Event()
         self.lease_lost = threading.Event()
         self._attributes = self.backend.attributes()
@@ -312,7 +312,7 @@ class Session:
         if known.leases is self._saved.leases and known.own == self._saved.own:
             return
         try:
-            saved.write(known)
+            saved.write(known, saved.path_for(self.options.subnet_file))
         except (CniError, OSError) as fault:
             if str(fault) != self._not_saved:
                 self._not_saved = str(fault)

@@ -340,6 +340,32 @@ def test_device_has_ipv6_where_new_interfaces_have_none(net: Net, backend: str, 
     assert f"inet6 {node.subnet6}/128" in node.run(f"ip addr show dev {device}")
 
 
+def test_second_network_leaves_the_first_ones_routes_and_saved_leases_alone(two: Net, tmp_path: Path) -> None:
+    first, other = two.nodes
+    ways = set(first.routes())
+    datastore = tmp_path / "second.json"
+    lease = {"PublicIP": other.address, "BackendType": "vxlan", "BackendData": {"VNI": 2, "VtepMAC": "02:00:00:00:00:02"}}
+    config = {"Network": "10.99.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}
+    datastore.write_text(json.dumps({"config": config, "leases": {"10.99.7.0-24": lease}}))
+    flanneld, mac = first.flanneld, first.device()["address"]
+    assert flanneld
+    options = [f"--datastore=file:{datastore}", "-subnet-file=/run/flannel/two.env", "-iptables-forward-rules=false"]
+    second = first.start(*options).wait_ready()
+    both = {*ways, "10.99.7.0/24"}
+    assert set(first.routes()) == both
+    assert first.device("flannel.2")["address"] != mac
+    first.run("ip route flush proto 122")  # each puts back its own, and no more
+    until(lambda: set(first.routes()) == both, 10, "all routes are back")
+    first.run("ip link set flannel.1 mtu 1300; ip link set flannel.2 mtu 1300")
+    for name in ("flannel.1", "flannel.2"):
+        until(lambda name=name: first.device(name)["mtu"] == 1450, 10, f"{name} is as it was")  # type: ignore[misc]
+    assert set(first.routes()) == both
+    second.terminate()
+    flanneld.terminate()
+    for name, network_ in (("flanneld.json", "10.244.0.0/16"), ("flanneld-run-flannel-two.env.json", "10.99.0.0/16")):
+        assert network_ in first.host.path(f"/var/lib/cni-py/{name}").read_text()
+
+
 def test_interface_that_cannot_be_used_for_a_while_is_told_of_once(net: Net) -> None:
     [node] = net.nodes
     flanneld = node.start().wait_ready()

@@ -25,7 +25,7 @@ def test_parameter_that_is_read_only_is_told_of_once_and_left_alone(
 
     monkeypatch.setattr(sysctl, "read", lambda _: "0")
     monkeypatch.setattr(sysctl, "ensure", ensure)
-    reconciler = Reconciler(Health("", 0), "eth0")
+    reconciler = Reconciler(Health("", 0), "eth0", [])
     reconciler._wanted_sysctls = [("net/ipv4/ip_forward", "1")]
     assert [reconciler._sysctls() for _ in range(3)] == [0, 0, 0]
     assert len(tried) == tries

@@ -63,7 +63,7 @@ class Store:
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Daemon:
     monkeypatch.setattr(daemon.backends, "ENDING", threading.Event())
-    monkeypatch.setattr(saved, "read", lambda: None)
+    monkeypatch.setattr(saved, "read", lambda _: None)
     monkeypatch.setattr(iface, "find", lambda *_, **__: EXTERNAL)
     return Daemon(Options(), Store())
 
@@ -80,7 +80,7 @@ def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_
         store.is_watched.wait()
         running.end()
 
-    thread = threading.Thread(target=end)
+    thread = threading.Thread(target=end, daemon=True)
     thread.start()
     running._run_session()
     thread.join()
