@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from errno import ENOENT
 from math import inf
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
 from cni_py.errors import CniError, KernelRefused
@@ -50,7 +50,8 @@ LOOK_SECONDS = 60.0
 RETRY_SECONDS = 2.0
 """When what was refused is tried again, unless there is news before."""
 SHARE = 5
-"""After a look that took t seconds, the next one begins SHARE × t later at the soonest: it never takes the machine."""
+"""After a look that took t seconds of the processor, the next one begins SHARE × t later at the soonest: it never
+takes the machine."""
 PAUSE_SECONDS = (0.02, 0.8)
 """Where somebody undoes what we put back, after the first time and at the longest; it doubles."""
 _TUNNELS = {"vxlan": ("flannel.", "flannel-v6."), "wireguard": ("flannel-wg",), "ipip": ("flannel.ipip",)}
@@ -137,7 +138,7 @@ class Reconciler:
                     info(f"put right {parameters} kernel parameters that were changed")
                 if not changed and monotonic() < next_look:
                     continue
-                began = monotonic()
+                began = thread_time()  # of a clock that stands still while the process, or the machine, is stopped
                 try:
                     changes, trouble = self.once(), ""
                 except CniError as fault:
@@ -147,7 +148,7 @@ class Reconciler:
                     changes = 0
                 if changes and changed:
                     info(f"put back {changes} things that somebody had changed ({', '.join(sorted(changed))})")
-                took = monotonic() - began
+                took = thread_time() - began
                 next_look = monotonic() + (RETRY_SECONDS if trouble or self._failures else LOOK_SECONDS)
                 stop.wait(max(SHARE * took, pause.after(changes, monotonic())))
 

@@ -1,14 +1,19 @@
-"""Kernel parameters that cannot be set (flanneld/reconcile.py). What the kernel makes of the rest is in tests/netns."""
+"""When the kernel is looked at, and parameters that cannot be set (flanneld/reconcile.py). The rest is in tests/netns."""
 
 from __future__ import annotations
 
+import threading
 from errno import ENOENT, EROFS
+from time import sleep
+from typing import Any
 
 import pytest
 
 from cni_py.errors import KernelRefused
+from cni_py.flanneld import reconcile
 from cni_py.flanneld.health import Health
 from cni_py.flanneld.reconcile import Reconciler
+from cni_py.flanneld.wanted import Wanted
 from cni_py.kernel import sysctl
 
 
@@ -31,3 +36,41 @@ def test_parameter_that_is_read_only_is_told_of_once_and_left_alone(
     assert len(tried) == tries
     assert capfd.readouterr().err.count("could not set net/ipv4/ip_forward") == warnings
     reconciler.close()
+
+
+class News:
+    """A watch that has always heard of something."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def __enter__(self) -> News:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self, _: float) -> set[str]:
+        return {"link"}
+
+
+class Stop(threading.Event):
+    """Set by the first pause."""
+
+    seconds = -1.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds = timeout or 0.0
+        self.set()
+        return True
+
+
+def test_pause_after_a_look_does_not_grow_while_the_process_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "Watch", News)
+    reconciler: Any = reconcile.Reconciler.__new__(reconcile.Reconciler)
+    reconciler._wanted, reconciler._wanted_sysctls, reconciler._failures = Wanted(), [], {}
+    reconciler.external, reconciler._host = "eth0", None
+    reconciler.once = lambda: sleep(0.3) or 0
+    stop = Stop()
+    reconciler.run(stop)
+    assert 0 <= stop.seconds < 0.3
