@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -42,9 +43,12 @@ def test_peers_are_reached_and_none_is_touched_by_a_restart(datastore: str) -> N
     assert run["pings"] > 10
 
 
-def test_table_and_plot_can_be_read() -> None:
-    lines = scale("file").splitlines()
+def test_table_and_plot_can_be_read(tmp_path: Path) -> None:
+    picture = tmp_path / "plot.svg"
+    lines = scale("file", "--svg", str(picture)).splitlines()
     assert lines[0].startswith("datastore file; medians of 2; cores ")
     assert lines[1].split() == ["peers", str(LEASES)]
     assert f"{'resident memory, MB':32}" in {line[:32] for line in lines}
     assert sum(line.startswith(f"{LEASES:>7} #") for line in lines) == 4
+    panels = ElementTree.parse(picture).getroot().findall("{*}g")
+    assert [len(panel.findall("{*}circle")) for panel in panels] == [1, 1, 1, 1]
