@@ -354,9 +354,7 @@ def read_subnets(path: str) -> Subnets | None:
 
 def write_subnet_file(path: str, config: NetworkConfig, own: Subnets, mtu: int, ip_masq: bool) -> None:
     """A file that cannot be written now, and is right as it is, stops nobody. Raises: CniError, OSError."""
-    networks = [network for network in (config.network, config.ipv6_network) if network is not None]
-    used = [network for network in networks if (config.ipv4 if network.version == 4 else config.ipv6)]
-    content = subnet_env.render(SubnetEnv(tuple(used), tuple(own.each()), mtu, ip_masq)).encode()
+    content = subnet_env.render(SubnetEnv(tuple(config.networks), tuple(own.each()), mtu, ip_masq)).encode()
     try:
         files.make_folder(os.path.dirname(path) or ".", 0o755)
         files.write(path, content, 0o644)

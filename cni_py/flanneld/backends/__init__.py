@@ -44,6 +44,8 @@ MODULES = {
     "wireguard": "wireguard",
 }
 
+MIN_MTU = {4: 576, 6: 1280}
+"""Bytes that a pod's packet must be allowed to have, by its family."""
 ENDING = Event()
 """Set for good when flanneld is told to end, in whatever thread: what a back end waits for it gives up."""
 
@@ -108,6 +110,17 @@ def check(network: NetworkConfig) -> Any:
     config = _module(network).Config.parse(network.backend)
     config.check_network(network)
     return config
+
+
+def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:
+    """What a tunnel leaves of an MTU, which is that of ``what``, for a pod's packet. Raises: InvalidConfig."""
+    mtu = outer - overhead
+    if mtu < MIN_MTU[version]:
+        raise InvalidConfig(
+            f"an MTU of {mtu} bytes is too small for IPv{version} pods",
+            f"{what} is {outer}, of which the tunnel takes {overhead}, and pods need {MIN_MTU[version]}",
+        )
+    return mtu
 
 
 def remarks(network: NetworkConfig) -> list[str]:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cni_py.errors import CniError, InvalidConfig, KernelRefused
-from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.backends.keeping import LOOK_SECONDS
 from cni_py.flanneld.backends.udp_packets import family_of, receiver_of, take_hop, unreachable
 from cni_py.flanneld.klog import error, info, verbose, warning
@@ -57,7 +57,6 @@ TYPE = "udp"
 DEVICE = "flannel0"
 OVERHEAD = {4: 28, 6: 48}
 """Bytes that the outer IP header and UDP's take, by the family of the outer packet."""
-MIN_MTU = {4: 576, 6: 1280}
 STOP_SECONDS = 0.2
 """At most between "stop" and the end of the proxy"""
 BURST = 64
@@ -100,15 +99,10 @@ class Backend:
 
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
         self.config, self.external = config, external
-        self.networks: dict[int, Subnet] = {net.version: net for net in (network.network, network.ipv6_network) if net}
+        self.networks: dict[int, Subnet] = {net.version: net for net in network.networks}
         """By family: those in use."""
         outer = max(self.networks)  # one device, one MTU: what the larger header leaves
-        self.mtu = external.mtu - OVERHEAD[outer]
-        if self.mtu < MIN_MTU[outer]:
-            raise InvalidConfig(
-                f"an MTU of {self.mtu} bytes is too small for IPv{outer} pods",
-                f"{external.name} has {external.mtu}, UDP takes {OVERHEAD[outer]}",
-            )
+        self.mtu = pod_mtu(external.mtu, OVERHEAD[outer], outer, f"the MTU of {external.name}")
         self._listen: dict[int, SocketAddress] = {}
         for family in self.networks:
             address = external.addr if family == 4 else external.addr6

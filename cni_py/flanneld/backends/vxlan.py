@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.klog import info, warning_once
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.wanted import Forwarding, Neighbour, Route, Vxlan, Wanted
@@ -45,7 +45,6 @@ TYPE = "vxlan"
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that the outer Ethernet, IP, UDP and VXLAN headers take, by the family of the outer packet."""
 DEFAULT_PORT = 8472
-MIN_MTU = {4: 576, 6: 1280}
 NAME_LENGTH = 15
 """Bytes of a device's name, at most."""
 _MAC = re.compile(r"[\da-f]{2}(:[\da-f]{2}){5}", re.ASCII | re.IGNORECASE)
@@ -64,7 +63,7 @@ class Config(BackendConfig):
     def check_network(self, network: NetworkConfig) -> None:
         for version in (version for version, is_on in ((4, network.ipv4), (6, network.ipv6)) if is_on):
             if self.mtu:
-                pod_mtu(self.mtu, version, '"Backend.MTU"')
+                pod_mtu(self.mtu, OVERHEAD[version], version, '"Backend.MTU"')
             name = device_name(self.vni, version)
             if len(name) > NAME_LENGTH:
                 raise InvalidConfig(
@@ -97,7 +96,8 @@ class Backend:
 
     def _device(self, host: Any, version: int, local: Address) -> Vxlan:
         name = device_name(self.config.vni, version)
-        mtu = pod_mtu(self.config.mtu or self.external.mtu, version, f"the MTU of {self.external.name}")
+        outer = self.config.mtu or self.external.mtu
+        mtu = pod_mtu(outer, OVERHEAD[version], version, f"the MTU of {self.external.name}")
         there = find_link(host, name) if find_vxlan(host, name) is not None else None
         if there is None:
             self._new.add(version)
@@ -197,17 +197,6 @@ class Backend:
 
 def device_name(vni: int, version: int) -> str:
     return f"flannel.{vni}" if version == 4 else f"flannel-v6.{vni}"
-
-
-def pod_mtu(outer: int, version: int, what: str) -> int:
-    """That of the inner packet; ``what`` has that of the outer one. Raises: InvalidConfig."""
-    mtu = outer - OVERHEAD[version]
-    if mtu < MIN_MTU[version]:
-        raise InvalidConfig(
-            f"an MTU of {mtu} bytes is too small for IPv{version} pods",
-            f"{what} is {outer}, of which VXLAN takes {OVERHEAD[version]}, and pods need {MIN_MTU[version]}",
-        )
-    return mtu
 
 
 def _is_mac(text: object) -> bool:

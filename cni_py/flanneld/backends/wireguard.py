@@ -26,7 +26,7 @@ from pydantic import Field
 
 from cni_py import files
 from cni_py.errors import InvalidConfig, IOFailure
-from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.backends.keeping import keep
 from cni_py.flanneld.klog import error, info, warning_once
 from cni_py.flanneld.lease import Attributes
@@ -66,7 +66,7 @@ class Config(BackendConfig):
 
     def check_network(self, network: NetworkConfig) -> None:
         if self.mtu:
-            pod_mtu(self.mtu, network, '"Backend.MTU"')
+            pod_mtu(self.mtu, OVERHEAD, 6 if network.ipv6 else 4, '"Backend.MTU"')
         self.psk_bytes()
         both = network.ipv4 and network.ipv6 and self.mode == "separate"
         if both and self.listen_port == self.listen_port_v6:
@@ -85,7 +85,8 @@ class Backend:
 
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
         self.config, self.network, self.external = config, network, external
-        self.mtu = pod_mtu(config.mtu or external.mtu, network, f"the MTU of {external.name}")
+        inner = 6 if network.ipv6 else 4
+        self.mtu = pod_mtu(config.mtu or external.mtu, OVERHEAD, inner, f"the MTU of {external.name}")
         self._psk = config.psk_bytes()
         self.devices: dict[int, str] = {}
         self._said: set[str] = set()
@@ -224,17 +225,6 @@ class Backend:
             for name in self._names():
                 delete_link(host, name)
         files.remove(KEY_PATH)
-
-
-def pod_mtu(outer: int, network: NetworkConfig, what: str) -> int:
-    """That of the inner packet; ``what`` has that of the outer one. Raises: InvalidConfig."""
-    mtu, least = outer - OVERHEAD, 1280 if network.ipv6 else 576
-    if mtu < least:
-        raise InvalidConfig(
-            f"an MTU of {mtu} bytes is too small for pods",
-            f"{what} is {outer}, of which WireGuard takes {OVERHEAD}, and pods need {least}",
-        )
-    return mtu
 
 
 def _published(data: Any) -> tuple[bytes, int]:
