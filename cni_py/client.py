@@ -9,12 +9,12 @@ goes to the agent (``frame.py`` is the contract) and, where there is none, to
 import posix
 import sys
 
-from cni_py.environment import REQUIRED, fault_in
+from cni_py.spec.environment import REQUIRED, fault_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.environment import Fault
     from cni_py.errors import CniError
+    from cni_py.spec.environment import Fault
 
 MAX_STDIN = 4 << 20
 _PLUGINS = ("flannel", "bridge", "host-local", "portmap", "loopback")
@@ -59,8 +59,8 @@ def _answer() -> int:
 
 
 def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
-    from cni_py.call import parse
     from cni_py.engine import handle_in_turn
+    from cni_py.spec.call import parse
 
     return handle_in_turn(parse(plugin, environ, launcher), stdin)
 
@@ -71,12 +71,12 @@ def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes
     Once it has begun, a connection that breaks leaves its work half done. What may be repeated is
     done again here; an ADD is taken back by a DEL, and fails.
     """
-    from cni_py import frame
+    from cni_py import protocol
 
     verb = environ["CNI_COMMAND"]
     try:
-        return frame.ask_agent(plugin, launcher, environ.get("CNI_NETNS", "") if verb in REQUIRED else "", stdin)
-    except frame.BrokeOff as error:
+        return protocol.ask_agent(plugin, launcher, environ.get("CNI_NETNS", "") if verb in REQUIRED else "", stdin)
+    except protocol.BrokeOff as error:
         _say(f"the agent broke off in the middle of {verb}: {error}\n")
     return _take_back(plugin, launcher, environ, stdin) if verb == "ADD" else None
 
@@ -106,7 +106,7 @@ def _fail(error: "CniError") -> int:
 
 def _as_json(error: "CniError") -> bytes:
     from cni_py.jsontext import encode
-    from cni_py.versions import CURRENT
+    from cni_py.spec.versions import CURRENT
 
     return encode(error.as_json(CURRENT))
 
@@ -166,7 +166,7 @@ def _say(text: str) -> None:
 
 def _about(plugin: str) -> str:
     from cni_py import __version__
-    from cni_py.versions import SUPPORTED
+    from cni_py.spec.versions import SUPPORTED
 
     name = plugin if plugin in _PLUGINS else "plugin"
     return (
@@ -179,7 +179,7 @@ def _about(plugin: str) -> str:
 
 def _version_json(asked: str) -> bytes:
     """The reply to VERSION names the version of the request, where it is one that we know."""
-    from cni_py.versions import CURRENT, SUPPORTED
+    from cni_py.spec.versions import CURRENT, SUPPORTED
 
     versions = ",".join(f'"{version}"' for version in SUPPORTED)
     return f'{{"cniVersion":"{asked if asked in SUPPORTED else CURRENT}","supportedVersions":[{versions}]}}\n'.encode()

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import sys
 
-from cni_py import attachments, config, files, plugins
-from cni_py.call import check_network_name
+from cni_py import config, dispatch, files, journal
+from cni_py.attachment import record
 from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError, IOFailure
 from cni_py.jsontext import encode
-from cni_py.kernel import journal
-from cni_py.lean import keep_bare
-from cni_py.result import Result
+from cni_py.lazy import keep_bare
+from cni_py.spec.call import check_network_name
+from cni_py.spec.result import Result
+from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
 from cni_py.undo import Undo
-from cni_py.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cni_py.call import Call
+    from cni_py.spec.call import Call
 
-PLUGINS = frozenset(plugins.MODULES)
+PLUGINS = frozenset(dispatch.MODULES)
 _WITH_RECORD = ("flannel", "bridge", "host-local")
 """Plugins whose attachments GC may have to find. portmap makes its records itself: only where a port is mapped."""
 _is_swept = False
@@ -51,7 +51,7 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
 
 def handle_in_turn(call: Call, stdin: bytes) -> tuple[int, bytes]:
     """:func:`handle`, not before another process has ended what it does for this attachment."""
-    with attachments.Turn(call):
+    with record.Turn(call):
         return handle(call, stdin)
 
 
@@ -63,40 +63,48 @@ def warm_up() -> None:
     from gc import freeze
 
     from cni_py.ipam import store
-    from cni_py.kernel import nft, rtnl
+    from cni_py.netlink import socket as rtnl
+    from cni_py.packetfilter import libnftables
 
     keep_bare("pydantic_core", "pyroute2")
-    __import__("cni_py.sweep")
-    for package in ("ipam", "kernel", "plugins"):
-        for name in files.list_folder(f"{__file__.rpartition('/')[0]}/{package}"):
-            if name.endswith(".py"):
-                __import__(f"cni_py.{package}.{name.removesuffix('.py').removesuffix('__init__')}".rstrip("."))
+    for package in ("attachment", "ipam", "kernel", "netlink", "packetfilter", "plugins", "sweep"):
+        _import_all(f"{__file__.rpartition('/')[0]}/{package}", f"cni_py.{package}")
     rtnl.load_message_classes()
-    nft.works()
+    libnftables.works()
     store.keep_between_calls()
     freeze()
+
+
+def _import_all(path: str, package: str) -> None:
+    __import__(package)
+    for name in files.list_folder(path):
+        module, dot, _ = name.partition(".py")
+        if dot and module != "__init__":
+            __import__(f"{package}.{module}")
+        elif not dot and name != "__pycache__":
+            _import_all(f"{path}/{name}", f"{package}.{name}")
 
 
 def _run(call: Call) -> bytes:
     if call.verb in ("ADD", "GC") and call.plugin in _WITH_RECORD:
         _sweep_once_a_boot(call)
-    name = attachments.name_of(call.container_id, call.ifname, call.network) if call.container_id else f"gc:{call.network}"
+    name = record.name_of(call.container_id, call.ifname, call.network) if call.container_id else f"gc:{call.network}"
     where = f"container {call.container_id or '-'}, {call.ifname or '-'} in {call.netns or '-'}"
     title = f"{call.verb} {call.plugin}, network {call.network}, {where}"
     keeps_file = call.verb in ("ADD", "DEL", "GC")
     with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
         with Undo() as undo:
             if call.verb == "ADD" and call.plugin in _WITH_RECORD:
-                undo.once_clean("the record as before", attachments.restore, call, attachments.remember(call))
-            answer = plugins.run(call)
+                undo.once_clean("the record as before", record.restore, call, record.remember(call))
+            answer = dispatch.run(call)
             if call.verb == "ADD":
-                undo.on_failure("the attachment", plugins.run, call.replace(verb="DEL"))
+                undo.on_failure("the attachment", dispatch.run, call.replace(verb="DEL"))
             reply = _as_json(answer, call.cni_version)
         if call.plugin in (*_WITH_RECORD, "portmap"):
             if call.verb == "DEL":
-                attachments.forget(call)
+                record.forget(call)
             if call.verb == "GC":
-                attachments.forget_stale(call)
+                record.forget_stale(call)
     if call.verb == "DEL":
         journal.retire(name)
     return reply
@@ -120,7 +128,7 @@ def _sweep_once_a_boot(call: Call) -> None:
             return
     except (OSError, IOFailure):
         pass
-    from cni_py import sweep
+    from cni_py.sweep import sweep
 
     sweep.at_first_call(call)
 

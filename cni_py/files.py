@@ -24,7 +24,7 @@ import posix
 from errno import EINVAL, EISDIR, EOPNOTSUPP
 
 from cni_py.errors import InvalidConfig, IOFailure
-from cni_py.kernel.journal import step
+from cni_py.journal import step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 from cni_py.errors import CniError, Incomplete
-from cni_py.kernel.journal import note
+from cni_py.journal import note
 
 
 class Undo:

@@ -22,12 +22,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cni_py import frame
+from cni_py import protocol
 from namespaces import PATH, Host, Sandbox, wait_for_end
 
 FOLDER = "/run/faults"
 LOG = "/run/agent.log"
-SOCKET = frame.SOCKET_PATH
+SOCKET = protocol.SOCKET_PATH
 SECONDS = 10.0  # what is waited for comes at once, or is missed
 
 # A call of the container "slow" tells at its beginning, and then waits to be let on.
@@ -155,8 +155,8 @@ class Agent:
 
     def report(self) -> dict[str, Any]:
         with Caller(self.host) as caller:
-            caller.socket.sendall(frame.pack_request("status", "", [], b"", (0, 0, 0, 0), 0))
-            found: dict[str, Any] = json.loads(caller.reply(frame.DONE)[1])
+            caller.socket.sendall(protocol.pack_request("status", "", [], b"", (0, 0, 0, 0), 0))
+            found: dict[str, Any] = json.loads(caller.reply(protocol.DONE)[1])
             return found
 
     def calls(self, what: str = "") -> int:
@@ -237,14 +237,14 @@ class Caller:
 
     def reply(self, *kinds: int) -> tuple[int, bytes]:
         """Read one reply, which must be of these kinds: its exit status and standard output."""
-        kind, status, stdout = frame.read_reply(self.socket)
+        kind, status, stdout = protocol.read_reply(self.socket)
         assert kind in kinds, (kind, status, stdout)
         return status, stdout
 
     def outcome(self) -> tuple[int, Any]:
         """BEGUN, then DONE: exit status and result."""
-        self.reply(frame.BEGUN)
-        status, stdout = self.reply(frame.DONE)
+        self.reply(protocol.BEGUN)
+        status, stdout = self.reply(protocol.DONE)
         return status, json.loads(stdout) if stdout else None
 
     def has_reply(self, seconds: float = 0.1) -> bool:
@@ -271,7 +271,7 @@ def request_bytes(
     environ["CNI_NETNS"] = sandbox.path if sandbox else "/run/netns/none"
     pairs = [(key.encode(), value.encode()) for key, value in environ.items()]
     stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
-    return frame.pack_request(plugin, f"{host.bin_dir}/{plugin}", pairs, stdin, namespaces_of(host), descriptors)
+    return protocol.pack_request(plugin, f"{host.bin_dir}/{plugin}", pairs, stdin, namespaces_of(host), descriptors)
 
 
 def namespaces_of(host: Host) -> tuple[int, int, int, int]:

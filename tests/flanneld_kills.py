@@ -134,14 +134,14 @@ class InEtcd:
 
 def load() -> None:
     """What a flanneld needs, for the forks."""
-    from cni_py.kernel import rtnl
+    from cni_py.netlink import socket as rtnl
 
     for name in (
         "flanneld.daemon",
-        "flanneld.file_store",
+        "flanneld.stores.file",
         "flanneld.backends.host_gw",
         "flanneld.backends.vxlan",
-        "kernel.nft",
+        "packetfilter.libnftables",
     ):
         import_module(f"cni_py.{name}")
     rtnl.load_message_classes()
@@ -149,7 +149,8 @@ def load() -> None:
 
 def flanneld(options: Sequence[str], renewal_seconds: float = 0.0, save_seconds: float = 5.0) -> int:
     """Become flanneld; answers its exit status. ``renewal_seconds``: when it renews its lease, for the first time."""
-    from cni_py.flanneld import daemon, file_store, session
+    from cni_py.flanneld import daemon, session
+    from cni_py.flanneld.stores import file as file_store
 
     session.SAVE_SECONDS, file_store.POLL_SECONDS = save_seconds, 0.02
     if renewal_seconds:

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cni_py.flanneld.lease import Subnets
-from cni_py.flanneld.store import PoolExhausted
+from cni_py.flanneld.stores import PoolExhausted
 
 if TYPE_CHECKING:
     from cni_py.flanneld.network import NetworkConfig

@@ -9,9 +9,9 @@ from cni_py import files
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, iface, saved
 from cni_py.flanneld.firewall import Firewall
-from cni_py.flanneld.klog import error, info
 from cni_py.flanneld.network import NetworkConfig, read_text
-from cni_py.flanneld.reconcile import Reconciler
+from cni_py.node.log import error, info
+from cni_py.node.reconcile import Reconciler
 from cni_py.undo import Attempts
 
 if TYPE_CHECKING:

@@ -21,21 +21,22 @@ from typing import TYPE_CHECKING
 
 from cni_py import __version__
 from cni_py.errors import CniError
-from cni_py.flanneld import backends, commands, iface, saved, systemd
-from cni_py.flanneld.change_log import log_changes
-from cni_py.flanneld.health import Health
-from cni_py.flanneld.klog import error, info, set_verbosity, shortened, warning
+from cni_py.flanneld import backends, commands, iface, saved
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
-from cni_py.flanneld.store import StoreError
-from cni_py.kernel.watch import Watch
+from cni_py.flanneld.stores import StoreError
+from cni_py.netlink.monitor import Watch
+from cni_py.node import systemd
+from cni_py.node.change_log import log_changes
+from cni_py.node.health import Health
+from cni_py.node.log import error, info, set_verbosity, shortened, warning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cni_py.flanneld.lease import Attributes, Lease
-    from cni_py.flanneld.store import Store
+    from cni_py.flanneld.stores import Store
 
 LONGEST_PAUSE_SECONDS = 30.0
 """Between two tries to begin anew."""
@@ -214,14 +215,14 @@ def open_store(options: Options) -> Store:
     """The datastore that the options name. Raises: CniError, StoreError."""
     previous = read_subnets(options.subnet_file)
     if options.kube_subnet_mgr:
-        from cni_py.flanneld.kube_store import KubeStore
+        from cni_py.flanneld.stores.kubernetes import KubeStore
 
         return KubeStore(options)
     if options.datastore:
-        from cni_py.flanneld.file_store import FileStore
+        from cni_py.flanneld.stores.file import FileStore
 
         return FileStore(options.datastore.removeprefix("file:"), os.uname().nodename)
-    from cni_py.flanneld.etcd_store import EtcdStore
+    from cni_py.flanneld.stores.etcd import EtcdStore
 
     return EtcdStore.from_options(options, previous)
 

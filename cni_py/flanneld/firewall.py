@@ -22,12 +22,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError, KernelRefused, NotAvailable
-from cni_py.flanneld import klog
-from cni_py.kernel import flannel_rules as rules
-from cni_py.kernel import flannel_tables as tables
-from cni_py.kernel import nft
-from cni_py.kernel.flannel_rules import Pair
-from cni_py.kernel.nft_watch import NftWatch
+from cni_py.node import log as klog
+from cni_py.packetfilter import forward as tables
+from cni_py.packetfilter import forward_rules as rules
+from cni_py.packetfilter import libnftables
+from cni_py.packetfilter.forward_rules import Pair
+from cni_py.packetfilter.monitor import NftWatch
 from cni_py.undo import Attempts
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets
     from cni_py.flanneld.network import NetworkConfig
     from cni_py.flanneld.options import Options
-    from cni_py.kernel.flannel_tables import Place
-    from cni_py.kernel.iptables import Iptables
+    from cni_py.packetfilter.forward import Place
+    from cni_py.packetfilter.iptables import Iptables
 
 SETTLE_SECONDS = 0.05
 """Changes come in bursts: after the first, this long is waited for more."""
@@ -90,7 +90,7 @@ class Firewall:
             self._attempt("rules of an earlier flannel are left", self._delete_others, accepted is None)
 
     def _choose(self) -> None:
-        reason = '"EnableNFTables" is false' if self.asked_for_nftables is False else nft.works()
+        reason = '"EnableNFTables" is false' if self.asked_for_nftables is False else libnftables.works()
         if reason and self.asked_for_nftables:
             raise NotAvailable('"EnableNFTables" is true, and nftables does not work here', reason)
         self.kind = IPTABLES if reason else NFTABLES

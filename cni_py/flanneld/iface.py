@@ -22,7 +22,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld import klog
 from cni_py.flanneld.lease import why_no_node
 from cni_py.kernel.interfaces import (
     IFA_F_DADFAILED,
@@ -35,12 +34,13 @@ from cni_py.kernel.interfaces import (
     way_to,
 )
 from cni_py.kernel.link import list_links
-from cni_py.kernel.rtnl import open_host
+from cni_py.netlink.socket import open_host
+from cni_py.node import log as klog
 
 if TYPE_CHECKING:
     from cni_py.flanneld.options import Options
     from cni_py.kernel.link import Link
-    from cni_py.kernel.rtnl import Rtnl
+    from cni_py.netlink.socket import Rtnl
 
 Address = IPv4Address | IPv6Address
 

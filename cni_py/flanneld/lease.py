@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, TypeVar
 
-from cni_py.flanneld.klog import shortened
+from cni_py.node.log import shortened
 
 LEASE_SECONDS = 86400
 _NOTHING, _BROADCAST = IPv4Network("0.0.0.0/0"), IPv4Address("255.255.255.255")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.klog import shortened
+from cni_py.node.log import shortened
 
 if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from cni_py import files
 from cni_py.errors import CniError
 from cni_py.flanneld import backends
-from cni_py.flanneld.klog import warning
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
+from cni_py.node.log import warning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 from cni_py import files, subnet_env
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, iface, saved
-from cni_py.flanneld.change_log import log_changes
 from cni_py.flanneld.firewall import Firewall
-from cni_py.flanneld.gotime import clock, duration
-from cni_py.flanneld.klog import error, info, warning
 from cni_py.flanneld.lease import Lease, Subnets
 from cni_py.flanneld.lingering import Lingering
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.reconcile import Reconciler
-from cni_py.flanneld.store import LeaseTaken, StoreError
-from cni_py.flanneld.wanted import blackhole
-from cni_py.kernel.watch import Watch
+from cni_py.flanneld.stores import LeaseTaken, StoreError
+from cni_py.netlink.monitor import Watch
+from cni_py.node.change_log import log_changes
+from cni_py.node.desired import blackhole
+from cni_py.node.gotime import clock, duration
+from cni_py.node.log import error, info, warning
+from cni_py.node.reconcile import Reconciler
 from cni_py.subnet_env import SubnetEnv
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from time import time_ns
 from cni_py import files
 from cni_py.errors import IOFailure
 from cni_py.ipam.ranges import as_address
-from cni_py.kernel.journal import note, quote, step
+from cni_py.journal import note, quote, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

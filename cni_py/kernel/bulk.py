@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from errno import ENODEV
 from typing import Generic, Protocol, TypeVar
 
+from cni_py import journal
 from cni_py.errors import KernelRefused
-from cni_py.kernel import journal
 from cni_py.kernel.link import find_link
-from cni_py.kernel.rtnl import Rtnl
+from cni_py.netlink.socket import Rtnl
 
 Request = tuple[bytes, int, int]
 """What follows the header, kind, flags."""

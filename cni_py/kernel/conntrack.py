@@ -14,10 +14,10 @@ Source of the numbers: linux/netfilter/nfnetlink_conntrack.h.
 from __future__ import annotations
 
 from cni_py.errors import KernelRefused
-from cni_py.kernel.journal import note, step
-from cni_py.kernel.nfnetlink import ENOENT, request
-from cni_py.kernel.nlattr import attribute, attributes, nested
+from cni_py.journal import note, step
 from cni_py.kernel.route import RTN_LOCAL, route_to
+from cni_py.netlink.attributes import attribute, attributes, nested
+from cni_py.packetfilter.nfnetlink import ENOENT, request
 from cni_py.value import Value
 
 TYPE_CHECKING = False

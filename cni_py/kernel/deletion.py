@@ -13,9 +13,9 @@ from __future__ import annotations
 from _thread import allocate_lock, start_new_thread
 from errno import ENODEV
 
-from cni_py.kernel import rtnl
-from cni_py.kernel.journal import step
+from cni_py.journal import step
 from cni_py.kernel.link import delete_request
+from cni_py.netlink import socket as rtnl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.link import Link
     from cni_py.kernel.netns import NetNS
-    from cni_py.kernel.rtnl import Rtnl
+    from cni_py.netlink.socket import Rtnl
 
 RTMGRP_LINK = 1
 POLL_SECONDS = 0.005

@@ -14,18 +14,18 @@ from errno import EBUSY, ENODEV, ENOENT, ENXIO, EOPNOTSUPP
 from struct import pack
 
 from cni_py.errors import KernelRefused
-from cni_py.kernel import rtnl as nl
+from cni_py.journal import step
 from cni_py.kernel.features import missing
-from cni_py.kernel.journal import step
 from cni_py.kernel.link import IFF_UP, delete_link, find_link, ifinfomsg
-from cni_py.kernel.nlattr import attribute, attributes, nested
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, attributes, nested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_py.kernel.link import Link
-    from cni_py.kernel.rtnl import Rtnl
+    from cni_py.netlink.socket import Rtnl
 
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 3, 4, 18
 _INFO_KIND, _INFO_DATA = 1, 2

@@ -15,9 +15,9 @@ from errno import EINVAL, EOPNOTSUPP
 from struct import pack
 
 from cni_py.errors import NotAvailable
-from cni_py.kernel import rtnl as nl
 from cni_py.kernel.link import delete_link, ifinfomsg
-from cni_py.kernel.nlattr import attribute, nested
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, nested
 
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _INFO_KIND = 3, 18, 31, 1
 _NAME = "cni-py-probe"

@@ -14,8 +14,8 @@ from errno import EAFNOSUPPORT, EHOSTUNREACH, ENETUNREACH, ENOENT, EOPNOTSUPP, E
 from ipaddress import IPv4Address, IPv6Address
 from struct import pack, unpack_from
 
-from cni_py.kernel import rtnl as nl
-from cni_py.kernel.nlattr import attribute, attributes, number
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, attributes, number
 
 Address = IPv4Address | IPv6Address
 

@@ -12,15 +12,15 @@ from posix import urandom
 from struct import pack, unpack_from
 
 from cni_py.errors import KernelRefused
-from cni_py.kernel import rtnl as nl
-from cni_py.kernel.journal import note, quote, step
-from cni_py.kernel.nlattr import attribute, attributes, nested, number, text_of
+from cni_py.journal import note, quote, step
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, attributes, nested, number, text_of
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.kernel.netns import NetNS
-    from cni_py.kernel.rtnl import Rtnl
+    from cni_py.netlink.socket import Rtnl
 
 IFF_UP, IFF_NOARP, IFF_PROMISC = 0x1, 0x80, 0x100
 AF_BRIDGE = 7

@@ -20,10 +20,10 @@ from errno import EAFNOSUPPORT, ENODEV, ENOENT, EOPNOTSUPP
 from ipaddress import IPv4Address, IPv6Address
 from struct import pack, unpack_from
 
-from cni_py.kernel import rtnl as nl
 from cni_py.kernel.bulk import Refusal, change_many
 from cni_py.kernel.link import Link
-from cni_py.kernel.nlattr import attribute, attributes
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, attributes
 
 Address = IPv4Address | IPv6Address
 

@@ -10,8 +10,8 @@ import posix
 from _thread import allocate_lock, start_new_thread
 from errno import ENOENT, ENOTDIR, ESRCH
 
+from cni_py import journal
 from cni_py.errors import InvalidNetNS, SandboxGone
-from cni_py.kernel import journal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Source of the numbers: rtnetlink(7), linux/rtnetlink.h.
 from __future__ import annotations
 
 from cni_py.errors import KernelRefused
-from cni_py.kernel.nlattr import attribute, attributes
+from cni_py.netlink.attributes import attribute, attributes
 
 RTN_UNICAST, RTN_LOCAL = 1, 2
 _AF = {4: 2, 16: 10}  # length of an address to AF_INET, AF_INET6

@@ -23,10 +23,10 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from struct import pack, unpack_from
 
-from cni_py.kernel import rtnl as nl
 from cni_py.kernel.bulk import Refusal, Request, change_many
 from cni_py.kernel.link import Link, find_link
-from cni_py.kernel.nlattr import attribute, attributes, number
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, attributes, number
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

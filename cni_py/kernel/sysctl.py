@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from cni_py.errors import KernelRefused
-from cni_py.kernel.journal import note, step
+from cni_py.journal import note, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,9 +21,8 @@ from ipaddress import IPv4Address, IPv6Address
 from struct import pack, unpack_from
 
 from cni_py.errors import KernelRefused
-from cni_py.kernel import rtnl as nl
+from cni_py.journal import note, step
 from cni_py.kernel.features import require_kind
-from cni_py.kernel.journal import note, step
 from cni_py.kernel.link import (
     IFF_NOARP,
     IFF_UP,
@@ -39,7 +38,8 @@ from cni_py.kernel.link import (
     set_mac,
     set_mtu,
 )
-from cni_py.kernel.nlattr import attribute, attributes, nested, number, text_of
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, attributes, nested, number, text_of
 
 Address = IPv4Address | IPv6Address
 

@@ -16,10 +16,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from struct import pack, unpack
 
 from cni_py.errors import KernelRefused
-from cni_py.kernel import rtnl as nl
+from cni_py.journal import step
 from cni_py.kernel.features import missing
-from cni_py.kernel.journal import step
-from cni_py.kernel.nlattr import attribute, attributes, nested
+from cni_py.netlink import socket as nl
+from cni_py.netlink.attributes import attribute, attributes, nested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

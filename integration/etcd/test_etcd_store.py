@@ -22,13 +22,14 @@ from typing import Any
 
 import pytest
 
+from cni_py.datastore.etcd import Etcd
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld import etcd_store, klog
-from cni_py.flanneld.etcd import Etcd
-from cni_py.flanneld.etcd_store import EtcdStore
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.store import LeaseTaken, PoolExhausted, Refused, StoreError, Unavailable
+from cni_py.flanneld.stores import LeaseTaken, PoolExhausted, Refused, StoreError, Unavailable
+from cni_py.flanneld.stores import etcd as etcd_store
+from cni_py.flanneld.stores.etcd import EtcdStore
+from cni_py.node import log as klog
 from integration.etcd import servers
 from integration.etcd.servers import Server
 from namespaces import PATH, Host

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cni_py.environment import fault_in
+from cni_py.spec.environment import fault_in
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared" / "golden"

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from cni_py.lab import Lab, LabFailed, commands, faults, plan
+from cni_py.cli import lab_commands
+from cni_py.lab import Lab, LabFailed, faults, plan
 from cni_py.lab.machine import start_time
 from cni_py.lab.ping import Matrix, Pair
 from cni_py.lab.programs import Programs, check
@@ -309,21 +310,21 @@ def test_back_end_that_makes_no_way_is_up_all_the_same(command: Command) -> None
 
 def test_folder_that_the_lab_was_in_goes_with_it_where_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = tmp_path / "cni-py"
-    monkeypatch.setattr(commands, "FOLDER", str(ours / "lab"))
+    monkeypatch.setattr(lab_commands, "FOLDER", str(ours / "lab"))
     down = argparse.Namespace(folder=str(ours / "lab"))
-    assert commands.down(down) == 0
+    assert lab_commands.down(down) == 0
     assert not ours.exists()
     (ours / "journal").mkdir(parents=True)
-    assert commands.down(down) == 0
+    assert lab_commands.down(down) == 0
     assert [path.name for path in ours.iterdir()] == ["journal"]
-    assert commands.down(argparse.Namespace(folder=str(tmp_path / "mine" / "lab"))) == 0
+    assert lab_commands.down(argparse.Namespace(folder=str(tmp_path / "mine" / "lab"))) == 0
     assert (tmp_path / "mine").is_dir(), "a folder that somebody else chose"
 
 
 def test_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(LabFailed, match="cannot be made") as caught:
-        commands.down(argparse.Namespace(folder=str(tmp_path / "link" / "lab")))
+        lab_commands.down(argparse.Namespace(folder=str(tmp_path / "link" / "lab")))
     assert "does a link in it lead nowhere?" in caught.value.hint
 
 

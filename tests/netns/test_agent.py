@@ -18,7 +18,7 @@ import pytest
 
 import agents
 from agents import Agent, Caller, Gate, wait_until
-from cni_py import frame
+from cni_py import protocol
 from namespaces import GONE, PATH, Host, Sandbox, wait_for_end
 from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, delete, layer_2_conf, state
 
@@ -202,12 +202,12 @@ def test_calls_of_one_attachment_are_answered_in_order(host: Host) -> None:
     with Agent(host, code=agents.GATE), Caller(host) as adding, Caller(host) as deleting:
         adding.call("bridge", "ADD", MASQUERADED, pods[0], "slow")
         gate.wait_begun()
-        adding.reply(frame.BEGUN)
+        adding.reply(protocol.BEGUN)
         deleting.call("bridge", "DEL", MASQUERADED, pods[0], "slow")
         assert agents.call(host, "bridge", "ADD", MASQUERADED, pods[1], "other")["ips"]
         assert not deleting.has_reply(), "DEL began before ADD had ended"
         gate.open()
-        assert adding.reply(frame.DONE)[0] == 0
+        assert adding.reply(protocol.DONE)[0] == 0
         gate.wait_begun()
         gate.open()
         assert deleting.outcome() == (0, None)

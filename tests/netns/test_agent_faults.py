@@ -15,7 +15,7 @@ import pytest
 
 import agents
 from agents import Agent, Caller, Gate, wait_until
-from cni_py import frame
+from cni_py import protocol
 from namespaces import PATH, Host, Reply, Sandbox, wait_for_end
 from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, check, delete, state
 
@@ -328,8 +328,8 @@ def test_clients_send_garbage(host: Host) -> None:
             with Caller(host) as caller:
                 try:
                     caller.send(request, 2, 2)
-                    caller.reply(frame.REFUSED, frame.DONE, frame.BEGUN)
-                except (frame.FrameError, OSError):
+                    caller.reply(protocol.REFUSED, protocol.DONE, protocol.BEGUN)
+                except (protocol.FrameError, OSError):
                     pass
         assert "Traceback" not in agent.log()
         assert host.files("/var/lib/cni") == {}
@@ -344,7 +344,7 @@ def test_clients_send_nothing_or_a_half_or_die(host: Host) -> None:
         pod_comes_and_goes(host)
         before = len(agent.descriptors())
         request = agents.request_bytes(host, "host-local", "STATUS", POOL)
-        for length in (0, 1, 20, frame.REQUEST_HEAD, len(request) - 1) * 5:
+        for length in (0, 1, 20, protocol.REQUEST_HEAD, len(request) - 1) * 5:
             caller = stack.enter_context(Caller(host))
             if length:
                 caller.send(request[:length], 2)
@@ -367,7 +367,7 @@ def test_clients_send_more_descriptors_than_are_asked_for(host: Host, agent: Age
     for count in (0, 2, 4, 5, 50, 250):
         with Caller(host) as caller:
             caller.send(request, *[2] * count)
-            caller.reply(frame.REFUSED)
+            caller.reply(protocol.REFUSED)
     wait_until(lambda: len(agent.descriptors()) <= before)
 
 

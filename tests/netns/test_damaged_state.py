@@ -233,7 +233,8 @@ def test_damaged_cached_result(node: Host, cni_py: Path, how: str) -> None:
 
 
 def sweep_without_time(bin_dir: str) -> None:
-    from cni_py import call, sweep
+    from cni_py.spec import call
+    from cni_py.sweep import sweep
 
     sweep.BOOT_LIMIT_SECONDS = -1.0
     sweep.at_first_call(call.Call(verb="ADD", plugin="flannel", container_id="c9", ifname="eth0", conf=FLANNEL))

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from cni_py.errors import KernelRefused, NotAvailable
-from cni_py.flanneld import klog
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
-from cni_py.kernel import flannel_rules as rules
-from cni_py.kernel import flannel_tables, nft
-from cni_py.kernel.iptables import Iptables
+from cni_py.node import log as klog
+from cni_py.packetfilter import forward, libnftables
+from cni_py.packetfilter import forward_rules as rules
+from cni_py.packetfilter.iptables import Iptables
 from namespaces import Host, Sandbox
 
 pytestmark = pytest.mark.netns
@@ -317,7 +317,7 @@ def seconds_until_back(
     """In the host: the time after each of the mutations until ``seen`` prints what it printed before; and the log."""
     log = captured_log()
     if legacy:
-        flannel_tables.default_tool = lambda version: Iptables(version, "-legacy")  # type: ignore[assignment]
+        forward.default_tool = lambda version: Iptables(version, "-legacy")  # type: ignore[assignment]
     sh(prepare)
     keeper = firewall(config, **options)
     keeper.ensure()
@@ -472,7 +472,7 @@ def test_iptables_masquerade_is_put_back(host: Host, flavour: str, resync: int, 
 
 def generation() -> str:
     """A number that every change to nftables makes greater."""
-    from cni_py.kernel import nfnetlink
+    from cni_py.packetfilter import nfnetlink
 
     return nfnetlink.request(10 << 8 | 16, 0, b"")[0].hex()
 
@@ -523,7 +523,7 @@ def war() -> tuple[int, float]:
     log.clear()
     began, used = monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     while monotonic() - began < 3:
-        with nft.borrowed() as handle:
+        with libnftables.borrowed() as handle:
             if handle.read(f"list table {TABLE}") is not None:
                 handle.run(f"delete table {TABLE}")
         sleep(0.02)
@@ -554,7 +554,7 @@ def test_pods_that_come_and_go_cost_nothing(host: Host) -> None:
         thread = threading.Thread(target=keeper.run, args=(stop,))
         thread.start()
         for number in range(1, 200):
-            with nft.borrowed() as handle:
+            with libnftables.borrowed() as handle:
                 handle.run(f"add element inet cni_py s {{ 10.0.0.{number} }}")
         sleep(0.3)
         stop.set()
@@ -669,7 +669,7 @@ def test_log_of_both_kinds_has_gos_lines(host: Host) -> None:
 
 
 def without_nftables(config: dict[str, Any]) -> list[str]:
-    nft.works = lambda: "this kernel has no nftables"  # type: ignore[assignment]
+    libnftables.works = lambda: "this kernel has no nftables"  # type: ignore[assignment]
     return ensure(config)
 
 
@@ -692,7 +692,7 @@ def test_iptables_where_nftables_cannot_masquerade(host: Host) -> None:
         def refuse(*_: object, **__: object) -> None:
             raise KernelRefused("no masquerade here", errno=2)
 
-        flannel_tables.write = refuse  # type: ignore[assignment]
+        forward.write = refuse  # type: ignore[assignment]
         return ensure(config)
 
     log = host.do(refusing, CONFIG)

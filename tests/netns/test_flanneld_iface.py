@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld import klog
 from cni_py.flanneld.iface import ExternalInterface, find
 from cni_py.flanneld.options import Options
+from cni_py.node import log as klog
 from namespaces import Host
 
 LINKS = """

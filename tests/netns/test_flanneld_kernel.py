@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import pytest
 
 from cni_py.errors import KernelRefused, NotAvailable
-from cni_py.kernel import features, rtnl
-from cni_py.kernel.addr import add_address, delete_address, list_addresses
+from cni_py.journal import Journal
+from cni_py.kernel import features
+from cni_py.kernel.address import add_address, delete_address, list_addresses
 from cni_py.kernel.interfaces import default_interface, list_host_addresses, way_to
-from cni_py.kernel.journal import Journal
 from cni_py.kernel.link import find_link, set_mac, set_mtu, set_up
 from cni_py.kernel.neighbour import (
     Forwarding,
@@ -29,7 +29,8 @@ from cni_py.kernel.neighbour import (
 )
 from cni_py.kernel.routes import PROTOCOL, Route, blackhole, delete_routes, list_routes, replace_routes
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails, ensure_vxlan, find_vxlan
-from cni_py.kernel.watch import KINDS, Watch
+from cni_py.netlink import socket as rtnl
+from cni_py.netlink.monitor import KINDS, Watch
 from namespaces import Host
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_py.flanneld.reconcile import PAUSE_SECONDS
+from cni_py.node.reconcile import PAUSE_SECONDS
 from flannel import Net, Node, network, until
 from namespaces import Sandbox
 

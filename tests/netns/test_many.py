@@ -74,9 +74,9 @@ def test_first_pods_of_a_host_at_once(host: Host) -> None:
 
 def one_after_the_other(bin_dir: str, times: int) -> dict[str, Any]:
     """ADD and DEL in this process, as an agent does it; what grew meanwhile."""
-    from cni_py import call
     from cni_py.engine import handle
     from cni_py.kernel.deletion import wait_for_deletions
+    from cni_py.spec import call
 
     stdin = json.dumps(FLANNEL).encode()
     environ = {"CNI_PATH": bin_dir, "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0"}

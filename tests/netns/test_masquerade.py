@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from cni_py import program
 from cni_py.errors import CheckFailed, CniError, Incomplete, InvalidConfig, IOFailure, KernelRefused, NotAvailable
-from cni_py.kernel import iptables, macspoof, masquerade, nfnetlink, nft, program, rules
-from cni_py.kernel.journal import Journal
-from cni_py.kernel.rules import Owner
+from cni_py.journal import Journal
+from cni_py.packetfilter import iptables, libnftables, macspoof, masquerade, nfnetlink, ownership
+from cni_py.packetfilter.ownership import Owner
 from namespaces import GO_PLUGINS, Host, wait_for_end
 
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")
@@ -149,7 +150,11 @@ def test_any_name_and_length_goes_through(host: Host, container_id: str, ifname:
     host.do(masquerade.add, owner, BOTH)
     host.do(masquerade.check, owner, BOTH)
     assert elements(host) == {"10.1.0.2": owner.comment()}
-    assert rules.parse_owner(owner.comment()) == (rules.short_id(container_id), ifname, rules.network_hash(owner.network))
+    assert ownership.parse_owner(owner.comment()) == (
+        ownership.short_id(container_id),
+        ifname,
+        ownership.network_hash(owner.network),
+    )
     host.do(masquerade.delete, owner)
     assert elements(host) == {}
 
@@ -158,9 +163,9 @@ def test_comment_may_have_128_characters(host: Host) -> None:
     """The limit that the layout of the comment is made for is nft's."""
     host.do(masquerade.add, C1, [V4])
     add = "nft 'add element inet cni_py masq4 {{ 10.9.9.9 comment \"{}\" : goto beyond-10.1.0.0_24 }}'"
-    host.run(add.format("c" * rules.MAX_COMMENT))
+    host.run(add.format("c" * ownership.MAX_COMMENT))
     with pytest.raises(AssertionError, match="128 characters maximum"):
-        host.run(add.format("c" * (rules.MAX_COMMENT + 1)))
+        host.run(add.format("c" * (ownership.MAX_COMMENT + 1)))
 
 
 def test_spared_networks_are_part_of_the_chain(host: Host) -> None:
@@ -380,7 +385,7 @@ def test_delete_takes_iptables_rules_of_the_go_plugins(host: Host, go_plugins: s
 
 def delete_with(missing: str, owner: Owner) -> None:
     if missing:
-        nft.LIBRARY = f"{missing}-is-not-here.so"
+        libnftables.LIBRARY = f"{missing}-is-not-here.so"
     masquerade.delete(owner)
 
 
@@ -412,9 +417,7 @@ def test_delete_takes_rules_in_legacy_iptables(host: Host) -> None:
 
 def delete_in_process_of_host(host: Host, owner: Owner) -> None:
     """Delete in a new process: one that only enters a host (`host.do`) does not see its /proc."""
-    script = (
-        f"from cni_py.kernel.masquerade import *; delete(Owner({owner.container_id!r}, {owner.ifname!r}, {owner.network!r}))"
-    )
+    script = f"from cni_py.packetfilter.masquerade import *; delete(Owner({owner.container_id!r}, {owner.ifname!r}, {owner.network!r}))"
     done = host.execute([sys.executable, "-c", script], env={"PYTHONPATH": ":".join([str(ROOT), *sys.path])})
     assert done.returncode == 0, done.stderr
 
@@ -452,7 +455,7 @@ def test_iptables_chain_shared_by_two_interfaces_outlives_the_first(host: Host) 
 
 
 def without_library(function: Any, *args: Any) -> Any:
-    nft.LIBRARY = "libnftables-is-not-here.so"
+    libnftables.LIBRARY = "libnftables-is-not-here.so"
     return function(*args)
 
 
@@ -481,7 +484,7 @@ def test_delete_succeeds_where_nothing_can_be_used(host: Host) -> None:
 
 def without_anything(function: Any, *args: Any) -> None:
     """No libnftables, and no iptables program."""
-    nft.LIBRARY = "libnftables-is-not-here.so"
+    libnftables.LIBRARY = "libnftables-is-not-here.so"
     program.SYSTEM_FOLDERS = ()
     posix.environ[b"PATH"] = b""
     function(*args)
@@ -519,7 +522,7 @@ def test_kernel_that_refuses_is_quoted_with_the_line(host: Host) -> None:
 
 def ask_without_privilege() -> tuple[str, str]:
     os.setuid(65534)
-    reason = nft.works()
+    reason = libnftables.works()
     try:
         nfnetlink.exists("inet cni_py")
     except CniError as error:
@@ -575,7 +578,7 @@ def test_threads_do_not_get_in_each_others_way(host: Host) -> None:
 
 def test_processes_do_not_get_in_each_others_way(host: Host) -> None:
     script = (
-        "import sys; from ipaddress import ip_interface; from cni_py.kernel.masquerade import *\n"
+        "import sys; from ipaddress import ip_interface; from cni_py.packetfilter.masquerade import *\n"
         "for n in range(10):\n"
         "    owner, addresses = Owner(f'c{sys.argv[1]}-{n}', 'eth0', 'n'), [ip_interface(f'10.1.{sys.argv[1]}.{n + 2}/16')]\n"
         "    add(owner, addresses); check(owner, addresses)\n"

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from cni_py import program
 from cni_py.errors import CheckFailed, NotAvailable
-from cni_py.kernel import masquerade, nfnetlink, nft, portmap, portmap_check, portmap_rules, program
-from cni_py.kernel.portmap_rules import Mapping, Wanted
-from cni_py.kernel.rules import Owner, short_id
+from cni_py.packetfilter import hostports, libnftables, masquerade, nfnetlink
+from cni_py.packetfilter.hostports import check as portmap_check
+from cni_py.packetfilter.hostports import rules as portmap_rules
+from cni_py.packetfilter.hostports.rules import Mapping, Wanted
+from cni_py.packetfilter.ownership import Owner, short_id
 from namespaces import GO_PLUGINS, Host, Sandbox, wait_for_end
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
@@ -248,17 +251,17 @@ def test_status(node: Host) -> None:
     for backend in ({}, {"backend": "nftables"}, {"backend": "iptables"}):
         node.ok("portmap", "STATUS", conf(**backend))
     assert node.call("portmap", "STATUS", conf(backend="x")).code == 7
-    node.do(without_nftables, portmap.check_backend, "")
+    node.do(without_nftables, hostports.check_backend, "")
     with pytest.raises(NotAvailable, match="neither nftables nor iptables"):
-        node.do(without_anything, portmap.check_backend, "")
+        node.do(without_anything, hostports.check_backend, "")
     with pytest.raises(NotAvailable, match='"iptables" cannot be used'):
-        node.do(without_anything, portmap.check_backend, "iptables")
+        node.do(without_anything, hostports.check_backend, "iptables")
     with pytest.raises(NotAvailable, match='"nftables" cannot be used'):
-        node.do(without_nftables, portmap.check_backend, "nftables")
+        node.do(without_nftables, hostports.check_backend, "nftables")
 
 
 def without_nftables(function: Callable[..., Any], *args: Any) -> Any:
-    nft.LIBRARY = "libnftables-is-not-here.so"
+    libnftables.LIBRARY = "libnftables-is-not-here.so"
     return function(*args)
 
 
@@ -342,9 +345,9 @@ def test_long_ids(node: Host, container_id: str, backend: str) -> None:
 
 def test_names_with_a_meaning_to_nft(node: Host) -> None:
     owner = Owner("c1", 'e"th;{}\\', 'n"et')
-    node.do(portmap.add, wanted(owner))
+    node.do(hostports.add, wanted(owner))
     node.do(portmap_check.check, wanted(owner))
-    node.do(portmap.delete, owner)
+    node.do(hostports.delete, owner)
     assert elements(node) == {}
 
 
@@ -583,22 +586,22 @@ def test_gc_on_a_host_without_anything(node: Host) -> None:
 
 
 def test_iptables_is_chosen_where_nftables_cannot_be_used(node: Host) -> None:
-    node.do(without_nftables, portmap.add, wanted())
+    node.do(without_nftables, hostports.add, wanted())
     assert "10.1.0.2:80" in nat(node)
     node.do(without_nftables, portmap_check.check, wanted())
     node.do(portmap_check.check, wanted())
-    node.do(without_nftables, portmap.delete, C1)
+    node.do(without_nftables, hostports.delete, C1)
     assert "CNI-DN" not in nat(node)
     with pytest.raises(NotAvailable):
-        node.do(without_nftables, portmap.add, wanted(), "nftables")
+        node.do(without_nftables, hostports.add, wanted(), "nftables")
     with pytest.raises(NotAvailable):
-        node.do(without_anything, portmap.add, wanted())
+        node.do(without_anything, hostports.add, wanted())
 
 
 def test_delete_succeeds_where_nothing_can_be_used(node: Host) -> None:
-    node.do(portmap.add, wanted(C2))
-    node.do(without_anything, portmap.delete, C1)
-    node.do(without_anything, portmap.delete_stale, "cbr0", [])
+    node.do(hostports.add, wanted(C2))
+    node.do(without_anything, hostports.delete, C1)
+    node.do(without_anything, hostports.delete_stale, "cbr0", [])
 
 
 def test_delete_loads_no_library(node: Host) -> None:
@@ -611,9 +614,9 @@ def test_delete_loads_no_library(node: Host) -> None:
 def modules_after_delete() -> tuple[bool, bool]:
     """Whether ctypes, with which libnftables is loaded, was needed."""
     sys.modules.pop("ctypes", None)
-    portmap.delete(C1)
+    hostports.delete(C1)
     without_mappings = "ctypes" in sys.modules
-    portmap.delete(C2)
+    hostports.delete(C2)
     return without_mappings, "ctypes" in sys.modules
 
 
@@ -630,9 +633,9 @@ def imported(node: Host, verb: str, request: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("verb", ["ADD", "CHECK", "DEL"])
 def test_without_ports_next_to_nothing_is_imported(node: Host, verb: str) -> None:
     names = imported(node, verb, conf() | {"prevResult": prev()})
-    assert "cni_py.plugins.portmap" in names
+    assert "cni_py.plugins.meta.portmap" in names
     assert not [name for name in names if name.startswith(("pyroute2", "ctypes", "json", "subprocess", "logging"))]
-    assert ("cni_py.kernel.portmap" in names) == (verb == "DEL"), "DEL looks whether there is something of ours"
+    assert ("cni_py.packetfilter.hostports" in names) == (verb == "DEL"), "DEL looks whether there is something of ours"
 
 
 def test_a_mapping_needs_no_pyroute2(node: Host) -> None:
@@ -680,7 +683,7 @@ def test_delete_takes_what_the_go_plugin_made(node: Host, go_plugins: str, ports
 
 def test_delete_takes_what_the_go_plugin_made_without_nftables(node: Host, go_plugins: str) -> None:
     go(node, "ADD", *PORTS)
-    node.do(without_nftables, portmap.delete, C1)
+    node.do(without_nftables, hostports.delete, C1)
     assert "CNI-DN" not in nat(node)
 
 
@@ -756,14 +759,14 @@ def test_delete_does_what_it_can_and_names_what_is_left(node: Host) -> None:
 
 def map_and_unmap_many() -> tuple[int, int]:
     """Mappings when all are there, and descriptors that stay open beyond those of the first."""
-    portmap.add(wanted())
+    hostports.add(wanted())
     open_before = posix.dup(0)
     for number in range(240):
-        portmap.add(wanted(Owner(f"c{number}", "eth0", "n"), host_port=10000 + number))
+        hostports.add(wanted(Owner(f"c{number}", "eth0", "n"), host_port=10000 + number))
     count = len(nfnetlink.elements("inet cni_py hostports4"))
     for number in range(240):
-        portmap.delete(Owner(f"c{number}", "eth0", "n"))
-    portmap.delete(C1)
+        hostports.delete(Owner(f"c{number}", "eth0", "n"))
+    hostports.delete(C1)
     return count, posix.dup(0) - open_before - 1
 
 
@@ -783,9 +786,9 @@ def map_in_threads() -> list[int]:
 
     pods = [wanted(Owner(f"c{number}", "eth0", "n"), host_port=10000 + number) for number in range(40)]
     with ThreadPoolExecutor(12) as threads:
-        list(threads.map(portmap.add, pods))
+        list(threads.map(hostports.add, pods))
         counts = [len(nfnetlink.elements("inet cni_py hostports4"))]
-        list(threads.map(lambda pod: portmap.delete(pod.owner), pods[::2]))
+        list(threads.map(lambda pod: hostports.delete(pod.owner), pods[::2]))
         counts.append(len(nfnetlink.elements("inet cni_py hostports4")))
         list(threads.map(portmap_check.check, pods[1::2]))
     return counts
@@ -877,7 +880,7 @@ def test_sctp(node: Host) -> None:
 
 
 def test_check_names_what_is_expected_and_found(node: Host) -> None:
-    node.do(portmap.add, wanted())
+    node.do(hostports.add, wanted())
     with pytest.raises(CheckFailed) as caught:
         node.do(portmap_check.check, wanted(pod="10.1.0.7/24"))
     assert '"10.1.0.7 . 80" of owner "c1 eth0' in caught.value.details
@@ -886,8 +889,8 @@ def test_check_names_what_is_expected_and_found(node: Host) -> None:
 
 def test_old_element_of_the_other_kind_goes(node: Host) -> None:
     """Without snat no source is marked, whatever the port's last owner had."""
-    node.do(portmap.add, wanted())
-    node.do(portmap.add, wanted(C2, snat=False))
+    node.do(hostports.add, wanted())
+    node.do(hostports.add, wanted(C2, snat=False))
     node.do(portmap_check.check, wanted(C2, snat=False))
     assert "sources4" in node.run("nft list table inet cni_py")
     assert nfnetlink_elements(node, "inet cni_py sources4") == 0
@@ -899,7 +902,7 @@ def nfnetlink_elements(node: Host, name: str) -> int:
 
 def test_keys_are_the_kernels(node: Host) -> None:
     mapping = Mapping("sctp", 99, ip_interface("fd00:1::2/64"), 98, ip_address("fd00:2::1"))
-    node.do(portmap.add, Wanted(C1, (mapping,)))
+    node.do(hostports.add, Wanted(C1, (mapping,)))
     (found,) = node.do(nfnetlink.elements, "inet cni_py hostports6_at")
     assert (found.key, found.data) == (portmap_rules.key_of(mapping), portmap_rules.target_of(mapping))
     assert portmap_rules.key_text(found.key) == "fd00:2::1 . sctp . 99"

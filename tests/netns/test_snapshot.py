@@ -43,7 +43,7 @@ def test_names_as_long_as_can_be_leave_no_trace(host: Host, verb: str) -> None:
 
 
 def test_every_option_is_in_the_list() -> None:
-    from cni_py.models import BridgeConfig, FlannelConfig, NetworkConfig
+    from cni_py.config.models import BridgeConfig, FlannelConfig, NetworkConfig
 
     shared = set(NetworkConfig.model_fields)
     options = {field.alias or name for name, field in BridgeConfig.model_fields.items() if name not in shared}

@@ -456,8 +456,8 @@ def test_without_root_nothing_is_freed(host: Host) -> None:
 
 
 def _sweep_as_nobody() -> tuple[list[str], tuple[str, ...]]:
-    from cni_py import sweep
-    from cni_py.kernel import nft  # noqa: F401 — what nobody may not be able to read
+    from cni_py.packetfilter import libnftables  # noqa: F401 — what nobody may not be able to read
+    from cni_py.sweep import sweep
 
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)

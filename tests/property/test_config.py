@@ -19,10 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from cni_py import attachments, call, config, engine, models
+from cni_py import config, engine, journal
+from cni_py.attachment import record
+from cni_py.config import models
+from cni_py.config._schemas import Parsed
 from cni_py.errors import CniError, InvalidConfig
-from cni_py.kernel import journal
-from cni_py.schemas import Parsed
+from cni_py.spec import call
 from namespaces import Host
 
 # --- strategies -------------------------------------------------------------------------------------------------------
@@ -240,12 +242,12 @@ def within(conf: dict[str, Any], folder: str) -> dict[str, Any]:
 def records_in(folder: str) -> Iterator[None]:
     """Journal and records in this folder instead of /run/cni-py."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (journal, attachments):
+        for module in (journal, record):
             patch.setattr(module, "RUN_DIR", f"{folder}/run")
         patch.setattr(journal, "JOURNAL_DIR", f"{folder}/run/journal")
-        patch.setattr(attachments, "FOLDER", f"{folder}/run/attachments")
-        if attachments.remembered.__defaults__:
-            patch.setattr(attachments.remembered, "__defaults__", (f"{folder}/run/attachments",))
+        patch.setattr(record, "FOLDER", f"{folder}/run/attachments")
+        if record.remembered.__defaults__:
+            patch.setattr(record.remembered, "__defaults__", (f"{folder}/run/attachments",))
         yield
 
 

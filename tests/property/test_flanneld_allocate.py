@@ -18,12 +18,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cni_py.flanneld import allocate, etcd_store, klog
-from cni_py.flanneld.etcd import KeyValue
-from cni_py.flanneld.etcd_store import EtcdStore
+from cni_py.datastore.etcd import KeyValue
+from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import Attributes, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.store import PoolExhausted
+from cni_py.flanneld.stores import PoolExhausted
+from cni_py.flanneld.stores import etcd as etcd_store
+from cni_py.flanneld.stores.etcd import EtcdStore
+from cni_py.node import log as klog
 
 PREFIX = "/coreos.com/network"
 

@@ -23,10 +23,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cni_py import call, engine
+from cni_py import engine
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
-from cni_py.kernel import nft
+from cni_py.packetfilter import libnftables
+from cni_py.spec import call
 from namespaces import PATH, Host
 from spec_cases import execute
 
@@ -225,7 +226,7 @@ def protect() -> None:
     """
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={"PATH": PATH})
     assert done.returncode == 0, done.stdout + done.stderr
-    nft.Nft().run(CANARY)
+    libnftables.Nft().run(CANARY)
 
 
 def tree() -> dict[str, tuple[Any, ...]]:
@@ -283,7 +284,7 @@ OUR_CHAINS = (
 
 def check_packet_filter() -> None:
     """Our tables with our chains, the foreign one as it was, and nothing else."""
-    with nft.borrowed() as handle:
+    with libnftables.borrowed() as handle:
         objects = [dict(item) for item in handle.list_json("list ruleset") if "metainfo" not in item]
     tables = {(o["table"]["family"], o["table"]["name"]) for o in objects if "table" in o}
     assert ("inet", "canary") in tables

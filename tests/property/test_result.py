@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cni_py.config import decode
 from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InvalidConfig
 from cni_py.jsontext import encode
-from cni_py.result import DNS, Interface, IPConfig, Result, Route, from_json
+from cni_py.spec.result import DNS, Interface, IPConfig, Result, Route, from_json
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 OLD, MIDDLE = VERSIONS[:2], VERSIONS[2:5]

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cni_py import config
-from cni_py.call import Call
 from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidEnvironment, NotAvailable
 from cni_py.ipam import store
-from cni_py.plugins import host_local
+from cni_py.plugins.ipam import host_local
+from cni_py.spec.call import Call
 
 VERBS: dict[str, Callable[..., Any]] = {
     "ADD": host_local.add,

@@ -33,32 +33,32 @@ from cni_py.client import main
 main()
 """
 
-CLIENT = {"cni_py", "cni_py.client", "cni_py.environment"}
+CLIENT = {"cni_py", "cni_py.client", "cni_py.spec.environment"}
 """What every call loads."""
 
-VERSION = CLIENT | {"cni_py.versions"}
+VERSION = CLIENT | {"cni_py.spec.versions"}
 """All that VERSION and "what are you?" may load."""
 
 ERROR = VERSION | {"__future__", "_json", "cni_py.errors", "cni_py.jsontext"}
 """What an error of the environment loads to say it."""
 
-ASKING = CLIENT | {"_socket", "cni_py.frame"}
+ASKING = CLIENT | {"_socket", "cni_py.protocol"}
 """And what a call loads to ask the agent; with one that answers, no more than this."""
 
 ENGINE = ASKING | ERROR | {
-    "cni_py.call", "cni_py.value",
-    "cni_py.attachments", "cni_py.config", "cni_py.engine", "cni_py.files", "cni_py.kernel", "cni_py.kernel.journal",
-    "cni_py.lean", "cni_py.plugins", "cni_py.result", "cni_py.schemas", "cni_py.undo",
+    "cni_py.spec.call", "cni_py.value",
+    "cni_py.attachment.record", "cni_py.config", "cni_py.engine", "cni_py.files", "cni_py.kernel", "cni_py.journal",
+    "cni_py.lazy", "cni_py.plugins", "cni_py.spec.result", "cni_py.config._schemas", "cni_py.undo",
     "ipaddress", "functools", "time",
     "pydantic_core._pydantic_core",
 }  # fmt: skip
 
 HOST_LOCAL = {
-    "cni_py.ipam", "cni_py.ipam.ranges", "cni_py.ipam.resolv_conf", "cni_py.ipam.store", "cni_py.plugins.host_local",
+    "cni_py.ipam", "cni_py.ipam.ranges", "cni_py.ipam.resolv_conf", "cni_py.ipam.store", "cni_py.plugins.ipam.host_local",
     "cni_py.undo",
 }  # fmt: skip
-DELEGATION = {"cni_py.delegate", "cni_py.kernel.program", "cni_py.undo"}
-FLANNEL = DELEGATION | {"cni_py.plugins.flannel", "cni_py.subnet_env"}
+DELEGATION = {"cni_py.attachment.delegate", "cni_py.program", "cni_py.undo"}
+FLANNEL = DELEGATION | {"cni_py.plugins.meta.flannel", "cni_py.subnet_env"}
 
 LIBRARY = {
     "_bisect", "_collections", "_collections_abc", "_functools", "_operator", "_struct", "_types", "_weakref", "bisect",
@@ -204,8 +204,8 @@ def test_status_of_flannel(client: Client, tmp_path: Path) -> None:
     status, loaded = client.run("flannel", json.dumps(conf), CNI_COMMAND="STATUS")
     assert status == 0
     assert of_packages(loaded, "pyroute2", "pydantic", "ctypes", "_ctypes", "socket", "_socket") <= {"_socket"}
-    assert "cni_py.plugins.host_local" in loaded
-    assert "cni_py.kernel.nft" not in loaded
+    assert "cni_py.plugins.ipam.host_local" in loaded
+    assert "cni_py.packetfilter.libnftables" not in loaded
 
 
 def test_status_of_flannel_without_subnet_env(client: Client, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cni_py import addresses
-from cni_py.addresses import Networks, Pool, as_prometheus
-from cni_py.call import Call
+from cni_py.agent import ipam_usage
+from cni_py.agent.ipam_usage import Networks, Pool, as_prometheus
+from cni_py.spec.call import Call
 
 
 def a_call(folder: Path, *range_sets: list[dict[str, str]], verb: str = "ADD", plugin: str = "bridge", **keys: Any) -> Call:
@@ -94,7 +94,7 @@ def test_calls_that_tell_nothing(tmp_path: Path, change: dict[str, Any]) -> None
 
 def test_networks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was not named for the longest time goes; the newest call's ranges count."""
-    monkeypatch.setattr(addresses, "MAX_NETWORKS", 2)
+    monkeypatch.setattr(ipam_usage, "MAX_NETWORKS", 2)
     calls = [a_call(tmp_path, [{"subnet": "10.1.0.0/24"}], name=name) for name in ("a", "b", "a", "c")]
     newest = a_call(tmp_path, [{"subnet": "10.2.0.0/24"}], name="c", verb="STATUS")
     assert [pool[:2] for pool in pools(*calls, newest)] == [("a", "10.1.0.1-10.1.0.254"), ("c", "10.2.0.1-10.2.0.254")]

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni_py import attachments
-from cni_py.call import Call
-from cni_py.environment import NESTED
+from cni_py.attachment import record as attachments
 from cni_py.errors import InvalidConfig, IOFailure
+from cni_py.spec.call import Call
+from cni_py.spec.environment import NESTED
 
 
 @pytest.fixture

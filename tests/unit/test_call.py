@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cni_py.call import Call, check_network_name, parse
-from cni_py.environment import VERBS, is_name
 from cni_py.errors import InvalidConfig, InvalidEnvironment
+from cni_py.spec.call import Call, check_network_name, parse
+from cni_py.spec.environment import VERBS, is_name
 
 ADD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0"}
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cni_py import __version__, cli, explain, models, reference, report
+from cni_py import __version__, journal
+from cni_py.cli import explain, host_report
+from cni_py.cli import main as cli
+from cni_py.config import models, reference
 from cni_py.errors import CniError
-from cni_py.kernel import journal, nfnetlink, nft
+from cni_py.packetfilter import libnftables, nfnetlink
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -333,7 +336,7 @@ def test_bad_input_is_an_error_and_never_a_traceback(run: Run, node: Path, argv:
 
 
 def test_status_without_network_asks_the_agent(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("cni_py.frame.SOCKET_PATH", str(tmp_path / "none.sock"))
+    monkeypatch.setattr("cni_py.protocol.SOCKET_PATH", str(tmp_path / "none.sock"))
     status, out, err = run("status")
     assert (status, out) == (1, "")
     assert "no agent answers" in err
@@ -385,7 +388,7 @@ def test_ctrl_c_is_exit_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_closed_pipe_is_no_traceback(argv: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "cni_py.cli", *argv]
+    command = [sys.executable, "-m", "cni_py.cli.main", *argv]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT)
     os.close(writer)
     assert done.stderr == b""
@@ -494,8 +497,8 @@ def asks_the_kernel() -> Iterator[None]:
     yield
     while nfnetlink._idle:
         nfnetlink._idle.pop().close()
-    while nft._idle:
-        nft._idle.pop().close()
+    while libnftables._idle:
+        libnftables._idle.pop().close()
 
 
 @pytest.mark.usefixtures("asks_the_kernel")
@@ -526,23 +529,23 @@ def test_report_says_what_fails_instead_of_failing(monkeypatch: pytest.MonkeyPat
     def broken() -> str:
         raise RuntimeError("it broke")
 
-    monkeypatch.setattr(report, "_libnftables", broken)
-    monkeypatch.setattr(report, "_masquerade", broken)
-    found = dict(report.report([]))
+    monkeypatch.setattr(host_report, "_libnftables", broken)
+    monkeypatch.setattr(host_report, "_masquerade", broken)
+    found = dict(host_report.report([]))
     assert found["libnftables"] == found["masquerade"] == "unknown: it broke"
     assert found["CNI_PATH"] == "empty"
-    assert report._package("no-such-package-anywhere") == "not installed"
+    assert host_report._package("no-such-package-anywhere") == "not installed"
 
 
 def test_report_does_not_ask_the_kernel_what_only_root_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found = dict(report.report([]))
+    found = dict(host_report.report([]))
     assert found["libnftables"] == found["masquerade"] == "unknown: only root may ask the kernel"
 
 
 def test_configuration_reference_is_up_to_date() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
-    assert text == reference.render_reference(), "run: python -m cni_py.cli config --markdown > docs/configuration.md"
+    assert text == reference.render_reference(), "run: python -m cni_py.cli.main config --markdown > docs/configuration.md"
 
 
 def test_configuration_reference_names_every_plugin_and_key() -> None:

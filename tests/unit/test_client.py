@@ -9,59 +9,59 @@ from collections.abc import Iterator
 
 import pytest
 
-from cni_py import client, frame
+from cni_py import client, protocol
 
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[socket.socket, socket.socket]]:
     """The client's end, and the agent's."""
-    monkeypatch.setattr(frame, "BEGIN_SECONDS", 0.05)
+    monkeypatch.setattr(protocol, "BEGIN_SECONDS", 0.05)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
 
 
 def test_agent_begins_in_time(pair: tuple[socket.socket, socket.socket]) -> None:
-    pair[1].sendall(frame.pack_reply(frame.BEGUN))
-    assert frame._first_reply(pair[0]) == (frame.BEGUN, 0, b"")
+    pair[1].sendall(protocol.pack_reply(protocol.BEGUN))
+    assert protocol._first_reply(pair[0]) == (protocol.BEGUN, 0, b"")
 
 
 def test_agent_that_is_too_slow_cannot_begin_any_more(pair: tuple[socket.socket, socket.socket]) -> None:
     """What the client then does itself is not done twice."""
-    with pytest.raises(frame.FrameError):
-        frame._first_reply(pair[0])
+    with pytest.raises(protocol.FrameError):
+        protocol._first_reply(pair[0])
     with pytest.raises(BrokenPipeError):
-        pair[1].sendall(frame.pack_reply(frame.BEGUN))
+        pair[1].sendall(protocol.pack_reply(protocol.BEGUN))
 
 
 def test_agent_that_began_in_the_last_moment_is_waited_for(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer is lost; but what it does has ended before anybody takes it back."""
-    read = frame.read_reply
+    read = protocol.read_reply
     began: list[float] = []
 
     def last_moment(sock: socket.socket) -> tuple[int, int, bytes]:
         try:
             return read(sock)
         except TimeoutError:
-            pair[1].sendall(frame.pack_reply(frame.BEGUN))
+            pair[1].sendall(protocol.pack_reply(protocol.BEGUN))
             raise
 
     def work() -> None:
         time.sleep(0.3)
         began.append(time.monotonic())
         with pytest.raises(BrokenPipeError):
-            pair[1].sendall(frame.pack_reply(frame.DONE))
+            pair[1].sendall(protocol.pack_reply(protocol.DONE))
         pair[1].close()
 
-    monkeypatch.setattr(frame, "read_reply", last_moment)
+    monkeypatch.setattr(protocol, "read_reply", last_moment)
     agent = threading.Thread(target=work)
     agent.start()
-    assert frame._first_reply(pair[0])[0] == frame.BEGUN
+    assert protocol._first_reply(pair[0])[0] == protocol.BEGUN
     assert time.monotonic() >= began[0]
     agent.join()
-    with pytest.raises(frame.FrameError):
+    with pytest.raises(protocol.FrameError):
         read(pair[0])
 
 

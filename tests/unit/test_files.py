@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_py import files
+from cni_py import files, journal
 from cni_py.errors import InvalidConfig, IOFailure
-from cni_py.kernel import journal
 
 
 def test_read_is_whole_and_limited(tmp_path: Path) -> None:

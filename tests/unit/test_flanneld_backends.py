@@ -25,9 +25,10 @@ from cni_py.flanneld.commands import check_config
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.wanted import Route, Wanted
-from cni_py.kernel import device, rtnl
+from cni_py.kernel import device
 from cni_py.kernel.wireguard import Peer, peer_data
+from cni_py.netlink import socket as rtnl
+from cni_py.node.desired import Route, Wanted
 
 V4 = {"Network": "10.244.0.0/16"}
 V6 = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}

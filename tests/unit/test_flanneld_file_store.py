@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from cni_py.flanneld import file_store
-from cni_py.flanneld.file_store import FileStore
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
-from cni_py.flanneld.lease_file import Damaged, LeaseFile
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.store import LeaseTaken, PoolExhausted, Refused, Unavailable
+from cni_py.flanneld.stores import LeaseTaken, PoolExhausted, Refused, Unavailable
+from cni_py.flanneld.stores import file as file_store
+from cni_py.flanneld.stores.file import FileStore
+from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
 
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 NETWORK = NetworkConfig.parse(json.dumps(CONFIG))

@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from cni_py.kernel import flannel_rules as rules
-from cni_py.kernel.flannel_rules import Pair, Rule
+from cni_py.packetfilter import forward_rules as rules
+from cni_py.packetfilter.forward_rules import Pair, Rule
 
 V4 = Pair(ip_network("10.244.0.0/16"), ip_network("10.244.91.0/24"))
 V6 = Pair(ip_network("fd00:1::/48"), ip_network("fd00:1:0:5b::/64"))

@@ -10,8 +10,8 @@ from time import monotonic
 
 import pytest
 
-from cni_py.flanneld import health as module
-from cni_py.flanneld.health import Health
+from cni_py.node import health as module
+from cni_py.node.health import Health
 
 
 def free_port() -> int:

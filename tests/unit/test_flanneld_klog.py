@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_py.flanneld import klog, systemd
+from cni_py.node import log as klog
+from cni_py.node import systemd
 
 LINE = re.compile(r"([IWE])(\d{4} \d\d:\d\d:\d\d\.\d{6}) ([ \d]{7}) ([\w.]+):(\d+)\] (.*)")
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from cni_py.datastore.etcd import Etcd, KeyValue
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld import backends
-from cni_py.flanneld.etcd import Etcd, KeyValue
-from cni_py.flanneld.etcd_leases import Leases
 from cni_py.flanneld.lease import Attributes, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.stores.etcd_leases import Leases
 
 IP, IP6, MAC = IPv4Address("192.168.123.11"), IPv6Address("2001:db8::1"), "a6:3a:2f:6a:cd:4c"
 VXLAN = {"VNI": 1, "VtepMAC": MAC}

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from cni_py.errors import KernelRefused
-from cni_py.flanneld import reconcile
-from cni_py.flanneld.health import Health
-from cni_py.flanneld.reconcile import Reconciler
-from cni_py.flanneld.wanted import Wanted
 from cni_py.kernel import sysctl
+from cni_py.node import reconcile
+from cni_py.node.desired import Wanted
+from cni_py.node.health import Health
+from cni_py.node.reconcile import Reconciler
 
 
 @pytest.mark.parametrize(("number", "tries", "warnings"), [(EROFS, 1, 1), (ENOENT, 3, 0)], ids=["read-only", "gone since"])

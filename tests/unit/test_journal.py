@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cni_py import journal
 from cni_py.errors import CheckFailed, InvalidConfig, IOFailure, KernelRefused
-from cni_py.kernel import journal
-from cni_py.kernel.journal import Journal, note, quote, step
+from cni_py.journal import Journal, note, quote, step
 
 NAME = "c1:eth0:net"
 LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{6}  (.*)")

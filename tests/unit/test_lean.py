@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_py.lean import bare_package
+from cni_py.lazy import bare_package
 
 NAME = "cni_py_test_large"
 

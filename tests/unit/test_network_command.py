@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from cni_py import cli
+from cni_py.cli import main as cli
+from cni_py.cli.network_commands import parse_subnets
 from cni_py.flanneld import network
 from cni_py.flanneld.commands import check_config
-from cni_py.flanneld.file_store import FileStore
 from cni_py.flanneld.lease import Subnets
-from cni_py.flanneld.network_command import parse_subnets
+from cni_py.flanneld.stores.file import FileStore
 
 CONFIG = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
 DUAL = '{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}'

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_py import config
-from cni_py.call import Call
 from cni_py.errors import CniError, InvalidConfig, UnsupportedField
-from cni_py.kernel import portmap_iptables, portmap_rules
-from cni_py.kernel.portmap_rules import Mapping, Wanted
-from cni_py.kernel.rules import MAX_CHAIN_NAME, MAX_COMMENT, Owner, rule_comments
-from cni_py.plugins import portmap_plan
+from cni_py.packetfilter.hostports import iptables
+from cni_py.packetfilter.hostports import rules as portmap_rules
+from cni_py.packetfilter.hostports.rules import Mapping, Wanted
+from cni_py.packetfilter.ownership import MAX_CHAIN_NAME, MAX_COMMENT, Owner, rule_comments
+from cni_py.plugins.meta.portmap import plan as portmap_plan
+from cni_py.spec.call import Call
 
 C1 = Owner("c1", "eth0", "cbr0")
 POD4, POD6 = ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")
@@ -138,9 +139,9 @@ THERE = {"PREROUTING": [], "OUTPUT": [], "POSTROUTING": []}
 
 
 def test_iptables_commands_on_a_bare_host() -> None:
-    chain = portmap_iptables.dnat_chain(C1)
+    chain = iptables.dnat_chain(C1)
     comment = '"dnat name: \\"cbr0\\" id: \\"c1\\""'
-    assert portmap_iptables.add_commands(wanted(ANY), 4, THERE) == [
+    assert iptables.add_commands(wanted(ANY), 4, THERE) == [
         ":CNI-HOSTPORT-DNAT - [0:0]",
         "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
         "-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
@@ -158,23 +159,23 @@ def test_iptables_commands_on_a_bare_host() -> None:
 
 
 def test_iptables_names_are_gos() -> None:
-    assert portmap_iptables.dnat_chain(Owner("c1", "eth0", "net1")) == "CNI-DN-c2d892b58e87e28a12fe6"
+    assert iptables.dnat_chain(Owner("c1", "eth0", "net1")) == "CNI-DN-c2d892b58e87e28a12fe6"
 
 
 def test_iptables_takes_fifteen_ports_a_rule() -> None:
     many = [Mapping("tcp", number, POD4, 80) for number in range(1, 32)]
-    dports = [line.partition("--dports ")[2].split()[0] for line in portmap_iptables.jumps(wanted(*many), 4)]
+    dports = [line.partition("--dports ")[2].split()[0] for line in iptables.jumps(wanted(*many), 4)]
     assert [len(some.split(",")) for some in dports] == [15, 15, 1]
 
 
 def test_iptables_comment_has_a_limit() -> None:
     owner = Owner("c" * 200, "eth0", "n" * 200)
-    assert len(portmap_iptables.comment(owner)) == 256 or portmap_iptables.comment(owner).endswith("...")
+    assert len(iptables.comment(owner)) == 256 or iptables.comment(owner).endswith("...")
 
 
 def test_iptables_condition_words_are_quoted_where_they_need_it() -> None:
     some = wanted(ANY, conditions=((4, ("!", "-i", 'a "b" c')),))
-    assert r'! -i "a \"b\" c" -j' in portmap_iptables.jumps(some, 4)[0]
+    assert r'! -i "a \"b\" c" -j' in iptables.jumps(some, 4)[0]
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------

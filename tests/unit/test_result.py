@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InvalidConfig
-from cni_py.result import DNS, Interface, IPConfig, Result, Route, from_json
+from cni_py.spec.result import DNS, Interface, IPConfig, Result, Route, from_json
 
 FULL = Result(
     interfaces=(

@@ -6,8 +6,8 @@ from struct import pack
 
 import pytest
 
-from cni_py.kernel import rtnl
-from cni_py.kernel.nlattr import attribute, attributes
+from cni_py.netlink import socket as rtnl
+from cni_py.netlink.attributes import attribute, attributes
 
 IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 4, 10, 18
 RTA_DST, RTA_METRICS, RTA_TABLE = 1, 8, 15

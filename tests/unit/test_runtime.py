@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from cni_py import netconf, result_cache, runtime
 from cni_py.errors import CniError, DecodingFailure, InvalidConfig, InvalidEnvironment, IOFailure
-from cni_py.netconf import Attachment, Network, NoSuchNetwork
-from cni_py.runtime import PluginFailed, Runtime
+from cni_py.runtime import chain as runtime
+from cni_py.runtime import network_config, result_cache
+from cni_py.runtime.chain import PluginFailed, Runtime
+from cni_py.runtime.network_config import Attachment, Network, NoSuchNetwork
 
 RESULT = {
     "cniVersion": "1.0.0",
@@ -95,7 +96,7 @@ def run(fakes: Fakes, tmp_path: Path, said: list[str]) -> Runtime:
 
 def network(version: str = "1.0.0", *plugins: dict[str, Any], **keys: Any) -> Network:
     raw = {"name": "net", "cniVersion": version, "plugins": list(plugins) or [{"type": "one"}, {"type": "two"}], **keys}
-    return netconf.parse_list("/nowhere/net.conflist", json.dumps(raw).encode(), raw)
+    return network_config.parse_list("/nowhere/net.conflist", json.dumps(raw).encode(), raw)
 
 
 def attachment(**changes: Any) -> Attachment:
@@ -132,19 +133,19 @@ def test_load_takes_the_first_file_in_lexical_order(tmp_path: Path, said: list[s
     folder = write(
         tmp_path, {"20.conflist": listed("net", "b"), "10.conflist": listed("net", "a"), "05.conflist": listed("other")}
     )
-    assert types(netconf.load_network(folder, "net", said.append)) == ["a"]
+    assert types(network_config.load_network(folder, "net", said.append)) == ["a"]
     assert not said
 
 
 def test_load_takes_lists_before_single_configurations(tmp_path: Path, said: list[str]) -> None:
     folder = write(tmp_path, {"10.conf": {"name": "net", "type": "single"}, "99.conflist": listed("net", "listed")})
-    assert types(netconf.load_network(folder, "net", said.append)) == ["listed"]
+    assert types(network_config.load_network(folder, "net", said.append)) == ["listed"]
 
 
 @pytest.mark.parametrize("ending", ["conf", "json"])
 def test_load_wraps_a_single_configuration_as_a_list(tmp_path: Path, said: list[str], ending: str) -> None:
     raw = {"name": "net", "cniVersion": "0.3.1", "type": "single", "k": [1, "<&>"]}
-    found = netconf.load_network(write(tmp_path, {f"10.{ending}": raw}), "net", said.append)
+    found = network_config.load_network(write(tmp_path, {f"10.{ending}": raw}), "net", said.append)
     assert found.plugins == (raw,)
     assert found.cni_version == "0.3.1"
     assert json.loads(found.source) == {"name": "net", "cniVersion": "0.3.1", "plugins": [raw]}
@@ -153,7 +154,7 @@ def test_load_wraps_a_single_configuration_as_a_list(tmp_path: Path, said: list[
 def test_load_leaves_other_files_and_folders_alone(tmp_path: Path, said: list[str]) -> None:
     folder = write(tmp_path, {"a.conflist.bak": "x", "b.txt": "x", "c.CONF": "x", "d.conflist": listed()})
     (tmp_path / "0.conf").mkdir()
-    netconf.load_network(folder, "net", said.append)
+    network_config.load_network(folder, "net", said.append)
     assert not said
 
 
@@ -163,7 +164,7 @@ def test_load_leaves_other_files_and_folders_alone(tmp_path: Path, said: list[st
 def test_load_names_a_broken_file_and_goes_on(tmp_path: Path, said: list[str], broken: str) -> None:
     folder = write(tmp_path, {"20.conflist": listed()})
     (tmp_path / "10.conflist").write_bytes(broken.encode("latin-1"))
-    assert types(netconf.load_network(folder, "net", said.append)) == ["one"]
+    assert types(network_config.load_network(folder, "net", said.append)) == ["one"]
     assert len(said) == 1
     assert "10.conflist" in said[0]
 
@@ -171,13 +172,13 @@ def test_load_names_a_broken_file_and_goes_on(tmp_path: Path, said: list[str], b
 def test_load_refuses_a_bad_file_of_the_network_itself(tmp_path: Path, said: list[str]) -> None:
     folder = write(tmp_path, {"10.conflist": {"name": "net", "plugins": [{"no": "type"}]}, "20.conflist": listed()})
     with pytest.raises(InvalidConfig, match=r"10\.conflist"):
-        netconf.load_network(folder, "net", said.append)
+        network_config.load_network(folder, "net", said.append)
 
 
 def test_load_says_which_networks_there_are(tmp_path: Path, said: list[str]) -> None:
     folder = write(tmp_path, {"1.conflist": listed("blue"), "2.conf": {"name": "red", "type": "x"}})
     with pytest.raises(NoSuchNetwork, match=f'no net configuration with name "net" in {folder}') as caught:
-        netconf.load_network(folder, "net", said.append)
+        network_config.load_network(folder, "net", said.append)
     assert "blue (1.conflist), red (2.conf)" in caught.value.hint
 
 
@@ -185,13 +186,13 @@ def test_load_says_which_networks_there_are(tmp_path: Path, said: list[str]) -> 
 def test_load_without_any_configuration(tmp_path: Path, said: list[str], folder: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoSuchNetwork, match="no net configurations found in"):
-        netconf.load_network(str(tmp_path / folder), "net", said.append)
+        network_config.load_network(str(tmp_path / folder), "net", said.append)
 
 
 def test_load_of_a_list_named_conf_says_how_to_name_it(tmp_path: Path, said: list[str]) -> None:
     folder = write(tmp_path, {"10.conf": listed()})
     with pytest.raises(InvalidConfig, match="missing 'type'") as caught:
-        netconf.load_network(folder, "net", said.append)
+        network_config.load_network(folder, "net", said.append)
     assert "10.conflist" in caught.value.hint
 
 
@@ -203,18 +204,18 @@ def test_sibling_folder_adds_its_plugins_in_lexical_order(tmp_path: Path, said: 
         "net/0.conflist": "x",
         "net/x.json": "x",
     }
-    assert types(netconf.load_network(write(tmp_path, files), "net", said.append)) == ["one", "b", "c"]
+    assert types(network_config.load_network(write(tmp_path, files), "net", said.append)) == ["one", "b", "c"]
 
 
 def test_sibling_folder_alone_is_enough(tmp_path: Path, said: list[str]) -> None:
     files = {"10.conflist": {"name": "net", "cniVersion": "1.1.0"}, "net/1.conf": {"type": "b"}}
-    assert types(netconf.load_network(write(tmp_path, files), "net", said.append)) == ["b"]
+    assert types(network_config.load_network(write(tmp_path, files), "net", said.append)) == ["b"]
 
 
 @pytest.mark.parametrize("flag", [True, "true", "TRUE"])
 def test_sibling_folder_is_left_out_where_only_inlined_plugins_count(tmp_path: Path, said: list[str], flag: object) -> None:
     files = {"10.conflist": listed(loadOnlyInlinedPlugins=flag), "net/1.conf": "broken"}
-    assert types(netconf.load_network(write(tmp_path, files), "net", said.append)) == ["one"]
+    assert types(network_config.load_network(write(tmp_path, files), "net", said.append)) == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -240,13 +241,13 @@ def test_sibling_folder_is_left_out_where_only_inlined_plugins_count(tmp_path: P
 )
 def test_parse_list_refuses(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
-        netconf.parse_list("/nowhere/x.conflist", b"", raw)
+        network_config.parse_list("/nowhere/x.conflist", b"", raw)
     assert message in caught.value.msg
     assert caught.value.msg.startswith("/nowhere/x.conflist") or "is no version" in message
 
 
 def test_a_null_counts_as_left_out() -> None:
-    netconf.check_plugin("here", {"type": "x", "capabilities": None, "ipam": None, "name": None, "prevResult": None})
+    network_config.check_plugin("here", {"type": "x", "capabilities": None, "ipam": None, "name": None, "prevResult": None})
 
 
 @pytest.mark.parametrize(
@@ -264,13 +265,13 @@ def test_a_null_counts_as_left_out() -> None:
     ],
 )
 def test_select_version_takes_the_highest_that_is_spoken(keys: dict[str, Any], version: str) -> None:
-    assert netconf.select_version("here", keys) == version
+    assert network_config.select_version("here", keys) == version
 
 
 @pytest.mark.parametrize("text", ["1.0.0.0", "a", "1.x", "1..0", "-1.0", "1.0.0-rc1", "1.", "١.0"])
 def test_version_number_refuses(text: str) -> None:
     with pytest.raises(InvalidConfig):
-        netconf.version_number(text)
+        network_config.version_number(text)
 
 
 # ---- what a plugin gets -----------------------------------------------------------------------
@@ -283,7 +284,7 @@ def test_request_config_gets_name_version_and_wanted_capabilities() -> None:
         "name": "own",
         "big": 12345678901234567890,
     }
-    conf = netconf.request_config(
+    conf = network_config.request_config(
         network("1.0.0", plugin), plugin, attachment(capability_args={"mac": "aa", "bandwidth": 1, "dns": {}}), None
     )
     assert conf == {

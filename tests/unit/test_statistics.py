@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from cni_py.metrics import parse_address
-from cni_py.statistics import KEPT_LATENCIES, Statistics
+from cni_py.agent.metrics import parse_address
+from cni_py.agent.statistics import KEPT_LATENCIES, Statistics
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from cni_py import config
-from cni_py.call import Call
 from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidConfig, InvalidEnvironment, IOFailure, NotAvailable
 from cni_py.ipam import resolv_conf, store
 from cni_py.ipam.store import Store, addresses_of, parse_owner
-from cni_py.kernel.journal import Journal
-from cni_py.plugins import host_local
-from cni_py.result import Result
+from cni_py.journal import Journal
+from cni_py.plugins.ipam import host_local
+from cni_py.spec.call import Call
+from cni_py.spec.result import Result
 
 
 class Pool:

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from cni_py import attachments, cli, evidence, freeing, judgement, sweep, traces
-from cni_py.call import Call
+from cni_py.attachment import record as attachments
+from cni_py.cli import main as cli
 from cni_py.errors import KernelRefused
-from cni_py.evidence import Evidence, container_words
-from cni_py.kernel import live
-from cni_py.kernel.iptables import Iptables
-from cni_py.kernel.journal import Journal
-from cni_py.kernel.rules import Owner, network_hash
-from cni_py.sweep_report import Finding, Report, age_text
-from cni_py.traces import ADDRESS, CACHED, CHAIN, ELEMENT, RECORD, SAVED, Trace
+from cni_py.journal import Journal
+from cni_py.packetfilter.iptables import Iptables
+from cni_py.packetfilter.ownership import Owner, network_hash
+from cni_py.spec.call import Call
+from cni_py.sweep import leftovers, liveness, netns_scan, remove, stale, sweep
+from cni_py.sweep.leftovers import ADDRESS, CACHED, CHAIN, ELEMENT, RECORD, SAVED, Trace
+from cni_py.sweep.liveness import Evidence, container_words
+from cni_py.sweep.report import Finding, Report, age_text
 
 NOW = 1_800_000_000.0
 POD = bytes([10, 1, 0, 2])
@@ -50,7 +51,7 @@ def record(age: float | None = 1000.0, **keys: Any) -> Trace:
 
 
 def fates(found: list[Trace], seen: Evidence = NOTHING, calling: Call | None = None) -> list[str]:
-    return sorted(finding.fate for finding in judgement.decide(found, seen, NOW, 300, calling))
+    return sorted(finding.fate for finding in stale.decide(found, seen, NOW, 300, calling))
 
 
 # --- dead -------------------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def fates(found: list[Trace], seen: Evidence = NOTHING, calling: Call | None = N
 
 def test_nothing_speaks_for_it() -> None:
     found = [record(), trace(SAVED, ifname=""), reservation(), element()]
-    findings = judgement.decide(found, NOTHING, NOW, 300)
+    findings = stale.decide(found, NOTHING, NOW, 300)
     assert {finding.fate for finding in findings} == {"would be freed"}
     assert {finding.network for finding in findings} == {"net"}
     why = next(finding.why for finding in findings if finding.trace.kind == ADDRESS)
@@ -66,14 +67,14 @@ def test_nothing_speaks_for_it() -> None:
 
 
 def test_nothing_is_known_of_an_element_but_its_comment() -> None:
-    (finding,) = judgement.decide([element(address=b"")], NOTHING, NOW, 300)
+    (finding,) = stale.decide([element(address=b"")], NOTHING, NOW, 300)
     assert (finding.fate, finding.age_seconds) == ("would be freed", None)
     assert finding.network == f"({network_hash('net')})"
     assert finding.why == "nothing of it is in any of 1 live namespaces"
 
 
 def test_damaged_reservation_is_nobodys() -> None:
-    (finding,) = judgement.decide([reservation(container_id="", ifname="")], NOTHING, NOW, 300)
+    (finding,) = stale.decide([reservation(container_id="", ifname="")], NOTHING, NOW, 300)
     assert finding.fate == "would be freed"
     assert "nobody's" in finding.why
 
@@ -169,7 +170,7 @@ def test_youngest_file_speaks_for_all(age: float) -> None:
 
 
 def test_incomplete_evidence_frees_nothing() -> None:
-    (finding,) = judgement.decide([reservation()], NOTHING.replace(missing=("a reason",)), NOW, 300)
+    (finding,) = stale.decide([reservation()], NOTHING.replace(missing=("a reason",)), NOW, 300)
     assert finding.fate == "kept"
     assert finding.why.endswith("kept: the evidence is incomplete: a reason")
 
@@ -186,29 +187,29 @@ def test_addresses_of_another_ipam_plugin_stand_nowhere() -> None:
 def test_file_that_was_written_anew_is_left(tmp_path: Path) -> None:
     path = tmp_path / "c1"
     path.write_text("old")
-    stamp = traces.stamp_of(str(path))
+    stamp = leftovers.stamp_of(str(path))
     assert stamp
     other = tmp_path / "other"
     other.write_text("new")
     os.replace(other, path)
-    assert not freeing.remove_if_same(str(path), stamp)
+    assert not remove.remove_if_same(str(path), stamp)
     assert path.read_text() == "new"
-    newer = traces.stamp_of(str(path))
+    newer = leftovers.stamp_of(str(path))
     assert newer
-    assert freeing.remove_if_same(str(path), newer)
+    assert remove.remove_if_same(str(path), newer)
     assert list(tmp_path.iterdir()) == []
-    assert not freeing.remove_if_same(str(path), newer)
+    assert not remove.remove_if_same(str(path), newer)
 
 
 def test_file_that_comes_between_look_and_removal_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c1"
     path.write_text("old")
-    stamp = traces.stamp_of(str(path))
+    stamp = leftovers.stamp_of(str(path))
     assert stamp
     path.write_text("of a newer ADD")
     looks = [stamp]
-    monkeypatch.setattr(freeing, "stamp_of", lambda path: looks.pop() if looks else traces.stamp_of(path))
-    assert not freeing.remove_if_same(str(path), stamp)
+    monkeypatch.setattr(remove, "stamp_of", lambda path: looks.pop() if looks else leftovers.stamp_of(path))
+    assert not remove.remove_if_same(str(path), stamp)
     assert path.read_text() == "of a newer ADD"
     assert [file.name for file in tmp_path.iterdir()] == ["c1"]
 
@@ -222,10 +223,10 @@ def test_freed_one_place_after_the_other_and_past_failures(monkeypatch: pytest.M
             raise KernelRefused("no")
         return list(some)
 
-    monkeypatch.setattr(freeing, "_FREE", dict.fromkeys(freeing._FREE, free))
-    monkeypatch.setattr(freeing, "retire", order.append)
+    monkeypatch.setattr(remove, "_FREE", dict.fromkeys(remove._FREE, free))
+    monkeypatch.setattr(remove, "retire", order.append)
     found = [record(path="/x/c1:eth0:net"), trace(SAVED), reservation(), trace(CHAIN), element()]
-    freed = freeing.free(judgement.decide(found, NOTHING, NOW, 300), found)
+    freed = remove.free(stale.decide(found, NOTHING, NOW, 300), found)
     assert order == [ELEMENT, CHAIN, ADDRESS, SAVED, RECORD, "c1:eth0:net"]
     assert sorted(finding.fate for finding in freed) == ["failed", "freed", "freed", "freed", "freed"]
     report = Report(tuple(freed))
@@ -242,15 +243,15 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of state below a folder, and nothing alive."""
     monkeypatch.setattr(attachments, "FOLDER", str(tmp_path / "records"))
     monkeypatch.setattr(attachments, "_FOLDERS", {})
-    monkeypatch.setattr(traces, "CACHE_DIR", str(tmp_path / "results"))
+    monkeypatch.setattr(leftovers, "CACHE_DIR", str(tmp_path / "results"))
     monkeypatch.setattr(sweep, "Journal", no_file)
-    monkeypatch.setattr(evidence, "collect", lambda *_: NOTHING)
+    monkeypatch.setattr(liveness, "collect", lambda *_: NOTHING)
     (tmp_path / "networks" / "net").mkdir(parents=True)
     return tmp_path
 
 
 def run(node: Path, **keys: Any) -> Report:
-    places = traces.Places(frozenset({(str(node / "networks"), "")}), frozenset({str(node / "flannel")}))
+    places = leftovers.Places(frozenset({(str(node / "networks"), "")}), frozenset({str(node / "flannel")}))
     return sweep.run(places=places, with_kernel=False, **keys)
 
 
@@ -258,7 +259,7 @@ def test_dead_in_one_look_only_is_not_freed(node: Path, monkeypatch: pytest.Monk
     file = node / "networks" / "net" / "10.1.0.2"
     file.write_text("c1\r\neth0")
     looks = [NOTHING.replace(addresses={POD: "came between"}), NOTHING]
-    monkeypatch.setattr(evidence, "collect", lambda *_: looks.pop())
+    monkeypatch.setattr(liveness, "collect", lambda *_: looks.pop())
     report = run(node, grace_seconds=0)
     assert report.findings == ()
     assert looks == []
@@ -275,7 +276,7 @@ def test_reservation_that_came_back_meanwhile_is_left(node: Path, monkeypatch: p
         file.write_text("c22\r\neth0")
         return NOTHING
 
-    monkeypatch.setattr(evidence, "collect", look)
+    monkeypatch.setattr(liveness, "collect", look)
     (finding,) = run(node, grace_seconds=0).findings
     assert finding.fate == "kept"
     assert file.read_bytes() == b"c22\r\neth0"
@@ -320,13 +321,13 @@ MOUNTINFO = b"""\
 
 
 def test_mountinfo() -> None:
-    assert list(live.nsfs_mounts(MOUNTINFO)) == [("net", 4026532281, "/run/netns/a b"), ("mnt", 4026532282, "/run/m")]
-    assert list(live.nsfs_mounts(b"")) == []
+    assert list(netns_scan.nsfs_mounts(MOUNTINFO)) == [("net", 4026532281, "/run/netns/a b"), ("mnt", 4026532282, "/run/m")]
+    assert list(netns_scan.nsfs_mounts(b"")) == []
 
 
 def test_copies_of_a_mount_are_passed_over() -> None:
     seen: dict[bytes, int] = {}
-    assert len([mount for _ in range(100) for mount in live.nsfs_mounts(MOUNTINFO, seen)]) == 2 * live._COPIES
+    assert len([mount for _ in range(100) for mount in netns_scan.nsfs_mounts(MOUNTINFO, seen)]) == 2 * netns_scan._COPIES
 
 
 JUMP = '-A POSTROUTING -s 10.1.0.2/32 -m comment --comment "name: \\"net\\" id: \\"c1\\"" -j {}'
@@ -334,7 +335,7 @@ JUMP = '-A POSTROUTING -s 10.1.0.2/32 -m comment --comment "name: \\"net\\" id: 
 
 def test_jump_to_a_masquerade_chain() -> None:
     chain = Owner("c1", "", "net").go_chain()
-    found = traces.jump(JUMP.format(chain), Iptables(4))
+    found = leftovers.jump(JUMP.format(chain), Iptables(4))
     assert found
     assert (found.container_id, found.network, found.address, found.path) == ("c1", "net", POD, chain)
 
@@ -351,7 +352,7 @@ def test_jump_to_a_masquerade_chain() -> None:
     ],
 )
 def test_jump_that_is_not_certainly_an_attachments(line: str) -> None:
-    assert traces.jump(line, Iptables(4)) is None
+    assert leftovers.jump(line, Iptables(4)) is None
 
 
 def test_places_of_configurations() -> None:
@@ -363,21 +364,21 @@ def test_places_of_configurations() -> None:
         {"type": "flannel", "dataDir": 7, "ipam": {"dataDir": ["x"]}},
         {"type": "flannel", "dataDir": "relative"},
     ]
-    places = traces.places_of(plugins, "net") | traces.Places()
-    assert places.data == {(traces.DATA_DIR, ""), ("/b", "net"), ("/c", "net")}
-    assert places.flannel == {traces.FLANNEL_DIR, "/a"}
+    places = leftovers.places_of(plugins, "net") | leftovers.Places()
+    assert places.data == {(leftovers.DATA_DIR, ""), ("/b", "net"), ("/c", "net")}
+    assert places.flannel == {leftovers.FLANNEL_DIR, "/a"}
 
 
 @pytest.mark.parametrize("data_dir", ["relative", "/x/../etc", "/x\n", ""])
 def test_paths_that_the_plugins_would_refuse_are_not_looked_at(data_dir: str) -> None:
-    assert traces.network_folders(data_dir, "net", None) == []
+    assert leftovers.network_folders(data_dir, "net", None) == []
 
 
 def test_only_names_of_networks_are_folders_of_reservations(tmp_path: Path) -> None:
     for name in ("net", "-x", ".hidden", "other"):
         (tmp_path / name).mkdir()
-    assert traces.network_folders(str(tmp_path), "", None) == [f"{tmp_path}/net", f"{tmp_path}/other"]
-    assert traces.network_folders(str(tmp_path), "", ["other"]) == [f"{tmp_path}/other"]
+    assert leftovers.network_folders(str(tmp_path), "", None) == [f"{tmp_path}/net", f"{tmp_path}/other"]
+    assert leftovers.network_folders(str(tmp_path), "", ["other"]) == [f"{tmp_path}/other"]
 
 
 def test_reservations_are_regular_files_named_as_addresses(tmp_path: Path) -> None:
@@ -387,7 +388,7 @@ def test_reservations_are_regular_files_named_as_addresses(tmp_path: Path) -> No
         (folder / name).write_text("c1\r\neth0")
     (folder / "10.1.0.4").symlink_to("/etc/hostname")
     (folder / "10.1.0.5").mkdir()
-    found = list(traces.reservations(str(folder)))
+    found = list(leftovers.reservations(str(folder)))
     assert sorted(trace.path.rpartition("/")[2] for trace in found) == ["10.1.0.2", "fd00::2"]
     assert {(trace.container_id, trace.ifname, trace.network) for trace in found} == {("c1", "eth0", "net")}
 
@@ -399,27 +400,27 @@ def test_rubbish_of_every_kind_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     data = text.encode(errors="surrogateescape")
     monkeypatch.setattr(attachments, "FOLDER", str(tmp_path))
     monkeypatch.setattr(attachments, "_FOLDERS", {})
-    monkeypatch.setattr(traces, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(leftovers, "CACHE_DIR", str(tmp_path))
     for name in ("c1", "c1:eth1", "c2:eth0:net", "../x", ":", "::"):
         if "/" not in name:
             (tmp_path / name).write_bytes(data)
-    assert {trace.container_id for trace, _ in traces.saved(str(tmp_path))} == {"c1", "c2"}
-    assert ("c2", "eth0", "net") in {(t.container_id, t.ifname, t.network) for t in traces.records()}
-    assert list(traces.cached()) == []
+    assert {trace.container_id for trace, _ in leftovers.saved(str(tmp_path))} == {"c1", "c2"}
+    assert ("c2", "eth0", "net") in {(t.container_id, t.ifname, t.network) for t in leftovers.records()}
+    assert list(leftovers.cached()) == []
 
 
 # --- evidence ---------------------------------------------------------------------------------------------------------
 
 
 def test_evidence_of_this_machine_knows_our_own_namespace() -> None:
-    seen = evidence.collect(["/proc/self/ns/net", "/nowhere", "/etc/hostname", "/etc/hostname/x"])
+    seen = liveness.collect(["/proc/self/ns/net", "/nowhere", "/etc/hostname", "/etc/hostname/x"])
     assert seen.own == os.stat("/proc/self/ns/net").st_ino
     assert seen.sandboxes == {"/proc/self/ns/net": seen.own, "/nowhere": 0, "/etc/hostname": 0, "/etc/hostname/x": 0}
     assert seen.own in seen.namespaces
 
 
 def test_no_time_makes_it_incomplete() -> None:
-    assert "there was no time to look at everything" in evidence.collect([], time.thread_time() - 1).missing
+    assert "there was no time to look at everything" in liveness.collect([], time.thread_time() - 1).missing
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------

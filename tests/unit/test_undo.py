@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 
+from cni_py import journal
 from cni_py.errors import CniError, Incomplete, InvalidConfig, IOFailure, KernelRefused
-from cni_py.kernel import journal
 from cni_py.undo import Attempts, Undo
 
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_pascal
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.klog import shortened
+from cni_py.node.log import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Attributes, Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.flanneld.wanted import Wanted
+    from cni_py.node.desired import Wanted
 
 MODULES = {
     "vxlan": "vxlan",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cni_py.flanneld.backends import BackendConfig
 from cni_py.flanneld.lease import Attributes
-from cni_py.flanneld.wanted import Wanted
+from cni_py.node.desired import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -36,9 +36,9 @@ from pydantic import field_validator
 
 from cni_py.errors import CniError
 from cni_py.flanneld.backends import ENDING, BackendConfig
-from cni_py.flanneld.klog import error, info, warning
 from cni_py.flanneld.lease import Attributes
-from cni_py.flanneld.wanted import Wanted
+from cni_py.node.desired import Wanted
+from cni_py.node.log import error, info, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

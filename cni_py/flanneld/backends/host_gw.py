@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.backends import BackendConfig
 from cni_py.flanneld.lease import Attributes
-from cni_py.flanneld.wanted import Route, Wanted
+from cni_py.node.desired import Route, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.flanneld.wanted import Address
+    from cni_py.node.desired import Address
 
 TYPE = "host-gw"
 

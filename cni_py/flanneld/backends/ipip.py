@@ -17,14 +17,14 @@ from pydantic import Field
 from cni_py.errors import InvalidConfig, UnsupportedField
 from cni_py.flanneld.backends import BackendConfig
 from cni_py.flanneld.backends.keeping import keep
-from cni_py.flanneld.klog import info, warning_once
 from cni_py.flanneld.lease import Attributes
-from cni_py.flanneld.wanted import Route, Wanted
-from cni_py.kernel.addr import list_addresses
+from cni_py.kernel.address import list_addresses
 from cni_py.kernel.device import ensure_device
 from cni_py.kernel.link import delete_link, find_link
-from cni_py.kernel.nlattr import attribute
-from cni_py.kernel.rtnl import open_host
+from cni_py.netlink.attributes import attribute
+from cni_py.netlink.socket import open_host
+from cni_py.node.desired import Route, Wanted
+from cni_py.node.log import info, warning_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
-from cni_py.flanneld.klog import error
+from cni_py.node.log import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -35,12 +35,12 @@ from cni_py.errors import CniError, InvalidConfig, KernelRefused
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.backends.keeping import LOOK_SECONDS
 from cni_py.flanneld.backends.udp_packets import family_of, receiver_of, take_hop, unreachable
-from cni_py.flanneld.klog import error, info, verbose, warning
 from cni_py.flanneld.lease import Attributes
-from cni_py.flanneld.wanted import Route, Wanted
 from cni_py.kernel.device import ensure_up, open_tun
 from cni_py.kernel.link import find_link
-from cni_py.kernel.rtnl import open_host
+from cni_py.netlink.socket import open_host
+from cni_py.node.desired import Route, Wanted
+from cni_py.node.log import error, info, verbose, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.flanneld.wanted import Address
-    from cni_py.flanneld.wanted import Network as Subnet
-    from cni_py.kernel.rtnl import Rtnl
+    from cni_py.netlink.socket import Rtnl
+    from cni_py.node.desired import Address
+    from cni_py.node.desired import Network as Subnet
 
 TYPE = "udp"
 DEVICE = "flannel0"

@@ -24,13 +24,13 @@ from pydantic import Field
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
-from cni_py.flanneld.klog import info, warning_once
 from cni_py.flanneld.lease import Attributes
-from cni_py.flanneld.wanted import Forwarding, Neighbour, Route, Vxlan, Wanted
-from cni_py.kernel.addr import list_addresses
+from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import delete_link, find_link, random_mac
-from cni_py.kernel.rtnl import open_host
 from cni_py.kernel.vxlan import find_vxlan
+from cni_py.netlink.socket import open_host
+from cni_py.node.desired import Forwarding, Neighbour, Route, Vxlan, Wanted
+from cni_py.node.log import info, warning_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.flanneld.wanted import Address
-    from cni_py.flanneld.wanted import Network as Subnet
+    from cni_py.node.desired import Address
+    from cni_py.node.desired import Network as Subnet
 
 TYPE = "vxlan"
 OVERHEAD = {4: 50, 6: 70}

@@ -28,13 +28,13 @@ from cni_py import files
 from cni_py.errors import InvalidConfig, IOFailure
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.backends.keeping import keep
-from cni_py.flanneld.klog import error, info, warning_once
 from cni_py.flanneld.lease import Attributes
-from cni_py.flanneld.wanted import Route, Wanted
 from cni_py.kernel.device import ensure_device
 from cni_py.kernel.link import delete_link
-from cni_py.kernel.rtnl import open_host
 from cni_py.kernel.wireguard import KEY_BYTES, Peer, WireGuard
+from cni_py.netlink.socket import open_host
+from cni_py.node.desired import Route, Wanted
+from cni_py.node.log import error, info, warning_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.flanneld.wanted import Address, AddressWithPrefix
-    from cni_py.flanneld.wanted import Network as Subnet
+    from cni_py.node.desired import Address, AddressWithPrefix
+    from cni_py.node.desired import Network as Subnet
 
 TYPE = "wireguard"
 DEVICE, DEVICE_V6 = "flannel-wg", "flannel-wg-v6"

@@ -1,0 +1,196 @@
+"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM of bridge.
+
+Ours run in this process, which saves an interpreter's start; foreign ones are executed as a
+runtime would do it. Which of the two is chosen: :func:`choose`.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from cni_py import config, dispatch, files, program
+from cni_py.errors import CniError, CouldNotRun, DelegateFailed, IncompatibleVersion, InvalidConfig, NotAvailable
+from cni_py.journal import note
+from cni_py.jsontext import encode
+from cni_py.spec.environment import NESTED, is_name
+from cni_py.spec.result import Result, from_json
+from cni_py.spec.versions import CURRENT, at_least
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from cni_py.spec.call import Call
+    from cni_py.undo import Undo
+
+MAX_OUTPUT = 1 << 20
+"""Bytes of a plugin's answer."""
+
+
+def add(call: Call, plugin: str, conf: Mapping[str, Any], mode: str, undo: Undo | None) -> Result:
+    """ADD by another plugin; DEL if it or what comes after it fails. Raises: CniError; the delegate's own code is kept.
+
+    One that is executed and fails gets a DEL, too (spec section 4). Ours have taken back themselves what
+    they did, and a refusal ("has been allocated to") must not cost the attachment that is there.
+
+    Args:
+        undo: of the caller; None: no DEL.
+    """
+    take_back = (f"DEL of {plugin}", delete, call, plugin, conf, mode)
+    inner, executable = _prepared(call, "ADD", plugin, conf, mode)
+    try:
+        answer = _execute(inner, executable) if executable else dispatch.run(inner)
+    except CniError as error:
+        if executable and undo and not isinstance(error, CouldNotRun):
+            refused = error.code == IncompatibleVersion.code
+            undo.on_failure(take_back[0], _delete_if_it_can if refused else delete, *take_back[2:])
+        raise
+    if undo:
+        undo.on_failure(*take_back)
+    if isinstance(answer, Result):
+        return answer
+    return from_json({"cniVersion": call.cni_version, **(answer or {})}, f'result of "{plugin}"')
+
+
+def delete(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
+    """DEL by another plugin. Raises: CniError."""
+    _invoke(call, "DEL", plugin, conf, mode)
+
+
+def _delete_if_it_can(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
+    """DEL of one that refused ADD for its version: it has done nothing, and may refuse this, too. Raises: CniError."""
+    try:
+        delete(call, plugin, conf, mode)
+    except DelegateFailed as error:
+        if error.code != IncompatibleVersion.code:
+            raise
+        note(f'"{plugin}" refused DEL as it refused ADD: {error.msg}')
+
+
+def check(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
+    """CHECK by another plugin. Raises: CniError."""
+    if conf.get("prevResult"):
+        conf = {**conf, "prevResult": with_gateways(conf["prevResult"])}
+    _invoke(call, "CHECK", plugin, conf, mode)
+
+
+def with_gateways(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same result with the gateway of the addresses in every route that names none. Pure.
+
+    It means the same (spec section 5, "routes"), but Go plugins up to 1.1 look for the routes in the
+    kernel as the result has them, and then miss their own. Forms before 0.3.0 are left alone.
+    """
+    if "ip4" in result or "ip6" in result or not at_least(str(result.get("cniVersion") or CURRENT), "0.3.0"):
+        return result
+    gateways: dict[bool, str] = {}
+    for ip in result.get("ips") or []:
+        if ip.get("gateway"):
+            gateways.setdefault(":" in ip["gateway"], ip["gateway"])
+    routes = [
+        route if route.get("gw") or (":" in route["dst"]) not in gateways else {**route, "gw": gateways[":" in route["dst"]]}
+        for route in result.get("routes") or []
+    ]
+    return {**result, "routes": routes} if routes else result
+
+
+def gc(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
+    """GC by another plugin; one that does not know the verb has nothing to do. Raises: CniError."""
+    try:
+        _invoke(call, "GC", plugin, conf, mode)
+    except DelegateFailed as error:
+        if error.code not in (1, 4):
+            raise
+        note(f'"{plugin}" has no GC: {error.msg}')
+
+
+def status(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
+    """STATUS by another plugin. Raises: CniError with code 50 or 51."""
+    try:
+        _invoke(call, "STATUS", plugin, conf, mode)
+    except CniError as error:
+        if error.code in (50, 51):
+            raise
+        raise NotAvailable(f'"{plugin}" is not available: {error.msg}', error.details, error.hint) from error
+
+
+def _invoke(call: Call, verb: str, plugin: str, conf: Mapping[str, Any], mode: str) -> Result | Mapping[str, Any] | None:
+    inner, executable = _prepared(call, verb, plugin, conf, mode)
+    return _execute(inner, executable) if executable else dispatch.run(inner)
+
+
+def _prepared(call: Call, verb: str, plugin: str, conf: Mapping[str, Any], mode: str) -> tuple[Call, str]:
+    """The inner call, and the executable for it, "" to do it here. Raises: InvalidConfig."""
+    inner = call.replace(verb=verb, plugin=plugin, conf=conf, callers=(*call.callers, call.plugin))
+    return inner, choose(inner, mode)
+
+
+def choose(call: Call, mode: str) -> str:
+    """The executable to run for ``call.plugin``, or "" to run it in this process.
+
+    ``mode`` is the configuration's ``delegateMode``. Raises: InvalidConfig where there is none.
+    """
+    if not is_name(call.plugin):
+        raise InvalidConfig(f"plugin type {call.plugin!r} cannot be the name of an executable", hint='a "type" has no slashes')
+    if call.plugin in call.callers:
+        raise InvalidConfig(
+            f'plugin "{call.plugin}" would call itself',
+            f"by way of {' and '.join(call.callers)}",
+            'see "type" of "delegate" and "ipam"',
+        )
+    ours = call.plugin in dispatch.MODULES
+    if mode == "native" and ours:
+        return ""
+    found = program.find(call.plugin, call.cni_path) if mode != "native" else None
+    if found is None:
+        if ours and mode == "auto":
+            return ""
+        where = f"in path [{' '.join(call.cni_path)}]" if mode != "native" else "among the plugins of cni-py"
+        raise InvalidConfig(
+            f'failed to find plugin "{call.plugin}" {where}',
+            hint=f"install it, or see the configuration's type and delegateMode: {mode}",
+        )
+    return "" if ours and mode == "auto" and _is_ours(found, call.launcher) else found
+
+
+def _is_ours(path: str, launcher: str) -> bool:
+    """Whether an executable is the launcher that was started, or a copy of it."""
+    try:
+        there, here = posix.stat(path), posix.stat(launcher)
+        if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+            return True
+        return there.st_size == here.st_size < 4096 and files.read(path) == files.read(launcher)
+    except OSError:
+        return False
+
+
+def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
+    """Run a foreign plugin; its standard error is ours. Raises: DelegateFailed."""
+    environ = dict(call.environ) | {
+        "CNI_COMMAND": call.verb,
+        "CNI_CONTAINERID": call.container_id,
+        "CNI_NETNS": call.netns,
+        "CNI_IFNAME": call.ifname,
+        "CNI_PATH": ":".join(call.cni_path),
+        NESTED: "1",
+    }
+    note(f"run {executable} {call.verb}")
+    status, output = program.run([executable], encode(call.conf), environ, MAX_OUTPUT, stderr_fd=call.stderr_fd)
+    answer: Mapping[str, Any] = {}
+    if output.strip() and (status or call.verb == "ADD"):  # the other verbs have no result: what is said besides is no error
+        try:
+            answer = config.decode(output, f'answer of "{executable}"')
+        except CniError as error:
+            if status == 0:
+                raise DelegateFailed(100, f'plugin "{executable}" {call.verb}: its answer is not JSON', error.msg) from error
+            answer = {"details": output[:500].decode(errors="replace")}
+    if status:
+        how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+        code = answer.get("code")
+        words = str(answer.get("msg") or f"no reason given, {how}"), str(answer.get("details") or "")
+        raise DelegateFailed(
+            code if type(code) is int and code > 0 else 100,
+            f'plugin "{call.plugin}" failed ({call.verb}): {words[0]}',
+            words[1],
+        )
+    return answer or None

@@ -1,0 +1,119 @@
+"""What this host has of what the suite uses, for ``cni-py version -v``. Nothing is changed; what is missing is said."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+from functools import partial
+
+from cni_py import __version__, files
+from cni_py.dispatch import MODULES
+from cni_py.runtime.chain import OTHER_FOLDERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+LAUNCHER_MARK = b"from cni_py.client import main"
+_BRIDGE_SYSCTLS = "/proc/sys/net/bridge"
+_VLAN_OPTION = "CONFIG_BRIDGE_VLAN_FILTERING"
+
+
+def report(cni_path: Sequence[str]) -> list[tuple[str, str]]:
+    """Label and finding, in the order in which they are shown."""
+    lines = [
+        ("cni-py", f"{__version__}, {os.path.dirname(os.path.abspath(__file__))}"),
+        ("python", f"{sys.version.split()[0]}, {sys.executable}"),
+        ("pyroute2", _said(partial(_package, "pyroute2"))),
+        ("pydantic-core", _said(partial(_package, "pydantic-core"))),
+        ("libnftables", _said(partial(_as_root, _libnftables))),
+        ("kernel", f"{os.uname().release} ({os.uname().machine})"),
+        ("masquerade", _said(partial(_as_root, _masquerade))),
+        ("br_netfilter", _said(_br_netfilter)),
+        ("VLAN filtering", _said(_vlan_filtering)),
+        ("CNI_PATH", ":".join(cni_path) or "empty"),
+    ]
+    return [*lines, *((f"plugin {name}", _said(partial(_plugin, name, cni_path))) for name in MODULES)]
+
+
+def is_ours(path: str) -> bool:
+    """Whether an executable is a launcher of this suite. Raises: OSError."""
+    with open(path, "rb") as file:
+        return LAUNCHER_MARK in file.read(4096)
+
+
+def _said(probe: Callable[[], str]) -> str:
+    try:
+        return probe()
+    except Exception as error:  # noqa: BLE001 — a probe that fails is a finding
+        return f"unknown: {str(error) or type(error).__name__}"
+
+
+def _as_root(probe: Callable[[], str]) -> str:
+    """Asked by somebody else the kernel refuses, which says nothing about this host."""
+    return probe() if os.geteuid() == 0 else "unknown: only root may ask the kernel"
+
+
+def _package(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _libnftables() -> str:
+    from cni_py.packetfilter import libnftables
+
+    with libnftables.borrowed() as handle:
+        heads = [entry["metainfo"] for entry in handle.list_json("list tables") if "metainfo" in entry]
+    return str(heads[0]["version"]) if heads else "it does not say its version"
+
+
+def _masquerade() -> str:
+    from cni_py.packetfilter.masquerade import backend_report
+
+    return backend_report()
+
+
+def _br_netfilter() -> str:
+    if not os.path.isdir(_BRIDGE_SYSCTLS):
+        return "not loaded: traffic between pods of one node does not pass iptables (Services need it: modprobe br_netfilter)"
+    settings = {
+        name: _text(f"{_BRIDGE_SYSCTLS}/{name}").strip() for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables")
+    }
+    return "loaded, " + ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _vlan_filtering() -> str:
+    """A bridge that is there tells by its files; else the kernel's configuration does."""
+    bridges = [name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge")]
+    if bridges:
+        known = os.path.exists(f"/sys/class/net/{bridges[0]}/bridge/vlan_filtering")
+        return f"{'available' if known else 'not in this kernel'} (bridge {bridges[0]})"
+    for path in ("/proc/config.gz", f"/boot/config-{os.uname().release}"):
+        if os.path.exists(path):
+            options = gzip.decompress(files.read(path)).decode() if path.endswith(".gz") else _text(path)
+            return f"{'available' if f'{_VLAN_OPTION}=y' in options else 'not in this kernel'} ({path})"
+    return "unknown: there is no bridge to look at and no configuration of the kernel"
+
+
+def _plugin(name: str, cni_path: Sequence[str]) -> str:
+    found = list(_find(name, cni_path))
+    if not found:
+        elsewhere = list(_find(name, OTHER_FOLDERS))
+        return f"not in CNI_PATH{f'; there is {elsewhere[0]}' if elsewhere else ''}"
+    return found[0] + (f"; hidden by it: {', '.join(found[1:])}" if found[1:] else "")
+
+
+def _find(name: str, folders: Sequence[str]) -> Iterator[str]:
+    for folder in dict.fromkeys(folders):
+        path = f"{folder}/{name}"
+        if os.path.isfile(path):
+            yield f"{path} ({'ours' if is_ours(path) else 'of somebody else'})"
+
+
+def _text(path: str) -> str:
+    return files.read(path).decode(errors="replace")

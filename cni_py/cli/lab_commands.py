@@ -1,0 +1,298 @@
+"""``cni-py lab``: each command's printing and exit status. The work is in `lab.py`; options are in ``cni_py.cli.arguments``."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from cni_py.cli.main import EXIT_FAILED, say, show, tell
+from cni_py.lab import faults
+from cni_py.lab.lab import FOLDER, Lab, listed
+from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_WAYS
+from cni_py.lab.programs import LabFailed, WrongUsage
+from cni_py.lab.state import take_down
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+LOCK_TRIES = 100
+"""So often a lab's folder is made again that others remove."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises: LabFailed."""
+    if os.geteuid() != 0:
+        raise LabFailed("a lab needs root: it makes network, mount and process namespaces", hint="sudo cni-py lab ...")
+    try:
+        return _COMMANDS[options.lab_command](options)
+    except WrongUsage as error:
+        tell(error)
+        return error.status
+
+
+def up(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+
+    def progress(line: str) -> None:
+        show(f"  {line}")
+        _flush()
+
+    lab = Lab(
+        options.nodes,
+        options.backend,
+        options.ipv6 or options.no_ipv4,
+        options.datastore,
+        options.segments,
+        ipv4=not options.no_ipv4,
+        pods=options.pods,
+        backend_options=dict(options.backend_option),
+        config=_read_config(options.net_conf) if options.net_conf else None,
+        flanneld=options.flanneld,
+        flanneld_options=options.flanneld_option,
+        folder=options.folder,
+        progress=progress,
+    )
+    with _alone(options.folder):
+        lab.up()
+        lab.stay()
+    took = time.monotonic() - began
+    if lab.settings.backend in WITHOUT_WAYS:
+        show(f"up in {took:.1f} s; {lab.settings.backend} makes no way to the other nodes' pods; try: cni-py lab status")
+        return 0
+    matrix = lab.wait_connected(outside=True)
+    if matrix.pairs:
+        progress(f"ping          {matrix.summary()}")
+    connected = f", connected after {time.monotonic() - began:.1f} s" if matrix.is_complete else ""
+    show(f"up in {took:.1f} s{connected}; try: {_next_steps(lab)}")
+    if matrix.is_complete:
+        return 0
+    missing = listed([f"{pair.source} to {pair.target} ({pair.address}): {pair.why}" for pair in matrix.failed])
+    say(f"not all pods reach one another: {missing}. The lab stays; see cni-py lab ping, and cni-py lab log node1")
+    return EXIT_FAILED
+
+
+def _next_steps(lab: Lab) -> str:
+    pods = list(lab.pods.values())
+    tries = ["cni-py lab ping", "cni-py lab status"]
+    if len(pods) > 1:
+        tries.append(f"cni-py lab exec {pods[0].name} -- ping {pods[1].addresses[0]}")
+        tries.append(f"cni-py lab break route {pods[0].node}")
+    return ", ".join(tries)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """Raises: LabFailed."""
+    import sys
+
+    try:
+        if path == "-":
+            config = json.load(sys.stdin)
+        else:
+            with open(path) as file:
+                config = json.load(file)
+    except ValueError as error:
+        raise LabFailed(f'"{path}" is no JSON', str(error)) from error
+    if not isinstance(config, dict) or not isinstance(config.get("Backend", {}), dict):
+        raise LabFailed(f'"{path}" is no network configuration', hint='for example {"Network": "10.244.0.0/16"}')
+    return config
+
+
+def down(options: argparse.Namespace) -> int:
+    with _alone(options.folder):
+        there = take_down(options.folder)
+    show("the lab is gone" if there else "there is no lab")
+    return 0
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Becomes the command: its exit status is ours."""
+    lab = Lab.open(options.folder)
+    argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+    command = lab.command(options.where, *(argv or [os.environ.get("SHELL") or "sh"]))
+    _flush()
+    os.execvpe(command[0], command, os.environ | lab.environment)  # noqa: S606 — a program, not a shell's text
+
+
+def ping(options: argparse.Namespace) -> int:
+    lab = Lab.open(options.folder)
+    matrix = lab.ping(outside=options.outside, seconds=options.seconds)
+    if options.json:
+        rows = [{name: getattr(pair, name) for name in pair.__slots__} for pair in matrix.pairs]
+        show(json.dumps(rows, indent=4))
+    else:
+        for line in [*matrix.lines(), matrix.summary()]:
+            show(line)
+    return 0 if matrix.is_complete else EXIT_FAILED
+
+
+def status(options: argparse.Namespace) -> int:
+    """Exit status 1 where something is not as ``up`` made it."""
+    lab = Lab.open(options.folder)
+    report = describe(lab)
+    if options.json:
+        show(json.dumps(report, indent=4))
+    else:
+        for line in lines(report):
+            show(line)
+    return 0 if report["ok"] else EXIT_FAILED
+
+
+def describe(lab: Lab) -> dict[str, Any]:
+    """What there is, as values for JSON."""
+    state, settings = lab.state, lab.settings
+    nodes = []
+    for node in state.nodes:
+        alive = lab.machine(node.name).is_alive
+        flanneld = lab.flanneld(node.name)
+        nodes.append(
+            {
+                "name": node.name,
+                "segment": node.segment,
+                "addresses": [node.address] * settings.ipv4 + [node.address6] * settings.ipv6,
+                "subnets": lab.subnets(node.name),
+                "alive": alive,
+                "flanneld": flanneld.pid if alive and flanneld.is_alive else None,
+                "pods": {pod.name: list(pod.addresses) for pod in lab.pods.values() if pod.node == node.name},
+                "log": flanneld.log_path,
+            }
+        )
+    broken = faults.still_broken(lab)
+    ok = state.complete and not broken and all(node["alive"] and node["flanneld"] for node in nodes)
+    etcd = lab.service("etcd").is_alive if settings.datastore == "etcd" else None
+    return {
+        "ok": ok and etcd is not False,
+        "since": state.since,
+        "folder": lab.folder,
+        "config": settings.config,
+        "datastore": settings.datastore,
+        "etcd": etcd,
+        "outside": [OUTSIDE] * settings.ipv4 + [OUTSIDE6] * settings.ipv6,
+        "nodes": nodes,
+        "broken": broken,
+    }
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The same for people."""
+    minutes = int((time.time() - report["since"]) / 60)
+    backend = report["config"].get("Backend", {}).get("Type", "udp")
+    datastore = report["datastore"] + {None: "", True: " (answers)", False: " (DOWN)"}[report["etcd"]]
+    rows = [["NODE", "ADDRESS", "SEGMENT", "SUBNET", "FLANNELD", "PODS"]]
+    for node in report["nodes"]:
+        flanneld = f"runs ({node['flanneld']})" if node["flanneld"] else "DOWN"
+        pods = ", ".join(f"{name} {' '.join(addresses)}" for name, addresses in node["pods"].items())
+        addresses = " ".join(node["addresses"])
+        rows.append(
+            [
+                node["name"],
+                addresses,
+                str(node["segment"]),
+                node["subnets"] or "-",
+                flanneld if node["alive"] else "ENDED",
+                pods,
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head = (
+        f"{backend}, datastore {datastore}, up for {minutes} min, outside {' '.join(report['outside'])}, in {report['folder']}"
+    )
+    return [head, *table, *(f"broken: {which}    cni-py lab heal {which}" for which in report["broken"])]
+
+
+def log(options: argparse.Namespace) -> int:
+    lab = Lab.open(options.folder)
+    lab.machine(options.where)
+    try:
+        show(lab.log(options.where).rstrip("\n"))
+    except FileNotFoundError:
+        raise LabFailed(f"{options.where} has no log", hint="nodes have one, and etcd") from None
+    return 0
+
+
+def break_(options: argparse.Namespace) -> int:
+    with _alone(options.folder):
+        lab = Lab.open(options.folder)
+        fault = lab.break_(options.what, options.node)
+    if options.what in ("route", "arp", "fdb"):
+        show(f"{fault.what}: {fault.removed} deleted")
+        if fault.healed_seconds is not None:
+            show(f"flanneld put them back after {fault.healed_seconds:.2f} s")
+            return 0
+        show("nobody put them back")
+    else:
+        show(f"{fault.what}: {'the cable is pulled' if options.what == 'link' else 'killed'}")
+    show(f"to heal it: cni-py lab heal {fault.what}")
+    return 0
+
+
+def heal(options: argparse.Namespace) -> int:
+    """Without a name: all that is broken."""
+    with _alone(options.folder):
+        lab = Lab.open(options.folder)
+        wanted = [f"{options.what} {options.node}".strip()] if options.what else sorted(lab.state.broken)
+        for which in wanted:
+            what, _, node = which.partition(" ")
+            was_broken = which in lab.state.broken
+            lab.heal(what, node)
+            show(f"{which}: {'healed' if was_broken else 'was not broken'}")
+    return 0
+
+
+@contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """One command that changes something at a time. Raises: LabFailed."""
+    fd = _lock(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is not empty, or gone with the lab
+            os.rmdir(folder)
+        with suppress(OSError):  # plugins, agent or flanneld have something there
+            if folder == FOLDER:
+                os.rmdir(os.path.dirname(folder))
+        os.close(fd)
+
+
+def _lock(folder: str) -> int:
+    """A descriptor of the lab's folder, made if need be, that is locked; what another command removed meanwhile is not it."""
+    for _ in range(LOCK_TRIES):
+        try:
+            os.makedirs(folder, 0o700, exist_ok=True)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # removed in between, or it never will be there
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(folder)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise LabFailed("another cni-py lab command is at work", hint="wait for it, or interrupt it there") from None
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+    raise LabFailed(f'the folder "{folder}" cannot be made', hint=f"does a link in it lead nowhere? See: namei {folder}")
+
+
+def _flush() -> None:
+    import sys
+
+    sys.stdout.flush()
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": up,
+    "exec": execute,
+    "ping": ping,
+    "status": status,
+    "log": log,
+    "break": break_,
+    "heal": heal,
+    "down": down,
+}

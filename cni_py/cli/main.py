@@ -1,0 +1,388 @@
+"""``cni-py``, the command for people: what a container runtime does, by hand; what was done; what is there.
+
+Printing and exit codes stand here, the command line in arguments.py. The work is in runtime.py
+(chains), sweep.py (leftovers), explain.py (journals), report.py (this host), reference.py
+(configuration keys), flanneld/network_command.py (flannel's configuration) and lab/ (a network to try things on), each
+imported when it is needed.
+Reference: docs/cni-py.md, docs/lab.md.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from cni_py import __version__
+from cni_py.cli import arguments
+from cni_py.errors import CniError, DecodingFailure, InvalidEnvironment, InvalidNetNS, IOFailure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from typing import TextIO
+
+    from cni_py.runtime.chain import Runtime
+    from cni_py.runtime.network_config import Attachment, Network
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+NETNS_FOLDERS = ("/run/netns", "/var/run/netns")
+DEFAULT_NETCONF_PATH = "/etc/cni/net.d"
+DEFAULT_CNI_PATH = "/opt/cni/bin"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; answer the exit status: 0 done, 1 failed, 2 wrong usage (by argparse), 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            options = arguments.parse(argv)
+            return _COMMANDS[options.command](options)
+        finally:
+            sys.stdout.flush()
+    except CniError as error:
+        tell(error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at its end
+        return EXIT_FAILED
+    except OSError as error:
+        say(str(error))
+        return EXIT_FAILED
+
+
+# ---- verbs ------------------------------------------------------------------------------------
+
+
+def add(options: argparse.Namespace) -> int:
+    """``cni-py add``: the result goes to standard output."""
+    import json
+
+    from cni_py.runtime.chain import PluginFailed
+
+    runtime, network, attachment = _prepare(options, sandbox_needed=True)
+    try:
+        result = runtime.add(network, attachment)
+    except (PluginFailed, IOFailure) as error:
+        undo = f"what was made by then is taken back by: {_command('del', options)}"
+        error.hint = "; ".join(part for part in (error.hint, undo) if part)
+        raise
+    show(json.dumps(result, indent=4))
+    return 0
+
+
+def delete(options: argparse.Namespace) -> int:
+    """``cni-py del``: with the arguments of ADD, unless others are given."""
+    runtime, network, attachment = _prepare(options)
+    runtime.delete(network, runtime.recall(network.name, attachment))
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """``cni-py check``: silent where all is as ADD left it."""
+    runtime, network, attachment = _prepare(options, sandbox_needed=True)
+    runtime.check(network, runtime.recall(network.name, attachment))
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """``cni-py status``: silent where every plugin is ready; without a network, the agent's figures."""
+    if not options.network:
+        import json
+
+        show(json.dumps(_agent_report(), indent=4))
+        return 0
+    _runtime(options).status(_network(options))
+    return 0
+
+
+def _agent_report() -> dict[str, object]:
+    """Raises: IOFailure where no agent answers."""
+    import json
+    import socket
+
+    from cni_py import protocol
+
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(protocol.REQUEST_SECONDS)
+            sock.connect(protocol.SOCKET_PATH)
+            sock.sendall(protocol.pack_request(protocol.STATUS_REQUEST, "", (), b"", (0, 0, 0, 0), 0))
+            report: dict[str, object] = json.loads(protocol.read_reply(sock)[2])
+            return report
+    except (OSError, ValueError, protocol.FrameError) as error:
+        raise IOFailure(
+            "no agent answers", f"{protocol.SOCKET_PATH}: {error}", "start it: cni-agent; the plugins work without it"
+        ) from error
+
+
+def gc(options: argparse.Namespace) -> int:
+    """``cni-py gc``: all errors are told, not only the first."""
+    from cni_py.runtime.result_cache import cached_attachments
+
+    network = _network(options)
+    valid = [*options.valid] if options.valid else None
+    if options.valid_living:
+        cached = [c.attachment for c in cached_attachments(options.cache_dir, network.name)]
+        valid = [*(valid or ()), *((a.container_id, a.ifname) for a in cached if a.netns and os.path.exists(a.netns))]
+    errors = _runtime(options).gc(network, valid)
+    for error in errors:
+        tell(error)
+    return EXIT_FAILED if errors else 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """``cni-py sweep``: the table goes to standard output, why evidence is incomplete to standard error."""
+    import json
+
+    from cni_py.sweep import sweep as sweeping
+    from cni_py.sweep.leftovers import Places, places_configured
+
+    folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
+    places = Places() | places_configured(folder, lambda line: say(f"warning: {line}"))
+    report = sweeping.run(options.grace, options.dry_run, options.network, places=places)
+    if options.json:
+        show(json.dumps(report.as_json(), indent=4))
+    for line in () if options.json else report.lines():
+        show(line)
+    for reason in report.missing:
+        say(f"nothing is freed while the evidence is incomplete: {reason}")
+    for finding in report.failed:
+        say(f"could not free {finding.trace.kind} {finding.trace.what}: {finding.why.rpartition('; ')[2]}")
+    return 0 if report.is_complete else EXIT_FAILED
+
+
+def explain(options: argparse.Namespace) -> int:
+    """``cni-py explain``: journals, or the list of them."""
+    from cni_py.cli import explain as journals
+
+    entries = journals.entries()
+    if options.container_id is None:
+        entries = [e for e in entries if options.ifname in ("", e.ifname) and options.network in ("", e.network)]
+        for line in journals.render_list(entries):
+            show(line)
+        return 0
+    for number, entry in enumerate(journals.select(entries, options.container_id, options.ifname, options.network)):
+        if number:
+            show("")
+        for line in journals.render_journal(entry):
+            show(line)
+    return 0
+
+
+def version(options: argparse.Namespace) -> int:
+    """``cni-py version``."""
+    if not options.verbose:
+        show(f"cni-py {__version__}")
+        return 0
+    from cni_py.cli.host_report import report
+
+    lines = report(_cni_path(options))
+    width = max(len(label) for label, _ in lines)
+    for label, finding in lines:
+        show(f"{label.ljust(width)}  {finding}")
+    return 0
+
+
+def config(options: argparse.Namespace) -> int:
+    """``cni-py config``: the keys that the plugins read."""
+    from cni_py.config import reference
+
+    if options.plugin and options.plugin not in reference.PLUGINS:
+        raise CniError(f'"{options.plugin}" is no plugin of cni-py', hint=f"one of {', '.join(reference.PLUGINS)}")
+    show(reference.render_reference().rstrip("\n") if options.markdown else "\n".join(reference.render_text(options.plugin)))
+    return 0
+
+
+def network_config(options: argparse.Namespace) -> int:
+    """``cni-py config get``, ``set``, ``reserve``, ``release``: flannel's datastore."""
+    from cni_py.cli import network_commands
+    from cni_py.flanneld.options import UsageError
+
+    try:
+        printed, remarks = network_commands.run(options)
+    except UsageError as error:
+        say(str(error))
+        return error.status
+    for line in printed:
+        show(line)
+    for line in remarks:
+        say(line)
+    return 0
+
+
+def lab(options: argparse.Namespace) -> int:
+    """``cni-py lab``: a flannel network on this machine."""
+    from cni_py.cli import lab_commands
+
+    return lab_commands.run(options)
+
+
+# ---- from options and environment to values ---------------------------------------------------
+
+
+def _prepare(options: argparse.Namespace, *, sandbox_needed: bool = False) -> tuple[Runtime, Network, Attachment]:
+    network = _network(options)
+    attachment = _attachment(options)
+    if sandbox_needed and not os.path.exists(attachment.netns):
+        name = os.path.basename(attachment.netns)
+        hint = f'"ip netns list" shows those that have names, "ip netns add {name}" makes one'
+        raise InvalidNetNS(f'there is no network namespace "{attachment.netns}"', hint=hint)
+    return _runtime(options), network, attachment
+
+
+def _network(options: argparse.Namespace) -> Network:
+    from cni_py.runtime.network_config import load_network
+
+    folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
+    return load_network(folder, options.network, lambda line: say(f"warning: {line}"))
+
+
+def _attachment(options: argparse.Namespace) -> Attachment:
+    from cni_py.runtime.network_config import Attachment
+
+    ifname = _setting(options.ifname, "CNI_IFNAME", "eth0")
+    netns = _find_netns(options, ifname)
+    return Attachment(
+        container_id=options.container_id or container_id_of(netns),
+        netns=netns,
+        ifname=ifname,
+        args=parse_args(_setting(options.args, "CNI_ARGS", "")),
+        capability_args=_capability_args(_setting(options.cap_args, "CAP_ARGS", "")),
+    )
+
+
+def _runtime(options: argparse.Namespace) -> Runtime:
+    from cni_py.runtime.chain import Runtime
+
+    narrate = (lambda line: say(line, "== ")) if options.explain else None
+    return Runtime(_cni_path(options), options.cache_dir, say=say, narrate=narrate)
+
+
+def _setting(option: str | None, variable: str, default: str) -> str:
+    return option or os.environ.get(variable) or default
+
+
+def _command(verb: str, options: argparse.Namespace) -> str:
+    """The command that means the same attachment, as it is typed."""
+    from cni_py.journal import quote
+
+    words = ["cni-py", verb, options.network, options.netns]
+    given = {"--ifname": options.ifname, "--container-id": options.container_id}
+    words += [word for option, value in given.items() if value for word in (option, value)]
+    return " ".join(map(quote, words))
+
+
+def _find_netns(options: argparse.Namespace, ifname: str) -> str:
+    """The path of a namespace; a name without a slash is one of ``ip netns``.
+
+    The container id is made from the path as it is written, and both folders are the same one:
+    so the way of writing by which the attachment was added comes first.
+    """
+    if "/" in options.netns:
+        return _absolute(options.netns)
+    if options.netns in ("", ".", ".."):
+        raise InvalidNetNS(f'"{options.netns}" is no name of a network namespace', hint='"ip netns list" shows the names')
+    paths = [f"{folder}/{options.netns}" for folder in NETNS_FOLDERS]
+    cached = [
+        p for p in paths if os.path.exists(f"{options.cache_dir}/results/{options.network}-{container_id_of(p)}-{ifname}")
+    ]
+    return [*cached, *filter(os.path.exists, paths), *paths][0]
+
+
+def _absolute(path: str) -> str:
+    """As Go's filepath.Abs: two slashes at the beginning become one."""
+    return "/" + os.path.abspath(path).lstrip("/")
+
+
+def container_id_of(netns: str) -> str:
+    """The container id that cnitool gives to this path."""
+    from hashlib import sha512
+
+    return f"cnitool-{sha512(os.fsencode(netns)).hexdigest()[:20]}"
+
+
+def parse_args(text: str) -> tuple[tuple[str, str], ...]:
+    """CNI_ARGS as cnitool takes them. Raises: InvalidEnvironment."""
+    pairs = [tuple(pair.split("=")) for pair in text.split(";")] if text else []
+    for pair in pairs:
+        if len(pair) != 2 or not all(pair):
+            raise InvalidEnvironment(f'invalid CNI_ARGS pair "{"=".join(pair)}"', hint="CNI_ARGS is KEY=VALUE;KEY=VALUE")
+    return tuple((pair[0], pair[1]) for pair in pairs)
+
+
+def _capability_args(text: str) -> dict[str, object]:
+    from cni_py.config import decode
+
+    try:
+        return decode(text.encode(), "CAP_ARGS") if text else {}
+    except (CniError, UnicodeEncodeError) as error:
+        hint = """CAP_ARGS='{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'"""
+        raise DecodingFailure("CAP_ARGS is no JSON object", str(error), f"for example {hint}") from error
+
+
+def _cni_path(options: argparse.Namespace) -> list[str]:
+    """Folders with plugins, absolute: as given, or those of our own installation and /opt/cni/bin."""
+    given = _setting(options.cni_path, "CNI_PATH", "")
+    if given:
+        return [_absolute(folder) for folder in given.split(":") if folder]
+    beside = os.path.dirname(os.path.realpath(sys.argv[0]))
+    own = [folder for folder in (beside, _absolute(f"{beside}/../cni/bin")) if os.path.exists(f"{folder}/cni-plugin")]
+    return list(dict.fromkeys([*own, DEFAULT_CNI_PATH]))
+
+
+# ---- printing ---------------------------------------------------------------------------------
+
+
+def show(text: str) -> None:
+    """Print to standard output; control characters are shown, never sent."""
+    _print(text, sys.stdout)
+
+
+def say(text: str, head: str = "cni-py: ") -> None:
+    """A remark on standard error."""
+    _print(head + text, sys.stderr)
+
+
+def tell(error: CniError) -> None:
+    """An error: what failed, then in lines of their own the code, the details and what to do."""
+    say(error.msg)
+    lines = [("details", error.details), ("code", str(error.code) if error.code != CniError.code else ""), ("hint", error.hint)]
+    if os.geteuid() != 0 and any(word in str(error).lower() for word in ("not permitted", "permission denied")):
+        lines.append(("hint", 'cni-py and the plugins need root: try "sudo -E cni-py ..." (-E keeps CNI_PATH and the like)'))
+    for label, text in lines:
+        if text:
+            say(f"{label}: {text}".replace("\n", "\n    "), "  ")
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters, and what is no text, as ``\x1b``; new lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    stream.write(printable(text) + "\n")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "add": add,
+    "check": check,
+    "del": delete,
+    "gc": gc,
+    "status": status,
+    "sweep": sweep,
+    "explain": explain,
+    "version": version,
+    "config": config,
+    **dict.fromkeys(arguments.NETWORK_COMMANDS, network_config),
+    "lab": lab,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

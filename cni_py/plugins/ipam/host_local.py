@@ -1,0 +1,292 @@
+"""``host-local``: addresses from ranges, kept in files of this node.
+
+Owns: ``<dataDir>/<network>/`` with everything in it (see ``ipam/store.py``).
+
+Source: plugins/ipam/host-local (main.go, backend/allocator/config.go) of containernetworking/plugins.
+Different from it: STATUS and GC exist, CHECK compares addresses, DEL needs no valid ranges and makes
+no folder, and an address that no range has is refused before any is taken.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface
+
+from cni_py import files
+from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidConfig, InvalidEnvironment, IOFailure, NotAvailable
+from cni_py.ipam import resolv_conf
+from cni_py.ipam.ranges import as_address, parse_address, parse_cidr, parse_range_sets
+from cni_py.ipam.store import Store, reserved_names
+from cni_py.spec.call import check_network_name
+from cni_py.spec.result import DNS, IPConfig, Result, Route, from_json
+from cni_py.undo import Undo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+    from typing import Any
+
+    from cni_py.ipam.ranges import Range, RangeSet
+    from cni_py.spec.call import Call
+
+    Address = IPv4Address | IPv6Address
+    Requests = dict[Address, type[CniError]]
+    Choice = tuple[Range, Address]
+
+CONFIG = "HostLocalConfig"
+DATA_DIR = "/var/lib/cni/networks"
+MAX_PATH = 1024
+
+
+def add(call: Call, config: Any) -> Result:
+    """Take one address of each range set; all of them or none."""
+    range_sets = _range_sets(call, config)
+    wanted = _distribute(_requested(call, config), range_sets)
+    dns, routes = _dns(config), _routes(config)
+    ips = []
+    with Store(*_place(call, config), create=True) as store, Undo() as undo:
+        for index, range_set in enumerate(range_sets):
+            asked = wanted[index]
+            chosen, address = _take(call, store, index, asked) if asked else _take_next(call, store, index, range_set)
+            undo.on_failure(f"release {address}", store.release, [address])
+            ips.append(IPConfig(ip_interface((int(address), chosen.subnet.prefixlen)), chosen.gateway))
+    return Result(ips=tuple(ips), routes=routes, dns=dns)
+
+
+def delete(call: Call, config: Any) -> None:
+    """Free all that the attachment holds, whatever the ranges are by now."""
+    with Store(*_place(call, config)) as store:
+        store.release(store.held_by(call.container_id, call.ifname))
+
+
+def check(call: Call, config: Any) -> None:
+    """The attachment holds the addresses of our ranges that prevResult names; where it names none, any."""
+    range_sets = _range_sets(call, config)
+    _requested(call, config)
+    named = [ip.address.ip for ip in from_json(config.prev_result).ips] if config.prev_result else []
+    expected = [address for address in named if any(address in range_set for range_set in range_sets)]
+    owners = ((call.container_id, call.ifname), (call.container_id, ""))
+    with Store(*_place(call, config)) as store:
+        wrong = [address for address in expected if store.owner_of(address) not in owners]
+        if expected and not wrong:
+            return
+        held = store.held_by(call.container_id, call.ifname)
+        if not held:
+            raise CheckFailed(
+                f"host-local: Failed to find address added by container {call.container_id}",
+                f'expected: a reservation of interface "{call.ifname}" in "{store.folder}", found: none',
+            )
+        for address in wrong:
+            found = " ".join(store.owner_of(address) or ["nobody's"])
+            raise CheckFailed(
+                f'host-local: container {call.container_id} does not hold the address "{address}" of prevResult',
+                f'expected: {call.container_id} {call.ifname} in "{store.folder}/{address}", found: {found}; '
+                f"the container holds {', '.join(map(str, held))}",
+            )
+
+
+def status(call: Call, config: Any) -> None:
+    """Every range set has an address left. Raises: NotAvailable."""
+    try:
+        if _may_get_ranges(call, config):
+            return
+        range_sets = _range_sets(call, config)
+        data_dir, network = _place(call, config)
+        names = frozenset(reserved_names(f"{data_dir}/{network}"))
+        for range_set in range_sets:
+            if not _has_free(data_dir, network, names, range_set):
+                raise _exhausted(f"{data_dir}/{network}", range_set)
+    except CniError as error:
+        raise NotAvailable(error.msg, error.details, error.hint) from error
+
+
+def usage(call: Call, config: Any) -> list[tuple[RangeSet, int]]:
+    """Each range set, and how many of its addresses have a file: arithmetic, by the names alone. Raises: CniError."""
+    range_sets = _range_sets(call, config)
+    data_dir, network = _place(call, config)
+    addresses = [address for name in reserved_names(f"{data_dir}/{network}") if (address := as_address(name)) is not None]
+    return [(range_set, sum(map(range_set.can_give, addresses))) for range_set in range_sets]
+
+
+def gc(call: Call, config: Any) -> None:
+    """Free what belongs to attachments that have gone, and damaged files."""
+    from cni_py.attachment.record import stale_test
+
+    is_stale = stale_test(call)
+    with Store(*_place(call, config)) as store:
+        store.release([address for address, owner in store.reservations() if owner is None or is_stale(*owner)])
+
+
+def _take(call: Call, store: Store, index: int, chosen: Choice) -> Choice:
+    """The address that was asked for."""
+    address = chosen[1]
+    if not store.reserve(address, call.container_id, call.ifname, index):
+        raise AddressesExhausted(
+            f"failed to allocate for range {index}: requested IP address {address} is not available in range set {chosen[0]}",
+            f'"{store.folder}/{address}" is held by {" ".join(store.owner_of(address) or ["somebody"])}',
+        )
+    return chosen
+
+
+def _take_next(call: Call, store: Store, index: int, range_set: RangeSet) -> Choice:
+    """The next free address after the one given last."""
+    _refuse_second_address(call, store, index, range_set)
+    for chosen in range_set.candidates(store.last_reserved(index)):
+        if store.reserve(chosen[1], call.container_id, call.ifname, index):
+            return chosen
+    error = _exhausted(store.folder, range_set)
+    raise AddressesExhausted(f"failed to allocate for range {index}: {error.msg}", error.details, error.hint)
+
+
+def _refuse_second_address(call: Call, store: Store, index: int, range_set: RangeSet) -> None:
+    """Spec, section 2, ADD: an attachment is not added twice without a DEL between."""
+    for address in store.held_by(call.container_id, call.ifname):
+        if address in range_set:
+            raise InvalidEnvironment(
+                f"failed to allocate for range {index}: {address} has been allocated to {call.container_id}, "
+                "duplicate allocation is not allowed",
+                f'CNI_CONTAINERID and CNI_IFNAME: see "{store.folder}/{address}"',
+                "call DEL first",
+            )
+
+
+def _has_free(data_dir: str, network: str, names: frozenset[str], range_set: RangeSet) -> bool:
+    """By the number of files, by their names, and only if all addresses have one, by what they hold."""
+    if len(names) < range_set.capacity() or any(str(address) not in names for _, address in range_set.candidates()):
+        return True
+    with Store(data_dir, network) as store:
+        return any(store.is_free(address) for _, address in range_set.candidates())
+
+
+def _exhausted(folder: str, range_set: RangeSet) -> AddressesExhausted:
+    return AddressesExhausted(
+        f"no IP addresses available in range set: {range_set}",
+        f'all {range_set.capacity()} addresses are reserved in "{folder}"',
+        f"ls {folder} shows the reservations, each with its container's id; GC frees those of containers that are gone",
+    )
+
+
+def _place(call: Call, config: Any) -> tuple[str, str]:
+    """dataDir and network. Raises: InvalidConfig."""
+    check_network_name(call.network)
+    data_dir = (config.ipam.data_dir if config.ipam else "") or DATA_DIR
+    return _checked_path("ipam.dataDir", data_dir), call.network
+
+
+def _checked_path(key: str, path: str) -> str:
+    """An absolute path without doubled slashes. Raises: InvalidConfig."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not path.startswith("/") or ".." in parts or len(path) > MAX_PATH or not path.isprintable():
+        raise InvalidConfig(
+            f'"{key}" must be an absolute path without "..", not {path[:100]!r}',
+            hint=f"at most {MAX_PATH} characters, all of them printable",
+        )
+    return "/" + "/".join(parts)
+
+
+def _range_sets(call: Call, config: Any) -> tuple[RangeSet, ...]:
+    """The range sets in order: the capability's, that of the old form, the configuration's. Raises: InvalidConfig."""
+    ipam = config.ipam
+    if ipam is None:
+        raise InvalidConfig("IPAM config missing 'ipam' key", hint='it needs "ipam": {"type": "host-local", "ranges": …}')
+    sets = [*config.runtime_config.ip_ranges, *([[ipam]] if ipam.subnet else []), *ipam.ranges]
+    if not sets:
+        raise InvalidConfig("no IP ranges specified", hint='"ipam" needs "ranges": [[{"subnet": "10.1.2.0/24"}]]')
+    range_sets = parse_range_sets([[(r.subnet, r.range_start, r.range_end, r.gateway) for r in ranges] for ranges in sets])
+    families = [range_set.version for range_set in range_sets]
+    if call.cni_version in ("0.1.0", "0.2.0") and max(families.count(4), families.count(6)) > 1:
+        raise InvalidConfig(f"CNI version {call.cni_version} does not support more than 1 address per family")
+    return range_sets
+
+
+def _may_get_ranges(call: Call, config: Any) -> bool:
+    """Whether there are no ranges but those that the runtime will give with ADD alone (capability ``ipRanges``)."""
+    capabilities = call.conf.get("capabilities")
+    is_capable = isinstance(capabilities, dict) and capabilities.get("ipRanges") is True
+    return is_capable and config.ipam is not None and not config.ipam.ranges and not config.ipam.subnet
+
+
+def _requested(call: Call, config: Any) -> Requests:
+    """The addresses that were asked for, and which error it is if one cannot be given.
+
+    From CNI_ARGS, ``args.cni.ips`` and the capability ``ips``. Raises: InvalidEnvironment, InvalidConfig.
+    """
+    out: Requests = {}
+    address = _address_of_args(call)
+    if address is not None:
+        out[address] = InvalidEnvironment
+    for text in (*config.args.cni.ips, *config.runtime_config.ips):
+        out.setdefault(_parse_ip(text), InvalidConfig)
+    return out
+
+
+def _address_of_args(call: Call) -> Address | None:
+    """``IP`` of CNI_ARGS, which may hold ``IgnoreUnknown`` besides. Raises: InvalidEnvironment.
+
+    Go-compatible: containernetworking/cni pkg/types/args.go.
+    """
+    unknown = [f'"{key}={value}"' for key, value in call.args if key not in ("IP", "IgnoreUnknown")]
+    ignore = call.arg("IgnoreUnknown").lower()
+    if "IgnoreUnknown" in dict(call.args) and ignore not in ("1", "true", "0", "false"):
+        pair = f'"IgnoreUnknown={call.arg("IgnoreUnknown")}"'
+        words = f"boolean unmarshal error: invalid input {ignore}"
+        raise InvalidEnvironment(f"ARGS: error parsing value of pair {pair}: {words}", "CNI_ARGS")
+    if unknown and ignore not in ("1", "true"):
+        raise InvalidEnvironment(f"ARGS: unknown args [{' '.join(unknown)}]", "CNI_ARGS", "add IgnoreUnknown=1 to CNI_ARGS")
+    text = call.arg("IP")
+    try:
+        return _parse_ip(text) if text else None
+    except InvalidConfig as error:
+        raise InvalidEnvironment(f'ARGS: error parsing value of pair "IP={text}": {error.msg}', "CNI_ARGS") from error
+
+
+def _parse_ip(text: str) -> Address:
+    """An address with or without a prefix, which says nothing here. Raises: InvalidConfig."""
+    return parse_address(str(parse_cidr(text).ip) if "/" in text else text)
+
+
+def _distribute(requested: Requests, range_sets: tuple[RangeSet, ...]) -> list[Choice | None]:
+    """For each range set the address that was asked for, with its range, if one was; pure.
+
+    Raises: the request's error, where it is a gateway's address or no set has a place for it.
+    """
+    left = dict(requested)
+    out: list[Choice | None] = []
+    for index, range_set in enumerate(range_sets):
+        choices = ((r, address) for address in left if (r := range_set.range_of(address)))
+        chosen = next(choices, None)
+        out.append(chosen)
+        if chosen is not None:
+            error = left.pop(chosen[1])
+            if chosen[0].gateway == chosen[1]:
+                raise error(f"failed to allocate for range {index}: requested ip {chosen[1]} is subnet's gateway")
+    if left:
+        error = next(iter(left.values()))
+        raise error(
+            f"failed to allocate all requested IPs: {' '.join(map(str, left))}",
+            f"each range set gives one address: {'; '.join(map(str, range_sets))}",
+        )
+    return out
+
+
+def _dns(config: Any) -> DNS:
+    """The settings of ``resolvConf``. Raises: IOFailure, InvalidConfig."""
+    if not config.ipam.resolv_conf:
+        return DNS()
+    path = _checked_path("ipam.resolvConf", config.ipam.resolv_conf)
+    try:
+        text = files.read(path).decode(errors="replace")
+    except OSError as error:
+        raise IOFailure(f'could not read resolvConf "{path}"', error.strerror or "", errno=error.errno or 0) from error
+    return DNS(*resolv_conf.parse(text))
+
+
+def _routes(config: Any) -> tuple[Route, ...]:
+    """The configured routes, handed back in the result. Raises: InvalidConfig."""
+    out = []
+    for index, r in enumerate(config.ipam.routes):
+        try:
+            gateway = parse_address(r.gw) if r.gw else None
+            out.append(Route(parse_cidr(r.dst), gateway, r.mtu, r.advmss, r.priority, r.table, r.scope))
+        except InvalidConfig as error:
+            raise InvalidConfig(f'"ipam.routes[{index}]": {error.msg}', error.details) from error
+    return tuple(out)

@@ -1,0 +1,230 @@
+"""flannel: from subnet.env to the configuration of the plugin that does the work, the delegate.
+
+Owns: ``<dataDir>/<container id>``, the delegate's configuration as it was used for ADD, which
+DEL uses, so that neither a changed configuration nor a missing subnet.env can stop a DEL. A
+second attachment of the same container gets ``<container id>:<ifname>``: Go keys by the container
+alone, so its first attachment keeps that name. Source: flannel-io/cni-plugin flannel.go, flannel_linux.go.
+"""
+
+from __future__ import annotations
+
+from cni_py import files, subnet_env
+from cni_py.attachment import delegate, record
+from cni_py.config import decode
+from cni_py.errors import CheckFailed, CniError, InvalidConfig, IOFailure, NotAvailable
+from cni_py.journal import note
+from cni_py.jsontext import encode
+from cni_py.spec.result import from_json
+from cni_py.undo import Attempts, Undo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cni_py.config.models import FlannelConfig
+    from cni_py.spec.call import Call
+    from cni_py.spec.result import Result
+    from cni_py.subnet_env import SubnetEnv
+
+CONFIG = "FlannelConfig"
+
+
+def add(call: Call, config: FlannelConfig) -> Result:
+    """Render the delegate's configuration, keep it, run the delegate with it."""
+    env = subnet_env.read(config.subnet_file)
+    conf = delegate_conf(call, config, env)
+    path = saved_path(call, config)
+    before = _read_saved(path)
+    with Undo() as undo:
+        undo.once_clean("the saved configuration as before", _restore, path, before)
+        _save(path, encode(conf))
+        was_there = before is not None  # then a DEL of the delegate would end an attachment that lives
+        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
+
+
+def delete(call: Call, config: FlannelConfig) -> None:
+    """Run the delegate's DEL with the saved configuration; keep that until the delegate has succeeded."""
+    path = saved_path(call, config)
+    saved = _read_saved(path)
+    if saved is None and not record.is_remembered(call.container_id, call.ifname, call.network):
+        return
+    conf = _decoded(saved, path) or delegate_conf_without_env(call, config)
+    delegate.delete(call, conf["type"], conf | _previous(call), config.delegate_mode)
+    if saved is not None:
+        files.remove(path)
+
+
+def check(call: Call, config: FlannelConfig) -> None:
+    """The saved configuration must be there; all else the delegate checks."""
+    if config.prev_result is not None:
+        from_json(config.prev_result)
+    path = saved_path(call, config)
+    conf = _decoded(_read_saved(path), path)
+    if not conf:
+        raise CheckFailed(
+            f'the delegate\'s configuration "{path}" is missing or damaged',
+            "expected what ADD saved, found nothing that can be used",
+            "delete the pod; DEL works without it",
+        )
+    delegate.check(call, conf["type"], conf | _previous(call), config.delegate_mode)
+
+
+def status(call: Call, config: FlannelConfig) -> None:
+    """Ready when subnet.env can be used and the delegate is ready: an address is left."""
+    try:
+        conf = delegate_conf(call, config, subnet_env.read(config.subnet_file))
+    except CniError as error:
+        raise NotAvailable(error.msg, error.details, error.hint) from error
+    delegate.status(call, conf["type"], conf, config.delegate_mode)
+
+
+def gc(call: Call, config: FlannelConfig) -> None:
+    """DEL for every saved configuration whose attachment has gone, then GC of the delegate."""
+    is_stale = record.stale_test(call)
+    attempts = Attempts()
+    for name, conf in _saved_of_network(call, config):
+        container_id, _, ifname = name.partition(":")
+        ifnames = [ifname] if ifname else _ifnames(call, container_id) or [""]
+        if all(is_stale(container_id, ifname) for ifname in ifnames):
+            with attempts.attempt(f"attachment {name}"):
+                for ifname in ifnames:
+                    this = call.replace(verb="DEL", container_id=container_id, ifname=ifname or "eth0")
+                    delegate.delete(this, conf["type"], conf, config.delegate_mode)
+                files.remove(f"{config.data_dir}/{name}")
+    with attempts.attempt("GC of the delegate"):
+        conf = delegate_conf_without_env(call, config)
+        listed = {key: value for key, value in call.conf.items() if key.startswith("cni.dev/")}
+        delegate.gc(call, conf["type"], conf | listed, config.delegate_mode)
+    attempts.raise_if_failed("GC")
+
+
+def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str, Any]:
+    """The delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
+
+    Raises: InvalidConfig where ``delegate`` holds what only flannel may set.
+    """
+    conf = dict(call.conf.get("delegate") or {})
+    for key in ("name", "ipam"):
+        if key in conf:
+            raise InvalidConfig(
+                f"'delegate' dictionary must not have '{key}' field, it'll be set by flannel", f'"delegate": {{"{key}": …}}'
+            )
+    if not isinstance(conf.get("type", ""), str):
+        raise InvalidConfig("'delegate' dictionary, if present, must have (string) 'type' field", f"it is {conf['type']!r}")
+    conf = _identity(call, config, conf)
+    conf.setdefault("ipMasq", not env.ip_masq)
+    conf.setdefault("mtu", env.mtu)
+    if conf["type"] == "bridge":
+        conf.setdefault("isGateway", True)
+        if config.masquerade_beyond == "network":
+            conf.setdefault("masqueradeExcept", [str(network) for network in env.networks])
+    ipam = dict(call.conf.get("ipam") or {})
+    routes = ipam.get("routes") or []
+    if not isinstance(routes, list):
+        raise InvalidConfig('"ipam.routes" must be a list', f"it is {routes!r:.80}")
+    ipam["ranges"] = [[{"subnet": str(subnet)}] for subnet in env.subnets]
+    ipam["routes"] = [*routes, *({"dst": str(network)} for network in env.networks)]
+    return conf | {"ipam": {"type": "host-local"} | ipam}
+
+
+def delegate_conf_without_env(call: Call, config: FlannelConfig) -> dict[str, Any]:
+    """What DEL and GC can do without subnet.env and without what ADD saved: enough to find what was made. Pure."""
+    conf = {key: value for key, value in config.delegate.items() if key not in ("name", "ipam")}
+    if not isinstance(conf.get("type", ""), str):
+        conf.pop("type")
+    conf = _identity(call, config, conf)
+    conf.setdefault("ipMasq", True)
+    return conf | {"ipam": {"type": "host-local"} | config.ipam}
+
+
+def _identity(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
+    """Type, network, version, and what the runtime and the user say about how to run it."""
+    conf = {"type": "bridge"} | conf | {"name": call.network}
+    if call.conf.get("cniVersion"):
+        conf["cniVersion"] = call.cni_version
+    if config.runtime_config is not None:
+        conf["runtimeConfig"] = config.runtime_config
+    if "delegateMode" in call.conf:
+        conf.setdefault("delegateMode", config.delegate_mode)
+    return conf
+
+
+def saved_path(call: Call, config: FlannelConfig) -> str:
+    """Where this attachment's delegate configuration is, or is to be. Raises: InvalidConfig."""
+    files.check_folder("dataDir", config.data_dir)
+    first, own = f"{config.data_dir}/{call.container_id}", f"{config.data_dir}/{call.container_id}:{call.ifname}"
+    if files.exists(own):
+        return own
+    saved = _read_saved(first)
+    if saved is None:
+        return first
+    network = (_decoded(saved, first) or {}).get("name", call.network)
+    others = (ifname for ifname in _ifnames(call, call.container_id) if ifname != call.ifname)
+    is_anothers = network != call.network or any(not files.exists(f"{first}:{ifname}") for ifname in others)
+    return own if is_anothers else first
+
+
+def _ifnames(call: Call, container_id: str) -> list[str]:
+    """The interface names of a container on this network: as recorded, or, where the records are lost, as its host ends say."""
+    recorded = [ifname for _, ifname in record.remembered(call.network, container_id=container_id)]
+    if recorded:
+        return recorded
+    from cni_py.plugins.main import bridge
+
+    return [ifname for other, ifname in bridge.owners_on_host(call.network) if other == container_id]
+
+
+def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict[str, Any]]]:
+    """File name and content of every saved configuration of this network; whose a damaged one is the records tell."""
+    files.check_folder("dataDir", config.data_dir)
+    recorded = {container_id for container_id, _ in record.remembered(call.network)}
+    found = []
+    for name in files.list_folder(config.data_dir):
+        conf = _decoded(_read_saved(f"{config.data_dir}/{name}"), f"{config.data_dir}/{name}")
+        if not conf and name.partition(":")[0] in recorded:
+            conf = delegate_conf_without_env(call, config)
+        if conf.get("name") == call.network:
+            found.append((name, conf))
+    return found
+
+
+def _previous(call: Call) -> dict[str, Any]:
+    return {"prevResult": call.conf["prevResult"]} if call.conf.get("prevResult") else {}
+
+
+def _read_saved(path: str) -> bytes | None:
+    """None where there is no such file; one that is too large for it is damaged, and read as empty. Raises: IOFailure."""
+    try:
+        return files.read(path)
+    except FileNotFoundError:
+        return None
+    except IOFailure as error:
+        note(f"{error}: no configuration that was saved here")
+        return b""
+    except OSError as error:
+        raise IOFailure(f'could not read the saved configuration "{path}"', error.strerror or "") from error
+
+
+def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
+    """The saved configuration; empty where it is missing or damaged, which the journal then says."""
+    if saved is None:
+        return {}
+    try:
+        conf = decode(saved, path)
+    except CniError as error:
+        note(f'the saved configuration "{path}" is damaged, worked around it: {error.msg}')
+        return {}
+    return conf if isinstance(conf.get("type"), str) else {}
+
+
+def _save(path: str, content: bytes) -> None:
+    files.make_folder(path.rpartition("/")[0], 0o700)
+    files.write(path, content, 0o600)
+
+
+def _restore(path: str, before: bytes | None) -> None:
+    if before is None:
+        if files.exists(path):
+            files.remove(path)
+    else:
+        files.write(path, before, 0o600)

@@ -1,0 +1,281 @@
+"""Run a network's chain of plugins as libcni does (CNI spec section 3).
+
+Each verb of :class:`Runtime` is one story: ADD executes the plugins in order, each with the result
+of the one before, and keeps the last result; CHECK and DEL (backwards) get that result again; GC
+deletes what is no longer valid. Source: the behaviour of containernetworking/cni v1.3.0,
+``libcni/api.go`` and ``pkg/invoke``; differences stand in docs/cni-py.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+
+from cni_py import config, files, program
+from cni_py.errors import CniError, DecodingFailure, DelegateFailed, InvalidConfig, InvalidEnvironment, IOFailure
+from cni_py.jsontext import encode
+from cni_py.runtime.network_config import Attachment, Network, request_config, version_number
+from cni_py.runtime.result_cache import (
+    CACHE_DIR,
+    cache_path,
+    cached_attachments,
+    cached_result,
+    in_version,
+    read_cache,
+    write_cache,
+)
+from cni_py.spec import call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
+
+BUSY_ATTEMPTS = 6
+"""A plugin that is being written (ETXTBSY) is tried once a second, as often as libcni does."""
+OTHER_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+"""Where distributions keep plugins: looked at for a hint only."""
+
+
+class PluginFailed(DelegateFailed):
+    """A plugin of a chain failed: which one, at what, and its own code and words."""
+
+    def __init__(self, doing: str, cause: CniError) -> None:
+        super().__init__(cause.code, f"{doing}: {cause.msg}", cause.details)
+        self.hint = cause.hint
+
+
+def find_plugin(kind: str, folders: Sequence[str]) -> str:
+    """Path of a plugin's executable. Raises: InvalidConfig, InvalidEnvironment."""
+    if "/" in kind:
+        raise InvalidConfig(f"invalid plugin name: {kind}", '"type" names a file in CNI_PATH, not a path')
+    if not folders:
+        raise InvalidEnvironment("no folder to look for plugins in", hint="CNI_PATH or --cni-path names them, with : between")
+    for folder in folders:
+        if os.path.isfile(f"{folder}/{kind}"):
+            return f"{folder}/{kind}"
+    elsewhere = [folder for folder in OTHER_FOLDERS if folder not in folders and os.path.isfile(f"{folder}/{kind}")]
+    hint = f"there is one in {elsewhere[0]}: CNI_PATH={':'.join([*folders, elsewhere[0]])}" if elsewhere else ""
+    raise InvalidEnvironment(f'failed to find plugin "{kind}" in path {":".join(folders)}', hint=hint)
+
+
+class Runtime:
+    """Executes chains.
+
+    Args:
+        cni_path: folders with plugins.
+        cache_dir: where results are kept.
+        say: told what libcni would leave out in silence.
+        narrate: told of each plugin as it starts and ends; our plugins then print each step on
+            standard error.
+    """
+
+    def __init__(
+        self,
+        cni_path: Sequence[str],
+        cache_dir: str = CACHE_DIR,
+        *,
+        say: Callable[[str], None],
+        narrate: Callable[[str], None] | None = None,
+    ) -> None:
+        self.cni_path, self.cache_dir, self.say, self.narrate = tuple(cni_path), cache_dir, say, narrate
+
+    def add(self, network: Network, attachment: Attachment) -> dict[str, Any]:
+        """Execute the chain with ADD; the last plugin's result, in the network's version, is kept and returned."""
+        _check_parameters("ADD", network, attachment)
+        result: dict[str, Any] | None = None
+        for plugin in network.plugins:
+            with _naming(plugin, "add"):
+                output = self._execute("ADD", request_config(network, plugin, attachment, result), attachment)
+                result = _read_result(output, network.cni_version)
+        assert result is not None
+        write_cache(self.cache_dir, network, attachment, result)
+        return result
+
+    def delete(self, network: Network, attachment: Attachment) -> None:
+        """Execute the chain backwards with DEL, each plugin with the result that ADD had in the end."""
+        _check_parameters("DEL", network, attachment)
+        prev_result = None
+        path = cache_path(self.cache_dir, network.name, attachment)
+        if version_number(network.cni_version) >= (0, 4, 0):
+            try:
+                prev_result = cached_result(self.cache_dir, network, attachment)
+            except CniError as error:
+                self.say(f"the cached result is of no use and is dropped: {error}")
+                _remove(path)
+        for plugin in reversed(network.plugins):
+            with _naming(plugin, "delete"):
+                self._execute("DEL", request_config(network, plugin, attachment, prev_result), attachment)
+        _remove(path)
+
+    def check(self, network: Network, attachment: Attachment) -> None:
+        """Execute the chain with CHECK up to the first plugin that finds something."""
+        _check_parameters("CHECK", network, attachment)
+        if version_number(network.cni_version) < (0, 4, 0):
+            version = network.cni_version or "0.1.0"
+            raise InvalidConfig(
+                f'configuration version "{version}" does not support the CHECK command', hint="it came with 0.4.0"
+            )
+        if network.disable_check:
+            self.say('"disableCheck" is set: nothing was checked')
+            return
+        prev_result = cached_result(self.cache_dir, network, attachment)
+        if prev_result is None:
+            self.say("there is no cached result of this attachment: was it added with this container id and interface?")
+        for plugin in network.plugins:
+            with _naming(plugin, "check"):
+                self._execute("CHECK", request_config(network, plugin, attachment, prev_result), attachment)
+
+    def status(self, network: Network) -> None:
+        """Execute the chain with STATUS up to the first plugin that is not ready."""
+        if version_number(network.cni_version) < (1, 1, 0):
+            self.say(f'configuration version "{network.cni_version or "0.1.0"}" has no STATUS (1.1.0 has): no plugin was asked')
+            return
+        for plugin in network.plugins:
+            with _naming(plugin, "status"):
+                self._execute("STATUS", request_config(network, plugin, None, None), None)
+
+    def gc(self, network: Network, valid: Sequence[tuple[str, str]] | None) -> list[CniError]:
+        """Delete cached attachments of the network that are not valid, then execute the chain with GC.
+
+        ``valid`` holds container id and interface name of what stays. ``None``: nothing cached
+        stays, and the plugins get no list. Goes on after errors and returns them all.
+        """
+        if network.disable_gc:
+            self.say('"disableGC" is set: nothing was collected')
+            return []
+        errors: list[CniError] = []
+        for cached in cached_attachments(self.cache_dir, network.name):
+            stale = cached.attachment
+            if (stale.container_id, stale.ifname) in (valid or ()):
+                continue
+            self.say(f"deleting stale attachment {stale.container_id} {stale.ifname}")
+            try:
+                self.delete(network, stale)
+            except CniError as error:
+                errors.append(PluginFailed(f"failed to delete stale attachment {stale.container_id} {stale.ifname}", error))
+        if version_number(network.cni_version) >= (1, 1, 0):
+            for plugin in network.plugins:
+                conf = request_config(network, plugin, None, None)
+                if valid is not None:
+                    entries = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in valid]
+                    # libcni's second key: the name that the spec had by mistake
+                    conf |= {"cni.dev/valid-attachments": entries, "cni.dev/attachments": entries}
+                try:
+                    with _naming(plugin, "gc"):
+                        self._execute("GC", conf, None)
+                except CniError as error:
+                    errors.append(error)
+        return errors
+
+    def recall(self, network: str, attachment: Attachment) -> Attachment:
+        """The attachment with the arguments it was added with, where it brings none of its own (spec section 3)."""
+        try:
+            before = read_cache(cache_path(self.cache_dir, network, attachment)).attachment
+        except (OSError, CniError):
+            return attachment
+        return attachment.replace(
+            args=attachment.args or before.args, capability_args=attachment.capability_args or before.capability_args
+        )
+
+    def _execute(self, verb: str, conf: Mapping[str, Any], attachment: Attachment | None) -> bytes:
+        """Execute one plugin and return what it printed. Raises: CniError with the plugin's code."""
+        kind = conf["type"]
+        path = find_plugin(kind, self.cni_path)
+        environ = {**os.environ, **_parameters(verb, attachment), "CNI_PATH": ":".join(self.cni_path)}
+        if self.narrate is not None:
+            environ["CNI_PY_EXPLAIN"] = "1"
+            self.narrate(f"{verb} {conf['name']}: {kind} ({path})")
+        began = time.perf_counter()
+        status, output = _run(path, encode(conf), environ)
+        if self.narrate is not None:
+            took = (time.perf_counter() - began) * 1000
+            self.narrate(f"{verb} {conf['name']}: {kind} {'failed' if status else 'done'}, {took:.1f} ms")
+        if status != 0:
+            raise _plugin_error(status, output)
+        return output
+
+
+@contextlib.contextmanager
+def _naming(plugin: Mapping[str, Any], doing: str) -> Iterator[None]:
+    """Errors inside are told as those of this plugin, in libcni's words."""
+    name = f' name="{plugin["name"]}"' if plugin.get("name") else ""
+    try:
+        yield
+    except CniError as error:
+        raise PluginFailed(f'plugin type="{plugin["type"]}"{name} failed ({doing})', error) from error
+
+
+def _parameters(verb: str, attachment: Attachment | None) -> dict[str, str]:
+    """The environment variables of a call; GC and STATUS have empty ones (Go-compatible: libcni/api.go, ``args``)."""
+    of = attachment or Attachment("", "", "")
+    return {
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": of.container_id,
+        "CNI_NETNS": of.netns,
+        "CNI_IFNAME": of.ifname,
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in of.args),
+    }
+
+
+def _check_parameters(verb: str, network: Network, attachment: Attachment) -> None:
+    """Refuse what must not become a file name or a variable. Raises: InvalidConfig, InvalidEnvironment."""
+    call.check_network_name(network.name)
+    parameters = _parameters(verb, attachment)
+    call.parse("", parameters)
+    for name, value in parameters.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidEnvironment(f"{name} is not UTF-8", f"{value!r}") from error
+
+
+def _run(path: str, stdin: bytes, environ: Mapping[str, str]) -> tuple[int, bytes]:
+    """Execute a plugin; its standard error is ours. Raises: IOFailure where it cannot be executed."""
+    for attempt in range(1, BUSY_ATTEMPTS + 1):
+        try:
+            return program.run([path], stdin, environ, config.MAX_BYTES)
+        except IOFailure as error:
+            if error.errno == errno.ETXTBSY and attempt < BUSY_ATTEMPTS:
+                time.sleep(1)
+                continue
+            if error.errno in (errno.EACCES, errno.ENOEXEC):
+                error.hint = f"see what it is: ls -lL {path}"
+            raise
+    raise AssertionError("unreachable")
+
+
+def _plugin_error(status: int, output: bytes) -> CniError:
+    """The error that a plugin printed, or what can be said without it."""
+    ended = program.describe(status)
+    if not output.strip():
+        return DelegateFailed(
+            100, f"netplugin failed with no error message: {ended}", "what it said on standard error stands above"
+        )
+    try:
+        raw = config.decode(output, "error of the plugin")
+    except CniError:
+        return DelegateFailed(
+            100, "netplugin failed and what it printed is no error object", output.decode(errors="replace")[:2000]
+        )
+    code = raw.get("code")
+    message = raw.get("msg") or f"netplugin failed without a message: {ended}"
+    return DelegateFailed(code if isinstance(code, int) else 100, str(message), str(raw.get("details") or ""))
+
+
+def _read_result(output: bytes, version: str) -> dict[str, Any]:
+    """What ADD printed, in the network's version; a result that names none is in that version already."""
+    if not output.strip():
+        raise DecodingFailure("it ended well but printed no result")
+    raw = {} if output.strip() == b"null" else config.decode(output, "result")
+    if not isinstance(raw.get("cniVersion"), str) or not raw["cniVersion"]:
+        raw["cniVersion"] = version or "0.1.0"
+    return in_version(raw, version, "the result")
+
+
+def _remove(path: str) -> None:
+    """As libcni: a record that cannot be removed is no error of DEL."""
+    with contextlib.suppress(CniError):
+        files.remove(path)

@@ -1,0 +1,220 @@
+"""Network configurations as a runtime reads them (CNI spec section 1), and what a plugin gets of one (section 3).
+
+:func:`load_network` finds a network by name in a folder, :func:`request_config` derives the
+configuration of one call. Nothing is changed. Source: the behaviour of containernetworking/cni
+v1.3.0, ``libcni/conf.go``; differences stand in docs/cni-py.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cni_py import config, files
+from cni_py.errors import CniError, InvalidConfig, IOFailure
+from cni_py.jsontext import encode
+from cni_py.spec import call
+from cni_py.spec.versions import CURRENT
+from cni_py.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+_PLUGIN_KEYS: dict[str, type] = {
+    "cniVersion": str,
+    "name": str,
+    "capabilities": dict,
+    "ipam": dict,
+    "dns": dict,
+    "prevResult": dict,
+}
+
+
+class Network(Value):
+    """A network's configuration: ``plugins`` in their order, ``source`` the text that is kept with the result."""
+
+    name: str
+    cni_version: str
+    plugins: tuple[Mapping[str, Any], ...]
+    source: bytes
+    path: str = ""
+    disable_check: bool = False
+    disable_gc: bool = False
+
+
+class Attachment(Value):
+    """The parameters of one attachment (spec section 3, "Attachment Parameters")."""
+
+    container_id: str
+    netns: str
+    ifname: str
+    args: tuple[tuple[str, str], ...] = ()
+    capability_args: Mapping[str, Any] = {}
+
+
+class NoSuchNetwork(CniError):
+    """The folder has no configuration of this name."""
+
+
+def conf_files(folder: str, *endings: str) -> list[str]:
+    """Paths of the files with one of these endings, in lexical order; none where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if os.path.splitext(e.name)[1] in endings and not e.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise IOFailure(f'could not read "{folder}"', error.strerror or "", errno=error.errno or 0) from error
+    return [f"{folder}/{name}" for name in sorted(names)]
+
+
+def read_all(folder: str, warn: Callable[[str], None]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Path, text and JSON object of every configuration: ``*.conflist`` first, then ``*.conf`` and ``*.json``.
+
+    A file that is no JSON object is named in a warning. (libcni gives up there: one broken file
+    makes every network unusable that comes after it.)
+    """
+    for path in [*conf_files(folder, ".conflist"), *conf_files(folder, ".conf", ".json")]:
+        try:
+            content = files.read(path, config.MAX_BYTES)
+            raw = config.decode(content, path)
+        except OSError as error:
+            warn(f"left out {path}: {error.strerror}")
+        except CniError as error:
+            warn(f"left out {path}: {error.msg}")
+        else:
+            if not raw.get("name"):
+                warn(f'left out {path}: it has no "name"')
+            yield path, content, raw
+
+
+def load_network(folder: str, name: str, warn: Callable[[str], None]) -> Network:
+    """The first configuration with this name. Raises: NoSuchNetwork; InvalidConfig, IOFailure for a bad one."""
+    seen: dict[str, str] = {}
+    for path, content, raw in read_all(folder, warn):
+        if raw.get("name") == name:
+            return parse_list(path, content, raw) if path.endswith(".conflist") else wrap_single(path, raw)
+        if isinstance(raw.get("name"), str) and raw["name"]:
+            seen.setdefault(raw["name"], os.path.basename(path))
+    if seen:
+        there = ", ".join(f"{other} ({file})" for other, file in seen.items())
+        raise NoSuchNetwork(f'no net configuration with name "{name}" in {folder}', hint=f"networks that are there: {there}")
+    raise NoSuchNetwork(f"no net configurations found in {folder}", hint="NETCONFPATH or --netconf-path names another folder")
+
+
+def parse_list(path: str, content: bytes, raw: Mapping[str, Any]) -> Network:
+    """A network configuration (spec section 1), with the plugins of its sibling folder. Raises: InvalidConfig."""
+    inlined_only = _flag(path, raw, "loadOnlyInlinedPlugins")
+    inlined = raw.get("plugins", [])
+    if "plugins" in raw and (not isinstance(inlined, list) or not inlined):
+        raise InvalidConfig(f'{path}: "plugins" must be a list of one plugin or more')
+    for number, plugin in enumerate(inlined):
+        check_plugin(f"{path}, plugin {number}", plugin)
+    if inlined_only and not inlined:
+        raise InvalidConfig(f'{path}: "loadOnlyInlinedPlugins" is true, and there is no "plugins"')
+    plugins = [*inlined, *([] if inlined_only else _sibling_plugins(path, raw["name"]))]
+    if not plugins:
+        folder = f"{os.path.dirname(path)}/{raw['name']}"
+        raise InvalidConfig(f"{path}: no plugin configs found", hint=f'give it "plugins", or put *.conf files into {folder}')
+    return Network(
+        name=raw["name"],
+        cni_version=select_version(path, raw),
+        plugins=tuple(plugins),
+        source=content,
+        path=path,
+        disable_check=_flag(path, raw, "disableCheck"),
+        disable_gc=_flag(path, raw, "disableGC"),
+    )
+
+
+def wrap_single(path: str, raw: Mapping[str, Any]) -> Network:
+    """A configuration of one plugin, the form before 1.0.0, as a list of one. Raises: InvalidConfig."""
+    if "plugins" in raw and "type" not in raw:
+        raise InvalidConfig(
+            f"{path}: missing 'type'", hint=f"this is a list of plugins: rename it to {os.path.splitext(path)[0]}.conflist"
+        )
+    check_plugin(path, raw)
+    version = raw.get("cniVersion") or ""
+    source = encode({"name": raw["name"], "cniVersion": version, "plugins": [raw]})
+    return Network(name=raw["name"], cni_version=version, plugins=(raw,), source=source, path=path)
+
+
+def check_plugin(where: str, plugin: object) -> None:
+    """Refuse a plugin configuration whose common keys are of the wrong type. Raises: InvalidConfig."""
+    if not isinstance(plugin, dict):
+        raise InvalidConfig(f"{where}: a plugin must be an object")
+    if not isinstance(plugin.get("type"), str) or not plugin["type"]:
+        raise InvalidConfig(f"{where}: missing 'type'", hint='"type" is the name of the plugin\'s executable')
+    for key, kind in _PLUGIN_KEYS.items():
+        if not isinstance(plugin.get(key), kind | None):
+            raise InvalidConfig(f'{where}: "{key}" must be {"an object" if kind is dict else "a string"}')
+    for capability, wanted in (plugin.get("capabilities") or {}).items():
+        if not isinstance(wanted, bool):
+            raise InvalidConfig(f'{where}: "capabilities.{capability}" must be true or false')
+
+
+def select_version(where: str, raw: Mapping[str, Any]) -> str:
+    """The highest of ``cniVersions`` and ``cniVersion`` that this suite speaks. Raises: InvalidConfig."""
+    version = raw.get("cniVersion", "")
+    offered = raw.get("cniVersions", [])
+    if not isinstance(version, str):
+        raise InvalidConfig(f'{where}: "cniVersion" must be a string')
+    if not isinstance(offered, list) or not all(isinstance(v, str) for v in offered):
+        raise InvalidConfig(f'{where}: "cniVersions" must be a list of strings')
+    if "cniVersions" not in raw:
+        return version
+    usable = [v for v in [*offered, *([version] if version else [])] if version_number(v) <= version_number(CURRENT)]
+    return max(usable, key=version_number, default=version)
+
+
+def version_number(version: str) -> tuple[int, int, int]:
+    """A version as numbers; an empty one means 0.1.0. Raises: InvalidConfig."""
+    parts = (version or "0.1.0").split(".")
+    if len(parts) > 3 or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise InvalidConfig(f'"{version}" is no version of the CNI spec', hint=f"the newest is {CURRENT}")
+    major, minor, micro = [*map(int, parts), 0, 0][:3]
+    return major, minor, micro
+
+
+def request_config(
+    network: Network, plugin: Mapping[str, Any], attachment: Attachment | None, prev_result: object
+) -> dict[str, Any]:
+    """What a plugin gets on its standard input (spec section 3, "Deriving request configuration").
+
+    ``runtimeConfig`` holds the capability arguments that the plugin asks for and the attachment
+    has. Like libcni, and unlike the letter of the spec, ``capabilities`` stays in.
+    """
+    conf = {**plugin, "name": network.name, "cniVersion": network.cni_version}
+    if prev_result is not None:
+        conf["prevResult"] = prev_result
+    if attachment is not None:
+        wanted = [name for name, wanted in (plugin.get("capabilities") or {}).items() if wanted]
+        arguments = {name: attachment.capability_args[name] for name in wanted if name in attachment.capability_args}
+        if arguments:
+            conf["runtimeConfig"] = arguments
+    return conf
+
+
+def _sibling_plugins(path: str, name: str) -> list[dict[str, Any]]:
+    """The plugins in the folder beside the file that has the network's name."""
+    call.check_network_name(name)
+    plugins = []
+    for file in conf_files(f"{os.path.dirname(path)}/{name}", ".conf"):
+        try:
+            plugin = config.decode(files.read(file, config.MAX_BYTES), file)
+        except OSError as error:
+            raise IOFailure(f'could not read "{file}"', error.strerror or "", errno=error.errno or 0) from error
+        check_plugin(file, plugin)
+        plugins.append(plugin)
+    return plugins
+
+
+def _flag(where: str, raw: Mapping[str, Any], key: str) -> bool:
+    """A flag of a list; like libcni, the words "true" and "false" are taken as well."""
+    value = raw.get(key, False)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise InvalidConfig(f'{where}: "{key}" must be true or false')
+    return value
