@@ -11,7 +11,6 @@ from cni_py import config, dispatch, files, journal
 from cni_py.attachment import record
 from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError, IOFailure
 from cni_py.jsontext import encode
-from cni_py.lazy import keep_bare
 from cni_py.spec.call import check_network_name
 from cni_py.spec.result import Result
 from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
@@ -53,36 +52,6 @@ def handle_in_turn(call: Call, stdin: bytes) -> tuple[int, bytes]:
     """:func:`handle`, not before another process has ended what it does for this attachment."""
     with record.Turn(call):
         return handle(call, stdin)
-
-
-def warm_up() -> None:
-    """Load all that any call may need, for a process that answers many, in threads.
-
-    All of it: what is loaded later may come from another version, which was installed meanwhile. None of it is ever garbage.
-    """
-    from gc import freeze
-
-    from cni_py.ipam import store
-    from cni_py.netlink import socket as rtnl
-    from cni_py.packetfilter import libnftables
-
-    keep_bare("pydantic_core", "pyroute2")
-    for package in ("attachment", "ipam", "kernel", "netlink", "packetfilter", "plugins", "sweep"):
-        _import_all(f"{__file__.rpartition('/')[0]}/{package}", f"cni_py.{package}")
-    rtnl.load_message_classes()
-    libnftables.works()
-    store.keep_between_calls()
-    freeze()
-
-
-def _import_all(path: str, package: str) -> None:
-    __import__(package)
-    for name in files.list_folder(path):
-        module, dot, _ = name.partition(".py")
-        if dot and module != "__init__":
-            __import__(f"{package}.{module}")
-        elif not dot and name != "__pycache__":
-            _import_all(f"{path}/{name}", f"{package}.{name}")
 
 
 def _run(call: Call) -> bytes:

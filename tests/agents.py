@@ -46,8 +46,10 @@ engine.handle = handle
 # Born again after each death, at once: what costs time is done before the fork. It dies where {FOLDER}/stage says.
 DYING = f"""
 import os
-from cni_py import agent as agent_module, engine, frame
-from cni_py.kernel import journal, nft
+from cni_py import engine, journal, protocol
+from cni_py.agent import server
+from cni_py.agent.warm_up import warm_up
+from cni_py.packetfilter import libnftables
 
 def die_at(name):
     try:
@@ -60,7 +62,7 @@ def die_at(name):
         os.kill(os.getpid(), 9)
 
 steps = 0
-enter, handle, send_reply, run = journal.step.__enter__, engine.handle, frame.pack_reply, agent_module.Agent._run
+enter, handle, send_reply, run = journal.step.__enter__, engine.handle, protocol.pack_reply, server.Agent._run
 
 def step_enter(self):
     global steps
@@ -79,10 +81,10 @@ def dying_run(*args):
     die_at("message")
     run(*args)
 
-journal.step.__enter__, engine.handle, agent_module.Agent._run = step_enter, counted_handle, dying_run
-works, nft.works = nft.works, lambda: ""
-engine.warm_up()
-nft.works = works
+journal.step.__enter__, engine.handle, server.Agent._run = step_enter, counted_handle, dying_run
+works, libnftables.works = libnftables.works, lambda: ""
+warm_up()
+libnftables.works = works
 while (child := os.fork()):
     os.waitpid(child, 0)
 """

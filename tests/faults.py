@@ -114,13 +114,14 @@ spawn = posix.posix_spawn
 posix.posix_spawn = lambda *args, **kw: (changing(spawn) if faults.line else spawn)(*args, **kw)
 
 def patch_kernel():
-    from cni_py.kernel import nfnetlink, nft, rtnl
-    rtnl.Rtnl.change_all = changing(rtnl.Rtnl.change_all, lost=True)
+    from cni_py.netlink.socket import Rtnl
+    from cni_py.packetfilter import libnftables, nfnetlink
+    Rtnl.change_all = changing(Rtnl.change_all, lost=True)
     nfnetlink.change_elements = changing(nfnetlink.change_elements, lost=True)
-    rtnl.Rtnl.get, rtnl.Rtnl.dump = reading(rtnl.Rtnl.get), reading(rtnl.Rtnl.dump)
-    plain = nft.Nft._command
+    Rtnl.get, Rtnl.dump = reading(Rtnl.get), reading(Rtnl.dump)
+    plain = libnftables.Nft._command
     changed, read = changing(plain, lost=True), reading(plain)
-    nft.Nft._command = lambda self, text, flags=0: (read if text.split()[0] in ("list", "get") else changed)(self, text, flags)
+    libnftables.Nft._command = lambda self, text, flags=0: (read if text.split()[0] in ("list", "get") else changed)(self, text, flags)
 
 if posix.environ.get(b"CNI_COMMAND") and faults.kind:
     patch_kernel()

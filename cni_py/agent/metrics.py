@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cni_py.agent.server import Agent
+    from collections.abc import Callable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -25,8 +25,8 @@ def parse_address(text: str) -> str:
     return text
 
 
-def serve(address: str, agent: Agent) -> None:
-    """Answer GET /metrics at the address from a thread. Raises: OSError."""
+def serve(address: str, text: Callable[[], str]) -> None:
+    """Answer GET /metrics at the address with what ``text`` returns, from a thread. Raises: OSError."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 5.0
@@ -35,7 +35,7 @@ def serve(address: str, agent: Agent) -> None:
             if self.path != "/metrics":
                 self.send_error(404)
                 return
-            body = agent.metrics().encode()
+            body = text().encode()
             self.send_response(200)
             self.send_header("Content-Type", CONTENT_TYPE)
             self.send_header("Content-Length", str(len(body)))

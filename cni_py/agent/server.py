@@ -33,6 +33,7 @@ from cni_py.agent import metrics
 from cni_py.agent.housekeeping import Caretaker
 from cni_py.agent.ipam_usage import as_prometheus
 from cni_py.agent.statistics import Statistics
+from cni_py.agent.warm_up import warm_up
 from cni_py.attachment.record import Turn
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
@@ -359,14 +360,14 @@ def main() -> int:
     except OSError as error:
         log(f"cni-agent: cannot listen on {options.socket}: {error.strerror}; it needs root and a folder that can be written")
         return 1
-    engine.warm_up()
+    warm_up()
     agent = Agent(listener, path, options.sweep_seconds, options.check_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     signal.signal(signal.SIGHUP, lambda *_: log("nothing to reload: configurations come with each call"))
     if options.metrics:
         try:
-            metrics.serve(options.metrics, agent)
+            metrics.serve(options.metrics, agent.metrics)
         except OSError as error:  # pods matter more
             log(f"no metrics on {options.metrics}: {error.strerror}")
     print(f"ready {path or 'on the socket that was handed over'}, pid {os.getpid()}", flush=True)

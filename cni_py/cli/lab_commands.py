@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from cni_py.cli.main import EXIT_FAILED, say, show, tell
+from cni_py.cli.output import EXIT_FAILED, say, show, tell
 from cni_py.lab import faults
 from cni_py.lab.lab import FOLDER, Lab, listed
 from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_WAYS
@@ -218,7 +218,7 @@ def log(options: argparse.Namespace) -> int:
 def break_(options: argparse.Namespace) -> int:
     with _alone(options.folder):
         lab = Lab.open(options.folder)
-        fault = lab.break_(options.what, options.node)
+        fault = faults.break_(lab, options.what, options.node)
     if options.what in ("route", "arp", "fdb"):
         show(f"{fault.what}: {fault.removed} deleted")
         if fault.healed_seconds is not None:
@@ -239,7 +239,7 @@ def heal(options: argparse.Namespace) -> int:
         for which in wanted:
             what, _, node = which.partition(" ")
             was_broken = which in lab.state.broken
-            lab.heal(what, node)
+            faults.heal(lab, what, node)
             show(f"{which}: {'healed' if was_broken else 'was not broken'}")
     return 0
 

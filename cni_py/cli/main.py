@@ -15,18 +15,18 @@ import sys
 
 from cni_py import __version__
 from cni_py.cli import arguments
+from cni_py.cli.output import EXIT_FAILED, say, show, tell
 from cni_py.errors import CniError, DecodingFailure, InvalidEnvironment, InvalidNetNS, IOFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
-    from typing import TextIO
 
     from cni_py.runtime.chain import Runtime
     from cni_py.runtime.network_config import Attachment, Network
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_INTERRUPTED = 130
 NETNS_FOLDERS = ("/run/netns", "/var/run/netns")
 DEFAULT_NETCONF_PATH = "/etc/cni/net.d"
 DEFAULT_CNI_PATH = "/opt/cni/bin"
@@ -335,39 +335,6 @@ def _cni_path(options: argparse.Namespace) -> list[str]:
     beside = os.path.dirname(os.path.realpath(sys.argv[0]))
     own = [folder for folder in (beside, _absolute(f"{beside}/../cni/bin")) if os.path.exists(f"{folder}/cni-plugin")]
     return list(dict.fromkeys([*own, DEFAULT_CNI_PATH]))
-
-
-# ---- printing ---------------------------------------------------------------------------------
-
-
-def show(text: str) -> None:
-    """Print to standard output; control characters are shown, never sent."""
-    _print(text, sys.stdout)
-
-
-def say(text: str, head: str = "cni-py: ") -> None:
-    """A remark on standard error."""
-    _print(head + text, sys.stderr)
-
-
-def tell(error: CniError) -> None:
-    """An error: what failed, then in lines of their own the code, the details and what to do."""
-    say(error.msg)
-    lines = [("details", error.details), ("code", str(error.code) if error.code != CniError.code else ""), ("hint", error.hint)]
-    if os.geteuid() != 0 and any(word in str(error).lower() for word in ("not permitted", "permission denied")):
-        lines.append(("hint", 'cni-py and the plugins need root: try "sudo -E cni-py ..." (-E keeps CNI_PATH and the like)'))
-    for label, text in lines:
-        if text:
-            say(f"{label}: {text}".replace("\n", "\n    "), "  ")
-
-
-def printable(text: str) -> str:
-    r"""The text with control characters, and what is no text, as ``\x1b``; new lines stay."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def _print(text: str, stream: TextIO) -> None:
-    stream.write(printable(text) + "\n")
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

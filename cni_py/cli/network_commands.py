@@ -12,12 +12,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from threading import Event, Timer
 from typing import TYPE_CHECKING
 
+from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.errors import CniError, InvalidConfig, NotAvailable
 from cni_py.flanneld import allocate, backends
 from cni_py.flanneld.lease import Subnets, why_no_node
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.options import UsageError, parse
-from cni_py.flanneld.stores import Refused, StoreError, Unavailable
 from cni_py.flanneld.stores.etcd import EtcdStore
 from cni_py.flanneld.stores.file import FileStore
 

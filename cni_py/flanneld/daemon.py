@@ -20,12 +20,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
+from cni_py.datastore.errors import StoreError
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, commands, iface, saved
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
-from cni_py.flanneld.stores import StoreError
 from cni_py.netlink.monitor import Watch
 from cni_py.node import systemd
 from cni_py.node.change_log import log_changes

@@ -17,13 +17,14 @@ from time import CLOCK_BOOTTIME, clock_gettime, monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from cni_py import files, subnet_env
+from cni_py.datastore.errors import StoreError
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.lease import Lease, Subnets
 from cni_py.flanneld.lingering import Lingering
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken, StoreError
+from cni_py.flanneld.stores import LeaseTaken
 from cni_py.netlink.monitor import Watch
 from cni_py.node.change_log import log_changes
 from cni_py.node.desired import blackhole

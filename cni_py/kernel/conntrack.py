@@ -13,11 +13,13 @@ Source of the numbers: linux/netfilter/nfnetlink_conntrack.h.
 
 from __future__ import annotations
 
+from errno import ENOENT
+
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
 from cni_py.kernel.route import RTN_LOCAL, route_to
 from cni_py.netlink.attributes import attribute, attributes, nested
-from cni_py.packetfilter.nfnetlink import ENOENT, request
+from cni_py.netlink.netfilter import request
 from cni_py.value import Value
 
 TYPE_CHECKING = False

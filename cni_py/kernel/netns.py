@@ -12,6 +12,7 @@ from errno import ENOENT, ENOTDIR, ESRCH
 
 from cni_py import journal
 from cni_py.errors import InvalidNetNS, SandboxGone
+from cni_py.netlink.socket import Rtnl, new_socket, question
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,3 +118,12 @@ def setns(fd: int, kind: int) -> None:
     if _libc.setns(fd, kind) != 0:
         number = ctypes.get_errno()
         raise OSError(number, posix.strerror(number))
+
+
+def open_in(netns: NetNS, and_do: Callable[[], object] = lambda: None) -> Rtnl:
+    """A socket of another namespace: it is opened inside and used from outside. Raises: KernelRefused.
+
+    ``and_do`` is called by the thread that is inside.
+    """
+    with question(*netns.enter, "ip", "link"):
+        return Rtnl(netns.run(lambda: (new_socket(), and_do())[0]), netns.enter)

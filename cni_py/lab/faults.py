@@ -114,7 +114,7 @@ class Fault:
     healed_seconds: float | None
 
 
-def break_(lab: Lab, what: str, node: str) -> Fault:
+def break_(lab: Lab, what: str, node: str = "") -> Fault:
     """Break something, and for what flanneld puts back wait until it has, or ``HEALED_SECONDS`` are over.
 
     ``link``: the node's cable is pulled. ``flanneld``, ``etcd``: SIGKILL. ``route``, ``arp``, ``fdb``: the
@@ -164,7 +164,7 @@ def _watch_healing(lab: Lab, what: str, node: str, keys: set[str], began: float)
     return None
 
 
-def heal(lab: Lab, what: str, node: str) -> None:
+def heal(lab: Lab, what: str, node: str = "") -> None:
     """Put back what ``break_`` broke. Where nothing is broken, nothing is done. Raises: LabFailed."""
     which = _name(lab, what, node)
     if which not in lab.state.broken:

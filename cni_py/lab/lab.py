@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cni_py import subnet_env
-from cni_py.lab import faults, machine, plan, services
-from cni_py.lab.faults import Fault
+from cni_py.lab import machine, plan, services
 from cni_py.lab.machine import Keeper, Machine
 from cni_py.lab.ping import OUTSIDE_NAME, Matrix, ping
 from cni_py.lab.plan import Node, Settings
@@ -434,16 +433,6 @@ class Lab:
         if not found:
             raise LabFailed(f'there is no node "{name}"', hint=f"nodes: {', '.join(self.nodes)}")
         return found[0]
-
-    # ---- faults -------------------------------------------------------------------------------
-
-    def break_(self, what: str, node: str = "") -> Fault:
-        """Break something, and for what flanneld puts back wait until it has. Raises: LabFailed."""
-        return faults.break_(self, what, node)
-
-    def heal(self, what: str, node: str = "") -> None:
-        """Put back what ``break_`` broke. Where nothing is broken, nothing is done. Raises: LabFailed."""
-        faults.heal(self, what, node)
 
     def service(self, what: str, node: str = "") -> Service:
         """``flanneld`` on a node, or ``etcd``."""

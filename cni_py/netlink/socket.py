@@ -22,11 +22,8 @@ from cni_py.lazy import bare_package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
     from typing import Any
-
-    from cni_py.kernel.netns import NetNS
 
     Attribute = tuple[str, object]
 
@@ -263,7 +260,7 @@ def _extended_words(message: bytes, flags: int) -> str:
     return ""
 
 
-def _new_socket() -> _socket.socket:
+def new_socket() -> _socket.socket:
     return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_ROUTE)
 
 
@@ -273,13 +270,4 @@ def open_host(groups: int = 0) -> Rtnl:
     Raises: KernelRefused.
     """
     with question("ip", "link"):
-        return Rtnl(_new_socket(), groups=groups)
-
-
-def open_in(netns: NetNS, and_do: Callable[[], object] = lambda: None) -> Rtnl:
-    """A socket of another namespace: it is opened inside and used from outside. Raises: KernelRefused.
-
-    ``and_do`` is called by the thread that is inside.
-    """
-    with question(*netns.enter, "ip", "link"):
-        return Rtnl(netns.run(lambda: (_new_socket(), and_do())[0]), netns.enter)
+        return Rtnl(new_socket(), groups=groups)

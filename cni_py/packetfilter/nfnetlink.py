@@ -7,28 +7,24 @@ that most calls change, are written as they are read, in half of the library's t
 
 Things are named as ``nft`` names them: ``inet cni_py``, ``ip nat CNI-…``, ``inet cni_py masq4``.
 
-Sockets are kept for reuse: closing one of this family waits until the kernel has freed what the
-last transactions deleted, 10 to 25 ms. One belongs to the namespace of the thread that made it.
-Never use this over a ``fork``. Source of the numbers: linux/netfilter/nf_tables.h.
+Source of the numbers: linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
 
-import posix
-
 from cni_py.errors import KernelRefused
+from cni_py.netlink import netfilter
 from cni_py.netlink.attributes import attribute, attributes, nested, text_of
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
     from collections.abc import Iterator, Mapping, Sequence
 
     Message = tuple[int, int, int, bytes]
     """Kind, flags, family and attributes."""
 
-ENOENT, EAGAIN, EINVAL = 2, 11, 22
+ENOENT, EINVAL = 2, 22
 NO_NFTABLES = (EINVAL, 93, 95, 97)  # EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT: a kernel without nf_tables
 MAX_NAME = 255  # NFT_NAME_MAXLEN without the zero
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
@@ -38,11 +34,7 @@ _BATCH_BEGIN, _BATCH_END = 16, 17
 _REQUEST, _ACK, _CREATE = 1, 4, 0x400
 _AT_A_TIME = 1000
 _JUMP, _GOTO = -3, -4
-_DUMP, _INTERRUPTED = 0x300, 0x10
-_ERROR, _DONE = 2, 3
-_TRIES = 5
-
-_idle: list[socket] = []
+_DUMP = 0x300
 
 
 class Element(Value):
@@ -77,7 +69,7 @@ def exists(name: str) -> bool:
 def refusal() -> int:
     """The error number with which the kernel refuses to talk about nftables; 0: it does talk."""
     try:
-        request(_NFTABLES | _GETTABLE, _FAMILIES["inet"], attribute(1, "cni_py"))
+        netfilter.request(_NFTABLES | _GETTABLE, _FAMILIES["inet"], attribute(1, "cni_py"))
     except OSError as error:
         return 0 if error.errno == ENOENT else error.errno or EINVAL
     return 0
@@ -166,89 +158,23 @@ def _encoded(element: Element) -> bytes:
 def _transaction(messages: Sequence[Message]) -> None:
     """Send messages as a batch: the kernel does all of them or none. Raises: OSError."""
     last = len(messages)
-    batch = [_framed(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NFTABLES >> 8)]
+    batch = [netfilter.framed(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NFTABLES >> 8)]
     for number, (kind, flags, family, body) in enumerate(messages, 1):
-        batch.append(_framed(_NFTABLES | kind, _REQUEST | flags | (_ACK if number == last else 0), number, family, body))
-    batch.append(_framed(_BATCH_END, _REQUEST, last + 1, 0, b"", _NFTABLES >> 8))
-    netlink = _socket()
-    netlink.send(b"".join(batch))
-    number, _ = _answers(netlink, dump=False)
-    if number:
-        netlink.close()  # more refusals may be on their way
-        raise OSError(number, posix.strerror(number))
-    _idle.append(netlink)
+        batch.append(
+            netfilter.framed(_NFTABLES | kind, _REQUEST | flags | (_ACK if number == last else 0), number, family, body)
+        )
+    batch.append(netfilter.framed(_BATCH_END, _REQUEST, last + 1, 0, b"", _NFTABLES >> 8))
+    netfilter.transact(batch)
 
 
 def _asked(name: str, kind: int, family: str, body: bytes, flags: int = 0) -> list[bytes]:
     """The answers; none where the thing, or nftables, is absent. Raises: KernelRefused."""
     try:
-        return request(_NFTABLES | kind, _FAMILIES[family], body, flags)
+        return netfilter.request(_NFTABLES | kind, _FAMILIES[family], body, flags)
     except OSError as error:
         if error.errno == ENOENT or error.errno in NO_NFTABLES:
             return []
         raise KernelRefused(f'could not read "{name}" of nftables', error.strerror or "", errno=error.errno or 0) from error
-
-
-def request(kind: int, family: int, body: bytes, flags: int = 0) -> list[bytes]:
-    """Send one message of NETLINK_NETFILTER, and read the attributes of its answers.
-
-    Args:
-        kind: subsystem and message in it.
-
-    Raises: OSError with the kernel's number.
-    """
-    message = _framed(kind, _REQUEST | flags, 1, family, body)
-    for _ in range(_TRIES):
-        netlink = _socket()
-        netlink.send(message)
-        number, bodies = _answers(netlink, bool(flags & _DUMP))
-        _idle.append(netlink)
-        if number > 0:
-            raise OSError(number, posix.strerror(number))
-        if number == 0:
-            return bodies
-    raise OSError(EAGAIN, "the rules were changed each time while they were read")
-
-
-def _framed(kind: int, flags: int, sequence: int, family: int, body: bytes, resource: int = 0) -> bytes:
-    """A message: ``struct nlmsghdr``, ``struct nfgenmsg``, attributes; ``resource``: the subsystem of a batch."""
-    from struct import pack
-
-    return pack("=IHHIIBB", 20 + len(body), kind, flags, sequence, 0, family, 0) + resource.to_bytes(2, "big") + body
-
-
-def _socket() -> socket:
-    from _socket import SOCK_CLOEXEC, SOCK_RAW, socket
-
-    try:
-        return _idle.pop()
-    except IndexError:
-        made = socket(16, SOCK_RAW | SOCK_CLOEXEC, 12)  # AF_NETLINK, NETLINK_NETFILTER
-        made.connect((0, 0))
-        return made
-
-
-def _answers(netlink: socket, dump: bool) -> tuple[int, list[bytes]]:
-    """Read to the end: error number (-1: read again), and the attributes of each message."""
-    from struct import unpack_from
-
-    bodies: list[bytes] = []
-    number = 0
-    while True:
-        datagram = netlink.recv(1 << 17)
-        at = 0
-        while at < len(datagram):
-            length, kind, flags = unpack_from("=IHH", datagram, at)
-            if flags & _INTERRUPTED:
-                number = -1
-            if kind == _ERROR:
-                return -unpack_from("=i", datagram, at + 16)[0], []
-            if kind == _DONE:
-                return number, bodies
-            bodies.append(datagram[at + 20 : at + length])
-            at += length + 3 & ~3
-        if not dump:
-            return number, bodies
 
 
 def _elements(body: bytes, holding: bytes = b"") -> Iterator[Element]:

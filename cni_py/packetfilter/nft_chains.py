@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cni_py.errors import KernelRefused
+from cni_py.netlink import netfilter
 from cni_py.netlink.attributes import attribute, attributes, text_of
 from cni_py.packetfilter import libnftables, nfnetlink
 
@@ -115,7 +116,7 @@ def _number(value: bytes | None) -> int:
 def _asked(name: str, kind: int, family: str, body: bytes, flags: int = 0) -> list[bytes]:
     """As in nfnetlink: none where the thing, or nftables, is absent."""
     try:
-        return nfnetlink.request(_NFTABLES | kind, _NUMBERS[family], body, flags)
+        return netfilter.request(_NFTABLES | kind, _NUMBERS[family], body, flags)
     except OSError as error:
         if error.errno == nfnetlink.ENOENT or error.errno in nfnetlink.NO_NFTABLES:
             return []

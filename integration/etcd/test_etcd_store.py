@@ -22,11 +22,12 @@ from typing import Any
 
 import pytest
 
+from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.etcd import Etcd
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken, PoolExhausted, Refused, StoreError, Unavailable
+from cni_py.flanneld.stores import LeaseTaken, PoolExhausted
 from cni_py.flanneld.stores import etcd as etcd_store
 from cni_py.flanneld.stores.etcd import EtcdStore
 from cni_py.node import log as klog

@@ -99,7 +99,7 @@ def test_commands_run_where_they_are_told_to(lab: Lab) -> None:
 @pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
 def test_packets_that_are_too_large_are_told(lab: Lab) -> None:
     assert lab.wait_connected().is_complete
-    lab.break_("flanneld", "node1")  # which would put it back
+    faults.break_(lab, "flanneld", "node1")  # which would put it back
     lab.run("node1", "ip link set flannel.1 mtu 1400")
     matrix = lab.ping(seconds=0.5)
     assert [pair.why for pair in matrix.failed if pair.source == "pod1"] == ["1450 bytes: too large for the path"]
@@ -135,19 +135,19 @@ def test_three_nodes_are_up_in_five_seconds(lab: Lab) -> None:
 @pytest.mark.parametrize("lab", [{"nodes": 3, "ipv6": True}], indirect=True)
 def test_entry_is_put_back_by_flanneld_and_else_by_heal(lab: Lab, what: str) -> None:
     assert lab.wait_connected().is_complete
-    fault = lab.break_(what, "node1")
+    fault = faults.break_(lab, what, "node1")
     assert fault.removed == 4
     assert fault.healed_seconds is not None
     assert fault.healed_seconds < 2
     assert not lab.state.broken
 
-    lab.break_("flanneld", "node1")
-    assert lab.break_(what, "node1").healed_seconds is None
+    faults.break_(lab, "flanneld", "node1")
+    assert faults.break_(lab, what, "node1").healed_seconds is None
     assert lab.state.broken.keys() == {"flanneld node1", f"{what} node1"}
     assert not lab.ping(seconds=0.5).is_complete
-    lab.heal(what, "node1")
+    faults.heal(lab, what, "node1")
     assert lab.wait_connected().is_complete
-    lab.heal("flanneld", "node1")
+    faults.heal(lab, "flanneld", "node1")
     assert not lab.state.broken
     assert lab.flanneld("node1").is_alive
 
@@ -156,12 +156,12 @@ def test_entry_is_put_back_by_flanneld_and_else_by_heal(lab: Lab, what: str) -> 
 @pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
 def test_cable(lab: Lab) -> None:
     assert lab.wait_connected().is_complete
-    lab.break_("link", "node1")
+    faults.break_(lab, "link", "node1")
     assert len(lab.ping(seconds=0.3).failed) == 2
     with pytest.raises(LabFailed, match="broken already"):
-        lab.break_("link", "node1")
-    lab.heal("link", "node1")
-    lab.heal("link", "node1")
+        faults.break_(lab, "link", "node1")
+    faults.heal(lab, "link", "node1")
+    faults.heal(lab, "link", "node1")
     assert lab.wait_connected().is_complete
 
 
@@ -172,11 +172,11 @@ def test_etcd_keeps_its_data(lab: Lab) -> None:
     assert lab.wait_connected().is_complete
     before = lab.run("node2", get)
     assert json.loads(before.splitlines()[0]) == lab.settings.config
-    lab.break_("etcd")
+    faults.break_(lab, "etcd")
     assert not lab.service("etcd").is_alive
     assert lab.run("etcd", "etcdctl --command-timeout=300ms get x", check=False) == ""
     assert lab.wait_connected().is_complete
-    lab.heal("etcd")
+    faults.heal(lab, "etcd")
     assert lab.run("etcd", get) == before
 
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_broken_is_said(lab: Lab) -> None:
         (("fdb", "node1"), "no fdb entry"),
     ):
         with pytest.raises(LabFailed, match=words):
-            lab.break_(*arguments)
+            faults.break_(lab, *arguments)
     assert not lab.state.broken
 
 

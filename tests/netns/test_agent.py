@@ -274,7 +274,7 @@ def test_name_is_free_when_delete_has_answered(host: Host, agent: Agent) -> None
 # The report tells of the interpreter's blocks, too; and the statistics are full after the warming up.
 COUNTING = """
 import gc, sys
-from cni_py import statistics
+from cni_py.agent import statistics
 statistics.KEPT_LATENCIES = 100
 plain = statistics.Statistics.as_json
 statistics.Statistics.as_json = lambda self: plain(self) | {"garbage": gc.collect(), "blocks": sys.getallocatedblocks()}

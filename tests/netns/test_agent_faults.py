@@ -251,7 +251,7 @@ def test_somebody_else_listens(host: Host, answer: bytes) -> None:
 
 
 def test_agent_of_another_protocol_refuses(host: Host) -> None:
-    with Agent(host, code="from cni_py import frame; frame.PROTOCOL = 2") as agent:
+    with Agent(host, code="from cni_py import protocol; protocol.PROTOCOL = 2") as agent:
         pod_comes_and_goes(host)
         assert agent.log().splitlines() == ["refused: protocol 1, this is 2"] * 3
 
@@ -297,7 +297,7 @@ def speak_as_nobody(request: bytes) -> bytes:
 
 # --- the clients are not what they should be --------------------------------------------------------------------------
 
-IMPATIENT = "from cni_py import frame; frame.REQUEST_SECONDS = 0.4"
+IMPATIENT = "from cni_py import protocol; protocol.REQUEST_SECONDS = 0.4"
 
 
 def garbage(host: Host) -> list[bytes]:

@@ -472,9 +472,9 @@ def test_iptables_masquerade_is_put_back(host: Host, flavour: str, resync: int, 
 
 def generation() -> str:
     """A number that every change to nftables makes greater."""
-    from cni_py.packetfilter import nfnetlink
+    from cni_py.netlink import netfilter
 
-    return nfnetlink.request(10 << 8 | 16, 0, b"")[0].hex()
+    return netfilter.request(10 << 8 | 16, 0, b"")[0].hex()
 
 
 def idle_after_repair(config: dict[str, Any]) -> tuple[bool, float, int]:

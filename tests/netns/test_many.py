@@ -128,9 +128,10 @@ def test_a_thousand_in_a_row(host: Host) -> None:
 EVERY_VERB = """
 import json, sys
 sys.path.insert(-1, sys.argv[1])
-from cni_py import call, engine
-engine.warm_up()
-from cni_py import sweep
+from cni_py import engine
+from cni_py.agent.warm_up import warm_up
+from cni_py.spec import call
+warm_up()
 before = set(sys.modules)
 environ = {"CNI_PATH": sys.argv[2], "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1"}
 confs = json.loads(sys.argv[3])

@@ -33,7 +33,7 @@ from cni_py.client import main
 main()
 """
 
-CLIENT = {"cni_py", "cni_py.client", "cni_py.spec.environment"}
+CLIENT = {"cni_py", "cni_py.client", "cni_py.spec", "cni_py.spec.environment"}
 """What every call loads."""
 
 VERSION = CLIENT | {"cni_py.spec.versions"}
@@ -47,18 +47,19 @@ ASKING = CLIENT | {"_socket", "cni_py.protocol"}
 
 ENGINE = ASKING | ERROR | {
     "cni_py.spec.call", "cni_py.value",
-    "cni_py.attachment.record", "cni_py.config", "cni_py.engine", "cni_py.files", "cni_py.kernel", "cni_py.journal",
-    "cni_py.lazy", "cni_py.plugins", "cni_py.spec.result", "cni_py.config._schemas", "cni_py.undo",
+    "cni_py.attachment", "cni_py.attachment.record", "cni_py.config", "cni_py.dispatch", "cni_py.engine", "cni_py.files",
+    "cni_py.journal", "cni_py.lazy", "cni_py.plugins", "cni_py.spec.result", "cni_py.config._schemas", "cni_py.undo",
     "ipaddress", "functools", "time",
     "pydantic_core._pydantic_core",
 }  # fmt: skip
 
 HOST_LOCAL = {
-    "cni_py.ipam", "cni_py.ipam.ranges", "cni_py.ipam.resolv_conf", "cni_py.ipam.store", "cni_py.plugins.ipam.host_local",
+    "cni_py.ipam", "cni_py.ipam.ranges", "cni_py.ipam.resolv_conf", "cni_py.ipam.store",
+    "cni_py.plugins.ipam", "cni_py.plugins.ipam.host_local",
     "cni_py.undo",
 }  # fmt: skip
 DELEGATION = {"cni_py.attachment.delegate", "cni_py.program", "cni_py.undo"}
-FLANNEL = DELEGATION | {"cni_py.plugins.meta.flannel", "cni_py.subnet_env"}
+FLANNEL = DELEGATION | {"cni_py.plugins.meta", "cni_py.plugins.meta.flannel", "cni_py.subnet_env"}
 
 LIBRARY = {
     "_bisect", "_collections", "_collections_abc", "_functools", "_operator", "_struct", "_types", "_weakref", "bisect",

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from cni_py.datastore.errors import Refused, Unavailable
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken, PoolExhausted, Refused, Unavailable
+from cni_py.flanneld.stores import LeaseTaken, PoolExhausted
 from cni_py.flanneld.stores import file as file_store
 from cni_py.flanneld.stores.file import FileStore
 from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile

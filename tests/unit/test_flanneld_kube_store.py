@@ -24,6 +24,7 @@ import pytest
 
 import pki
 from apiserver import ApiServer, Handler, node, status, vxlan
+from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes import api as kube_api
 from cni_py.datastore.kubernetes import exec as kube_exec
 from cni_py.datastore.kubernetes.config import SERVICE_ACCOUNT, find_access, in_cluster, read_kubeconfig
@@ -31,7 +32,7 @@ from cni_py.errors import InvalidConfig
 from cni_py.flanneld import options
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken, Refused, StoreError, Unavailable
+from cni_py.flanneld.stores import LeaseTaken
 from cni_py.flanneld.stores import kubernetes as kube_store
 from cni_py.flanneld.stores.kubernetes import KubeStore
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations

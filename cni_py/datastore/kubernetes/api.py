@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes.config import Access, load_library
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.stores import Refused, StoreError, Unavailable
 from cni_py.node import log as klog
 
 if TYPE_CHECKING:

@@ -8,28 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from cni_py.datastore.errors import Refused
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from threading import Event
 
     from cni_py.flanneld.lease import Attributes, Lease, Subnets
     from cni_py.flanneld.network import NetworkConfig
-
-
-class StoreError(Exception):
-    """What could not be done; ``hint`` is what a person does next."""
-
-    def __init__(self, msg: str, hint: str = "") -> None:
-        super().__init__(f"{msg}; {hint}" if hint else msg)
-        self.msg, self.hint = msg, hint
-
-
-class Unavailable(StoreError):
-    """The datastore does not answer: come again."""
-
-
-class Refused(StoreError):
-    """It answers, and will not do it before a person has acted."""
 
 
 class PoolExhausted(Refused):

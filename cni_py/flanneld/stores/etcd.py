@@ -22,9 +22,10 @@ from time import sleep, time
 from typing import TYPE_CHECKING
 
 from cni_py.datastore import etcd
+from cni_py.datastore.errors import Refused, Unavailable
 from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import LEASE_SECONDS, Attributes, Lease, Subnets
-from cni_py.flanneld.stores import LeaseTaken, Refused, Unavailable
+from cni_py.flanneld.stores import LeaseTaken
 from cni_py.flanneld.stores.etcd_leases import Found, Leases
 from cni_py.node import log as klog
 

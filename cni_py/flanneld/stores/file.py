@@ -26,10 +26,11 @@ from time import monotonic, sleep, time
 from typing import TYPE_CHECKING
 
 from cni_py import files
+from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.errors import IOFailure
 from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import LEASE_SECONDS, Attributes, Lease, Subnets
-from cni_py.flanneld.stores import LeaseTaken, Refused, StoreError, Unavailable
+from cni_py.flanneld.stores import LeaseTaken
 from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
 from cni_py.journal import step
 from cni_py.node import log as klog

@@ -23,12 +23,13 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from cni_py import files
+from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes.api import Event, Gone, KubeApi, NotFound, Watch, path_of
 from cni_py.datastore.kubernetes.config import find_access
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken, Refused, StoreError, Unavailable
+from cni_py.flanneld.stores import LeaseTaken
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations, pod_subnets
 from cni_py.node import log as klog
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from cni_py.errors import CheckFailed, InvalidConfig, KernelRefused, SandboxGone
 from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import Link, find_link, set_down, set_up
-from cni_py.kernel.netns import open_sandbox
-from cni_py.netlink.socket import open_in
+from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.spec.result import Interface, IPConfig, Result, from_json
 from cni_py.spec.versions import at_least
 

@@ -32,8 +32,8 @@ from cni_py.kernel.link import (
     set_promiscuous,
     set_up,
 )
-from cni_py.kernel.netns import open_sandbox
-from cni_py.netlink.socket import open_host, open_in, question
+from cni_py.kernel.netns import open_in, open_sandbox
+from cni_py.netlink.socket import open_host, question
 from cni_py.plugins.main.bridge import plan
 from cni_py.spec.result import Interface, Result, dns_from_config
 from cni_py.undo import Attempts, Undo

@@ -14,8 +14,8 @@ from cni_py.errors import CheckFailed
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_addresses, list_routes
 from cni_py.kernel.link import find_link, list_links
-from cni_py.kernel.netns import open_sandbox
-from cni_py.netlink.socket import open_host, open_in
+from cni_py.kernel.netns import open_in, open_sandbox
+from cni_py.netlink.socket import open_host
 from cni_py.plugins.main.bridge import plan
 from cni_py.spec.result import from_json
 from cni_py.spec.versions import at_least

@@ -1,0 +1,36 @@
+"""Load everything before the first call."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import cni_py
+from cni_py.ipam import store
+from cni_py.lazy import keep_bare
+from cni_py.netlink import socket as rtnl
+from cni_py.packetfilter import libnftables
+
+
+def warm_up() -> None:
+    """Load all that any call may need, for a process that answers many, in threads.
+
+    All of it: what is loaded later may come from another version, which was installed meanwhile. None of it is ever garbage.
+    """
+    keep_bare("pydantic_core", "pyroute2")
+    for package in ("attachment", "ipam", "kernel", "netlink", "packetfilter", "plugins", "sweep"):
+        _import_all(f"{os.path.dirname(cni_py.__file__)}/{package}", f"cni_py.{package}")
+    rtnl.load_message_classes()
+    libnftables.works()
+    store.keep_between_calls()
+    gc.freeze()
+
+
+def _import_all(path: str, package: str) -> None:
+    __import__(package)
+    for name in os.listdir(path):
+        module, dot, _ = name.partition(".py")
+        if dot and module != "__init__":
+            __import__(f"{package}.{module}")
+        elif not dot and name != "__pycache__":
+            _import_all(f"{path}/{name}", f"{package}.{name}")
