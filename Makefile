@@ -5,6 +5,8 @@ REPLACE ?=
 UNITS ?=
 # arguments for pytest: make test TESTS="tests/unit -k ranges"
 TESTS ?=
+# processes for pytest: tests wait more than they compute, so more than there are cores; a selection starts none
+WORKERS ?= $(if $(TESTS),0,5)
 BENCH ?=
 SCALE ?=
 
@@ -31,7 +33,7 @@ test:  ## everything, with what it needs installed (as root; otherwise much is s
 	@integration/system-packages test || [ "$$CI" != true ]
 	@integration/prepare dev
 	@$(INSTALL) install --prefix build/test >/dev/null
-	@CNI_PY_BIN=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest $(TESTS) </dev/null
+	@TEST_BIN_DIR=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS) </dev/null
 
 check: dev  ## formatting, lint, types, layers
 	@$(TOOLS)/ruff format --check $(SOURCES)

@@ -15,14 +15,14 @@ from namespaces import GO_PLUGINS, PATH, Host
 
 ROOT = Path(__file__).resolve().parent
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
-INSTALLED = os.environ.pop("CNI_PY_BIN", "")  # `make test` sets it; gone for the tests, which look at CNI_… variables
+INSTALLED = os.environ.get("TEST_BIN_DIR", "")  # `make test` sets it; not CNI_…, which the tests look at
 
 # --- fixtures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the installed plugins: CNI_PY_BIN, or installed here from the checkout."""
+    """The directory with the installed plugins: TEST_BIN_DIR, or installed here from the checkout."""
     if INSTALLED:
         return Path(INSTALLED).resolve()
     prefix = tmp_path_factory.mktemp("prefix")
