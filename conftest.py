@@ -17,6 +17,21 @@ ROOT = Path(__file__).resolve().parent
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
 INSTALLED = os.environ.get("TEST_BIN_DIR", "")  # `make test` sets it; not CNI_…, which the tests look at
 
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--longer", type=int, default=1, metavar="N", help="kill and fault tests try N times as much (make test-long: 10)"
+    )
+
+
+@pytest.fixture(scope="session")
+def longer(pytestconfig: pytest.Config) -> int:
+    """How many times as much a kill or fault test tries as in `make test`."""
+    return int(pytestconfig.getoption("--longer"))
+
+
 # --- fixtures ---------------------------------------------------------------------------------------------------------
 
 
@@ -97,14 +112,17 @@ def program(*names: str) -> str:
     return str(shutil.which(names[0], path=PATH))
 
 
-# --- root -------------------------------------------------------------------------------------------------------------
+# --- root, and time ---------------------------------------------------------------------------------------------------
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a Host needs root, marked or not."""
+    """Whatever uses a Host needs root, marked or not; what tries more has more time."""
     for item in items:
-        if "host" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "host" in fixtures:
             item.add_marker("netns")
+        if "longer" in fixtures:
+            item.add_marker(pytest.mark.timeout(60 + 60 * item.config.getoption("--longer")))
         if os.geteuid() != 0 and item.get_closest_marker("netns"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
 

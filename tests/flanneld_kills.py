@@ -38,7 +38,7 @@ NOTICES = "/run/notices"
 SUBNET_ENV = "/run/flannel/subnet.env"
 FOLDERS = ("/run/flannel", "/var/lib/cni-py")
 READY_SECONDS = 20.0
-FEWEST = 5
+FEWEST = 3
 """Points of a scenario that are tried, however little time there is."""
 STILL_SECONDS = 0.4
 """A flanneld that has not changed anything for so long has done what it was to do."""

@@ -341,7 +341,6 @@ def test_pod_is_replaced_and_the_old_one_deleted_late(host: Host, containerd: Co
 # --- several, and restarts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_parallel(host: Host, containerd: Containerd, agent: Agent | None) -> None:
     with nothing_left(containerd):
         names = [f"c{number}" for number in range(AT_ONCE)]

@@ -415,7 +415,6 @@ def test_full_range(host: Host, podman: Podman) -> None:
 # --- several at once --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_parallel(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     names = [f"c{number}" for number in range(AT_ONCE)]
     with ThreadPoolExecutor(AT_ONCE) as pool:

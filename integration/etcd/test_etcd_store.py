@@ -623,7 +623,6 @@ def test_nobody_answers_when_following_begins() -> None:
 
 
 @inside
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_server_hangs_after_a_silence_and_wakes() -> None:
     """The silence is longer than two pings, after which gRPC sends no more unless it is told to (etcd.OPTIONS)."""
@@ -648,7 +647,6 @@ def test_server_hangs_after_a_silence_and_wakes() -> None:
 
 
 @inside
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_member_lost_and_leader_changed() -> None:
     members = servers.start(3)
