@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from namespaces import GO_PLUGINS, PATH, Host
+from support.namespaces import GO_PLUGINS, PATH, Host
 
 ROOT = Path(__file__).resolve().parent
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
@@ -58,7 +58,7 @@ def cni_py(bin_dir: Path) -> Path:
 
 @pytest.fixture
 def host(bin_dir: Path) -> Iterator[Host]:
-    """A host in namespaces of its own, without containers or subnet.env; see tests/namespaces.py."""
+    """A host in namespaces of its own, without containers or subnet.env; see tests/support/namespaces.py."""
     with Host(bin_dir) as made:
         yield made
 

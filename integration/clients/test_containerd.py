@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
 from integration.clients import image
 from integration.clients.containers import (
     HOST4,
@@ -34,8 +33,9 @@ from integration.clients.containers import (
     state,
 )
 from integration.clients.cri import Cri, CriError
-from namespaces import PATH, Host, Sandbox
-from pods import DUAL_ENV
+from support.agents import Agent
+from support.namespaces import PATH, Host, Sandbox
+from support.pods import DUAL_ENV
 
 GUIDE = Path(__file__).resolve().parents[2] / "conf" / "10-flannel.conflist"
 GATEWAY = "10.244.91.1"

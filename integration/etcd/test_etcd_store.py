@@ -31,7 +31,7 @@ from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.store import LeaseTaken, PoolExhausted, Refused, StoreError, Unavailable
 from integration.etcd import servers
 from integration.etcd.servers import Server
-from namespaces import PATH, Host
+from support.namespaces import PATH, Host
 
 pytestmark = pytest.mark.netns
 

@@ -1,6 +1,7 @@
 """SIGKILL of flanneld before any system call that changes something, with its leases in a real etcd.
 
-How it works: tests/flanneld_kills.py. What a kill may leave in etcd is a lease of etcd's without a key, which ends by itself.
+How it works: tests/support/flanneld_kills.py. What a kill may leave in etcd is a lease of etcd's without a key, which ends by
+itself.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flannel import FAMILIES, network
-from flanneld_kills import BUSY, FEWEST, NEW, InEtcd, kill_often, needs_tracer
 from integration.etcd import servers
+from support.flannel import FAMILIES, network
+from support.flanneld_kills import BUSY, FEWEST, NEW, InEtcd, kill_often, needs_tracer
 
 SECONDS = 2.0
 """Of kills: with `--longer 150` all points are tried."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import PATH, Host, Sandbox
+from support.namespaces import PATH, Host, Sandbox
 
 FLANNEL: dict[str, Any] = {"name": "cbr0", "cniVersion": "1.0.0", "type": "flannel", "delegate": {"isDefaultGateway": True}}
 BRIDGE: dict[str, Any] = {

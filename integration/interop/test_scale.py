@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from namespaces import PATH
+from support.namespaces import PATH
 
 SCALE = Path(__file__).resolve().parents[1] / "scale"
 LEASES, CHANGES, SECONDS = 50, 2, 50

@@ -1,7 +1,7 @@
 """A system call that fails, wherever in the chain; state files of every kind that are empty, cut, or rubbish.
 
 Faults of single steps of flannel and bridge are in test_all_or_nothing.py; here it is each system call that changes
-something, of flannel and portmap, of ADD, DEL and GC, that answers EIO, ENOMEM or ENOSPC (tests/kills.py).
+something, of flannel and portmap, of ADD, DEL and GC, that answers EIO, ENOMEM or ENOSPC (tests/support/kills.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-import kills
-from namespaces import Host, Sandbox
-from pods import add, check, delete, gc
+from support import kills
+from support.namespaces import Host, Sandbox
+from support.pods import add, check, delete, gc
 
 SECONDS = 2.0
 FEWEST = 6  # as long as it takes, on a machine that has a lot else to do

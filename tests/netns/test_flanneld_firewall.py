@@ -24,7 +24,7 @@ from cni_py.flanneld.options import Options
 from cni_py.kernel import flannel_rules as rules
 from cni_py.kernel import flannel_tables, nft
 from cni_py.kernel.iptables import Iptables
-from namespaces import Host, Sandbox
+from support.namespaces import Host, Sandbox
 
 pytestmark = pytest.mark.netns
 

@@ -30,7 +30,7 @@ from cni_py.kernel.neighbour import (
 from cni_py.kernel.routes import PROTOCOL, Route, blackhole, delete_routes, list_routes, replace_routes
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails, ensure_vxlan, find_vxlan
 from cni_py.kernel.watch import KINDS, Watch
-from namespaces import Host
+from support.namespaces import Host
 
 T = TypeVar("T")
 

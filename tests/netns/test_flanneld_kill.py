@@ -1,6 +1,6 @@
 """SIGKILL of flanneld before any system call that changes something, and a new start: nothing is lost, half or left.
 
-How it works: tests/flanneld_kills.py. In its start, in a change of the leases, in a renewal, in ``--cleanup``.
+How it works: tests/support/flanneld_kills.py. In its start, in a change of the leases, in a renewal, in ``--cleanup``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flannel import Net, Node, network
-from flanneld_kills import BUSY, FEWEST, NEW, Found, InFile, kill_often, needs_tracer
-from namespaces import Sandbox, wait_for_end
+from support.flannel import Net, Node, network
+from support.flanneld_kills import BUSY, FEWEST, NEW, Found, InFile, kill_often, needs_tracer
+from support.namespaces import Sandbox, wait_for_end
 
 OPTIONS = ["-ip-masq", "-ip-blackhole-route"]
 SECONDS = 2.0

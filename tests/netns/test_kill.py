@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-import faults
-from namespaces import PATH, Host
-from pods import DUAL_ENV, FLANNEL, add, delete, gc, state
+from support import faults
+from support.namespaces import PATH, Host
+from support.pods import DUAL_ENV, FLANNEL, add, delete, gc, state
 
 CONF = FLANNEL | {"delegate": {"hairpinMode": True, "isDefaultGateway": True, "macspoofchk": True}}
 SECONDS = 2.0

@@ -2,7 +2,7 @@
 
 A few dozen kills, ten times as many in `make test-long`; integration/reliability makes thousands, and docs/reliability.md
 has their table.
-How it works: tests/kills.py.
+How it works: tests/support/kills.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-import kills
-from namespaces import Host, Stuck
+from support import kills
+from support.namespaces import Host, Stuck
 
 SECONDS = 2.0
 FEWEST = 6  # as long as it takes, on a machine that has a lot else to do

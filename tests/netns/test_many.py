@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from namespaces import PATH, Host
-from pods import DUAL_ENV, FLANNEL, add, state
+from support.namespaces import PATH, Host
+from support.pods import DUAL_ENV, FLANNEL, add, state
 
 PODS, MOST_PODS = 40, 200
 AT_ONCE = 16

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import pki
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.certificates import stamp, what_is_invalid
 from cni_py.flanneld.etcd import TlsFiles
+from support import pki
 
 NOTHING = ("", b"")
 

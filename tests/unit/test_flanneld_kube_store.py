@@ -22,8 +22,6 @@ from typing import Any
 
 import pytest
 
-import pki
-from apiserver import ApiServer, Handler, node, status, vxlan
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld import kube_api, kube_exec, kube_store, options
 from cni_py.flanneld.kube_annotations import Annotations
@@ -32,6 +30,8 @@ from cni_py.flanneld.kube_store import KubeStore
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.store import LeaseTaken, Refused, StoreError, Unavailable
+from support import pki
+from support.apiserver import ApiServer, Handler, node, status, vxlan
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")

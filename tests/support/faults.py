@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from namespaces import Host, Reply
+from support.namespaces import Host, Reply
 
 FOLDER = "/run/faults"
 REPORT = f"{FOLDER}/report"
