@@ -33,11 +33,12 @@ test:  ## everything, with what it needs installed (as root; otherwise much is s
 	@$(INSTALL) install --prefix build/test >/dev/null
 	@CNI_PY_BIN=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest $(TESTS) </dev/null
 
-check: dev  ## formatting, lint, types, layers
+check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)
 	@$(TOOLS)/ruff check $(SOURCES)
 	@$(TOOLS)/mypy
 	@$(TOOLS)/python -m pytest -q tests/layers
+	@$(TOOLS)/python integration/words
 
 fmt: dev  ## format the sources and mend what ruff can mend
 	@$(TOOLS)/ruff format $(SOURCES)

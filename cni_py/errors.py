@@ -28,7 +28,7 @@ class CniError(Exception):
     """Failure, described for the runtime and for the person who reads its log.
 
     ``msg`` names the object in quotes, ``details`` has the text of the kernel or the file system and
-    the journal line that failed, ``hint`` the next thing to do.
+    the journal line that failed, ``hint`` the next command to run.
     """
 
     code = 100
@@ -104,7 +104,7 @@ class NotAvailable(CniError):
 
 
 class InternalError(CniError):
-    """Bug of ours: the traceback goes to standard error, never into the reply."""
+    """Bug in our code: the traceback goes to standard error, never into the reply."""
 
 
 class KernelRefused(SystemFailure):

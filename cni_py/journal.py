@@ -123,7 +123,7 @@ def _cut(fd: int, size: int) -> int:
 
 
 def _in_one_line(text: object) -> str:
-    """Join the lines of text from another program, so that none of them looks like a command of ours."""
+    """Join the lines of text from another program, so that none of them looks like one of our commands."""
     return " ".join(str(text).split("\n"))
 
 

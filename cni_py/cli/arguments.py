@@ -366,7 +366,7 @@ def _new_lab(add: Callable[..., argparse.ArgumentParser], name: str, text: str) 
     command.add_argument(
         "--directory",
         "--folder",
-        dest="folder",
+        dest="directory",
         metavar="DIR",
         default=_LAB_FOLDER,
         help="state and logs of the lab (%(default)s)",

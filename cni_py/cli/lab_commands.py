@@ -56,10 +56,10 @@ def up(options: argparse.Namespace) -> int:
         config=_read_config(options.net_conf) if options.net_conf else None,
         flanneld=options.flanneld,
         flanneld_options=options.flanneld_option,
-        folder=options.folder,
+        folder=options.directory,
         progress=progress,
     )
-    with _alone(options.folder):
+    with _alone(options.directory):
         lab.up()
         lab.stay()
     took = time.monotonic() - began
@@ -105,15 +105,15 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def down(options: argparse.Namespace) -> int:
-    with _alone(options.folder):
-        there = take_down(options.folder)
+    with _alone(options.directory):
+        there = take_down(options.directory)
     show("lab removed" if there else "no lab is running")
     return 0
 
 
 def execute(options: argparse.Namespace) -> int:
     """Replace this process with the command: its exit status is ours."""
-    lab = Lab.open(options.folder)
+    lab = Lab.open(options.directory)
     argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
     command = lab.command(options.where, *(argv or [os.environ.get("SHELL") or "sh"]))
     _flush()
@@ -121,7 +121,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def ping(options: argparse.Namespace) -> int:
-    lab = Lab.open(options.folder)
+    lab = Lab.open(options.directory)
     matrix = lab.ping(outside=options.outside, seconds=options.seconds)
     if options.json:
         rows = [{name: getattr(pair, name) for name in pair.__slots__} for pair in matrix.pairs]
@@ -134,7 +134,7 @@ def ping(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Print the state; exit status 1 if it differs from what ``up`` created."""
-    lab = Lab.open(options.folder)
+    lab = Lab.open(options.directory)
     report = describe(lab)
     if options.json:
         show(json.dumps(report, indent=4))
@@ -169,7 +169,7 @@ def describe(lab: Lab) -> dict[str, Any]:
     return {
         "ok": ok and etcd is not False,
         "since": state.since,
-        "folder": lab.folder,
+        "directory": lab.folder,
         "config": settings.config,
         "datastore": settings.datastore,
         "etcd": etcd,
@@ -202,13 +202,13 @@ def lines(report: dict[str, Any]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     head = (
-        f"{backend}, datastore {datastore}, up for {minutes} min, outside {' '.join(report['outside'])}, in {report['folder']}"
+        f"{backend}, datastore {datastore}, up for {minutes} min, outside {' '.join(report['outside'])}, in {report['directory']}"
     )
     return [head, *table, *(f"broken: {which}    cni-py lab heal {which}" for which in report["broken"])]
 
 
 def log(options: argparse.Namespace) -> int:
-    lab = Lab.open(options.folder)
+    lab = Lab.open(options.directory)
     lab.machine(options.where)
     try:
         show(lab.log(options.where).rstrip("\n"))
@@ -218,8 +218,8 @@ def log(options: argparse.Namespace) -> int:
 
 
 def break_(options: argparse.Namespace) -> int:
-    with _alone(options.folder):
-        lab = Lab.open(options.folder)
+    with _alone(options.directory):
+        lab = Lab.open(options.directory)
         fault = faults.break_(lab, options.what, options.node)
     if options.what in ("route", "arp", "fdb"):
         show(f"{fault.what}: {fault.removed} deleted")
@@ -235,8 +235,8 @@ def break_(options: argparse.Namespace) -> int:
 
 def heal(options: argparse.Namespace) -> int:
     """Repair one fault, or all of them if none is named."""
-    with _alone(options.folder):
-        lab = Lab.open(options.folder)
+    with _alone(options.directory):
+        lab = Lab.open(options.directory)
         wanted = [f"{options.what} {options.node}".strip()] if options.what else sorted(lab.state.broken)
         for which in wanted:
             what, _, node = which.partition(" ")

@@ -1,4 +1,4 @@
-"""One call of a plugin: the verb and its parameters, checked by ``environment.py``."""
+"""Call of a plugin: the verb and its parameters, checked by ``environment.py``."""
 
 from __future__ import annotations
 
