@@ -138,11 +138,11 @@ def gc(options: argparse.Namespace) -> int:
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """``cni-py sweep``: the table goes to standard output, why evidence is incomplete to standard error."""
+    """``cni-py sweep``: the table goes to standard output, why liveness is not fully known to standard error."""
     import json
 
     from cni_py.sweep import sweep as sweeping
-    from cni_py.sweep.leftovers import Places, places_configured
+    from cni_py.sweep.file_leftovers import Places, places_configured
 
     folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
     places = Places() | places_configured(folder, lambda line: say(f"warning: {line}"))
@@ -152,9 +152,9 @@ def sweep(options: argparse.Namespace) -> int:
     for line in () if options.json else report.lines():
         show(line)
     for reason in report.missing:
-        say(f"nothing is freed while the evidence is incomplete: {reason}")
+        say(f"nothing was freed, liveness unknown: {reason}")
     for finding in report.failed:
-        say(f"could not free {finding.trace.kind} {finding.trace.what}: {finding.why.rpartition('; ')[2]}")
+        say(f"could not free {finding.leftover.kind} {finding.leftover.what}: {finding.why.rpartition('; ')[2]}")
     return 0 if report.is_complete else EXIT_FAILED
 
 

@@ -159,11 +159,11 @@ def homes(chain: str) -> list[Iptables]:
     """Where this chain is, without running a program: nftables says so, a legacy table might hold it."""
     return [
         Iptables(v, "-nft") for v, family in ((4, "ip"), (6, "ip6")) if nfnetlink.exists(f"{family} nat {chain}")
-    ] + _legacy()
+    ] + legacy_tools()
 
 
-def _legacy() -> list[Iptables]:
-    """The legacy tables of this namespace. Who has no iptables installed made none of their rules with it."""
+def legacy_tools() -> list[Iptables]:
+    """The programs for the legacy tables of this namespace; without an installed iptables, no rule was made with one."""
     return [tool for tool in (Iptables(4, "-legacy"), Iptables(6, "-legacy")) if is_legacy(tool.version) and tool.find()]
 
 
@@ -236,7 +236,7 @@ def delete_stale(network: str, valid_ids: Collection[str], parent: str = "POSTRO
         kind: what stands before the name in their comments.
     """
     tools = [Iptables(v, "-nft") for v, family in ((4, "ip"), (6, "ip6")) if nfnetlink.exists(f"{family} nat {parent}")]
-    for tool in [tool for tool in tools if tool.find()] + _legacy():
+    for tool in [tool for tool in tools if tool.find()] + legacy_tools():
         for line in tool.rules(parent) or []:
             chain = line.rpartition(" -j ")[2]
             container_id = line.partition(f'"{kind}name: \\"{network}\\" id: \\"')[2].partition('\\"')[0]

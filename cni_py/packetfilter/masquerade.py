@@ -134,10 +134,11 @@ def delete(owner: Owner, addresses: Collection[Interface] = ()) -> None:
 def _delete_elements(doomed: Callable[[str], bool], holding: str = "") -> None:
     """Delete the elements of both maps for whose comment ``doomed`` says so."""
     for name in MAPS:
-        libnftables.delete_elements(name, _address_text, doomed, holding)
+        libnftables.delete_elements(name, key_text, doomed, holding)
 
 
-def _address_text(key: bytes) -> str:
+def key_text(key: bytes) -> str:
+    """An element's key in nft's syntax."""
     from ipaddress import ip_address
 
     return str(ip_address(key))
