@@ -36,15 +36,16 @@ class Sets(Value):
 
 def sets() -> tuple[Sets, ...]:
     """All sets whose elements have owners."""
-    from cni_py.packetfilter import hostports, macspoof, masquerade, ownership
+    from cni_py.packetfilter import macspoof, macspoof_ruleset, masquerade
+    from cni_py.packetfilter.hostports import connections
     from cni_py.packetfilter.hostports import rules as portmap_rules
 
     ports = (*portmap_rules.SOURCES, *portmap_rules.HOSTPORTS)
     # In this order: one transaction of ADD writes an element without an address (the first) together with one that has
     # it. Read the other way round, an ADD in between would show the former alone, and nothing would tell that it lives.
     return (
-        Sets((macspoof.CHECKED, macspoof.ALLOWED), ownership.port_text, lambda _: b""),
-        Sets(ports, portmap_rules.key_text, lambda e: e.data[:-4], hostports.forget_connections_of),
+        Sets((macspoof.CHECKED, macspoof.ALLOWED), macspoof_ruleset.port_text, lambda _: b""),
+        Sets(ports, portmap_rules.key_text, lambda e: e.data[:-4], connections.delete_of),
         Sets(masquerade.MAPS, masquerade.key_text, lambda e: e.key),
     )
 
