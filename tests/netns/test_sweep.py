@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox, wait_for_end
-from pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
+from support.namespaces import Host, Sandbox, wait_for_end
+from support.pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
 
 BRIDGE = bridge_conf(isGateway=True, ipMasq=True)
 SPOOF = bridge_conf(isGateway=True, ipMasq=True, macspoofchk=True)
