@@ -38,11 +38,12 @@ test:  ## everything, with what it needs installed (as root; otherwise much is s
 test-long:  ## the same, with ten times as many kills and faults
 	@$(MAKE) --no-print-directory test TESTS='--longer 10 $(TESTS)' WORKERS='$(WORKERS)'
 
-check: dev  ## formatting, lint, types, layers
+check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)
 	@$(TOOLS)/ruff check $(SOURCES)
 	@$(TOOLS)/mypy
 	@$(TOOLS)/python -m pytest -q tests/layers
+	@$(TOOLS)/python integration/words
 
 fmt: dev  ## format the sources and mend what ruff can mend
 	@$(TOOLS)/ruff format $(SOURCES)

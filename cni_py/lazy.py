@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class without_init:  # noqa: N801 — reads as a statement: with without_init("pyroute2"): …
-    """Within the block ``name`` is an empty package: its submodules can be imported, its ``__init__`` does not run.
+    """Make ``name`` an empty package within the block: its submodules can be imported, its ``__init__`` does not run.
 
     If the package has been imported already, nothing changes. After the block, ``import name``
     runs the real package, which finds the submodules loaded.

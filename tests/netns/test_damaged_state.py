@@ -212,7 +212,7 @@ def test_damaged_reservation_is_given_again(host: Host, how: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_cached_result(node: Host, cni_py: Path, how: str) -> None:
-    """libcni's file, which `cni-py del` and `cni-py gc` read: dropped, with a word."""
+    """Damage libcni's file, which `cni-py del` and `cni-py gc` read: it is deleted, with a message."""
     chain = {"cniVersion": "1.1.0", "name": "cbr0", "plugins": [FLANNEL, PORTMAP]}
     node.write("/etc/cni/net.d/10-cbr0.conflist", json.dumps(chain))
     command = f"{cni_py} %s cbr0 c2 --container-id c2 --cni-path {node.bin_dir} --cap-args"
@@ -223,7 +223,7 @@ def test_damaged_cached_result(node: Host, cni_py: Path, how: str) -> None:
     path.write_bytes(DAMAGE[how](path.read_bytes()))
     done = node.execute(["sh", "-c", f"{command % 'del'} '{mappings}'"])
     assert done.returncode == 0, done.stderr
-    assert "the cached result is of no use and is dropped" in done.stderr or how == "large"
+    assert "ignoring and deleting an invalid cached result" in done.stderr or how == "large"
     assert "Traceback" not in done.stderr
     assert kills.difference(before, everything(node)) == {}
     path.write_bytes(DAMAGE[how](b'{"kind": "cniCacheV1", "networkName": "cbr0"}'))

@@ -488,7 +488,7 @@ def test_what_cannot_be_freed_is_named(host: Host, sweep: Sweep) -> None:
     host.run("cd /var/lib/cni/networks/one; mount --bind . .; mount -o remount,bind,ro .")
     report = sweep("--grace", "0", status=1)
     assert outcomes(report) == {"address": ["failed", "freed"]}
-    assert "could not free address 10.1.0.2 (/var/lib/cni/networks/one/10.1.0.2)" in report["said"]
+    assert "could not remove address 10.1.0.2 (/var/lib/cni/networks/one/10.1.0.2)" in report["said"]
     assert "Read-only file system" in report["said"]
     assert (reserved(host, "one"), reserved(host, "two")) == (["10.1.0.2"], [])
 
