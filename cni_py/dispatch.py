@@ -9,6 +9,7 @@ from __future__ import annotations
 from sys import modules
 
 from cni_py import config
+from cni_py.plugin_table import PLUGINS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,20 +19,14 @@ if TYPE_CHECKING:
     from cni_py.spec.call import Call
     from cni_py.spec.result import Result
 
-MODULES = {
-    "flannel": "cni_py.plugins.meta.flannel",
-    "bridge": "cni_py.plugins.main.bridge",
-    "host-local": "cni_py.plugins.ipam.host_local",
-    "portmap": "cni_py.plugins.meta.portmap",
-    "loopback": "cni_py.plugins.main.loopback",
-}
 _FUNCTIONS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
 
 
 def load(plugin: str) -> Any:
     """The plugin's module."""
-    __import__(MODULES[plugin])
-    return modules[MODULES[plugin]]
+    name = PLUGINS[plugin].module
+    __import__(name)
+    return modules[name]
 
 
 def run(call: Call) -> Result | Mapping[str, Any] | None:

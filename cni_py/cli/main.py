@@ -193,9 +193,10 @@ def version(options: argparse.Namespace) -> int:
 def config(options: argparse.Namespace) -> int:
     """``cni-py config``: the keys that the plugins read."""
     from cni_py.config import reference
+    from cni_py.plugin_table import PLUGINS
 
-    if options.plugin and options.plugin not in reference.PLUGINS:
-        raise CniError(f'"{options.plugin}" is no plugin of cni-py', hint=f"one of {', '.join(reference.PLUGINS)}")
+    if options.plugin and options.plugin not in PLUGINS:
+        raise CniError(f'"{options.plugin}" is no plugin of cni-py', hint=f"one of {', '.join(PLUGINS)}")
     show(reference.render_reference().rstrip("\n") if options.markdown else "\n".join(reference.render_text(options.plugin)))
     return 0
 

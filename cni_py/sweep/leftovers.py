@@ -19,6 +19,7 @@ from cni_py.ipam.ranges import as_address
 from cni_py.ipam.store import parse_owner, reserved_names
 from cni_py.packetfilter.ownership import network_hash, short_id
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import is_name
 from cni_py.sweep import netns_scan
 from cni_py.sweep.liveness import ALIAS
@@ -209,7 +210,7 @@ def saved(folder: str) -> Iterator[tuple[Trace, str]]:
         hashed = network_hash(network) if network else ""
         ipam = conf.get("ipam")
         ipam = ipam if isinstance(ipam, dict) else {}
-        is_blind = bool(ipam) and ipam.get("type") != "host-local"
+        is_blind = bool(ipam) and files_of(ipam.get("type")) != "reservations"
         data_dir = ipam.get("dataDir") or DATA_DIR
         trace = Trace(SAVED, path, path, container_id, ifname, network, hashed, stamp=stamp, is_blind=is_blind)
         yield trace, data_dir if isinstance(data_dir, str) and not is_blind else ""
@@ -217,7 +218,7 @@ def saved(folder: str) -> Iterator[tuple[Trace, str]]:
 
 def records() -> Iterator[Trace]:
     """The records of ADD; of a damaged one what its name says. Raises: IOFailure."""
-    for folder in (attachments.FOLDER, *attachments._FOLDERS.values()):
+    for folder in attachments.directories():
         for name in files.list_folder(folder):
             path = f"{folder}/{name}"
             stamp, parts = stamp_of(path), name.split(":")
@@ -329,11 +330,21 @@ def places_of(plugins: Iterable[Mapping[str, Any]], network: str) -> Places:
     places = Places()
     for plugin in plugins:
         ipam = plugin.get("ipam")
-        if isinstance(ipam, dict) and isinstance(ipam.get("dataDir"), str) and ipam.get("type", "host-local") == "host-local":
+        if (
+            isinstance(ipam, dict)
+            and isinstance(ipam.get("dataDir"), str)
+            and files_of(ipam.get("type", "host-local")) == "reservations"
+        ):
             places |= Places(frozenset({(ipam["dataDir"], network)}))
-        if plugin.get("type") == "flannel" and isinstance(plugin.get("dataDir"), str) and plugin["dataDir"].startswith("/"):
-            places |= Places(flannel=frozenset({plugin["dataDir"].rstrip("/") or "/"}))
+        data_dir = plugin.get("dataDir") if files_of(plugin.get("type")) == "delegate configurations" else None
+        if isinstance(data_dir, str) and data_dir.startswith("/"):
+            places |= Places(flannel=frozenset({data_dir.rstrip("/") or "/"}))
     return places
+
+
+def files_of(plugin: object) -> str:
+    """What the plugin of this ``type`` keeps in its ``dataDir``: see plugin_table.py. Pure."""
+    return PLUGINS[plugin].files if isinstance(plugin, str) and plugin in PLUGINS else ""
 
 
 def places_configured(folder: str, warn: Callable[[str], None]) -> Places:
