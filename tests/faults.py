@@ -21,7 +21,7 @@ REPORT = f"{FOLDER}/report"
 # kill:   SIGKILL before the N-th operation that changes something
 HOOK = """
 import errno, posix
-from cni_py.kernel import journal
+from cni_py import journal
 
 class Faults:
     kind = posix.environ.get(b"FAULT_KIND", b"").decode()

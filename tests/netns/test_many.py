@@ -131,6 +131,7 @@ sys.path.insert(-1, sys.argv[1])
 from cni_py import engine
 from cni_py.agent.warm_up import warm_up
 from cni_py.spec import call
+from cni_py.sweep import sweep
 warm_up()
 before = set(sys.modules)
 environ = {"CNI_PATH": sys.argv[2], "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1"}
