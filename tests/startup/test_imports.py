@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from namespaces import PATH, Host
+from support.agents import Agent
+from support.namespaces import PATH, Host
 
 WRAPPER = """
 import posix, sys
@@ -75,7 +75,7 @@ HEAVY = {
     "shutil", "signal", "site", "socket", "subprocess", "tempfile", "threading", "traceback", "typing", "typing_extensions",
     "urllib", "uuid", "warnings",
 }  # fmt: skip
-"""What a call must never load by accident; ``bare_package`` leaves no ``pyroute2`` and no ``pydantic_core``."""
+"""What a call must never load by accident; ``without_init`` leaves no ``pyroute2`` and no ``pydantic_core``."""
 
 
 class Client:

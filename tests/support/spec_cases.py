@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from cni_py import plugin_table
-from namespaces import PATH, Host, Reply, Sandbox
+from support.namespaces import PATH, Host, Reply, Sandbox
 
 PLUGINS = tuple(name for name in plugin_table.PLUGINS if name != "portmap")  # which has tests of its own, behind bridge
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
