@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
 """A package, or a module of the root, and what it may import besides itself and the ground."""
 
 NARROW = {("datastore", "node"): {"cni_py.node.log"}}
-"""Of these packages only these modules."""
+"""Exceptions: from these packages, only these modules."""
 
 LIBRARIES = {
     "pyroute2": ["cni_py/netlink/", "cni_py/kernel/"],
@@ -120,7 +120,7 @@ def test_package_imports_only_what_the_table_allows(package: str) -> None:
 
 
 def test_table_runs_down() -> None:
-    """The table itself has no circle: a package never stands above and below another."""
+    """Check that the table itself has no circle: a package is never both above and below another."""
     assert list(TopologicalSorter(ALLOWED).static_order())
 
 
