@@ -73,6 +73,11 @@ def _folder(call: Call) -> str:
     return _FOLDERS.get(call.plugin, FOLDER)
 
 
+def directories() -> tuple[str, ...]:
+    """Where the records of all plugins are."""
+    return (FOLDER, *_FOLDERS.values())
+
+
 def name_of(container_id: str, ifname: str, network: str) -> str:
     """The attachment's file name, here and in the journal; none of its parts can hold a ``:``."""
     name = f"{container_id}:{ifname}:{network}"

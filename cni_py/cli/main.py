@@ -142,7 +142,7 @@ def sweep(options: argparse.Namespace) -> int:
     import json
 
     from cni_py.sweep import sweep as sweeping
-    from cni_py.sweep.leftovers import Places, places_configured
+    from cni_py.sweep.file_leftovers import Places, places_configured
 
     folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
     places = Places() | places_configured(folder, lambda line: say(f"warning: {line}"))
@@ -154,7 +154,7 @@ def sweep(options: argparse.Namespace) -> int:
     for reason in report.missing:
         say(f"nothing was removed, because live pods could not all be identified: {reason}")
     for finding in report.failed:
-        say(f"could not remove {finding.trace.kind} {finding.trace.what}: {finding.why.rpartition('; ')[2]}")
+        say(f"could not remove {finding.leftover.kind} {finding.leftover.what}: {finding.why.rpartition('; ')[2]}")
     return 0 if report.is_complete else EXIT_FAILED
 
 

@@ -35,7 +35,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from cni_py.packetfilter.ownership import MULTICAST
+from cni_py.packetfilter.masquerade_ruleset import MULTICAST
 
 Network = IPv4Network | IPv6Network
 

@@ -37,16 +37,16 @@ def sweep(host: Host, cni_py: Path) -> Sweep:
     return run
 
 
-def fates(report: dict[str, Any]) -> dict[str, list[str]]:
-    """Kind to fates."""
+def outcomes(report: dict[str, Any]) -> dict[str, list[str]]:
+    """Kind to outcomes."""
     found: dict[str, list[str]] = {}
     for finding in report["findings"]:
-        found.setdefault(finding["kind"], []).append(finding["fate"])
+        found.setdefault(finding["kind"], []).append(finding["outcome"])
     return {kind: sorted(some) for kind, some in found.items()}
 
 
-def all_fates(report: dict[str, Any]) -> set[str]:
-    return {finding["fate"] for finding in report["findings"]}
+def all_outcomes(report: dict[str, Any]) -> set[str]:
+    return {finding["outcome"] for finding in report["findings"]}
 
 
 def reserved(host: Host, network: str = "net") -> list[str]:
@@ -99,7 +99,7 @@ def test_nothing_is_left_of_a_pod_whose_namespace_has_gone(host: Host, sweep: Sw
     add(host, conf, dead)
     lose(host, dead)
     report = sweep("--grace", "0")
-    assert fates(report) == {
+    assert outcomes(report) == {
         "address": ["freed"],
         "nftables element": ["freed"] * 3,
         "record": ["freed"],
@@ -108,21 +108,21 @@ def test_nothing_is_left_of_a_pod_whose_namespace_has_gone(host: Host, sweep: Sw
     assert {(f["containerID"], f["ifname"] or "eth0", f["network"]) for f in report["findings"]} == {("c2", "eth0", "cbr0")}
     assert host.snapshot(live) == before
     assert records(host) == before_records
-    assert fates(sweep("--grace", "0")) == {}
+    assert outcomes(sweep("--grace", "0")) == {}
 
 
-def test_the_table_shows_the_evidence(host: Host, cni_py: Path) -> None:
+def test_the_table_shows_the_reasons(host: Host, cni_py: Path) -> None:
     pod = host.netns("c1")
     add(host, BRIDGE, pod)
     host.delete_netns(pod)
     lines = host.run(f"{cni_py} sweep --dry-run --grace 0").splitlines()
-    assert lines[0].split() == ["FATE", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
+    assert lines[0].split() == ["OUTCOME", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
     line = next(line for line in lines if "10.1.0.2 (/var/lib/cni/networks/net/10.1.0.2)" in line)
     assert line.startswith("would be freed  address")
     assert "  c1            eth0       net      " in line
     assert "10.1.0.2 is on no interface of any of 1 live namespaces" in line
-    assert "recorded namespace /run/netns/c1 has gone" in line
-    assert lines[-1] == "3 would be freed; 0 attachments live, in 1 namespaces with the host's"
+    assert "recorded namespace /run/netns/c1 no longer exists" in line
+    assert lines[-1] == "3 would be freed; 0 live attachments in 1 namespaces, the host's included"
 
 
 def test_each_change_is_in_the_journal(host: Host, sweep: Sweep) -> None:
@@ -147,7 +147,7 @@ def test_dry_run_changes_nothing(host: Host, sweep: Sweep) -> None:
     lose(host, dead)
     before = host.snapshot(live), host.files("/run/cni-py"), host.run("find /var/lib/cni /run/cni-py -printf '%p %i %T@\n'")
     report = sweep("--dry-run", "--grace", "0")
-    assert all_fates(report) == {"would be freed"}
+    assert all_outcomes(report) == {"would be freed"}
     assert (
         host.snapshot(live),
         host.files("/run/cni-py"),
@@ -165,7 +165,7 @@ def test_element_whose_pod_the_go_plugins_deleted(host: Host, sweep: Sweep, go_p
     host.delete_netns(dead)
     assert reserved(host) == ["10.1.0.3"]
     assert len(elements(host)) == 2
-    assert fates(sweep("--grace", "0")) == {"nftables element": ["freed"], "record": ["freed"]}
+    assert outcomes(sweep("--grace", "0")) == {"nftables element": ["freed"], "record": ["freed"]}
     assert [comment.split()[0] for comment in elements(host)] == ["c2"]
 
 
@@ -176,7 +176,7 @@ def test_element_without_any_file_is_old(host: Host, sweep: Sweep) -> None:
     host.delete_netns(pod)
     host.run("rm -r /run/cni-py/attachments /var/lib/cni/networks/net")
     report = sweep()
-    assert fates(report) == {"nftables element": ["freed"]}
+    assert outcomes(report) == {"nftables element": ["freed"]}
     assert report["findings"][0]["ageSeconds"] is None
     assert elements(host) == []
 
@@ -189,11 +189,11 @@ def test_ports_of_a_dead_pod(host: Host, sweep: Sweep) -> None:
         conf = {"cniVersion": "1.1.0", "name": "net", "type": "portmap", "runtimeConfig": {"portMappings": mapping}}
         add(host, conf, pod, prev=result)
     host.run("rm -r /run/cni-py/attachments")
-    assert fates(sweep("--grace", "0")) == {}
+    assert outcomes(sweep("--grace", "0")) == {}
     host.delete_netns(pods[0])
     report = sweep("--grace", "0")
-    assert fates(report)["nftables element"] == ["freed"] * 3
-    assert fates(report)["record"] == ["freed"]
+    assert outcomes(report)["nftables element"] == ["freed"] * 3
+    assert outcomes(report)["record"] == ["freed"]
     assert {comment.split()[0] for comment in elements(host)} == {"c2"}
     assert len(elements(host)) == 3
 
@@ -206,9 +206,9 @@ def test_masquerade_chain_of_the_go_plugins(host: Host, sweep: Sweep, go_plugins
     host.run(foreign)
     rules = host.run("iptables -t nat -S")
     assert rules.count("MASQUERADE") == 2
-    assert fates(sweep("--grace", "0")) == {}
+    assert outcomes(sweep("--grace", "0")) == {}
     host.delete_netns(dead)
-    assert fates(sweep("--grace", "0")) == {"address": ["freed"], "iptables chain": ["freed"]}
+    assert outcomes(sweep("--grace", "0")) == {"address": ["freed"], "iptables chain": ["freed"]}
     after = host.run("iptables -t nat -S")
     gone = set(rules.splitlines()) - set(after.splitlines())
     assert len(gone) == 4
@@ -230,7 +230,7 @@ def test_damaged_files(host: Host, sweep: Sweep) -> None:
     host.write("/var/lib/cni/flannel/dead2.4711.tmp", '{"na')
     host.path("/var/lib/cni/networks/net/10.1.0.7").mkdir()
     report = sweep("--grace", "0")
-    assert fates(report) == {"address": ["freed"] * 2, "saved configuration": ["freed"] * 2, "record": ["freed"]}
+    assert outcomes(report) == {"address": ["freed"] * 2, "saved configuration": ["freed"] * 2, "record": ["freed"]}
     assert host.files("/var/lib/cni") == {"/var/lib/cni/networks/net/notes.txt": "mine"}
     assert host.path("/var/lib/cni/networks/net/10.1.0.7").exists()
 
@@ -251,7 +251,7 @@ def test_folders_that_configurations_name(host: Host, sweep: Sweep) -> None:
     host.write("/run/c/two/10.2.0.2", "c2\r\neth0")
     report = sweep("--grace", "0")
     assert sorted(f["path"] for f in report["findings"]) == ["/run/a/one/10.1.0.2", "/run/b/c2", "/run/c/two/10.2.0.2"]
-    assert all_fates(report) == {"freed"}
+    assert all_outcomes(report) == {"freed"}
     assert "30-bad.conf" in report["said"]
     assert host.path("/run/a/else/10.1.0.2").exists()
 
@@ -259,7 +259,7 @@ def test_folders_that_configurations_name(host: Host, sweep: Sweep) -> None:
 def test_cached_result_is_told_and_stays(host: Host, sweep: Sweep) -> None:
     entry = {"kind": "cniCacheV1", "containerId": "c1", "ifName": "eth0", "networkName": "net", "netns": "/run/netns/c1"}
     host.write("/var/lib/cni/results/net-c1-eth0", json.dumps(entry))
-    assert fates(sweep("--grace", "0")) == {"cached result": ["reported"]}
+    assert outcomes(sweep("--grace", "0")) == {"cached result": ["reported"]}
     assert host.path("/var/lib/cni/results/net-c1-eth0").exists()
 
 
@@ -267,7 +267,7 @@ def test_veth_with_both_ends_on_the_host(host: Host, sweep: Sweep) -> None:
     host.run("ip link add v1 type veth peer name w1; ip link set v1 alias cni:c1:eth0:net")
     host.run("ip link add v2 type veth peer name w2; ip link set v2 alias cni:c2:eth0:net; ip addr add 10.1.0.2/24 dev w2")
     host.run("ip link add v3 type veth peer name w3; ip link set v3 alias somebody")
-    assert fates(sweep()) == {"veth": ["freed"]}
+    assert outcomes(sweep()) == {"veth": ["freed"]}
     assert host.host_ends() == ["v2", "v3", "w2", "w3"]
 
 
@@ -385,7 +385,7 @@ def test_layer_2_pod_lives_by_its_host_end(host: Host, sweep: Sweep) -> None:
     host.run("rm -r /run/cni-py")
     assert sweep("--grace", "0")["findings"] == []
     host.delete_netns(pod)
-    assert fates(sweep("--grace", "0")) == {"nftables element": ["freed"] * 2}
+    assert outcomes(sweep("--grace", "0")) == {"nftables element": ["freed"] * 2}
 
 
 def test_pod_that_took_its_address_away_lives_by_its_record(host: Host, sweep: Sweep) -> None:
@@ -414,10 +414,12 @@ def test_add_of_the_go_plugins_that_is_under_way(host: Host, sweep: Sweep) -> No
              "until [ -e /run/ready ]; do sleep 0.02; done")  # fmt: skip
     assert sweep("--grace", "0")["findings"] == []
     host.run("echo >/run/end; until [ -e /run/ended ]; do sleep 0.02; done")
-    assert fates(sweep("--grace", "0")) == {"address": ["freed"]}
+    assert outcomes(sweep("--grace", "0")) == {"address": ["freed"]}
 
 
-@pytest.mark.parametrize(("age", "words"), [(100.0, "too young: 100 s of 300"), (-86400.0, "its time lies in the future")])
+@pytest.mark.parametrize(
+    ("age", "words"), [(100.0, "too young: 100 s of 300"), (-86400.0, "its modification time lies in the future")]
+)
 def test_young_and_future_files_stay(host: Host, sweep: Sweep, age: float, words: str) -> None:
     host.write_subnet_env()
     pod = host.netns("c1")
@@ -426,10 +428,10 @@ def test_young_and_future_files_stay(host: Host, sweep: Sweep, age: float, words
     put_back(host, 10_000)
     put_back(host, age, "/var/lib/cni/networks/cbr0/10.244.91.2")
     report = sweep()
-    assert {(f["fate"], f["why"].rpartition("kept: ")[2]) for f in report["findings"]} == {("kept", words)}
+    assert {(f["outcome"], f["why"].rpartition("kept: ")[2]) for f in report["findings"]} == {("kept", words)}
     assert len(report["findings"]) == 4  # the youngest file speaks for all of the attachment
     put_back(host, 301)
-    assert all_fates(sweep()) == {"freed"}
+    assert all_outcomes(sweep()) == {"freed"}
 
 
 def test_namespace_number_that_was_given_again(host: Host, sweep: Sweep) -> None:
@@ -440,7 +442,7 @@ def test_namespace_number_that_was_given_again(host: Host, sweep: Sweep) -> None
     record = host.path("/run/cni-py/attachments/c1:eth0:net")
     inode = int(host.run(f"stat -Lc %i {host.netns('later')}"))
     record.write_text(json.dumps(json.loads(record.read_text()) | {"ino": inode}))
-    assert all_fates(sweep("--grace", "0")) == {"freed"}
+    assert all_outcomes(sweep("--grace", "0")) == {"freed"}
 
 
 # --- when it cannot be told -------------------------------------------------------------------------------------------
@@ -449,8 +451,8 @@ def test_namespace_number_that_was_given_again(host: Host, sweep: Sweep) -> None
 def test_without_root_nothing_is_freed(host: Host) -> None:
     host.write("/var/lib/cni/networks/net/10.1.0.2", "c1\r\neth0")
     host.run("chmod -R a+rX /var/lib/cni; chmod 777 /var/lib/cni/networks/net")
-    fates, missing = host.do(_sweep_as_nobody)
-    assert fates == ["kept"]
+    outcomes, missing = host.do(_sweep_as_nobody)
+    assert outcomes == ["kept"]
     assert missing[0] == "only root can look into the namespaces"
     assert reserved(host) == ["10.1.0.2"]
 
@@ -463,7 +465,7 @@ def _sweep_as_nobody() -> tuple[list[str], tuple[str, ...]]:
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
     report = sweep.run(0.0, with_kernel=False)
-    return [finding.fate for finding in report.findings], report.missing
+    return [finding.outcome for finding in report.findings], report.missing
 
 
 def test_in_another_process_namespace_nothing_is_freed(host: Host, cni_py: Path) -> None:
@@ -474,8 +476,8 @@ def test_in_another_process_namespace_nothing_is_freed(host: Host, cni_py: Path)
     host.write("/var/lib/cni/networks/net/10.1.0.77", "c7\r\neth0")
     done = host.execute(["unshare", "--pid", "--fork", "--mount-proc", str(cni_py), "sweep", "--grace", "0"])
     assert done.returncode == 1, done.stdout
-    assert "this /proc may not show all of the host" in done.stderr
-    assert "kept: the evidence is incomplete" in done.stdout
+    assert "/proc may not show the whole host" in done.stderr
+    assert "kept: liveness unknown" in done.stdout
     assert reserved(host) == ["10.1.0.2", "10.1.0.77"]
 
 
@@ -485,7 +487,7 @@ def test_what_cannot_be_freed_is_named(host: Host, sweep: Sweep) -> None:
         host.write(f"/var/lib/cni/networks/{network}/lock", "")
     host.run("cd /var/lib/cni/networks/one; mount --bind . .; mount -o remount,bind,ro .")
     report = sweep("--grace", "0", status=1)
-    assert fates(report) == {"address": ["failed", "freed"]}
+    assert outcomes(report) == {"address": ["failed", "freed"]}
     assert "could not remove address 10.1.0.2 (/var/lib/cni/networks/one/10.1.0.2)" in report["said"]
     assert "Read-only file system" in report["said"]
     assert (reserved(host, "one"), reserved(host, "two")) == (["10.1.0.2"], [])

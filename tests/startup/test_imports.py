@@ -75,7 +75,7 @@ HEAVY = {
     "shutil", "signal", "site", "socket", "subprocess", "tempfile", "threading", "traceback", "typing", "typing_extensions",
     "urllib", "uuid", "warnings",
 }  # fmt: skip
-"""Modules that a call must never load by accident; ``bare_package`` leaves no ``pyroute2`` and no ``pydantic_core``."""
+"""Modules that a call must never load by accident; ``without_init`` leaves no ``pyroute2`` and no ``pydantic_core``."""
 
 
 class Client:

@@ -605,7 +605,8 @@ def test_config_command_prints_the_reference(run: Run) -> None:
 def test_unknown_plugin_of_config_is_an_error_with_a_suggestion(run: Run) -> None:
     assert run("config", "brigde")[::2] == (
         1,
-        'cni-py: unknown plugin "brigde": did you mean "bridge"?\n'
-        "  hint: one of flannel, bridge, host-local, portmap, loopback\n",
+        """cni-py: unknown plugin "brigde": did you mean "bridge"?
+  hint: one of flannel, bridge, host-local, portmap, loopback
+""",
     )
     assert 'did you mean "get"?' in run("config", "gett")[2]
