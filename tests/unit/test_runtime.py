@@ -327,7 +327,9 @@ def test_plugins_get_the_parameters_and_the_rest_of_the_environment(
 
 def test_narration_switches_the_journal_on(fakes: Fakes, tmp_path: Path) -> None:
     messages: list[str] = []
-    Runtime([str(fakes.bin)], str(tmp_path / "cache"), say=messages.append, narrate=messages.append).add(network(), attachment())
+    Runtime([str(fakes.bin)], str(tmp_path / "cache"), say=messages.append, narrate=messages.append).add(
+        network(), attachment()
+    )
     assert fakes.environments()[0]["CNI_PY_EXPLAIN"] == "1"
     assert messages[0] == f"ADD net: one ({fakes.bin}/one)"
     assert messages[1].startswith("ADD net: one done, ")
