@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cni_py"
 
-GROUND = {"errors", "files", "journal", "jsontext", "lazy", "program", "subnet_env", "undo", "value"}
+GROUND = {"errors", "files", "journal", "jsontext", "lazy", "plural", "program", "subnet_env", "undo", "value"}
 """Modules of the root that every package may import."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
 """A package, or a module of the root, and what it may import besides itself and the ground."""
 
 NARROW = {("datastore", "node"): {"cni_py.node.log"}}
-"""Of these packages only these modules."""
+"""Exceptions: from these packages, only these modules."""
 
 LIBRARIES = {
     "pyroute2": ["cni_py/netlink/", "cni_py/kernel/"],
@@ -121,7 +121,7 @@ def test_package_imports_only_what_the_table_allows(package: str) -> None:
 
 
 def test_table_runs_down() -> None:
-    """The table itself has no circle: a package never stands above and below another."""
+    """Check that the table itself has no circle: a package is never both above and below another."""
     assert list(TopologicalSorter(ALLOWED).static_order())
 
 
