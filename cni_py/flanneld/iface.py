@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.lease import why_no_node
+from cni_py.flanneld.pattern import Pattern
 from cni_py.kernel.interfaces import (
     IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
@@ -167,13 +168,13 @@ class _Search:
 
     def _by_pattern(self, pattern: str) -> Candidate:
         """The first link that has a matching address of each family in use, else a matching name. Raises: NotFound."""
-        regex = re.compile(pattern)
+        regex = Pattern(pattern)
         links = [link for link in self._links if not _OURS.match(link.name)]
         for link in links:
-            matching = [address for address in self._of(link) if regex.search(str(address))]
+            matching = [address for address in self._of(link) if regex.matches(str(address))]
             if self._is_complete(_candidate(link, *matching)):
                 return _candidate(link, *matching)
-        named = [link for link in links if regex.search(link.name)]
+        named = [link for link in links if regex.matches(link.name)]
         for link in named:  # "eth1" matches "veth1a2b" too, a pod's, which has no address
             if self._is_complete(_candidate(link, *self._of(link))):
                 return Candidate(link)

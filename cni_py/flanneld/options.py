@@ -21,6 +21,7 @@ from typing import Any
 
 from cni_py import __version__
 from cni_py.flanneld.lease import why_no_node
+from cni_py.flanneld.pattern import Pattern
 
 PREFIX = "FLANNELD_"
 DAY_MINUTES = 24 * 60
@@ -127,11 +128,7 @@ def _public(version: int) -> Callable[[str], str]:
 
 
 def _pattern(text: str) -> str:
-    try:
-        re.compile(_needed(text))
-    except re.error as error:
-        raise ValueError(f"it is no regular expression: {error}") from error
-    return text
+    return Pattern(_needed(text)).text
 
 
 def _datastore(text: str) -> str:

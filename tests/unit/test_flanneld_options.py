@@ -161,7 +161,7 @@ def test_numbers_are_written_as_in_go(text: str, number: int) -> None:
         (["-subnet-lease-renew-margin=1440"], "Invalid subnet-lease-renew-margin option, out of acceptable range"),
         (["-subnet-file="], "it is empty"),
         (["-iface="], "it is empty"),
-        (["-iface-regex=("], 'invalid value "(" for flag -iface-regex: it is no regular expression'),
+        (["-iface-regex=("], 'invalid value "(" for flag -iface-regex: invalid regular expression: missing ): ('),
         (["-iface-can-reach=eth0"], 'invalid value "eth0" for flag -iface-can-reach'),
         (["-public-ip=::1"], 'invalid value "::1" for flag -public-ip: it is an IPv4 address'),
         (["-public-ipv6=10.0.0.1"], 'invalid value "10.0.0.1" for flag -public-ipv6: it is an IPv6 address'),
