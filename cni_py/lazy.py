@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class bare_package:  # noqa: N801 — reads as a statement: with bare_package("pyroute2"): …
-    """Within the block ``name`` is an empty package: its submodules can be imported, it itself does not run.
+    """Make ``name`` an empty package within the block: its submodules can be imported, its ``__init__`` does not run.
 
-    Where the package has been imported already, nothing changes. After the block a later
+    If the package has been imported already, nothing changes. After the block a later
     ``import name`` runs the real package, which finds the submodules loaded.
     """
 
@@ -36,6 +36,6 @@ class bare_package:  # noqa: N801 — reads as a statement: with bare_package("p
 
 
 def keep_bare(*names: str) -> None:
-    """Leave these packages bare for good: blocks of several threads would take them from each other."""
+    """Leave these packages without ``__init__`` permanently: concurrent blocks of several threads would interfere."""
     for name in names:
         bare_package(name).__enter__()

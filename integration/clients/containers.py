@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from integration.clients import image
-from namespaces import Host, Sandbox
+from support.namespaces import Host, Sandbox
 
 OUTSIDE = Sandbox("outside")
 HOST4, HOST6 = "192.0.2.1", "2001:db8:2::1"

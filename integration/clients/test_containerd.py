@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
 from integration.clients import image
 from integration.clients.containers import (
     HOST4,
@@ -34,8 +33,9 @@ from integration.clients.containers import (
     state,
 )
 from integration.clients.cri import Cri, CriError
-from namespaces import PATH, Host, Sandbox
-from pods import DUAL_ENV
+from support.agents import Agent
+from support.namespaces import PATH, Host, Sandbox
+from support.pods import DUAL_ENV
 
 GUIDE = Path(__file__).resolve().parents[2] / "conf" / "10-flannel.conflist"
 GATEWAY = "10.244.91.1"
@@ -341,7 +341,6 @@ def test_pod_is_replaced_and_the_old_one_deleted_late(host: Host, containerd: Co
 # --- several, and restarts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_parallel(host: Host, containerd: Containerd, agent: Agent | None) -> None:
     with nothing_left(containerd):
         names = [f"c{number}" for number in range(AT_ONCE)]

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
 from integration.clients import image
 from integration.clients.containers import (
     HOST4,
@@ -30,7 +29,8 @@ from integration.clients.containers import (
     server_outside,
     state,
 )
-from namespaces import PATH, Host, Sandbox
+from support.agents import Agent
+from support.namespaces import PATH, Host, Sandbox
 
 MAC = "c2:11:22:33:44:55"
 GATEWAY = "10.88.0.1"  # of podman's own network, cni-podman0
@@ -415,7 +415,6 @@ def test_full_range(host: Host, podman: Podman) -> None:
 # --- several at once --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_parallel(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     names = [f"c{number}" for number in range(AT_ONCE)]
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -347,7 +347,6 @@ def test_clock_jumps(bin_dir: Path, tmp_path: Path) -> None:
 # ---- at once ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_twenty_nodes_start_at_once(bin_dir: Path, tmp_path: Path) -> None:
     """And each of them finds the way to all others."""
     names = tuple(f"node{number}" for number in range(1, 21))

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-import agents
-from agents import Agent, Caller, Gate, wait_until
 from cni_py import protocol
-from namespaces import GONE, PATH, Host, Sandbox, wait_for_end
-from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, delete, layer_2_conf, state
+from support import agents
+from support.agents import Agent, Caller, Gate, wait_until
+from support.namespaces import GONE, PATH, Host, Sandbox, wait_for_end
+from support.pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, delete, layer_2_conf, state
 
 POOL = {"cniVersion": "1.1.0", "name": "pool", "type": "host-local"}
 POOL |= {"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/20"}]]}}

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-import agents
-from agents import Agent, Caller, Gate, wait_until
 from cni_py import protocol
-from namespaces import PATH, Host, Reply, Sandbox, wait_for_end
-from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, check, delete, state
+from support import agents
+from support.agents import Agent, Caller, Gate, wait_until
+from support.namespaces import PATH, Host, Reply, Sandbox, wait_for_end
+from support.pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, check, delete, state
 
 BRIDGE = bridge_conf(isDefaultGateway=True, ipMasq=True, macspoofchk=True, hairpinMode=True)
 WHOLE = OPTIONS["flannel-macspoofchk"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-import faults
-from namespaces import Host, Reply
-from pods import DUAL_ENV, FLANNEL, V4, V6, add, bridge_conf, check, delete, layer_2_conf, state, words
+from support import faults
+from support.namespaces import Host, Reply
+from support.pods import DUAL_ENV, FLANNEL, V4, V6, add, bridge_conf, check, delete, layer_2_conf, state, words
 
 BRIDGE = bridge_conf(
     V4, V6, isDefaultGateway=True, ipMasq=True, mtu=1400, hairpinMode=True, macspoofchk=True, promiscMode=False,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import GONE, SUBNET_ENV, Host, Sandbox
-from pods import DUAL_ENV, FLANNEL, add, addresses, check, delete, gc, link, records, routes, state, words
+from support.namespaces import GONE, SUBNET_ENV, Host, Sandbox
+from support.pods import DUAL_ENV, FLANNEL, add, addresses, check, delete, gc, link, records, routes, state, words
 
 SAVED = "/var/lib/cni/flannel"
 

@@ -16,7 +16,7 @@ import pytest
 
 from cni_py.flanneld.lingering import LINGER_SECONDS
 from cni_py.flanneld.session import LOST_RETRY_SECONDS
-from flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
+from support.flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
 
 pytestmark = pytest.mark.netns
 

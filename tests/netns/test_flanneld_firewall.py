@@ -24,7 +24,7 @@ from cni_py.node import log as klog
 from cni_py.packetfilter import forward, libnftables
 from cni_py.packetfilter import forward_rules as rules
 from cni_py.packetfilter.iptables import Iptables
-from namespaces import Host, Sandbox
+from support.namespaces import Host, Sandbox
 
 pytestmark = pytest.mark.netns
 

@@ -11,7 +11,7 @@ from cni_py.errors import InvalidConfig
 from cni_py.flanneld.iface import ExternalInterface, find
 from cni_py.flanneld.options import Options
 from cni_py.node import log as klog
-from namespaces import Host
+from support.namespaces import Host
 
 LINKS = """
 for link in eth0 eth1 eth2; do

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from apiserver import ApiServer, node, vxlan
-from flannel import flanneld_command, until
-from namespaces import PATH, Host
+from support.apiserver import ApiServer, node, vxlan
+from support.flannel import flanneld_command, until
+from support.namespaces import PATH, Host
 
 pytestmark = pytest.mark.netns
 

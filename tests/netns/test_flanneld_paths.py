@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flannel import Net, Node, network, until
+from support.flannel import Net, Node, network, until
 
 pytestmark = pytest.mark.netns
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from cni_py.node.reconcile import PAUSE_SECONDS
-from flannel import Net, Node, network, until
-from namespaces import Sandbox
+from support.flannel import Net, Node, network, until
+from support.namespaces import Sandbox
 
 pytestmark = pytest.mark.netns
 

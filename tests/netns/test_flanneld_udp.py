@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from flannel import FAMILIES
-from namespaces import Host, Sandbox
+from support.flannel import FAMILIES
+from support.namespaces import Host, Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 UDP = ["udp", "udp v6", "udp dual"]

@@ -23,7 +23,7 @@ from cni_py.errors import CheckFailed, CniError, Incomplete, InvalidConfig, IOFa
 from cni_py.journal import Journal
 from cni_py.packetfilter import iptables, libnftables, macspoof, masquerade, nfnetlink, ownership
 from cni_py.packetfilter.ownership import Owner
-from namespaces import GO_PLUGINS, Host, wait_for_end
+from support.namespaces import GO_PLUGINS, Host, wait_for_end
 
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")
 V4, V6 = ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")

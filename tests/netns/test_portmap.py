@@ -22,7 +22,7 @@ from cni_py.packetfilter.hostports import check as portmap_check
 from cni_py.packetfilter.hostports import rules as portmap_rules
 from cni_py.packetfilter.hostports.rules import Mapping, Wanted
 from cni_py.packetfilter.ownership import Owner, short_id
-from namespaces import GO_PLUGINS, Host, Sandbox, wait_for_end
+from support.namespaces import GO_PLUGINS, Host, Sandbox, wait_for_end
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")

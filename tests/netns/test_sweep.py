@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox, wait_for_end
-from pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
+from support.namespaces import Host, Sandbox, wait_for_end
+from support.pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
 
 BRIDGE = bridge_conf(isGateway=True, ipMasq=True)
 SPOOF = bridge_conf(isGateway=True, ipMasq=True, macspoofchk=True)
@@ -486,7 +486,7 @@ def test_what_cannot_be_freed_is_named(host: Host, sweep: Sweep) -> None:
     host.run("cd /var/lib/cni/networks/one; mount --bind . .; mount -o remount,bind,ro .")
     report = sweep("--grace", "0", status=1)
     assert fates(report) == {"address": ["failed", "freed"]}
-    assert "could not free address 10.1.0.2 (/var/lib/cni/networks/one/10.1.0.2)" in report["said"]
+    assert "could not remove address 10.1.0.2 (/var/lib/cni/networks/one/10.1.0.2)" in report["said"]
     assert "Read-only file system" in report["said"]
     assert (reserved(host, "one"), reserved(host, "two")) == (["10.1.0.2"], [])
 

@@ -1,6 +1,6 @@
 """Configurations: pydantic's models and the core schemas made of them agree, and no JSON makes a call go wrong.
 
-Whole calls of flannel, bridge and loopback run in a Host's namespaces (tests/namespaces.py), so that whatever hypothesis
+Whole calls of flannel, bridge and loopback run in a Host's namespaces (tests/support/namespaces.py), so that whatever hypothesis
 finds there is thrown away with them; those of host-local run in this process on a temporary folder.
 """
 
@@ -25,7 +25,7 @@ from cni_py.config import models
 from cni_py.config._schemas import Parsed
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.spec import call
-from namespaces import Host
+from support.namespaces import Host
 
 # --- strategies -------------------------------------------------------------------------------------------------------
 

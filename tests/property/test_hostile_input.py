@@ -28,8 +28,8 @@ from cni_py.errors import CniError
 from cni_py.jsontext import encode
 from cni_py.packetfilter import libnftables
 from cni_py.spec import call
-from namespaces import PATH, Host
-from spec_cases import execute
+from support.namespaces import PATH, Host
+from support.spec_cases import execute
 
 EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40}
 """Of ADD; of the other verbs half of it."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox
-from spec_cases import PLUGINS, code_of, conf, environment, error_of, execute, has_attachment, new_id, new_sandbox
+from support.namespaces import Host, Sandbox
+from support.spec_cases import PLUGINS, code_of, conf, environment, error_of, execute, has_attachment, new_id, new_sandbox
 
 pytestmark = pytest.mark.netns
 

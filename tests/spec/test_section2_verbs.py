@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import GONE, PATH, Host, Sandbox
-from spec_cases import (
+from support.namespaces import GONE, PATH, Host, Sandbox
+from support.spec_cases import (
     FIRST_VERSION,
     PLUGINS,
     VERBS,

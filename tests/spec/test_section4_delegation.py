@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import GONE, Host, Reply, Sandbox
-from spec_cases import VERSIONS, code_of, conf, error_of
+from support.namespaces import GONE, Host, Reply, Sandbox
+from support.spec_cases import VERSIONS, code_of, conf, error_of
 
 FAKE = """#!/bin/sh
 n=$(ls /run/record | grep -c env)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox
-from spec_cases import PLUGINS, VERBS, VERSIONS, code_of, conf, environment, error_of, execute, has_attachment
+from support.namespaces import Host, Sandbox
+from support.spec_cases import PLUGINS, VERBS, VERSIONS, code_of, conf, environment, error_of, execute, has_attachment
 
 pytestmark = pytest.mark.netns
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Reply, Sandbox
-from spec_cases import PLUGINS, VERSIONS, code_of, conf, error_of, new_id, new_sandbox
+from support.namespaces import Host, Reply, Sandbox
+from support.spec_cases import PLUGINS, VERSIONS, code_of, conf, error_of, new_id, new_sandbox
 
 pytestmark = pytest.mark.netns
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from namespaces import PATH, Host
+from support.agents import Agent
+from support.namespaces import PATH, Host
 
 WRAPPER = """
 import posix, sys

@@ -22,8 +22,6 @@ from typing import Any
 
 import pytest
 
-import pki
-from apiserver import ApiServer, Handler, node, status, vxlan
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes import api as kube_api
 from cni_py.datastore.kubernetes import exec as kube_exec
@@ -36,6 +34,8 @@ from cni_py.flanneld.stores import LeaseTaken
 from cni_py.flanneld.stores import kubernetes as kube_store
 from cni_py.flanneld.stores.kubernetes import KubeStore
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations
+from support import pki
+from support.apiserver import ApiServer, Handler, node, status, vxlan
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")

@@ -222,7 +222,7 @@ def test_sibling_folder_is_left_out_where_only_inlined_plugins_count(tmp_path: P
     ("raw", "message"),
     [
         ({"name": "net"}, "no plugin configs found"),
-        ({"name": "net", "plugins": []}, '"plugins" must be a list of one plugin or more'),
+        ({"name": "net", "plugins": []}, '"plugins" must be a list of at least one plugin'),
         ({"name": "net", "plugins": {}}, '"plugins" must be a list'),
         ({"name": "net", "plugins": None}, '"plugins" must be a list'),
         ({"name": "net", "plugins": ["one"]}, "plugin 0: a plugin must be an object"),
@@ -231,22 +231,22 @@ def test_sibling_folder_is_left_out_where_only_inlined_plugins_count(tmp_path: P
         ({"name": "net", "plugins": [{"type": "x", "capabilities": []}]}, '"capabilities" must be an object'),
         ({"name": "net", "plugins": [{"type": "x", "capabilities": {"mac": 1}}]}, '"capabilities.mac" must be true or false'),
         ({"name": "net", "plugins": [{"type": "x", "ipam": "host-local"}]}, '"ipam" must be an object'),
-        ({"name": "net", "loadOnlyInlinedPlugins": True}, 'there is no "plugins"'),
+        ({"name": "net", "loadOnlyInlinedPlugins": True}, '"plugins" is missing'),
         (listed(disableCheck="maybe"), '"disableCheck" must be true or false'),
         (listed(disableGC=1), '"disableGC" must be true or false'),
         (listed(cniVersion=1), '"cniVersion" must be a string'),
         (listed(cniVersions="1.0.0"), '"cniVersions" must be a list of strings'),
-        (listed(cniVersions=["one"]), '"one" is no version'),
+        (listed(cniVersions=["one"]), '"one" is not a version'),
     ],
 )
 def test_parse_list_refuses(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         network_config.parse_list("/nowhere/x.conflist", b"", raw)
     assert message in caught.value.msg
-    assert caught.value.msg.startswith("/nowhere/x.conflist") or "is no version" in message
+    assert caught.value.msg.startswith("/nowhere/x.conflist") or "is not a version" in message
 
 
-def test_a_null_counts_as_left_out() -> None:
+def test_a_null_counts_as_absent() -> None:
     network_config.check_plugin("here", {"type": "x", "capabilities": None, "ipam": None, "name": None, "prevResult": None})
 
 
@@ -383,7 +383,7 @@ def test_add_stops_at_the_first_error_and_hands_it_on(run: Runtime, fakes: Fakes
     ("reply", "words"),
     [
         ("", "netplugin failed with no error message: exit status 3"),
-        ("not json", "is no error object: not json"),
+        ("not json", "is not an error object: not json"),
         ("{}", "netplugin failed without a message: exit status 3"),
         ('{"code": "x", "msg": 5}', "failed (add): 5"),
     ],
@@ -619,14 +619,14 @@ def test_delete_of_what_was_never_added_runs_without_result(run: Runtime, fakes:
     assert not said
 
 
-def test_delete_drops_a_record_that_is_of_no_use(run: Runtime, fakes: Fakes, tmp_path: Path, said: list[str]) -> None:
+def test_delete_drops_an_invalid_record(run: Runtime, fakes: Fakes, tmp_path: Path, said: list[str]) -> None:
     cache_file(tmp_path).parent.mkdir(parents=True)
     cache_file(tmp_path).write_text("broken")
     fakes.answer("two", "DEL", {"code": 5, "msg": "no"}, status=1)
     with pytest.raises(PluginFailed):
         run.delete(network(), attachment())
     assert not cache_file(tmp_path).exists()
-    assert "dropped" in said[0]
+    assert "ignoring and deleting" in said[0]
 
 
 def test_delete_stops_at_an_error_and_keeps_the_record(run: Runtime, fakes: Fakes, tmp_path: Path) -> None:
@@ -700,10 +700,10 @@ def test_status_stops_at_the_first_plugin_that_is_not_ready(run: Runtime, fakes:
     assert verbs(fakes) == ["STATUS one"]
 
 
-def test_status_below_1_1_0_asks_nobody(run: Runtime, fakes: Fakes, said: list[str]) -> None:
+def test_status_below_1_1_0_calls_no_plugin(run: Runtime, fakes: Fakes, said: list[str]) -> None:
     run.status(network("1.0.0"))
     assert not fakes.calls()
-    assert "has no STATUS" in said[0]
+    assert "does not support the STATUS command" in said[0]
 
 
 # ---- GC ---------------------------------------------------------------------------------------

@@ -294,7 +294,7 @@ def test_del_goes_on_past_a_failure_and_names_what_is_left(pool: Pool, monkeypat
     pool.conf["ipam"] = sets("10.1.2.0/29", "fd00::/126", "10.1.3.0/29", data_dir=pool.data_dir)
     pool.add("c1")
     failing(monkeypatch, "unlink", errno.EIO, b"fd00::2")
-    with pytest.raises(IOFailure, match="could not free fd00::2 in"):
+    with pytest.raises(IOFailure, match="could not release fd00::2 in"):
         pool.delete("c1")
     assert set(pool.texts()) == {"fd00::2"}
     pool.delete("c1")
@@ -546,7 +546,7 @@ def test_gc_goes_on_past_a_failure(pool: Pool, monkeypatch: pytest.MonkeyPatch) 
     for n in range(3):
         pool.add(f"c{n}")
     failing(monkeypatch, "unlink", errno.EIO)
-    with pytest.raises(IOFailure, match="could not free"):
+    with pytest.raises(IOFailure, match="could not release"):
         pool.call("GC", "", **{"cni.dev/valid-attachments": []})
     assert len(pool.texts()) == 1
 

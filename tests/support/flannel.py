@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from namespaces import PATH, Host, Sandbox, said_json, wait_for_end
+from support.namespaces import PATH, Host, Sandbox, said_json, wait_for_end
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16"}
 NETWORK6: dict[str, Any] = {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
 FAMILIES: dict[str, dict[str, Any]] = {"v4": NETWORK, "v6": {"EnableIPv4": False, **NETWORK6}, "dual": {**NETWORK, **NETWORK6}}

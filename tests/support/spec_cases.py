@@ -7,7 +7,7 @@ import subprocess
 from itertools import count
 from typing import Any
 
-from namespaces import PATH, Host, Reply, Sandbox
+from support.namespaces import PATH, Host, Reply, Sandbox
 
 PLUGINS = ("flannel", "bridge", "host-local", "loopback")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cni_py import protocol
-from namespaces import PATH, Host, Sandbox, wait_for_end
+from support.namespaces import PATH, Host, Sandbox, wait_for_end
 
 FOLDER = "/run/faults"
 LOG = "/run/agent.log"
