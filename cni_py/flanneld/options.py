@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from posixpath import normpath
 from textwrap import fill
 from typing import Any
 
@@ -107,6 +108,12 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _key(text: str) -> str:
+    """Without empty, ``.`` and ``..`` parts, as Go's ``path.Join`` writes it into every key; "" is no part at all."""
+    cleaned = re.sub("^//", "/", normpath(text))
+    return "" if cleaned == "." else cleaned
+
+
 def _address(*versions: int) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text and ("%" in text or ip_address(text).version not in versions):
@@ -114,6 +121,12 @@ def _address(*versions: int) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _network(text: str) -> str:
+    if "/" not in text or "%" in text:
+        raise ValueError("it is a network such as 192.168.0.0/16 or fd00::/8")
+    return str(ip_network(text, strict=False))
 
 
 def _public(version: int) -> Callable[[str], str]:
@@ -129,6 +142,15 @@ def _public(version: int) -> Callable[[str], str]:
 
 def _pattern(text: str) -> str:
     return Pattern(_needed(text)).text
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"it is {' or '.join(words)}")
+        return text
+
+    return read
 
 
 def _datastore(text: str) -> str:
@@ -169,7 +191,7 @@ class Options:
         "Its members, with commas between. One is used until it fails, then the next.",
         _endpoints,
     )
-    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Where flannel's keys begin.")
+    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Where flannel's keys begin.", _key)
     etcd_keyfile: str = _option("", ETCD, "FILE", "Key of our client certificate, PEM.")
     etcd_certfile: str = _option(
         "",
@@ -218,15 +240,28 @@ class Options:
     iface_regex: tuple[str, ...] = _option(
         (), NETWORK, "REGEX", "The same by a pattern of its address or name; repeatable, tried after -iface.", _pattern
     )
+    iface_cidr: tuple[str, ...] = _option(
+        (), NETWORK, "CIDR", "The same by a network of one of its addresses; repeatable, tried after -iface-regex.", _network
+    )
+    iface_node_ip: bool = _option(
+        False, NETWORK, "", "The same by the node's InternalIP in the Kubernetes API; tried after -iface-cidr."
+    )
     iface_can_reach: str = _option(
         "",
         NETWORK,
         "IP",
-        "The same by a route to this address, tried last. Without any of the three: where the default route leads.",
+        "The same by a route to this address, tried last. Without any of these: where the default route leads.",
         _address(4, 6),
     )
     public_ip: str = _option("", NETWORK, "IP", "Where other nodes reach us; left out: the interface's address.", _public(4))
     public_ipv6: str = _option("", NETWORK, "IP", "The same for IPv6.", _public(6))
+    host_network_overlap: str = _option(
+        "refuse",
+        NETWORK,
+        "refuse|warn",
+        "What to do where the subnet of this node or of another one overlaps a network of this host's links.",
+        _one_of("refuse", "warn"),
+    )
     subnet_file: str = _option(
         "/run/flannel/subnet.env", NETWORK, "FILE", "Where subnet and MTU are written for the flannel plugin.", _needed
     )
@@ -273,6 +308,8 @@ class Options:
 
     warnings: tuple[str, ...] = ()
     """What was given and has no effect; for the log."""
+    node_addresses: tuple[str, ...] = ()
+    """With ``iface_node_ip``: the node's InternalIPs, which the daemon reads."""
 
     def redacted(self) -> str:
         """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
@@ -312,6 +349,9 @@ _DUMP = {
     "netConfPath": "net_config_path",
     "setNodeNetworkUnavailable": "set_node_network_unavailable",
     "datastore": "datastore",
+    "ifaceCIDR": "iface_cidr",
+    "ifaceNodeIP": "iface_node_ip",
+    "hostNetworkOverlap": "host_network_overlap",
 }
 
 _FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
@@ -440,6 +480,8 @@ def _check_together(options: Options) -> None:
         raise UsageError("-datastore and -kube-subnet-mgr: there is one datastore")
     if options.check_config and options.cleanup:
         raise UsageError("-check-config and -cleanup: one of them at a time")
+    if options.iface_node_ip and not options.kube_subnet_mgr:
+        raise UsageError("-iface-node-ip needs -kube-subnet-mgr: the node's InternalIP is in the Kubernetes API")
     if bool(options.etcd_keyfile) != bool(options.etcd_certfile):
         raise UsageError("-etcd-keyfile and -etcd-certfile: a client certificate needs both")
     if bool(options.etcd_username) != bool(options.etcd_password):
