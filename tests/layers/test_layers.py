@@ -61,6 +61,7 @@ LIBRARIES = {
     "etcd3": ["cni_py/datastore/etcd.py"],
     "grpc": ["cni_py/datastore/etcd.py"],
     "urllib3": ["cni_py/datastore/kubernetes/api.py"],
+    "re2": ["cni_py/flanneld/pattern.py"],
     "subprocess": ["cni_py/flanneld/backends/extension.py", "cni_py/datastore/kubernetes/exec.py", "cni_py/lab/"],
     "pydantic": ["cni_py/config/", "cni_py/datastore/kubernetes/", "cni_py/flanneld/"],
 }

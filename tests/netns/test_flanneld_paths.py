@@ -48,6 +48,23 @@ def test_vxlan_joins_pods(tmp_path: Path, families: str) -> None:
         assert {device for _, _, device in ways(net)} == names
 
 
+def test_vxlan_joins_pods_where_a_router_translates_a_public_address(tmp_path: Path) -> None:
+    """No packet leaves with an address that the host does not have: with Go's flanneld the node is cut off."""
+    nat = "add table ip nat; add chain ip nat pre {{ type nat hook prerouting priority dstnat; }}; "
+    nat += "add rule ip nat pre ip daddr 198.51.100.11 dnat to {}"
+    with network(tmp_path, "vxlan", nodes=2) as net:
+        first, second = net.nodes
+        net.switch.run(f"nft '{nat.format(first.address)}'")
+        first.start("-public-ip=198.51.100.11").wait_ready()
+        second.start().wait_ready()
+        first.add_pod()
+        second.add_pod()
+        net.wait_converged()
+        check(net)
+        assert net.leases()[f"{first.subnet}.0-24"]["PublicIP"] == "198.51.100.11"
+        assert first.device()["linkinfo"]["info_data"]["local"] == first.address
+
+
 @pytest.mark.parametrize("families", FAMILIES)
 def test_vxlan_with_direct_routing_uses_no_tunnel_on_one_segment(tmp_path: Path, families: str) -> None:
     with network(tmp_path, DIRECT, families) as net:
