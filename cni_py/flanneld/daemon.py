@@ -13,8 +13,6 @@ import _thread
 import os
 import signal
 import sys
-import threading
-from collections import deque
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -25,22 +23,20 @@ from cni_py.errors import CniError
 from cni_py.flanneld import backends, commands, iface, saved
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options, UsageError, parse
-from cni_py.flanneld.session import RETRY_SECONDS, Session, read_subnets
+from cni_py.flanneld.session import Session, read_subnets
 from cni_py.netlink.monitor import Watch
 from cni_py.node import systemd
 from cni_py.node.change_log import log_changes
 from cni_py.node.health import Health
 from cni_py.node.log import error, info, set_verbosity, shortened, warning
+from cni_py.node.status import RETRY_SECONDS, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cni_py.flanneld.lease import Attributes, Lease
     from cni_py.flanneld.stores import Store
 
 LONGEST_PAUSE_SECONDS = 30.0
 """Between two tries to begin anew."""
-SAID_COUNT = 8
 
 
 class Daemon:
@@ -48,12 +44,9 @@ class Daemon:
 
     def __init__(self, options: Options, store: Store) -> None:
         self.options, self.store = options, store
-        self.stop = threading.Event()
-        self.failed = False
-        self.health = Health(options.healthz_ip, options.healthz_port)
+        health = Health(options.healthz_ip, options.healthz_port)
+        self.status = Status("flannel", health, self._publish, self._wake)
         self.session: Session | None = None
-        self.beat_seconds = (systemd.watchdog_seconds() or 20.0) / 2
-        self._said: deque[str] = deque(maxlen=SAID_COUNT)
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; answers the exit status. Raises: CniError where it cannot begin."""
@@ -63,16 +56,16 @@ class Daemon:
         info("Installing signal handlers")
         for number in (signal.SIGTERM, signal.SIGINT):
             # in a thread: the main thread may be holding the lock of the event that is to be set
-            signal.signal(number, lambda *_: _thread.start_new_thread(self.end, ()))
+            signal.signal(number, lambda *_: _thread.start_new_thread(self.status.end, ()))
         if self.options.healthz_port:
-            self.health.start()
+            self.status.health.start()
         is_first, trouble, pause_seconds = True, "", RETRY_SECONDS
-        while not self.stop.is_set():
+        while not self.status.stop.is_set():
             try:
                 self._run_session()
                 is_first, trouble, pause_seconds = False, "", RETRY_SECONDS
             except (CniError, OSError) as fault:
-                if self.stop.is_set():
+                if self.status.stop.is_set():
                     info(f"left undone: {fault}")
                     break
                 if is_first:
@@ -80,71 +73,40 @@ class Daemon:
                 if str(fault) != trouble:
                     trouble = str(fault)
                     error(f"could not begin anew, trying again: {trouble}")
-                self.not_ready(trouble)
+                self.status.not_ready(trouble)
                 self._pause_until_news(pause_seconds)
                 pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
         systemd.notify("STOPPING=1")
         info("Waiting for all goroutines to exit")
         self.store.close()
         info("Exiting cleanly...")
-        return 1 if self.failed else 0
+        return 1 if self.status.has_failed else 0
 
-    def end(self) -> None:
-        self.stop.set()
+    def _wake(self) -> None:
+        """End what waits, in whatever thread."""
         backends.ENDING.set()
         if self.session is not None:
             self.session.ended.set()
 
-    def fail(self) -> None:
-        self.failed = True
-        self.end()
-
-    def ready(self, status: str, doubt: str = "") -> None:
-        """All of it works: tell systemd, the probes, and whom the datastore knows. ``doubt``: what is not sure of it."""
-        self.health.set_ready(doubt)
-        info("flannel is ready")
-        systemd.notify("READY=1", f"STATUS={status}{doubt and f'; {doubt}'}")
-        self.tell_datastore()
-
-    def tell_datastore(self) -> None:
-        """Let those who look there for it know that the network works."""
+    def _publish(self) -> None:
         try:
             self.store.ready()
         except StoreError as fault:
             warning(f"could not tell the datastore that the network works: {fault}")
 
-    def not_ready(self, reason: str) -> None:
-        self.health.set_unready(reason)
-        systemd.notify(f"STATUS={reason}")
-
-    def beat(self) -> None:
-        """Tell systemd's watchdog that we are not stuck."""
-        systemd.notify("WATCHDOG=1")
-
-    def pause(self) -> None:
-        """Before something is tried again."""
-        self.beat()
-        self.stop.wait(RETRY_SECONDS)
-
     def _pause_until_news(self, seconds: float) -> None:
         """Before it is begun anew: a second, and more unless an interface or an address changes."""
         deadline = monotonic() + seconds
         with Watch(("link", "addr")) as watch:
-            self.pause()
-            while not self.stop.is_set() and monotonic() < deadline and not watch.wait(RETRY_SECONDS):
-                self.beat()
-
-    def say_once(self, text: str, say: Callable[[str], None] = warning) -> None:
-        """Not repeated while it stays the same, or is by turns one of a few: etcd cannot be reached in several ways."""
-        if text not in self._said:
-            self._said.append(text)
-            say(text)
+            self.status.pause()
+            while not self.status.stop.is_set() and monotonic() < deadline and not watch.wait(RETRY_SECONDS):
+                self.status.beat()
 
     def _run_session(self) -> None:
         """Raises: CniError, OSError."""
         known = saved.read(saved.path_for(self.options.subnet_file))
         text = self._network_config(may_give_up=known is not None)
-        if self.stop.is_set():
+        if self.status.stop.is_set():
             return
         if text is None:
             assert known is not None, "else the configuration is waited for"
@@ -154,7 +116,7 @@ class Daemon:
         self._take_stored_addresses()
         external = iface.find(self.options, config.ipv4, config.ipv6)
         former = known.own.attributes if known else self._stored_attributes(config)
-        session = self.session = Session(self, config_text, external, former)
+        session = self.session = Session(self.options, self.store, self.status, config_text, external, former)
         if known is not None:
             session.reconciler.networks.update(NetworkConfig.parse(known.config).networks)
         try:
@@ -163,7 +125,7 @@ class Daemon:
                 session.set_up(known.leases)
             elif session.acquire() and (leases := session.first_leases()) is not None:
                 session.set_up(leases)
-            if not self.stop.is_set():
+            if not self.status.stop.is_set():
                 session.keep(is_confirmed=text is not None)
         finally:
             session.close()
@@ -192,18 +154,18 @@ class Daemon:
 
     def _network_config(self, may_give_up: bool) -> str | None:
         """The configuration's text, waited for; None where we are to stop, or something was saved and it does not come."""
-        while not self.stop.is_set():
+        while not self.status.stop.is_set():
             try:
                 text = self.store.read_network_config()
                 config = NetworkConfig.parse(text)
             except (StoreError, CniError) as fault:
-                self.say_once(f"Couldn't fetch network config: {fault}")
-                self.not_ready(f"no network configuration: {fault}")
+                self.status.say_once(f"Couldn't fetch network config: {fault}")
+                self.status.not_ready(f"no network configuration: {fault}")
                 if may_give_up:
                     return None
-                self.pause()
+                self.status.pause()
             else:
-                self._said.clear()
+                self.status.forget_said()
                 info(f"Found network config - Backend type: {shortened(config.backend_type)}")
                 for remark in backends.remarks(config):
                     warning(remark)

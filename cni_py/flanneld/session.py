@@ -31,16 +31,18 @@ from cni_py.node.desired import blackhole
 from cni_py.node.gotime import clock, duration
 from cni_py.node.log import error, info, warning
 from cni_py.node.reconcile import Reconciler
+from cni_py.node.status import RETRY_SECONDS
 from cni_py.subnet_env import SubnetEnv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cni_py.flanneld.daemon import Daemon
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Attributes
+    from cni_py.flanneld.options import Options
+    from cni_py.flanneld.stores import Store
+    from cni_py.node.status import Status
 
-RETRY_SECONDS = 1.0
 RENEW_RETRY_SECONDS, LOST_RETRY_SECONDS = 60.0, 3.0
 PUT_BACK_COUNT, PUT_BACK_SECONDS = 10, 60.0
 """So often in this time our lease is put back at once; then somebody else does the same, and we take our time."""
@@ -54,9 +56,17 @@ SAVE_SECONDS = 5.0
 class Session:
     """One node, one interface, one subnet; ``ended`` is set when it has to begin anew."""
 
-    def __init__(self, daemon: Daemon, config_text: str, external: ExternalInterface, former: Attributes | None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        store: Store,
+        status: Status,
+        config_text: str,
+        external: ExternalInterface,
+        former: Attributes | None,
+    ) -> None:
         """``former``: what our last lease said."""
-        self.daemon, self.options, self.store = daemon, daemon.options, daemon.store
+        self.options, self.store, self.status = options, store, status
         self.config_text = config_text
         self.config = NetworkConfig.parse(config_text)
         self.external = external
@@ -64,7 +74,7 @@ class Session:
         restore = getattr(self.backend, "restore", None)
         if restore is not None and former is not None:
             restore(former)
-        self.reconciler = Reconciler(daemon.health, external.name, self.config.networks)
+        self.reconciler = Reconciler(status.health, external.name, self.config.networks)
         self.ended = threading.Event()
         self.lease_lost = threading.Event()
         self._attributes = self.backend.attributes()
@@ -99,13 +109,13 @@ class Session:
     def acquire(self) -> bool:
         """Lease our subnet, however long it takes; False where we are to stop."""
         previous = read_subnets(self.options.subnet_file)
-        while not self.daemon.stop.is_set():
+        while not self.status.stop.is_set():
             try:
                 self.lease = self.store.acquire(self.config, self._attributes, previous)
             except StoreError as fault:
-                self.daemon.say_once(f"Error registering network: failed to acquire lease: {fault}", error)
-                self.daemon.not_ready(f"no subnet is leased: {fault}")
-                self.daemon.pause()
+                self.status.say_once(f"Error registering network: failed to acquire lease: {fault}", error)
+                self.status.not_ready(f"no subnet is leased: {fault}")
+                self.status.pause()
             else:
                 return True
         return False
@@ -135,7 +145,7 @@ class Session:
         if self.options.ip_blackhole_route:
             holes = frozenset(blackhole(subnet) for subnet in self.lease.subnets.each())
             wanted = replace(wanted, routes=wanted.routes | holes)
-        self.daemon.health.gauge("leases", "Leases in the datastore, our own too.", len(all_leases))
+        self.status.health.gauge("leases", "Leases in the datastore, our own too.", len(all_leases))
         self._known = replace(self._known, leases=all_leases)
         apply = getattr(self.backend, "apply", None)
         if apply is not None:  # before: what the kernel refuses is tried again later, and this is not called again for it
@@ -176,14 +186,14 @@ class Session:
             thread.start()
             self._threads.append(thread)
         self._tell_ready(is_confirmed)
-        while not self.ended.wait(self.daemon.beat_seconds):
-            self.daemon.beat()
+        while not self.ended.wait(self.status.beat_seconds):
+            self.status.beat()
         for thread in self._threads:
             thread.join()
 
     def _tell_ready(self, is_confirmed: bool) -> None:
         doubt = "" if is_confirmed else "by what was saved, for the datastore does not answer"
-        self.daemon.ready(f"subnet {self.lease.subnets} leased, {self.config.backend_type} over {self.external.name}", doubt)
+        self.status.ready(f"subnet {self.lease.subnets} leased, {self.config.backend_type} over {self.external.name}", doubt)
 
     def _guarded(self, name: str, task: Callable[[], None]) -> None:
         """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""
@@ -193,7 +203,7 @@ class Session:
         except Exception as fault:  # noqa: BLE001 — whatever it is
             sys.excepthook(*sys.exc_info())
             error(f"the thread that keeps the {name} failed: {fault!r}")
-            self.daemon.fail()
+            self.status.fail()
 
     def _watch_leases(self) -> None:
         info("watching for new subnet leases")
@@ -243,7 +253,7 @@ class Session:
                 self.lease = self.store.renew(replace(self.lease, attributes=self._attributes))
                 is_lost = False
                 info(f"Lease renewed, new expiration: {clock(self.lease.expires)}")
-                self.daemon.tell_datastore()  # what was lost may have been the node, with all that was said of it
+                self.status.tell_datastore()  # what was lost may have been the node, with all that was said of it
                 wait_seconds = self._until_renewal()
             except LeaseTaken as fault:
                 error(f"Lease has been revoked. {fault}: leasing another subnet")
@@ -288,7 +298,7 @@ class Session:
                 return False
             lease = self.store.acquire(self.config, self._attributes, self.lease.subnets)
         except StoreError as fault:
-            self.daemon.say_once(f"still without the datastore, forwarding by what was saved: {fault}")
+            self.status.say_once(f"still without the datastore, forwarding by what was saved: {fault}")
             return False
         if lease.subnets != self.lease.subnets:
             error(f"our saved subnet {self.lease.subnets} has been leased to another node: ours is {lease.subnets} now")

@@ -31,7 +31,7 @@ from cni_py.kernel.routes import PROTOCOL, Route, blackhole, delete_routes, list
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails, ensure_vxlan, find_vxlan
 from cni_py.netlink import socket as rtnl
 from cni_py.netlink.monitor import KINDS, Watch
-from namespaces import Host
+from support.namespaces import Host
 
 T = TypeVar("T")
 
