@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from namespaces import Host, Sandbox
 from pods import V6, add, addresses, bridge_conf, check, delete, gc, link, state, words
 
