@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import recorded
 from cni_py.plugin_table import PLUGINS
+from support import recorded
 
 HERE = Path(__file__).resolve().parent
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from namespaces import Host, Sandbox
-from pods import V6, add, addresses, bridge_conf, check, delete, gc, link, state, words
+
+from support.namespaces import Host, Sandbox
+from support.pods import V6, add, addresses, bridge_conf, check, delete, gc, link, state, words
 
 pytestmark = pytest.mark.netns
 

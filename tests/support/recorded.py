@@ -18,7 +18,7 @@ import pytest
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import fault_in
 
-INTEGRATION = Path(__file__).resolve().parent.parent / "integration"
+INTEGRATION = Path(__file__).resolve().parents[2] / "integration"
 RUNNER = INTEGRATION / "golden-plugins" / "golden.py"
 SHARED = INTEGRATION.parents[1] / "shared"
 
