@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,13 @@ def missing_plugins(file: Path, case: Case) -> set[str]:
     return named & called_plugins(file.parent) - PLUGINS.keys()
 
 
-def parameters(directory: Path) -> list[Any]:
-    """Each case with its file, as parameters of a test; one that needs a plugin which this tree lacks is skipped."""
+def parameters(directory: Path, chosen: Callable[[Case], bool] = bool) -> list[Any]:
+    """Return the chosen cases, each with its file, as parameters of a test; one whose plugins this tree lacks is skipped."""
     return [
         pytest.param(file, case, id=case["name"], marks=skip_without_plugins(file, case))
         for file, cases in load(directory).items()
         for case in cases
+        if chosen(case)
     ]
 
 
@@ -115,7 +116,7 @@ def outdated(directory: Path, *names: str) -> list[str]:
 
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
-# An agent that writes down each call that it answers, in the machine's own file system: a case's host ends with the case.
+# An agent that writes down each call that reaches it, in the machine's own file system: a case's host ends with the case.
 COUNTING = """
 from cni_py import engine
 plain = engine.handle
@@ -128,7 +129,7 @@ engine.handle = handle
 
 
 def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
-    """Run the cases of a file in one go, but those that need a plugin which this tree lacks; the agent has to answer every call."""
+    """Run the cases of a file in one go, but those that need a plugin which this tree lacks. Every call has to reach the agent."""
     cases = [case for case in load(file.parent)[file] if not missing_plugins(file, case)]
     if not cases:
         pytest.skip("this tree has no plugins for any case of this file")
@@ -142,7 +143,7 @@ def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
 
 
 def calls_for_the_agent(cases: list[Case]) -> Counter[str]:
-    """All calls but those that the client answers itself: VERSION, and errors of the environment."""
+    """Count the calls but those that the client handles itself: VERSION, and errors of the environment."""
     found: Counter[str] = Counter()
     for step in [step for case in cases for step in case["steps"] if "plugin" in step]:
         environ = {"CNI_COMMAND": step["verb"], "CNI_PATH": step.get("path", "/bin"), "CNI_ARGS": step.get("args", "")}
