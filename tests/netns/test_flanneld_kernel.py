@@ -30,6 +30,13 @@ from cni_py.kernel.neighbour import (
 from cni_py.kernel.routes import PROTOCOL, Route, blackhole, delete_routes, list_routes, replace_routes
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails, ensure_vxlan, find_vxlan
 from cni_py.netlink import socket as rtnl
+from cni_py.netlink.constants import (
+    NETLINK_ROUTE,
+    RTM_DELROUTE,
+    RTM_NEWROUTE,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV6_ROUTE,
+)
 from cni_py.netlink.monitor import KINDS, Watch
 from namespaces import Host
 
@@ -37,7 +44,6 @@ T = TypeVar("T")
 
 MAC, OTHER_MAC = "a6:3a:2f:6a:cd:4c", "32:30:10:b7:75:6c"
 PEERS = 5000
-RTMGRP_ROUTES = 0x40 | 0x400
 BOOT = 3  # the protocol number of Go flannel's routes
 
 
@@ -278,11 +284,11 @@ def test_routes_of_others_are_listed_only_when_asked_for(node: Host) -> None:
 
 def replaced(netlink: rtnl.Rtnl, route: Route) -> tuple[list[str], list[int]]:
     """Replace the route: what was refused, and the notifications of it."""
-    with rtnl.open_host(RTMGRP_ROUTES) as listening:
+    with rtnl.Listener(NETLINK_ROUTE, RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE) as listening:
         refusals = words(replace_routes(netlink, [route]))
         notices: list[int] = []
-        while told := listening.notices(0.05):
-            notices += [kind for kind, _ in told]
+        while told := listening.receive(0.05):
+            notices += [kind for kind, *_ in told]
     return refusals, notices
 
 
@@ -306,8 +312,8 @@ def test_route_takes_the_place_of_another_in_one_step(node: Host, before: str, w
     node.run(f"ip route add {before}")
     refusals, notices = ask(node, replaced, wanted)
     assert refusals == []
-    to_gateway = [rtnl.RTM_NEWROUTE, rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE]  # IPv6, from one link to another
-    assert notices in ([rtnl.RTM_NEWROUTE], to_gateway)
+    to_gateway = [RTM_NEWROUTE, RTM_NEWROUTE, RTM_DELROUTE]  # IPv6, from one link to another
+    assert notices in ([RTM_NEWROUTE], to_gateway)
     assert [route for route in ask(node, list_routes, 0) if route.dst == wanted.dst] == [wanted]
     shown = node.run(f"ip -o -{wanted.dst.version} route show {wanted.dst}")
     assert len(shown.splitlines()) == 1
