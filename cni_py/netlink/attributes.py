@@ -5,7 +5,7 @@ from __future__ import annotations
 from struct import Struct, pack
 from sys import byteorder
 
-from cni_py.lazy import bare_package
+from cni_py.lazy import without_init
 from cni_py.netlink.constants import NLA_F_NESTED
 
 TYPE_CHECKING = False
@@ -87,6 +87,6 @@ def load_message_classes() -> None:
 
 
 def _message_class(name: str) -> Any:
-    with bare_package("pyroute2"):
+    with without_init("pyroute2"):
         module = __import__(f"pyroute2.netlink.rtnl.{name}", fromlist=[name])
     return getattr(module, name)

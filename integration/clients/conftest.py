@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from agents import Agent
-from namespaces import Host
+from support.agents import Agent
+from support.namespaces import Host
 
 
 @pytest.fixture(params=["alone", "agent"])

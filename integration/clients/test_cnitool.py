@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from namespaces import GO_PLUGINS, PATH, Host, Sandbox
+from support.agents import Agent
+from support.namespaces import GO_PLUGINS, PATH, Host, Sandbox
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 WITH_CHECK = VERSIONS[4:]

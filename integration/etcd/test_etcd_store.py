@@ -33,7 +33,7 @@ from cni_py.flanneld.stores.etcd import EtcdStore
 from cni_py.node import log as klog
 from integration.etcd import servers
 from integration.etcd.servers import Server
-from namespaces import PATH, Host
+from support.namespaces import PATH, Host
 
 pytestmark = pytest.mark.netns
 
@@ -625,7 +625,6 @@ def test_nobody_answers_when_following_begins() -> None:
 
 
 @inside
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_server_hangs_after_a_silence_and_wakes() -> None:
     """The silence is longer than two pings, after which gRPC sends no more unless it is told to (etcd.OPTIONS)."""
@@ -650,7 +649,6 @@ def test_server_hangs_after_a_silence_and_wakes() -> None:
 
 
 @inside
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_member_lost_and_leader_changed() -> None:
     members = servers.start(3)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import PATH, Host, Sandbox
+from support.namespaces import PATH, Host, Sandbox
 
 FLANNEL: dict[str, Any] = {"name": "cbr0", "cniVersion": "1.0.0", "type": "flannel", "delegate": {"isDefaultGateway": True}}
 BRIDGE: dict[str, Any] = {
@@ -554,7 +554,6 @@ def addresses_of(answers: dict[str, Any]) -> list[str]:
     return [ip["address"].partition("/")[0] for result in answers.values() for ip in result["ips"]]
 
 
-@pytest.mark.slow
 def test_fifty_at_once_on_one_pool(node: Node) -> None:
     """Rounds of 50 ADDs, Go's and ours as it comes, while the 50 of the round before are deleted by the other side.
 
@@ -580,7 +579,6 @@ def test_fifty_at_once_on_one_pool(node: Node) -> None:
     assert node.addresses() == set()
 
 
-@pytest.mark.slow
 def test_twenty_bridges_at_once(node: Node) -> None:
     """The whole attachment by either side at once: 20 pods on one bridge, then all of them deleted by the other side."""
     host = node.host

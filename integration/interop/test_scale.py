@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from namespaces import PATH
+from support.namespaces import PATH
 
 SCALE = Path(__file__).resolve().parents[1] / "scale"
-LEASES, CHANGES, SECONDS = 50, 2, 20
+LEASES, CHANGES, SECONDS = 50, 2, 50
 
 pytestmark = pytest.mark.netns
 

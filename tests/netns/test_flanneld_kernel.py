@@ -38,7 +38,7 @@ from cni_py.netlink.constants import (
     RTMGRP_IPV6_ROUTE,
 )
 from cni_py.netlink.monitor import KINDS, Watch
-from namespaces import Host
+from support.namespaces import Host
 
 T = TypeVar("T")
 

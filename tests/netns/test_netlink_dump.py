@@ -13,7 +13,7 @@ from cni_py.errors import KernelRefused
 from cni_py.kernel.link import list_links
 from cni_py.netlink.constants import NLM_F_DUMP_INTR
 from cni_py.netlink.socket import Netlink, open_host
-from namespaces import Host
+from support.namespaces import Host
 
 STANDING = {f"standing{number}" for number in range(80)}
 ENOUGH, SECONDS = 5, 20.0

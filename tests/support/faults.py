@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from namespaces import Host, Reply
+from support.namespaces import Host, Reply
 
 FOLDER = "/run/faults"
 REPORT = f"{FOLDER}/report"
+NEVER = 1 << 30
+"""No call has so many operations."""
 
 # refuse: the operation of the N-th journal step fails before it changes anything
 # lost:   the N-th change of the kernel is made, but its acknowledgement is an error
@@ -163,6 +165,13 @@ def call(
     reply = host.call(plugin, verb, conf, cni_path=FOLDER, env=environ(kind, at, errno), **options)
     count, _, line = host.path(REPORT).read_text().partition("\n")
     return reply, line if int(count) >= at else None
+
+
+def count(host: Host, verb: str, conf: dict[str, Any], kind: str, *, is_refused: bool = False, **options: Any) -> int:
+    """How many operations of this kind a call has, as the host is now: it is made, without a fault."""
+    reply, _ = call(host, verb, conf, kind, NEVER, **options)
+    assert (reply.rc == 1) == is_refused, reply
+    return int(host.path(REPORT).read_text().partition("\n")[0])
 
 
 def killed(reply: Reply) -> bool:

@@ -1,7 +1,7 @@
 """flanneld killed before each system call that changes something, then started anew: what is wrong then.
 
 How it works. All of it runs inside of a Host (``host.do``). Each flanneld is a fork of this process, which has loaded it: an
-interpreter's start changes nothing and would take most of the time. One is killed (tests/kills.py), the next one is left
+interpreter's start changes nothing and would take most of the time. One is killed (tests/support/kills.py), the next one is left
 alone until it is ready; then the kernel, the files and the datastore must be as they are when nobody was killed. A *scenario*
 is what a flanneld is killed in: it is counted how many points that has, and each is tried, as far as there is time.
 """
@@ -28,8 +28,8 @@ from typing import Any, Protocol
 
 import pytest
 
-import kills
-from namespaces import PATH, Stuck, what_it_does
+from support import kills
+from support.namespaces import PATH, Stuck, what_it_does
 
 needs_tracer = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="the tracer knows the system calls of x86_64 and aarch64"
@@ -38,7 +38,7 @@ NOTICES = "/run/notices"
 SUBNET_ENV = "/run/flannel/subnet.env"
 FOLDERS = ("/run/flannel", "/var/lib/cni-py")
 READY_SECONDS = 20.0
-FEWEST = 5
+FEWEST = 3
 """Points of a scenario that are tried, however little time there is."""
 STILL_SECONDS = 0.4
 """A flanneld that has not changed anything for so long has done what it was to do."""

@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Any
 
-from namespaces import Host, Reply, Sandbox
+from support.namespaces import Host, Reply, Sandbox
 
 V4, V6 = [{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]
 DUAL_ENV = (

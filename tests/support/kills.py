@@ -10,7 +10,7 @@ the result that was kept; GC in order. Every plugin is a process group of its ow
   system call of every thread apart, and kills only the process that makes it. In the same way a call is made to fail.
 
 `Node` is the host that the pods are on: c1 lives all the time, c2 is the one whose calls are killed. All of it runs
-inside a Host (tests/namespaces.py), by `host.do`. Nothing but the standard library: integration/reliability uses it, too.
+inside a Host (tests/support/namespaces.py), by `host.do`. Nothing but the standard library: integration/reliability uses it, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from namespaces import PATH, Stuck, what_it_does
+from support.namespaces import PATH, Stuck, what_it_does
 
 LIMIT_SECONDS = 50.0
 """So long a program may take, killed or not: one that is stopped would be waited for without end."""
