@@ -15,7 +15,7 @@ from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import Journal
 from cni_py.kernel import features
 from cni_py.kernel.address import add_address, delete_address, list_addresses
-from cni_py.kernel.interfaces import default_interface, list_host_addresses, way_to
+from cni_py.kernel.interfaces import default_interfaces, list_host_addresses, way_to
 from cni_py.kernel.link import find_link, set_mac, set_mtu, set_up
 from cni_py.kernel.neighbour import (
     Forwarding,
@@ -618,14 +618,14 @@ def test_missing_feature_is_named_and_nothing_is_made(node: Host) -> None:
 
 def test_default_route_of_the_best_metric_decides(node: Host) -> None:
     eth0, eth1 = index_of(node, "eth0"), index_of(node, "eth1")
-    assert [ask(node, default_interface, version) for version in (4, 6)] == [0, 0]
+    assert [ask(node, default_interfaces, version) for version in (4, 6)] == [[], []]
     node.run("ip route add unreachable default metric 1; ip -6 route add unreachable default metric 1")
-    assert [ask(node, default_interface, version) for version in (4, 6)] == [0, 0]
+    assert [ask(node, default_interfaces, version) for version in (4, 6)] == [[], []]
     node.run("ip route add default dev eth1 metric 20; ip route add default via 192.168.123.1 metric 10")
     node.run("ip -6 route add default dev eth0 metric 20; ip -6 route add default dev eth1 metric 10")
-    assert [ask(node, default_interface, version) for version in (4, 6)] == [eth0, eth1]
+    assert [ask(node, default_interfaces, version) for version in (4, 6)] == [[eth0, eth1], [eth1, eth0]]
     node.run("ip route add default metric 5 nexthop via 192.168.123.1 nexthop via 192.168.123.2")
-    assert ask(node, default_interface, 4) == eth0
+    assert ask(node, default_interfaces, 4) == [eth0, eth0, eth0, eth1]
 
 
 def test_way_to_an_address(node: Host) -> None:
