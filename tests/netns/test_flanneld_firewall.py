@@ -484,8 +484,9 @@ def of_flavour(flavour: str, do: Callable[..., T], *arguments: Any) -> T:
 def generation() -> str:
     """A number that every change to nftables makes greater."""
     from cni_py.netlink import netfilter
+    from cni_py.netlink.constants import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
 
-    return netfilter.request(10 << 8 | 16, 0, b"")[0].hex()
+    return netfilter.get(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, 0, b"").hex()
 
 
 def idle_after_repair(config: dict[str, Any]) -> tuple[bool, float, list[str]]:

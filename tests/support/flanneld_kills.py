@@ -134,7 +134,7 @@ class InEtcd:
 
 def load() -> None:
     """What a flanneld needs, for the forks."""
-    from cni_py.netlink import socket as rtnl
+    from cni_py.netlink.attributes import load_message_classes
 
     for name in (
         "flanneld.daemon",
@@ -144,7 +144,7 @@ def load() -> None:
         "packetfilter.libnftables",
     ):
         import_module(f"cni_py.{name}")
-    rtnl.load_message_classes()
+    load_message_classes()
 
 
 def flanneld(options: Sequence[str], renewal_seconds: float = 0.0, save_seconds: float = 5.0) -> int:
