@@ -1,6 +1,6 @@
 """Leftovers in files: reservations, saved configurations, records, cached results; and the directories to read.
 
-Reads, and changes nothing.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Places(Value):
 
 
 def reservations(directory: str) -> Iterator[Leftover]:
-    """The reservations of one network, a damaged one without an owner. Raises: IOFailure."""
+    """Yield the reservations of one network, a damaged one without an owner. Raises: IOFailure."""
     network = directory.rpartition("/")[2]
     hashed = network_hash(network)
     for name in reserved_names(directory):
@@ -55,7 +55,7 @@ def reservations(directory: str) -> Iterator[Leftover]:
 
 
 def network_directories(data_dir: str, network: str, networks: Collection[str] | None) -> list[str]:
-    """Directories of reservations in a ``dataDir``; none where the plugins would refuse its path."""
+    """Return directories of reservations in a ``dataDir``; none if the plugins would reject its path."""
     parts = data_dir.split("/")
     if not data_dir.startswith("/") or ".." in parts or not data_dir.isprintable():
         return []
@@ -68,7 +68,7 @@ def network_directories(data_dir: str, network: str, networks: Collection[str] |
 
 
 def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
-    """flannel's saved configurations, each with the ``dataDir`` of its reservations. Raises: IOFailure."""
+    """Yield flannel's saved configurations, each with the ``dataDir`` of its reservations. Raises: IOFailure."""
     for name in files.list_folder(directory):
         container_id, _, ifname = name.partition(":")
         path = f"{directory}/{name}"
@@ -87,7 +87,7 @@ def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
 
 
 def records() -> Iterator[Leftover]:
-    """The records of ADD; of a damaged one, what its file name tells. Raises: IOFailure."""
+    """Yield the records of ADD; of a damaged one, what its file name contains. Raises: IOFailure."""
     for directory in attachments.directories():
         for name in files.list_folder(directory):
             path = f"{directory}/{name}"
@@ -113,7 +113,7 @@ def records() -> Iterator[Leftover]:
 
 
 def cached(containers: Collection[str] | None = None) -> Iterator[Leftover]:
-    """Results that libcni (or ``cni-py add``) keeps. Raises: IOFailure.
+    """Yield results that libcni (or ``cni-py add``) caches. Raises: IOFailure.
 
     Args:
         containers: read only files whose names hold one of these ids; None: all.
@@ -135,7 +135,7 @@ def cached(containers: Collection[str] | None = None) -> Iterator[Leftover]:
 
 
 def places_of(plugins: Iterable[Mapping[str, Any]], network: str) -> Places:
-    """The directories that plugin configurations name; values of the wrong type are skipped. Pure."""
+    """Return the directories in plugin configurations; values of the wrong type are skipped. Pure."""
     places = Places()
     for plugin in plugins:
         ipam = plugin.get("ipam")
@@ -150,12 +150,12 @@ def places_of(plugins: Iterable[Mapping[str, Any]], network: str) -> Places:
 
 
 def _files_of(plugin: object) -> str:
-    """What a plugin of this ``type`` keeps in its ``dataDir``, as the table of plugins says it. Pure."""
+    """Return what a plugin of this ``type`` keeps in its ``dataDir``, by the table of plugins; "" for none. Pure."""
     return PLUGINS[plugin].files if isinstance(plugin, str) and plugin in PLUGINS else ""
 
 
 def places_configured(directory: str, warn: Callable[[str], None]) -> Places:
-    """The directories that the network configurations in ``directory`` name. Raises: IOFailure if it is unreadable."""
+    """Return the directories in the network configurations of ``directory``. Raises: IOFailure if it is unreadable."""
     from cni_py.runtime.network_config import parse_list, read_all, wrap_single
 
     places = Places()
@@ -172,7 +172,7 @@ def places_configured(directory: str, warn: Callable[[str], None]) -> Places:
 
 
 def _read(path: str) -> bytes:
-    """Returns: nothing if the file was deleted meanwhile. Raises: OSError, IOFailure."""
+    """Read a file; empty if it was deleted in the meantime. Raises: OSError, IOFailure."""
     try:
         return files.read(path)
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def _read(path: str) -> bytes:
 
 
 def _decoded(path: str) -> dict[str, Any]:
-    """The JSON object in a file; empty if it is damaged or was deleted meanwhile. Raises: OSError."""
+    """Return the JSON object in a file; empty if it is damaged or was deleted in the meantime. Raises: OSError."""
     try:
         return config.decode(files.read(path, config.MAX_BYTES), path)
     except (CniError, FileNotFoundError):
