@@ -57,19 +57,19 @@ class Attachment:
 class Caretaker:
     """A thread of its own; ``*_seconds`` 0 switches a duty off.
 
-    ``in_order``: the agent's, so that a CHECK of ours waits its turn among the calls of the attachment.
+    ``serialized``: the agent's, so that our CHECK waits for the earlier calls of the attachment.
     """
 
     def __init__(
         self,
         statistics: Statistics,
-        in_order: Callable[[str], AbstractContextManager[None]],
+        serialized: Callable[[str], AbstractContextManager[None]],
         sweep_seconds: float,
         check_seconds: float,
     ) -> None:
         self.statistics, self.sweep_seconds, self.check_seconds = statistics, sweep_seconds, check_seconds
         self.networks = Networks()
-        self._in_order = in_order
+        self._serialized = serialized
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -127,7 +127,7 @@ class Caretaker:
 
     def _difference(self, key: tuple[str, str, str], attachment: Attachment) -> CniError | None:
         """What CHECK says of an attachment that has not ended; one that has is forgotten."""
-        with self._in_order(f"{key[0]}:{key[1]}"):
+        with self._serialized(f"{key[0]}:{key[1]}"):
             with self._lock:
                 if self._attachments.get(key) is not attachment:
                     return None
