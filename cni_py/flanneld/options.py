@@ -15,12 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from posixpath import normpath
 from textwrap import fill
 from typing import Any
 
 from cni_py import __version__
 from cni_py.flanneld.lease import why_no_node
+from cni_py.flanneld.pattern import Pattern
 
 PREFIX = "FLANNELD_"
 DAY_MINUTES = 24 * 60
@@ -106,6 +108,12 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _key(text: str) -> str:
+    """Without empty, ``.`` and ``..`` parts, as Go's ``path.Join`` writes it into every key; "" is no part at all."""
+    cleaned = re.sub("^//", "/", normpath(text))
+    return "" if cleaned == "." else cleaned
+
+
 def _address(*versions: int) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text and ("%" in text or ip_address(text).version not in versions):
@@ -113,6 +121,12 @@ def _address(*versions: int) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _network(text: str) -> str:
+    if "/" not in text or "%" in text:
+        raise ValueError("it is a network such as 192.168.0.0/16 or fd00::/8")
+    return str(ip_network(text, strict=False))
 
 
 def _public(version: int) -> Callable[[str], str]:
@@ -127,11 +141,16 @@ def _public(version: int) -> Callable[[str], str]:
 
 
 def _pattern(text: str) -> str:
-    try:
-        re.compile(_needed(text))
-    except re.error as error:
-        raise ValueError(f"it is no regular expression: {error}") from error
-    return text
+    return Pattern(_needed(text)).text
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"it is {' or '.join(words)}")
+        return text
+
+    return read
 
 
 def _datastore(text: str) -> str:
@@ -172,7 +191,7 @@ class Options:
         "etcd's members, separated by commas. One is used until it fails, then the next.",
         _endpoints,
     )
-    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Prefix of flannel's keys.")
+    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Prefix of flannel's keys.", _key)
     etcd_keyfile: str = _option("", ETCD, "FILE", "Key of the client certificate, PEM.")
     etcd_certfile: str = _option(
         "",
@@ -224,11 +243,17 @@ class Options:
         "Like -iface, by a regular expression for its address or name; repeatable, tried after -iface.",
         _pattern,
     )
+    iface_cidr: tuple[str, ...] = _option(
+        (), NETWORK, "CIDR", "Like -iface, by a network of one of its addresses; repeatable, tried after -iface-regex.", _network
+    )
+    iface_node_ip: bool = _option(
+        False, NETWORK, "", "Like -iface, by the node's InternalIP in the Kubernetes API; tried after -iface-cidr."
+    )
     iface_can_reach: str = _option(
         "",
         NETWORK,
         "IP",
-        "Like -iface, by the route to this address, tried last. Without any of the three: the default route's interface.",
+        "Like -iface, by the route to this address, tried last. Without any of these: the default route's interface.",
         _address(4, 6),
     )
     public_ip: str = _option(
@@ -281,6 +306,8 @@ class Options:
 
     warnings: tuple[str, ...] = ()
     """What was given and has no effect; for the log."""
+    node_addresses: tuple[str, ...] = ()
+    """With ``iface_node_ip``: the node's InternalIPs, which the daemon reads."""
 
     def redacted(self) -> str:
         """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
@@ -320,6 +347,9 @@ _DUMP = {
     "netConfPath": "net_config_path",
     "setNodeNetworkUnavailable": "set_node_network_unavailable",
     "datastore": "datastore",
+    "ifaceCIDR": "iface_cidr",
+    "ifaceNodeIP": "iface_node_ip",
+    "hostNetworkOverlap": "host_network_overlap",
 }
 
 _FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
@@ -448,6 +478,8 @@ def _check_together(options: Options) -> None:
         raise UsageError("-datastore and -kube-subnet-mgr: there is one datastore")
     if options.check_config and options.cleanup:
         raise UsageError("-check-config and -cleanup: one of them at a time")
+    if options.iface_node_ip and not options.kube_subnet_mgr:
+        raise UsageError("-iface-node-ip needs -kube-subnet-mgr: the node's InternalIP is in the Kubernetes API")
     if bool(options.etcd_keyfile) != bool(options.etcd_certfile):
         raise UsageError("-etcd-keyfile and -etcd-certfile: a client certificate needs both")
     if bool(options.etcd_username) != bool(options.etcd_password):

@@ -13,6 +13,7 @@ from cni_py.errors import CniError
 from cni_py.ipam.ranges import as_address
 from cni_py.ipam.store import parse_owner, reserved_names
 from cni_py.packetfilter.ownership import network_hash
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import is_name
 from cni_py.sweep.leftovers import ADDRESS, CACHED, RECORD, SAVED, Leftover, stamp_of
 from cni_py.value import Value
@@ -79,7 +80,7 @@ def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
         hashed = network_hash(network) if network else ""
         ipam = conf.get("ipam")
         ipam = ipam if isinstance(ipam, dict) else {}
-        is_blind = bool(ipam) and ipam.get("type") != "host-local"
+        is_blind = bool(ipam) and _files_of(ipam.get("type")) != "reservations"
         data_dir = ipam.get("dataDir") or DATA_DIR
         leftover = Leftover(SAVED, path, path, container_id, ifname, network, hashed, stamp=stamp, is_blind=is_blind)
         yield leftover, data_dir if isinstance(data_dir, str) and not is_blind else ""
@@ -138,11 +139,19 @@ def places_of(plugins: Iterable[Mapping[str, Any]], network: str) -> Places:
     places = Places()
     for plugin in plugins:
         ipam = plugin.get("ipam")
-        if isinstance(ipam, dict) and isinstance(ipam.get("dataDir"), str) and ipam.get("type", "host-local") == "host-local":
-            places |= Places(frozenset({(ipam["dataDir"], network)}))
-        if plugin.get("type") == "flannel" and isinstance(plugin.get("dataDir"), str) and plugin["dataDir"].startswith("/"):
-            places |= Places(flannel=frozenset({plugin["dataDir"].rstrip("/") or "/"}))
+        ipam = ipam if isinstance(ipam, dict) else {}
+        data_dir = ipam.get("dataDir")
+        if isinstance(data_dir, str) and _files_of(ipam.get("type", "host-local")) == "reservations":
+            places |= Places(frozenset({(data_dir, network)}))
+        data_dir = plugin.get("dataDir")
+        if isinstance(data_dir, str) and data_dir[:1] == "/" and _files_of(plugin.get("type")) == "delegate configurations":
+            places |= Places(flannel=frozenset({data_dir.rstrip("/") or "/"}))
     return places
+
+
+def _files_of(plugin: object) -> str:
+    """Return what a plugin of this ``type`` keeps in its ``dataDir``, by the table of plugins. Pure."""
+    return PLUGINS[plugin].files if isinstance(plugin, str) and plugin in PLUGINS else ""
 
 
 def places_configured(directory: str, warn: Callable[[str], None]) -> Places:

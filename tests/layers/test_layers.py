@@ -18,36 +18,37 @@ GROUND = {"errors", "files", "journal", "jsontext", "lazy", "plural", "program",
 
 ALLOWED: dict[str, set[str]] = {
     # CNI's nouns and configuration
-    "config": set(),
+    "plugin_table": set(),
+    "config": {"plugin_table"},
     "spec": {"config"},
-    "dispatch": {"config", "spec"},
+    "dispatch": {"plugin_table", "config", "spec"},
     # the kernel
     "netlink": set(),
     "kernel": {"netlink"},
     "packetfilter": {"netlink", "kernel"},
     # a pod
     "ipam": set(),
-    "attachment": {"kernel", "netlink", "packetfilter", "ipam", "config", "spec", "dispatch"},
+    "attachment": {"kernel", "netlink", "packetfilter", "ipam", "config", "spec", "dispatch", "plugin_table"},
     "plugins": {"attachment", "ipam", "packetfilter", "kernel", "netlink", "config", "spec"},
     "runtime": {"config", "spec"},
-    "sweep": {"attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec"},
+    "sweep": {"attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec", "plugin_table"},
     # a call
-    "engine": {"dispatch", "attachment", "sweep", "config", "spec"},
+    "engine": {"dispatch", "attachment", "sweep", "config", "spec", "plugin_table"},
     "protocol": {"spec"},
-    "client": {"protocol", "engine", "sweep", "spec"},
+    "client": {"protocol", "engine", "sweep", "spec", "plugin_table"},
     # a node's daemons
     "node": {"packetfilter", "kernel", "netlink"},
     "datastore": {"node"},
     "flanneld": {"node", "datastore", "packetfilter", "kernel", "netlink"},
     "agent": {
         "engine", "protocol", "dispatch", "sweep", "plugins", "attachment", "ipam", "node", "packetfilter",
-        "kernel", "netlink", "config", "spec",
+        "kernel", "netlink", "config", "spec", "plugin_table",
     },
     # for people
     "lab": set(),
     "cli": {
         "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
-        "kernel", "netlink", "config", "spec",
+        "kernel", "netlink", "config", "spec", "plugin_table",
     },
 }  # fmt: skip
 """A package, or a module of the root, and what it may import besides itself and the ground."""
@@ -60,6 +61,7 @@ LIBRARIES = {
     "etcd3": ["cni_py/datastore/etcd.py"],
     "grpc": ["cni_py/datastore/etcd.py"],
     "urllib3": ["cni_py/datastore/kubernetes/api.py"],
+    "re2": ["cni_py/flanneld/pattern.py"],
     "subprocess": ["cni_py/flanneld/backends/extension.py", "cni_py/datastore/kubernetes/exec.py", "cni_py/lab/"],
     "pydantic": ["cni_py/config/", "cni_py/datastore/kubernetes/", "cni_py/flanneld/"],
 }

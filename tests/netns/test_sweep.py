@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.namespaces import Host, Sandbox, wait_for_end
+from support.nft import list_elements
 from support.pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
 
 BRIDGE = bridge_conf(isGateway=True, ipMasq=True)
@@ -59,10 +60,7 @@ def reserved_in(host: Host, folder: str) -> list[str]:
 
 def elements(host: Host) -> list[str]:
     """Comments of all elements of our tables."""
-    found = host.json("nft -j list ruleset")["nftables"]
-    of_sets = [item for entry in found for kind in ("map", "set") if kind in entry for item in entry[kind].get("elem", [])]
-    items = [item[0] if isinstance(item, list) else item for item in of_sets]
-    return sorted(item["elem"]["comment"] for item in items if "elem" in item)
+    return sorted(element.comment for element in list_elements(host) if element.comment)
 
 
 def put_back(host: Host, seconds: float, *paths: str) -> None:

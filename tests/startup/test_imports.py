@@ -33,7 +33,7 @@ from cni_py.client import main
 main()
 """
 
-CLIENT = {"cni_py", "cni_py.client", "cni_py.spec", "cni_py.spec.environment"}
+CLIENT = {"cni_py", "cni_py.client", "cni_py.plugin_table", "cni_py.spec", "cni_py.spec.environment"}
 """Modules that every call loads."""
 
 VERSION = CLIENT | {"cni_py.spec.versions"}

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from cni_py.plugin_table import PLUGINS
+
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = sorted(link.name for link in (ROOT / "bin").iterdir() if link.is_symlink())
 
 # run with the installer's arguments: ends the process before the Nth change that it makes to the file system
 KILLED_AT = """
@@ -52,6 +53,7 @@ class Checkout:
         (path / "build" / "runtime" / "pydantic_core" / "__init__.py").write_text("")
         (path / "cni_py" / "client.py").write_text(CLIENT)
         (path / "cni_py" / "cli.py").write_text(CLIENT)
+        shutil.copy(ROOT / "cni_py" / "plugin_table.py", path / "cni_py")
         shutil.copy(ROOT / "integration" / "install", self.install)
         shutil.copy(ROOT / "LICENSE", path)
         shutil.copytree(ROOT / "bin", path / "bin", symlinks=True)
@@ -229,7 +231,7 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
     """The folder of units is one of the test's own."""
     script = tmp_path / "script"
     script.write_text(
-        f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'unit'), str(ROOT / 'tests')]!r}\n"
+        f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'unit'), str(ROOT / 'tests'), str(ROOT)]!r}\n"
         "from pathlib import Path\n"
         "from test_install import Checkout, Prefix, UNITS, enable, files_in\n"
         f"prefix = Prefix.__new__(Prefix); prefix.no_units = (); prefix.path = Path({str(prefix.path)!r})\n"

@@ -243,8 +243,7 @@ def no_file(title: str, _name: str) -> Journal:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of state below a folder, and nothing alive."""
-    monkeypatch.setattr(attachments, "FOLDER", str(tmp_path / "records"))
-    monkeypatch.setattr(attachments, "_FOLDERS", {})
+    monkeypatch.setattr(attachments, "directories", lambda: [str(tmp_path / "records")])
     monkeypatch.setattr(file_leftovers, "CACHE_DIR", str(tmp_path / "results"))
     monkeypatch.setattr(sweep, "Journal", no_file)
     monkeypatch.setattr(liveness, "collect", lambda *_: NOTHING)
@@ -400,8 +399,7 @@ def test_reservations_are_regular_files_named_as_addresses(tmp_path: Path) -> No
 )
 def test_rubbish_of_every_kind_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     data = text.encode(errors="surrogateescape")
-    monkeypatch.setattr(attachments, "FOLDER", str(tmp_path))
-    monkeypatch.setattr(attachments, "_FOLDERS", {})
+    monkeypatch.setattr(attachments, "directories", lambda: [str(tmp_path)])
     monkeypatch.setattr(file_leftovers, "CACHE_DIR", str(tmp_path))
     for name in ("c1", "c1:eth1", "c2:eth0:net", "../x", ":", "::"):
         if "/" not in name:
