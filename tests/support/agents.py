@@ -28,7 +28,7 @@ FOLDER = "/run/faults"
 LOG = "/run/agent.log"
 SOCKET = protocol.SOCKET_PATH
 
-# A call of the container "slow" tells at its beginning, and then waits to be let on.
+# A call of the container "slow" signals its start, and then waits to be released.
 GATE = f"""
 import os
 from cni_py import engine
@@ -130,7 +130,7 @@ class Agent:
 
     @property
     def pid(self) -> int:
-        """As seen from outside: nsenter waits for its child, which is the agent."""
+        """Process id as seen from outside: nsenter waits for its child, which is the agent."""
         pid = self.process.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
@@ -148,7 +148,7 @@ class Agent:
         return wait_for_end(self.process, SECONDS, self.log())
 
     def log(self) -> str:
-        """What it, and the agents before it in this host, wrote to standard error."""
+        """Standard error of this agent, and of those before it in this host."""
         return self.host.path(LOG).read_text()
 
     # --- what it says of itself ---------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Agent:
             return found
 
     def calls(self, what: str = "") -> int:
-        """How many calls it has answered: "flannel ADD", or all."""
+        """Count the calls that it has handled: "flannel ADD", or all."""
         calls = self.report()["calls"]
         return int(calls.get(what, 0) if what else sum(calls.values()))
 
@@ -170,7 +170,7 @@ class Agent:
     # --- what the kernel says of it -----------------------------------------------------------------------------------
 
     def descriptors(self, inherited: bool = False) -> list[str]:
-        """What they are; or of those alone that a program gets that it executes."""
+        """List its descriptors; or only those that an executed program inherits."""
         found, folder = [], Path(f"/proc/{self.pid}")
         for fd in os.listdir(folder / "fd"):
             with suppress(FileNotFoundError):  # closed meanwhile
@@ -190,7 +190,7 @@ class Agent:
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
     def network_namespaces(self) -> set[str]:
-        """Those that its threads are in."""
+        """Namespaces of its threads."""
         return {os.readlink(file) for file in Path(f"/proc/{self.pid}/task").glob("*/ns/net")}
 
 
@@ -251,7 +251,7 @@ class Caller:
         return bool(select.select([self.socket], [], [], seconds)[0])
 
     def is_closed(self) -> bool:
-        """Whether the agent has ended the connection, and said nothing."""
+        """Return whether the agent has closed the connection without a reply."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
@@ -289,7 +289,7 @@ def call(host: Host, plugin: str, verb: str, conf: Any, sandbox: Sandbox | None 
 
 
 class Gate:
-    """For an agent with the code `GATE`: holds calls of the container "slow"."""
+    """Gate for an agent with the code `GATE`: holds calls of the container "slow"."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

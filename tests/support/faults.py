@@ -168,12 +168,12 @@ def call(
 
 
 def count(host: Host, verb: str, conf: dict[str, Any], kind: str, *, is_refused: bool = False, **options: Any) -> int:
-    """How many operations of this kind a call has, as the host is now: it is made, without a fault."""
+    """Count the operations of this kind in a call, in the host's present state: it is made, without a fault."""
     reply, _ = call(host, verb, conf, kind, NEVER, **options)
     assert (reply.rc == 1) == is_refused, reply
     return int(host.path(REPORT).read_text().partition("\n")[0])
 
 
 def killed(reply: Reply) -> bool:
-    """Whether the plugin was killed."""
+    """Return whether the plugin was killed."""
     return reply.rc not in (0, 1)

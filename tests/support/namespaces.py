@@ -30,7 +30,7 @@ T = TypeVar("T")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 CLOSE_SECONDS = 20.0
-GONE = "/run/netns/gone"  # a sandbox that is not there
+GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
 # process 1 ends with its standard input, and reaps what is left to it: dash cannot ignore SIGCHLD, and ends a `read` by it
@@ -96,7 +96,7 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a plugin answered: `rc, value = host.call(…)`."""
+    """Reply of a plugin: `rc, value = host.call(…)`."""
 
     rc: int
     json: Any  # its standard output; None if that was empty
@@ -198,9 +198,9 @@ class Host:
         )
 
     def json(self, command: str, sandbox: Sandbox | str | None = None) -> Any:
-        """What an `ip -j …`, `bridge -j …` or `nft -j …` command printed."""
+        """Return the decoded output of an `ip -j …`, `bridge -j …` or `nft -j …` command."""
         text = self.run(command, sandbox)
-        return said_json(text) if text.strip() else []
+        return decode_json(text) if text.strip() else []
 
     def do(self, function: Callable[..., T], *args: Any, sandbox: Sandbox | str | None = None) -> T:
         """Call a Python function in this host (or in a sandbox of it), in a forked child; returns its value.
@@ -265,7 +265,7 @@ class Host:
         return Sandbox(name)
 
     def delete_netns(self, sandbox: Sandbox) -> None:
-        """Remove a container's namespace, as a runtime does when the container has gone."""
+        """Remove a container's namespace, as a runtime does after the container has exited."""
         self.run(f"ip netns delete {sandbox.name}")
 
     def path(self, path: str) -> Path:
@@ -331,7 +331,7 @@ class Host:
         assert reply.rc == 0, f"{plugin} {verb}: {reply.json}\n{reply.stderr}"
         return reply.json
 
-    # --- what is there ------------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------------
 
     def host_ends(self) -> list[str]:
         """Names of the veths on the host."""
@@ -368,7 +368,7 @@ class Host:
         )
         lines = [line for line in self.run(script, sandbox).splitlines() if line]
         names = ["addresses", "routes4", "routes6", "rules4", "rules6", "ports", "vlans", "nft"]
-        values = {name: said_json(line) for name, line in zip(names, lines, strict=False)}
+        values = {name: decode_json(line) for name, line in zip(names, lines, strict=False)}
         values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
         for link in values["addresses"]:
             link["addr_info"] = [item for item in link["addr_info"] if not _is_link_local(item.get("local", ""))]
@@ -378,8 +378,8 @@ class Host:
         return shown
 
 
-def said_json(text: str) -> Any:
-    """What ``ip -j`` means: Ubuntu's writes "fan-map" into the details of a VXLAN device, which is no JSON."""
+def decode_json(text: str) -> Any:
+    """Decode ``ip -j``: Ubuntu's writes "fan-map" into the details of a VXLAN device, which is not JSON."""
     return json.loads(text.replace("fan-map ", ""))
 
 
