@@ -244,7 +244,11 @@ class Options:
         _pattern,
     )
     iface_cidr: tuple[str, ...] = _option(
-        (), NETWORK, "CIDR", "Like -iface, by a network of one of its addresses; repeatable, tried after -iface-regex.", _network
+        (),
+        NETWORK,
+        "CIDR",
+        "Like -iface, by a network of one of its addresses; repeatable, tried after -iface-regex.",
+        _network,
     )
     iface_node_ip: bool = _option(
         False, NETWORK, "", "Like -iface, by the node's InternalIP in the Kubernetes API; tried after -iface-cidr."

@@ -150,7 +150,7 @@ def places_of(plugins: Iterable[Mapping[str, Any]], network: str) -> Places:
 
 
 def _files_of(plugin: object) -> str:
-    """Return what a plugin of this ``type`` keeps in its ``dataDir``, by the table of plugins. Pure."""
+    """Return what a plugin of this ``type`` keeps in its ``dataDir``, by the table of plugins; "" for none. Pure."""
     return PLUGINS[plugin].files if isinstance(plugin, str) and plugin in PLUGINS else ""
 
 

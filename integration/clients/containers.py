@@ -29,7 +29,7 @@ ip -n outside route add default via {HOST4}; ip -n outside -6 route add default 
 
 
 def prepare(host: Host, *folders: str) -> None:
-    """A neighbour outside, and these folders empty, for the runtime's own files."""
+    """A neighbour outside, and these directories empty, for the runtime's own files."""
     host.run(NEIGHBOUR)
     for folder in ("/dev/shm", "/sys/fs/cgroup", *folders):
         host.run(f"mkdir -p {folder}; mount -t tmpfs tmpfs {folder}")
@@ -61,7 +61,7 @@ def _ask(address: str, port: int, protocol: str, patience_seconds: float) -> str
                 client.settimeout(1)  # a datagram to a container that does not listen yet is lost
                 client.connect((address, port))
                 if protocol == "udp":
-                    client.send(b"who am I?")
+                    client.send(b"hello")
                 return client.recv(200).decode()
         except OSError as error:
             if time.monotonic() > deadline:

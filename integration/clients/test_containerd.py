@@ -147,7 +147,7 @@ class Containerd:
         self.write_network(json.dumps(conf))
 
     def write_network(self, text: str) -> None:
-        """containerd watches the folder; the file's new name shows in its answer when it has read it."""
+        """containerd watches the directory; the file's new name shows in its answer when it has read it."""
         self.host.write("/etc/cni/net.d/10-flannel.conflist", text)
         until(lambda: json.loads(text)["plugins"] == self._loaded(), "containerd has read the network's configuration")
 
@@ -265,7 +265,7 @@ def test_dual_stack(host: Host, containerd: Containerd, agent: Agent | None) -> 
 
 
 def test_sandbox_whose_namespace_was_deleted(host: Host, containerd: Containerd) -> None:
-    """After a crash DEL comes with a path that leads nowhere, or without one."""
+    """DEL after a crash comes with a path that leads nowhere, or without one."""
     with nothing_left(containerd):
         web = containerd.run("web", (8080, TCP))
         pod = containerd.netns(web)

@@ -47,7 +47,7 @@ class Node:
         host.run("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")  # routes do not come late
 
     def path(self, *sides: str) -> str:
-        """CNI_PATH with the folders of these sides, in this order."""
+        """CNI_PATH with the directories of these sides, in this order."""
         return ":".join(self.folders[side] for side in sides)
 
     def call(self, side: str, plugin: str, verb: str, conf: dict[str, Any], **options: Any) -> Any:
@@ -345,7 +345,7 @@ def test_attachment_of_go_is_deleted_without_its_sandbox(node: Node, is_named: b
 
 
 def test_element_that_go_leaves_does_no_harm_and_is_removed(node: Node) -> None:
-    """After ADD by us and DEL by Go: the next owner of the address takes the element over, or GC removes it."""
+    """Element left by our ADD and Go's DEL: the next owner of the address takes the element over, or GC removes it."""
     host = node.host
     conf = {**BRIDGE, "cniVersion": "1.1.0", "args": {"cni": {"ips": ["10.244.91.9", "fd00:91::9"]}}}
     go = {**conf, "cniVersion": "1.0.0"}
@@ -429,7 +429,7 @@ def test_iptables_backend_makes_gos_rules(two_nodes: list[Node]) -> None:
 
 
 def contents(host: Host) -> dict[str, str | None]:
-    """Path to bytes of all that is under /var/lib/cni, locks too; a folder's are None.
+    """Path to bytes of all that is under /var/lib/cni, locks too; a directory's are None.
 
     Modes are left out: 0600, as with newer Go plugins; 1.1.1 makes 0644.
     """
@@ -439,7 +439,7 @@ def contents(host: Host) -> dict[str, str | None]:
 
 
 def test_files_are_byte_equal(two_nodes: list[Node]) -> None:
-    """host-local's folder after each step of one story."""
+    """host-local's directory after each step of one story."""
     steps_of_both = []
     for node, side in zip(two_nodes, SIDES, strict=True):
         conf = {**BRIDGE, "ipam": {**BRIDGE["ipam"], "ranges": [[{"subnet": "10.1.0.0/29"}], [{"subnet": "fd00:91::/64"}]]}}

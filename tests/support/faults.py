@@ -1,6 +1,6 @@
 """The installed plugins with faults in them: a step that the kernel refuses, an answer that is lost, a kill.
 
-How it works. A folder of launchers, as installed, but for one block of code before `client.main()`. It counts the
+How it works. A directory of launchers, as installed, but for one block of code before `client.main()`. It counts the
 operations of the call (each request to the kernel, each system call that changes a file) and does what the
 environment asks for at the FAULT_AT-th. What was counted, and what failed, is written to FAULT_REPORT.
 """
@@ -137,7 +137,7 @@ if posix.environ.get(b"CNI_COMMAND") and faults.kind:
 
 
 def install(host: Host) -> None:
-    """Make the folder of launchers in the host."""
+    """Make the directory of launchers in the host."""
     launcher = Path(host.bin_dir, "cni-plugin").read_text()
     assert "\nfrom cni_py.client import main\n" in launcher, launcher
     host.write(

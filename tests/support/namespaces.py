@@ -276,7 +276,7 @@ class Host:
         return Path(f"/proc/{self.pid}/root{path}")
 
     def write(self, path: str, text: str) -> None:
-        """Write a file of this host, with the folders above it."""
+        """Write a file of this host, with the directories above it."""
         file = self.path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -338,7 +338,7 @@ class Host:
         return sorted(link["ifname"] for link in self.json("ip -j link show type veth"))
 
     def files(self, *folders: str) -> dict[str, str]:
-        """Path to content of all files in these folders (default: what plugins write, but for locks)."""
+        """Path to content of all files in these directories (default: what plugins write, but for locks)."""
         found = {}
         for folder in folders or ("/var/lib/cni", "/run/cni-state", "/etc/cni"):
             for file in sorted(self.path(folder).rglob("*")):
