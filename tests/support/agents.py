@@ -24,7 +24,7 @@ from cni_py import protocol
 from support.namespaces import PATH, Host, Sandbox, wait_for_end
 from support.waiting import SECONDS
 
-FOLDER = "/run/faults"
+DIRECTORY = "/run/faults"
 LOG = "/run/agent.log"
 SOCKET = protocol.SOCKET_PATH
 
@@ -35,13 +35,13 @@ from cni_py import engine
 plain = engine.handle
 def handle(call, stdin):
     if call.container_id == "slow":
-        os.close(os.open("{FOLDER}/begun", os.O_WRONLY))
-        os.close(os.open("{FOLDER}/go", os.O_RDONLY))
+        os.close(os.open("{DIRECTORY}/begun", os.O_WRONLY))
+        os.close(os.open("{DIRECTORY}/go", os.O_RDONLY))
     return plain(call, stdin)
 engine.handle = handle
 """
 
-# Born again after each death, at once: what costs time is done before the fork. It dies where {FOLDER}/stage says.
+# Born again after each death, at once: what costs time is done before the fork. It dies where {DIRECTORY}/stage says.
 DYING = f"""
 import os
 from cni_py import engine, journal, protocol
@@ -51,12 +51,12 @@ from cni_py.packetfilter import libnftables
 
 def die_at(name):
     try:
-        with open("{FOLDER}/stage") as file:
+        with open("{DIRECTORY}/stage") as file:
             wanted = file.read()
     except FileNotFoundError:
         return
     if wanted == name:
-        os.unlink("{FOLDER}/stage")
+        os.unlink("{DIRECTORY}/stage")
         os.kill(os.getpid(), 9)
 
 steps = 0
@@ -97,7 +97,7 @@ class Agent:
         if code:
             launcher = Path(program).read_text()
             assert launcher.count("\nsys.exit(main())\n") == 1, launcher
-            program = f"{FOLDER}/agent"
+            program = f"{DIRECTORY}/agent"
             host.write(program, launcher.replace("\nsys.exit(main())\n", f"\n{code}\nsys.exit(main())\n"))
             host.path(program).chmod(0o755)
         self.program = program
@@ -293,10 +293,10 @@ class Gate:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        host.run(f"mkdir -p {FOLDER}; mkfifo {FOLDER}/begun {FOLDER}/go")
+        host.run(f"mkdir -p {DIRECTORY}; mkfifo {DIRECTORY}/begun {DIRECTORY}/go")
 
     def wait_begun(self) -> None:
-        self.host.path(f"{FOLDER}/begun").read_bytes()
+        self.host.path(f"{DIRECTORY}/begun").read_bytes()
 
     def open(self) -> None:
-        self.host.path(f"{FOLDER}/go").write_bytes(b"")
+        self.host.path(f"{DIRECTORY}/go").write_bytes(b"")

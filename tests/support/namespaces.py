@@ -271,7 +271,7 @@ class Host:
     def path(self, path: str) -> Path:
         """A file of this host as seen from outside: `host.path("/run/flannel/subnet.env").write_text(…)`.
 
-        Folders under /run, /var/lib/cni, /var/lib/cni-py and /etc/cni are the host's; all others are the machine's.
+        Directories under /run, /var/lib/cni, /var/lib/cni-py and /etc/cni are the host's; all others are the machine's.
         """
         return Path(f"/proc/{self.pid}/root{path}")
 
