@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.namespaces import PATH, Host, Sandbox, said_json, wait_for_end
+from support.namespaces import PATH, Host, Sandbox, decode_json, wait_for_end
 from support.waiting import SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ def flanneld_command(*options: str) -> list[str]:
 
 
 class Flanneld:
-    """A flanneld that runs. ``notices``: all that it told the service manager, a datagram each."""
+    """Running flanneld. ``notices``: all its messages to the service manager, a datagram each."""
 
     def __init__(self, node: Node, command: list[str], env: dict[str, str]) -> None:
         self.log_path, self.notices = node.folder / f"flanneld-{time.monotonic_ns()}.log", list[str]()
@@ -121,7 +121,7 @@ class Flanneld:
                     return self.notices[-1]
             else:
                 self._fail_if_ended()
-        raise AssertionError(f"{text!r} was not told within {seconds} s but {self.notices}:\n{self.log}")
+        raise AssertionError(f"{text!r} was not reported within {seconds} s but {self.notices}:\n{self.log}")
 
     def wait_ready(self) -> Flanneld:
         self.wait_for_notice("READY=1")
@@ -162,7 +162,7 @@ class Flanneld:
         self.wait()
 
     def cpu_seconds(self) -> float:
-        """What it has used of the processor: /proc counts whole ticks, of which it uses none at a time."""
+        """Return its processor time: /proc counts whole ticks, of which it uses none at a time."""
         return time.clock_gettime(~self.pid << 3 | 2)  # CLOCK_PROCESS_CPUTIME_ID of that process, clock_getcpuclockid(3)
 
 
@@ -209,14 +209,14 @@ class Node:
 
     @property
     def env(self) -> dict[str, str]:
-        """What is in subnet.env."""
+        """Return the values in subnet.env."""
         file = self.host.path(SUBNET_ENV)
         lines = file.read_text().splitlines() if file.exists() else []
         return dict(line.split("=", 1) for line in lines)
 
     @property
     def subnet(self) -> str:
-        """Without the address in it: ``10.244.91``; of IPv6 ``fd00:244:0:91::``."""
+        """Subnet without the last part of the address: ``10.244.91``; of IPv6 ``fd00:244:0:91::``."""
         return self.env["FLANNEL_SUBNET"].rpartition(".")[0]
 
     @property
@@ -225,7 +225,7 @@ class Node:
 
     @property
     def subnets(self) -> list[str]:
-        """Of each family, as a route has it: ``10.244.91.0/24``, ``fd00:244:0:91::/64``."""
+        """Subnets of each family, as routes have them: ``10.244.91.0/24``, ``fd00:244:0:91::/64``."""
         subnets = [f"{self.subnet}.0/24"] if "FLANNEL_SUBNET" in self.env else []
         return subnets + ([f"{self.subnet6}/64"] if "FLANNEL_IPV6_SUBNET" in self.env else [])
 
@@ -239,10 +239,10 @@ class Node:
     def device(self, name: str = "flannel.1") -> dict[str, Any]:
         """Empty where there is none."""
         done = self.host.execute(["ip", "-j", "-d", "addr", "show", "dev", name])
-        return dict(said_json(done.stdout)[0]) if done.returncode == 0 else {}
+        return dict(decode_json(done.stdout)[0]) if done.returncode == 0 else {}
 
     def state(self) -> dict[str, Any]:
-        """All that flanneld keeps in the kernel, as comparable values."""
+        """Return all that flanneld keeps in the kernel, as comparable values."""
         devices = [link for link in self.host.json("ip -j addr show") if link["ifname"].startswith("flannel")]
         devices.sort(key=lambda link: str(link["ifname"]))
         tables = (
@@ -330,7 +330,7 @@ class Net:
         return found
 
     def write(self, content: dict[str, Any]) -> None:
-        """As flanneld does, for it may be reading."""
+        """Write by a rename, as flanneld does, because it may be reading."""
         temporary = self.datastore.with_suffix(".new")
         temporary.write_text(json.dumps(content))
         temporary.rename(self.datastore)
@@ -409,7 +409,7 @@ class Net:
         return [node for node in self.nodes if node.flanneld is not None and node.flanneld.status is None]
 
     def wait_converged(self) -> None:
-        """Until every node has a route to every other node's subnets; with udp, until it has said so."""
+        """Wait until every node has a route to every other node's subnets; with udp, until it reports so."""
         for node in self.running():
             others = [other for other in self.running() if other is not node]
             wanted = {subnet for other in others for subnet in other.subnets}
@@ -422,7 +422,7 @@ class Net:
     # ---- traffic --------------------------------------------------------------------------------
 
     def unreached(self, answer_seconds: int = 5) -> list[str]:
-        """What of this does not work: every pod to every other one, small packets and full ones that must not be cut."""
+        """Return failed connections: of every pod to every other one, small packets and full ones that must not be fragmented."""
         pods = [(node, name) for node in self.running() for name in node.pods]
         with ThreadPoolExecutor(len(pods)) as pool:
             found = pool.map(lambda pod: self._unreached_from(pod[0], pod[1], answer_seconds), pods)
@@ -443,7 +443,7 @@ class Net:
         return node.run(script, sandbox=Sandbox(name)).splitlines()
 
     def transfer(self, source: Node, target: Node, size: int = 4_000_000) -> None:
-        """By TCP, from the first pod of one node to that of another, by each family; all of it arrives."""
+        """Transfer data by TCP, from the first pod of one node to that of another, by each family; all of it must arrive."""
         client, server = next(iter(source.pods)), next(iter(target.pods))
         for address in target.pods[server]:
             listening = target.host.command(sys.executable, "-c", SERVER, sandbox=Sandbox(server))

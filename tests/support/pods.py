@@ -117,7 +117,7 @@ def state(host: Host, *pods: Sandbox) -> dict[str, Any]:
 
 
 def words(reply: Reply) -> str:
-    """All that an error says."""
+    """Return the whole text of an error."""
     return f"{reply.json['msg']}\n{reply.json.get('details', '')}"
 
 
@@ -136,7 +136,7 @@ def port_of(host: Host, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def port_flags(host: Host, result: dict[str, Any]) -> dict[str, Any]:
-    """What is set on that bridge port."""
+    """Return the flags that are set on that bridge port."""
     found: dict[str, Any] = port_of(host, result)["linkinfo"]["info_slave_data"]
     return found
 
@@ -163,7 +163,7 @@ def sysctl(host: Host, name: str, pod: Sandbox | None = None) -> str:
 def datagram(host: Host, source: Sandbox | None, target: Sandbox | None, address: str, *, seconds: float = 1.0) -> str | None:
     """Send a UDP datagram from a pod (None: the host) to an address of another.
 
-    Returns: who the receiver saw as its sender; None if nothing came in `seconds`.
+    Returns: the sender's address that the receiver saw; None if nothing came in `seconds`.
     """
     return host.do(_datagram, _path(source), _path(target), address, seconds)
 

@@ -1,4 +1,4 @@
-"""What the files in spec/ share: the versions and verbs as the spec has them, a configuration per plugin, raw calls."""
+"""Shared parts of the files in spec/: the spec's versions and verbs, a configuration per plugin, raw calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _numbers = count()
 
 
 def has(version: str, verb: str) -> bool:
-    """Whether this version of the spec knows the verb."""
+    """Return whether this version of the spec has the verb."""
     return VERSIONS.index(version) >= VERSIONS.index(FIRST_VERSION.get(verb, "0.1.0"))
 
 
@@ -70,13 +70,13 @@ def execute(
 
 
 def environment(host: Host, verb: str, sandbox: Sandbox | str = "", container_id: str = "c1") -> dict[str, str | bytes]:
-    """What a runtime sets."""
+    """Return the variables that a runtime sets."""
     of_attachment = {"CNI_CONTAINERID": container_id, "CNI_NETNS": str(sandbox), "CNI_IFNAME": "eth0"}
     return {"PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": host.bin_dir} | (of_attachment if has_attachment(verb) else {})
 
 
 def has_attachment(verb: str) -> bool:
-    """Whether the verb is about one container."""
+    """Return whether the verb is about one container."""
     return verb in ("ADD", "DEL", "CHECK")
 
 
