@@ -9,6 +9,7 @@ goes to the agent (``frame.py`` is the contract) and, where there is none, to
 import posix
 import sys
 
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import REQUIRED, fault_in
 
 TYPE_CHECKING = False
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from cni_py.spec.environment import Fault
 
 MAX_STDIN = 4 << 20
-_PLUGINS = ("flannel", "bridge", "host-local", "portmap", "loopback")
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
@@ -39,7 +39,7 @@ def _answer() -> int:
     if not verb:
         _say(_about(plugin))
         return 0
-    fault = _unknown(plugin) if plugin not in _PLUGINS else fault_in(environ)
+    fault = _unknown(plugin) if plugin not in PLUGINS else fault_in(environ)
     if fault:
         from cni_py.errors import InvalidEnvironment
 
@@ -94,7 +94,7 @@ def _take_back(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes
 def _unknown(plugin: str) -> "Fault":
     return (
         f'"{plugin}" is no plugin of cni-py',
-        f"plugins: {', '.join(_PLUGINS)}",
+        f"plugins: {', '.join(PLUGINS)}",
         "execute the launcher by one of these names",
     )
 
@@ -168,7 +168,7 @@ def _about(plugin: str) -> str:
     from cni_py import __version__
     from cni_py.spec.versions import SUPPORTED
 
-    name = plugin if plugin in _PLUGINS else "plugin"
+    name = plugin if plugin in PLUGINS else "plugin"
     return (
         f"CNI {name} of cni-py {__version__}\n"
         f"CNI protocol versions supported: {', '.join(SUPPORTED)}\n"

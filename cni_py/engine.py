@@ -11,6 +11,7 @@ from cni_py import config, dispatch, files, journal
 from cni_py.attachment import record
 from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError, IOFailure
 from cni_py.jsontext import encode
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import check_network_name
 from cni_py.spec.result import Result
 from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from cni_py.spec.call import Call
 
-PLUGINS = frozenset(dispatch.MODULES)
-_WITH_RECORD = ("flannel", "bridge", "host-local")
-"""Plugins whose attachments GC may have to find. portmap makes its records itself: only where a port is mapped."""
 _is_swept = False
 """Whether the sweep of this boot is known to have been: no process lives in two."""
 
@@ -55,7 +53,7 @@ def handle_in_turn(call: Call, stdin: bytes) -> tuple[int, bytes]:
 
 
 def _run(call: Call) -> bytes:
-    if call.verb in ("ADD", "GC") and call.plugin in _WITH_RECORD:
+    if call.verb in ("ADD", "GC") and PLUGINS[call.plugin].record == "shared":
         _sweep_once_a_boot(call)
     name = record.name_of(call.container_id, call.ifname, call.network) if call.container_id else f"gc:{call.network}"
     where = f"container {call.container_id or '-'}, {call.ifname or '-'} in {call.netns or '-'}"
@@ -63,13 +61,13 @@ def _run(call: Call) -> bytes:
     keeps_file = call.verb in ("ADD", "DEL", "GC")
     with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
         with Undo() as undo:
-            if call.verb == "ADD" and call.plugin in _WITH_RECORD:
+            if call.verb == "ADD" and PLUGINS[call.plugin].record == "shared":
                 undo.once_clean("the record as before", record.restore, call, record.remember(call))
             answer = dispatch.run(call)
             if call.verb == "ADD":
                 undo.on_failure("the attachment", dispatch.run, call.replace(verb="DEL"))
             reply = _as_json(answer, call.cni_version)
-        if call.plugin in (*_WITH_RECORD, "portmap"):
+        if PLUGINS[call.plugin].record:
             if call.verb == "DEL":
                 record.forget(call)
             if call.verb == "GC":

@@ -170,7 +170,7 @@ class Caretaker:
         except (CniError, OSError) as error:
             print(f"sweep: {error}", file=sys.stderr, flush=True)
             return
-        freed = sum(finding.fate == sweep_report.FREED for finding in report.findings)
+        freed = sum(finding.outcome == sweep_report.REMOVED for finding in report.findings)
         if freed:
             self.statistics.count("repairs", freed)
 

@@ -38,6 +38,7 @@ from cni_py.attachment.record import Turn
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
 from cni_py.kernel.deletion import wait_for_deletions
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec import call
 from cni_py.spec.versions import CURRENT
 
@@ -270,7 +271,7 @@ class Agent:
         except CniError as error:
             connection.sendall(protocol.pack_reply(protocol.DONE, 1, encode(error.as_json(CURRENT))))
             return
-        if plugin not in engine.PLUGINS:
+        if plugin not in PLUGINS:
             raise protocol.FrameError(f'"{plugin}" is no plugin')
         this = this.replace(stderr_fd=descriptors[0], sandbox_fd=descriptors[1] if len(descriptors) > 1 else -1)
         with self.in_order(f"{this.container_id}:{this.ifname}" if this.container_id else ""), Turn(this):

@@ -19,6 +19,7 @@ from cni_py import config, files
 from cni_py.errors import CniError, IOFailure
 from cni_py.journal import RUN_DIR, note
 from cni_py.jsontext import encode
+from cni_py.plugin_table import PLUGINS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from cni_py.spec.call import Call
 
 FOLDER = f"{RUN_DIR}/attachments"
-_FOLDERS = {"portmap": f"{RUN_DIR}/portmap"}
 TURNS = f"{RUN_DIR}/turns.lock"
 _BYTES = (1 << 61) - 1
 
@@ -70,7 +70,12 @@ class Turn:
 
 def _folder(call: Call) -> str:
     """Where the records of the called plugin are."""
-    return _FOLDERS.get(call.plugin, FOLDER)
+    return f"{RUN_DIR}/{call.plugin}" if PLUGINS[call.plugin].record == "own" else FOLDER
+
+
+def directories() -> list[str]:
+    """Every directory that may have records in it."""
+    return [FOLDER, *(f"{RUN_DIR}/{plugin}" for plugin, row in PLUGINS.items() if row.record == "own")]
 
 
 def name_of(container_id: str, ifname: str, network: str) -> str:

@@ -201,9 +201,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    head = (
-        f"{backend}, datastore {datastore}, up for {minutes} min, outside {' '.join(report['outside'])}, in {report['directory']}"
-    )
+    outside = " ".join(report["outside"])
+    head = f"{backend}, datastore {datastore}, up for {minutes} min, outside {outside}, in {report['directory']}"
     return [head, *table, *(f"broken: {which}    cni-py lab heal {which}" for which in report["broken"])]
 
 

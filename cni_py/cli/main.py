@@ -142,7 +142,7 @@ def sweep(options: argparse.Namespace) -> int:
     import json
 
     from cni_py.sweep import sweep as sweeping
-    from cni_py.sweep.leftovers import Places, places_configured
+    from cni_py.sweep.file_leftovers import Places, places_configured
 
     folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
     places = Places() | places_configured(folder, lambda line: say(f"warning: {line}"))
@@ -154,7 +154,7 @@ def sweep(options: argparse.Namespace) -> int:
     for reason in report.missing:
         say(f"nothing was removed, because live pods could not all be identified: {reason}")
     for finding in report.failed:
-        say(f"could not remove {finding.trace.kind} {finding.trace.what}: {finding.why.rpartition('; ')[2]}")
+        say(f"could not remove {finding.leftover.kind} {finding.leftover.what}: {finding.why.rpartition('; ')[2]}")
     return 0 if report.is_complete else EXIT_FAILED
 
 
@@ -195,11 +195,12 @@ def config(options: argparse.Namespace) -> int:
     if options.config_command != "keys":
         return _network_config(options)
     from cni_py.config import reference
+    from cni_py.plugin_table import PLUGINS
 
-    if options.plugin and options.plugin not in reference.PLUGINS:
-        known = [*reference.PLUGINS, *arguments.CONFIG_COMMANDS]
+    if options.plugin and options.plugin not in PLUGINS:
+        known = [*PLUGINS, *arguments.CONFIG_COMMANDS]
         suggestion = arguments.did_you_mean(options.plugin, known)
-        raise CniError(f'unknown plugin "{options.plugin}"{suggestion}', hint=f"one of {', '.join(reference.PLUGINS)}")
+        raise CniError(f'unknown plugin "{options.plugin}"{suggestion}', hint=f"one of {', '.join(PLUGINS)}")
     show(reference.render_reference().rstrip("\n") if options.markdown else "\n".join(reference.render_text(options.plugin)))
     return 0
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from cni_py.config._schemas import SCHEMAS
 from cni_py.errors import DecodingFailure, InvalidConfig
-from cni_py.lazy import bare_package
+from cni_py.lazy import without_init
 
-with bare_package("pydantic_core"):
+with without_init("pydantic_core"):
     from pydantic_core._pydantic_core import SchemaValidator, ValidationError, from_json
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ to an address) are tried in this order; the first that finds a link with an addr
 of them it is the link that has the public address, or the one of the default route. With one of them the public address may be
 that of a router which translates it to ours.
 
-What flanneld and the plugins created (``own_devices.py``) is passed over, whatever leads there; a name in ``-iface`` is obeyed.
+Devices of flanneld and the plugins (``own_devices.py``) are skipped, whatever leads to them; one that ``-iface`` names is used.
 
 An address is usable if it is unicast, no loopback and not deprecated. Of several on a link, those of global
 scope come first, then permanent ones; temporary ones come last.

@@ -163,12 +163,12 @@ def _datastore(text: str) -> str:
 
 ETCD, KUBERNETES, OTHER, NETWORK, TRAFFIC, OBSERVE, ACTIONS = (
     "etcd",
-    "Kubernetes, in place of etcd",
-    "A file, in place of etcd",
+    "Kubernetes, instead of etcd",
+    "A file, instead of etcd",
     "The node and its subnet",
     "Packet filter and routes",
     "Health and log",
-    "In place of running",
+    "Other modes",
 )
 
 
@@ -188,121 +188,130 @@ class Options:
         ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
         ETCD,
         "URL,URL",
-        "Its members, with commas between. One is used until it fails, then the next.",
+        "etcd's members, separated by commas. One is used until it fails, then the next.",
         _endpoints,
     )
-    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Where flannel's keys begin.", _key)
-    etcd_keyfile: str = _option("", ETCD, "FILE", "Key of our client certificate, PEM.")
+    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Prefix of flannel's keys.", _key)
+    etcd_keyfile: str = _option("", ETCD, "FILE", "Key of the client certificate, PEM.")
     etcd_certfile: str = _option(
         "",
         ETCD,
         "FILE",
-        "Our client certificate, PEM. Make one for flannel: the server's own key has no business on other nodes.",
+        "Client certificate, PEM. Create one for flannel: do not copy the server's own key to other nodes.",
     )
-    etcd_cafile: str = _option("", ETCD, "FILE", "Certificate of who signed etcd's, PEM; works without a client certificate.")
-    etcd_username: str = _option("", ETCD, "NAME", "User, where etcd has users.")
+    etcd_cafile: str = _option("", ETCD, "FILE", "CA certificate to verify etcd's, PEM; works without a client certificate.")
+    etcd_username: str = _option("", ETCD, "NAME", "User name, if etcd requires users.")
     etcd_password: str = _option(
         "",
         ETCD,
-        "WORD",
-        "The user's password. Everybody on the host can read a command line: "
-        "give it as FLANNELD_ETCD_PASSWORD, in a file that only root can read.",
+        "PASSWORD",
+        "Password of the user. Every user of the host can read command lines: "
+        "set FLANNELD_ETCD_PASSWORD in a file that only root can read.",
         is_secret=True,
     )
 
     kube_subnet_mgr: bool = _option(
-        False, KUBERNETES, "", "Take the subnet from the node's podCIDR, and find the others in the nodes' annotations."
+        False, KUBERNETES, "", "Use the node's podCIDR as subnet, and read those of the other nodes from their annotations."
     )
     kube_api_url: str = _option("", KUBERNETES, "URL", "The API server; not needed in a pod.")
-    kubeconfig_file: str = _option("", KUBERNETES, "FILE", "How to log in; not needed in a pod.")
+    kubeconfig_file: str = _option("", KUBERNETES, "FILE", "Credentials for the API server; not needed in a pod.")
     kube_annotation_prefix: str = _option(
-        "flannel.alpha.coreos.com", KUBERNETES, "NAME", "What the annotations' names begin with.", _needed
+        "flannel.alpha.coreos.com", KUBERNETES, "NAME", "Prefix of the annotations' names.", _needed
     )
     net_config_path: str = _option(
-        "/etc/kube-flannel/net-conf.json", KUBERNETES, "FILE", "The network's configuration, which etcd has otherwise.", _needed
+        "/etc/kube-flannel/net-conf.json", KUBERNETES, "FILE", "Network configuration, which is otherwise in etcd.", _needed
     )
     set_node_network_unavailable: bool = _option(
-        True, KUBERNETES, "", "When all works, take the node's condition NetworkUnavailable back."
+        True, KUBERNETES, "", "Clear the node's condition NetworkUnavailable once the network is ready."
     )
 
     datastore: str = _option(
         "",
         OTHER,
         "file:PATH",
-        "Keep configuration and leases in this file: for one machine, for a lab, or as a list written by hand. "
-        "It is read again when it changes.",
+        "Keep configuration and leases in this file: for one machine, a lab, or a static list. It is reloaded when it changes.",
         _datastore,
     )
 
     iface: tuple[str, ...] = _option(
-        (), NETWORK, "NAME|IP", "Interface to the other nodes; repeatable, the first that is there.", _needed
+        (), NETWORK, "NAME|IP", "Interface to the other nodes; repeatable, the first existing one is used.", _needed
     )
     iface_regex: tuple[str, ...] = _option(
-        (), NETWORK, "REGEX", "The same by a pattern of its address or name; repeatable, tried after -iface.", _pattern
+        (),
+        NETWORK,
+        "REGEX",
+        "Like -iface, by a regular expression for its address or name; repeatable, tried after -iface.",
+        _pattern,
     )
     iface_cidr: tuple[str, ...] = _option(
-        (), NETWORK, "CIDR", "The same by a network of one of its addresses; repeatable, tried after -iface-regex.", _network
+        (),
+        NETWORK,
+        "CIDR",
+        "Like -iface, by a network of one of its addresses; repeatable, tried after -iface-regex.",
+        _network,
     )
     iface_node_ip: bool = _option(
-        False, NETWORK, "", "The same by the node's InternalIP in the Kubernetes API; tried after -iface-cidr."
+        False, NETWORK, "", "Like -iface, by the node's InternalIP in the Kubernetes API; tried after -iface-cidr."
     )
     iface_can_reach: str = _option(
         "",
         NETWORK,
         "IP",
-        "The same by a route to this address, tried last. Without any of these: where the default route leads.",
+        "Like -iface, by the route to this address, tried last. Without any of these: the default route's interface.",
         _address(4, 6),
     )
-    public_ip: str = _option("", NETWORK, "IP", "Where other nodes reach us; left out: the interface's address.", _public(4))
-    public_ipv6: str = _option("", NETWORK, "IP", "The same for IPv6.", _public(6))
+    public_ip: str = _option(
+        "", NETWORK, "IP", "Address under which other nodes reach this one. Default: the interface's address.", _public(4)
+    )
+    public_ipv6: str = _option("", NETWORK, "IP", "Like -public-ip, for IPv6.", _public(6))
     host_network_overlap: str = _option(
         "refuse",
         NETWORK,
         "refuse|warn",
-        "What to do where the subnet of this node or of another one overlaps a network of this host's links.",
+        "What to do if the subnet of this node or of another one overlaps a network of this host's links.",
         _one_of("refuse", "warn"),
     )
     subnet_file: str = _option(
-        "/run/flannel/subnet.env", NETWORK, "FILE", "Where subnet and MTU are written for the flannel plugin.", _needed
+        "/run/flannel/subnet.env", NETWORK, "FILE", "File with subnet and MTU to write for the flannel plugin.", _needed
     )
     subnet_lease_renew_margin: int = _option(
         60,
         NETWORK,
         "MINUTES",
-        "How long before its end a lease is renewed, 1 to 1439.",
+        "Renew a lease this long before it expires, 1 to 1439.",
         _number(1, DAY_MINUTES - 1, "minutes", f"{MARGIN_FAULT}: "),
     )
 
-    ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade what leaves the flannel network.")
-    ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports where it can.")
-    iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept what is forwarded from and to the flannel network.")
+    ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade traffic that leaves the flannel network.")
+    ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports if possible.")
+    iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept forwarded traffic from and to the flannel network.")
     iptables_resync: int = _option(
         5,
         TRAFFIC,
         "SECONDS",
-        "How often to look for all rules, 1 to 86400. Where the kernel tells of changes, they are put back at once.",
+        "How often to check that all rules exist, 1 to 86400. Where the kernel notifies of changes, they are restored at once.",
         _number(1, 24 * 3600, "seconds"),
     )
     ip_blackhole_route: bool = _option(
-        False, TRAFFIC, "", "Drop packets to addresses of our subnet that no pod has, in place of sending them out again."
+        False, TRAFFIC, "", "Drop packets to unused addresses of our subnet, instead of sending them out again."
     )
 
     healthz_ip: str = _option("0.0.0.0", OBSERVE, "IP", "Address of the health server.", _address(4, 6))
     healthz_port: int = _option(
-        0, OBSERVE, "PORT", "Its port, for /healthz, /readyz and /metrics; 0: no server.", _number(0, 65535)
+        0, OBSERVE, "PORT", "Port of the health server, for /healthz, /readyz and /metrics; 0: no server.", _number(0, 65535)
     )
     v: int = _option(
-        0, OBSERVE, "LEVEL", "How much to log: 1 each change, as a command; 2 also what is watched.", _number(0, 2**31 - 1)
+        0, OBSERVE, "LEVEL", "Verbosity: 1 each change, as a command; 2 also watched events.", _number(0, 2**31 - 1)
     )
 
     check_config: str = _option(
-        "", ACTIONS, "FILE", "Check a network configuration, - for standard input, and say what is wrong.", _needed
+        "", ACTIONS, "FILE", "Check a network configuration, - for standard input, and list what is invalid.", _needed
     )
     cleanup: bool = _option(
         False,
         ACTIONS,
         "",
-        "Remove what flanneld made and leaves when it ends: devices, routes, rules. Pods lose their network.",
+        "Remove what flanneld created and keeps when it stops: devices, routes, rules. Pods lose their network.",
     )
     version: bool = _option(False, ACTIONS, "", "Print the version.")
 

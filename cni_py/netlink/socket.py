@@ -18,7 +18,7 @@ import posix
 from struct import pack, unpack_from
 
 from cni_py.errors import KernelRefused
-from cni_py.lazy import bare_package
+from cni_py.lazy import without_init
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def load_message_classes() -> None:
 
 
 def _message_class(name: str) -> Any:
-    with bare_package("pyroute2"):
+    with without_init("pyroute2"):
         module = __import__(f"pyroute2.netlink.rtnl.{name}", fromlist=[name])
     return getattr(module, name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,14 +80,6 @@ def server_outside(host: Host) -> Iterator[None]:
             yield
         finally:
             host.run("kill $(ip netns pids outside)")
-
-
-def eventually(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Wait for what a program of somebody else does by itself, without telling when."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from integration.clients.containers import (
     OUTSIDE6,
     ask,
     done_by_us,
-    eventually,
     prepare,
     refused,
     reservations,
@@ -36,6 +35,7 @@ from integration.clients.cri import Cri, CriError
 from support.agents import Agent
 from support.namespaces import PATH, Host, Sandbox
 from support.pods import DUAL_ENV
+from support.waiting import until
 
 GUIDE = Path(__file__).resolve().parents[2] / "conf" / "10-flannel.conflist"
 GATEWAY = "10.244.91.1"
@@ -122,7 +122,7 @@ class Containerd:
         with self.log.open("a") as log:
             argv = self.host.command("sh", "-c", script)
             self.process = subprocess.Popen(argv, env={"PATH": PATH}, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        eventually(self._answers, f"containerd answers, see {self.log}")
+        until(self._answers, f"containerd answers, see {self.log}")
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -149,7 +149,7 @@ class Containerd:
     def write_network(self, text: str) -> None:
         """containerd watches the folder; the file's new name shows in its answer when it has read it."""
         self.host.write("/etc/cni/net.d/10-flannel.conflist", text)
-        eventually(lambda: json.loads(text)["plugins"] == self._loaded(), "containerd has read the network's configuration")
+        until(lambda: json.loads(text)["plugins"] == self._loaded(), "containerd has read the network's configuration")
 
     def _loaded(self) -> list[dict[str, Any]]:
         (info,) = [
@@ -270,7 +270,7 @@ def test_sandbox_whose_namespace_has_gone(host: Host, containerd: Containerd) ->
         web = containerd.run("web", (8080, TCP))
         pod = containerd.netns(web)
         host.run(f"kill -KILL $(ip netns pids {pod.name})")
-        eventually(lambda: containerd.ready() == ["first"], "containerd sees that the sandbox has ended")
+        until(lambda: containerd.ready() == ["first"], "containerd sees that the sandbox has ended")
         host.run(f"umount {pod}; rm {pod}")
         containerd.remove(web)
 

@@ -22,7 +22,6 @@ from integration.clients.containers import (
     OUTSIDE6,
     ask,
     done_by_us,
-    eventually,
     prepare,
     refused,
     reservations,
@@ -31,6 +30,7 @@ from integration.clients.containers import (
 )
 from support.agents import Agent
 from support.namespaces import PATH, Host, Sandbox
+from support.waiting import until
 
 MAC = "c2:11:22:33:44:55"
 GATEWAY = "10.88.0.1"  # of podman's own network, cni-podman0
@@ -216,10 +216,10 @@ def test_container_that_ends_by_itself(host: Host, podman: Podman, before: dict[
     """Its monitor calls DEL, when no command of ours is there."""
     podman.run("c1", "-p", "8080:80")
     host.run(f"kill -KILL {podman('inspect', 'c1', '--format', '{{.State.Pid}}')}")
-    eventually(lambda: state(host) == before, "the monitor's cleanup")
+    until(lambda: state(host) == before, "the monitor's cleanup")
     podman("rm", "c1")
     podman("run", "--rm", "--name", "c2", image.NAME, "true")
-    eventually(lambda: state(host) == before, "the clean-up of a container that was run with --rm")
+    until(lambda: state(host) == before, "the clean-up of a container that was run with --rm")
 
 
 @pytest.mark.parametrize("flush", ["nft flush ruleset", "nft delete table inet cni_py"])

@@ -256,7 +256,7 @@ def test_who_drops_in_forward_is_overruled_there(
     lines = [line for line in host.run(f"iptables-{flavour} -S FORWARD").splitlines() if line.startswith("-A")]
     assert lines[0].endswith("-j CNI-PY-FLANNEL-FWD")
     assert "I Changing default FORWARD chain policy to ACCEPT" in log
-    assert any(f"iptables-{flavour}: FORWARD drops, it" in line for line in log)
+    assert any(f"iptables-{flavour}: FORWARD drops packets: it" in line for line in log)
     assert host.do(partial(ensure, config, ip_masq=False))
     assert [line for line in host.run(f"iptables-{flavour} -S FORWARD").splitlines() if line.startswith("-A")] == lines
 
@@ -267,8 +267,8 @@ def test_ipv6_forward_is_its_own(host: Host) -> None:
     assert not reaches(host, boxes["pod"], ip("outside", 6))
     log = host.do(ensure)
     assert reaches(host, boxes["pod"], ip("outside", 6))
-    assert any(line.startswith("I ip6tables-nft: FORWARD drops, ") for line in log)
-    assert not any(line.startswith("I iptables-nft: FORWARD drops, ") for line in log)
+    assert any(line.startswith("I ip6tables-nft: FORWARD drops packets: ") for line in log)
+    assert not any(line.startswith("I iptables-nft: FORWARD drops packets: ") for line in log)
     assert "FLANNEL" not in host.run("iptables-nft -S")
 
 
@@ -444,7 +444,7 @@ def test_forward_that_begins_to_drop_is_heard_of(host: Host) -> None:
     for mutation in ("iptables-nft -P FORWARD DROP", "iptables-nft -P FORWARD ACCEPT; iptables-nft -A T -s 10.0.0.0/8 -j DROP"):
         seconds, log = host.do(later, mutation)
         assert seconds < 1
-        assert any("iptables-nft: FORWARD drops, " in line for line in log)
+        assert any("iptables-nft: FORWARD drops packets: " in line for line in log)
         host.run("iptables-nft -F; iptables-nft -X; iptables-nft -P FORWARD ACCEPT")
 
 
@@ -549,7 +549,7 @@ def test_pods_that_come_and_go_cost_nothing(host: Host) -> None:
             count[0] += 1
             return False
 
-        keeper.look = counted  # type: ignore[method-assign]
+        keeper.repair = counted  # type: ignore[method-assign]
         stop = threading.Event()
         thread = threading.Thread(target=keeper.run, args=(stop,))
         thread.start()
@@ -677,7 +677,7 @@ def test_iptables_where_nftables_does_not_work(host: Host) -> None:
     log = host.do(without_nftables, CONFIG)
     assert log[:2] == [
         "I Starting flannel in iptables mode...",
-        "W iptables is used, for nftables does not work here: this kernel has no nftables",
+        "W falling back to iptables, nftables does not work: this kernel has no nftables",
     ]
     assert MASQ in host.run("iptables -t nat -S")
 
@@ -696,7 +696,7 @@ def test_iptables_where_nftables_cannot_masquerade(host: Host) -> None:
         return ensure(config)
 
     log = host.do(refusing, CONFIG)
-    assert any(line.startswith("W iptables is used, for nftables cannot masquerade here") for line in log)
+    assert any(line.startswith("W falling back to iptables, nftables cannot masquerade") for line in log)
     assert MASQ in host.run("iptables -t nat -S")
 
 
@@ -721,11 +721,11 @@ def test_a_failure_of_the_rest_is_logged_and_tried_again(host: Host) -> None:
 
         Iptables.listing = refuse  # type: ignore[method-assign]
         keeper.ensure()
-        keeper.look()
-        keeper.look()
+        keeper.repair()
+        keeper.repair()
         assert FWD not in sh("iptables-nft -S")
         Iptables.listing = whole  # type: ignore[method-assign]
-        keeper.look()
+        keeper.repair()
         assert FWD in sh("iptables-nft -S")
         return log
 

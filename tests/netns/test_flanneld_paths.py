@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from support.flannel import Net, Node, network, until
+from support.flannel import Net, Node, network
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
 
@@ -137,7 +138,7 @@ def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, famili
                 first.flanneld.wait_for_log(f"Subnet removed: {subnet}")
         else:
             words = [subnet.partition("/")[0] for subnet in gone] + [third.address, third.address6]
-            until(lambda: not any(word in str(first.state()) for word in words), 5, "the third is forgotten")
+            until(lambda: not any(word in str(first.state()) for word in words), "the third is forgotten")
         assert net.unreached() == []
         assert [first.subnets, second.subnets] == subnets
 

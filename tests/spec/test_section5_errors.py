@@ -154,7 +154,7 @@ WORDS = {
     "runtimeConfig": ("mac", "ip", "range set"),
     "vlanTrunk": ("minid",),
 }
-"""What a message may say in place of the key: the Go plugins' known sentences name no key."""
+"""Known sentences of the Go plugins that name no key; a message may have one instead of the key."""
 
 
 @pytest.mark.parametrize(("plugin", "key", "values"), WRONG, ids=[f"{plugin}-{key}" for plugin, key, _ in WRONG])

@@ -16,19 +16,17 @@ import select
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cni_py import protocol
 from support.namespaces import PATH, Host, Sandbox, wait_for_end
+from support.waiting import SECONDS
 
 FOLDER = "/run/faults"
 LOG = "/run/agent.log"
 SOCKET = protocol.SOCKET_PATH
-SECONDS = 10.0  # what is waited for comes at once, or is missed
 
 # A call of the container "slow" tells at its beginning, and then waits to be let on.
 GATE = f"""
@@ -288,14 +286,6 @@ def call(host: Host, plugin: str, verb: str, conf: Any, sandbox: Sandbox | None 
         status, result = caller.outcome()
         assert status == 0, result
         return result
-
-
-def wait_until(condition: Callable[[], object], what: str = "") -> None:
-    """For what comes without an event that a test could wait on."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what or condition}"
-        time.sleep(0.01)
 
 
 class Gate:

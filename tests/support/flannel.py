@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from support.namespaces import PATH, Host, Sandbox, said_json, wait_for_end
+from support.waiting import SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK: dict[str, Any] = {"Network": "10.244.0.0/16"}
@@ -78,15 +79,6 @@ def flanneld_command(*options: str) -> list[str]:
     return [sys.executable, "-I", "-c", script, *options]
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "") -> float:
-    """Wait until it is true; how long that took. Raises: AssertionError."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not within {seconds:g} s: {what or condition}"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
 class Flanneld:
     """A flanneld that runs. ``notices``: all that it told the service manager, a datagram each."""
 
@@ -101,7 +93,7 @@ class Flanneld:
             argv = node.host.command(*command)
             self._nsenter = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         children = Path(f"/proc/{self._nsenter.pid}/task/{self._nsenter.pid}/children")
-        until(lambda: self._nsenter.poll() is not None or children.read_text(), 10, "nsenter has a child")
+        until(lambda: self._nsenter.poll() is not None or children.read_text(), "nsenter has a child")
         self.pid = int((children.read_text().split() or ["0"])[0]) if self._nsenter.poll() is None else 0
 
     @property
@@ -116,8 +108,8 @@ class Flanneld:
     def has_said(self, *texts: str) -> bool:
         return all(text in self.log for text in texts)
 
-    def wait_for_log(self, text: str, seconds: float = 10.0, count: int = 1) -> float:
-        return until(lambda: self.log.count(text) >= count or self._fail_if_ended(), seconds, f"{text!r} in\n{self.log}")
+    def wait_for_log(self, text: str, count: int = 1) -> float:
+        return until(lambda: self.log.count(text) >= count or self._fail_if_ended(), lambda: f"{text!r} in\n{self.log}")
 
     def wait_for_notice(self, text: str, seconds: float = READY_SECONDS) -> str:
         """The next datagram with this in it."""
@@ -143,7 +135,7 @@ class Flanneld:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 10.0) -> int:
+    def wait(self, seconds: float = SECONDS) -> int:
         """Its exit status, when it has ended."""
         status = wait_for_end(self._nsenter, seconds, self.log)
         self._socket.close()
@@ -159,7 +151,7 @@ class Flanneld:
         stat = Path(f"/proc/{self._nsenter.pid}/stat")
         self.signal(signal.SIGSTOP)
         try:
-            until(lambda: ") T " in stat.read_text(), 5, "nsenter stops too")
+            until(lambda: ") T " in stat.read_text(), "nsenter stops too")
             yield
         finally:
             self._nsenter.send_signal(signal.SIGCONT)
@@ -425,7 +417,7 @@ class Net:
                 for subnet in wanted:
                     node.flanneld.wait_for_log(f"Subnet added: {subnet}")  # type: ignore[union-attr]  # it runs
                 continue
-            until(lambda node=node, wanted=wanted: wanted <= node.routes().keys(), 10, f"routes of node {node.number}")  # type: ignore[misc]
+            until(lambda node=node, wanted=wanted: wanted <= node.routes().keys(), f"routes of node {node.number}")  # type: ignore[misc]
 
     # ---- traffic --------------------------------------------------------------------------------
 

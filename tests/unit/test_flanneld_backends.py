@@ -29,6 +29,7 @@ from cni_py.kernel import device
 from cni_py.kernel.wireguard import Peer, peer_data
 from cni_py.netlink import socket as rtnl
 from cni_py.node.desired import Route, Wanted
+from support.waiting import until
 
 V4 = {"Network": "10.244.0.0/16"}
 V6 = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
@@ -365,9 +366,7 @@ def test_extension_run_follows_until_it_is_stopped(tmp_path: Path) -> None:
     thread = threading.Thread(target=backend.run, args=(stop,))
     thread.start()
     backend.apply(own, [lease(2, "extension")])
-    deadline = time.monotonic() + 10
-    while not told(log) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: told(log), "the command has run")
     stop.set()
     thread.join(10)
     assert len(told(log)) == 1
@@ -440,10 +439,8 @@ def test_extension_command_that_hangs_is_killed_with_what_it_started(tmp_path: P
         extension.run_command(f"sh -c 'sleep 9 & echo $! >{ready}; wait'", {})
     assert time.monotonic() - began < 1.5
     command_line = Path(f"/proc/{ready.read_text().strip()}/cmdline")
-    deadline = time.monotonic() + 5
-    while command_line.exists() and command_line.read_bytes():  # without a command line it waits for its parent to look
-        assert time.monotonic() < deadline, "it still runs"  # a killed process goes in its own time
-        time.sleep(0.01)
+    # a killed process goes in its own time; without a command line it waits for its parent to look
+    until(lambda: not command_line.exists() or not command_line.read_bytes(), "what it started has ended")
 
 
 def test_extension_does_not_wait_for_what_a_command_leaves_running(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""lean.py: a module of a large package without the package."""
+"""lazy.py: a module of a large package without the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_py.lazy import bare_package
+from cni_py.lazy import without_init
 
 NAME = "cni_py_test_large"
 
@@ -32,7 +32,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("package")
 def test_module_is_there_and_the_package_did_not_run() -> None:
-    with bare_package(NAME):
+    with without_init(NAME):
         deep = importlib.import_module(f"{NAME}.sub.deep")
         assert not hasattr(sys.modules[NAME], "ran")
     assert deep.value == 7
@@ -42,7 +42,7 @@ def test_module_is_there_and_the_package_did_not_run() -> None:
 
 @pytest.mark.usefixtures("package")
 def test_package_can_be_imported_later_and_finds_its_modules_loaded() -> None:
-    with bare_package(NAME):
+    with without_init(NAME):
         small = importlib.import_module(f"{NAME}.small")
     real = importlib.import_module(NAME)
     assert real.ran
@@ -52,7 +52,7 @@ def test_package_can_be_imported_later_and_finds_its_modules_loaded() -> None:
 @pytest.mark.usefixtures("package")
 def test_package_that_is_there_stays() -> None:
     real = importlib.import_module(NAME)
-    with bare_package(NAME):
+    with without_init(NAME):
         assert sys.modules[NAME] is real
         importlib.import_module(f"{NAME}.sub.deep")
     assert sys.modules[NAME] is real
@@ -61,20 +61,20 @@ def test_package_that_is_there_stays() -> None:
 @pytest.mark.usefixtures("package")
 def test_second_block_finds_the_modules_of_the_first() -> None:
     for _ in range(2):
-        with bare_package(NAME):
+        with without_init(NAME):
             assert importlib.import_module(f"{NAME}.small").value == 7
         assert NAME not in sys.modules
 
 
 @pytest.mark.usefixtures("package")
 def test_stand_in_goes_after_a_failure_too() -> None:
-    with pytest.raises(RuntimeError, match="broken"), bare_package(NAME):
+    with pytest.raises(RuntimeError, match="broken"), without_init(NAME):
         importlib.import_module(f"{NAME}.broken")
     assert NAME not in sys.modules
     assert importlib.import_module(NAME).ran
 
 
 def test_package_that_is_not_installed() -> None:
-    with pytest.raises(ImportError), bare_package("cni_py_test_missing"):
+    with pytest.raises(ImportError), without_init("cni_py_test_missing"):
         importlib.import_module("cni_py_test_missing.x")
     assert "cni_py_test_missing" not in sys.modules
