@@ -218,6 +218,11 @@ def _vxlans(rtnl: nl.Rtnl) -> Iterator[tuple[Link, VxlanDetails]]:
             yield link, details
 
 
+def list_vxlans(rtnl: nl.Rtnl) -> list[VxlanDetails]:
+    """Every VXLAN device of the namespace. Raises: KernelRefused."""
+    return [details for _, details in _vxlans(rtnl)]
+
+
 def _onoff(name: str, is_on: bool) -> str:
     return name if is_on else f"no{name}"
 
