@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cni_py.dispatch import MODULES
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import fault_in
 
 INTEGRATION = Path(__file__).resolve().parent.parent / "integration"
@@ -59,7 +59,7 @@ def types(value: Any) -> Iterator[str]:
 def missing_plugins(file: Path, case: Case) -> set[str]:
     """The plugins that a case of the file needs and this tree lacks."""
     named = {step["plugin"] for step in case["steps"] if "plugin" in step} | set(types(case["steps"]))
-    return named & called_plugins(file.parent) - MODULES.keys()
+    return named & called_plugins(file.parent) - PLUGINS.keys()
 
 
 def parameters(directory: Path) -> list[Any]:

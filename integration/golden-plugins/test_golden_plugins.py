@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import recorded
-from cni_py.dispatch import MODULES
+from cni_py.plugin_table import PLUGINS
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,8 +35,8 @@ def test_a_case_is_skipped_for_missing_plugins_alone() -> None:
         _, case = parameter.values
         called = {step["plugin"] for step in case["steps"] if "plugin" in step}
         reasons = " ".join(mark.kwargs["reason"] for mark in parameter.marks)
-        assert all(plugin in reasons for plugin in called - MODULES.keys()), case["name"]
-        assert not any(f" {plugin}," in f"{reasons}," for plugin in MODULES), case["name"]
+        assert all(plugin in reasons for plugin in called - PLUGINS.keys()), case["name"]
+        assert not any(f" {plugin}," in f"{reasons}," for plugin in PLUGINS), case["name"]
 
 
 def test_copy_is_up_to_date() -> None:
