@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cni_py.spec.call import Call
 
 DIRECTORY = f"{RUN_DIR}/attachments"
+ALIAS = "cni:"
+"""Prefix of the alias of host ends (attachment/veth.py)."""
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 _is_known_boot = False
 
