@@ -21,14 +21,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
+from cni_py.errors import CniError
 from cni_py.flanneld.own_devices import own_devices
 from cni_py.kernel.interfaces import list_host_addresses
 from cni_py.kernel.link import list_links
+from cni_py.kernel.routes import list_routes
 from cni_py.netlink.socket import open_host
 from cni_py.node.log import warning_once
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from cni_py.flanneld.lease import Subnets
     from cni_py.flanneld.options import Options
@@ -69,6 +71,12 @@ def list_host_networks(gateways: Collection[Address] = ()) -> frozenset[HostNetw
     )
 
 
+def _routed() -> set[Network]:
+    """What routes lead to that the kernel did not make itself. Raises: KernelRefused."""
+    with open_host() as host:
+        return {route.dst for route in list_routes(host, protocol=0)}
+
+
 def overlapping(network: Network, found: Iterable[HostNetwork]) -> list[HostNetwork]:
     """Those of ``found`` that share an address with the network, in order."""
     shared = [each for each in found if each.network.version == network.version and each.network.overlaps(network)]
@@ -99,12 +107,21 @@ def warnings(networks: Iterable[Network], found: Collection[HostNetwork], refuse
     return lines
 
 
+def warnings_here(networks: Iterable[Network]) -> list[str]:
+    """What is to be said of a flannel network on this host; nothing where the host cannot be asked."""
+    try:
+        return warnings(networks, list_host_networks())
+    except CniError:
+        return []
+
+
 class HostNetworks:
     """What a session asks of the host. ``refuses``: a new overlap is refused, else it is a warning."""
 
     def __init__(self, options: Options) -> None:
         self.refuses = options.host_network_overlap == "refuse"
         self._gateways: frozenset[Address] = frozenset()
+        self._has_begun = False
         self._said: set[str] = set()
         self._former: frozenset[tuple[Network, HostNetwork]] = frozenset()
         self.found: frozenset[HostNetwork] = frozenset()
@@ -123,8 +140,23 @@ class HostNetworks:
         for line in warnings(networks, self.found, self.refuses):
             warning_once(line, self._said)
 
+    def begin(self, networks: Sequence[Network], own: Subnets | None, former: Iterable[Subnets]) -> None:
+        """Look, and warn; with the first call, keep what overlaps now and was routed before. Raises: KernelRefused.
+
+        Args:
+            networks: the flannel network.
+            own: this node's subnets, as far as they are known.
+            former: subnets that were saved; those to which the kernel has a route are added.
+        """
+        self.look(own)
+        self.warn(networks)
+        if not self._has_begun and any(overlapping(network, self.found) for network in networks):
+            saved = {subnet for subnets in former for subnet in subnets.each()}
+            self.keep(saved | _routed())
+        self._has_begun = True
+
     def keep(self, former: Iterable[Network]) -> None:
-        """What overlaps now, and was routed before, goes on."""
+        """Go on routing these where they overlap what the host has now."""
         self._former = frozenset((subnet, each) for subnet in former for each in self._overlapping(subnet))
 
     def why_not(self, subnets: Subnets) -> str:

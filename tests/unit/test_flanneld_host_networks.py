@@ -47,6 +47,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
+def configured(config: NetworkConfig, *texts: str, may_overlap: bool = False) -> NetworkConfig:
+    return config.on_host(host(*texts, host_network_overlap="warn" if may_overlap else "refuse"))
+
+
 def host(*texts: str, **options: str) -> HostNetworks:
     made = HostNetworks(Options(**options))  # type: ignore[arg-type]
     made.found = frozenset(on_host(*texts))
@@ -167,7 +171,7 @@ HOSTS = st.lists(
 def test_choice_overlaps_no_network_of_the_host_and_holds_no_node(
     networks: list[str], taken: list[int], nodes: list[int], may_overlap: bool
 ) -> None:
-    config = network("10.4.0.0/18").on_host(on_host(*networks), may_overlap)
+    config = configured(network("10.4.0.0/18"), *networks, may_overlap=may_overlap)
     leases = [Subnets(IPv4Network((int(IPv4Address("10.4.0.0")) + number * 256, 24))) for number in taken]
     addresses = [IPv4Address("10.4.0.0") + number for number in nodes]
     pool = allocate.pool4(config)
@@ -186,8 +190,7 @@ def test_choice_overlaps_no_network_of_the_host_and_holds_no_node(
 
 
 def test_each_family_avoids_its_own() -> None:
-    found = on_host("10.4.0.0/25 eth0", "fd00:4::/49 eth0", "10.4.0.200/32 lo")
-    config = network("10.4.0.0/24", 26, "fd00:4::/48").on_host(found, may_overlap=False)
+    config = configured(network("10.4.0.0/24", 26, "fd00:4::/48"), "10.4.0.0/25 eth0", "fd00:4::/49 eth0", "10.4.0.200/32 lo")
     nodes = [ip_address("fd00:4:0:8000::1"), ip_address("192.168.0.1")]
     for _ in range(20):
         with pytest.raises(PoolExhausted, match=r"10\.4\.0\.64 \.\.\. 10\.4\.0\.192 is free"):
@@ -199,7 +202,7 @@ def test_each_family_avoids_its_own() -> None:
 
 
 def test_full_pool_counts_what_is_in_the_way() -> None:
-    config = network("10.4.0.0/22").on_host(on_host("10.4.3.0/24 eth0"), may_overlap=False)
+    config = configured(network("10.4.0.0/22"), "10.4.3.0/24 eth0")
     taken = [Subnets(IPv4Network("10.4.1.0/24")), Subnets(IPv4Network("10.4.2.0/24"))]
     with pytest.raises(PoolExhausted) as full:
         allocate.free(config, taken, endless=taken[:1])
@@ -220,12 +223,12 @@ def test_full_pool_counts_what_is_in_the_way() -> None:
 
 @pytest.mark.parametrize("has_run, may_overlap", [(False, True), (True, False), (True, True)])
 def test_assigned_subnet_is_kept_where_pods_may_run_on_it(has_run: bool, may_overlap: bool) -> None:
-    config = network("10.0.0.0/8").on_host(on_host("10.0.5.0/24 eth0"), may_overlap)
+    config = configured(network("10.0.0.0/8"), "10.0.5.0/24 eth0", may_overlap=may_overlap)
     allocate.check_host_networks(subnets("10.0.5.0/24"), config, has_run)
 
 
 def test_assigned_subnet_is_refused_by_name_where_it_is_new() -> None:
-    config = network("10.0.0.0/8").on_host(on_host("10.0.5.0/24 eth0", "10.0.6.1/32 lo"), may_overlap=False)
+    config = configured(network("10.0.0.0/8"), "10.0.5.0/24 eth0", "10.0.6.1/32 lo")
     with pytest.raises(Refused, match=r"10\.0\.5\.0/25 of this node overlaps 10\.0\.5\.0/24 of eth0"):
         allocate.check_host_networks(subnets("10.0.5.0/25"), config, has_run=False)
     allocate.check_host_networks(subnets("10.0.6.0/24"), config, has_run=False)
