@@ -20,7 +20,7 @@ import pickle
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -318,12 +318,18 @@ class Host:
             environment.pop(name, None)
             if value is not None:
                 environment[name] = value
-        done = self.execute([program], stdin=conf, env=environment)
+        status, out, err = self.plugin(program, environment, conf.encode())
+        stdout, stderr = out.decode(), err.decode(errors="replace")
         try:
-            value = json.loads(done.stdout) if done.stdout.strip() else None
+            value = json.loads(stdout) if stdout.strip() else None
         except ValueError:
-            raise AssertionError(f"{plugin} {verb} printed no JSON:\n{done.stdout}\n{done.stderr}") from None
-        return Reply(done.returncode, value, done.stderr)
+            raise AssertionError(f"{plugin} {verb} printed no JSON:\n{stdout}\n{stderr}") from None
+        return Reply(status, value, stderr)
+
+    def plugin(self, program: str, env: Mapping[str, str | bytes], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+        """Execute a program with exactly this environment: exit status, standard output and error."""
+        done = subprocess.run(self.command(program), input=stdin, env=dict(env), capture_output=True, timeout=50, check=False)
+        return done.returncode, done.stdout, done.stderr
 
     def ok(self, plugin: str, verb: str, conf: dict[str, Any] | str, **options: Any) -> Any:
         """`call`, which must succeed; returns what the plugin printed, as JSON."""
