@@ -56,9 +56,9 @@ class WarmHost(Host):
 
 def serve() -> None:
     """Answer calls from standard input until it ends."""
-    from cni_py import engine
+    from cni_py.agent.warm_up import warm_up
 
-    engine.warm_up()
+    warm_up()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
