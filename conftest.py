@@ -1,4 +1,4 @@
-"""What all tests share: the fixtures `host` and `bin_dir`, and the rule about skips."""
+"""Fixtures and rules for all tests: `host`, `bin_dir`, and the rule about skips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def longer(pytestconfig: pytest.Config) -> int:
-    """How many times as much a kill or fault test tries as in `make test`."""
+    """Factor by which a kill or fault test tries more often than in `make test`."""
     return int(pytestconfig.getoption("--longer"))
 
 
@@ -65,7 +65,7 @@ def host(bin_dir: Path) -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def go_plugins() -> str:
-    """The folder with Debian's Go plugins."""
+    """The directory with Debian's Go plugins."""
     if not os.access(f"{GO_PLUGINS}/bridge", os.X_OK):
         pytest.skip(f"no Go plugins in {GO_PLUGINS} (package containernetworking-plugins)")
     return GO_PLUGINS
@@ -98,7 +98,7 @@ def containerd_program() -> str:
 
 @pytest.fixture(scope="session")
 def answer_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive with the image of all containers: busybox, and what answers on TCP and UDP."""
+    """Return the archive with the image of all containers: busybox, and servers on TCP and UDP."""
     from integration.clients.image import write_image
 
     return write_image(tmp_path_factory.mktemp("image") / "image.tar", program("busybox"))
@@ -116,7 +116,7 @@ def program(*names: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a Host needs root, marked or not; what tries more has more time."""
+    """Mark tests: a Host requires root, marked or not; longer tests get more time."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "host" in fixtures:
@@ -124,7 +124,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "longer" in fixtures:
             item.add_marker(pytest.mark.timeout(60 + 60 * item.config.getoption("--longer")))
         if os.geteuid() != 0 and item.get_closest_marker("netns"):
-            item.add_marker(pytest.mark.skip(reason="needs root"))
+            item.add_marker(pytest.mark.skip(reason="requires root"))
 
 
 # --- skips: in CI a skip that tests/allowed-skips.txt does not allow is a failure --------------------------------------

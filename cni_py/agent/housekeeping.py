@@ -7,7 +7,6 @@ difference is logged and counted, never repaired: the runtime owns the pod.
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 from time import monotonic
@@ -18,6 +17,8 @@ from cni_py.agent.ipam_usage import IpamUsage
 from cni_py.agent.log import log
 from cni_py.attachment import record
 from cni_py.errors import CniError
+from cni_py.netlink.constants import NETLINK_ROUTE, RTNLGRP_NSID
+from cni_py.netlink.socket import Listener
 from cni_py.spec.call import Call
 from cni_py.spec.result import from_json
 from cni_py.sweep import report as sweep_report
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 300.0
 AGAIN_SECONDS = 1.0
 MAX_ATTACHMENTS = 4096
-RTMGRP_NSID = 1 << 27  # RTNLGRP_NSID, group 28
 CHECK_VERSION = "1.0.0"
 _WITHOUT_CHECK = (1, 4)
 """Codes of a delegate that has no CHECK in the network's version."""
@@ -147,7 +147,7 @@ class Housekeeper:
     def _run(self) -> None:
         sweep_at = monotonic() + self.sweep_seconds
         check_at = monotonic() + self.check_seconds
-        with _namespace_notices() as notices:
+        with Listener(NETLINK_ROUTE, 1 << RTNLGRP_NSID - 1) as notices:  # network namespaces that go: RTM_DELNSID
             while not self._stop.wait(min(1.0, self.check_seconds or 1.0)):
                 now = monotonic()
                 if _drain(notices):
@@ -173,30 +173,14 @@ class Housekeeper:
         except (CniError, OSError) as error:
             log(f"sweep: {error}")
             return
-        freed = sum(finding.outcome == sweep_report.FREED for finding in report.findings)
+        freed = sum(finding.outcome == sweep_report.REMOVED for finding in report.findings)
         if freed:
             self.metrics.count("repairs", freed)
 
 
-def _namespace_notices() -> socket.socket:
-    """A socket that receives notifications of deleted network namespaces (RTM_DELNSID)."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-    sock.setblocking(False)
-    try:
-        sock.bind((0, RTMGRP_NSID))
-    except OSError:  # an old kernel: then there is only the timer
-        pass
-    return sock
-
-
-def _drain(sock: socket.socket) -> bool:
+def _drain(notices: Listener) -> bool:
     """Read all notifications. Returns: whether there were any."""
     found = False
-    while True:
-        try:
-            sock.recv(65536)
-        except BlockingIOError:
-            return found
-        except OSError:  # ENOBUFS: there were too many to queue
-            return True
+    while notices.receive(0.0) != []:  # None: there were too many to queue
         found = True
+    return found

@@ -11,6 +11,7 @@ import threading
 
 from cni_py import config, subnet_env
 from cni_py.errors import CniError
+from cni_py.plugin_table import PLUGINS
 from cni_py.plugins.ipam import host_local
 from cni_py.plugins.meta import flannel
 from cni_py.spec.call import Call
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from cni_py.ipam.ranges import RangeSet
 
 MAX_NETWORKS = 256
-_GIVE_ADDRESSES = ("flannel", "bridge", "host-local")
 
 
 class RangeSetUsage(Value):
@@ -59,7 +59,7 @@ class IpamUsage:
 
     def record_call(self, call: Call) -> None:
         """Remember the network of a call."""
-        if call.verb not in ("ADD", "STATUS") or call.plugin not in _GIVE_ADDRESSES or not is_name(call.network):
+        if call.verb not in ("ADD", "STATUS") or not PLUGINS[call.plugin].gives_addresses or not is_name(call.network):
             return
         with self._lock:
             self._calls.pop(call.network, None)  # so that the network with the oldest call comes first

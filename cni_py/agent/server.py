@@ -7,7 +7,7 @@ file locks. Agent, one-shot calls and Go plugins can be mixed at any time.
 Owns: ``/run/cni-py/agent.sock`` (0600 in a directory 0700; the peer must be root). How it works: the
 main thread accepts (listener.py), workers (workers.py) read a request (request.py), handle it and reply; calls of one
 attachment are handled in order (serializer.py), and an ADD or a DEL not while another process is handling one
-(``record.Turn``). On SIGTERM running calls are finished and waiting ones are REFUSED, on
+(``AttachmentLock``). On SIGTERM running calls are finished and waiting ones are REFUSED, on
 which their client does the work itself: an agent can be replaced at any time.
 """
 
@@ -27,12 +27,14 @@ from cni_py.agent.log import log
 from cni_py.agent.metrics import AgentMetrics
 from cni_py.agent.serializer import Serializer
 from cni_py.agent.workers import MAX_WORKERS, WorkerPool
-from cni_py.attachment.record import Turn
+from cni_py.attachment.lock import AttachmentLock
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
 from cni_py.kernel.deletion import wait_for_deletions
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import parse as parse_call
 from cni_py.spec.versions import CURRENT
+from cni_py.sweep import sweep
 
 if TYPE_CHECKING:
     import socket
@@ -158,16 +160,18 @@ class Agent:
         except CniError as error:
             connection.sendall(protocol.pack_reply(protocol.DONE, 1, encode(error.as_json(CURRENT))))
             return
-        if call.plugin not in engine.PLUGINS:
+        if call.plugin not in PLUGINS:
             raise protocol.FrameError(f'unknown plugin "{call.plugin}"')
+        attachment = f"{call.container_id}:{call.ifname}" if call.container_id else ""
         call = call.replace(stderr_fd=descriptors[0], sandbox_fd=descriptors[1] if len(descriptors) > 1 else -1)
-        with self._serializer.serialized(f"{call.container_id}:{call.ifname}" if call.container_id else ""), Turn(call):
+        with self._serializer.serialized(attachment), AttachmentLock(call):
             # Checked only here: the client then works alone, but not before the running call of this attachment has ended.
             if self._stopping:
                 connection.sendall(protocol.pack_reply(protocol.REFUSED))
                 return
             connection.sendall(protocol.pack_reply(protocol.BEGUN))
             began = perf_counter()
+            sweep.before_first_call(call, request.stdin)
             status, stdout = engine.handle(call, request.stdin)
             code = config.decode(stdout).get("code", 1) if status and stdout else status
             self.metrics.count_call(call.plugin, call.verb, code, perf_counter() - began)

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 
 from cni_py import __version__, files
-from cni_py.dispatch import MODULES
+from cni_py.plugin_table import PLUGINS
 from cni_py.runtime.chain import OTHER_FOLDERS
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ def report(cni_path: Sequence[str]) -> list[tuple[str, str]]:
         ("VLAN filtering", _probe(_vlan_filtering)),
         ("CNI_PATH", ":".join(cni_path) or "empty"),
     ]
-    return [*lines, *((f"plugin {name}", _probe(partial(_plugin, name, cni_path))) for name in MODULES)]
+    return [*lines, *((f"plugin {name}", _probe(partial(_plugin, name, cni_path))) for name in PLUGINS)]
 
 
 def is_ours(path: str) -> bool:

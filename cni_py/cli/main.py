@@ -195,11 +195,12 @@ def config(options: argparse.Namespace) -> int:
     if options.config_command != "keys":
         return _network_config(options)
     from cni_py.config import reference
+    from cni_py.plugin_table import PLUGINS
 
-    if options.plugin and options.plugin not in reference.PLUGINS:
-        known = [*reference.PLUGINS, *arguments.CONFIG_COMMANDS]
+    if options.plugin and options.plugin not in PLUGINS:
+        known = [*PLUGINS, *arguments.CONFIG_COMMANDS]
         suggestion = arguments.did_you_mean(options.plugin, known)
-        raise CniError(f'unknown plugin "{options.plugin}"{suggestion}', hint=f"one of {', '.join(reference.PLUGINS)}")
+        raise CniError(f'unknown plugin "{options.plugin}"{suggestion}', hint=f"one of {', '.join(PLUGINS)}")
     show(reference.render_reference().rstrip("\n") if options.markdown else "\n".join(reference.render_text(options.plugin)))
     return 0
 

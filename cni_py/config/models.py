@@ -16,6 +16,7 @@ from pydantic import AliasChoices, AliasGenerator, BaseModel, ConfigDict, Field,
 from pydantic.alias_generators import to_camel, to_pascal
 
 from cni_py.config._schemas import Parsed
+from cni_py.plugin_table import PLUGINS
 
 
 class Model(BaseModel):
@@ -341,8 +342,8 @@ class ValidAttachments(Model):
     attachments: list[ValidAttachment]
 
 
-PLUGIN_MODELS: tuple[type[NetworkConfig], ...] = (FlannelConfig, BridgeConfig, HostLocalConfig, PortmapConfig, LoopbackConfig)
-MODELS: tuple[type[Model], ...] = (*PLUGIN_MODELS, AnyResult, OldResult, ValidAttachments)
+PLUGIN_MODELS: dict[str, type[NetworkConfig]] = {plugin: globals()[row.model] for plugin, row in PLUGINS.items()}
+MODELS: tuple[type[Model], ...] = (*PLUGIN_MODELS.values(), AnyResult, OldResult, ValidAttachments)
 
 
 def core_schema(model: type[Model]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 from cni_py.config.models import PLUGIN_MODELS, NetworkConfig
 from cni_py.value import Value
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-PLUGINS = {re.sub("(?<!^)([A-Z])", r"-\1", model.__name__.removesuffix("Config")).lower(): model for model in PLUGIN_MODELS}
-"""Models by plugin name: ``HostLocalConfig`` is ``host-local``'s."""
 _HEAD = ("Key", "Type", "Default", "Example", "Meaning")
 
 
@@ -37,13 +34,13 @@ def rows(model: type[NetworkConfig], without: frozenset[str] = frozenset()) -> l
 def plugin_rows(plugin: str) -> list[Row]:
     """Return the keys of a plugin without those that all plugins share."""
     shared = frozenset(row.key for row in rows(NetworkConfig))
-    return rows(PLUGINS[plugin], shared)
+    return rows(PLUGIN_MODELS[plugin], shared)
 
 
 def render_reference() -> str:
     """Return the text of docs/configuration.md."""
     sections = [_INTRODUCTION, "## Keys of every plugin\n", _markdown(rows(NetworkConfig))]
-    for plugin in PLUGINS:
+    for plugin in PLUGIN_MODELS:
         own = plugin_rows(plugin)
         sections += [f"\n## {plugin}\n", _markdown(own) if own else "It has no other keys.\n"]
     return "\n".join(sections)
@@ -52,7 +49,7 @@ def render_reference() -> str:
 def render_text(plugin: str = "") -> Iterator[str]:
     """Render the tables for a terminal: all plugins, or one with the shared keys."""
     yield from _text("every plugin", rows(NetworkConfig))
-    for name in [plugin] if plugin else PLUGINS:
+    for name in [plugin] if plugin else PLUGIN_MODELS:
         yield ""
         yield from _text(name, plugin_rows(name))
 

@@ -169,7 +169,7 @@ def legacy_tools() -> list[Iptables]:
 
 
 def is_legacy(version: int, table: str = "nat") -> bool:
-    """Whether this namespace has this table in its legacy form."""
+    """Return whether this namespace has this table in its legacy form."""
     # Not by asking the program: that would create the table.
     name = "ip_tables_names" if version == 4 else "ip6_tables_names"
     try:

@@ -97,6 +97,6 @@ def check(owner: Owner, port: str, mac: str) -> None:
 def delete_stale(
     network: str, valid: Collection[tuple[str, str]] | None, is_stale: Callable[[str, str], bool] | None = None
 ) -> None:
-    """As :func:`masquerade.delete_stale`."""
+    """Delete stale elements; the arguments are those of :func:`masquerade.delete_stale`."""
     with lock():
         _delete_elements(stale_test(network, valid, is_stale))

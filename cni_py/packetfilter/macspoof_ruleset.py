@@ -35,7 +35,7 @@ def port_key(port: str, mac: str = "") -> bytes:
 
 
 def port_text(key: bytes) -> str:
-    """The same in nft's syntax."""
+    """Return the key in nft's syntax."""
     name = key[:16].rstrip(b"\0").decode(errors="surrogateescape")
     return f'"{name}"' + (f" . {key[16:22].hex(':')}" if len(key) > 16 else "")
 

@@ -49,7 +49,7 @@ def choose_backend(wanted: str | None) -> str:
 def backend_report() -> str:
     """The backend that is used if the configuration names none, and why."""
     reason = libnftables.works()
-    return f"iptables ({reason})" if reason else "nftables (the library loads and the kernel answers)"
+    return f"iptables ({reason})" if reason else "nftables (the library loads and the kernel supports it)"
 
 
 # ---- ADD --------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def check(owner: Owner, addresses: Sequence[Interface], backend: str | None = No
 
 
 def _made_by_iptables(owner: Owner) -> bool:
-    """Whether this attachment's rules are in iptables: from the Go plugins, or from us on a host without nftables."""
+    """Return whether this attachment's rules are in iptables: from the Go plugins, or from us on a host without nftables."""
     return any(nfnetlink.exists(f"{family} nat {owner.go_chain()}") for family in ("ip", "ip6"))
 
 

@@ -1,6 +1,6 @@
 """Owners of rules and elements, and the comments that name them: pure, nothing here touches the kernel.
 
-A DEL compares the comment before it deletes: the address or port may belong to another attachment by then.
+A DEL compares the comment before it deletes: the address or port may belong to another attachment now.
 masquerade_ruleset.py, macspoof_ruleset.py and hostports/rules.py build on this.
 """
 
@@ -57,7 +57,7 @@ class Owner(Value):
 
 
 def parse_owner(comment: str) -> tuple[str, str, str] | None:
-    """Returns: container id (as :func:`short_id` gives it), interface name, network hash; None: not a comment of ours."""
+    """Parse a comment. Returns: container id (as :func:`short_id`), interface name, network hash; None: not our comment."""
     parts = comment.split(" ")
     if len(parts) != 3:
         return None
@@ -119,7 +119,7 @@ def stale_test(
 
 
 def rule_comments(lines: Iterable[str]) -> list[str]:
-    """The comments of rules: every rule of ours has one, different from all others, by which ADD recognizes it."""
+    """The comments of rules: each of our rules has a unique one, by which ADD recognizes it."""
     return [line.partition(' comment "')[2].rstrip('"') for line in lines]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import EINVAL
 
+from cni_py.attachment.record import ALIAS
 from cni_py.sweep import netns_scan
 
 TYPE_CHECKING = False
@@ -14,18 +15,15 @@ if TYPE_CHECKING:
     from cni_py.sweep.netns_paths import NetnsPaths
     from cni_py.sweep.netns_scan import HostEnd, Reader
 
-ALIAS = "cni:"
-"""The beginning of the alias of our host ends (plugins/main/bridge)."""
-
 
 class AddressScan:
-    """Results of :meth:`run`.
+    """Scan of addresses and host ends in all namespaces.
 
     Attributes:
         addresses: packed address to the namespace that it is in.
         aliases: of host ends, without "cni:", whose other end is in another namespace.
         unseen: a namespace behind a veth that ``namespaces`` lacks, in words; empty if there is none.
-        faults: what could not be asked.
+        faults: what could not be read.
     """
 
     def __init__(self, namespaces: NetnsPaths, own: int, check_time: Callable[[], None]) -> None:
@@ -34,7 +32,7 @@ class AddressScan:
         self.unseen = ""
         self.faults: list[str] = []
         self._namespaces, self._own, self._check_time = namespaces, own, check_time
-        self._seen: set[int] = set()  # numbers that the kernel gives to namespaces (nsid)
+        self._seen: set[int] = set()  # numbers that the kernel assigns to namespaces (nsid)
 
     def run(self) -> None:
         try:
@@ -55,7 +53,7 @@ class AddressScan:
             ends = self._scan_behind(reader, behind, ends)
         self.aliases = {end.alias.removeprefix(ALIAS) for end in ends if end.alias.startswith(ALIAS)}
         unseen = {end.nsid for end in ends} - self._seen
-        # Asked once more: one that was deleted in the meantime needs no explanation.
+        # Read once more: one that was deleted in the meantime needs no explanation.
         still = {end.nsid for end in reader.host_ends()} if unseen else set()
         self.unseen = next((name for number, name in behind.items() if number in unseen & still), "")
 
@@ -73,7 +71,7 @@ class AddressScan:
                 self.faults.append(f'could not enter the network namespace "{name}": {error.strerror}')
 
     def _scan_behind(self, reader: Reader, behind: dict[int, str], ends: list[HostEnd]) -> list[HostEnd]:
-        """Namespaces behind veths that /proc does not show. Returns: the ends whose namespace is not being deleted."""
+        """Scan namespaces behind veths that /proc does not show. Returns: the ends whose namespace is not being deleted."""
         for number, name in behind.items():
             self._check_time()
             if number not in self._seen and not self._add_behind(reader, number, name):
@@ -81,11 +79,11 @@ class AddressScan:
         return ends
 
     def _add_behind(self, reader: Reader, number: int, name: str) -> bool:
-        """Returns: False if the namespace is being deleted, which may take seconds."""
+        """Add the addresses behind a veth. Returns: False if the namespace is being deleted, which may take seconds."""
         try:
             self._add(reader.addresses(number), name)
         except OSError as error:
-            # It keeps its number until it is deleted, but the kernel does not answer for it any more.
+            # It keeps its number until it is deleted, but the kernel does not return its addresses any more.
             if error.errno == EINVAL:
                 return False
             self.faults.append(f"could not list addresses in {name}: {error.strerror}")
@@ -97,7 +95,7 @@ class AddressScan:
 
 
 def _addresses_in(reader: Reader, netns: NetNS, number: int | None) -> list[tuple[int, bytes]]:
-    """By its number, which is quicker, or by entering it. Raises: OSError."""
+    """List addresses of a namespace by its number, which is faster, or by entering it. Raises: OSError."""
     if number is not None and reader.is_strict:
         try:
             return reader.addresses(number)

@@ -1,6 +1,6 @@
 """Leftovers in files: reservations, saved configurations, records, cached results; and the directories to read.
 
-Reads, and changes nothing.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from cni_py.errors import CniError
 from cni_py.ipam.ranges import as_address
 from cni_py.ipam.store import parse_owner, reserved_names
 from cni_py.packetfilter.ownership import network_hash
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import is_name
 from cni_py.sweep.leftovers import ADDRESS, CACHED, RECORD, SAVED, Leftover, stamp_of
 from cni_py.value import Value
@@ -41,7 +42,7 @@ class Places(Value):
 
 
 def reservations(directory: str) -> Iterator[Leftover]:
-    """The reservations of one network, a damaged one without an owner. Raises: IOFailure."""
+    """Yield the reservations of one network, a damaged one without an owner. Raises: IOFailure."""
     network = directory.rpartition("/")[2]
     hashed = network_hash(network)
     for name in reserved_names(directory):
@@ -54,7 +55,7 @@ def reservations(directory: str) -> Iterator[Leftover]:
 
 
 def network_directories(data_dir: str, network: str, networks: Collection[str] | None) -> list[str]:
-    """Directories of reservations in a ``dataDir``; none where the plugins would refuse its path."""
+    """Return directories of reservations in a ``dataDir``; none if the plugins would reject its path."""
     parts = data_dir.split("/")
     if not data_dir.startswith("/") or ".." in parts or not data_dir.isprintable():
         return []
@@ -67,7 +68,7 @@ def network_directories(data_dir: str, network: str, networks: Collection[str] |
 
 
 def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
-    """flannel's saved configurations, each with the ``dataDir`` of its reservations. Raises: IOFailure."""
+    """Yield flannel's saved configurations, each with the ``dataDir`` of its reservations. Raises: IOFailure."""
     for name in files.list_folder(directory):
         container_id, _, ifname = name.partition(":")
         path = f"{directory}/{name}"
@@ -79,14 +80,14 @@ def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
         hashed = network_hash(network) if network else ""
         ipam = conf.get("ipam")
         ipam = ipam if isinstance(ipam, dict) else {}
-        is_blind = bool(ipam) and ipam.get("type") != "host-local"
+        is_blind = bool(ipam) and _files_of(ipam.get("type")) != "reservations"
         data_dir = ipam.get("dataDir") or DATA_DIR
         leftover = Leftover(SAVED, path, path, container_id, ifname, network, hashed, stamp=stamp, is_blind=is_blind)
         yield leftover, data_dir if isinstance(data_dir, str) and not is_blind else ""
 
 
 def records() -> Iterator[Leftover]:
-    """The records of ADD; of a damaged one, what its file name tells. Raises: IOFailure."""
+    """Yield the records of ADD; of a damaged one, what its file name contains. Raises: IOFailure."""
     for directory in attachments.directories():
         for name in files.list_folder(directory):
             path = f"{directory}/{name}"
@@ -112,7 +113,7 @@ def records() -> Iterator[Leftover]:
 
 
 def cached(containers: Collection[str] | None = None) -> Iterator[Leftover]:
-    """Results that libcni (or ``cni-py add``) keeps. Raises: IOFailure.
+    """Yield results that libcni (or ``cni-py add``) caches. Raises: IOFailure.
 
     Args:
         containers: read only files whose names hold one of these ids; None: all.
@@ -134,19 +135,27 @@ def cached(containers: Collection[str] | None = None) -> Iterator[Leftover]:
 
 
 def places_of(plugins: Iterable[Mapping[str, Any]], network: str) -> Places:
-    """The directories that plugin configurations name; values of the wrong type are skipped. Pure."""
+    """Return the directories in plugin configurations; values of the wrong type are skipped. Pure."""
     places = Places()
     for plugin in plugins:
         ipam = plugin.get("ipam")
-        if isinstance(ipam, dict) and isinstance(ipam.get("dataDir"), str) and ipam.get("type", "host-local") == "host-local":
-            places |= Places(frozenset({(ipam["dataDir"], network)}))
-        if plugin.get("type") == "flannel" and isinstance(plugin.get("dataDir"), str) and plugin["dataDir"].startswith("/"):
-            places |= Places(flannel=frozenset({plugin["dataDir"].rstrip("/") or "/"}))
+        ipam = ipam if isinstance(ipam, dict) else {}
+        data_dir = ipam.get("dataDir")
+        if isinstance(data_dir, str) and _files_of(ipam.get("type", "host-local")) == "reservations":
+            places |= Places(frozenset({(data_dir, network)}))
+        data_dir = plugin.get("dataDir")
+        if isinstance(data_dir, str) and data_dir[:1] == "/" and _files_of(plugin.get("type")) == "delegate configurations":
+            places |= Places(flannel=frozenset({data_dir.rstrip("/") or "/"}))
     return places
 
 
+def _files_of(plugin: object) -> str:
+    """Return what a plugin of this ``type`` keeps in its ``dataDir``, by the table of plugins; "" for none. Pure."""
+    return PLUGINS[plugin].files if isinstance(plugin, str) and plugin in PLUGINS else ""
+
+
 def places_configured(directory: str, warn: Callable[[str], None]) -> Places:
-    """The directories that the network configurations in ``directory`` name. Raises: IOFailure if it is unreadable."""
+    """Return the directories in the network configurations of ``directory``. Raises: IOFailure if it is unreadable."""
     from cni_py.runtime.network_config import parse_list, read_all, wrap_single
 
     places = Places()
@@ -163,7 +172,7 @@ def places_configured(directory: str, warn: Callable[[str], None]) -> Places:
 
 
 def _read(path: str) -> bytes:
-    """Returns: nothing if the file was deleted meanwhile. Raises: OSError, IOFailure."""
+    """Read a file; empty if it was deleted in the meantime. Raises: OSError, IOFailure."""
     try:
         return files.read(path)
     except FileNotFoundError:
@@ -171,7 +180,7 @@ def _read(path: str) -> bytes:
 
 
 def _decoded(path: str) -> dict[str, Any]:
-    """The JSON object in a file; empty if it is damaged or was deleted meanwhile. Raises: OSError."""
+    """Return the JSON object in a file; empty if it is damaged or was deleted in the meantime. Raises: OSError."""
     try:
         return config.decode(files.read(path, config.MAX_BYTES), path)
     except (CniError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""All leftovers of a host, read one kind after the other.
+"""Inventory of a host's leftovers, one kind after the other.
 
 The order is the reverse of the order in which ADD creates them (record, saved configuration, reservation, address,
 element): whenever a piece is seen, the pieces that were created before it are seen too.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Inventory:
-    """Reads leftovers; whatever cannot be read is reported in ``faults``.
+    """Reader of leftovers; whatever cannot be read is reported in ``faults``.
 
     Args:
         networks: read only leftovers of these; None: of all networks.
@@ -35,14 +35,14 @@ class Inventory:
         self.faults: list[str] = []
 
     def of_kernel(self) -> list[Leftover]:
-        """Elements, chains, veths."""
+        """Return elements, chains, veths."""
         from cni_py.sweep import kernel_leftovers  # not needed by the sweep of a boot, which a plugin call waits for
 
         readers = (kernel_leftovers.elements, kernel_leftovers.chains, kernel_leftovers.veths)
         return [leftover for read in readers for leftover in self._each(read)]
 
     def of_files(self) -> list[Leftover]:
-        """Reservations, saved configurations, records."""
+        """Return reservations, saved configurations, records."""
         # Saved configurations are read first only because they name directories of reservations.
         saved, elsewhere = [], set(self.places.data)
         for directory in sorted(self.places.flannel):
@@ -57,7 +57,7 @@ class Inventory:
         return [*reserved, *saved, *self._each(file_leftovers.records)]
 
     def of_cache(self, containers: Collection[str] | None = None) -> list[Leftover]:
-        """Cached results; ``containers``: ids of which one must be in the file's name, None: all."""
+        """Return cached results; ``containers``: ids of which one must be in the file's name, None: all."""
         return self._each(partial(file_leftovers.cached, containers))
 
     def _each(self, read: Callable[[], Iterable[Any]]) -> list[Any]:

@@ -1,13 +1,13 @@
-"""Leftovers in the kernel: nftables elements, iptables chains, veths. Reads, and changes nothing."""
+"""Leftovers in the kernel: nftables elements, iptables chains, veths. Changes nothing."""
 
 from __future__ import annotations
 
+from cni_py.attachment.record import ALIAS
 from cni_py.ipam.ranges import as_address
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
 from cni_py.spec.environment import is_name
 from cni_py.sweep import netns_scan
-from cni_py.sweep.address_scan import ALIAS
 from cni_py.sweep.leftovers import CHAIN, ELEMENT, VETH, Leftover
 from cni_py.value import Value
 
@@ -35,14 +35,14 @@ class Sets(Value):
 
 
 def sets() -> tuple[Sets, ...]:
-    """All sets whose elements have owners."""
+    """Return all sets whose elements have owners."""
     from cni_py.packetfilter import macspoof, macspoof_ruleset, masquerade
     from cni_py.packetfilter.hostports import connections
     from cni_py.packetfilter.hostports import rules as portmap_rules
 
     ports = (*portmap_rules.SOURCES, *portmap_rules.HOSTPORTS)
     # In this order: one transaction of ADD writes an element without an address (the first) together with one that has
-    # it. Read the other way round, an ADD in between would show the former alone, and nothing would tell that it lives.
+    # it. Read in reverse order, an ADD in between would show only the former, and nothing would show that it is live.
     return (
         Sets((macspoof.CHECKED, macspoof.ALLOWED), macspoof_ruleset.port_text, lambda _: b""),
         Sets(ports, portmap_rules.key_text, lambda e: e.data[:-4], connections.delete_of),
@@ -51,7 +51,7 @@ def sets() -> tuple[Sets, ...]:
 
 
 def elements() -> Iterator[Leftover]:
-    """Elements of our nftables sets and maps. Raises: KernelRefused."""
+    """Yield elements of our nftables sets and maps. Raises: KernelRefused."""
     from cni_py.packetfilter import nfnetlink
 
     for one in sets():
@@ -66,7 +66,7 @@ def elements() -> Iterator[Leftover]:
 
 
 def chains() -> Iterator[Leftover]:
-    """Masquerade chains of iptables: the jump names container, network and address, and the chain's name is their hash.
+    """Yield masquerade chains of iptables: the jump names container, network and address, and the chain's name is their hash.
 
     Raises: KernelRefused.
     """
@@ -82,7 +82,7 @@ def chains() -> Iterator[Leftover]:
 
 
 def jump(line: str, tool: Iptables) -> Leftover | None:
-    r"""The chain that a line of POSTROUTING jumps to, if it is certainly an attachment's. Pure.
+    r"""Return the chain that a line of POSTROUTING jumps to, if it is certainly an attachment's. Pure.
 
     ``-A POSTROUTING -s 10.1.0.2/32 -m comment --comment "name: \"net\" id: \"c1\"" -j CNI-…``
     """
@@ -93,7 +93,7 @@ def jump(line: str, tool: Iptables) -> Leftover | None:
     container_id, chain = rest.partition(r"\"")[0], line.rpartition(" -j ")[2]
     if source is None or not is_name(network) or not is_name(container_id):
         return None
-    # Anyone can write such a comment: only the hash proves that the chain was made for this container and network.
+    # Any program can write such a comment: only the hash proves that the chain was made for this container and network.
     if chain != Owner(container_id, "", network).go_chain():
         return None
     what, hashed = f"{chain} of {tool.name}, from {source}", network_hash(network)
@@ -101,7 +101,7 @@ def jump(line: str, tool: Iptables) -> Leftover | None:
 
 
 def veths() -> Iterator[Leftover]:
-    """Veths with our alias whose both ends are on the host: any other leads into a namespace, which then is alive.
+    """Yield veths with our alias whose both ends are on the host: any other leads into a namespace, which then is alive.
 
     Raises: OSError.
     """

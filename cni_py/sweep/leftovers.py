@@ -1,7 +1,8 @@
-"""What an attachment leaves on a host, piece by piece, as values: the objects that a sweep judges.
+"""Leftovers of an attachment, piece by piece, as values: the objects that a sweep checks.
 
-Pieces name their owner in different ways: some the container alone (flannel's saved configuration, old reservations,
-iptables chains), some only a hash of the network (nftables comments). :meth:`Leftover.is_with` tells which belong together.
+Pieces name their owner in different ways: some only the container (flannel's saved configuration, old reservations,
+iptables chains), some only a hash of the network (nftables comments). :meth:`Leftover.is_with` finds pieces that belong
+together.
 
 file_leftovers.py and kernel_leftovers.py read them, inventory.py reads all of them in order.
 """
@@ -24,18 +25,18 @@ Stamp = tuple[int, int, int]
 
 
 class Leftover(Value):
-    """One piece.
+    """Piece of an attachment.
 
     Attributes:
         container_id: whole, or as nftables comments have it (``ownership.short_id``); empty for a damaged file.
-        ifname: empty where the piece does not name it.
-        network: empty where the piece does not name it, or only ``hashed``.
+        ifname: empty if the piece does not name it.
+        network: empty if the piece does not name it, or only ``hashed``.
         address: the pod's, packed.
-        stamp: modification time in ns, inode and size of a file: tells a later file at the same path apart.
+        stamp: modification time in ns, inode and size of a file: distinguishes a later file at the same path.
         path: of a file its path; of an element its set; of a chain or a veth its name.
         netns: path of the sandbox; ``inode``: its inode. Only records and cached results have them.
         key: of an element its comment, of a chain the source of its jump, of a veth its alias.
-        is_blind: its addresses were not given by host-local, so no file of ours lists them.
+        is_blind: its addresses were not allocated by host-local, so none of our files lists them.
     """
 
     kind: str
@@ -58,7 +59,7 @@ class Leftover(Value):
         return self.container_id if "~" in self.container_id else short_id(self.container_id)
 
     def is_with(self, other: Leftover) -> bool:
-        """Whether both can belong to one attachment: a missing name matches any."""
+        """Return whether both can belong to one attachment: a missing name matches any."""
         return (
             self.short_id == other.short_id
             and (not self.hashed or not other.hashed or self.hashed == other.hashed)
@@ -67,7 +68,7 @@ class Leftover(Value):
 
 
 def stamp_of(path: str) -> Stamp | None:
-    """None unless the path is a regular file."""
+    """Return modification time, inode and size; None unless the path is a regular file."""
     try:
         status = posix.lstat(path)
     except OSError:

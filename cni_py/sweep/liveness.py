@@ -1,6 +1,6 @@
-"""What is alive on this host: namespaces, addresses in them, containers, plugin calls. Reads, and changes nothing.
+"""Live objects of this host: namespaces, addresses in them, containers, plugin calls. Changes nothing.
 
-:func:`collect` gathers it; whatever one of these shows is alive:
+:func:`collect` gathers it; an attachment is live if one of these shows it:
 
 namespaces
     that any process or thread is in (``/proc/*/ns/net``, ``/proc/*/task/*/ns/net``), that an open descriptor
@@ -15,13 +15,13 @@ sandboxes
 containers
     ids in the cgroup paths of processes, for pods that removed the address from their interface
 calls
-    plugins that are running (``CNI_CONTAINERID`` in their environment), for an ADD that has reserved an address and not yet
-    assigned it, and a DEL that would miss what is freed under it; our own process is no such call
+        plugins that are running (``CNI_CONTAINERID`` in their environment), for an ADD that has reserved an address and not yet
+        assigned it, and a DEL that would miss what is removed meanwhile; our own process is no such call
 
-Whatever cannot be read leaves liveness unknown, and ``missing`` says so: no root, a /proc
-that hides processes (``hidepid``, or another process namespace than the pods': then namespaces behind veths
-have no process), a namespace that cannot be opened, not enough time. Not found is a namespace that
-only a descriptor in flight or a socket holds and that has no veth to this host.
+Whatever cannot be read leaves liveness unknown, and ``missing`` has the reason: no root, a /proc
+that hides processes (``hidepid``, or another PID namespace than the pods': then namespaces behind veths
+have no process), a namespace that cannot be opened, not enough time. A namespace is not found if
+only a descriptor in flight or a socket holds it and it has no veth to this host.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TRIES = 3
 
 
 class Liveness(Value):
-    """What is alive.
+    """Live objects.
 
     Attributes:
         namespaces: inode to a name for it; with the host's own, ``own``.
@@ -52,7 +52,7 @@ class Liveness(Value):
         aliases: of host ends, without "cni:", whose other end is in another namespace.
         containers: words of cgroup paths.
         calls: container id and interface name of plugin calls.
-        sandboxes: path that was asked for to inode; 0: no namespace there; None: unknown.
+        sandboxes: requested path to inode; 0: no namespace there; None: unknown.
         missing: why liveness is not fully known.
     """
 
@@ -72,17 +72,17 @@ class OutOfTime(Exception):
 
 
 def check_time(deadline: float | None) -> None:
-    """Raises: OutOfTime after the deadline, which is on :func:`time.thread_time`'s clock."""
+    """Check the deadline, which is on :func:`time.thread_time`'s clock. Raises: OutOfTime."""
     if deadline is not None and thread_time() > deadline:
         raise OutOfTime
 
 
 def collect(paths: Iterable[str] = (), deadline: float | None = None) -> Liveness:
-    """Look at everything that may be alive now.
+    """Collect everything that may be alive now.
 
     Args:
-        paths: of sandboxes to look at.
-        deadline: see :func:`check_time`; what was found by then is incomplete.
+        paths: of sandboxes to check.
+        deadline: see :func:`check_time`; the result is incomplete then.
     """
     check = partial(check_time, deadline)
     for attempt in range(_TRIES):
@@ -92,11 +92,11 @@ def collect(paths: Iterable[str] = (), deadline: float | None = None) -> Livenes
                 walk.run()
                 scan.run()
             except OutOfTime:
-                walk.faults.append("not enough time to look at everything")
+                walk.faults.append("not enough time to check everything")
                 break
         if not scan.unseen:
             break
-        # A pod that was created between the two is found by another look; only what stays unseen is a fault.
+        # A pod that was created between the two is found by another walk; only a namespace that stays unseen is a fault.
         if attempt == _TRIES - 1:
             walk.faults.append(
                 f"no process, descriptor or mount in /proc holds {scan.unseen}: /proc may not show the whole host"
@@ -119,12 +119,12 @@ def _liveness(walk: ProcWalk, scan: AddressScan, sandboxes: Mapping[str, int | N
 
 
 def plain_run(path: str) -> str:
-    """``/var/run`` is a link to ``/run``, and mount points are written without links. Pure."""
+    """Replace ``/var/run`` by ``/run``: mount points are written without symbolic links. Pure."""
     return path.removeprefix("/var") if path.startswith("/var/run/") else path
 
 
 def _inode_at(path: str, device: int) -> int | None:
-    """Inode of the namespace at a path; 0: none; None: unknown."""
+    """Return the inode of the namespace at a path; 0: none; None: unknown."""
     try:
         status = posix.stat(path)
     except OSError as error:

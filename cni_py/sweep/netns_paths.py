@@ -1,4 +1,4 @@
-"""The network namespaces that a look at the host found, each with the paths that open it."""
+"""Network namespaces of the host, each with the paths that open it."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ class NetnsPaths:
         return iter(list(self._paths))
 
     def add(self, inode: int, path: str = "") -> None:
-        """Note that ``path`` opens it; without one, that it exists."""
+        """Add a path that opens the namespace; without one, only its existence."""
         paths = self._paths.setdefault(inode, [])
-        # Several: by the time it is opened, a process may have ended, or another mount may hide this one.
+        # Several: before it is opened, a process may end, or another mount may hide this one.
         if path and len(paths) < _MAX_PATHS:
             paths.append(path)
 
     def add_mount_point(self, inode: int, mount_point: str) -> None:
-        """Note where it is mounted, which is its name for people."""
+        """Add a mount point, which is its name for people."""
         self._mount_points.setdefault(inode, mount_point)
 
     def forget(self, inode: int) -> None:
-        """Its last process has ended."""
+        """Remove a namespace whose last process has ended."""
         del self._paths[inode]
 
     def name(self, inode: int) -> str:
-        """For messages."""
+        """Return a name for messages."""
         return self._mount_points.get(inode) or next(iter(self._paths[inode]), f"net:[{inode}]")
 
     def names(self) -> dict[int, str]:
         return {inode: self.name(inode) for inode in self._paths}
 
     def open(self, inode: int) -> NetNS:
-        """Raises: OSError; FileNotFoundError if no path leads to it any more."""
+        """Open the namespace. Raises: OSError; FileNotFoundError if no path leads to it any more."""
         failure: OSError = FileNotFoundError(2, posix.strerror(2))
         for path in self._paths[inode]:
             try:
@@ -55,13 +55,13 @@ class NetnsPaths:
             except OSError as error:
                 failure = failure if netns_scan.is_gone(error) else error
                 continue
-            if netns_scan.inode_of(fd) == inode:  # else the path leads to another one by now
+            if netns_scan.inode_of(fd) == inode:  # otherwise the path leads to another one now
                 return NetNS(path, fd)
             posix.close(fd)
         raise failure
 
     def is_still_mounted(self, inode: int) -> bool:
-        """Whether it is mounted although no path leads to it: another mount hides it."""
+        """Return whether it is mounted although no path leads to it: another mount hides it."""
         for directory in {path.partition("/root/")[0] for path in self._paths[inode] if "/root/" in path}:
             try:
                 text = netns_scan.read_all(posix.open(f"{directory}/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC))

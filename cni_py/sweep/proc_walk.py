@@ -1,6 +1,6 @@
 """One walk through /proc: namespaces of processes, descriptors and mounts, containers, and plugin calls.
 
-Reads, and changes nothing.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import posix
 from time import CLOCK_BOOTTIME, clock_gettime
 
+from cni_py.plural import counted
 from cni_py.sweep import netns_scan
 from cni_py.sweep.netns_paths import NetnsPaths
 
@@ -17,20 +18,22 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 CALL_SECONDS = 3600.0
-"""A plugin does not run for longer; but a process that it started may, and inherits its environment."""
+"""Plugins do not run for longer; but a process that one started may, and inherits its environment."""
 _NO_NAMESPACE = ("/dev/", "/proc/", "/sys/", "/memfd:")
 
 
 class ProcWalk:
-    """A context manager: descriptors of namespaces that nothing else leads to are open until it ends.
+    """Context manager: descriptors of namespaces that nothing else leads to are open until it ends.
 
     Args:
-        check_time: called now and then; may raise.
+        check_time: called regularly; may raise.
     """
 
     def __init__(self, check_time: Callable[[], None]) -> None:
         self.check_time = check_time
-        self.faults: list[str] = [] if posix.geteuid() == 0 else ["only root can look into the namespaces"]
+        self.faults: list[str] = (
+            [] if posix.geteuid() == 0 else ["not running as root: namespaces of other processes are unreadable"]
+        )
         self.namespaces = NetnsPaths()
         self.mount_points: dict[str, set[int]] = {}
         self.containers: set[str] = set()
@@ -64,7 +67,7 @@ class ProcWalk:
     # ---- processes ------------------------------------------------------------------------------
 
     def _processes(self) -> None:
-        """Namespaces that processes are in or hold open, their containers, running plugins."""
+        """Collect namespaces that processes are in or hold open, their containers, running plugins."""
         try:
             pids = [name for name in posix.listdir("/proc") if name.isdigit()]
         except OSError:
@@ -78,10 +81,10 @@ class ProcWalk:
         if "1" not in pids:
             self.faults.append("/proc hides processes (hidepid)")
         elif self._unreadable:
-            self.faults.append(f"{self._unreadable} processes are unreadable")
+            self.faults.append(f"{counted(self._unreadable, 'unreadable process', 'es')} in /proc")
 
     def _process(self, directory: str, is_other: bool) -> None:
-        """Raises: OSError."""
+        """Read one process. Raises: OSError."""
         self._is_in(f"{directory}/ns/net")
         mount_namespace, _ = _inode_in(posix.readlink(f"{directory}/ns/mnt"), "mnt")
         self._mount_namespaces.setdefault((mount_namespace, posix.readlink(f"{directory}/root")), []).append(directory)
@@ -105,7 +108,7 @@ class ProcWalk:
             self.namespaces.add(inode, path)
 
     def _holds(self, path: str) -> None:
-        # A namespace that was opened in /proc is shown as "net:[inode]", one that was opened at its mount point as that path.
+        # A namespace opened through /proc is shown as "net:[inode]", one that was opened at its mount point as that path.
         target = posix.readlink(path)
         if target.startswith("/") and not target.startswith(_NO_NAMESPACE):
             inode, kind = netns_scan.namespace_at(path, self.device)
@@ -126,7 +129,7 @@ class ProcWalk:
     # ---- mounts ---------------------------------------------------------------------------------
 
     def _mounts(self) -> None:
-        """Namespaces that are mounted, in every mount namespace."""
+        """Collect mounted namespaces, in every mount namespace."""
         for directories in self._mount_namespaces.values():
             self.check_time()
             for directory in directories:
@@ -155,7 +158,7 @@ class ProcWalk:
         self.mount_points.setdefault(mount_point, set()).add(inode)
 
     def _enter(self, inode: int, path: str) -> None:
-        """A mount namespace without a process: its mounts can only be read from inside."""
+        """Read a mount namespace without a process: its mounts can only be read from inside."""
         try:
             fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
             try:
@@ -176,7 +179,7 @@ class ProcWalk:
 
 
 def container_words(cgroup: str) -> set[str]:
-    """Possible container ids in a ``/proc/…/cgroup``: parts of its paths, with and without the runtime's prefix. Pure.
+    """Return possible container ids in a ``/proc/…/cgroup``: parts of its paths, with and without the runtime's prefix. Pure.
 
     ``…/cri-containerd-3f2c.scope``, ``/libpod-3f2c``, ``/docker/3f2c``.
     """
@@ -190,21 +193,21 @@ def container_words(cgroup: str) -> set[str]:
 
 
 def _inode_in(link: str, kind: str) -> tuple[int, bool]:
-    """The number in ``net:[4026531840]``, and whether it is of this kind."""
+    """Return the number in ``net:[4026531840]``, and whether it is of this kind."""
     if link.startswith(f"{kind}:[") and link.endswith("]"):
         return int(link[len(kind) + 2 : -1]), True
     return 0, False
 
 
 def _runs_for(directory: str) -> float:
-    """Seconds since a process was started. Raises: OSError."""
+    """Return the seconds since a process was started. Raises: OSError."""
     stat = netns_scan.read_all(posix.open(f"{directory}/stat", posix.O_RDONLY | posix.O_CLOEXEC))
     ticks = int(stat.rpartition(b")")[2].split()[19])  # from the right: the program's name may hold blanks and brackets
     return clock_gettime(CLOCK_BOOTTIME) - ticks / posix.sysconf("SC_CLK_TCK")
 
 
 def _unless_gone(look: Callable[[str], None], path: str) -> None:
-    """A thread may end and a descriptor may be closed while the process goes on."""
+    """Read a path that may disappear: a thread may end and a descriptor may be closed while the process continues."""
     try:
         look(path)
     except OSError as error:

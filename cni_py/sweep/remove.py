@@ -9,13 +9,13 @@ from cni_py.errors import CniError, IOFailure
 from cni_py.journal import note, retire, step
 from cni_py.sweep import file_leftovers
 from cni_py.sweep.leftovers import ADDRESS, CHAIN, ELEMENT, RECORD, SAVED, VETH, Leftover, Stamp, stamp_of
-from cni_py.sweep.report import FAILED, FREED, KEPT, Finding
+from cni_py.sweep.report import FAILED, KEPT, REMOVED, Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Each kind tells where those before it are: a sweep that is killed in the middle leaves enough for the next one to go on.
+# Each kind leads to those before it: a sweep that is killed in the middle leaves enough for the next one to continue.
 _ORDER = (ELEMENT, CHAIN, VETH, ADDRESS, SAVED, RECORD)
 
 
@@ -36,13 +36,13 @@ def remove(stale: Sequence[Finding], found: Sequence[Leftover]) -> list[Finding]
         for findings in places.values():
             out += _remove_together(kind, findings, found)
     for finding in out:
-        if finding.leftover.kind == RECORD and finding.outcome == FREED:
+        if finding.leftover.kind == RECORD and finding.outcome == REMOVED:
             retire(finding.leftover.path.rpartition("/")[2])
     return out
 
 
 def _place(leftover: Leftover) -> str:
-    """Leftovers of one place are removed under one lock, and fail together."""
+    """Return the place: leftovers of one place are removed under one lock, and fail together."""
     return leftover.path.rpartition("/")[0] if leftover.kind == ADDRESS else leftover.path
 
 
@@ -50,18 +50,18 @@ def _remove_together(kind: str, findings: Sequence[Finding], found: Sequence[Lef
     try:
         removed = _REMOVE[kind]([finding.leftover for finding in findings], found)
     except (CniError, OSError) as error:
-        note(f"could not free {findings[0].leftover.what}: {error}")
+        note(f"could not remove {findings[0].leftover.what}: {error}")
         return [finding.replace(outcome=FAILED, why=f"{finding.why}; {error}") for finding in findings]
-    return [f.replace(outcome=FREED) if f.leftover in removed else _was_recreated(f) for f in findings]
+    return [f.replace(outcome=REMOVED) if f.leftover in removed else _was_recreated(f) for f in findings]
 
 
 def _was_recreated(finding: Finding) -> Finding:
-    reason = "kept: created again, or removed by another process, in the meantime"
+    reason = "kept: re-created or removed by another process in the meantime"
     return finding.replace(outcome=KEPT, why=f"{finding.why}; {reason}")
 
 
 def _remove_elements(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
-    """Elements of one set."""
+    """Remove elements of one set. Returns: those that were removed."""
     from cni_py.packetfilter import libnftables, masquerade, nfnetlink
     from cni_py.sweep.kernel_leftovers import sets
 
@@ -78,7 +78,7 @@ def _remove_elements(stale: Sequence[Leftover], found: Sequence[Leftover]) -> li
 
 
 def _remove_chains(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
-    """Jumps to one chain, and the chain with the last of them."""
+    """Remove jumps to one chain, and the chain with the last of them. Returns: those that were removed."""
     from cni_py.packetfilter import iptables, masquerade
 
     with masquerade.lock():
@@ -91,9 +91,9 @@ def _remove_chains(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list
 
 
 def _with_newer_record(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
-    """Those whose attachment has had an ADD since they were judged. Raises: IOFailure."""
-    # Elements and chains have neither inode nor time to tell a new one from the one that was judged. ADD writes its
-    # record before them, so a record that was not there before is the sign of a new one.
+    """Return those whose attachment has had an ADD since they were found stale. Raises: IOFailure."""
+    # Elements and chains have neither inode nor time to distinguish a new one from the stale one. ADD writes its
+    # record before them, so a new record indicates a new element.
     known = {(leftover.path, leftover.stamp) for leftover in found if leftover.kind == RECORD}
     newer = [record for record in file_leftovers.records() if (record.path, record.stamp) not in known]
     return [leftover for leftover in stale if any(leftover.is_with(record) for record in newer)]
@@ -113,26 +113,26 @@ def _remove_veths(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Left
 
 
 def _remove_reservations(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
-    """Reservations of one network."""
+    """Remove reservations of one network. Returns: those that were removed."""
     from ipaddress import ip_address
 
     from cni_py.ipam.store import Store
 
     data_dir, network = stale[0].path.rsplit("/", 2)[:2]
     with Store(data_dir, network) as store:
-        # Compared again, now under the lock of the store: the address may have been given to another pod since.
+        # Compared again, now under the lock of the store: the address may have been allocated to another pod since.
         same = [leftover for leftover in stale if stamp_of(leftover.path) == leftover.stamp]
         store.release([ip_address(leftover.address) for leftover in same])
     return same
 
 
 def _remove_files(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
-    """Saved configurations or records: ADD writes them without a lock."""
+    """Remove saved configurations or records, which ADD writes without a lock. Returns: those that were removed."""
     return [leftover for leftover in stale if leftover.stamp and remove_if_same(leftover.path, leftover.stamp)]
 
 
 def remove_if_same(path: str, stamp: Stamp) -> bool:
-    """Delete the file that was judged, not one that replaced it since. Raises: IOFailure."""
+    """Delete the stale file, but not one that replaced it since. Raises: IOFailure."""
     if stamp_of(path) != stamp:
         return False
     # Renamed first and compared then: between a comparison and an unlink, ADD could put a new file at the path.
@@ -146,7 +146,7 @@ def remove_if_same(path: str, stamp: Stamp) -> bool:
         is_same = stamp_of(aside) == stamp
         if not is_same:
             try:
-                posix.link(aside, path)  # link, not rename: it must not replace a file that is newer still
+                posix.link(aside, path)  # link, not rename: it must not replace an even newer file
             except FileExistsError:
                 pass
         posix.unlink(aside)

@@ -1,7 +1,8 @@
-"""The findings of a sweep, as values, as a table and as JSON."""
+"""Findings of a sweep, as values, as a table and as JSON."""
 
 from __future__ import annotations
 
+from cni_py.plural import counted
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -11,16 +12,16 @@ if TYPE_CHECKING:
 
     from cni_py.sweep.leftovers import Leftover
 
-FREED, WOULD_FREE, KEPT, FAILED, REPORTED = "freed", "would be freed", "kept", "failed", "reported"
+REMOVED, WOULD_REMOVE, KEPT, FAILED, REPORTED = "removed", "would be removed", "kept", "failed", "reported"
 _HEAD = ("OUTCOME", "WHAT", "", "CONTAINER ID", "INTERFACE", "NETWORK", "AGE", "WHY")
 
 
 class Finding(Value):
-    """A stale leftover: why it is stale, and what was done with it.
+    """Stale leftover: why it is stale, and what was done with it.
 
     Attributes:
         age_seconds: of the youngest file of its attachment; None: no file is left.
-        outcome: FREED, WOULD_FREE, KEPT, FAILED or REPORTED.
+        outcome: REMOVED, WOULD_REMOVE, KEPT, FAILED or REPORTED.
     """
 
     leftover: Leftover
@@ -31,7 +32,7 @@ class Finding(Value):
 
 
 class Report(Value):
-    """Everything stale; ``missing``: why liveness is not fully known, if it is not."""
+    """Stale leftovers of a host; ``missing``: why liveness is not fully known, if it is not."""
 
     findings: tuple[Finding, ...] = ()
     namespaces: int = 0
@@ -45,22 +46,23 @@ class Report(Value):
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything could be judged, and everything stale removed."""
+        """True if everything could be checked, and everything stale was removed."""
         return not self.failed and not self.missing
 
     def lines(self) -> Iterator[str]:
-        """A table, and a line of totals."""
+        """Yield a table, and a line of totals."""
         rows = [_HEAD, *(_row(finding) for finding in self.findings)] if self.findings else []
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))] if rows else []
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         outcomes = [finding.outcome for finding in self.findings]
-        counts = [f"{outcomes.count(one)} {one}" for one in (FREED, WOULD_FREE, KEPT, FAILED, REPORTED) if one in outcomes]
-        live = f"; {self.live_attachments} live attachments in {self.namespaces} namespaces, the host's included"
+        counts = [f"{outcomes.count(one)} {one}" for one in (REMOVED, WOULD_REMOVE, KEPT, FAILED, REPORTED) if one in outcomes]
+        attachments, namespaces = counted(self.live_attachments, "live attachment"), counted(self.namespaces, "namespace")
+        live = f"; {attachments} in {namespaces}, including the host's"
         yield f"{', '.join(counts) or 'no leaked resources found'}{live if self.namespaces else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs; ``ageSeconds`` is null if no file is left."""
+        """Return the report for programs; ``ageSeconds`` is null if no file is left."""
         return {
             "dryRun": self.is_dry_run,
             "namespaces": self.namespaces,
@@ -98,7 +100,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
 
 
 def age_text(seconds: float | None) -> str:
-    """``47 s``, ``5 min``, ``3 h``, ``12 d``."""
+    """Format an age: ``47 s``, ``5 min``, ``3 h``, ``12 d``."""
     if seconds is None:
         return "-"
     if seconds < 0:

@@ -1,6 +1,6 @@
-"""Which leftovers are stale, and what to do with each: pure, from leftovers and liveness to findings.
+"""Decision which leftovers are stale, and what to do with each: pure, from leftovers and liveness to findings.
 
-What shows that one piece of an attachment is alive holds for all of its pieces. sweep.py explains why that is enough.
+If one piece of an attachment is live, all of its pieces are. sweep.py explains why that is enough.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.sweep.leftovers import ADDRESS, CACHED, RECORD, Leftover
 from cni_py.sweep.liveness import Liveness, plain_run
-from cni_py.sweep.report import KEPT, REPORTED, WOULD_FREE, Finding
+from cni_py.sweep.report import KEPT, REPORTED, WOULD_REMOVE, Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _NO_FILE = float("inf")
 def find_stale(
     found: Sequence[Leftover], live: Liveness, now: float, grace_seconds: float, calling: Call | None = None
 ) -> list[Finding]:
-    """Stale leftovers, each with the reason and with what to do. Pure."""
+    """Return stale leftovers, each with the reason and the outcome. Pure."""
     of_container: dict[str, list[Leftover]] = {}
     for leftover in found:
         of_container.setdefault(leftover.short_id, []).append(leftover)
@@ -33,7 +33,7 @@ def find_stale(
     names = {leftover.hashed: leftover.network for leftover in found if leftover.network}
     findings = []
     for leftover in found:
-        # A damaged reservation names no container: nothing may be judged together with it.
+        # A damaged reservation names no container: it is related to no other piece.
         of_same = of_container[leftover.short_id] if leftover.container_id else []
         related = [one for one in of_same if one.is_with(leftover)] or [leftover]
         if reason_alive(related, live, claimed, calling):
@@ -52,34 +52,34 @@ def _sort_key(finding: Finding) -> tuple[str, ...]:
 
 
 def age_of(related: Iterable[Leftover], now: float) -> float:
-    """Seconds since the youngest file was written; negative if its time lies in the future."""
+    """Return the seconds since the youngest file was written; negative if its time is in the future."""
     return min((now - leftover.stamp[0] / 1e9 for leftover in related if leftover.stamp), default=_NO_FILE)
 
 
 def _decide(
     leftover: Leftover, related: Sequence[Leftover], live: Liveness, age: float, grace_seconds: float
 ) -> tuple[str, str]:
-    """The outcome for a stale leftover, and why it is kept if it is."""
+    """Return the outcome for a stale leftover, and why it is kept if it is."""
     if leftover.kind == CACHED:
         return REPORTED, ""
     if any(one.is_blind for one in related) and not any(one.address or one.netns for one in related):
-        return KEPT, "its IPAM plugin is not host-local, and no record names its namespace: nothing tells whether it is in use"
+        return KEPT, "its IPAM plugin is not host-local, and no record names its namespace: it may be in use"
     if live.missing:
         return KEPT, f"liveness unknown: {live.missing[0]}"
     if age < 0:
-        return KEPT, "its modification time lies in the future"
+        return KEPT, "its modification time is in the future"
     if age < grace_seconds:
         return KEPT, f"too young: {age:.0f} s of {grace_seconds:g}"
-    return WOULD_FREE, ""
+    return WOULD_REMOVE, ""
 
 
 def reason_alive(
     related: Sequence[Leftover], live: Liveness, claimed: Collection[int] = (), calling: Call | None = None
 ) -> str:
-    """What shows that the attachment of these leftovers is alive; empty if nothing does. Pure.
+    """Return why the attachment of these leftovers is alive; empty if it is not. Pure.
 
     Args:
-        claimed: inodes of namespaces that records name and that are still at the recorded path.
+        claimed: inodes of recorded namespaces that are still at the recorded path.
         calling: see :func:`sweep.run`.
     """
     is_called = calling is not None and any(_is_of(leftover, calling) for leftover in related)
@@ -91,7 +91,7 @@ def reason_alive(
 
 
 def _alive_by_state(leftover: Leftover, related: Sequence[Leftover], live: Liveness, claimed: Collection[int]) -> str:
-    """State that only a live attachment has: an address, a host end, its namespace."""
+    """Check state that only a live attachment has: an address, a host end, its namespace."""
     if leftover.address in live.addresses:
         return f"{address_text(leftover.address)} is in {live.addresses[leftover.address]}"
     if leftover.kind == LIVE_END or _may_be_cut_alias(leftover, live):
@@ -102,7 +102,7 @@ def _alive_by_state(leftover: Leftover, related: Sequence[Leftover], live: Liven
 
 
 def _alive_by_name(leftover: Leftover, live: Liveness) -> str:
-    """State that a later attachment of the same name could have too."""
+    """Check state that a later attachment of the same name could have too."""
     if leftover.kind == CACHED and leftover.netns and _inode_at(leftover, live) not in (0, live.own):
         return f'its cached result names "{leftover.netns}", which exists'
     if leftover.container_id in live.containers:
@@ -112,7 +112,7 @@ def _alive_by_name(leftover: Leftover, live: Liveness) -> str:
 
 
 def _inode_at(leftover: Leftover, live: Liveness) -> int | None:
-    """Inode at the sandbox's path, in any mount namespace; 0: nothing is there; None: unknown."""
+    """Return the inode at the sandbox's path, in any mount namespace; 0: none; None: unknown."""
     inode = live.sandboxes.get(leftover.netns, 0)
     return inode or next(iter(live.mount_points.get(plain_run(leftover.netns), ())), inode)
 
@@ -120,27 +120,27 @@ def _inode_at(leftover: Leftover, live: Liveness) -> int | None:
 def _is_recorded_namespace_alive(
     record: Leftover, related: Sequence[Leftover], live: Liveness, claimed: Collection[int]
 ) -> bool:
-    """The path still leads to the recorded namespace, or that namespace lives under another name."""
+    """Return whether the path still leads to the recorded namespace, or that namespace exists under another name."""
     inode = _inode_at(record, live)
     if inode is None or (record.inode or inode) == inode != 0:
         return True
     if record.inode in live.mount_points.get(plain_run(record.netns), ()):
         return True
-    # The kernel reuses inodes of deleted namespaces: the number alone counts only where no address of the attachment
+    # The kernel reuses inodes of deleted namespaces: the number alone counts only if no address of the attachment
     # is known, which would be seen in a live namespace, and where no other record has a better claim to it.
     is_somewhere = record.inode in live.namespaces and record.inode not in claimed and record.inode != live.own
     return is_somewhere and not any(leftover.address for leftover in related)
 
 
 def live_end(alias: str) -> Leftover:
-    """A host end as a leftover of the attachment that its alias names; a network name that was cut matches any."""
+    """Return a host end as a leftover of the attachment in its alias; a truncated network name matches any."""
     container_id, _, rest = alias.partition(":")
     ifname, _, network = rest.partition(":")
     return Leftover(LIVE_END, alias, alias, container_id, ifname, network, "" if "~" in network else network_hash(network))
 
 
 def _may_be_cut_alias(leftover: Leftover, live: Liveness) -> bool:
-    """Whether a host end may belong to this container, whose id is too long for an alias (``record.name_of``)."""
+    """Return whether a host end may belong to this container, whose id is too long for an alias (``record.name_of``)."""
     cut = [alias for alias in live.aliases if "~" in alias] if len(leftover.short_id) == 72 else []
     return any(alias.startswith(leftover.short_id.partition("~")[0]) for alias in cut)
 
@@ -151,7 +151,7 @@ def _is_of(leftover: Leftover, call: Call) -> bool:
 
 
 def reasons_stale(leftover: Leftover, related: Sequence[Leftover], live: Liveness) -> list[str]:
-    """What shows that a leftover is stale, for people."""
+    """Return why a leftover is stale, for people."""
     everywhere = f"any of {len(live.namespaces)} live namespaces"
     addresses = [leftover.address] if leftover.address else sorted({one.address for one in related if one.address})
     is_damaged = leftover.kind == ADDRESS and not leftover.container_id

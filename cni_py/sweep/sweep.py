@@ -1,19 +1,19 @@
-"""Free what belongs to no live namespace: ``cni-py sweep``, the first call of a boot, the agent's timer.
+"""Remove resources that belong to no live namespace: ``cni-py sweep``, the first call of a boot, the agent's timer.
 
-:func:`run` in order: read what attachments left (inventory.py), look for what is alive (liveness.py), decide (stale.py),
-look again, remove (remove.py). Nothing is removed on the strength of one look, and nothing while liveness is not
+:func:`run` in order: read the leftovers of attachments (inventory.py), collect live objects (liveness.py), decide (stale.py),
+check again, remove (remove.py). Nothing is removed on the strength of a single check, and nothing while liveness is not
 fully known.
 
-Why a live pod loses nothing. A leftover is stale when nothing of its attachment is alive: none of its addresses is on an
+Why a live pod loses nothing. A leftover is stale if nothing of its attachment is live: none of its addresses is on an
 interface, and no host end, record, cached result, container or running plugin belongs to it. That cannot change
-as long as the leftover is *the same one*: to live again the attachment needs an ADD, and that creates
-new files (another inode, another time). So what is compared, under the plugins' own locks, is whether the leftover is
-the one that was judged. Elements of nftables have neither inode nor time: they stay if their owner has a
-record that is newer than the judgement, since ADD writes that first.
+as long as the leftover is *the same one*: to become live again the attachment needs an ADD, and that creates
+new files (another inode, another time). So the removal compares, under the plugins' own locks, whether the leftover is
+the one that was found stale. Elements of nftables have neither inode nor time: they are kept if their owner has a
+record that is newer than the check, since ADD writes that first.
 
 Age. ADD creates record, saved configuration, reservation, addresses, elements, in this order. A leftover is as old as the
 youngest file of its attachment. One without a file, such as an element, counts as old if no file of its attachment is left:
-its ADD had already created the element, by which time the address was assigned and would be seen. A time in the
+its ADD had created the element after the address was assigned, which would be seen. A time in the
 future counts as young: machines without a clock battery start in 1970.
 
 A sweep that is killed is completed by the next one, thanks to the order in which it removes. Cached results belong to the
@@ -25,16 +25,18 @@ from __future__ import annotations
 import posix
 from time import thread_time, time
 
-from cni_py import files
-from cni_py.errors import CniError, IOFailure
+from cni_py import config, files
+from cni_py.attachment import record
+from cni_py.errors import CniError
 from cni_py.journal import RUN_DIR, Journal, note
+from cni_py.spec.call import check_network_name
 from cni_py.sweep import file_leftovers, liveness
 from cni_py.sweep.file_leftovers import Places
 from cni_py.sweep.inventory import Inventory
 from cni_py.sweep.leftovers import CACHED, Leftover
 from cni_py.sweep.liveness import Liveness
 from cni_py.sweep.remove import remove
-from cni_py.sweep.report import WOULD_FREE, Finding, Report
+from cni_py.sweep.report import WOULD_REMOVE, Finding, Report
 from cni_py.sweep.stale import age_of, find_stale
 
 TYPE_CHECKING = False
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 300.0
 BOOT_GRACE_SECONDS, BOOT_LIMIT_SECONDS, BOOT_ATTEMPTS = 60.0, 0.08, 10
-BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 
 
 def run(
@@ -61,11 +62,11 @@ def run(
     """Remove stale leftovers that are older than the grace time.
 
     Args:
-        networks: names of those to look at; None: all.
+        networks: names of those to check; None: all.
         places: directories to read, besides those that saved configurations name; None: the default ones.
         with_kernel: whether to look for elements, chains and veths, which do not survive a boot.
-        deadline: on :func:`time.thread_time`'s clock; what is not judged by then stays.
-        calling: an ADD that is about to begin: it does not show that older leftovers of its own attachment are alive.
+        deadline: on :func:`time.thread_time`'s clock; what is not checked in time is kept.
+        calling: an ADD that is about to start: it does not make older leftovers of its own attachment live.
     """
     with Journal(f"sweep, grace {grace_seconds:g} s", "" if dry_run else "sweep"):
         inventory = Inventory(places or Places(), networks, lambda: liveness.check_time(deadline))
@@ -75,20 +76,20 @@ def run(
             return Report(missing=("not enough time to read all leftovers",))
         if not found:
             return Report(missing=tuple(inventory.faults))
-        findings, live = _judge(found, inventory.faults, grace_seconds, deadline, calling)
-        stale = [finding for finding in findings if finding.outcome == WOULD_FREE]
+        findings, live = _check(found, inventory.faults, grace_seconds, deadline, calling)
+        stale = [finding for finding in findings if finding.outcome == WOULD_REMOVE]
         if stale and not dry_run:
-            # Judged twice: a pod that was being created during the first look is seen by the second.
-            again, live = _judge(found, inventory.faults, grace_seconds, deadline, calling)
-            still = {finding.leftover for finding in again if finding.outcome == WOULD_FREE}
+            # Checked twice: a pod that was being created during the first check is seen by the second.
+            again, live = _check(found, inventory.faults, grace_seconds, deadline, calling)
+            still = {finding.leftover for finding in again if finding.outcome == WOULD_REMOVE}
             removed = {f.leftover: f for f in remove([f for f in stale if f.leftover in still], found)}
-            findings = [removed.get(f.leftover, f) for f in findings if f.outcome != WOULD_FREE or f.leftover in removed]
+            findings = [removed.get(f.leftover, f) for f in findings if f.outcome != WOULD_REMOVE or f.leftover in removed]
         missing = (*live.missing, *inventory.faults)
         return Report(tuple(findings), len(live.namespaces), len(_live(found, findings)), missing, dry_run)
 
 
 def _read(inventory: Inventory, with_kernel: bool, grace_if_calling: float | None) -> list[Leftover]:
-    """All leftovers; before a call, none unless one of them is old enough."""
+    """Read all leftovers; before a call, none unless one of them is old enough."""
     found = [*(inventory.of_kernel() if with_kernel else []), *inventory.of_files()]
     if grace_if_calling is None:
         return found + inventory.of_cache()
@@ -97,7 +98,7 @@ def _read(inventory: Inventory, with_kernel: bool, grace_if_calling: float | Non
     return found + inventory.of_cache({leftover.container_id for leftover in found if leftover.container_id})
 
 
-def _judge(
+def _check(
     found: Sequence[Leftover], faults: Sequence[str], grace_seconds: float, deadline: float | None, calling: Call | None
 ) -> tuple[list[Finding], Liveness]:
     live = liveness.collect([leftover.netns for leftover in found], deadline)
@@ -105,7 +106,7 @@ def _judge(
 
 
 def _live(found: Iterable[Leftover], findings: Iterable[Finding]) -> set[tuple[str, str, str]]:
-    """The attachments that are alive."""
+    """Return the attachments that are live."""
     stale = {finding.leftover for finding in findings}
     return {
         (one.container_id, one.ifname, one.hashed) for one in found if one not in stale and one.kind != CACHED and one.ifname
@@ -115,25 +116,38 @@ def _live(found: Iterable[Leftover], findings: Iterable[Finding]) -> set[tuple[s
 # ---- the first call of a boot -----------------------------------------------------------------
 
 
-def at_first_call(call: Call) -> None:
-    """Before the first ADD or GC of a boot, free what an earlier boot left of this network. Never fails, and is quick.
+def before_first_call(call: Call, stdin: bytes) -> None:
+    """Sweep this network before the first ADD or GC of a boot; do nothing before a later one. Never fails, and is fast.
 
-    Of two calls at once, one sweeps and the other continues. If the time was too short, as on a host with very many
+    The caller of the engine calls it, with the attachment's lock held.
+
+    Of two concurrent calls, one sweeps and the other continues. If the time was too short, as on a host with very many
     processes, the next call retries, up to ``BOOT_ATTEMPTS`` times; the lock file has one byte for each attempt.
     """
+    if not record.is_first_of_boot(call):
+        return
+    try:
+        conf = config.decode(stdin)
+        check_network_name(conf.get("name"))
+    except CniError:
+        return  # the call will fail
+    _sweep_once(call.replace(conf=conf))
+
+
+def _sweep_once(call: Call) -> None:
     from fcntl import LOCK_EX, LOCK_NB, flock
 
     flags = posix.O_RDWR | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW
     with Journal(f"the first {call.verb} of this boot", "sweep"):
         try:
-            boot_id = files.read(KERNEL_BOOT_ID)
+            boot_id = files.read(record.KERNEL_BOOT_ID)
             files.make_folder(RUN_DIR, 0o700)
             lock = posix.open(f"{RUN_DIR}/sweep.lock", flags, 0o600)
             try:
                 flock(lock, LOCK_EX | LOCK_NB)
-                if not is_known_boot():
+                if not record.is_known_boot():
                     if _sweep_for(call) or posix.fstat(lock).st_size + 1 >= BOOT_ATTEMPTS:
-                        files.write(BOOT_ID, boot_id)
+                        files.write(record.BOOT_ID, boot_id)
                     else:
                         posix.write(lock, b".")
             finally:
@@ -144,24 +158,16 @@ def at_first_call(call: Call) -> None:
             note(f"sweep after boot incomplete: {error}")
 
 
-def is_known_boot() -> bool:
-    """Whether a call of this boot has swept already."""
-    try:
-        return files.read(BOOT_ID) == files.read(KERNEL_BOOT_ID)
-    except (OSError, IOFailure):
-        return False
-
-
 def _sweep_for(call: Call) -> bool:
-    """Returns: whether the time was enough."""
+    """Sweep the call's network. Returns: whether the time was enough."""
     places = Places() | file_leftovers.places_of([call.conf], call.network)
-    # Of processor time: a busy host after its start has no more to look at than an idle one.
+    # Processor time: a busy host after its start has no more to check than an idle one.
     deadline = thread_time() + BOOT_LIMIT_SECONDS
     try:
         report = run(
             BOOT_GRACE_SECONDS, networks=[call.network], places=places, with_kernel=False, deadline=deadline, calling=call
         )
-    except Exception as error:  # noqa: BLE001 — whatever it is, the pod gets its network
+    except Exception as error:  # noqa: BLE001 — a failed sweep must not cost the pod its network
         note(f"sweep after boot incomplete: {type(error).__name__}: {error}")
         return True
     for line in report.missing:

@@ -24,6 +24,7 @@ from cni_py.journal import Journal
 from cni_py.packetfilter import iptables, libnftables, macspoof, masquerade, nfnetlink, ownership
 from cni_py.packetfilter.ownership import Owner
 from support.namespaces import GO_PLUGINS, Host, wait_for_end
+from support.nft import list_elements
 
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")
 V4, V6 = ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")
@@ -41,9 +42,7 @@ def host() -> Iterator[Host]:
 
 def elements(host: Host, name: str = "masq4") -> dict[str, str]:
     """Address to owner's comment."""
-    found = host.json("nft -j list ruleset")["nftables"]
-    maps = [entry["map"] for entry in found if entry.get("map", {}).get("table") == "cni_py" and entry["map"]["name"] == name]
-    return {item[0]["elem"]["val"]: item[0]["elem"]["comment"] for one in maps for item in one.get("elem", [])}
+    return {element.key: element.comment for element in list_elements(host, name)}
 
 
 def rule_lines(host: Host, chain: str) -> list[str]:

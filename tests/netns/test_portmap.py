@@ -24,6 +24,7 @@ from cni_py.packetfilter.hostports import rules as portmap_rules
 from cni_py.packetfilter.hostports.rules import Mapping, Wanted
 from cni_py.packetfilter.ownership import Owner, short_id
 from support.namespaces import GO_PLUGINS, Host, Sandbox, wait_for_end
+from support.nft import list_elements
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")
@@ -74,17 +75,8 @@ def delete(node: Host, *ports: dict[str, Any], of: str = "c1", **more: Any) -> N
 
 def elements(node: Host) -> dict[str, str]:
     """ "map key" to "owner: target", of every map of host ports."""
-    found = {}
-    for entry in node.json("nft -j list ruleset")["nftables"]:
-        of = entry.get("map", {})
-        if of.get("table") == "cni_py" and of["name"].startswith("hostports"):
-            for item, target in of.get("elem", []):
-                key = item["elem"]
-                words = [str(word) for word in key["val"]["concat"]]
-                found[f"{of['name']} {' '.join(words)}"] = (
-                    f"{key['comment'].split()[0]}: {' '.join(map(str, target['concat']))}"
-                )
-    return found
+    found = list_elements(node, "hostports")
+    return {f"{element.set_name} {element.key}": f"{element.container}: {element.value}" for element in found}
 
 
 def nat(node: Host) -> str:

@@ -9,13 +9,14 @@ import pty
 import subprocess
 import termios
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.namespaces import GONE, PATH, Host, Sandbox
+from support.nft import list_elements
 from support.spec_cases import (
+    BOTH_FAMILIES,
     FIRST_VERSION,
     PLUGINS,
     VERBS,
@@ -24,6 +25,7 @@ from support.spec_cases import (
     conf,
     environment,
     error_of,
+    every_version,
     execute,
     has,
     has_attachment,
@@ -37,14 +39,6 @@ WITH_IPAM = ("flannel", "bridge", "host-local")
 ALL_VERSIONS = {"supportedVersions": list(VERSIONS)}
 
 
-@pytest.fixture(scope="module")
-def node(bin_dir: Path) -> Iterator[Host]:
-    """One host for all tests of this file: each has a sandbox and a container id of its own."""
-    with Host(bin_dir) as host:
-        host.write_subnet_env()
-        yield host
-
-
 @pytest.fixture
 def sandbox(node: Host) -> Iterator[Sandbox]:
     made = new_sandbox(node)
@@ -53,19 +47,20 @@ def sandbox(node: Host) -> Iterator[Sandbox]:
 
 
 def left_behind(host: Host, container_id: str) -> list[str]:
-    """All that still belongs to a container."""
-    files = host.files("/var/lib/cni", "/run/cni-py/attachments")
+    """Return everything that still belongs to a container."""
+    files = host.files("/var/lib/cni", "/run/cni-py/attachments", "/run/cni-py/portmap")
     links = host.json("ip -j link show")
     return [
         *(name for name, text in files.items() if container_id in name + text),
         *(link["ifname"] for link in links if container_id in link.get("ifalias", "")),
+        *(str(element) for element in list_elements(host) if element.container == container_id),
     ]
 
 
 # --- all verbs in all versions ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_attachment_lives_and_ends(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
     of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
@@ -79,7 +74,7 @@ def test_attachment_lives_and_ends(node: Host, sandbox: Sandbox, plugin: str, ve
     assert not left_behind(node, of["container_id"])
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("verb", FIRST_VERSION)
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_verb_exists_from_its_version_on(node: Host, sandbox: Sandbox, plugin: str, verb: str, version: str) -> None:
@@ -161,7 +156,7 @@ def test_container_may_be_added_with_two_interface_names(node: Host, sandbox: Sa
 
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "loopback"])
 def test_add_refuses_what_is_no_sandbox(node: Host, plugin: str) -> None:
-    """Code 8 for a namespace that is gone, no network namespace, or the host's own; and nothing is left."""
+    """Code 8 for a deleted namespace, a path that is not one, or the host's own; and nothing leaks."""
     node.run("mkdir -p /run/odd; echo text >/run/odd/file; : >/run/odd/empty; ln -sfn /proc/1/ns/net /run/odd/link")
     own = "/proc/self/ns/net"
     for netns in (own, "/proc/1/ns/net", "/run/odd/link", "/proc/1/ns/mnt", "/run/odd/file", "/run/odd/empty", "/run", GONE):
@@ -186,7 +181,7 @@ def test_netns_override_lets_the_host_be_the_sandbox(node: Host) -> None:
 @pytest.mark.parametrize("netns", ["", GONE, "/proc/999999999/ns/net"])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_delete_needs_no_sandbox(node: Host, plugin: str, netns: str) -> None:
-    """The namespace has gone and the runtime says so, or does not know."""
+    """Namespaces may be deleted before DEL, whether the runtime knows it or not."""
     container_id, box = new_id(), new_sandbox(node)
     node.ok(plugin, "ADD", conf(plugin), sandbox=box, container_id=container_id)
     node.delete_netns(box)
@@ -205,7 +200,7 @@ def test_delete_without_netns_variable(node: Host, sandbox: Sandbox, plugin: str
     assert "eth0" not in node.run("ip -br link", sandbox)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_delete_of_what_was_never_added(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
     before = (node.files(), node.host_ends(), node.run("ip addr; ip route", sandbox))
@@ -232,7 +227,7 @@ def test_flannel_delete_needs_no_subnet_env(node: Host, sandbox: Sandbox) -> Non
         assert code_of(node.call("flannel", "ADD", conf("flannel"), **of)) == 11
         node.ok("flannel", "DEL", conf("flannel"), **of)
     finally:
-        node.write_subnet_env()
+        node.write_subnet_env(BOTH_FAMILIES)
     assert not left_behind(node, of["container_id"])
 
 
@@ -396,7 +391,7 @@ def test_gc_with_a_list_that_is_none_frees_nothing(node: Host, sandbox: Sandbox,
 # --- VERSION ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_version_names_that_of_the_request(node: Host, plugin: str, version: str) -> None:
     expected = {"cniVersion": version} | ALL_VERSIONS
@@ -481,7 +476,7 @@ def test_version_needs_no_other_variable(node: Host) -> None:
 
 @pytest.mark.parametrize("verb", ["VERSION", "STATUS", "GC"])
 def test_variables_of_an_attachment_do_not_matter_without_one(node: Host, verb: str) -> None:
-    """libcni's ``args`` are those of ADD, DEL and CHECK: what else is in the environment is nobody's."""
+    """libcni's ``args`` are those of ADD, DEL and CHECK; other variables are ignored."""
     odd: dict[str, str | None] = {"CNI_CONTAINERID": "../x", "CNI_IFNAME": "a" * 99, "CNI_NETNS": "x\ny", "CNI_ARGS": "rubbish"}
     node.ok("loopback", verb, conf("loopback"), env=odd)
 

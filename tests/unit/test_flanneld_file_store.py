@@ -25,6 +25,7 @@ from cni_py.flanneld.stores import LeaseTaken, PoolExhausted
 from cni_py.flanneld.stores import file as file_store
 from cni_py.flanneld.stores.file import FileStore
 from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
+from support.waiting import until
 
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 NETWORK = NetworkConfig.parse(json.dumps(CONFIG))
@@ -72,12 +73,34 @@ def file(tmp_path: Path) -> LeasesFile:
     return LeasesFile(tmp_path / "leases.json")
 
 
+class Looks(threading.Event):
+    """``looks``: how often the watch has waited for it, which it does after each look at the file."""
+
+    looks = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.looks += 1
+        return super().wait(timeout)
+
+
+class Log:
+    """Standard error until now."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd, self._text = capfd, ""
+
+    @property
+    def text(self) -> str:
+        self._text += self._capfd.readouterr().err
+        return self._text
+
+
 class Watcher:
     """Reads what a store's watch yields, in a thread."""
 
     def __init__(self, store: FileStore) -> None:
         self.sets: list[dict[str, Attributes]] = []
-        self.stop = threading.Event()
+        self.stop = Looks()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, args=(store,))
 
@@ -505,28 +528,24 @@ def test_watch_keeps_the_last_good_leases_of_a_damaged_file(
     watcher.wait_for(1)
     good = file.path.read_bytes()
     file.path.write_bytes(good[:-5])
-    log = ""
-    while "damaged" not in log:
-        log += capfd.readouterr().err
-        time.sleep(0.01)
+    log = Log(capfd)
+    until(lambda: "damaged" in log.text)
     file.path.write_bytes(b"")
     file.path.unlink()
-    time.sleep(0.5)
+    looks = watcher.stop.looks
+    until(lambda: watcher.stop.looks > looks + 2, "it is looked for")
     assert watcher.wait_for(1) == [{}]
     file.path.write_bytes(good)
     assert watcher.wait_for(2) == [{}, {}]
-    log += capfd.readouterr().err
-    assert log.count("last good leases stay") == 1
-    assert log.count("can be read again") == 1
+    assert log.text.count("last good leases stay") == 1
+    assert log.text.count("can be read again") == 1
 
 
 def test_watch_of_a_file_that_comes_later(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "leases.json"
     with Watcher(FileStore(str(path), "node1")) as watcher:
-        log = ""
-        while "until then nothing is done" not in log:
-            log += capfd.readouterr().err
-            time.sleep(0.01)
+        log = Log(capfd)
+        until(lambda: "until then nothing is done" in log.text)
         assert not watcher.sets
         LeasesFile(path)
         assert watcher.wait_for(1) == [{}]

@@ -36,6 +36,7 @@ from cni_py.flanneld.stores.kubernetes import KubeStore
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations
 from support import pki
 from support.apiserver import ApiServer, Handler, node, status, vxlan
+from support.waiting import until
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
@@ -460,7 +461,7 @@ def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster,
         cluster.server.wait_for_watch()
         with cluster.server.changed:  # somebody else's objects: nothing to see but the bookmark
             cluster.server.version += 1000
-        wait_until(lambda: len(cluster.server.asked("GET", "'watch'")) == 2)
+        until(lambda: len(cluster.server.asked("GET", "'watch'")) == 2)
         cluster.server.wait_for_watch()
         cluster.server.put(node(2, **vxlan(2)))
         watcher.wait_for_count(1)
@@ -581,7 +582,7 @@ def test_outage_of_any_kind_keeps_the_leases_and_heals(
     watcher.wait_for_count(1)
     cluster.server.faults += [FAULTS[name]] * 3
     cluster.server.disconnect()
-    wait_until(lambda: not cluster.server.faults)
+    until(lambda: not cluster.server.faults)
     cluster.server.wait_for_watch()
     cluster.server.put(node(3, **vxlan(3)))
     watcher.wait_for_count(2)
@@ -616,7 +617,7 @@ def test_slow_server_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPat
 def test_watch_whose_server_falls_silent_is_begun_anew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "WATCH_READ_SECONDS", 0.3)
     with Watcher(cluster.store) as watcher:
-        wait_until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
+        until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
         cluster.server.put(node(2, **vxlan(2)))
         watcher.wait_for_count(1)
 
@@ -626,7 +627,7 @@ def test_server_that_comes_later_and_goes_and_comes(tmp_path: Path, capfd: pytes
         cluster = Cluster(server, tmp_path)
         server.put(node(2, **vxlan(2)))
     with Watcher(cluster.store) as watcher:
-        wait_until(lambda: "Connection refused" in capfd.readouterr().err)
+        until(lambda: "Connection refused" in capfd.readouterr().err)
         assert not watcher.sets
         with server:
             watcher.wait_for_count(1)
@@ -645,13 +646,13 @@ def test_watch_stops_at_once(cluster: Cluster, watcher: Watcher) -> None:
     began = time.monotonic()
     watcher.__exit__()
     assert time.monotonic() - began < 1.0
-    wait_until(lambda: not any(thread.name == "kube-watch" for thread in threading.enumerate()))
+    until(lambda: not any(thread.name == "kube-watch" for thread in threading.enumerate()))
 
 
 def test_config_that_is_wrong_is_waited_for(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.configure({"Network": "ten"})
     with Watcher(cluster.store) as watcher:
-        wait_until(lambda: "error parsing subnet config" in capfd.readouterr().err)
+        until(lambda: "error parsing subnet config" in capfd.readouterr().err)
         cluster.configure(CONFIG)
         watcher.wait_for_count(0)
 
@@ -872,7 +873,7 @@ def test_client_certificate_expires_and_is_replaced(
             watcher.wait_for_count(1)
             server.disconnect()
             words = f'our client certificate "client.crt" has expired, on {ends:%Y-%m-%d %H:%M:%S} UTC; put a new one there'
-            wait_until(lambda: words in capfd.readouterr().err)
+            until(lambda: words in capfd.readouterr().err)
             with pytest.raises(StoreError, match=re.escape(words)):
                 store.ready()
             pki.sign(tmp_path, began, ends + timedelta(days=1), "client.crt", *by)
@@ -1154,10 +1155,3 @@ def test_lease_of_a_node_as_go_wrote_it() -> None:
     assert annotations.lease(old, ipv4=True, ipv6=False) == Lease(subnet("10.244.1.0/24"), OURS)
     with pytest.raises(NotALease, match=r"missing IPv6 address on n\.Spec\.PodCIDRs"):
         annotations.lease(old, ipv4=True, ipv6=True)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)

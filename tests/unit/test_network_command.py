@@ -104,7 +104,7 @@ def test_wrong_configuration_is_not_written(run: Run, datastore: Path, tmp_path:
 
 @pytest.mark.parametrize("source", network.STDIN)
 def test_pipe_that_does_not_wait_is_waited_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is in it before somebody waits, and the rest comes later."""
+    """Feed a pipe that is empty at first, and is completed later."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     parts = [CONFIG[:20], CONFIG[20:]]
@@ -122,7 +122,7 @@ def test_pipe_that_does_not_wait_is_waited_for(source: str, monkeypatch: pytest.
 
 
 def test_named_pipe_is_waited_for(tmp_path: Path) -> None:
-    """As a shell's ``<(…)``."""
+    """Read a pipe like a shell's ``<(…)``."""
     os.mkfifo(tmp_path / "pipe")
     with ThreadPoolExecutor() as pool:
         written = pool.submit((tmp_path / "pipe").write_text, CONFIG)
@@ -137,7 +137,7 @@ def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert "larger than 1048576 bytes" in capsys.readouterr().err
 
 
-def test_check_tells_what_is_probably_not_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_warns_of_probable_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "net-conf.json"
     source.write_text('{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"type":"vxlan","DirectRoutng":true}}')
     assert check_config(str(source)) == 0
@@ -149,7 +149,7 @@ def test_check_tells_what_is_probably_not_meant(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == "flanneld: /nonexistent: No such file or directory\n"
 
 
-def test_warnings_are_told(run: Run) -> None:
+def test_warnings_are_printed(run: Run) -> None:
     status, _, err = run("set", "-", stdin='{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"Type":"vxlan"}}')
     assert status == 0
     assert '"Netwrok" is no key of a network configuration' in err
@@ -249,7 +249,7 @@ def test_subnets_of_both_families() -> None:
 # ---- which datastore --------------------------------------------------------------------------
 
 
-def test_file_that_nobody_may_write(run: Run, datastore: Path) -> None:
+def test_file_that_cannot_be_written(run: Run, datastore: Path) -> None:
     write(datastore, {})
     datastore.chmod(0o444)
     for argv in (("set", "-"), ("reserve", "10.244.92.0/24", "192.168.123.12"), ("release", "10.244.92.0/24")):

@@ -326,15 +326,17 @@ def test_plugins_get_the_parameters_and_the_rest_of_the_environment(
 
 
 def test_narration_switches_the_journal_on(fakes: Fakes, tmp_path: Path) -> None:
-    told: list[str] = []
-    Runtime([str(fakes.bin)], str(tmp_path / "cache"), say=told.append, narrate=told.append).add(network(), attachment())
+    messages: list[str] = []
+    Runtime([str(fakes.bin)], str(tmp_path / "cache"), say=messages.append, narrate=messages.append).add(
+        network(), attachment()
+    )
     assert fakes.environments()[0]["CNI_PY_EXPLAIN"] == "1"
-    assert told[0] == f"ADD net: one ({fakes.bin}/one)"
-    assert told[1].startswith("ADD net: one done, ")
-    assert len(told) == 4
+    assert messages[0] == f"ADD net: one ({fakes.bin}/one)"
+    assert messages[1].startswith("ADD net: one done, ")
+    assert len(messages) == 4
 
 
-def test_add_tells_the_result_in_the_version_of_the_network(run: Runtime, fakes: Fakes) -> None:
+def test_add_returns_the_result_in_the_version_of_the_network(run: Runtime, fakes: Fakes) -> None:
     fakes.answer("one", "ADD", {"cniVersion": "0.2.0", "ip4": {"ip": "10.1.0.2/24", "gateway": "10.1.0.1"}})
     run.add(network("0.4.0"), attachment())
     assert fakes.calls()[1][2]["prevResult"] == {
@@ -569,7 +571,7 @@ def test_cached_result_of_old_libcni_is_the_result_alone(tmp_path: Path) -> None
     assert result_cache.cached_result(str(tmp_path / "cache"), network(), attachment()) == RESULT
 
 
-def test_cached_result_is_told_in_the_version_of_the_network(run: Runtime) -> None:
+def test_cached_result_is_in_the_version_of_the_network(run: Runtime) -> None:
     run.add(network("1.0.0"), attachment())
     assert result_cache.cached_result(run.cache_dir, network("0.4.0"), attachment()) == {
         "cniVersion": "0.4.0",
@@ -711,7 +713,7 @@ def test_status_below_1_1_0_calls_no_plugin(run: Runtime, fakes: Fakes, said: li
 
 @pytest.fixture
 def three(run: Runtime, fakes: Fakes) -> Callable[[str], Network]:
-    """Adds three attachments, the last one to another network; answers the network in a version."""
+    """Add three attachments, the last one to another network. Returns the network in a version."""
 
     def make(version: str) -> Network:
         net = network(version, {"type": "one"})

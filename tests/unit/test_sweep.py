@@ -1,4 +1,4 @@
-"""What a sweep decides from leftovers and liveness; and the texts that both are read from."""
+"""Decisions of a sweep from leftovers and liveness; and the texts that both are parsed from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reservation(age: float | None = 1000.0, **keys: Any) -> Leftover:
 
 
 def element(**keys: Any) -> Leftover:
-    """As it is read: of the network it knows the hash alone."""
+    """Return an element as it is read: its comment has only a hash of the network."""
     read: dict[str, Any] = {"address": POD, "key": Owner("c1", "eth0", "net").comment()} | keys
     return leftover(ELEMENT, None, **read).replace(network="")
 
@@ -62,7 +62,7 @@ def outcomes(found: list[Leftover], live: Liveness = NOTHING, calling: Call | No
 def test_nothing_speaks_for_it() -> None:
     found = [record(), leftover(SAVED, ifname=""), reservation(), element()]
     findings = stale.find_stale(found, NOTHING, NOW, 300)
-    assert {finding.outcome for finding in findings} == {"would be freed"}
+    assert {finding.outcome for finding in findings} == {"would be removed"}
     assert {finding.network for finding in findings} == {"net"}
     why = next(finding.why for finding in findings if finding.leftover.kind == ADDRESS)
     assert why == "10.1.0.2 is on no interface of any of 1 live namespaces; recorded namespace /run/netns/c1 no longer exists"
@@ -70,23 +70,23 @@ def test_nothing_speaks_for_it() -> None:
 
 def test_nothing_is_known_of_an_element_but_its_comment() -> None:
     (finding,) = stale.find_stale([element(address=b"")], NOTHING, NOW, 300)
-    assert (finding.outcome, finding.age_seconds) == ("would be freed", None)
+    assert (finding.outcome, finding.age_seconds) == ("would be removed", None)
     assert finding.network == f"({network_hash('net')})"
     assert finding.why == "nothing of it exists in any of 1 live namespaces"
 
 
 def test_damaged_reservation_is_nobodys() -> None:
     (finding,) = stale.find_stale([reservation(container_id="", ifname="")], NOTHING, NOW, 300)
-    assert finding.outcome == "would be freed"
+    assert finding.outcome == "would be removed"
     assert "names no owner" in finding.why
 
 
 def test_number_of_a_namespace_that_was_given_again() -> None:
     live = NOTHING.replace(namespaces={HOST: "the host", GONE: "/run/netns/other"})
-    assert outcomes([record(), reservation()], live) == ["would be freed"] * 2
+    assert outcomes([record(), reservation()], live) == ["would be removed"] * 2
     other = record(container_id="c2", netns="/run/netns/other")
     there = live.replace(sandboxes={"/run/netns/other": GONE, "/run/netns/c1": 0})
-    assert outcomes([record(), other], there) == ["would be freed"]
+    assert outcomes([record(), other], there) == ["would be removed"]
 
 
 def test_cached_result_is_reported() -> None:
@@ -131,7 +131,7 @@ def test_life_of_another_attachment_is_no_life(other: dict[str, str]) -> None:
     living = reservation(address=b"\1\2\3\4", **other)
     alias = f"{living.container_id}:{living.ifname}:{living.network}"
     live = NOTHING.replace(addresses={b"\1\2\3\4": "x"}, aliases=frozenset({alias}))
-    assert outcomes([living, reservation()], live) == ["would be freed"]
+    assert outcomes([living, reservation()], live) == ["would be removed"]
 
 
 def test_file_that_names_no_interface_lives_with_any() -> None:
@@ -151,7 +151,7 @@ def test_host_end_with_a_cut_alias(id_length: int, network_length: int) -> None:
 def test_namespace_of_the_host_is_no_life_of_a_cached_result() -> None:
     """/proc/4711/ns/net: the number may be another process's by now."""
     live = NOTHING.replace(sandboxes={"/proc/4711/ns/net": HOST})
-    assert outcomes([leftover(CACHED, netns="/proc/4711/ns/net"), reservation()], live) == ["reported", "would be freed"]
+    assert outcomes([leftover(CACHED, netns="/proc/4711/ns/net"), reservation()], live) == ["reported", "would be removed"]
 
 
 def test_what_has_the_name_of_an_attachment_that_is_being_made_is_no_life() -> None:
@@ -159,7 +159,7 @@ def test_what_has_the_name_of_an_attachment_that_is_being_made_is_no_life() -> N
     found = [reservation(), leftover(CACHED, netns="/run/netns/c1")]
     live = NOTHING.replace(sandboxes={"/run/netns/c1": ALIVE}, calls=frozenset({("c1", "eth0")}))
     assert outcomes(found, live) == []
-    assert outcomes(found, live, call) == ["reported", "would be freed"]
+    assert outcomes(found, live, call) == ["reported", "would be removed"]
     assert outcomes(found, live.replace(addresses={POD: "x"}), call) == []
 
 
@@ -180,13 +180,13 @@ def test_unknown_liveness_frees_nothing() -> None:
 def test_addresses_of_another_ipam_plugin_stand_nowhere() -> None:
     blind = leftover(SAVED, ifname="", is_blind=True)
     assert outcomes([blind]) == ["kept"]
-    assert outcomes([blind, record()]) == ["would be freed"] * 2
+    assert outcomes([blind, record()]) == ["would be removed"] * 2
 
 
-# --- freed ------------------------------------------------------------------------------------------------------------
+# --- removal ----------------------------------------------------------------------------------------------------------
 
 
-def test_file_that_was_written_anew_is_left(tmp_path: Path) -> None:
+def test_file_that_was_rewritten_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "c1"
     path.write_text("old")
     stamp = leftovers.stamp_of(str(path))
@@ -216,7 +216,7 @@ def test_file_that_comes_between_look_and_removal_is_put_back(tmp_path: Path, mo
     assert [file.name for file in tmp_path.iterdir()] == ["c1"]
 
 
-def test_freed_one_place_after_the_other_and_past_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_one_place_after_the_other_and_past_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     def take(some: Any, _: Any) -> list[Leftover]:
@@ -228,10 +228,10 @@ def test_freed_one_place_after_the_other_and_past_failures(monkeypatch: pytest.M
     monkeypatch.setattr(remove, "_REMOVE", dict.fromkeys(remove._REMOVE, take))
     monkeypatch.setattr(remove, "retire", order.append)
     found = [record(path="/x/c1:eth0:net"), leftover(SAVED), reservation(), leftover(CHAIN), element()]
-    freed = remove.remove(stale.find_stale(found, NOTHING, NOW, 300), found)
+    removed = remove.remove(stale.find_stale(found, NOTHING, NOW, 300), found)
     assert order == [ELEMENT, CHAIN, ADDRESS, SAVED, RECORD, "c1:eth0:net"]
-    assert sorted(finding.outcome for finding in freed) == ["failed", "freed", "freed", "freed", "freed"]
-    report = Report(tuple(freed))
+    assert sorted(finding.outcome for finding in removed) == ["failed", "removed", "removed", "removed", "removed"]
+    report = Report(tuple(removed))
     assert not report.is_complete
     assert [finding.leftover.kind for finding in report.failed] == [ELEMENT]
 
@@ -243,8 +243,7 @@ def no_file(title: str, _name: str) -> Journal:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of state below a folder, and nothing alive."""
-    monkeypatch.setattr(attachments, "FOLDER", str(tmp_path / "records"))
-    monkeypatch.setattr(attachments, "_FOLDERS", {})
+    monkeypatch.setattr(attachments, "directories", lambda: [str(tmp_path / "records")])
     monkeypatch.setattr(file_leftovers, "CACHE_DIR", str(tmp_path / "results"))
     monkeypatch.setattr(sweep, "Journal", no_file)
     monkeypatch.setattr(liveness, "collect", lambda *_: NOTHING)
@@ -257,7 +256,7 @@ def run(node: Path, **keys: Any) -> Report:
     return sweep.run(places=places, with_kernel=False, **keys)
 
 
-def test_dead_in_one_look_only_is_not_freed(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_in_one_check_only_is_not_removed(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = node / "networks" / "net" / "10.1.0.2"
     file.write_text("c1\r\neth0")
     looks = [NOTHING.replace(addresses={POD: "came between"}), NOTHING]
@@ -400,8 +399,7 @@ def test_reservations_are_regular_files_named_as_addresses(tmp_path: Path) -> No
 )
 def test_rubbish_of_every_kind_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     data = text.encode(errors="surrogateescape")
-    monkeypatch.setattr(attachments, "FOLDER", str(tmp_path))
-    monkeypatch.setattr(attachments, "_FOLDERS", {})
+    monkeypatch.setattr(attachments, "directories", lambda: [str(tmp_path)])
     monkeypatch.setattr(file_leftovers, "CACHE_DIR", str(tmp_path))
     for name in ("c1", "c1:eth1", "c2:eth0:net", "../x", ":", "::"):
         if "/" not in name:
@@ -422,7 +420,7 @@ def test_liveness_of_this_machine_knows_our_own_namespace() -> None:
 
 
 def test_no_time_makes_it_incomplete() -> None:
-    assert "not enough time to look at everything" in liveness.collect([], time.thread_time() - 1).missing
+    assert "not enough time to check everything" in liveness.collect([], time.thread_time() - 1).missing
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------
@@ -437,11 +435,11 @@ def test_age_text(seconds: float | None, text: str) -> None:
 
 
 def test_report_as_table_and_json() -> None:
-    report = Report((Finding(reservation(), "net", 400.0, "why", "freed"),), 3, 2, (), False)
+    report = Report((Finding(reservation(), "net", 400.0, "why", "removed"),), 3, 2, (), False)
     lines = list(report.lines())
     assert lines[0].split() == ["OUTCOME", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
-    assert lines[1].split() == ["freed", "address", "/address", "c1", "eth0", "net", "6", "min", "why"]
-    assert lines[2] == "1 freed; 2 live attachments in 3 namespaces, the host's included"
+    assert lines[1].split() == ["removed", "address", "/address", "c1", "eth0", "net", "6", "min", "why"]
+    assert lines[2] == "1 removed; 2 live attachments in 3 namespaces, including the host's"
     assert json.loads(json.dumps(report.as_json()))["findings"][0]["containerID"] == "c1"
     assert list(Report().lines()) == ["no leaked resources found"]
 
@@ -461,7 +459,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     assert asked == [(300.0, False, None), (1.5, True, ["a", "b"])]
     captured = capsys.readouterr()
     assert captured.out.startswith("no leaked resources found\n{")
-    assert captured.err == "cni-py: nothing was freed, liveness unknown: a reason\n"
+    assert captured.err == "cni-py: nothing was removed, because live pods could not all be identified: a reason\n"
 
 
 @pytest.mark.parametrize("seconds", ["-1", "x", "inf", "nan", ""])

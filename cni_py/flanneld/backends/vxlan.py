@@ -89,7 +89,8 @@ class Backend:
             link = find_link(host, external.name)
             if config.direct_routing and link is not None:
                 self._on_link = [address.network for address in list_addresses(host, link)]
-            for version, local in ((4, external.public_ip), (6, external.public_ipv6)):
+            for version in (4, 6):
+                local = external.source(version)
                 if local is not None and (network.ipv4 if version == 4 else network.ipv6):
                     self.devices[version] = self._device(host, version, local)
         self.mtu = min(device.mtu for device in self.devices.values())

@@ -1,6 +1,6 @@
 """CHECK of host ports: compare every mapping and every chain on its path with what ADD configured. Changes nothing.
 
-Rules of the Go plugin are accepted if the configuration names no back end and there are none of ours.
+Rules of the Go plugin are accepted if the configuration names no back end and we have none.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check(wanted: Wanted, backend: str = "") -> None:
 
 
 def _go_rules_suffice(wanted: Wanted) -> bool:
-    """Whether the Go plugin's nftables back end has a rule for each mapping."""
+    """Return whether the Go plugin's nftables back end has a rule for each mapping."""
     for version in wanted.versions:
         comments = nfnetlink.rule_comments(f"{GO_TABLES[version == 6]} hostports")
         if comments.count(wanted.owner.container_id) < len(wanted.of(version)):

@@ -15,7 +15,8 @@ from __future__ import annotations
 from cni_py.errors import InvalidConfig, KernelRefused, NotAvailable
 from cni_py.journal import note
 from cni_py.kernel import sysctl
-from cni_py.kernel.route import RTN_UNICAST, route_to
+from cni_py.kernel.route import route_to
+from cni_py.netlink.constants import RTN_UNICAST
 from cni_py.packetfilter import libnftables, nfnetlink
 from cni_py.packetfilter.hostports import connections, iptables
 from cni_py.packetfilter.hostports import rules as portmap_rules
@@ -102,7 +103,7 @@ def _add_elements(wanted: Wanted, links: Sequence[str]) -> None:
 
 
 def _damaged(chains: Chains) -> Chains:
-    """Chains that are missing or hold other rules than wanted, as their comments tell."""
+    """Return the chains that are missing or hold other rules than wanted, as their comments show."""
     return {
         chain: (hook, lines)
         for chain, (hook, lines) in chains.items()
@@ -156,7 +157,7 @@ def unprotected(links: Sequence[str]) -> list[str]:
 
 
 def _enable_route_localnet(link: str) -> None:
-    """Let the kernel accept answers to 127.0.0.1 from this link. Raises: KernelRefused."""
+    """Let the kernel accept replies to 127.0.0.1 from this link. Raises: KernelRefused."""
     try:
         sysctl.ensure(f"net/ipv4/conf/{link}/route_localnet", "1")
     except OSError as error:
@@ -172,7 +173,7 @@ def delete(owner: Owner, udp_ports: Collection[int] = ()) -> set[tuple[int, byte
     Args:
         udp_ports: host ports that it may have had, for rules of iptables and Go, which are not read one by one.
 
-    Returns: the deleted elements: length of the target, which tells the IP version, and key.
+    Returns: the deleted elements: length of the target, which gives the IP version, and key.
 
     Raises: Incomplete, with what is left, after everything else was deleted.
     """

@@ -143,7 +143,7 @@ def missing(wanted: Wanted) -> list[str]:
 
 
 def made(owner: Owner) -> bool:
-    """Whether this attachment's mappings are in iptables: from the Go plugin, or from us on a host without nftables."""
+    """Return whether this attachment's mappings are in iptables: from the Go plugin, or from us on a host without nftables."""
     return bool(iptables.tools_with(dnat_chain(owner)))
 
 

@@ -30,13 +30,13 @@ A connection costs at most four lookups and a mapping two elements, with one map
 one address takes precedence over that of any, as with sockets. An element's comment names its owner.
 
 Masqueraded sources (marked for ``masquerade-mark13``, as in the Go plugin's
-iptables rules): the pod itself, which would not accept an answer from itself; its neighbours, which it
-would answer directly, bypassing the translation; the loopback address, which cannot leave the
+iptables rules): the pod itself, which would not accept a reply from itself; its neighbours, to which it
+would reply directly, bypassing the translation; the loopback address, which cannot leave the
 host. The pod sees the address of all others. ``conditionsV4`` and ``conditionsV6`` come before
 that, in a chain ``if-<hash>`` that all pods of the configuration share.
 
 ``localnet`` closes what ``route_localnet`` opens: with it the kernel accepts packets to 127.0.0.0/8
-from that link, so any pod could reach services that listen only on the host's loopback address. An answer
+from that link, so any pod could reach services that listen only on the host's loopback address. A reply
 never has such an address on the wire. Source: containernetworking/plugins plugins/meta/portmap.
 """
 
@@ -60,7 +60,7 @@ LOCALNET = f"{TABLE} localnet"  # the set of links, and the chain that looks the
 MARK, IF = "mark", "if-"  # prefixes of chains that may become unused
 _IP = {4: "ip", 6: "ip6"}
 _TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
-_LOOPBACK = "127.0.0.0/8"  # IPv4 only: the kernel accepts answers to ::1 from lo alone, with any setting
+_LOOPBACK = "127.0.0.0/8"  # IPv4 only: the kernel accepts replies to ::1 from lo alone, with any setting
 
 
 class Mapping(Value):
@@ -78,12 +78,12 @@ class Mapping(Value):
 
     @property
     def suffix(self) -> str:
-        """Of the names of its maps."""
+        """Suffix of its maps' names."""
         return f"{self.version}_at" if self.host_address else str(self.version)
 
     @property
     def is_for_localhost(self) -> bool:
-        """Whether 127.0.0.1 may connect to it."""
+        """True if 127.0.0.1 may connect to it."""
         return self.version == 4 and (self.host_address is None or self.host_address.is_loopback)
 
     def __str__(self) -> str:
@@ -265,7 +265,7 @@ def _hex(bit: int) -> str:
 
 
 def wanted_chains(wanted: Wanted) -> Chains:
-    """All chains that these mappings need: hook and rules of each, a chain after those that it refers to."""
+    """Return the chains that these mappings need: hook and rules of each, a chain after those that it refers to."""
     chains: Chains = {}
     for mapping in wanted.mappings:
         if wanted.snat:
@@ -306,7 +306,7 @@ def delete_command(name: str, keys: Iterable[bytes]) -> str:
 
 
 def is_quotable(link: str) -> bool:
-    """Whether nft's syntax can express this name. Links with other names, which are unusual, stay unprotected."""
+    """Return whether nft's syntax can express this name. Links with other names, which are unusual, stay unprotected."""
     return not any(c in '"\\*' or not c.isprintable() for c in link)
 
 
