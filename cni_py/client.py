@@ -1,9 +1,8 @@
-"""Where an executed plugin begins: ``bin/cni-plugin`` calls :func:`main` under the plugin's name.
+"""The start of an executed plugin: ``bin/cni-plugin`` calls :func:`main` under the plugin's name.
 
-VERSION, errors of the environment and "what are you?" are answered here with next to nothing
-imported; not even ``__future__``, a file like any other, which takes a tenth of a millisecond. All else
-goes to the agent (``frame.py`` is the contract) and, where there is none, to
-``engine.handle_in_turn()`` in this process.
+VERSION, errors of the environment and a call by hand are answered here with next to nothing
+imported; not even ``__future__``, a file like any other, which takes a tenth of a millisecond. Every other call
+goes to the agent (``protocol.py`` is the contract) and, if there is none, to ``engine.handle()`` in this process.
 """
 
 import posix
@@ -59,10 +58,17 @@ def _answer() -> int:
 
 
 def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
-    from cni_py.engine import handle_in_turn
+    from cni_py.attachment import lock, record
+    from cni_py.engine import handle
     from cni_py.spec.call import parse
 
-    return handle_in_turn(parse(plugin, environ, launcher), stdin)
+    call = parse(plugin, environ, launcher)
+    with lock.AttachmentLock(call):
+        if record.is_first_of_boot(call):
+            from cni_py.sweep import sweep
+
+            sweep.before_first_call(call, stdin)
+        return handle(call, stdin)
 
 
 def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes] | None:

@@ -237,7 +237,8 @@ def sweep_without_time(bin_dir: str) -> None:
     from cni_py.sweep import sweep
 
     sweep.BOOT_LIMIT_SECONDS = -1.0
-    sweep.at_first_call(call.Call(verb="ADD", plugin="flannel", container_id="c9", ifname="eth0", conf=FLANNEL))
+    this = call.Call(verb="ADD", plugin="flannel", container_id="c9", ifname="eth0")
+    sweep.before_first_call(this, json.dumps(FLANNEL).encode())
 
 
 def test_first_call_of_a_boot_that_had_no_time_leaves_the_sweep_to_the_next(node: Host) -> None:

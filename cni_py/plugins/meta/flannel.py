@@ -48,7 +48,7 @@ def delete(call: Call, config: FlannelConfig) -> None:
     saved = _read_saved(path)
     if saved is None and not record.is_remembered(call.container_id, call.ifname, call.network):
         return
-    conf = _decoded(saved, path) or delegate_conf_without_env(call, config)
+    conf = _decoded(saved, path) or fallback_delegate_conf(call, config)
     delegate.delete(call, conf["type"], conf | _previous(call), config.delegate_mode)
     if saved is not None:
         files.remove(path)
@@ -92,7 +92,7 @@ def gc(call: Call, config: FlannelConfig) -> None:
                     delegate.delete(this, conf["type"], conf, config.delegate_mode)
                 files.remove(f"{config.data_dir}/{name}")
     with attempts.attempt("GC of the delegate"):
-        conf = delegate_conf_without_env(call, config)
+        conf = fallback_delegate_conf(call, config)
         listed = {key: value for key, value in call.conf.items() if key.startswith("cni.dev/")}
         delegate.gc(call, conf["type"], conf | listed, config.delegate_mode)
     attempts.raise_if_failed("GC")
@@ -111,7 +111,7 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
             )
     if not isinstance(conf.get("type", ""), str):
         raise InvalidConfig("'delegate' dictionary, if present, must have (string) 'type' field", f"it is {conf['type']!r}")
-    conf = _identity(call, config, conf)
+    conf = _base_conf(call, config, conf)
     conf.setdefault("ipMasq", not env.ip_masq)
     conf.setdefault("mtu", env.mtu)
     if conf["type"] == "bridge":
@@ -127,17 +127,17 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
     return conf | {"ipam": {"type": "host-local"} | ipam}
 
 
-def delegate_conf_without_env(call: Call, config: FlannelConfig) -> dict[str, Any]:
+def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
     """What DEL and GC can do without subnet.env and without what ADD saved: enough to find what was made. Pure."""
     conf = {key: value for key, value in config.delegate.items() if key not in ("name", "ipam")}
     if not isinstance(conf.get("type", ""), str):
         conf.pop("type")
-    conf = _identity(call, config, conf)
+    conf = _base_conf(call, config, conf)
     conf.setdefault("ipMasq", True)
     return conf | {"ipam": {"type": "host-local"} | config.ipam}
 
 
-def _identity(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
+def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
     """Type, network, version, and what the runtime and the user say about how to run it."""
     conf = {"type": "bridge"} | conf | {"name": call.network}
     if call.conf.get("cniVersion"):
@@ -169,9 +169,9 @@ def _ifnames(call: Call, container_id: str) -> list[str]:
     recorded = [ifname for _, ifname in record.remembered(call.network, container_id=container_id)]
     if recorded:
         return recorded
-    from cni_py.plugins.main import bridge
+    from cni_py.attachment import veth
 
-    return [ifname for other, ifname in bridge.owners_on_host(call.network) if other == container_id]
+    return [ifname for other, ifname in veth.owners_on_host(call.network) if other == container_id]
 
 
 def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -182,7 +182,7 @@ def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict
     for name in files.list_folder(config.data_dir):
         conf = _decoded(_read_saved(f"{config.data_dir}/{name}"), f"{config.data_dir}/{name}")
         if not conf and name.partition(":")[0] in recorded:
-            conf = delegate_conf_without_env(call, config)
+            conf = fallback_delegate_conf(call, config)
         if conf.get("name") == call.network:
             found.append((name, conf))
     return found
