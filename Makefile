@@ -7,6 +7,8 @@ UNITS ?=
 TESTS ?=
 # processes for pytest: tests wait more than they compute, so more than there are cores; a selection starts none
 WORKERS ?= $(if $(TESTS),0,5)
+# arguments of integration/kernel/run.py: make test-kernel KERNEL="uml integration/kernel/test_bridge_vlan.py"
+KERNEL ?=
 BENCH ?=
 SCALE ?=
 
@@ -15,7 +17,7 @@ SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cn
 INSTALL := $(TOOLS)/python integration/install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
+.PHONY: help demo test test-long test-kernel check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
 
 help:  ## this list
 	@echo 'cni-py: the flannel CNI suite in Python'
@@ -38,6 +40,13 @@ test:  ## everything, with what it needs installed (as root; otherwise much is s
 test-long:  ## the same, with ten times as many kills and faults
 	@$(MAKE) --no-print-directory test TESTS='--longer 10 $(TESTS)' WORKERS='$(WORKERS)'
 
+test-kernel:  ## what the kernel here may lack (bridge VLANs, ipip, wireguard …), in user-mode Linux and in qemu (as root)
+	@integration/system-packages kernel
+	@integration/prepare dev
+	@$(INSTALL) install --prefix build/test >/dev/null
+	@integration/kernel/prepare
+	@$(TOOLS)/python integration/kernel/run.py $(KERNEL)
+
 check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)
 	@$(TOOLS)/ruff check $(SOURCES)
@@ -45,7 +54,7 @@ check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/python -m pytest -q tests/layers
 	@$(TOOLS)/python integration/words
 
-fmt: dev  ## format the sources and mend what ruff can mend
+fmt: dev  ## format the sources and fix what ruff can fix
 	@$(TOOLS)/ruff format $(SOURCES)
 	@$(TOOLS)/ruff check --fix $(SOURCES)
 
@@ -64,7 +73,7 @@ install: runtime  ## into PREFIX (default /opt): cni/bin, bin, cni-py
 	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace) \
 		$(if $(filter 0 no false,$(UNITS)),--no-units)
 
-uninstall:  ## takes away what install made, and puts back what it replaced
+uninstall:  ## remove what install created, and restore what it replaced
 	@$$(integration/find-python) integration/install uninstall --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)')
 
 system-packages:  ## the packages that all of this needs (apt-get, as root)
@@ -76,7 +85,7 @@ runtime:
 dev:
 	@integration/prepare dev
 
-lock:  ## resolve the dependencies anew and write the lock files (needs uv)
+lock:  ## resolve the dependencies again and write the lock files (requires uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra flanneld pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra flanneld --extra dev pyproject.toml -o requirements-dev.lock
 

@@ -25,9 +25,11 @@ from __future__ import annotations
 import posix
 from time import thread_time, time
 
-from cni_py import files
-from cni_py.errors import CniError, IOFailure
+from cni_py import config, files
+from cni_py.attachment import record
+from cni_py.errors import CniError
 from cni_py.journal import RUN_DIR, Journal, note
+from cni_py.spec.call import check_network_name
 from cni_py.sweep import file_leftovers, liveness
 from cni_py.sweep.file_leftovers import Places
 from cni_py.sweep.inventory import Inventory
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 300.0
 BOOT_GRACE_SECONDS, BOOT_LIMIT_SECONDS, BOOT_ATTEMPTS = 60.0, 0.08, 10
-BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 
 
 def run(
@@ -115,25 +116,38 @@ def _live(found: Iterable[Leftover], findings: Iterable[Finding]) -> set[tuple[s
 # ---- the first call of a boot -----------------------------------------------------------------
 
 
-def at_first_call(call: Call) -> None:
-    """Sweep this network before the first ADD or GC of a boot. Never fails, and is fast.
+def before_first_call(call: Call, stdin: bytes) -> None:
+    """Sweep this network before the first ADD or GC of a boot; do nothing before a later one. Never fails, and is fast.
+
+    The caller of the engine calls it, with the attachment's lock held.
 
     Of two concurrent calls, one sweeps and the other continues. If the time was too short, as on a host with very many
     processes, the next call retries, up to ``BOOT_ATTEMPTS`` times; the lock file has one byte for each attempt.
     """
+    if not record.is_first_of_boot(call):
+        return
+    try:
+        conf = config.decode(stdin)
+        check_network_name(conf.get("name"))
+    except CniError:
+        return  # the call will fail
+    _sweep_once(call.replace(conf=conf))
+
+
+def _sweep_once(call: Call) -> None:
     from fcntl import LOCK_EX, LOCK_NB, flock
 
     flags = posix.O_RDWR | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW
     with Journal(f"the first {call.verb} of this boot", "sweep"):
         try:
-            boot_id = files.read(KERNEL_BOOT_ID)
+            boot_id = files.read(record.KERNEL_BOOT_ID)
             files.make_folder(RUN_DIR, 0o700)
             lock = posix.open(f"{RUN_DIR}/sweep.lock", flags, 0o600)
             try:
                 flock(lock, LOCK_EX | LOCK_NB)
-                if not is_known_boot():
+                if not record.is_known_boot():
                     if _sweep_for(call) or posix.fstat(lock).st_size + 1 >= BOOT_ATTEMPTS:
-                        files.write(BOOT_ID, boot_id)
+                        files.write(record.BOOT_ID, boot_id)
                     else:
                         posix.write(lock, b".")
             finally:
@@ -142,14 +156,6 @@ def at_first_call(call: Call) -> None:
             pass
         except (OSError, CniError) as error:
             note(f"sweep after boot incomplete: {error}")
-
-
-def is_known_boot() -> bool:
-    """Return whether a call of this boot has swept already."""
-    try:
-        return files.read(BOOT_ID) == files.read(KERNEL_BOOT_ID)
-    except (OSError, IOFailure):
-        return False
 
 
 def _sweep_for(call: Call) -> bool:

@@ -33,9 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"config", "spec"},
     "sweep": {"attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec", "plugin_table"},
     # a call
-    "engine": {"dispatch", "attachment", "sweep", "config", "spec", "plugin_table"},
+    "engine": {"dispatch", "attachment", "config", "spec", "plugin_table"},
     "protocol": {"spec"},
-    "client": {"protocol", "engine", "sweep", "spec", "plugin_table"},
+    "client": {"protocol", "engine", "sweep", "attachment", "spec", "plugin_table"},
     # a node's daemons
     "node": {"packetfilter", "kernel", "netlink"},
     "datastore": {"node"},

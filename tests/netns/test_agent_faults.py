@@ -62,7 +62,7 @@ class Dying:
 
     def call(self, stage: str, verb: str, conf: dict[str, Any], pod: Sandbox, **options: Any) -> Reply | None:
         """Execute a plugin meanwhile; None if the call came to its end before that stage."""
-        file = self.host.path(f"{agents.FOLDER}/stage")
+        file = self.host.path(f"{agents.DIRECTORY}/stage")
         file.write_text(stage)
         reply = self.host.call(str(conf["type"]), verb, conf, sandbox=pod, container_id=pod.name, **options)
         if file.exists():
@@ -93,8 +93,8 @@ def test_agent_is_killed_in_the_middle_of_add(host: Host, dying: Dying) -> None:
         if reply is None:
             break
         assert reply.code == 11, (stage, reply)
-        assert "the agent broke off" in reply.json["msg"]
-        assert "taken back" in reply.json["details"]
+        assert "the agent disconnected" in reply.json["msg"]
+        assert "undone" in reply.json["details"]
         assert state(host, first, pod) == before, stage
     else:
         raise AssertionError("no end of steps")
@@ -218,7 +218,7 @@ def test_backlog_is_full(host: Host) -> None:
 
 def test_backlog_of_an_agent_that_stands_still_is_full(host: Host) -> None:
     """The clients work alone at once; when it goes on, it answers again."""
-    with Agent(host, code="from cni_py import agent; agent.BACKLOG = 3") as agent:
+    with Agent(host, code="from cni_py.agent import listener; listener.BACKLOG = 3") as agent:
         agent.signal(signal.SIGSTOP)
         with ExitStack() as stack:
             fill_backlog(host, stack)
@@ -428,7 +428,7 @@ def test_delete_waits_for_the_add_that_another_agent_has_begun(host: Host, delet
 def test_delete_by_the_agent_waits_for_an_add_in_one_shot(host: Host) -> None:
     """Which is in the middle: a plugin of others that it executed has executed ours in turn, without waiting for itself."""
     gate = Gate(host)
-    hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.FOLDER}/begun; cat {agents.FOLDER}/go; }}"
+    hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.DIRECTORY}/begun; cat {agents.DIRECTORY}/go; }}"
     host.write("/run/foreign/mine", f"#!/bin/sh\n{hold}\nexec {host.bin_dir}/host-local\n")
     host.path("/run/foreign/mine").chmod(0o755)
     conf = BRIDGE | {"ipam": {**BRIDGE["ipam"], "type": "mine"}}

@@ -121,7 +121,7 @@ CASES = [(kind, how) for kind in PLACES for how in DAMAGE if kind in CONTENT_MAT
 SAID = {
     "reservation": "is damaged: ",
     "last reserved": "it holds no address",
-    "saved configuration": "is damaged, worked around it",
+    "saved configuration": "is damaged and ignored",
     "record": "ignored a damaged record",
 }
 """What the journal then says, where the damage makes a difference and can be told from a good file."""
@@ -237,7 +237,8 @@ def sweep_without_time(bin_dir: str) -> None:
     from cni_py.sweep import sweep
 
     sweep.BOOT_LIMIT_SECONDS = -1.0
-    sweep.at_first_call(call.Call(verb="ADD", plugin="flannel", container_id="c9", ifname="eth0", conf=FLANNEL))
+    this = call.Call(verb="ADD", plugin="flannel", container_id="c9", ifname="eth0")
+    sweep.before_first_call(this, json.dumps(FLANNEL).encode())
 
 
 def test_first_call_of_a_boot_that_had_no_time_leaves_the_sweep_to_the_next(node: Host) -> None:

@@ -245,7 +245,7 @@ def records_in(folder: str) -> Iterator[None]:
         for module in (journal, record):
             patch.setattr(module, "RUN_DIR", f"{folder}/run")
         patch.setattr(journal, "JOURNAL_DIR", f"{folder}/run/journal")
-        patch.setattr(record, "FOLDER", f"{folder}/run/attachments")
+        patch.setattr(record, "DIRECTORY", f"{folder}/run/attachments")
         if record.remembered.__defaults__:
             patch.setattr(record.remembered, "__defaults__", (f"{folder}/run/attachments",))
         yield

@@ -29,6 +29,7 @@ from cni_py.jsontext import encode
 from cni_py.packetfilter import libnftables
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec import call
+from cni_py.sweep import sweep
 from support.namespaces import PATH, Host
 from support.spec_cases import execute
 
@@ -299,7 +300,9 @@ def check_packet_filter() -> None:
 def check_call(plugin: str, environ: dict[str, str], stdin: bytes) -> None:
     """One call as client.py makes it."""
     try:
-        status, reply = engine.handle(call.parse(plugin, environ, f"/nonexistent/{plugin}"), stdin)
+        this = call.parse(plugin, environ, f"/nonexistent/{plugin}")
+        sweep.before_first_call(this, stdin)
+        status, reply = engine.handle(this, stdin)
     except CniError as error:
         status, reply = 1, encode(error.as_json("1.1.0"))
     assert status in (0, 1)

@@ -47,7 +47,7 @@ ASKING = CLIENT | {"_socket", "cni_py.protocol"}
 
 ENGINE = ASKING | ERROR | {
     "cni_py.spec.call", "cni_py.value",
-    "cni_py.attachment", "cni_py.attachment.record", "cni_py.config", "cni_py.dispatch", "cni_py.engine", "cni_py.files",
+    "cni_py.attachment", "cni_py.attachment.lock", "cni_py.attachment.record", "cni_py.config", "cni_py.dispatch", "cni_py.engine", "cni_py.files",
     "cni_py.journal", "cni_py.lazy", "cni_py.plugins", "cni_py.spec.result", "cni_py.config._schemas", "cni_py.undo",
     "ipaddress", "functools", "time",
     "pydantic_core._pydantic_core",

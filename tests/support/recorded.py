@@ -116,7 +116,7 @@ def outdated(directory: Path, *names: str) -> list[str]:
 
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
-# An agent that writes down each call that reaches it, in the machine's own file system: a case's host ends with the case.
+# An agent that writes down each call that it handles, in the machine's own file system: a case's host ends with the case.
 COUNTING = """
 from cni_py import engine
 plain = engine.handle
