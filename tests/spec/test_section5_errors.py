@@ -152,7 +152,11 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("portmap", "conditionsV4", ["x", [7], {}]),
     ("portmap", "conditionsV6", ["x", [7], {}]),
     ("portmap", "backend", [7, "x", []]),
-    ("portmap", "runtimeConfig", [7, "x", {"portMappings": "x"}, {"portMappings": [7]}, {"portMappings": [{"hostPort": "80"}]}]),
+    (
+        "portmap",
+        "runtimeConfig",
+        [7, "x", {"portMappings": "x"}, {"portMappings": [7]}, {"portMappings": [{"hostPort": "80"}]}],
+    ),
 ]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -166,12 +168,33 @@ def test_any_address_means_both_families(ip: str) -> None:
         health.stop()
 
 
+def listening() -> set[str]:
+    """The sockets of this process that wait for connections."""
+    own = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]]
+    return {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"} & own
+
+
 def test_port_0_is_no_server() -> None:
-    health = Health("0.0.0.0", 0)
+    before, health = listening(), Health("0.0.0.0", 0)
     health.start()
-    health.set_ready()
-    health.count("repairs_total", "Put back.")
-    health.stop()
+    try:
+        assert listening() == before
+        health.set_ready()
+        health.count("repairs_total", "Put back.")
+        assert health.answer("/readyz")[0] == 200
+    finally:
+        health.stop()
+
+
+def test_server_is_one_that_listens() -> None:
+    """Else the test before this one could not fail."""
+    before, health = listening(), Health("127.0.0.1", free_port())
+    health.start()
+    try:
+        assert len(listening() - before) == 1
+    finally:
+        health.stop()
 
 
 def test_port_that_is_taken_is_an_error() -> None:
