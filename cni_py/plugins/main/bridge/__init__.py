@@ -15,7 +15,7 @@ from cni_py.attachment.packet_filter import macspoof, masquerade, owner_of
 from cni_py.errors import InvalidConfig, KernelRefused, SandboxGone, UnsupportedField
 from cni_py.journal import note
 from cni_py.kernel import sysctl
-from cni_py.kernel.address import add_address, add_route, delete_address, list_addresses
+from cni_py.kernel.address import add_address, delete_address, list_addresses
 from cni_py.kernel.deletion import delete_in
 from cni_py.kernel.link import (
     add_vlan,
@@ -33,6 +33,7 @@ from cni_py.kernel.link import (
     set_up,
 )
 from cni_py.kernel.netns import open_in, open_sandbox
+from cni_py.kernel.route import add_route
 from cni_py.netlink.socket import open_host, question
 from cni_py.plugins.main.bridge import plan
 from cni_py.spec.result import Interface, Result, dns_from_config

@@ -12,9 +12,10 @@ from cni_py.attachment import delegate
 from cni_py.attachment.packet_filter import macspoof, masquerade, owner_of
 from cni_py.errors import CheckFailed
 from cni_py.kernel import sysctl
-from cni_py.kernel.address import list_addresses, list_routes
+from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link, list_links
 from cni_py.kernel.netns import open_in, open_sandbox
+from cni_py.kernel.route import list_routes_over
 from cni_py.netlink.socket import open_host
 from cni_py.plugins.main.bridge import plan
 from cni_py.spec.result import from_json
@@ -23,8 +24,8 @@ from cni_py.spec.versions import at_least
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.config.models import BridgeConfig
-    from cni_py.kernel.address import KernelRoute
     from cni_py.kernel.link import Link
+    from cni_py.kernel.route import Route
     from cni_py.netlink.socket import Rtnl
     from cni_py.plugins.main.bridge.plan import Plan
     from cni_py.spec.call import Call
@@ -123,21 +124,21 @@ def check_addresses(sandbox: Rtnl, end: Link, ips: list[IPConfig]) -> None:
 
 def check_routes(sandbox: Rtnl, end: Link, prev: Result, says_tables: bool) -> None:
     """Every route of the result. Before 1.1.0 it does not say in which table a route is: any will do."""
-    have = list_routes(sandbox, end)
+    have = list_routes_over(sandbox, end)
     for route in plan.wanted_routes(prev):
-        same = [r for r in have if r.dst.network == route.dst.network and (r.table == route.table or not says_tables)]
+        same = [r for r in have if r.dst == route.dst and (r.table == route.table or not says_tables)]
         if not any(is_as_said(r, route) for r in same):
             words = " ".join(route.words())
             found = "; ".join(" ".join(r.words()) for r in same) or "none to there"
             raise CheckFailed(f'the route {words} over "{end.name}" is missing', f"expected {words}, found {found}")
 
 
-def is_as_said(found: KernelRoute, said: KernelRoute) -> bool:
+def is_as_said(found: Route, said: Route) -> bool:
     """Whether the kernel's route has the gateway, and all else that the result says of it."""
-    names = [name for name in ("priority", "mtu", "advmss") if getattr(said, name)]
+    names = [name for name in ("metric", "mtu", "advmss") if getattr(said, name)]
     if said.scope and said.dst.version == 4:  # IPv6 routes have no scope
         names.append("scope")
-    return found.gw == said.gw and all(getattr(found, name) == getattr(said, name) for name in names)
+    return found.gateway == said.gateway and all(getattr(found, name) == getattr(said, name) for name in names)
 
 
 def check_gateway(host: Rtnl, bridge: Link, ips: list[IPConfig], config: BridgeConfig) -> None:

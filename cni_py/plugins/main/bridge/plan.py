@@ -5,10 +5,11 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_interface, ip_network
 
 from cni_py.errors import CniError, InvalidConfig
-from cni_py.kernel.address import KernelRoute
-from cni_py.netlink.constants import RT_SCOPE_LINK, RT_TABLE_MAIN
+from cni_py.kernel.route import Route
+from cni_py.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTPROT_BOOT
 from cni_py.spec.environment import link_name_fault
-from cni_py.spec.result import IPConfig, Result, Route, from_json
+from cni_py.spec.result import IPConfig, Result, from_json
+from cni_py.spec.result import Route as ResultRoute
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -102,7 +103,7 @@ def choose_gateways(leased: Result, config: BridgeConfig, wanted: Plan) -> tuple
         ips.append(IPConfig(ip.address, gateway, SANDBOX_INTERFACE))
         default = _DEFAULT[ip.address.version]
         if config.is_default_gateway and not any(r.gw and r.dst.network == default.network for r in routes):
-            routes.append(Route(default, gateway))
+            routes.append(ResultRoute(default, gateway))
     gateways = [ip_interface(f"{ip.gateway}/{ip.address.network.prefixlen}") for ip in ips if wanted.is_gateway]
     return leased.replace(ips=tuple(ips), routes=tuple(routes)), tuple(dict.fromkeys(gateways))
 
@@ -120,7 +121,7 @@ def first_address(address: AddressWithPrefix) -> Address:
     return ip_address(address.network.network_address + 1)
 
 
-def wanted_routes(result: Result) -> list[KernelRoute]:
+def wanted_routes(result: Result) -> list[Route]:
     """The result's routes as the kernel takes them: without ``gw``, over the family's first gateway.
 
     None over one in a route of scope link or host, where the kernel refuses a gateway.
@@ -130,12 +131,13 @@ def wanted_routes(result: Result) -> list[KernelRoute]:
         if ip.gateway is not None:
             gateways.setdefault(ip.gateway.version, ip.gateway)
     return [
-        KernelRoute(
-            dst=route.dst,
-            gw=route.gw or (gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None),
+        Route(
+            dst=route.dst.network,
+            gateway=route.gw or (gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None),
+            protocol=RTPROT_BOOT,
             table=route.table or RT_TABLE_MAIN,
-            scope=route.scope or 0,
-            priority=route.priority or 0,
+            scope=route.scope or RT_SCOPE_UNIVERSE,
+            metric=route.priority or 0,
             mtu=route.mtu or 0,
             advmss=route.advmss or 0,
         )
