@@ -273,7 +273,7 @@ class Agent:
             connection.sendall(protocol.pack_reply(protocol.DONE, 1, encode(error.as_json(CURRENT))))
             return
         if plugin not in PLUGINS:
-            raise protocol.FrameError(f'"{plugin}" is no plugin')
+            raise protocol.FrameError(f'unknown plugin "{plugin}"')
         this = this.replace(stderr_fd=descriptors[0], sandbox_fd=descriptors[1] if len(descriptors) > 1 else -1)
         with self.serialized(f"{this.container_id}:{this.ifname}" if this.container_id else ""), AttachmentLock(this):
             if self._stopping:  # its client does it, but not before what runs for this attachment has ended

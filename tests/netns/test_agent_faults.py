@@ -94,7 +94,7 @@ def test_agent_is_killed_in_the_middle_of_add(host: Host, dying: Dying) -> None:
             break
         assert reply.code == 11, (stage, reply)
         assert "the agent broke off" in reply.json["msg"]
-        assert "taken back" in reply.json["details"]
+        assert "undone" in reply.json["details"]
         assert state(host, first, pod) == before, stage
     else:
         raise AssertionError("no end of steps")

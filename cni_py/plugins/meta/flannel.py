@@ -1,9 +1,9 @@
-"""flannel: from subnet.env to the configuration of the plugin that does the work, the delegate.
+"""flannel: render the configuration of the plugin that does the work, the delegate, from subnet.env.
 
-Owns: ``<dataDir>/<container id>``, the delegate's configuration as it was used for ADD, which
-DEL uses, so that neither a changed configuration nor a missing subnet.env can stop a DEL. A
-second attachment of the same container gets ``<container id>:<ifname>``: Go keys by the container
-alone, so its first attachment keeps that name. Source: flannel-io/cni-plugin flannel.go, flannel_linux.go.
+Owns: ``<dataDir>/<container id>``, the delegate's configuration as ADD used it. DEL uses it again, so that neither a
+changed configuration nor a missing subnet.env can stop a DEL. A second attachment of the same container gets
+``<container id>:<ifname>``: Go keys by the container alone, so its first attachment keeps that name.
+Source: flannel-io/cni-plugin flannel.go, flannel_linux.go.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG = "FlannelConfig"
 
 
 def add(call: Call, config: FlannelConfig) -> Result:
-    """Render the delegate's configuration, keep it, run the delegate with it."""
+    """Render the delegate's configuration, save it, run the delegate with it."""
     env = subnet_env.read(config.subnet_file)
     conf = delegate_conf(call, config, env)
     path = saved_path(call, config)
@@ -38,12 +38,12 @@ def add(call: Call, config: FlannelConfig) -> Result:
     with Undo() as undo:
         undo.once_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
-        was_there = before is not None  # then a DEL of the delegate would end an attachment that lives
-        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
+        existed = before is not None  # then a DEL of the delegate would delete a live attachment
+        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if existed else undo)
 
 
 def delete(call: Call, config: FlannelConfig) -> None:
-    """Run the delegate's DEL with the saved configuration; keep that until the delegate has succeeded."""
+    """Run the delegate's DEL with the saved configuration; keep the file until the delegate has succeeded."""
     path = saved_path(call, config)
     saved = _read_saved(path)
     if saved is None and not record.is_remembered(call.container_id, call.ifname, call.network):
@@ -55,7 +55,7 @@ def delete(call: Call, config: FlannelConfig) -> None:
 
 
 def check(call: Call, config: FlannelConfig) -> None:
-    """The saved configuration must be there; all else the delegate checks."""
+    """Check that the saved configuration exists; the delegate checks everything else."""
     if config.prev_result is not None:
         from_json(config.prev_result)
     path = saved_path(call, config)
@@ -63,14 +63,14 @@ def check(call: Call, config: FlannelConfig) -> None:
     if not conf:
         raise CheckFailed(
             f'the delegate\'s configuration "{path}" is missing or damaged',
-            "expected what ADD saved, found nothing that can be used",
+            "expected the file that ADD saved, found none that can be used",
             "delete the pod; DEL works without it",
         )
     delegate.check(call, conf["type"], conf | _previous(call), config.delegate_mode)
 
 
 def status(call: Call, config: FlannelConfig) -> None:
-    """Ready when subnet.env can be used and the delegate is ready: an address is left."""
+    """Check that subnet.env can be used and that the delegate is ready: an address is free."""
     try:
         conf = delegate_conf(call, config, subnet_env.read(config.subnet_file))
     except CniError as error:
@@ -79,7 +79,7 @@ def status(call: Call, config: FlannelConfig) -> None:
 
 
 def gc(call: Call, config: FlannelConfig) -> None:
-    """DEL for every saved configuration whose attachment has gone, then GC of the delegate."""
+    """DEL for every saved configuration whose attachment no longer exists, then GC of the delegate."""
     is_stale = record.stale_test(call)
     attempts = Attempts()
     for name, conf in _saved_of_network(call, config):
@@ -101,7 +101,7 @@ def gc(call: Call, config: FlannelConfig) -> None:
 def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str, Any]:
     """The delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
 
-    Raises: InvalidConfig where ``delegate`` holds what only flannel may set.
+    Raises: InvalidConfig if ``delegate`` has a key that only flannel may set.
     """
     conf = dict(call.conf.get("delegate") or {})
     for key in ("name", "ipam"):
@@ -128,7 +128,7 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
 
 
 def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
-    """What DEL and GC can do without subnet.env and without what ADD saved: enough to find what was made. Pure."""
+    """The configuration for DEL and GC without subnet.env and saved file: enough to find what ADD made. Pure."""
     conf = {key: value for key, value in config.delegate.items() if key not in ("name", "ipam")}
     if not isinstance(conf.get("type", ""), str):
         conf.pop("type")
@@ -138,7 +138,7 @@ def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
 
 
 def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
-    """Type, network, version, and what the runtime and the user say about how to run it."""
+    """Type, network, version, and how the runtime and the user want it to be run. Pure."""
     conf = {"type": "bridge"} | conf | {"name": call.network}
     if call.conf.get("cniVersion"):
         conf["cniVersion"] = call.cni_version
@@ -150,7 +150,7 @@ def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[
 
 
 def saved_path(call: Call, config: FlannelConfig) -> str:
-    """Where this attachment's delegate configuration is, or is to be. Raises: InvalidConfig."""
+    """Path of this attachment's saved delegate configuration. Raises: InvalidConfig."""
     files.check_folder("dataDir", config.data_dir)
     first, own = f"{config.data_dir}/{call.container_id}", f"{config.data_dir}/{call.container_id}:{call.ifname}"
     if files.exists(own):
@@ -165,7 +165,7 @@ def saved_path(call: Call, config: FlannelConfig) -> str:
 
 
 def _ifnames(call: Call, container_id: str) -> list[str]:
-    """The interface names of a container on this network: as recorded, or, where the records are lost, as its host ends say."""
+    """Interface names of a container on this network: from the records or, if they are lost, from aliases of host ends."""
     recorded = [ifname for _, ifname in record.remembered(call.network, container_id=container_id)]
     if recorded:
         return recorded
@@ -175,7 +175,7 @@ def _ifnames(call: Call, container_id: str) -> list[str]:
 
 
 def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict[str, Any]]]:
-    """File name and content of every saved configuration of this network; whose a damaged one is the records tell."""
+    """File name and content of every saved configuration of this network; a damaged file is its by the records."""
     files.check_folder("dataDir", config.data_dir)
     recorded = {container_id for container_id, _ in record.remembered(call.network)}
     found = []
@@ -193,20 +193,20 @@ def _previous(call: Call) -> dict[str, Any]:
 
 
 def _read_saved(path: str) -> bytes | None:
-    """None where there is no such file; one that is too large for it is damaged, and read as empty. Raises: IOFailure."""
+    """Returns: None if there is no such file; nothing if it is too large, and so damaged. Raises: IOFailure."""
     try:
         return files.read(path)
     except FileNotFoundError:
         return None
     except IOFailure as error:
-        note(f"{error}: no configuration that was saved here")
+        note(f"{error}: not a saved configuration")
         return b""
     except OSError as error:
         raise IOFailure(f'could not read the saved configuration "{path}"', error.strerror or "") from error
 
 
 def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
-    """The saved configuration; empty where it is missing or damaged, which the journal then says."""
+    """The saved configuration; empty if it is missing or damaged, which is noted in the journal."""
     if saved is None:
         return {}
     try:

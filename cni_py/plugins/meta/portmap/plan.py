@@ -1,4 +1,4 @@
-"""What portmap decides before it does anything: configuration and previous result in, values out."""
+"""Decide what portmap does, before it does anything. Pure: configuration and previous result in, values out."""
 
 from __future__ import annotations
 
