@@ -45,7 +45,7 @@ check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/python -m pytest -q tests/layers
 	@$(TOOLS)/python integration/words
 
-fmt: dev  ## format the sources and mend what ruff can mend
+fmt: dev  ## format the sources and fix what ruff can fix
 	@$(TOOLS)/ruff format $(SOURCES)
 	@$(TOOLS)/ruff check --fix $(SOURCES)
 
@@ -64,7 +64,7 @@ install: runtime  ## into PREFIX (default /opt): cni/bin, bin, cni-py
 	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace) \
 		$(if $(filter 0 no false,$(UNITS)),--no-units)
 
-uninstall:  ## takes away what install made, and puts back what it replaced
+uninstall:  ## remove what install created, and restore what it replaced
 	@$$(integration/find-python) integration/install uninstall --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)')
 
 system-packages:  ## the packages that all of this needs (apt-get, as root)
@@ -76,7 +76,7 @@ runtime:
 dev:
 	@integration/prepare dev
 
-lock:  ## resolve the dependencies anew and write the lock files (needs uv)
+lock:  ## resolve the dependencies again and write the lock files (requires uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra flanneld pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra flanneld --extra dev pyproject.toml -o requirements-dev.lock
 

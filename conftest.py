@@ -65,7 +65,7 @@ def host(bin_dir: Path) -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def go_plugins() -> str:
-    """The folder with Debian's Go plugins."""
+    """The directory with Debian's Go plugins."""
     if not os.access(f"{GO_PLUGINS}/bridge", os.X_OK):
         pytest.skip(f"no Go plugins in {GO_PLUGINS} (package containernetworking-plugins)")
     return GO_PLUGINS

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from cni_py.errors import InvalidConfig, SandboxGone
 from cni_py.kernel import sysctl
-from cni_py.kernel.address import RT_SCOPE_LINK, RT_TABLE_MAIN, KernelRoute, add_address, add_route
+from cni_py.kernel.address import KernelRoute, add_address, add_route
 from cni_py.kernel.deletion import delete_in
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
+from cni_py.netlink.constants import RT_SCOPE_LINK, RT_TABLE_MAIN
 from cni_py.netlink.socket import question
 from cni_py.spec.result import Interface
 

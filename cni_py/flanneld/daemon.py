@@ -21,14 +21,15 @@ from cni_py import __version__
 from cni_py.datastore.errors import StoreError
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, commands, iface, saved
+from cni_py.flanneld.host_networks import HostNetworks
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import Session, read_subnets
 from cni_py.netlink.monitor import Watch
-from cni_py.node import systemd
+from cni_py.node import bridge_netfilter, systemd
 from cni_py.node.change_log import log_changes
 from cni_py.node.health import Health
-from cni_py.node.log import error, info, set_verbosity, shortened, warning
+from cni_py.node.log import error, info, set_verbosity, shortened, warning, warning_once
 from cni_py.node.status import RETRY_SECONDS, Status
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Daemon:
         health = Health(options.healthz_ip, options.healthz_port)
         self.status = Status("flannel", health, self._publish, self._wake)
         self.session: Session | None = None
+        self.host_networks = HostNetworks(options)
+        self._said: set[str] = set()
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; answers the exit status. Raises: CniError where it cannot begin."""
@@ -116,7 +119,13 @@ class Daemon:
         self._take_stored_addresses()
         external = iface.find(self.options, config.ipv4, config.ipv6)
         former = known.own.attributes if known else self._stored_attributes(config)
-        session = self.session = Session(self.options, self.store, self.status, config_text, external, former)
+        for fault in bridge_netfilter.faults(config.ipv4, config.ipv6):
+            warning_once(fault, self._said)
+        own = known.own.subnets if known else read_subnets(self.options.subnet_file)
+        self.host_networks.begin(config.networks, own, known.leases if known else ())
+        session = self.session = Session(
+            self.options, self.store, self.status, config_text, external, former, self.host_networks
+        )
         if known is not None:
             session.reconciler.networks.update(NetworkConfig.parse(known.config).networks)
         try:

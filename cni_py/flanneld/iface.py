@@ -30,16 +30,13 @@ from cni_py.flanneld.lease import why_no_node
 from cni_py.flanneld.own_devices import own_devices
 from cni_py.flanneld.pattern import Pattern
 from cni_py.kernel.interfaces import (
-    IFA_F_DADFAILED,
-    IFA_F_DEPRECATED,
-    IFA_F_PERMANENT,
-    IFA_F_TEMPORARY,
     HostAddress,
     default_interfaces,
     list_host_addresses,
     way_to,
 )
 from cni_py.kernel.link import list_links
+from cni_py.netlink.constants import IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY
 from cni_py.netlink.socket import open_host
 from cni_py.node import log as klog
 

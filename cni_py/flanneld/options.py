@@ -264,6 +264,13 @@ class Options:
         "", NETWORK, "IP", "Address under which other nodes reach this one. Default: the interface's address.", _public(4)
     )
     public_ipv6: str = _option("", NETWORK, "IP", "Like -public-ip, for IPv6.", _public(6))
+    host_network_overlap: str = _option(
+        "refuse",
+        NETWORK,
+        "refuse|warn",
+        "What to do if the subnet of this node or of another one overlaps a network of this host's links.",
+        _one_of("refuse", "warn"),
+    )
     subnet_file: str = _option(
         "/run/flannel/subnet.env", NETWORK, "FILE", "File with subnet and MTU to write for the flannel plugin.", _needed
     )

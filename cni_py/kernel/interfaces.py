@@ -16,14 +16,18 @@ from struct import pack, unpack_from
 
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes, number
+from cni_py.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    RT_TABLE_MAIN,
+    RTM_GETADDR,
+    RTM_GETROUTE,
+    RTN_UNICAST,
+)
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-AF_INET, AF_INET6 = 2, 10
-IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x01, 0x08, 0x20, 0x40, 0x80
-RT_TABLE_MAIN = 254
-RTN_UNICAST = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 7, 9, 15
 _NO_WAY = (ENETUNREACH, EHOSTUNREACH, ESRCH, EAFNOSUPPORT)
@@ -52,7 +56,7 @@ class Way:
 def list_host_addresses(rtnl: nl.Rtnl) -> list[HostAddress]:
     """Every address of the namespace, in the kernel's order. Raises: KernelRefused."""
     with nl.question(*rtnl.enter, "ip", "addr", "show"):
-        answers = rtnl.dump(pack("=BBBBi", 0, 0, 0, 0, 0), nl.RTM_GETADDR)
+        answers = rtnl.dump(pack("=BBBBi", 0, 0, 0, 0, 0), RTM_GETADDR)
     out = []
     for answer in answers:
         family, prefixlen, flags, _, ifindex = unpack_from("=BBBBi", answer)
@@ -76,7 +80,7 @@ def default_interfaces(rtnl: nl.Rtnl, version: int) -> list[int]:
     question = pack("=BBBBBBBBI", family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
     with nl.question(*rtnl.enter, "ip", f"-{version}", "route", "show", "default"):
         try:
-            answers = rtnl.dump(question, nl.RTM_GETROUTE)
+            answers = rtnl.dump(question, RTM_GETROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _NOT_HERE:
                 raise
@@ -101,7 +105,7 @@ def way_to(rtnl: nl.Rtnl, address: Address) -> Way | None:
     question = pack("=BBBBBBBBI", family, length, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, address.packed)
     with nl.question(*rtnl.enter, "ip", "route", "get", str(address)):
         try:
-            answer = rtnl.get(question, nl.RTM_GETROUTE)
+            answer = rtnl.get(question, RTM_GETROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _NO_WAY:
                 raise

@@ -8,26 +8,25 @@ Source: linux include/uapi/linux/wireguard.h, Documentation/userspace-api/netlin
 
 from __future__ import annotations
 
-import socket
 from base64 import b64encode
 from dataclasses import dataclass
 from errno import ENOENT
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from struct import pack, unpack
+from struct import pack
 
 from cni_py.errors import KernelRefused
 from cni_py.journal import step
 from cni_py.kernel.features import missing
-from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes, nested
+from cni_py.netlink.constants import AF_INET, AF_INET6
+from cni_py.netlink.generic import Family
+from cni_py.netlink.socket import NetlinkError, question
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 KEY_BYTES = 32
-_NETLINK_GENERIC = 16
-_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
 _GET_DEVICE, _SET_DEVICE = 0, 1
 _IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _FLAGS, _LISTEN_PORT, _PEERS = 2, 3, 4, 5, 6, 8
 _REPLACE_PEERS = 1
@@ -36,7 +35,7 @@ _PEER_REMOVE, _PEER_REPLACE_ALLOWEDIPS = 1, 2
 _ALLOWED_FAMILY, _ALLOWED_IPADDR, _ALLOWED_CIDR_MASK = 1, 2, 3
 _CHUNK = 200
 """Peers in one message: an attribute ends at 64 KiB, and a peer takes up to 250 bytes."""
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_FAMILY = {4: AF_INET, 6: AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +56,13 @@ class WireGuard:
     """
 
     def __init__(self) -> None:
-        with nl.question("genl", "ctrl", "get", "name", "wireguard"):
-            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            self._netlink = nl.Rtnl(socket.socket(socket.AF_NETLINK, kind, _NETLINK_GENERIC))  # an answer is as in rtnetlink
+        with question("genl", "ctrl", "get", "name", "wireguard"):
             try:
-                self._family = self._family_of("wireguard")
-            except nl.NetlinkError as error:
-                self._netlink.close()
+                self._netlink = Family("wireguard")
+            except NetlinkError as error:
                 if error.errno == ENOENT:
                     raise missing("wireguard", str(error.strerror)) from error
                 raise
-
-    def _family_of(self, name: str) -> int:
-        answer = self._netlink.get(
-            _command(_CTRL_CMD_GETFAMILY) + attribute(_CTRL_ATTR_FAMILY_NAME, name),
-            _GENL_ID_CTRL,
-        )
-        family: int = unpack("=H", dict(attributes(answer[4:]))[_CTRL_ATTR_FAMILY_ID])[0]
-        return family
 
     def __enter__(self) -> WireGuard:
         return self
@@ -86,10 +74,10 @@ class WireGuard:
         """Give the device its key and port; answers its public key. Raises: KernelRefused."""
         with step("wg", "set", name, "listen-port", str(port), "private-key", "/dev/stdin"):
             self._change(name, attribute(_PRIVATE_KEY, private_key) + attribute(_LISTEN_PORT, pack("=H", port)))
-        with nl.question("wg", "show", name, "public-key"):
-            answers = self._netlink.dump(_command(_GET_DEVICE) + attribute(_IFNAME, name), self._family)
+        with question("wg", "show", name, "public-key"):
+            answers = self._netlink.dump(_GET_DEVICE, attribute(_IFNAME, name))
         for answer in answers:
-            public_key = dict(attributes(answer[4:])).get(_PUBLIC_KEY)
+            public_key = dict(attributes(answer)).get(_PUBLIC_KEY)
             if public_key:
                 return public_key
         raise KernelRefused(f'"{name}" has no public key')
@@ -111,12 +99,7 @@ class WireGuard:
             self._change(name, nested(_PEERS, nested(0, data)))
 
     def _change(self, name: str, data: bytes) -> None:
-        self._netlink.change(_command(_SET_DEVICE) + attribute(_IFNAME, name) + data, self._family)
-
-
-def _command(command: int) -> bytes:
-    """``struct genlmsghdr``."""
-    return pack("=BBH", command, 1, 0)
+        self._netlink.change(_SET_DEVICE, attribute(_IFNAME, name) + data)
 
 
 def peer_data(peer: Peer, psk: bytes) -> bytes:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cni_py.errors import CniError, KernelRefused
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import add_address, delete_address, list_addresses
-from cni_py.kernel.link import IFF_NOARP, delete_link, find_link, list_links, set_up
+from cni_py.kernel.link import delete_link, find_link, list_links, set_up
 from cni_py.kernel.neighbour import (
     delete_forwarding,
     delete_neighbours,
@@ -30,8 +30,9 @@ from cni_py.kernel.neighbour import (
     replace_forwarding,
     replace_neighbours,
 )
-from cni_py.kernel.routes import PROTOCOL, RTPROT_KERNEL, delete_routes, list_routes, replace_routes
+from cni_py.kernel.routes import PROTOCOL, delete_routes, list_routes, replace_routes
 from cni_py.kernel.vxlan import ensure_vxlan
+from cni_py.netlink.constants import IFF_NOARP, RTPROT_KERNEL
 from cni_py.netlink.monitor import Watch
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import FORWARDING, Wanted

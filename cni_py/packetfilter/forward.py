@@ -16,6 +16,7 @@ from errno import ENOENT
 
 from cni_py import program
 from cni_py.errors import KernelRefused
+from cni_py.netlink.constants import NF_ACCEPT, NF_INET_POST_ROUTING
 from cni_py.packetfilter import forward_rules as rules
 from cni_py.packetfilter import iptables, libnftables, nfnetlink, nft_chains
 from cni_py.packetfilter.forward_rules import Pair
@@ -43,7 +44,7 @@ def is_current(pairs: Iterable[Pair], written: Written, *, random_fully: bool) -
 
 
 _OUR_CHAIN = (rules.TABLE, rules.CHAIN.rpartition(" ")[2])
-_POSTROUTING = (nft_chains.POSTROUTING, rules.PRIORITY, nft_chains.ACCEPT)
+_POSTROUTING = (NF_INET_POST_ROUTING, rules.PRIORITY, NF_ACCEPT)
 
 
 def write(pairs: Iterable[Pair], *, random_fully: bool) -> Written:

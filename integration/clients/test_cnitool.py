@@ -351,7 +351,7 @@ def test_status_says_why_it_is_not_ready(host: Host, tool: Tool) -> None:
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
 def test_gc_without_a_list(host: Host, tool: Tool, version: str, agent: Agent | None) -> None:
-    """What is in the cache is deleted; of the rest (1.1.0) only what has certainly gone."""
+    """Everything in the cache is deleted; of the rest (1.1.0) only what has no namespace any more."""
     host.write_subnet_env()
     configure(host, FLANNEL, version=version)
     configure(host, BRIDGE, version=version, name="blue")

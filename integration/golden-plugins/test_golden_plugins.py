@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import recorded
 from cni_py.plugin_table import PLUGINS
+from support import recorded
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,7 +29,7 @@ def test_as_recorded_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -
 
 
 def test_a_case_is_skipped_for_missing_plugins_alone() -> None:
-    """Every plugin of the dispatch table has its cases run: those that call nothing else, whatever their number."""
+    """Every plugin of the plugin table has its cases run: those that call nothing else, whatever their number."""
     assert recorded.called_plugins(HERE / "cases") >= {"ptp", "macvlan", "dhcp", "sbr"}
     for parameter in recorded.parameters(HERE / "cases"):
         _, case = parameter.values

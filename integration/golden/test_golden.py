@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import recorded
+from support import recorded
 
 HERE = Path(__file__).resolve().parent
 

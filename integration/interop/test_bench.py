@@ -23,9 +23,9 @@ def bench(bin_dir: Path, *options: str) -> str:
 
 
 def test_figures_of_both_sides(bin_dir: Path, go_plugins: str) -> None:
-    told = json.loads(bench(bin_dir, "--runs", "2", "--pods", "0", "2", "--only", "bridge, masquerade", "--json"))
-    assert [table["pods"] for table in told["tables"]] == [0, 2]
-    for table in told["tables"]:
+    report = json.loads(bench(bin_dir, "--runs", "2", "--pods", "0", "2", "--only", "bridge, masquerade", "--json"))
+    assert [table["pods"] for table in report["tables"]] == [0, 2]
+    for table in report["tables"]:
         assert [row["name"] for row in table["rows"]] == ["bridge, masquerade ADD", "bridge, masquerade DEL"]
         for row in table["rows"]:
             for kind in ("wall_ms", "processor_ms"):

@@ -103,7 +103,7 @@ class Machine:
 
 def guest_command(modules: str, tests: list[str]) -> list[str]:
     pytest = [str(PYTHON), "-m", "pytest", "-p", "pytest_timeout", "-v", "--color=no", "-o", f"timeout={TEST_SECONDS}"]
-    guest = [str(HERE / "guest"), modules, "env", f"CNI_PY_BIN={BIN_DIR}"]
+    guest = [str(HERE / "guest"), modules, "env", f"TEST_BIN_DIR={BIN_DIR}"]
     return ["sh", *guest, *pytest, "-o", f"addopts={ADDOPTS}", *tests]
 
 

@@ -197,7 +197,7 @@ def test_sandbox_is_the_one_that_the_client_opened(host: Host, agent: Agent) -> 
 
 
 def test_calls_of_one_attachment_are_answered_in_order(host: Host) -> None:
-    host.run(f"mkdir -p {agents.FOLDER}")
+    host.run(f"mkdir -p {agents.DIRECTORY}")
     gate = Gate(host)
     pods = host.netns("slow"), host.netns("other")
     with Agent(host, code=agents.GATE), Caller(host) as adding, Caller(host) as deleting:

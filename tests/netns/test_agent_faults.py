@@ -62,7 +62,7 @@ class Dying:
 
     def call(self, stage: str, verb: str, conf: dict[str, Any], pod: Sandbox, **options: Any) -> Reply | None:
         """Execute a plugin meanwhile; None if the call came to its end before that stage."""
-        file = self.host.path(f"{agents.FOLDER}/stage")
+        file = self.host.path(f"{agents.DIRECTORY}/stage")
         file.write_text(stage)
         reply = self.host.call(str(conf["type"]), verb, conf, sandbox=pod, container_id=pod.name, **options)
         if file.exists():
@@ -428,7 +428,7 @@ def test_delete_waits_for_the_add_that_another_agent_has_begun(host: Host, delet
 def test_delete_by_the_agent_waits_for_an_add_in_one_shot(host: Host) -> None:
     """Which is in the middle: a plugin of others that it executed has executed ours in turn, without waiting for itself."""
     gate = Gate(host)
-    hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.FOLDER}/begun; cat {agents.FOLDER}/go; }}"
+    hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.DIRECTORY}/begun; cat {agents.DIRECTORY}/go; }}"
     host.write("/run/foreign/mine", f"#!/bin/sh\n{hold}\nexec {host.bin_dir}/host-local\n")
     host.path("/run/foreign/mine").chmod(0o755)
     conf = BRIDGE | {"ipam": {**BRIDGE["ipam"], "type": "mine"}}

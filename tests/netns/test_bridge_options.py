@@ -27,6 +27,7 @@ from support.pods import (
     port_of,
     routes,
     sysctl,
+    wait_for_dad,
     words,
 )
 
@@ -347,17 +348,6 @@ def test_dual_stack_does_not_wait_for_duplicate_detection(host: Host) -> None:
         assert datagram(host, pod, first, ips(one)[1]) == ips(two)[1]
     assert min(seconds) < 0.5, seconds
     assert sysctl(host, "ipv6/conf/eth0/accept_dad", first) == "0"
-
-
-def wait_for_dad(host: Host, pod: Sandbox) -> dict[str, Any]:
-    """The IPv6 address of eth0 when the kernel is done with it."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        shown = host.json("ip -j -6 addr show eth0 scope global", pod)[0]["addr_info"]
-        if not shown[0].get("tentative") or shown[0].get("dadfailed"):
-            return dict(shown[0])
-        time.sleep(0.02)
-    raise AssertionError(f"still tentative: {shown}")
 
 
 def test_duplicates_are_detected_if_asked_for(host: Host) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,9 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
             server.delete("node2")
             until(lambda: has_routes("10.244.3.0/24"), "node2's route has gone")
             server.delete("node1")
-            time.sleep(4)  # the first attempt to have the lease again fails
+            until(
+                lambda: "Error renewing lease" in (Path(folder) / "log").read_text(), "the first attempt to have it again fails"
+            )
             fresh = node(1)
             fresh["status"]["conditions"].append({"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"})
             server.put(fresh)

@@ -1,1 +1,1 @@
-"""What tests share: a host of its own for each, nodes with a flanneld, runtimes, and what kills and breaks them."""
+"""Shared parts of tests: a host of its own for each, nodes with a flanneld, runtimes, kills and faults."""

@@ -24,24 +24,24 @@ from cni_py import protocol
 from support.namespaces import PATH, Host, Sandbox, wait_for_end
 from support.waiting import SECONDS
 
-FOLDER = "/run/faults"
+DIRECTORY = "/run/faults"
 LOG = "/run/agent.log"
 SOCKET = protocol.SOCKET_PATH
 
-# A call of the container "slow" tells at its beginning, and then waits to be let on.
+# A call of the container "slow" signals its start, and then waits to be released.
 GATE = f"""
 import os
 from cni_py import engine
 plain = engine.handle
 def handle(call, stdin):
     if call.container_id == "slow":
-        os.close(os.open("{FOLDER}/begun", os.O_WRONLY))
-        os.close(os.open("{FOLDER}/go", os.O_RDONLY))
+        os.close(os.open("{DIRECTORY}/begun", os.O_WRONLY))
+        os.close(os.open("{DIRECTORY}/go", os.O_RDONLY))
     return plain(call, stdin)
 engine.handle = handle
 """
 
-# Born again after each death, at once: what costs time is done before the fork. It dies where {FOLDER}/stage says.
+# Born again after each death, at once: what costs time is done before the fork. It dies where {DIRECTORY}/stage says.
 DYING = f"""
 import os
 from cni_py import engine, journal, protocol
@@ -51,12 +51,12 @@ from cni_py.packetfilter import libnftables
 
 def die_at(name):
     try:
-        with open("{FOLDER}/stage") as file:
+        with open("{DIRECTORY}/stage") as file:
             wanted = file.read()
     except FileNotFoundError:
         return
     if wanted == name:
-        os.unlink("{FOLDER}/stage")
+        os.unlink("{DIRECTORY}/stage")
         os.kill(os.getpid(), 9)
 
 steps = 0
@@ -97,7 +97,7 @@ class Agent:
         if code:
             launcher = Path(program).read_text()
             assert launcher.count("\nsys.exit(main())\n") == 1, launcher
-            program = f"{FOLDER}/agent"
+            program = f"{DIRECTORY}/agent"
             host.write(program, launcher.replace("\nsys.exit(main())\n", f"\n{code}\nsys.exit(main())\n"))
             host.path(program).chmod(0o755)
         self.program = program
@@ -130,7 +130,7 @@ class Agent:
 
     @property
     def pid(self) -> int:
-        """As seen from outside: nsenter waits for its child, which is the agent."""
+        """Process id as seen from outside: nsenter waits for its child, which is the agent."""
         pid = self.process.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
@@ -148,7 +148,7 @@ class Agent:
         return wait_for_end(self.process, SECONDS, self.log())
 
     def log(self) -> str:
-        """What it, and the agents before it in this host, wrote to standard error."""
+        """Standard error of this agent, and of those before it in this host."""
         return self.host.path(LOG).read_text()
 
     # --- what it says of itself ---------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Agent:
             return found
 
     def calls(self, what: str = "") -> int:
-        """How many calls it has answered: "flannel ADD", or all."""
+        """Count the calls that it has handled: "flannel ADD", or all."""
         calls = self.report()["calls"]
         return int(calls.get(what, 0) if what else sum(calls.values()))
 
@@ -170,7 +170,7 @@ class Agent:
     # --- what the kernel says of it -----------------------------------------------------------------------------------
 
     def descriptors(self, inherited: bool = False) -> list[str]:
-        """What they are; or of those alone that a program gets that it executes."""
+        """List its descriptors; or only those that an executed program inherits."""
         found, folder = [], Path(f"/proc/{self.pid}")
         for fd in os.listdir(folder / "fd"):
             with suppress(FileNotFoundError):  # closed meanwhile
@@ -190,7 +190,7 @@ class Agent:
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
     def network_namespaces(self) -> set[str]:
-        """Those that its threads are in."""
+        """Namespaces of its threads."""
         return {os.readlink(file) for file in Path(f"/proc/{self.pid}/task").glob("*/ns/net")}
 
 
@@ -251,7 +251,7 @@ class Caller:
         return bool(select.select([self.socket], [], [], seconds)[0])
 
     def is_closed(self) -> bool:
-        """Whether the agent has ended the connection, and said nothing."""
+        """Return whether the agent has closed the connection without a reply."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
@@ -289,14 +289,14 @@ def call(host: Host, plugin: str, verb: str, conf: Any, sandbox: Sandbox | None 
 
 
 class Gate:
-    """For an agent with the code `GATE`: holds calls of the container "slow"."""
+    """Gate for an agent with the code `GATE`: holds calls of the container "slow"."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        host.run(f"mkdir -p {FOLDER}; mkfifo {FOLDER}/begun {FOLDER}/go")
+        host.run(f"mkdir -p {DIRECTORY}; mkfifo {DIRECTORY}/begun {DIRECTORY}/go")
 
     def wait_begun(self) -> None:
-        self.host.path(f"{FOLDER}/begun").read_bytes()
+        self.host.path(f"{DIRECTORY}/begun").read_bytes()
 
     def open(self) -> None:
-        self.host.path(f"{FOLDER}/go").write_bytes(b"")
+        self.host.path(f"{DIRECTORY}/go").write_bytes(b"")

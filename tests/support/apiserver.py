@@ -6,7 +6,7 @@ before is answered with an ERROR event of code 410, as the real server's watch c
 with HTTP 410. Patches are strategic merge patches: maps are merged, null deletes, conditions are merged by their type; the
 status subresource changes metadata and status alone. Errors are Status objects.
 
-`faults` are taken one for each request, first come first served: a function that gets the request handler and answers True
+`faults` are taken one for each request, first come first served: a function that gets the request handler and returns True
 where it has done all that is to be done. `requests` is what was asked: method, path with query, headers, body.
 
 Source: Kubernetes API concepts; kubernetes/apiserver (handlers, storage/cacher); api-conventions.md, "Strategic Merge Patch".
@@ -33,7 +33,7 @@ Fault = Callable[["Handler"], bool]
 
 @dataclass
 class Request:
-    """What was asked."""
+    """A received request."""
 
     method: str
     path: str
@@ -112,7 +112,7 @@ class ApiServer:
             self._record("DELETED", deepcopy(self.nodes[name]))
 
     def annotate(self, name: str, **annotations: str | None) -> None:
-        """By their short names, `_` for `-`; None deletes."""
+        """Set annotations by their short names, `_` for `-`; None deletes."""
         prefix = "flannel.alpha.coreos.com/"
         change = {prefix + key.replace("_", "-"): value for key, value in annotations.items()}
         with self.changed:
@@ -130,7 +130,7 @@ class ApiServer:
         self.changed.notify_all()
 
     def compact(self) -> None:
-        """Forget what was: who is behind must list again."""
+        """Drop the history: a watcher that is behind must list again."""
         with self.changed:
             self.version += 1
             self.oldest = self.version
@@ -296,7 +296,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def status(code: int, message: str) -> dict[str, Any]:
-    """What the server says instead of an object."""
+    """Return the server's error object."""
     return {
         "kind": "Status",
         "apiVersion": "v1",
@@ -327,7 +327,7 @@ def merge(there: Any, change: Any, key: str = "") -> Any:
 
 
 def node(number: int, *cidrs: str, **annotations: str) -> dict[str, Any]:
-    """As the controller manager and flanneld leave it; without annotations, as flanneld finds it."""
+    """Return a node as the controller manager and flanneld leave it; without annotations, as flanneld finds it."""
     prefix = "flannel.alpha.coreos.com/"
     pod_cidrs = list(cidrs or [f"10.244.{number}.0/24"])
     written = {prefix + key.replace("_", "-"): value for key, value in annotations.items()}

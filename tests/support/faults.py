@@ -1,6 +1,6 @@
 """The installed plugins with faults in them: a step that the kernel refuses, an answer that is lost, a kill.
 
-How it works. A folder of launchers, as installed, but for one block of code before `client.main()`. It counts the
+How it works. A directory of launchers, as installed, but for one block of code before `client.main()`. It counts the
 operations of the call (each request to the kernel, each system call that changes a file) and does what the
 environment asks for at the FAULT_AT-th. What was counted, and what failed, is written to FAULT_REPORT.
 """
@@ -137,7 +137,7 @@ if posix.environ.get(b"CNI_COMMAND") and faults.kind:
 
 
 def install(host: Host) -> None:
-    """Make the folder of launchers in the host."""
+    """Make the directory of launchers in the host."""
     launcher = Path(host.bin_dir, "cni-plugin").read_text()
     assert "\nfrom cni_py.client import main\n" in launcher, launcher
     host.write(
@@ -168,12 +168,12 @@ def call(
 
 
 def count(host: Host, verb: str, conf: dict[str, Any], kind: str, *, is_refused: bool = False, **options: Any) -> int:
-    """How many operations of this kind a call has, as the host is now: it is made, without a fault."""
+    """Count the operations of this kind in a call, in the host's present state: it is made, without a fault."""
     reply, _ = call(host, verb, conf, kind, NEVER, **options)
     assert (reply.rc == 1) == is_refused, reply
     return int(host.path(REPORT).read_text().partition("\n")[0])
 
 
 def killed(reply: Reply) -> bool:
-    """Whether the plugin was killed."""
+    """Return whether the plugin was killed."""
     return reply.rc not in (0, 1)

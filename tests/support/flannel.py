@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -23,12 +24,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.namespaces import PATH, Host, Sandbox, said_json, wait_for_end
+from support.namespaces import PATH, Host, Sandbox, decode_json, wait_for_end
 from support.waiting import SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,7 @@ PROTOCOL = 122  # of flanneld's routes
 SAVED = "/var/lib/cni-py/flanneld.json"
 SUBNET_ENV = "/run/flannel/subnet.env"
 READY_SECONDS = 30
+PING_SECONDS, FEWEST_ANSWERS = "0.01", 10
 FORWARDING = """
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
@@ -70,17 +72,17 @@ with socket.create_connection((sys.argv[1], 7000), 20) as s:
 """
 
 
-def flanneld_command(*options: str) -> list[str]:
-    """flanneld of this checkout, as bin/flanneld starts it, by the Python that runs the tests."""
+def flanneld_command(*options: str, code: str = "") -> list[str]:
+    """flanneld of this checkout, as bin/flanneld starts it, by the Python that runs the tests. ``code``: comes first."""
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'flanneld';"
-        "from cni_py.flanneld.daemon import main; sys.exit(main())"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'flanneld'\n"
+        f"{code}\nfrom cni_py.flanneld.daemon import main; sys.exit(main())"
     )
     return [sys.executable, "-I", "-c", script, *options]
 
 
 class Flanneld:
-    """A flanneld that runs. ``notices``: all that it told the service manager, a datagram each."""
+    """Running flanneld. ``notices``: all its messages to the service manager, a datagram each."""
 
     def __init__(self, node: Node, command: list[str], env: dict[str, str]) -> None:
         self.log_path, self.notices = node.folder / f"flanneld-{time.monotonic_ns()}.log", list[str]()
@@ -121,7 +123,7 @@ class Flanneld:
                     return self.notices[-1]
             else:
                 self._fail_if_ended()
-        raise AssertionError(f"{text!r} was not told within {seconds} s but {self.notices}:\n{self.log}")
+        raise AssertionError(f"{text!r} was not reported within {seconds} s but {self.notices}:\n{self.log}")
 
     def wait_ready(self) -> Flanneld:
         self.wait_for_notice("READY=1")
@@ -162,7 +164,7 @@ class Flanneld:
         self.wait()
 
     def cpu_seconds(self) -> float:
-        """What it has used of the processor: /proc counts whole ticks, of which it uses none at a time."""
+        """Return its processor time: /proc counts whole ticks, of which it uses none at a time."""
         return time.clock_gettime(~self.pid << 3 | 2)  # CLOCK_PROCESS_CPUTIME_ID of that process, clock_getcpuclockid(3)
 
 
@@ -195,7 +197,8 @@ class Node:
 
     def command(self, *options: str) -> list[str]:
         """flanneld's, with the options of this network."""
-        return flanneld_command(f"--datastore=file:{self.net.datastore}", "-iface=eth0", *self.net.options, *options)
+        own = (f"--datastore=file:{self.net.datastore}", "-iface=eth0", *self.net.options)
+        return flanneld_command(*own, *options, code=self.net.code)
 
     def start(self, *options: str, env: dict[str, str] | None = None, within: Iterable[str] = ()) -> Flanneld:
         """Start flanneld; ``within``: a command that it is run by."""
@@ -209,14 +212,14 @@ class Node:
 
     @property
     def env(self) -> dict[str, str]:
-        """What is in subnet.env."""
+        """Return the values in subnet.env."""
         file = self.host.path(SUBNET_ENV)
         lines = file.read_text().splitlines() if file.exists() else []
         return dict(line.split("=", 1) for line in lines)
 
     @property
     def subnet(self) -> str:
-        """Without the address in it: ``10.244.91``; of IPv6 ``fd00:244:0:91::``."""
+        """Subnet without the last part of the address: ``10.244.91``; of IPv6 ``fd00:244:0:91::``."""
         return self.env["FLANNEL_SUBNET"].rpartition(".")[0]
 
     @property
@@ -225,7 +228,7 @@ class Node:
 
     @property
     def subnets(self) -> list[str]:
-        """Of each family, as a route has it: ``10.244.91.0/24``, ``fd00:244:0:91::/64``."""
+        """Subnets of each family, as routes have them: ``10.244.91.0/24``, ``fd00:244:0:91::/64``."""
         subnets = [f"{self.subnet}.0/24"] if "FLANNEL_SUBNET" in self.env else []
         return subnets + ([f"{self.subnet6}/64"] if "FLANNEL_IPV6_SUBNET" in self.env else [])
 
@@ -239,10 +242,10 @@ class Node:
     def device(self, name: str = "flannel.1") -> dict[str, Any]:
         """Empty where there is none."""
         done = self.host.execute(["ip", "-j", "-d", "addr", "show", "dev", name])
-        return dict(said_json(done.stdout)[0]) if done.returncode == 0 else {}
+        return dict(decode_json(done.stdout)[0]) if done.returncode == 0 else {}
 
     def state(self) -> dict[str, Any]:
-        """All that flanneld keeps in the kernel, as comparable values."""
+        """Return all that flanneld keeps in the kernel, as comparable values."""
         devices = [link for link in self.host.json("ip -j addr show") if link["ifname"].startswith("flannel")]
         devices.sort(key=lambda link: str(link["ifname"]))
         tables = (
@@ -306,6 +309,8 @@ class Net:
         self.folder, self.families, self.segments = folder, families, segments
         self.datastore = folder / "flannel.json"
         self.options: list[str] = []
+        self.code = ""
+        """What every flanneld of it runs first: tests set shorter times in it."""
         self.nodes: list[Node] = []
         self.started: list[Flanneld] = []
         self.write({"config": FAMILIES[families] | {"Backend": backend}, "leases": {}})
@@ -330,7 +335,7 @@ class Net:
         return found
 
     def write(self, content: dict[str, Any]) -> None:
-        """As flanneld does, for it may be reading."""
+        """Write by a rename, as flanneld does, because it may be reading."""
         temporary = self.datastore.with_suffix(".new")
         temporary.write_text(json.dumps(content))
         temporary.rename(self.datastore)
@@ -409,7 +414,7 @@ class Net:
         return [node for node in self.nodes if node.flanneld is not None and node.flanneld.status is None]
 
     def wait_converged(self) -> None:
-        """Until every node has a route to every other node's subnets; with udp, until it has said so."""
+        """Wait until every node has a route to every other node's subnets; with udp, until it reports so."""
         for node in self.running():
             others = [other for other in self.running() if other is not node]
             wanted = {subnet for other in others for subnet in other.subnets}
@@ -422,7 +427,7 @@ class Net:
     # ---- traffic --------------------------------------------------------------------------------
 
     def unreached(self, answer_seconds: int = 5) -> list[str]:
-        """What of this does not work: every pod to every other one, small packets and full ones that must not be cut."""
+        """Return failed connections: of every pod to every other one, small packets and full ones that must not be fragmented."""
         pods = [(node, name) for node in self.running() for name in node.pods]
         with ThreadPoolExecutor(len(pods)) as pool:
             found = pool.map(lambda pod: self._unreached_from(pod[0], pod[1], answer_seconds), pods)
@@ -443,7 +448,7 @@ class Net:
         return node.run(script, sandbox=Sandbox(name)).splitlines()
 
     def transfer(self, source: Node, target: Node, size: int = 4_000_000) -> None:
-        """By TCP, from the first pod of one node to that of another, by each family; all of it arrives."""
+        """Transfer data by TCP, from the first pod of one node to that of another, by each family; all of it must arrive."""
         client, server = next(iter(source.pods)), next(iter(target.pods))
         for address in target.pods[server]:
             listening = target.host.command(sys.executable, "-c", SERVER, sandbox=Sandbox(server))
@@ -469,3 +474,62 @@ def network(
         yield net
     finally:
         net.close()
+
+
+# ---- traffic that lasts ---------------------------------------------------------------------------
+
+
+@contextmanager
+def traffic(net: Net) -> Iterator[list[Ping]]:
+    """Between the pods of the first two nodes, there and back, by each family, as long as this lasts."""
+    first, second = net.nodes[:2]
+    ways = [(first, "pod1", address) for address in second.pods["pod2"]]
+    ways += [(second, "pod2", address) for address in first.pods["pod1"]]
+    with ExitStack() as stack:
+        options = ("-W2", "-i", PING_SECONDS)
+        yield [
+            stack.enter_context(Ping(node.host.command("ping", "-n", *options, address, sandbox=Sandbox(pod))))
+            for node, pod, address in ways
+        ]
+
+
+class Ping:
+    """A ping(8) that runs meanwhile: a context manager, that waits for the first answer and for one more in the end."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._output, self._words = os.memfd_create("ping"), ""
+        self._process = subprocess.Popen(command, stdout=self._output, stdin=subprocess.DEVNULL)
+
+    def __enter__(self) -> Ping:
+        self._wait_for_answers(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._wait_for_answers(len(self.answered) + FEWEST_ANSWERS)
+        finally:
+            pid = self._process.pid  # nsenter's own, where it has gone into a process namespace
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            subprocess.run(["kill", "-INT", *(children or [str(pid)])], check=True)
+            wait_for_end(self._process)
+            self._words = self.words
+            os.close(self._output)
+
+    def _wait_for_answers(self, count: int) -> None:
+        until(lambda: len(self.answered) >= count, lambda: f"{count} answers: {self.words[-500:]}")
+
+    @property
+    def words(self) -> str:
+        """All that it has printed."""
+        return self._words or os.pread(self._output, os.fstat(self._output).st_size, 0).decode()
+
+    @property
+    def answered(self) -> set[int]:
+        """Numbers of the packets that were answered."""
+        return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", self.words)}
+
+    @property
+    def lost(self) -> int:
+        """Packets that were followed by an answered one, and not answered themselves: the last may be under way."""
+        answered = self.answered
+        return max(answered) - len(answered)

@@ -1,8 +1,8 @@
-"""flanneld killed before each system call that changes something, then started anew: what is wrong then.
+"""flanneld killed before each system call that changes state, then restarted: differences afterwards.
 
 How it works. All of it runs inside of a Host (``host.do``). Each flanneld is a fork of this process, which has loaded it: an
 interpreter's start changes nothing and would take most of the time. One is killed (tests/support/kills.py), the next one is left
-alone until it is ready; then the kernel, the files and the datastore must be as they are when nobody was killed. A *scenario*
+alone until it is ready; then the kernel, the files and the datastore must be as they are without a kill. A *scenario*
 is what a flanneld is killed in: it is counted how many points that has, and each is tried, as far as there is time.
 """
 
@@ -53,7 +53,7 @@ nft flush table inet cni_py_flanneld
     ip link set flannel.1 mtu 1400
 }
 """
-"""What a start has to put right."""
+"""Commands that create what a start has to correct."""
 POWER_OFF = """
 for device in flannel.1 flannel-v6.1; do [ ! -e /sys/class/net/$device ] || ip link del $device; done
 ip route flush proto 122; ip -6 route flush proto 122; nft flush ruleset; find /run/flannel -type f -delete
@@ -64,7 +64,7 @@ Leases = dict[str, dict[str, Any]]
 
 
 class Datastore(Protocol):
-    """Where the leases are."""
+    """Storage of the leases."""
 
     @property
     def options(self) -> Sequence[str]: ...
@@ -72,11 +72,11 @@ class Datastore(Protocol):
     def leases(self) -> Leases: ...
 
     def put(self, key: str, value: dict[str, Any] | None) -> None:
-        """None: it goes."""
+        """Write a lease; None deletes it."""
         ...
 
     def left(self) -> list[str]:
-        """What of a write that was not completed is there."""
+        """Return the remains of a write that was not completed."""
         ...
 
 
@@ -133,8 +133,8 @@ class InEtcd:
 
 
 def load() -> None:
-    """What a flanneld needs, for the forks."""
-    from cni_py.netlink import socket as rtnl
+    """Import what a flanneld needs, for the forks."""
+    from cni_py.netlink.attributes import load_message_classes
 
     for name in (
         "flanneld.daemon",
@@ -144,11 +144,11 @@ def load() -> None:
         "packetfilter.libnftables",
     ):
         import_module(f"cni_py.{name}")
-    rtnl.load_message_classes()
+    load_message_classes()
 
 
 def flanneld(options: Sequence[str], renewal_seconds: float = 0.0, save_seconds: float = 5.0) -> int:
-    """Become flanneld; answers its exit status. ``renewal_seconds``: when it renews its lease, for the first time."""
+    """Become flanneld. Returns: its exit status. ``renewal_seconds``: when it renews its lease, for the first time."""
     from cni_py.flanneld import daemon, session
     from cni_py.flanneld.stores import file as file_store
 
@@ -163,7 +163,7 @@ def flanneld(options: Sequence[str], renewal_seconds: float = 0.0, save_seconds:
 
 
 class Notices:
-    """What flanneld tells the service manager."""
+    """Receiver of flanneld's messages to the service manager."""
 
     def __init__(self) -> None:
         Path(NOTICES).unlink(missing_ok=True)
@@ -171,7 +171,7 @@ class Notices:
         self._socket.bind(NOTICES)
 
     def is_ready(self, seconds: float = 0.0) -> bool:
-        """Whether it says so within this time."""
+        """Return whether it reports that within this time."""
         ends = time.monotonic() + seconds
         while select.select([self._socket], [], [], max(0.0, ends - time.monotonic()))[0]:
             if b"READY=1" in self._socket.recv(4096):
@@ -195,7 +195,7 @@ class Killer(kills.Killer):
         self.is_armed, self.is_ready, self.is_ending = then is None, False, False
 
     def is_counted(self, tid: int) -> bool:
-        """Not its log, how threads wake one another, and what it only asks the kernel."""
+        """Return False for its log, wake-ups between threads, and queries to the kernel."""
         if not self.is_armed or kills.is_question(tid):
             return False
         words = kills.shown_call(tid).partition(": ")[2]
@@ -211,8 +211,8 @@ class Killer(kills.Killer):
             os.kill(pid, signal.SIGTERM)
 
 
-class Anew:
-    """A flanneld that nobody kills until it is ready; a context manager, that kills it."""
+class Restarted:
+    """Flanneld that runs undisturbed until it is ready; a context manager, that kills it."""
 
     def __init__(self, notices: Notices, options: Sequence[str]) -> None:
         notices.forget()
@@ -229,7 +229,7 @@ class Anew:
             self.__exit__()
             raise Stuck(f"not ready within {READY_SECONDS:.0f} s: {doing}\n{self.log()}")
 
-    def __enter__(self) -> Anew:
+    def __enter__(self) -> Restarted:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -240,7 +240,7 @@ class Anew:
         return os.pread(self._log, 1 << 20, 0).decode(errors="replace")
 
 
-# --- what is there ----------------------------------------------------------------------------------------------------
+# --- state ------------------------------------------------------------------------------------------------------------
 
 STATE = """
 ip -j addr show | tr -d '\\n'; echo
@@ -259,7 +259,7 @@ def shell(script: str) -> str:
 
 @dataclass
 class Seen:
-    """What there is. In ``env`` and ``kernel`` the node's subnets and MAC addresses are OWN…, for they may be others."""
+    """State of a node. In ``env`` and ``kernel`` the node's subnets and MAC addresses are OWN…, for they may be others."""
 
     env: str
     kernel: list[str]
@@ -269,7 +269,7 @@ class Seen:
     macs: dict[str, str] = field(compare=False)
 
     def difference(self, other: Seen) -> str:
-        """What is otherwise there; empty: all the same."""
+        """Return the differences; empty if there are none."""
         lines = [f"-{line}" for line in self.kernel if line not in other.kernel]
         lines += [f"+{line}" for line in other.kernel if line not in self.kernel]
         pairs = ((self.env, other.env), (self.files, other.files), (self.others, other.others))
@@ -309,7 +309,7 @@ def subnet_env() -> str:
 
 @dataclass
 class Scenario:
-    """What a flanneld is killed in: its start, or, with ``then``, what comes when it is ready.
+    """Situation in which a flanneld is killed: its start, or, with ``then``, what follows when it is ready.
 
     ``before``: what is done before each time. ``is_cleanup``: what is killed is ``flanneld --cleanup``.
     """
@@ -339,10 +339,10 @@ class Campaign:
         self.notices, self.found = Notices(), Found()
         self._peers = cycle([None, self._peer(77, 0x55), self._peer(78, 0x56)])
         self._good: list[tuple[Any, Seen]] = []
-        """For each state of the peer: what there is when nobody was killed."""
+        """State without a kill, for each state of the peer."""
         for _ in range(3):
             self.next_peer()
-            with Anew(self.notices, self.options):
+            with Restarted(self.notices, self.options):
                 seen = self.look()
             self._good.append((seen.others.get(PEER), seen))
 
@@ -367,7 +367,7 @@ class Campaign:
             self.datastore.put(key, None)
 
     def clean_up(self) -> None:
-        """As if flanneld had never been here."""
+        """Clean up as if flanneld had never been here."""
         done = kills.Killer().run_function(lambda: flanneld([*self.options, "-cleanup"]))
         assert done.status == 0, done.err
         self.lose_lease()
@@ -386,7 +386,7 @@ class Campaign:
     # ---- killed in it -----------------------------------------------------------------------------
 
     def kill_in(self, scenario: Scenario, seconds: float) -> None:
-        """At all points of it, in any order, as long as there is time."""
+        """Kill it at all points, in any order, as long as there is time."""
         scenario.before()
         total, tried = self._killed(scenario, sys.maxsize)[0].count, 0
         ends = time.monotonic() + seconds
@@ -417,28 +417,28 @@ class Campaign:
             faults.append(f"{SUBNET_ENV} is {env_now!r}, it was {env!r}")
         if scenario.is_cleanup and calls % 2:
             faults += self._left_by_cleanup()
-        with Anew(self.notices, self.options) as anew:
-            now, log = self.look(), anew.log()
+        with Restarted(self.notices, self.options) as restarted:
+            now, log = self.look(), restarted.log()
         faults += self._wrong(dead, now)
         faults += [line for line in log.splitlines() if line[0] in "EF" or "cannot be used" in line]
         return [f"{what}: {fault}" for fault in faults]
 
     def _left_by_cleanup(self) -> list[str]:
-        """What there is after ``--cleanup`` to its end."""
+        """Return what remains after a complete ``--cleanup``."""
         done = kills.Killer().run_function(lambda: flanneld([*self.options, "-cleanup"]))
         now = self.look()
         left = [*now.kernel, *now.files, *([now.env] if now.env else [])]
         return [f"cleanup then: {done.status}, {left}"] if done.status or left else []
 
     def _wrong(self, dead: Seen, now: Seen) -> list[str]:
-        """What is not as it is when nobody was killed, and is not as a dead flanneld has published it."""
+        """Return what differs from the state without a kill, and from what a dead flanneld has published."""
         good = next(seen for peer, seen in self._good if peer == now.others.get(PEER))
         faults = [good.difference(now)] if good != now else []
         if len(now.own) != 1 or (dead.own and set(dead.own) != set(now.own)):
             faults.append(f"the lease was {sorted(dead.own)}, now {sorted(now.own)}")
         for lease in now.own.values():
-            told = [data["VtepMAC"] for data in (lease.get("BackendData"), lease.get("BackendV6Data")) if data]
-            if lease["BackendType"] != self.backend or sorted(told) != sorted(now.macs.values()) or not lease["Expires"]:
+            published = [data["VtepMAC"] for data in (lease.get("BackendData"), lease.get("BackendV6Data")) if data]
+            if lease["BackendType"] != self.backend or sorted(published) != sorted(now.macs.values()) or not lease["Expires"]:
                 faults.append(f"the lease says {lease}, and the devices have {now.macs}")
         return faults
 
@@ -446,15 +446,15 @@ class Campaign:
 # --- what tests call --------------------------------------------------------------------------------------------------
 
 BUSY = ("start", "change", "renewal")
-"""Of a node that has pods, whose traffic somebody else watches."""
+"""Scenarios of a node that has pods, whose traffic is watched."""
 NEW = ("first start", "start after a boot", "loss of the lease", "cleanup")
-"""Of a node without pods: what cuts them off."""
+"""Scenarios of a node without pods, because they cut them off."""
 
 
 def kill_often(
     datastore: Datastore, address: str, backend: str, options: list[str], names: Collection[str], seconds: float
 ) -> Found:
-    """In the scenarios of these names, for so long in all."""
+    """Kill it in the scenarios of these names, for so long in all."""
     campaign = Campaign(datastore, address, backend, options)
     for scenario in campaign.scenarios():
         if scenario.name in names:

@@ -35,7 +35,7 @@ from typing import Any
 from support.namespaces import PATH, Stuck, what_it_does
 
 LIMIT_SECONDS = 50.0
-"""So long a program may take, killed or not: one that is stopped would be waited for without end."""
+"""Time limit of a program, killed or not: one that is stopped would be waited for without end."""
 VERBS = ("ADD", "DEL", "GC")
 CLEANERS = ("DEL", "GC", "reboot")
 NETWORK = "cbr0"
@@ -73,7 +73,7 @@ PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": Tr
 
 @dataclass
 class Done:
-    """How a plugin ended. `at`: the system call at which it was killed, or that failed; empty: at a moment; None: neither."""
+    """Outcome of a plugin. `at`: the system call at which it was killed, or that failed; empty: at a random moment; None: neither."""
 
     status: int
     out: bytes
@@ -84,7 +84,7 @@ class Done:
 class Killer:
     """Kills once: at the `calls`-th changing system call, or `seconds` after it was made, over as many processes as it takes.
 
-    `error`: that call fails with this number instead, and nobody is killed.
+    `error`: that call fails with this number instead, and no process is killed.
     """
 
     def __init__(self, *, calls: int = 0, seconds: float = 0.0, error: int = 0) -> None:
@@ -96,15 +96,15 @@ class Killer:
         return self._run(lambda: os.execve(argv[0], argv, env), stdin, first=0)
 
     def run_function(self, function: Callable[[], int]) -> Done:
-        """The same with a function of ours, that answers the exit status: a fork has loaded what we have. Raises: Stuck."""
+        """Run one of our functions, which returns the exit status: a fork has loaded what we have. Raises: Stuck."""
         return self._run(lambda: os._exit(function()), b"", first=1)
 
     def is_counted(self, tid: int) -> bool:
-        """Whether the system call that this thread is stopped at is one of those that are counted."""
+        """Return whether the system call at which this thread is stopped is one of those that are counted."""
         return True
 
     def is_quiet(self, pid: int, seconds: float) -> None:
-        """Called again and again while nothing has happened for so long: for who wants to do something then."""
+        """Hook, called repeatedly while nothing has happened for so long."""
 
     def _run(self, become: Callable[[], object], stdin: bytes, first: int) -> Done:
         """``first``: what the first system call counts, which is the program itself where one is executed."""
@@ -190,7 +190,7 @@ def _wait_until_stopped(pid: int) -> None:
 
 
 def _stuck(pid: int) -> Stuck:
-    """What all of the group do, which is ended: SIGKILL ends one that is stopped, too."""
+    """Describe what all of the group do, which is killed: SIGKILL ends a stopped process, too."""
     members = [name for name in os.listdir("/proc") if name.isdigit() and _group(int(name)) == pid]
     words = "; ".join(what_it_does(int(name)) for name in members)
     os.killpg(pid, signal.SIGKILL)
@@ -308,7 +308,7 @@ def shown_call(tid: int) -> str:
 
 
 def is_question(tid: int) -> bool:
-    """Whether a stopped thread is about to send netlink a question: a message that asks for no acknowledgement."""
+    """Return whether a stopped thread is about to send netlink a query: a message that requests no acknowledgement."""
     try:
         words = Path(f"/proc/{tid}/syscall").read_text().split()
         if int(words[0]) != _CALLS["sendto"][_IS_ARM]:
@@ -326,7 +326,7 @@ def is_question(tid: int) -> bool:
 
 
 class Failed(AssertionError):
-    """A plugin failed that nobody killed."""
+    """Failure of a plugin that was not killed."""
 
 
 class Chain:
@@ -339,7 +339,7 @@ class Chain:
         self.results: dict[str, dict[str, Any]] = {}  # what libcni keeps of ADD
 
     def run(self, verb: str, pod: str, killer: Killer | None = None, valid: tuple[str, ...] = ("c1",)) -> Done | None:
-        """One verb for a pod (GC: for none). Answers how the plugin that was killed ended; None: it went through.
+        """Execute one verb for a pod (GC: for none). Returns: the outcome of the killed plugin; None: it completed.
 
         Raises: Failed.
         """
@@ -403,7 +403,7 @@ State = dict[str, Any]
 
 
 def state() -> State:
-    """All that an attachment could leave: links, rules and elements, files, what is in the sandboxes."""
+    """Return everything that an attachment could leak: links, rules and elements, files, the contents of the sandboxes."""
     ruleset, second, first = shell(
         "nft -s list ruleset; echo =====; ip -n c2 -br link; echo =====; ip -n c1 -o addr show scope global"
     ).split("=====\n")
@@ -445,7 +445,7 @@ def difference(before: State, after: State) -> dict[str, list[str]]:
 
 @dataclass
 class Tally:
-    """What became of the kills of one verb, in one way, with one thing that the runtime does after it."""
+    """Counts of the kills of one verb, in one way, with one cleanup by the runtime."""
 
     kills: int = 0
     too_late: int = 0
@@ -480,7 +480,7 @@ class Node:
         self.begin()
 
     def power_off(self) -> None:
-        """What a reboot leaves: files that are not in /run."""
+        """Simulate a reboot: only files outside /run remain."""
         shell(
             "for name in c1 c2; do [ ! -e /run/netns/$name ] || ip netns del $name; done; rm -rf /run/cni-py;"
             "nft flush ruleset; [ ! -e /sys/class/net/cni0 ] || ip link del cni0"
@@ -498,7 +498,7 @@ class Node:
         self.clean = state()
 
     def measure_times(self) -> None:
-        """How long each verb takes, for random moments."""
+        """Measure how long each verb takes, for random moments."""
         verbs = VERBS if self.chain.version == "1.1.0" else VERBS[:2]
         for verb in verbs * 3:
             if verb == "GC":
@@ -508,7 +508,7 @@ class Node:
             self.seconds[verb] = min(1.0, time.monotonic() - began)
 
     def kill(self, verb: str, cleaner: str, *, calls: int = 0) -> tuple[Tally, bool]:
-        """One kill and what follows. Answers what became of it, and whether it was killed before its end."""
+        """Kill once and clean up. Returns: the counts, and whether it was killed before its end."""
         tally = Tally()
         try:
             if verb != "ADD":
@@ -543,7 +543,7 @@ class Node:
         return tally, done is not None
 
     def after(self, cleaner: str, *, again: bool = False) -> dict[str, list[str]]:
-        """What a runtime does after a crash; answers what is left then. Raises: Failed."""
+        """Clean up as a runtime does after a crash. Returns: what is left then. Raises: Failed."""
         if cleaner == "reboot":
             return self.reboot(again=again)
         if cleaner == "DEL":
@@ -572,14 +572,14 @@ class Node:
         return {"file": [f"+{item}" for item in left.items()]} if left else {}
 
     def what_is_left(self) -> list[str]:
-        """Of anybody: host ends, elements, files, interfaces of c2."""
+        """Return what is left, of any owner: host ends, elements, files, interfaces of c2."""
         now = state()
         left = [name for name in now["link"] if name.startswith("veth")]
         left += [line for line in now["rule"] if 'comment "c1 ' in line or 'comment "c2 ' in line]
         return left + list(now["file"]) + [name for name in now["link in the sandbox"] if name.startswith("eth")]
 
     def boundaries(self, verb: str) -> int:
-        """How many changing system calls the chain makes for a verb, as it is now."""
+        """Count the changing system calls that the chain makes for a verb, in the present state."""
         if verb != "ADD":
             self.chain.run("ADD", "c2")
         killer = Killer(calls=sys.maxsize)
@@ -591,7 +591,7 @@ class Node:
     # --- many ---------------------------------------------------------------------------------------------------------
 
     def at_moments(self, verbs: Sequence[str], cleaners: Sequence[str]) -> Iterator[tuple[str, str, Tally]]:
-        """Without end: kills of these verbs in turn at random moments."""
+        """Yield kills of these verbs in turn at random moments, without end."""
         for number in count():
             for verb in verbs:
                 cleaner = cleaners[number % len(cleaners)]

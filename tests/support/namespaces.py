@@ -20,7 +20,7 @@ import pickle
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ T = TypeVar("T")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 CLOSE_SECONDS = 20.0
-GONE = "/run/netns/gone"  # a sandbox that is not there
+GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
 # process 1 ends with its standard input, and reaps what is left to it: dash cannot ignore SIGCHLD, and ends a `read` by it
@@ -96,7 +96,7 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a plugin answered: `rc, value = host.call(…)`."""
+    """Reply of a plugin: `rc, value = host.call(…)`."""
 
     rc: int
     json: Any  # its standard output; None if that was empty
@@ -198,9 +198,9 @@ class Host:
         )
 
     def json(self, command: str, sandbox: Sandbox | str | None = None) -> Any:
-        """What an `ip -j …`, `bridge -j …` or `nft -j …` command printed."""
+        """Return the decoded output of an `ip -j …`, `bridge -j …` or `nft -j …` command."""
         text = self.run(command, sandbox)
-        return said_json(text) if text.strip() else []
+        return decode_json(text) if text.strip() else []
 
     def do(self, function: Callable[..., T], *args: Any, sandbox: Sandbox | str | None = None) -> T:
         """Call a Python function in this host (or in a sandbox of it), in a forked child; returns its value.
@@ -265,18 +265,18 @@ class Host:
         return Sandbox(name)
 
     def delete_netns(self, sandbox: Sandbox) -> None:
-        """Remove a container's namespace, as a runtime does when the container has gone."""
+        """Remove a container's namespace, as a runtime does after the container has exited."""
         self.run(f"ip netns delete {sandbox.name}")
 
     def path(self, path: str) -> Path:
         """A file of this host as seen from outside: `host.path("/run/flannel/subnet.env").write_text(…)`.
 
-        Folders under /run, /var/lib/cni, /var/lib/cni-py and /etc/cni are the host's; all others are the machine's.
+        Directories under /run, /var/lib/cni, /var/lib/cni-py and /etc/cni are the host's; all others are the machine's.
         """
         return Path(f"/proc/{self.pid}/root{path}")
 
     def write(self, path: str, text: str) -> None:
-        """Write a file of this host, with the folders above it."""
+        """Write a file of this host, with the directories above it."""
         file = self.path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -318,12 +318,18 @@ class Host:
             environment.pop(name, None)
             if value is not None:
                 environment[name] = value
-        done = self.execute([program], stdin=conf, env=environment)
+        status, out, err = self.plugin(program, environment, conf.encode())
+        stdout, stderr = out.decode(), err.decode(errors="replace")
         try:
-            value = json.loads(done.stdout) if done.stdout.strip() else None
+            value = json.loads(stdout) if stdout.strip() else None
         except ValueError:
-            raise AssertionError(f"{plugin} {verb} printed no JSON:\n{done.stdout}\n{done.stderr}") from None
-        return Reply(done.returncode, value, done.stderr)
+            raise AssertionError(f"{plugin} {verb} printed no JSON:\n{stdout}\n{stderr}") from None
+        return Reply(status, value, stderr)
+
+    def plugin(self, program: str, env: Mapping[str, str | bytes], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+        """Execute a program with exactly this environment: exit status, standard output and error."""
+        done = subprocess.run(self.command(program), input=stdin, env=dict(env), capture_output=True, timeout=50, check=False)
+        return done.returncode, done.stdout, done.stderr
 
     def ok(self, plugin: str, verb: str, conf: dict[str, Any] | str, **options: Any) -> Any:
         """`call`, which must succeed; returns what the plugin printed, as JSON."""
@@ -331,14 +337,14 @@ class Host:
         assert reply.rc == 0, f"{plugin} {verb}: {reply.json}\n{reply.stderr}"
         return reply.json
 
-    # --- what is there ------------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------------
 
     def host_ends(self) -> list[str]:
         """Names of the veths on the host."""
         return sorted(link["ifname"] for link in self.json("ip -j link show type veth"))
 
     def files(self, *folders: str) -> dict[str, str]:
-        """Path to content of all files in these folders (default: what plugins write, but for locks)."""
+        """Path to content of all files in these directories (default: what plugins write, but for locks)."""
         found = {}
         for folder in folders or ("/var/lib/cni", "/run/cni-state", "/etc/cni"):
             for file in sorted(self.path(folder).rglob("*")):
@@ -368,7 +374,7 @@ class Host:
         )
         lines = [line for line in self.run(script, sandbox).splitlines() if line]
         names = ["addresses", "routes4", "routes6", "rules4", "rules6", "ports", "vlans", "nft"]
-        values = {name: said_json(line) for name, line in zip(names, lines, strict=False)}
+        values = {name: decode_json(line) for name, line in zip(names, lines, strict=False)}
         values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
         for link in values["addresses"]:
             link["addr_info"] = [item for item in link["addr_info"] if not _is_link_local(item.get("local", ""))]
@@ -378,8 +384,8 @@ class Host:
         return shown
 
 
-def said_json(text: str) -> Any:
-    """What ``ip -j`` means: Ubuntu's writes "fan-map" into the details of a VXLAN device, which is no JSON."""
+def decode_json(text: str) -> Any:
+    """Decode ``ip -j``: Ubuntu's writes "fan-map" into the details of a VXLAN device, which is not JSON."""
     return json.loads(text.replace("fan-map ", ""))
 
 

@@ -1,4 +1,4 @@
-"""What nft(8) lists of the table ``cni_py``, which is our own in the families inet and bridge."""
+"""List of the table ``cni_py``, our own in the families inet and bridge, as nft(8) prints it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.namespaces import Host
 
 @dataclass(frozen=True)
 class Element:
-    """Of a set or a map. ``key`` and ``value`` are words with blanks between them; a set's element has no value."""
+    """Element of a set or a map. ``key`` and ``value`` are words with blanks between them; a set's element has no value."""
 
     set_name: str
     key: str
@@ -24,7 +24,7 @@ class Element:
 
 
 def list_elements(host: Host, prefix: str = "") -> list[Element]:
-    """Those of the sets and maps whose names begin with this."""
+    """List the elements of the sets and maps whose names begin with this."""
     listed = [entry.get("map") or entry.get("set") for entry in host.json("nft -j list ruleset")["nftables"]]
     ours = [one for one in listed if one and one["table"] == "cni_py" and one["name"].startswith(prefix)]
     return [_element(one["name"], item) for one in ours for item in one.get("elem", [])]
@@ -37,5 +37,5 @@ def _element(set_name: str, item: Any) -> Element:
 
 
 def _words(value: Any) -> str:
-    """Of a verdict its JSON, as Python shows it."""
+    """Return the words of a value; of a verdict its JSON, as Python shows it."""
     return " ".join(map(str, value["concat"])) if isinstance(value, dict) and "concat" in value else str(value)

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from support.namespaces import Host, Reply, Sandbox
+from support.waiting import until
 
 V4, V6 = [{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]
 DUAL_ENV = (
@@ -80,6 +81,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """A configuration for each option; subnet.env is to be that of `DUAL_ENV`."""
 
 
+NO_DAD = "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0\n"
+"""For interfaces that are made then: else addresses and routes come a second or two later."""
+
+
+def wait_for_dad(host: Host, pod: Sandbox) -> dict[str, Any]:
+    """The IPv6 address of eth0 when the kernel is done with it."""
+    found: list[dict[str, Any]] = []
+
+    def is_done() -> bool:
+        found[:] = host.json("ip -j -6 addr show eth0 scope global", pod)[0]["addr_info"]
+        return not found[0].get("tentative") or bool(found[0].get("dadfailed"))
+
+    until(is_done, lambda: f"no longer tentative: {found}")
+    return found[0]
+
+
 # --- calls ------------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +134,7 @@ def state(host: Host, *pods: Sandbox) -> dict[str, Any]:
 
 
 def words(reply: Reply) -> str:
-    """All that an error says."""
+    """Return the whole text of an error."""
     return f"{reply.json['msg']}\n{reply.json.get('details', '')}"
 
 
@@ -136,7 +153,7 @@ def port_of(host: Host, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def port_flags(host: Host, result: dict[str, Any]) -> dict[str, Any]:
-    """What is set on that bridge port."""
+    """Return the flags that are set on that bridge port."""
     found: dict[str, Any] = port_of(host, result)["linkinfo"]["info_slave_data"]
     return found
 
@@ -163,7 +180,7 @@ def sysctl(host: Host, name: str, pod: Sandbox | None = None) -> str:
 def datagram(host: Host, source: Sandbox | None, target: Sandbox | None, address: str, *, seconds: float = 1.0) -> str | None:
     """Send a UDP datagram from a pod (None: the host) to an address of another.
 
-    Returns: who the receiver saw as its sender; None if nothing came in `seconds`.
+    Returns: the sender's address that the receiver saw; None if nothing came in `seconds`.
     """
     return host.do(_datagram, _path(source), _path(target), address, seconds)
 

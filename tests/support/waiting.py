@@ -1,4 +1,4 @@
-"""Waiting for an event, never for a time: a condition is looked at until it is true, or a deadline has passed."""
+"""Waiting for an event, never for a time: a condition is checked until it is true, or a deadline has passed."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from cni_py.cli import main as cli
 from cni_py.cli.output import printable
 from cni_py.config import models, reference
 from cni_py.errors import CniError
-from cni_py.packetfilter import libnftables, nfnetlink
+from cni_py.netlink import netfilter
+from cni_py.packetfilter import libnftables
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -529,8 +530,8 @@ def test_version(run: Run) -> None:
 def asks_the_kernel() -> Iterator[None]:
     """Close handles that are kept for reuse: they belong to this namespace, and later tests fork into others."""
     yield
-    while nfnetlink._idle:
-        nfnetlink._idle.pop().close()
+    while netfilter._idle:
+        netfilter._idle.pop().close()
     while libnftables._idle:
         libnftables._idle.pop().close()
 

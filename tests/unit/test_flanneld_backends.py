@@ -28,6 +28,7 @@ from cni_py.flanneld.network import NetworkConfig
 from cni_py.kernel import device
 from cni_py.kernel.wireguard import Peer, peer_data
 from cni_py.netlink import socket as rtnl
+from cni_py.netlink.constants import RTM_DELLINK
 from cni_py.node.desired import Route, Wanted
 from support.waiting import until
 
@@ -492,7 +493,7 @@ class Kernel:
     def change(self, message: bytes, kind: int, flags: int = 0) -> None:
         self.requests.append(kind)
         found = dict(device.attributes(message[16:]))
-        if kind == rtnl.RTM_DELLINK:
+        if kind == RTM_DELLINK:
             del self.links[found[3].rstrip(b"\0").decode()]
         elif 3 in found:
             info = dict(device.attributes(found[18]))
@@ -512,10 +513,10 @@ def test_device_is_kept_while_it_is_as_wanted_and_made_anew_where_not() -> None:
     first = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(HERE))
     again = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(HERE))
     assert (first.ifindex, first.kind, first.mtu) == (again.ifindex, "ipip", 1480)
-    assert rtnl.RTM_DELLINK not in kernel.requests
+    assert RTM_DELLINK not in kernel.requests
     other = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(THERE))
     assert other.ifindex != first.ifindex
-    assert kernel.requests.count(rtnl.RTM_DELLINK) == 1
+    assert kernel.requests.count(RTM_DELLINK) == 1
 
 
 def test_device_of_another_kind_is_left_to_its_owner() -> None:
@@ -523,7 +524,7 @@ def test_device_of_another_kind_is_left_to_its_owner() -> None:
     device.ensure_device(kernel, "flannel.ipip", "bridge", 1500)
     with pytest.raises(KernelRefused, match=r"isn't a device of kind ipip.*ip link del flannel\.ipip"):
         device.ensure_device(kernel, "flannel.ipip", "ipip", 1480)
-    assert rtnl.RTM_DELLINK not in kernel.requests
+    assert RTM_DELLINK not in kernel.requests
 
 
 # ---- wireguard --------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes.api import Event, Gone, KubeApi, NotFound, Watch, path_of
 from cni_py.datastore.kubernetes.config import find_access
 from cni_py.errors import CniError, InvalidConfig
+from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.stores import LeaseTaken
@@ -100,10 +101,11 @@ class KubeStore:
         """What the node said when flanneld ran before: with the MAC of its VXLAN device. Raises: StoreError."""
         return self._lease_of(config, self._node())
 
-    def acquire(self, config: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:  # noqa: ARG002
+    def acquire(self, config: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:
         """The node's podCIDRs, with our annotations on it; ``previous`` has no say. Raises: StoreError."""
         node = self._node()
         subnets = _subnets_in(config, node)
+        allocate.check_host_networks(subnets, config, subnets == previous or self._lease_of(config, node) is not None)
         changes = self._annotations.changes(node, attributes)
         for key in changes.overridden:
             name = f"{self._annotations.prefix}{key}"

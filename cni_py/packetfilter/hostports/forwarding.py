@@ -15,7 +15,8 @@ from __future__ import annotations
 from cni_py.errors import InvalidConfig, KernelRefused, NotAvailable
 from cni_py.journal import note
 from cni_py.kernel import sysctl
-from cni_py.kernel.route import RTN_UNICAST, route_to
+from cni_py.kernel.route import route_to
+from cni_py.netlink.constants import RTN_UNICAST
 from cni_py.packetfilter import libnftables, nfnetlink
 from cni_py.packetfilter.hostports import connections, iptables
 from cni_py.packetfilter.hostports import rules as portmap_rules

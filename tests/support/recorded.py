@@ -18,7 +18,7 @@ import pytest
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import fault_in
 
-INTEGRATION = Path(__file__).resolve().parent.parent / "integration"
+INTEGRATION = Path(__file__).resolve().parents[2] / "integration"
 RUNNER = INTEGRATION / "golden-plugins" / "golden.py"
 SHARED = INTEGRATION.parents[1] / "shared"
 
@@ -115,7 +115,7 @@ def outdated(directory: Path, *names: str) -> list[str]:
 
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
-# An agent that writes down each call that it answers, in the machine's own file system: a case's host ends with the case.
+# An agent that writes down each call that it handles, in the machine's own file system: a case's host ends with the case.
 COUNTING = """
 from cni_py import engine
 plain = engine.handle
@@ -142,7 +142,7 @@ def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
 
 
 def calls_for_the_agent(cases: list[Case]) -> Counter[str]:
-    """All calls but those that the client answers itself: VERSION, and errors of the environment."""
+    """Count the calls but those that the client handles itself: VERSION, and errors of the environment."""
     found: Counter[str] = Counter()
     for step in [step for case in cases for step in case["steps"] if "plugin" in step]:
         environ = {"CNI_COMMAND": step["verb"], "CNI_PATH": step.get("path", "/bin"), "CNI_ARGS": step.get("args", "")}
