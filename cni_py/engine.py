@@ -81,7 +81,7 @@ def _add(call: Call) -> bytes:
     """Run ADD, all or nothing. Raises: CniError; InvalidConfig if this version of the spec cannot express the result."""
     with Undo() as undo:
         if PLUGINS[call.plugin].record == "shared":
-            undo.once_clean("the record as before", record.restore, call, record.remember(call))
+            undo.on_failure_if_clean("the record as before", record.restore, call, record.remember(call))
         result = dispatch.run(call)
         undo.on_failure("the attachment", dispatch.run, call.replace(verb="DEL"))
         return encode(result.as_version(call.cni_version) if isinstance(result, Result) else result)

@@ -36,7 +36,7 @@ def add(call: Call, config: FlannelConfig) -> Result:
     path = saved_path(call, config)
     before = _read_saved(path)
     with Undo() as undo:
-        undo.once_clean("the saved configuration as before", _restore, path, before)
+        undo.on_failure_if_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
         existed = before is not None  # then a DEL of the delegate would delete a live attachment
         return delegate.add(call, conf["type"], conf, config.delegate_mode, None if existed else undo)
