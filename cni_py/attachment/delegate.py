@@ -1,4 +1,4 @@
-"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM of bridge.
+"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM plugin of bridge.
 
 Ours run in this process, which saves an interpreter's start; third-party ones are executed as by a
 runtime. :func:`choose` selects one of the two.
@@ -38,17 +38,17 @@ def add(call: Call, plugin: str, conf: Mapping[str, Any], mode: str, undo: Undo 
     Args:
         undo: of the caller; None: no DEL.
     """
-    take_back = (f"DEL of {plugin}", delete, call, plugin, conf, mode)
+    inverse = (f"DEL of {plugin}", delete, call, plugin, conf, mode)
     inner, executable = _prepared(call, "ADD", plugin, conf, mode)
     try:
         answer = _execute(inner, executable) if executable else dispatch.run(inner)
     except CniError as error:
         if executable and undo and not isinstance(error, CouldNotRun):
             refused = error.code == IncompatibleVersion.code
-            undo.on_failure(take_back[0], _delete_if_it_can if refused else delete, *take_back[2:])
+            undo.on_failure(inverse[0], _delete_if_it_can if refused else delete, *inverse[2:])
         raise
     if undo:
-        undo.on_failure(*take_back)
+        undo.on_failure(*inverse)
     if isinstance(answer, Result):
         return answer
     return from_json({"cniVersion": call.cni_version, **(answer or {})}, f'result of "{plugin}"')
@@ -157,10 +157,10 @@ def choose(call: Call, mode: str) -> str:
 def _is_ours(path: str, launcher: str) -> bool:
     """Return whether an executable is the launcher that was started, or a copy of it."""
     try:
-        there, here = posix.stat(path), posix.stat(launcher)
-        if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+        found, own = posix.stat(path), posix.stat(launcher)
+        if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
             return True
-        return there.st_size == here.st_size < 4096 and files.read(path) == files.read(launcher)
+        return found.st_size == own.st_size < 4096 and files.read(path) == files.read(launcher)
     except OSError:
         return False
 

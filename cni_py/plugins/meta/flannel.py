@@ -36,14 +36,14 @@ def add(call: Call, config: FlannelConfig) -> Result:
     path = saved_path(call, config)
     before = _read_saved(path)
     with Undo() as undo:
-        undo.once_clean("the saved configuration as before", _restore, path, before)
+        undo.on_failure_if_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
         was_there = before is not None  # then a DEL of the delegate would delete a live attachment
         return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
 
 
 def delete(call: Call, config: FlannelConfig) -> None:
-    """Run the delegate's DEL with the saved configuration; keep that until the delegate has succeeded."""
+    """Run the delegate's DEL with the saved configuration; keep the file until the delegate has succeeded."""
     path = saved_path(call, config)
     saved = _read_saved(path)
     if saved is None and not record.is_remembered(call.container_id, call.ifname, call.network):
