@@ -252,13 +252,13 @@ def test_command_line_from_up_to_down(command: Command, tmp_path: Path) -> None:
     assert status["config"]["Backend"] == {"Type": "vxlan", "Port": 8472}
     assert command("exec", "pod1", "--", "sh", "-c", "exit 7", status=7).stdout == ""
     assert "192.168.123.11/24" in command("exec", "node1", "ip", "-br", "addr", "show", "eth0").stdout
-    assert "put them back after" in command("break", "route", "node1").stdout
+    assert "restored them after" in command("break", "route", "node1").stdout
     command("break", "flanneld", "node2")
     assert "broken: flanneld node2" in command("status", status=1).stdout
     assert command("heal").stdout == "flanneld node2: healed\n"
     command("status")
     assert "Wrote subnet file to /run/flannel/subnet.env" in command("log", "node1").stdout
-    assert command("down").stdout == "the lab is gone\n"
+    assert command("down").stdout == "lab removed\n"
     assert command("down").stdout == "no lab is running\n"
     assert list(tmp_path.iterdir()) == []
     assert gone(tmp_path)
@@ -272,7 +272,7 @@ def test_fault_without_its_node_is_wrong_usage(command: Command) -> None:
         missing = command(verb, "route", status=2)
         assert missing.stderr == 'cni-py: "route" requires a node\n  hint: cni-py lab break route node1; nodes: node1, node2\n'
         too_much = command(verb, "etcd", "node1", status=2)
-        assert 'etcd is not on "node1": it has a machine of its own' in too_much.stderr
+        assert 'etcd does not run on "node1" but on its own machine' in too_much.stderr
     command("status")
 
 
@@ -297,14 +297,14 @@ def test_up_says_which_pods_do_not_reach_one_another(command: Command) -> None:
     up = command("up", "--nodes", "2", "--segments", "2", "--backend", "host-gw", status=1)
     assert "0 of 2 from pod to pod and 2 of 2 from pod to outside" in up.stdout
     assert "not all pods reach one another: pod1 to pod2 (10.244." in up.stderr
-    assert "The lab stays" in up.stderr
+    assert "The lab is kept" in up.stderr
     command("status")
 
 
 @needs_root
 def test_back_end_that_makes_no_way_is_up_all_the_same(command: Command) -> None:
     up = command("up", "--nodes", "2", "--backend", "alloc")
-    assert "alloc makes no way to the other nodes' pods" in up.stdout
+    assert "alloc creates no routes to other nodes' pods" in up.stdout
     assert "ping " not in up.stdout
 
 
@@ -350,7 +350,7 @@ def test_down_is_complete_after_a_kill(command: Command, tmp_path: Path, victim:
         assert "has ended" in command("status", status=1).stderr
         command("up", "--nodes", "1")
     elif victim == "node1":
-        assert "ENDED" in command("status", status=1).stdout
+        assert "EXITED" in command("status", status=1).stdout
     command("down")
     assert gone(folder)
     assert not folder.exists()
