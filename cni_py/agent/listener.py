@@ -54,7 +54,7 @@ class Listener:
     def restore(self) -> None:
         """Create the socket again if it was deleted, or its directory was mounted over; another agent's is left alone."""
         found = identity_of(self.path)
-        # One of ours from before, which has come back with an unmount: no process listens on it any more.
+        # Our earlier one, visible again after an unmount: no process listens on it any more.
         is_lost = found is None or found in self._former
         if not self.path or found == self._identity or not is_lost:
             return
@@ -104,7 +104,7 @@ def inherited() -> socket.socket | None:
 
 
 def identity_of(path: str) -> Identity | None:
-    """None if the path does not exist."""
+    """Return device and inode; None if the path does not exist."""
     try:
         status = os.stat(path)
     except OSError:

@@ -96,7 +96,7 @@ class Notice:
         raise _failure(f"flanneld on {service.machine.name} was not ready in {seconds:g} seconds", service)
 
     def close(self) -> None:
-        """Later notifications are refused, which sd_notify(3) tells services to ignore."""
+        """Close the socket; later notifications are rejected, which sd_notify(3) allows services to ignore."""
         self._socket.close()
         self._remove()
         os.close(self._directory_fd)
@@ -113,7 +113,7 @@ def _failure(what: str, service: Service) -> LabFailed:
 
 
 def wait_for_etcd(etcd: Service, seconds: float = READY_SECONDS) -> None:
-    """Wait until it answers. Raises: LabFailed if it exits, or does not answer in time."""
+    """Wait until it replies. Raises: LabFailed if it exits, or does not reply in time."""
     deadline = time.monotonic() + seconds
     while etcd.is_alive and time.monotonic() < deadline:
         try:

@@ -80,7 +80,7 @@ def listen_unix(path: str) -> socket.socket:
 
 
 class Server:
-    """Answers requests in a thread of its own, from :meth:`start` to :meth:`stop`."""
+    """Server that handles requests in a thread of its own, from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, listener: socket.socket, answer: Answer, name: str) -> None:
         self._listener, self._answer = listener, answer
@@ -218,7 +218,7 @@ def _victim(connections: list[_Connection]) -> _Connection:
 
 
 def _source(address: object) -> str:
-    """Who shares a bound: an IPv4 address, an IPv6 /64 (a host has as many addresses of that as it likes)."""
+    """Return the client that shares a bound: an IPv4 address, an IPv6 /64 (a host can have any number of addresses in it)."""
     if not isinstance(address, tuple):
         return "unix"
     ip = ip_address(str(address[0]).partition("%")[0])
