@@ -593,8 +593,12 @@ def test_iptables_is_chosen_where_nftables_cannot_be_used(node: Host) -> None:
 
 def test_delete_succeeds_where_nothing_can_be_used(node: Host) -> None:
     node.do(forwarding.add, wanted(C2))
+    before = elements(node)
+    assert before
     node.do(without_anything, forwarding.delete, C1)
+    assert elements(node) == before
     node.do(without_anything, forwarding.delete_stale, "cbr0", [])
+    assert elements(node) == {}
 
 
 def test_delete_loads_no_library(node: Host) -> None:
