@@ -27,7 +27,7 @@ def test_agent_begins_in_time(pair: tuple[socket.socket, socket.socket]) -> None
 
 
 def test_agent_that_is_too_slow_cannot_begin_any_more(pair: tuple[socket.socket, socket.socket]) -> None:
-    """The agent cannot repeat what the client then does itself."""
+    """What the client then does itself is not done twice."""
     with pytest.raises(protocol.FrameError):
         protocol._first_reply(pair[0])
     with pytest.raises(BrokenPipeError):
@@ -37,7 +37,7 @@ def test_agent_that_is_too_slow_cannot_begin_any_more(pair: tuple[socket.socket,
 def test_agent_that_began_in_the_last_moment_is_waited_for(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reply is lost; but the work has ended before it is undone."""
+    """Its answer is lost; but what it does has ended before anybody takes it back."""
     read = protocol.read_reply
     began: list[float] = []
 
@@ -65,8 +65,8 @@ def test_agent_that_began_in_the_last_moment_is_waited_for(
         read(pair[0])
 
 
-@pytest.mark.parametrize(("failed", "words"), [(0, "it was undone"), (1, "DEL is required")])
-def test_add_that_broke_off_is_undone(monkeypatch: pytest.MonkeyPatch, failed: int, words: str) -> None:
+@pytest.mark.parametrize(("failed", "words"), [(0, "ADD was undone"), (1, "DEL has to delete")])
+def test_add_that_broke_off_says_what_is_left(monkeypatch: pytest.MonkeyPatch, failed: int, words: str) -> None:
     verbs = []
 
     def work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
