@@ -99,7 +99,7 @@ def gc(call: Call, config: FlannelConfig) -> None:
 
 
 def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str, Any]:
-    """Return the delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
+    """The delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
 
     Raises: InvalidConfig if ``delegate`` has keys that only flannel may set.
     """
@@ -212,7 +212,7 @@ def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
     try:
         conf = decode(saved, path)
     except CniError as error:
-        note(f'the saved configuration "{path}" is damaged and ignored: {error.msg}')
+        note(f'the saved configuration "{path}" is damaged, worked around it: {error.msg}')
         return {}
     return conf if isinstance(conf.get("type"), str) else {}
 
