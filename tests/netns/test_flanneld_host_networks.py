@@ -132,6 +132,19 @@ def test_address_of_a_node_is_in_no_new_subnet(net: Net) -> None:
     assert node.subnet in ("10.99.100", "10.99.104")
 
 
+def test_own_lease_without_an_end_is_said_with_what_ends_it(net: Net) -> None:
+    """It was copied from etcd v2, or reserved."""
+    [node] = net.nodes
+    configure(net, {"Network": "10.244.0.0/16"}, **{"10.244.7.0-24": {"PublicIP": node.address}})
+    flanneld = node.start().wait_ready()
+    assert flanneld.has_said(
+        "our lease of 10.244.7.0/24 has no end", "cni-py config release 10.244.7.0/24 turns it into a lease"
+    )
+    flanneld.terminate()
+    net.write({**net.read(), "leases": {}})
+    assert "has no end" not in node.start().wait_ready().log
+
+
 # ---- the routes to the others -------------------------------------------------------------------
 
 
