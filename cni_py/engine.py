@@ -1,6 +1,6 @@
 """Run one call and return its reply: the only module where an error becomes JSON.
 
-One-shot calls and the agent use the same :func:`handle`. Whoever calls it holds the attachment's lock, and has swept
+One-shot calls and the agent use the same :func:`handle`. The caller holds the attachment's lock, and has swept
 if this is the first call of a boot. Source: CNI spec sections 2 and 5.
 """
 
@@ -36,7 +36,7 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error
         sys.excepthook(type(error), error, error.__traceback__)
         fault = InternalError(
-            f"internal error of {call.plugin}: {type(error).__name__}: {error}",
+            f"internal error in {call.plugin}: {type(error).__name__}: {error}",
             hint="please report it with the plugin's standard error",
         )
         return 1, encode(fault.as_json(version))

@@ -1,7 +1,7 @@
-"""One request and one reply between ``client.py`` and ``agent.py``: the contract, and the client's side of it.
+"""Protocol between ``client.py`` and the agent, one request and one reply: the contract, and the client's side of it.
 
 The client connects to ``/run/cni-py/agent.sock`` and sends one message. Its first ``sendmsg`` carries
-file descriptors (SCM_RIGHTS): standard error, and the sandbox's namespace where CNI_NETNS names one.
+file descriptors (SCM_RIGHTS): standard error, and the sandbox's namespace if CNI_NETNS names one.
 Everything is big-endian::
 
     request   4  magic "CNI>"      1  PROTOCOL     1  number of descriptors    2  zero
@@ -13,17 +13,17 @@ Everything is big-endian::
               2  zero              4  exit status   4  bytes of standard output
               standard output
 
-The agent answers first with a reply of kind BEGUN, just before it starts, or REFUSED, and then does
-not start: another protocol, namespaces that are not its own, an agent that is leaving. Only then, or
-when the connection breaks before BEGUN, may the client do the work itself. DONE carries the result.
+The agent first sends a reply of kind BEGUN, just before it starts, or REFUSED, and then does
+not start: another protocol version, other namespaces than its own, an agent that is shutting down. Only then, or
+if the connection breaks before BEGUN, may the client do the work itself. DONE carries the result.
 
-A plugin of others that ours executes may execute one of ours in turn (flannel, ptp, host-local). It
+A third-party plugin that ours executes may execute one of our plugins in turn (flannel, ptp, host-local). It
 finds ``CNI_PY_NESTED`` in its environment and works alone: it would wait for its own caller's end.
 
-A request or reply whose pieces stay away for ``REQUEST_SECONDS`` is given up, an agent that has not begun
-after ``BEGIN_SECONDS`` too; the work itself takes what it takes.
+A request or reply is abandoned if its pieces do not arrive within ``REQUEST_SECONDS``, and an agent that has not begun
+after ``BEGIN_SECONDS`` too; the work itself has no time limit.
 
-The client loads this only where a plugin has work to do: one module, for each takes a tenth of a millisecond.
+The client loads this only if a plugin has work to do: one module, because each takes a tenth of a millisecond.
 """
 
 import posix
@@ -41,7 +41,7 @@ PROTOCOL = 1
 REQUEST_MAGIC, REPLY_MAGIC = b"CNI>", b"CNI<"
 BEGUN, REFUSED, DONE = 1, 2, 3
 STATUS_REQUEST = "status"
-"""In place of a plugin's name: the agent's own figures, as JSON."""
+"""Sent instead of a plugin's name: request for the agent's statistics, as JSON."""
 REQUEST_HEAD, REPLY_HEAD = 48, 16
 MAX_HEAD, MAX_STDIN, MAX_STDOUT = 1 << 20, 4 << 20, 4 << 20
 REQUEST_SECONDS, BEGIN_SECONDS = 10.0, 30.0
@@ -49,11 +49,11 @@ _STDERR = 2
 
 
 class FrameError(Exception):
-    """The other side speaks something else, or broke off."""
+    """Data that is not of this protocol, or a broken connection."""
 
 
 class BrokeOff(Exception):
-    """The agent had begun and did not come to the end."""
+    """Agent that had begun and did not finish."""
 
 
 def pack_request(
@@ -64,7 +64,7 @@ def pack_request(
     namespaces: tuple[int, int, int, int],
     descriptors: int,
 ) -> bytes:
-    """The bytes of a request; ``namespaces``: device and inode of the caller's network and mount namespace."""
+    """Encode a request; ``namespaces``: device and inode of the caller's network and mount namespace."""
     head = b"\0".join([plugin.encode(), launcher.encode(errors="surrogateescape"), *(k + b"=" + v for k, v in environ)]) + b"\0"
     numbers = b"".join(n.to_bytes(8, "big") for n in namespaces)
     lengths = len(head).to_bytes(4, "big") + len(stdin).to_bytes(4, "big")
@@ -72,23 +72,23 @@ def pack_request(
 
 
 def unpack_request_head(data: bytes) -> tuple[int, int, int, tuple[int, int, int, int]]:
-    """Number of descriptors, bytes of head and standard input, namespaces. Raises: FrameError."""
+    """Return number of descriptors, bytes of head and standard input, namespaces. Raises: FrameError."""
     if data[:4] != REQUEST_MAGIC:
-        raise FrameError("no request of cni-py")
+        raise FrameError("not a request of cni-py")
     if data[4] != PROTOCOL:
         raise FrameError(f"protocol {data[4]}, this is {PROTOCOL}")
     head, stdin = int.from_bytes(data[8:12], "big"), int.from_bytes(data[12:16], "big")
     if head > MAX_HEAD or stdin > MAX_STDIN:
-        raise FrameError(f"a request of {head} and {stdin} bytes is too large")
+        raise FrameError(f"request too large: {head} and {stdin} bytes")
     a, b, c, d = (int.from_bytes(data[i : i + 8], "big") for i in range(16, 48, 8))
     return data[5], head, stdin, (a, b, c, d)
 
 
 def unpack_head(head: bytes) -> tuple[str, str, dict[str, str]]:
-    """Plugin, launcher, environment. Raises: FrameError."""
+    """Return plugin, launcher, environment. Raises: FrameError."""
     parts = head.decode(errors="surrogateescape").split("\0")
     if len(parts) < 3:
-        raise FrameError("a request without plugin and launcher")
+        raise FrameError("request without plugin and launcher")
     pairs = (part.partition("=") for part in parts[2:] if part)
     return parts[0], parts[1], {key: value for key, _, value in pairs}
 
@@ -98,16 +98,16 @@ def pack_reply(kind: int, status: int = 0, stdout: bytes = b"") -> bytes:
 
 
 def read_reply(sock: socket) -> tuple[int, int, bytes]:
-    """Kind, exit status, standard output. Raises: FrameError, OSError."""
+    """Read a reply. Returns: kind, exit status, standard output. Raises: FrameError, OSError."""
     data = read_exactly(sock, REPLY_HEAD)
     length = int.from_bytes(data[12:16], "big")
     if data[:4] != REPLY_MAGIC or data[4] != PROTOCOL or length > MAX_STDOUT:
-        raise FrameError("no reply of this protocol")
+        raise FrameError("not a reply of this protocol")
     return data[5], int.from_bytes(data[8:12], "big"), read_exactly(sock, length)
 
 
 def read_exactly(sock: socket, length: int, data: bytes = b"") -> bytes:
-    """``data``, which was read before, completed to this length. Raises: FrameError where the other side closed; OSError."""
+    """Complete ``data``, which was read before, to this length. Raises: FrameError if the other side closed; OSError."""
     while len(data) < length:
         block = sock.recv(min(length - len(data), 1 << 16))
         if not block:
@@ -120,9 +120,9 @@ def read_exactly(sock: socket, length: int, data: bytes = b"") -> bytes:
 
 
 def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int, bytes] | None:
-    """Exit status and standard output; None where there is no agent or it refuses. Raises: BrokeOff.
+    """Send a call to the agent. Returns: exit status and standard output; None if there is no agent or it refuses.
 
-    ``netns``: the sandbox, "" where the call has none.
+    ``netns``: the sandbox, "" if the call has none. Raises: BrokeOff.
     """
     if NESTED.encode() in posix.environ:
         return None
@@ -146,31 +146,31 @@ def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int
 
 
 def _send_request(sock: socket, plugin: str, launcher: str, netns: str, stdin: bytes) -> None:
-    """Raises: OSError, also where standard error or the sandbox cannot be handed over: then we work alone."""
+    """Send the request. Raises: OSError, also if standard error or the sandbox cannot be passed: then we work alone."""
     net, mount = posix.stat("/proc/self/ns/net"), posix.stat("/proc/self/ns/mnt")
     descriptors = [_STDERR]
     if netns:
         try:
             descriptors.append(posix.open(netns, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK))
-        except OSError:  # gone: for DEL that is no error, and for the others the agent says so
+        except OSError:  # deleted: not an error for DEL, and for the others the agent reports it
             pass
     namespaces = net.st_dev, net.st_ino, mount.st_dev, mount.st_ino
     request = pack_request(plugin, launcher, posix.environ.items(), stdin, namespaces, len(descriptors))
     rights = b"".join([fd.to_bytes(4, byteorder) for fd in descriptors])
     sent = sock.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-    if sent < len(request):  # else the agent has it all, and may have answered and left by now
+    if sent < len(request):  # otherwise the agent has it all, and may have replied and exited already
         sock.sendall(request[sent:])
 
 
 def _first_reply(sock: socket) -> tuple[int, int, bytes]:
-    """BEGUN, REFUSED or DONE; an agent that does not answer in time is kept from beginning. Raises: FrameError, OSError."""
+    """Return BEGUN, REFUSED or DONE; prevents an agent that is late from beginning. Raises: FrameError, OSError."""
     sock.settimeout(BEGIN_SECONDS)
     try:
         return read_reply(sock)
     except TimeoutError:
         pass
     sock.shutdown(SHUT_RD)  # from here on it cannot send BEGUN any more, and without that it does not begin
-    reply = read_reply(sock)  # the end; or else it had begun just before: its work ends before we do it again
+    reply = read_reply(sock)  # the end; or it had begun just before: its work ends before we repeat it
     _wait_until_closed(sock)
     return reply
 
@@ -179,5 +179,5 @@ def _wait_until_closed(sock: socket) -> None:
     from select import poll
 
     waiting = poll()
-    waiting.register(sock, 0)  # an end of the other side is always told
+    waiting.register(sock, 0)  # a hangup is always reported
     waiting.poll()

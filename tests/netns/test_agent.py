@@ -272,13 +272,12 @@ def test_name_is_free_when_delete_has_answered(host: Host, agent: Agent) -> None
         assert host.host_ends() == []
 
 
-# The report tells of the interpreter's blocks, too; and the statistics are full after the warming up.
+# The report has the interpreter's blocks, too.
 COUNTING = """
 import gc, sys
-from cni_py.agent import statistics
-statistics.KEPT_LATENCIES = 100
-plain = statistics.Statistics.as_json
-statistics.Statistics.as_json = lambda self: plain(self) | {"garbage": gc.collect(), "blocks": sys.getallocatedblocks()}
+from cni_py.agent.metrics import AgentMetrics
+plain = AgentMetrics.as_json
+AgentMetrics.as_json = lambda self: plain(self) | {"garbage": gc.collect(), "blocks": sys.getallocatedblocks()}
 """
 
 
@@ -543,9 +542,11 @@ def test_metrics(host: Host, address: str) -> None:
         assert "200 OK" in head
         assert "text/plain; version=0.0.4" in head
         assert 'cni_py_calls_total{plugin="host-local",verb="ADD"} 1\n' in text
-        assert 'cni_py_call_seconds{verb="ADD",quantile="0.95"} 0.' in text
+        assert 'cni_py_call_seconds_count{verb="ADD"} 1\n' in text
+        assert "# TYPE cni_py_call_seconds histogram\n" in text
         assert "cni_py_attachments 1\n" in text
         assert "404" in host.do(http_get, address, "/")
+        assert host.do(http_get, address, "/readyz").endswith("cni-agent is ready")
         with Agent(host, "--metrics", address):  # while it is replaced
             assert "200 OK" in host.do(http_get, address, "/metrics")
 

@@ -93,8 +93,8 @@ def test_agent_is_killed_in_the_middle_of_add(host: Host, dying: Dying) -> None:
         if reply is None:
             break
         assert reply.code == 11, (stage, reply)
-        assert "the agent broke off" in reply.json["msg"]
-        assert "taken back" in reply.json["details"]
+        assert "the agent disconnected" in reply.json["msg"]
+        assert "undone" in reply.json["details"]
         assert state(host, first, pod) == before, stage
     else:
         raise AssertionError("no end of steps")
@@ -218,7 +218,7 @@ def test_backlog_is_full(host: Host) -> None:
 
 def test_backlog_of_an_agent_that_stands_still_is_full(host: Host) -> None:
     """The clients work alone at once; when it goes on, it answers again."""
-    with Agent(host, code="from cni_py import agent; agent.BACKLOG = 3") as agent:
+    with Agent(host, code="from cni_py.agent import listener; listener.BACKLOG = 3") as agent:
         agent.signal(signal.SIGSTOP)
         with ExitStack() as stack:
             fill_backlog(host, stack)

@@ -470,7 +470,7 @@ def test_check_compares_with_prev_result(pool: Pool) -> None:
     with pytest.raises(CheckFailed) as error:
         pool.call("CHECK", "c1", prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.4/29"}]})
     assert f'expected: c1 eth0 in "{pool.folder}/10.1.2.4", found: c2 eth0' in error.value.details
-    with pytest.raises(CheckFailed, match="found: nobody's"):
+    with pytest.raises(CheckFailed, match="found: not reserved"):
         pool.call("CHECK", "c1", prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.6/29"}]})
 
 

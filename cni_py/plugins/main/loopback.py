@@ -26,7 +26,7 @@ NO_MAC = "00:00:00:00:00:00"
 
 
 def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
-    """Set ``lo`` up; a previous result is handed on as it came."""
+    """Set ``lo`` up; a previous result is returned unchanged."""
     if config.prev_result is not None:
         from_json(config.prev_result)
     with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
@@ -36,20 +36,20 @@ def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
         addresses = list_addresses(sandbox, lo)
     strange = [str(a) for a in addresses if not a.is_loopback]
     if strange:
-        raise InvalidConfig(f'"lo" of "{call.netns}" has an address that is no loopback address: {", ".join(strange)}')
+        raise InvalidConfig(f'"lo" of "{call.netns}" has an address that is not a loopback address: {", ".join(strange)}')
     if config.prev_result is not None:
         return {"cniVersion": call.cni_version, **call.conf["prevResult"]}
     result = Result(
         interfaces=(Interface("lo", NO_MAC, lo.mtu, call.netns),),
         ips=tuple(IPConfig(address, interface=0) for address in addresses),
     )
-    # Go-compatible: the form of 1.0.0 under every older version's number (plugins/main/loopback/loopback.go)
+    # Go-compatible: the form of 1.0.0 with every older version's number (plugins/main/loopback/loopback.go)
     form = call.cni_version if at_least(call.cni_version, "1.0.0") else "1.0.0"
     return result.as_version(form) | {"cniVersion": call.cni_version}
 
 
 def delete(call: Call, config: LoopbackConfig) -> None:
-    """Set ``lo`` down; a namespace that has gone is success."""
+    """Set ``lo`` down; a deleted namespace is success."""
     if not call.netns:
         return
     try:
@@ -60,7 +60,7 @@ def delete(call: Call, config: LoopbackConfig) -> None:
 
 
 def check(call: Call, config: LoopbackConfig) -> None:
-    """``lo`` must be up."""
+    """Check that ``lo`` is up."""
     with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
         if not _lo(sandbox).is_up:
             raise CheckFailed(
@@ -69,11 +69,11 @@ def check(call: Call, config: LoopbackConfig) -> None:
 
 
 def gc(call: Call, config: LoopbackConfig) -> None:
-    """Nothing is left behind: ``lo`` goes with its namespace."""
+    """Do nothing: ``lo`` is deleted with its namespace."""
 
 
 def status(call: Call, config: LoopbackConfig) -> None:
-    """Always ready."""
+    """Succeed: it is always ready."""
 
 
 def _lo(sandbox: Rtnl) -> Link:
