@@ -72,3 +72,41 @@ def test_port_of_a_process_is_named(node: Node, family: str) -> None:
         assert flanneld.wait() == 1
         process.communicate("")
     assert "cannot receive: UDP port 8472 is taken by python" in flanneld.log
+
+
+READ_ONLY = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys"
+"""As in a container without privileges."""
+
+
+def test_read_only_parameters_are_one_line_and_count_nothing(node: Node) -> None:
+    node.run(f"echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding; {READ_ONLY}")
+    flanneld = node.start("-healthz-port=9090", "-healthz-ip=127.0.0.1").wait_ready()
+    warnings = [line for line in flanneld.log.splitlines() if "read-only" in line.lower()]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("W")
+    assert "sysctl -w net/ipv4/ip_forward=1 net/ipv6/conf/all/forwarding=1" in warnings[0]
+    metrics = node.run("curl -s http://127.0.0.1:9090/metrics")
+    assert "\ncni_py_flanneld_refused 0\n" in metrics
+    changes = next(line for line in metrics.splitlines() if line.startswith("cni_py_flanneld_changes_total "))
+    node.run("ip link add late type bridge; ip link del late")  # it looks again
+    assert changes in node.run("sleep 1; curl -s http://127.0.0.1:9090/metrics")
+
+
+def test_read_only_parameters_that_have_no_effect_are_information(node: Node) -> None:
+    """The usual DaemonSet: the host forwards already."""
+    node.run(READ_ONLY)
+    flanneld = node.start().wait_ready()
+    assert [line[0] for line in flanneld.log.splitlines() if "read-only" in line.lower()] == ["I"]
+
+
+def test_ipv6_that_cannot_be_switched_on_is_named_with_the_command(node: Node) -> None:
+    node.run(f"echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; {READ_ONLY}")
+    flanneld = node.start()
+    assert flanneld.wait() == 1
+    assert 'IPv6 is switched off on "flannel-v6.1": sysctl -w net/ipv6/conf/flannel-v6.1/disable_ipv6=0' in flanneld.log
+
+
+def test_ipv6_that_is_off_by_default_is_switched_on_for_our_devices(node: Node) -> None:
+    node.run("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    node.start().wait_ready()
+    assert node.run("cat /proc/sys/net/ipv6/conf/flannel-v6.1/disable_ipv6").strip() == "0"
