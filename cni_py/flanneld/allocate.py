@@ -159,7 +159,7 @@ def _why_full(config: NetworkConfig, taken: Sequence[Subnets], endless: Collecti
 
 
 def in_words_without_end(subnets: Subnets) -> str:
-    """What is to be said of this node's own lease where it never expires."""
+    """Return the message about this node's own lease if it never expires."""
     key = ",".join(str(subnet) for subnet in subnets.each())
     return (
         f"our lease of {subnets} has no end: it is a reservation, kept for this node's address also when the node is deleted; "

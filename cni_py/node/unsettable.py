@@ -19,7 +19,7 @@ from cni_py.kernel import sysctl
 from cni_py.node.log import info, warning
 
 _ACCEPT_RA = re.compile(r"net/ipv6/conf/(.+)/accept_ra")
-"""It has no effect where the device forwards (value 1)."""
+"""A parameter without effect if the device forwards (value 1)."""
 
 
 class Unsettable:

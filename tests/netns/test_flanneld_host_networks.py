@@ -16,7 +16,7 @@ from support.waiting import until
 pytestmark = pytest.mark.netns
 
 AROUND_THE_LAN = {"Network": "192.168.120.0/21", "SubnetLen": 24}
-"""It contains the nodes' own 192.168.123.0/24, and five subnets more than that."""
+"""A network that contains the nodes' own 192.168.123.0/24, and five subnets more than that."""
 PEER = {"PublicIP": "192.168.123.50", "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:77"}}
 IN_AN_HOUR = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 LENIENT = "-host-network-overlap=warn"
@@ -69,7 +69,7 @@ def test_network_that_is_inside_the_lan_leases_nothing_unless_that_is_asked_for(
     assert node.env == {}
     flanneld.terminate()
     again = node.start(LENIENT).wait_ready()
-    assert again.has_said("takes packets of theirs", "our own subnet 192.168.123.")
+    assert again.has_said("takes their packets", "our own subnet 192.168.123.")
     assert node.env["FLANNEL_SUBNET"].startswith("192.168.123.")
 
 
@@ -133,7 +133,7 @@ def test_address_of_a_node_is_in_no_new_subnet(net: Net) -> None:
 
 
 def test_own_lease_without_an_end_is_said_with_what_ends_it(net: Net) -> None:
-    """It was copied from etcd v2, or reserved."""
+    """Copied from etcd v2, say, or reserved."""
     [node] = net.nodes
     configure(net, {"Network": "10.244.0.0/16"}, **{"10.244.7.0-24": {"PublicIP": node.address}})
     flanneld = node.start().wait_ready()
@@ -203,7 +203,7 @@ def test_network_that_the_host_gets_later_takes_the_route_away_as_long_as_it_has
     until(lambda: "10.244.77.0/24" in node.routes())
 
 
-def test_network_on_our_own_subnet_is_told_of_once_and_the_lease_stays(net: Net) -> None:
+def test_network_on_our_own_subnet_is_logged_once_and_the_lease_stays(net: Net) -> None:
     [node] = net.nodes
     flanneld = node.start().wait_ready()
     for _ in range(2):

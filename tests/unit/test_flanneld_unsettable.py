@@ -1,4 +1,4 @@
-"""What is said of kernel parameters that cannot be set."""
+"""Messages about kernel parameters that cannot be set."""
 
 from __future__ import annotations
 
