@@ -8,8 +8,8 @@
 How it works. The kernel prefers the longer prefix. A subnet inside the host's LAN takes a part of it (router, etcd, peers)
 into the tunnel, or makes cni0 a second router in it; a host network inside a peer's subnet hides pods of that peer. So a
 subnet that overlaps a network of the host's links is not leased here, and none of another node is routed. Both can be had
-with ``-host-network-overlap=warn``. What ran before goes on, and the log says so: the node's own subnet, and routes that
-were in the kernel or saved when flanneld started.
+with ``-host-network-overlap=warn``. What ran before goes on, and the log says so: the node's own subnet, routes that were in
+the kernel or saved when flanneld started, and routes that overlap the same network as our own subnet.
 
 A network is what an address of a link makes reachable on it. Single addresses (/32, /128) hide only themselves: they are
 avoided in choosing, no more. Links that flanneld or the plugins created do not count (``own_devices.py``); docker0 does.
@@ -124,6 +124,7 @@ class HostNetworks:
         self._has_begun = False
         self._said: set[str] = set()
         self._former: frozenset[tuple[Network, HostNetwork]] = frozenset()
+        self._lived_with: frozenset[HostNetwork] = frozenset()
         self.found: frozenset[HostNetwork] = frozenset()
         """The host's networks at the last look."""
 
@@ -163,13 +164,20 @@ class HostNetworks:
         """Return why another node's subnets are not routed; empty: they are, with a warning if they overlap all the same."""
         for subnet in subnets.each():
             for each in self._overlapping(subnet):
-                if self.refuses and (subnet, each) not in self._former:
+                if self.refuses and (subnet, each) not in self._former and each not in self._lived_with:
                     return f"it overlaps {each}, a network of this host itself; {OPTION} routes it all the same"
-                reason = "it was routed before" if self.refuses else OPTION
+                reason = "so does our own subnet" if each in self._lived_with else "it was routed before"
+                reason = reason if self.refuses else OPTION
                 warning_once(
                     f"routing {subnet} although it overlaps {each}, a network of this host itself: {reason}", self._said
                 )
         return ""
+
+    def start_on(self, subnets: Subnets) -> None:
+        """Begin with these as the node's own. One that overlaps a host network says that the cluster lives with that."""
+        self.look(subnets)
+        self._lived_with = frozenset(each for subnet in subnets.each() for each in self._overlapping(subnet))
+        self.warn_of_own(subnets)
 
     def warn_of_own(self, subnets: Subnets) -> None:
         """Log once that the node's own subnet overlaps: it is kept, for its pods run on it."""

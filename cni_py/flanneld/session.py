@@ -135,8 +135,7 @@ class Session:
     def set_up(self, leases: Mapping[Subnets, Lease]) -> None:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.lease.subnets
-        self.host_networks.look(own)
-        self.host_networks.warn_of_own(own)
+        self.host_networks.start_on(own)
         self.firewall = Firewall(self.options, self.config, own)
         self.firewall.ensure()
         self._told = leases

@@ -189,6 +189,18 @@ def test_route_that_there_was_before_goes_on(net: Net, way: str) -> None:
     assert "192.168.123.128/25" in node.routes()
 
 
+def test_cluster_inside_a_wide_lan_goes_on_after_an_upgrade_with_a_reboot(net: Net) -> None:
+    """No route is in the kernel and nothing is saved, but this node has a lease of the same kind."""
+    [node] = net.nodes
+    inside = {"192.168.123.16-28": {**PEER, "PublicIP": node.address, "Expires": IN_AN_HOUR}, **leases("192.168.123.128-28")}
+    configure(net, {"Network": "192.168.123.0/24", "SubnetLen": 28}, **inside)
+    flanneld = node.start().wait_ready()
+    until(lambda: "192.168.123.128/28" in node.routes())
+    assert flanneld.has_said(
+        "our own subnet 192.168.123.16/28 overlaps", "routing 192.168.123.128/28 although", "so does our own subnet"
+    )
+
+
 @pytest.mark.parametrize("address", ["10.244.77.9/24", "10.244.77.9/28", "10.244.0.9/17"], ids=["same", "inside", "around"])
 def test_network_that_the_host_gets_later_takes_the_route_away_as_long_as_it_has_it(net: Net, address: str) -> None:
     [node] = net.nodes

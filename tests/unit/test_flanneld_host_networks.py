@@ -142,6 +142,19 @@ def test_what_was_routed_before_goes_on_and_a_new_overlap_does_not(said: list[st
     assert known.why_not(subnets("10.0.5.0/24"))
 
 
+def test_network_that_our_own_subnet_overlaps_at_start_is_lived_with(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = host("10.0.0.0/8 eth0", "172.16.0.0/12 eth1")
+    monkeypatch.setattr(host_networks, "list_host_networks", lambda _: known.found)
+    assert known.why_not(subnets("10.244.5.0/24"))
+    known.start_on(Subnets(IPv4Network("10.244.7.0/24")))
+    assert known.why_not(subnets("10.244.5.0/24")) == ""
+    assert "so does our own subnet" in said[-1]
+    assert known.why_not(subnets("172.20.5.0/24"))
+    known.found = frozenset(on_host("10.244.0.0/16 br9"))
+    known.warn_of_own(Subnets(IPv4Network("10.244.7.0/24")))
+    assert known.why_not(subnets("10.244.6.0/24"))
+
+
 def test_own_subnet_that_overlaps_is_said_once(said: list[str]) -> None:
     known = host("10.0.5.0/24 eth0", "192.168.0.0/16 eth1")
     for _ in range(2):
