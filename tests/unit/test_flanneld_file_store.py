@@ -24,7 +24,7 @@ from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.lease_file import Damaged, LeaseFile
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.store import LeaseTaken, PoolExhausted, Refused, Unavailable
-from support.waiting import until
+from support.waiting import SECONDS, until
 
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 NETWORK = NetworkConfig.parse(json.dumps(CONFIG))
@@ -109,9 +109,9 @@ class Watcher:
                 self.sets.append({str(subnets): lease.attributes for subnets, lease in leases.items()})
                 self._changed.notify_all()
 
-    def wait_for(self, count: int, seconds: float = 10.0) -> list[dict[str, Attributes]]:
+    def wait_for(self, count: int) -> list[dict[str, Attributes]]:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.sets) >= count, seconds), self.sets
+            assert self._changed.wait_for(lambda: len(self.sets) >= count, SECONDS), self.sets
             return list(self.sets)
 
     def __enter__(self) -> Watcher:
@@ -488,13 +488,11 @@ def watcher(file: LeasesFile) -> Iterator[Watcher]:
         yield watcher
 
 
-def test_watch_begins_with_what_is_there_and_sees_changes_within_a_second(file: LeasesFile, watcher: Watcher) -> None:
+def test_watch_begins_with_what_is_there_and_sees_changes(file: LeasesFile, watcher: Watcher) -> None:
     assert watcher.wait_for(1) == [{}]
     for count in range(2, 6):
-        began = time.monotonic()
         lease = file.acquire(node(count))
         assert str(lease.subnets) in watcher.wait_for(count)[-1]
-        assert time.monotonic() - began < 1.0
 
 
 def test_watch_sees_two_changes_of_one_size_in_one_moment(file: LeasesFile, watcher: Watcher) -> None:

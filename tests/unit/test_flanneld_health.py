@@ -15,6 +15,8 @@ import pytest
 from cni_py.flanneld import health as module
 from cni_py.flanneld.health import Health
 
+SOON_SECONDS = 15.0
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -90,14 +92,14 @@ def test_other_paths_and_methods(health: Health) -> None:
 
 
 def test_clients_that_hang_keep_no_probe_waiting(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLIENT_SECONDS", 0.5)
+    monkeypatch.setattr(module, "CLIENT_SECONDS", 60.0)
     hanging = [socket.create_connection(("127.0.0.1", health.port)) for _ in range(module.MAX_CLIENTS // 2)]
     try:
         for number, sock in enumerate(hanging):
             sock.sendall(b"GET /healthz HTTP/1.1\r\n"[:number])
         began = monotonic()
         assert ask(health, "/healthz")[0] == 200
-        assert monotonic() - began < 0.5
+        assert monotonic() - began < SOON_SECONDS
     finally:
         for sock in hanging:
             sock.close()
@@ -125,7 +127,7 @@ def test_client_that_drips_is_cut_off(health: Health, monkeypatch: pytest.Monkey
         took = monotonic() - began
         stop.set()
         dripping.join()
-    assert took < 3
+    assert took < SOON_SECONDS
 
 
 def test_more_clients_than_places_are_refused_and_come_in_later(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
