@@ -31,6 +31,7 @@ from cni_py.kernel.routes import PROTOCOL, Route, blackhole, delete_routes, list
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails, ensure_vxlan, find_vxlan
 from cni_py.kernel.watch import KINDS, Watch
 from support.namespaces import Host
+from support.pods import NO_DAD
 from support.waiting import SECONDS
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ BOOT = 3  # the protocol number of Go flannel's routes
 def node(host: Host) -> Host:
     """A host with an underlay of both families, eth0, and a second one, eth1."""
     host.run(
-        "ip link add eth0 type veth peer name far0; ip link add eth1 type veth peer name far1;"
+        f"{NO_DAD} ip link add eth0 type veth peer name far0; ip link add eth1 type veth peer name far1;"
         "ip addr add 192.168.123.11/24 dev eth0; ip addr add fd00::11/64 dev eth0 nodad;"
         "for link in eth0 eth1 far0 far1; do ip link set $link up; done"
     )
