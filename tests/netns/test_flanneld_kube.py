@@ -62,7 +62,7 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
             found["again"] = server.nodes["node1"]["metadata"]["annotations"]
             mac = Path("/sys/class/net/flannel.1/address").read_text().strip()
             daemon.send_signal(signal.SIGTERM)
-            return found | {"mac": mac, "status": daemon.wait(10), "stays": has_routes("10.244.3.0/24")}
+            return found | {"mac": mac, "status": daemon.wait(30), "stays": has_routes("10.244.3.0/24")}
         finally:
             daemon.kill()
             daemon.wait()
