@@ -20,6 +20,7 @@ from cni_py import files, subnet_env
 from cni_py.datastore.errors import StoreError
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, iface, saved
+from cni_py.flanneld.allocate import in_words_without_end
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.lease import Lease, Subnets
 from cni_py.flanneld.lingering import Lingering
@@ -37,6 +38,7 @@ from cni_py.subnet_env import SubnetEnv
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cni_py.flanneld.host_networks import HostNetworks
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Attributes
     from cni_py.flanneld.options import Options
@@ -64,11 +66,13 @@ class Session:
         config_text: str,
         external: ExternalInterface,
         former: Attributes | None,
+        host_networks: HostNetworks,
     ) -> None:
         """``former``: what our last lease said."""
         self.options, self.store, self.status = options, store, status
+        self.host_networks = host_networks
         self.config_text = config_text
-        self.config = NetworkConfig.parse(config_text)
+        self.config = NetworkConfig.parse(config_text).on_host(host_networks)
         self.external = external
         self.backend = backends.create(self.config, external)
         restore = getattr(self.backend, "restore", None)
@@ -89,6 +93,10 @@ class Session:
         """Why, when that was tried last."""
         self._ignored: dict[Subnets, Lease] = {}
         """Of the leases that there are those that are not followed; one that says something else now is judged anew."""
+        self._told: Mapping[Subnets, Lease] = {}
+        """What the datastore told last."""
+        self._is_host_new = threading.Event()
+        """Set where the host's networks are others: each lease is checked again."""
         self._threads: list[threading.Thread] = []
 
     def close(self) -> None:
@@ -110,6 +118,8 @@ class Session:
         """Lease our subnet, however long it takes; False where we are to stop."""
         previous = read_subnets(self.options.subnet_file)
         while not self.status.stop.is_set():
+            if self.host_networks.look():
+                self.config = self.config.on_host(self.host_networks)
             try:
                 self.lease = self.store.acquire(self.config, self._attributes, previous)
             except StoreError as fault:
@@ -117,14 +127,18 @@ class Session:
                 self.status.not_ready(f"no subnet is leased: {fault}")
                 self.status.pause()
             else:
+                if self.lease.expires is None and not self.options.kube_subnet_mgr:
+                    info(in_words_without_end(self.lease.subnets))
                 return True
         return False
 
     def set_up(self, leases: Mapping[Subnets, Lease]) -> None:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.lease.subnets
+        self.host_networks.start_on(own)
         self.firewall = Firewall(self.options, self.config, own)
         self.firewall.ensure()
+        self._told = leases
         self.follow(leases)
         self._save()
         write_subnet_file(self.options.subnet_file, self.config, own, self.backend.mtu, self.options.ip_masq)
@@ -134,6 +148,9 @@ class Session:
         """Want what these leases ask for, but for those that would turn away packets which are not theirs."""
         known = {**self._known.leases, **self._ignored}
         self._ignored = {subnets: lease for subnets, lease in self._ignored.items() if leases.get(subnets) == lease}
+        if self._is_host_new.is_set():
+            self._is_host_new.clear()
+            known, self._ignored = {}, {}
         for subnets, lease in leases.items():  # of thousands few are new
             if (before := known.get(subnets)) is not lease and before != lease and (why_not := self._why_not(lease)):
                 self._ignored[subnets] = lease
@@ -164,7 +181,7 @@ class Session:
             return f"{its.public_ipv6} is link-local, and our address is not"
         if not self.config.holds(subnets):
             return "it is not in the network; if the configuration is another now, start flanneld again"
-        return f"it overlaps our own, {own}" if subnets.overlap(own) else ""
+        return f"it overlaps our own, {own}" if subnets.overlap(own) else self.host_networks.why_not(subnets)
 
     def keep(self, is_confirmed: bool) -> None:
         """Start the threads that keep it so, and wait until it has to begin anew, or we are to stop."""
@@ -213,6 +230,7 @@ class Session:
                 if own is not None:
                     warning(f"our lease of {own.subnets} was changed by somebody: publishing it again")
                 self.lease_lost.set()
+            self._told = leases
             self._news.put(leases)
 
     def _follow_leases(self) -> None:
@@ -336,9 +354,12 @@ class Session:
         with Watch(("link", "addr")) as watch:
             next_look = monotonic()  # it may have changed since this session's beginning
             while not self.ended.is_set():
-                if not watch.wait(0.5) and monotonic() < next_look:
+                changed = watch.wait(0.5)
+                if not changed and monotonic() < next_look:
                     continue
                 next_look = monotonic() + LOOK_SECONDS
+                if "link" not in changed or "addr" in changed:
+                    self._look_at_host()
                 try:
                     now = iface.find(self.options, self.config.ipv4, self.config.ipv6, quiet=True)
                 except CniError:  # down for a moment: what was set up comes back with it
@@ -347,6 +368,14 @@ class Session:
                     info(f"the external interface is another now: {now}, it was {self.external}")
                     self.ended.set()
                     self.store.reconnect()  # a connection from an address that has gone would be waited for
+
+    def _look_at_host(self) -> None:
+        """Follow the leases by other rules where the host has another network now."""
+        if self.host_networks.look(self.lease.subnets):
+            self.host_networks.warn(self.config.networks)
+            self.host_networks.warn_of_own(self.lease.subnets)
+            self._is_host_new.set()
+            self._news.put(self._told)
 
 
 def _is_link_local(its: Attributes) -> bool:

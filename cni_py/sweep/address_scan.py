@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import EINVAL
 
+from cni_py.attachment.record import ALIAS
 from cni_py.sweep import netns_scan
 
 TYPE_CHECKING = False
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from cni_py.kernel.netns import NetNS
     from cni_py.sweep.netns_paths import NetnsPaths
     from cni_py.sweep.netns_scan import Reader
-
-ALIAS = "cni:"
-"""Prefix of the alias of our host ends (plugins/main/bridge)."""
 
 
 class AddressScan:

@@ -89,7 +89,7 @@ def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_
 
 def test_lease_that_is_lost_again_while_it_is_put_back_is_put_back_again(running: Daemon) -> None:
     store: Any = running.store
-    session = Session(running.options, store, running.status, config("alloc"), EXTERNAL, None)
+    session = Session(running.options, store, running.status, config("alloc"), EXTERNAL, None, running.host_networks)
     store.meanwhile = [session.lease_lost.set, session.ended.set]
     session.lease_lost.set()
     thread = threading.Thread(target=session._renew, args=(True,), daemon=True)
@@ -104,7 +104,7 @@ def test_peer_is_known_to_the_back_end_where_the_kernel_refuses_something(
 ) -> None:
     """Say, the device is away for a moment. What the kernel holds is looked at again; the back end hears of a peer once."""
     monkeypatch.setattr(udp.Backend, "attributes", lambda _: Attributes(HERE))
-    session = Session(running.options, running.store, running.status, config("udp"), EXTERNAL, None)
+    session = Session(running.options, running.store, running.status, config("udp"), EXTERNAL, None, running.host_networks)
     session.lease = Lease(OURS, Attributes(HERE))
 
     def refuse(_: object) -> None:
