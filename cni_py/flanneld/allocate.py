@@ -114,7 +114,8 @@ def free(
         endless: those of ``taken`` that never expire.
         nodes: addresses of nodes, none of which a subnet may hold.
     """
-    taken, nodes = list(taken), list(nodes)
+    taken = list(taken)
+    nodes = [node for node in nodes if any(node in network for network in config.networks)]
     why_full = _why_full(config, taken, endless)
     first, second = pool4(config), pool6(config)
     ipv4 = ipv6 = None

@@ -122,7 +122,7 @@ def wait_for_etcd(etcd: Service, seconds: float = READY_SECONDS) -> None:
             time.sleep(0.02)
         else:
             return
-    raise _failure("etcd does not answer" if etcd.is_alive else "etcd has exited", etcd)
+    raise _failure("etcd does not reply" if etcd.is_alive else "etcd has exited", etcd)
 
 
 def put_config(etcd: Service, config: str) -> None:

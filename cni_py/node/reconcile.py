@@ -31,6 +31,7 @@ from cni_py.kernel.neighbour import (
     replace_neighbours,
 )
 from cni_py.kernel.routes import PROTOCOL, delete_routes, list_routes, replace_routes
+from cni_py.kernel.udp_port import port_named
 from cni_py.kernel.vxlan import ensure_vxlan
 from cni_py.netlink.constants import IFF_NOARP, RTPROT_KERNEL
 from cni_py.netlink.monitor import Watch
@@ -192,7 +193,8 @@ class Reconciler:
         changes += self._sysctls()  # before its addresses: the kernel refuses an IPv6 address where IPv6 is off
         changes += self._addresses(link, {address for name, address in wanted.addresses if name == link.name})
         if not link.is_up:
-            set_up(self._host, link)
+            with port_named(self._host, link.name):
+                set_up(self._host, link)
             changes += 1
         neighbours = {entry for entry in wanted.neighbours if entry.device == link.name}
         forwarding = {entry for entry in wanted.forwarding if entry.device == link.name}

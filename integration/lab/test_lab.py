@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-# --- who reaches whom -------------------------------------------------------------------------------------------------
+# --- connectivity -----------------------------------------------------------------------------------------------------
 
 
 @needs_root
@@ -82,7 +82,7 @@ def test_nodes_are_machines_of_their_own(lab: Lab) -> None:
 
 @needs_root
 @pytest.mark.parametrize("lab", [{"nodes": 1}], indirect=True)
-def test_commands_run_where_they_are_told_to(lab: Lab) -> None:
+def test_commands_run_where_requested(lab: Lab) -> None:
     assert f"{lab.pods['pod1'].addresses[0]}/24" in lab.run("pod1", "ip -4 -br addr show eth0")
     assert lab.run("pod1", "cat", stdin="to the pod") == "to the pod"
     assert lab.run("node1", "cni-py explain").count("cbr0") == 1
@@ -97,9 +97,9 @@ def test_commands_run_where_they_are_told_to(lab: Lab) -> None:
 
 @needs_root
 @pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
-def test_packets_that_are_too_large_are_told(lab: Lab) -> None:
+def test_packets_that_are_too_large_are_reported(lab: Lab) -> None:
     assert lab.wait_connected().is_complete
-    faults.break_(lab, "flanneld", "node1")  # which would put it back
+    faults.break_(lab, "flanneld", "node1")  # which would restore it
     lab.run("node1", "ip link set flannel.1 mtu 1400")
     matrix = lab.ping(seconds=0.5)
     assert [pair.why for pair in matrix.failed if pair.source == "pod1"] == ["1450 bytes: too large for the path"]
@@ -318,7 +318,7 @@ def test_folder_that_the_lab_was_in_goes_with_it_where_it_is_empty(tmp_path: Pat
     assert lab_commands.down(down) == 0
     assert [path.name for path in ours.iterdir()] == ["journal"]
     assert lab_commands.down(argparse.Namespace(directory=str(tmp_path / "mine" / "lab"))) == 0
-    assert (tmp_path / "mine").is_dir(), "a folder that somebody else chose"
+    assert (tmp_path / "mine").is_dir(), "a directory that we did not create"
 
 
 def test_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @needs_root
-def test_flanneld_that_fails_is_told_with_its_words(bin_dir: Path, tmp_path: Path) -> None:
+def test_flanneld_that_fails_is_reported_with_its_output(bin_dir: Path, tmp_path: Path) -> None:
     program = tmp_path / "flanneld"
     program.write_text("#!/bin/sh\necho 'no backend for you' >&2\nexit 1\n")
     program.chmod(0o755)
@@ -426,7 +426,7 @@ def test_machines_own_network_is_not_touched(bin_dir: Path) -> None:
 
 
 @needs_root
-def test_folder_of_somebody_else_is_left_alone(command: Command, tmp_path: Path) -> None:
+def test_directory_with_other_files_is_left_alone(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "lab"
     (folder / "log").mkdir(parents=True)
     (folder / "thesis.tex").write_text("years of work")

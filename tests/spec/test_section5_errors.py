@@ -213,7 +213,7 @@ def test_answer_that_cannot_be_written_is_a_failure(node: Host, redirect: str) -
     rc, _, stderr = execute(node, "loopback", environment(node, "VERSION"), b"{}", redirect)
     assert rc == 1
     assert b"Traceback" not in stderr
-    assert (b"could not write the answer" in stderr) == ("2>&-" not in redirect)
+    assert (b"could not write the reply" in stderr) == ("2>&-" not in redirect)
 
 
 def test_error_is_one_line_of_json(node: Host) -> None:

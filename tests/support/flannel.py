@@ -39,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {"v4": NETWORK, "v6": {"EnableIPv4": False
 PROTOCOL = 122  # of flanneld's routes
 SAVED = "/var/lib/cni-py/flanneld.json"
 SUBNET_ENV = "/run/flannel/subnet.env"
-READY_SECONDS = 30
+READY_SECONDS = SECONDS
 PING_SECONDS, FEWEST_ANSWERS = "0.01", 10
 FORWARDING = """
 echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -310,7 +310,7 @@ class Net:
         self.datastore = folder / "flannel.json"
         self.options: list[str] = []
         self.code = ""
-        """What every flanneld of it runs first: tests set shorter times in it."""
+        """Code that every flanneld runs first: tests set shorter times in it."""
         self.nodes: list[Node] = []
         self.started: list[Flanneld] = []
         self.write({"config": FAMILIES[families] | {"Backend": backend}, "leases": {}})
@@ -481,7 +481,7 @@ def network(
 
 @contextmanager
 def traffic(net: Net) -> Iterator[list[Ping]]:
-    """Between the pods of the first two nodes, there and back, by each family, as long as this lasts."""
+    """Ping between the pods of the first two nodes, in both directions, by each family, within this block."""
     first, second = net.nodes[:2]
     ways = [(first, "pod1", address) for address in second.pods["pod2"]]
     ways += [(second, "pod2", address) for address in first.pods["pod1"]]
@@ -506,9 +506,9 @@ class Ping:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._wait_for_answers(len(self.answered) + FEWEST_ANSWERS)
+            self._wait_for_answers(len(self.replies) + FEWEST_ANSWERS)
         finally:
-            pid = self._process.pid  # nsenter's own, where it has gone into a process namespace
+            pid = self._process.pid  # nsenter's own, if it has entered a PID namespace
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             subprocess.run(["kill", "-INT", *(children or [str(pid)])], check=True)
             wait_for_end(self._process)
@@ -516,11 +516,11 @@ class Ping:
             os.close(self._output)
 
     def _wait_for_answers(self, count: int) -> None:
-        until(lambda: len(self.answered) >= count, lambda: f"{count} answers: {self.words[-500:]}")
+        until(lambda: len(self.replies) >= count, lambda: f"{count} replies: {self.words[-500:]}")
 
     @property
     def words(self) -> str:
-        """All that it has printed."""
+        """Its whole output."""
         return self._words or os.pread(self._output, os.fstat(self._output).st_size, 0).decode()
 
     @property
@@ -531,5 +531,5 @@ class Ping:
     @property
     def lost(self) -> int:
         """Packets that were followed by an answered one, and not answered themselves: the last may be under way."""
-        answered = self.answered
+        answered = self.replies
         return max(answered) - len(answered)

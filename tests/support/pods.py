@@ -82,7 +82,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 NO_DAD = "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0\n"
-"""For interfaces that are made then: else addresses and routes come a second or two later."""
+"""Setting for interfaces created later: otherwise addresses and routes come a second or two later."""
 
 
 def wait_for_dad(host: Host, pod: Sandbox) -> dict[str, Any]:

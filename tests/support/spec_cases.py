@@ -28,7 +28,7 @@ every_version = pytest.mark.parametrize(
     [*(pytest.param(None, version, id=version) for version in VERSIONS), pytest.param(EXECUTABLE, "1.1.0", id=EXECUTABLE)],
     indirect=["node"],
 )
-"""All versions without the start of an interpreter, and one of them by the executables."""
+"""Pairs of way and version: all versions without the start of an interpreter, and one of them by the executables."""
 PREVIOUS_IP = "10.1.2.3"
 
 _numbers = count()
@@ -42,7 +42,7 @@ def has(version: str, verb: str) -> bool:
 def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
     """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's.
 
-    portmap stands behind another plugin, whose result is in it.
+    portmap follows another plugin, whose result is in it.
     """
     ipam = {
         "type": "host-local",
@@ -64,7 +64,7 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
 
 
 def previous(version: str) -> dict[str, Any]:
-    """What a plugin before portmap has answered, in this version's form."""
+    """Return the result of a plugin before portmap, in this version's form."""
     address, gateway = f"{PREVIOUS_IP}/24", "10.1.2.1"
     if version in VERSIONS[:2]:
         return {"cniVersion": version, "ip4": {"ip": address, "gateway": gateway}}

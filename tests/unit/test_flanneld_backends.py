@@ -397,10 +397,25 @@ def test_extension_refuses_what_needs_a_shell(command: str, why: str) -> None:
         made(extension, PostStartupCommand=command)
 
 
-def test_extension_takes_the_documented_example_and_quoted_shell() -> None:
-    made(extension, SubnetAddCommand='ip route add "$SUBNET" via "$PUBLIC_IP"')
-    made(extension, SubnetAddCommand="sh -c 'read VTEP; ip route add $SUBNET && echo \"$VTEP\" >/dev/null'")
-    made(extension, SubnetAddCommand='find /tmp -exec true \\; -name "a;b"')
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ('ip route add "$SUBNET" via "$PUBLIC_IP"', "<route><add><10.244.2.0/24><via><192.0.2.2>"),
+        ("sh -c 'read VTEP; ip route add $SUBNET && echo \"$VTEP\"'", "<route><add><10.244.2.0/24>of the peer"),
+        ('ip neigh \\; "a;b"', "<neigh><;><a;b>"),
+    ],
+)
+def test_extension_takes_the_documented_example_and_quoted_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, said: str
+) -> None:
+    """It is run as it was written, with an ``ip`` that says what it is asked for."""
+    ip, peer = tmp_path / "ip", lease(2, "extension")
+    ip.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
+    ip.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    config = made(extension, SubnetAddCommand=command).config
+    variables = extension.variables_of(peer.subnets, peer.attributes)
+    assert extension.run_command(config.subnet_add_command, variables, "of the peer") == said
 
 
 @pytest.mark.parametrize(

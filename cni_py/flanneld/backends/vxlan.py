@@ -25,8 +25,9 @@ from pydantic import Field
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.lease import Attributes
+from cni_py.flanneld.vtep_mac import stable_mac
 from cni_py.kernel.address import list_addresses
-from cni_py.kernel.link import delete_link, find_link, random_mac
+from cni_py.kernel.link import delete_link, find_link
 from cni_py.kernel.vxlan import find_vxlan
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import Forwarding, Neighbour, Route, Vxlan, Wanted
@@ -89,13 +90,13 @@ class Backend:
             link = find_link(host, external.name)
             if config.direct_routing and link is not None:
                 self._on_link = [address.network for address in list_addresses(host, link)]
-            for version in (4, 6):
+            for version, public in ((4, external.public_ip), (6, external.public_ipv6)):
                 local = external.source(version)
-                if local is not None and (network.ipv4 if version == 4 else network.ipv6):
-                    self.devices[version] = self._device(host, version, local)
+                if local is not None and public is not None and (network.ipv4 if version == 4 else network.ipv6):
+                    self.devices[version] = self._device(host, version, local, public)
         self.mtu = min(device.mtu for device in self.devices.values())
 
-    def _device(self, host: Any, version: int, local: Address) -> Vxlan:
+    def _device(self, host: Any, version: int, local: Address, public: Address) -> Vxlan:
         name = device_name(self.config.vni, version)
         outer = self.config.mtu or self.external.mtu
         mtu = pod_mtu(outer, OVERHEAD[version], version, f"the MTU of {self.external.name}")
@@ -108,7 +109,7 @@ class Backend:
             port=self.config.port or DEFAULT_PORT,
             local=local,
             underlay=self.external.ifindex,
-            mac=there.mac if there is not None else random_mac(),
+            mac=there.mac if there is not None else stable_mac(name, public),
             mtu=mtu,
             gbp=self.config.gbp,
             learning=self.config.learning,

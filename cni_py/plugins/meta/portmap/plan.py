@@ -1,4 +1,4 @@
-"""What portmap decides before it does anything: configuration and previous result in, values out."""
+"""Plan of portmap before any change: configuration and previous result in, values out."""
 
 from __future__ import annotations
 
