@@ -1,7 +1,7 @@
 """Run one call and return its reply: the only module where an error becomes JSON.
 
-One-shot calls and the agent use the same :func:`handle`. Its caller holds the attachment's lock, and has swept if this
-is the first call of a boot. Source: CNI spec sections 2 and 5.
+One-shot calls and the agent use the same :func:`handle`. The caller holds the attachment's lock, and has swept
+if this is the first call of a boot. Source: CNI spec sections 2 and 5.
 """
 
 from __future__ import annotations

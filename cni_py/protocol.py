@@ -1,4 +1,4 @@
-"""One request and one reply between client and agent: the contract, and the client's side of it.
+"""Protocol between ``client.py`` and the agent, one request and one reply: the contract, and the client's side of it.
 
 The client connects to ``/run/cni-py/agent.sock`` and sends one message. Its first ``sendmsg`` carries
 file descriptors (SCM_RIGHTS): standard error, and the sandbox's namespace if CNI_NETNS names one.
@@ -13,17 +13,17 @@ Everything is big-endian::
               2  zero              4  exit status   4  bytes of standard output
               standard output
 
-The agent first replies BEGUN, just before it starts, or REFUSED, and then does not start: another protocol,
-namespaces other than its own, an agent that is about to exit. Only then, or when the connection breaks before
-BEGUN, may the client do the work itself. DONE carries the result.
+The agent first sends a reply of kind BEGUN, just before it starts, or REFUSED, and then does
+not start: another protocol version, other namespaces than its own, an agent that is shutting down. Only then, or
+if the connection breaks before BEGUN, may the client do the work itself. DONE carries the result.
 
-A foreign plugin that one of our plugins executes may execute one of cni-py in turn (flannel, ptp, host-local). It
-finds ``CNI_PY_NESTED`` in its environment and works alone: it would wait for the end of its own caller.
+A third-party plugin that ours executes may execute one of our plugins in turn (flannel, ptp, host-local). It
+finds ``CNI_PY_NESTED`` in its environment and works alone: it would wait for its own caller's end.
 
-The client gives up on an agent that has not begun after ``BEGIN_SECONDS``, and both sides on a request or reply
-whose pieces do not arrive within ``REQUEST_SECONDS``. The work itself has no time limit.
+A request or reply is abandoned if its pieces do not arrive within ``REQUEST_SECONDS``, and an agent that has not begun
+after ``BEGIN_SECONDS`` too; the work itself has no time limit.
 
-The client loads this only if a plugin has work to do. It is one module, for each takes a tenth of a millisecond.
+The client loads this only if a plugin has work to do: one module, because each takes a tenth of a millisecond.
 """
 
 import posix
@@ -41,7 +41,7 @@ PROTOCOL = 1
 REQUEST_MAGIC, REPLY_MAGIC = b"CNI>", b"CNI<"
 BEGUN, REFUSED, DONE = 1, 2, 3
 STATUS_REQUEST = "status"
-"""Asks for the agent's own figures, as JSON, in place of a plugin's name."""
+"""Sent instead of a plugin's name: request for the agent's statistics, as JSON."""
 REQUEST_HEAD, REPLY_HEAD = 48, 16
 MAX_HEAD, MAX_STDIN, MAX_STDOUT = 1 << 20, 4 << 20, 4 << 20
 REQUEST_SECONDS, BEGIN_SECONDS = 10.0, 30.0
@@ -146,31 +146,31 @@ def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int
 
 
 def _send_request(sock: socket, plugin: str, launcher: str, netns: str, stdin: bytes) -> None:
-    """Raises: OSError, also if the descriptors cannot be sent: then we work alone."""
+    """Send the request. Raises: OSError, also if standard error or the sandbox cannot be passed: then we work alone."""
     net, mount = posix.stat("/proc/self/ns/net"), posix.stat("/proc/self/ns/mnt")
     descriptors = [_STDERR]
     if netns:
         try:
             descriptors.append(posix.open(netns, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK))
-        except OSError:  # it does not exist: for DEL that is not an error, and for other verbs the agent reports it
+        except OSError:  # deleted: not an error for DEL, and for the others the agent reports it
             pass
     namespaces = net.st_dev, net.st_ino, mount.st_dev, mount.st_ino
     request = pack_request(plugin, launcher, posix.environ.items(), stdin, namespaces, len(descriptors))
     rights = b"".join([fd.to_bytes(4, byteorder) for fd in descriptors])
     sent = sock.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-    if sent < len(request):  # else the agent has it all, and may have replied and exited
+    if sent < len(request):  # otherwise the agent has it all, and may have replied and exited already
         sock.sendall(request[sent:])
 
 
 def _first_reply(sock: socket) -> tuple[int, int, bytes]:
-    """BEGUN, REFUSED or DONE; keeps an agent that does not reply in time from beginning. Raises: FrameError, OSError."""
+    """Return BEGUN, REFUSED or DONE; prevents an agent that is late from beginning. Raises: FrameError, OSError."""
     sock.settimeout(BEGIN_SECONDS)
     try:
         return read_reply(sock)
     except TimeoutError:
         pass
-    sock.shutdown(SHUT_RD)  # from now on it cannot send BEGUN, and without that it does not begin
-    reply = read_reply(sock)  # the end of it; or it had begun just before: wait for its end, then do it again
+    sock.shutdown(SHUT_RD)  # from here on it cannot send BEGUN any more, and without that it does not begin
+    reply = read_reply(sock)  # the end; or it had begun just before: its work ends before we repeat it
     _wait_until_closed(sock)
     return reply
 
@@ -179,5 +179,5 @@ def _wait_until_closed(sock: socket) -> None:
     from select import poll
 
     waiting = poll()
-    waiting.register(sock, 0)  # POLLHUP is always reported
+    waiting.register(sock, 0)  # a hangup is always reported
     waiting.poll()

@@ -40,7 +40,7 @@ class RangeSetUsage(Value):
         return self.total - self.taken
 
     def as_json(self) -> dict[str, Any]:
-        """Return the values for ``cni-py status``."""
+        """JSON object of ``cni-py status``."""
         return {
             "network": self.network,
             "range_set": self.range_set,

@@ -1,7 +1,7 @@
 """Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM plugin of bridge.
 
-Our plugins run in this process, which saves the start of an interpreter; foreign plugins are executed as a runtime
-executes them. :func:`choose` decides.
+Ours run in this process, which saves an interpreter's start; third-party ones are executed as by a
+runtime. :func:`choose` selects one of the two.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from cni_py.undo import Undo
 
 MAX_OUTPUT = 1 << 20
-"""Bytes of a plugin's reply."""
+"""Maximum size of a plugin's output."""
 
 
 def add(call: Call, plugin: str, conf: Mapping[str, Any], mode: str, undo: Undo | None) -> Result:
-    """ADD by another plugin; DEL if it or a later step fails. Raises: CniError; the delegate's own code is kept.
+    """Run ADD of another plugin; run its DEL if it or a later step fails. Raises: CniError; the delegate's own code is kept.
 
-    An executed plugin that fails gets a DEL, too (spec section 4). Our plugins have undone their ADD themselves, and a
-    refusal ("has been allocated to") must not cost the existing attachment.
+    One that is executed and fails gets a DEL, too (spec section 4). Ours have undone their changes
+    themselves, and a rejection ("has been allocated to") must not cost the existing attachment.
 
     Args:
         undo: of the caller; None: no DEL.
@@ -60,7 +60,7 @@ def delete(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
 
 
 def _delete_if_it_can(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
-    """DEL by a plugin that refused ADD for its version: it did nothing, and may refuse DEL, too. Raises: CniError."""
+    """Run DEL of one that rejected ADD for its version: it has done nothing, and may reject this, too. Raises: CniError."""
     try:
         delete(call, plugin, conf, mode)
     except DelegateFailed as error:
@@ -77,10 +77,10 @@ def check(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
 
 
 def with_gateways(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add the gateway of the addresses to every route of the result that has none. Pure.
+    """Return the result with the gateway of the addresses in every route without one. Pure.
 
-    The result means the same (spec section 5, "routes"), but Go plugins up to 1.1 compare the kernel's routes with it
-    literally, and then miss their own. Forms before 0.3.0 are left alone.
+    The meaning is the same (spec section 5, "routes"), but Go plugins up to 1.1 compare the kernel's routes with
+    those of the result, and then miss their own. Forms before 0.3.0 are not changed.
     """
     if "ip4" in result or "ip6" in result or not at_least(str(result.get("cniVersion") or CURRENT), "0.3.0"):
         return result
@@ -96,7 +96,7 @@ def with_gateways(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def gc(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
-    """GC by another plugin; a plugin without this verb has nothing to do. Raises: CniError."""
+    """Run GC of another plugin; one without this verb has nothing to do. Raises: CniError."""
     try:
         _invoke(call, "GC", plugin, conf, mode)
     except DelegateFailed as error:
@@ -121,15 +121,15 @@ def _invoke(call: Call, verb: str, plugin: str, conf: Mapping[str, Any], mode: s
 
 
 def _prepared(call: Call, verb: str, plugin: str, conf: Mapping[str, Any], mode: str) -> tuple[Call, str]:
-    """Returns: the inner call, and the executable for it, "" to run it here. Raises: InvalidConfig."""
+    """Return the inner call, and the executable for it, "" to run it here. Raises: InvalidConfig."""
     inner = call.replace(verb=verb, plugin=plugin, conf=conf, callers=(*call.callers, call.plugin))
     return inner, choose(inner, mode)
 
 
 def choose(call: Call, mode: str) -> str:
-    """Choose the executable for ``call.plugin``, or "" to run it in this process.
+    """Return the executable to run for ``call.plugin``, or "" to run it in this process.
 
-    ``mode`` is the configuration's ``delegateMode``. Raises: InvalidConfig if the plugin is neither.
+    ``mode`` is the configuration's ``delegateMode``. Raises: InvalidConfig if there is none.
     """
     if not is_name(call.plugin):
         raise InvalidConfig(f"plugin type {call.plugin!r} cannot be the name of an executable", hint='a "type" has no slashes')
@@ -166,7 +166,7 @@ def _is_ours(path: str, launcher: str) -> bool:
 
 
 def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
-    """Execute a foreign plugin with our standard error. Raises: DelegateFailed."""
+    """Execute a third-party plugin; its standard error is ours. Raises: DelegateFailed."""
     environ = dict(call.environ) | {
         "CNI_COMMAND": call.verb,
         "CNI_CONTAINERID": call.container_id,
@@ -178,7 +178,7 @@ def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
     note(f"run {executable} {call.verb}")
     status, output = program.run([executable], encode(call.conf), environ, MAX_OUTPUT, stderr_fd=call.stderr_fd)
     answer: Mapping[str, Any] = {}
-    if output.strip() and (status or call.verb == "ADD"):  # other verbs have no result: other output is not an error
+    if output.strip() and (status or call.verb == "ADD"):  # the other verbs have no result: other output is not an error
         try:
             answer = config.decode(output, f'answer of "{executable}"')
         except CniError as error:

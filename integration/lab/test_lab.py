@@ -272,7 +272,7 @@ def test_fault_without_its_node_is_wrong_usage(command: Command) -> None:
         missing = command(verb, "route", status=2)
         assert missing.stderr == 'cni-py: "route" requires a node\n  hint: cni-py lab break route node1; nodes: node1, node2\n'
         too_much = command(verb, "etcd", "node1", status=2)
-        assert 'etcd is not on "node1": it has a machine of its own' in too_much.stderr
+        assert 'etcd does not run on "node1" but on its own machine' in too_much.stderr
     command("status")
 
 
@@ -297,7 +297,7 @@ def test_up_says_which_pods_do_not_reach_one_another(command: Command) -> None:
     up = command("up", "--nodes", "2", "--segments", "2", "--backend", "host-gw", status=1)
     assert "0 of 2 from pod to pod and 2 of 2 from pod to outside" in up.stdout
     assert "not all pods reach one another: pod1 to pod2 (10.244." in up.stderr
-    assert "The lab stays" in up.stderr
+    assert "The lab is kept" in up.stderr
     command("status")
 
 
@@ -350,7 +350,7 @@ def test_down_is_complete_after_a_kill(command: Command, tmp_path: Path, victim:
         assert "has ended" in command("status", status=1).stderr
         command("up", "--nodes", "1")
     elif victim == "node1":
-        assert "ENDED" in command("status", status=1).stdout
+        assert "EXITED" in command("status", status=1).stdout
     command("down")
     assert gone(folder)
     assert not folder.exists()

@@ -93,7 +93,7 @@ def test_agent_is_killed_in_the_middle_of_add(host: Host, dying: Dying) -> None:
         if reply is None:
             break
         assert reply.code == 11, (stage, reply)
-        assert "the agent broke off" in reply.json["msg"]
+        assert "the agent disconnected" in reply.json["msg"]
         assert "undone" in reply.json["details"]
         assert state(host, first, pod) == before, stage
     else:

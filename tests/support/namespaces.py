@@ -25,11 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from support.waiting import PATIENCE
+
 T = TypeVar("T")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 CLOSE_SECONDS = 20.0
+COMMAND_SECONDS = 50.0 * PATIENCE
 GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
@@ -193,7 +196,7 @@ class Host:
             env={"PATH": PATH, "LC_ALL": "C.UTF-8"} if env is None else env,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=COMMAND_SECONDS,
             check=False,
         )
 
@@ -328,7 +331,9 @@ class Host:
 
     def plugin(self, program: str, env: Mapping[str, str | bytes], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
         """Execute a program with exactly this environment: exit status, standard output and error."""
-        done = subprocess.run(self.command(program), input=stdin, env=dict(env), capture_output=True, timeout=50, check=False)
+        done = subprocess.run(
+            self.command(program), input=stdin, env=dict(env), capture_output=True, timeout=COMMAND_SECONDS, check=False
+        )
         return done.returncode, done.stdout, done.stderr
 
     def ok(self, plugin: str, verb: str, conf: dict[str, Any] | str, **options: Any) -> Any:

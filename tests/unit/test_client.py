@@ -65,7 +65,7 @@ def test_agent_that_began_in_the_last_moment_is_waited_for(
         read(pair[0])
 
 
-@pytest.mark.parametrize(("failed", "words"), [(0, "ADD was undone"), (1, "DEL has to delete")])
+@pytest.mark.parametrize(("failed", "words"), [(0, "it was undone"), (1, "DEL is required")])
 def test_add_that_broke_off_says_what_is_left(monkeypatch: pytest.MonkeyPatch, failed: int, words: str) -> None:
     verbs = []
 

@@ -54,7 +54,7 @@ def test_head_has_the_size_that_is_announced() -> None:
 
 @pytest.mark.parametrize("data", [bytes(48), b"GET / HTTP/1.1\r\n" * 3, b"CNI<" + bytes(44)])
 def test_request_of_something_else(data: bytes) -> None:
-    with pytest.raises(FrameError, match="no request"):
+    with pytest.raises(FrameError, match="not a request"):
         protocol.unpack_request_head(data)
 
 

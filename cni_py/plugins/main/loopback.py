@@ -49,7 +49,7 @@ def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
 
 
 def delete(call: Call, config: LoopbackConfig) -> None:
-    """Set ``lo`` down; absence of the namespace is success."""
+    """Set ``lo`` down; a deleted namespace is success."""
     if not call.netns:
         return
     try:
@@ -73,7 +73,7 @@ def gc(call: Call, config: LoopbackConfig) -> None:
 
 
 def status(call: Call, config: LoopbackConfig) -> None:
-    """Do nothing: it is always ready."""
+    """Succeed: it is always ready."""
 
 
 def _lo(sandbox: Rtnl) -> Link:

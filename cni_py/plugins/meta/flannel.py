@@ -1,9 +1,9 @@
-"""flannel: render the configuration of the plugin that does the work, the delegate, from subnet.env.
+"""flannel: renders the delegate's configuration from subnet.env, and runs the delegate.
 
-Owns: ``<dataDir>/<container id>``, the delegate's configuration as ADD used it. DEL uses it again, so that neither a
-changed configuration nor a missing subnet.env can stop a DEL. A second attachment of the same container gets
-``<container id>:<ifname>``: Go keys by the container alone, so its first attachment keeps that name.
-Source: flannel-io/cni-plugin flannel.go, flannel_linux.go.
+Owns: ``<dataDir>/<container id>``, the delegate's configuration as used for ADD, which
+DEL uses, so that neither a changed configuration nor a missing subnet.env can prevent a DEL. A
+second attachment of the same container gets ``<container id>:<ifname>``: Go uses only the container id
+as key, so the first attachment keeps that name. Source: flannel-io/cni-plugin flannel.go, flannel_linux.go.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def add(call: Call, config: FlannelConfig) -> Result:
     with Undo() as undo:
         undo.on_failure_if_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
-        existed = before is not None  # then a DEL of the delegate would delete a live attachment
-        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if existed else undo)
+        was_there = before is not None  # then a DEL of the delegate would delete a live attachment
+        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
 
 
 def delete(call: Call, config: FlannelConfig) -> None:
@@ -55,7 +55,7 @@ def delete(call: Call, config: FlannelConfig) -> None:
 
 
 def check(call: Call, config: FlannelConfig) -> None:
-    """Check that the saved configuration exists; the delegate checks everything else."""
+    """Check that the saved configuration exists; the delegate checks the rest."""
     if config.prev_result is not None:
         from_json(config.prev_result)
     path = saved_path(call, config)
@@ -63,14 +63,14 @@ def check(call: Call, config: FlannelConfig) -> None:
     if not conf:
         raise CheckFailed(
             f'the delegate\'s configuration "{path}" is missing or damaged',
-            "expected the file that ADD saved, found none that can be used",
+            "expected the configuration that ADD saved, found none that is valid",
             "delete the pod; DEL works without it",
         )
     delegate.check(call, conf["type"], conf | _previous(call), config.delegate_mode)
 
 
 def status(call: Call, config: FlannelConfig) -> None:
-    """Check that subnet.env can be used and that the delegate is ready: an address is free."""
+    """Check subnet.env and the delegate, which needs a free address."""
     try:
         conf = delegate_conf(call, config, subnet_env.read(config.subnet_file))
     except CniError as error:
@@ -79,7 +79,7 @@ def status(call: Call, config: FlannelConfig) -> None:
 
 
 def gc(call: Call, config: FlannelConfig) -> None:
-    """DEL for every saved configuration whose attachment no longer exists, then GC of the delegate."""
+    """Run DEL for every saved configuration of a stale attachment, then GC of the delegate."""
     is_stale = record.stale_test(call)
     attempts = Attempts()
     for name, conf in _saved_of_network(call, config):
@@ -101,7 +101,7 @@ def gc(call: Call, config: FlannelConfig) -> None:
 def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str, Any]:
     """The delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
 
-    Raises: InvalidConfig if ``delegate`` has a key that only flannel may set.
+    Raises: InvalidConfig if ``delegate`` has keys that only flannel may set.
     """
     conf = dict(call.conf.get("delegate") or {})
     for key in ("name", "ipam"):
@@ -128,7 +128,7 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
 
 
 def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
-    """The configuration for DEL and GC without subnet.env and saved file: enough to find what ADD made. Pure."""
+    """Return a configuration for DEL and GC without subnet.env and without the saved one: enough to find all objects. Pure."""
     conf = {key: value for key, value in config.delegate.items() if key not in ("name", "ipam")}
     if not isinstance(conf.get("type", ""), str):
         conf.pop("type")
@@ -138,7 +138,7 @@ def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
 
 
 def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
-    """Type, network, version, and how the runtime and the user want it to be run. Pure."""
+    """Return type, network, version, and the runtime's and the user's settings for running it."""
     conf = {"type": "bridge"} | conf | {"name": call.network}
     if call.conf.get("cniVersion"):
         conf["cniVersion"] = call.cni_version
@@ -150,7 +150,7 @@ def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[
 
 
 def saved_path(call: Call, config: FlannelConfig) -> str:
-    """Path of this attachment's saved delegate configuration. Raises: InvalidConfig."""
+    """Return the path of this attachment's delegate configuration. Raises: InvalidConfig."""
     files.check_folder("dataDir", config.data_dir)
     first, own = f"{config.data_dir}/{call.container_id}", f"{config.data_dir}/{call.container_id}:{call.ifname}"
     if files.exists(own):
@@ -165,7 +165,7 @@ def saved_path(call: Call, config: FlannelConfig) -> str:
 
 
 def _ifnames(call: Call, container_id: str) -> list[str]:
-    """Interface names of a container on this network: from the records or, if they are lost, from aliases of host ends."""
+    """Return the interface names of a container on this network: as recorded, or if records are lost, from its host ends."""
     recorded = [ifname for _, ifname in record.remembered(call.network, container_id=container_id)]
     if recorded:
         return recorded
@@ -175,7 +175,7 @@ def _ifnames(call: Call, container_id: str) -> list[str]:
 
 
 def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict[str, Any]]]:
-    """File name and content of every saved configuration of this network; a damaged file is its by the records."""
+    """Return file name and content of every saved configuration of this network; the records name a damaged one's owner."""
     files.check_folder("dataDir", config.data_dir)
     recorded = {container_id for container_id, _ in record.remembered(call.network)}
     found = []
@@ -193,7 +193,7 @@ def _previous(call: Call) -> dict[str, Any]:
 
 
 def _read_saved(path: str) -> bytes | None:
-    """Returns: None if there is no such file; nothing if it is too large, and so damaged. Raises: IOFailure."""
+    """Read a file; None if it does not exist; one that is too large is damaged, and read as empty. Raises: IOFailure."""
     try:
         return files.read(path)
     except FileNotFoundError:
@@ -206,7 +206,7 @@ def _read_saved(path: str) -> bytes | None:
 
 
 def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
-    """The saved configuration; empty if it is missing or damaged, which is noted in the journal."""
+    """Decode the saved configuration; empty if it is missing or damaged, with a note in the journal."""
     if saved is None:
         return {}
     try:

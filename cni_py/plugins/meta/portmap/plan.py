@@ -1,4 +1,4 @@
-"""Decide what portmap does, before it does anything. Pure: configuration and previous result in, values out."""
+"""Plan of portmap before any change: configuration and previous result in, values out."""
 
 from __future__ import annotations
 
