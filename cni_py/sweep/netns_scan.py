@@ -190,7 +190,7 @@ def read_all(fd: int) -> bytes:
 
 def is_gone(error: OSError, path: str = "") -> bool:
     """Return True if a process exited, or a file was deleted, while it was being read."""
-    # EACCES does not tell: the kernel returns it for a process that exited between two steps, and for one that really
+    # EACCES is ambiguous: the kernel returns it for a process that exited between two steps, and for one that really
     # is unreadable, whose path still exists.
     if error.errno in (ENOENT, ESRCH):
         return True

@@ -1,4 +1,4 @@
-"""These tests need a kernel that has what they test: run.py starts one. Elsewhere pytest does not see them."""
+"""Tests of kernel features that the host may lack: run.py starts a kernel with them. Elsewhere pytest does not collect them."""
 
 from __future__ import annotations
 

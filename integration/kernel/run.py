@@ -62,7 +62,7 @@ class Machine:
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """Until its process ends, of itself or at the limit."""
+        """Run until its process ends, or the time limit is reached."""
         command = uml_command(self.tests) if self.name == "uml" else qemu_command(self.tests)
         environment = os.environ | {"PATH": f"{BUILD / 'bin'}:{os.environ['PATH']}", "LIMIT": f"{self.limit:.0f}"}
         self.say(f"starts, with {' '.join(self.tests)}")
@@ -136,7 +136,7 @@ def planned(chosen: str, arguments: list[str], limit: float) -> list[Machine]:
 
 
 def closing_line(machines: list[Machine], seconds: float) -> str:
-    """As pytest's."""
+    """Return a summary line like pytest's."""
     counts = sum((machine.counts for machine in machines), Counter())
     lost = sum(not machine.counts for machine in machines)
     counts["errors"] += counts.pop("error", 0) + lost

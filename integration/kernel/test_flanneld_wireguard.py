@@ -125,7 +125,7 @@ def test_node_with_a_new_key_is_reached_and_one_that_leaves_is_forgotten(two: Ne
     content = two.read()
     content["leases"] = {key: lease for key, lease in content["leases"].items() if lease["PublicIP"] != second.address}
     two.write(content)
-    until(lambda: peers(first) == [], "the peer is gone")
+    until(lambda: peers(first) == [], "the peer is deleted")
 
 
 @pytest.mark.parametrize("families", ["v4", "dual"])
