@@ -1,6 +1,6 @@
-"""Entry point of an executed plugin: ``bin/cni-plugin`` calls :func:`main` under the plugin's name.
+"""The start of an executed plugin: ``bin/cni-plugin`` calls :func:`main` under the plugin's name.
 
-VERSION, errors of the environment and a call by hand are handled here with next to nothing
+VERSION, errors of the environment and a call by hand are answered here with next to nothing
 imported; not even ``__future__``, a file like any other, which takes a tenth of a millisecond. Every other call
 goes to the agent (``protocol.py`` is the contract) and, if there is none, to ``engine.handle()`` in this process.
 """
@@ -101,7 +101,7 @@ def _unknown(plugin: str) -> "Fault":
     return (
         f'unknown plugin "{plugin}"',
         f"plugins: {', '.join(PLUGINS)}",
-        "execute the launcher under one of these names",
+        "execute the launcher by one of these names",
     )
 
 
@@ -118,7 +118,7 @@ def _as_json(error: "CniError") -> bytes:
 
 
 def _environ() -> dict[str, str]:
-    """Return the environment as text; ``os`` would cost two milliseconds."""
+    """The environment as text; ``os`` would cost two milliseconds."""
     encoding = sys.getfilesystemencoding()
     return {k.decode(encoding, "surrogateescape"): v.decode(encoding, "surrogateescape") for k, v in posix.environ.items()}
 
@@ -184,7 +184,7 @@ def _about(plugin: str) -> str:
 
 
 def _version_json(asked: str) -> bytes:
-    """Return the reply to VERSION, in the version of the request if we support it."""
+    """The reply to VERSION names the version of the request, where it is one that we know."""
     from cni_py.spec.versions import CURRENT, SUPPORTED
 
     versions = ",".join(f'"{version}"' for version in SUPPORTED)

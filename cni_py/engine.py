@@ -36,7 +36,7 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error
         sys.excepthook(type(error), error, error.__traceback__)
         fault = InternalError(
-            f"internal error in {call.plugin}: {type(error).__name__}: {error}",
+            f"internal error of {call.plugin}: {type(error).__name__}: {error}",
             hint="please report it with the plugin's standard error",
         )
         return 1, encode(fault.as_json(version))
@@ -66,12 +66,12 @@ def _run(call: Call) -> bytes:
     with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
         if call.verb == "ADD":
             reply = _add(call)
+        elif call.verb == "DEL":
+            _delete(call)
         else:
             dispatch.run(call)
-        if call.verb == "DEL" and PLUGINS[call.plugin].record:
-            record.forget(call)
-        if call.verb == "GC" and PLUGINS[call.plugin].record:
-            record.forget_stale(call)
+            if call.verb == "GC" and PLUGINS[call.plugin].record:
+                record.forget_stale(call)
     if call.verb == "DEL":
         journal.retire(name)
     return reply
@@ -81,7 +81,14 @@ def _add(call: Call) -> bytes:
     """Run ADD, all or nothing. Raises: CniError; InvalidConfig if this version of the spec cannot express the result."""
     with Undo() as undo:
         if PLUGINS[call.plugin].record == "shared":
-            undo.once_clean("the record as before", record.restore, call, record.remember(call))
+            undo.on_failure_if_clean("the record as before", record.restore, call, record.remember(call))
         result = dispatch.run(call)
-        undo.on_failure("the attachment", dispatch.run, call.replace(verb="DEL"))
+        undo.on_failure("the attachment", _delete, call.replace(verb="DEL"))
         return encode(result.as_version(call.cni_version) if isinstance(result, Result) else result)
+
+
+def _delete(call: Call) -> None:
+    """Run DEL, then delete the record, which DEL may need. Raises: CniError."""
+    dispatch.run(call)
+    if PLUGINS[call.plugin].record:
+        record.forget(call)

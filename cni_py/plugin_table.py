@@ -15,8 +15,8 @@ class Row:
     plugins of the network, written by the engine; "own", written by the plugin itself, for a meta plugin, whose DEL
     comes before that of the plugin in front of it; "" for not at all.
 
-    ``gives_addresses``: its network has a pool of addresses, kept by the plugin or by its delegate. ``files``
-    is the content of the configuration's ``dataDir``, for the sweep: "reservations", "delegate configurations" or "".
+    ``gives_addresses``: its network has a pool of addresses, whether the plugin or its delegate keeps it. ``files``
+    says what the sweep finds in the configuration's ``dataDir``: "reservations", "delegate configurations" or "".
     """
 
     def __init__(

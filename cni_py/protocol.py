@@ -49,11 +49,11 @@ _STDERR = 2
 
 
 class FrameError(Exception):
-    """Data that is not of this protocol, or a broken connection."""
+    """The other side speaks something else, or broke off."""
 
 
 class BrokeOff(Exception):
-    """Agent that had begun and did not finish."""
+    """The agent had begun and did not come to the end."""
 
 
 def pack_request(
@@ -64,7 +64,7 @@ def pack_request(
     namespaces: tuple[int, int, int, int],
     descriptors: int,
 ) -> bytes:
-    """Encode a request; ``namespaces``: device and inode of the caller's network and mount namespace."""
+    """The bytes of a request; ``namespaces``: device and inode of the caller's network and mount namespace."""
     head = b"\0".join([plugin.encode(), launcher.encode(errors="surrogateescape"), *(k + b"=" + v for k, v in environ)]) + b"\0"
     numbers = b"".join(n.to_bytes(8, "big") for n in namespaces)
     lengths = len(head).to_bytes(4, "big") + len(stdin).to_bytes(4, "big")
@@ -72,23 +72,23 @@ def pack_request(
 
 
 def unpack_request_head(data: bytes) -> tuple[int, int, int, tuple[int, int, int, int]]:
-    """Return number of descriptors, bytes of head and standard input, namespaces. Raises: FrameError."""
+    """Number of descriptors, bytes of head and standard input, namespaces. Raises: FrameError."""
     if data[:4] != REQUEST_MAGIC:
         raise FrameError("not a request of cni-py")
     if data[4] != PROTOCOL:
         raise FrameError(f"protocol {data[4]}, this is {PROTOCOL}")
     head, stdin = int.from_bytes(data[8:12], "big"), int.from_bytes(data[12:16], "big")
     if head > MAX_HEAD or stdin > MAX_STDIN:
-        raise FrameError(f"request too large: {head} and {stdin} bytes")
+        raise FrameError(f"a request of {head} and {stdin} bytes is too large")
     a, b, c, d = (int.from_bytes(data[i : i + 8], "big") for i in range(16, 48, 8))
     return data[5], head, stdin, (a, b, c, d)
 
 
 def unpack_head(head: bytes) -> tuple[str, str, dict[str, str]]:
-    """Return plugin, launcher, environment. Raises: FrameError."""
+    """Plugin, launcher, environment. Raises: FrameError."""
     parts = head.decode(errors="surrogateescape").split("\0")
     if len(parts) < 3:
-        raise FrameError("request without plugin and launcher")
+        raise FrameError("a request without plugin and launcher")
     pairs = (part.partition("=") for part in parts[2:] if part)
     return parts[0], parts[1], {key: value for key, _, value in pairs}
 
@@ -98,16 +98,16 @@ def pack_reply(kind: int, status: int = 0, stdout: bytes = b"") -> bytes:
 
 
 def read_reply(sock: socket) -> tuple[int, int, bytes]:
-    """Read a reply. Returns: kind, exit status, standard output. Raises: FrameError, OSError."""
+    """Kind, exit status, standard output. Raises: FrameError, OSError."""
     data = read_exactly(sock, REPLY_HEAD)
     length = int.from_bytes(data[12:16], "big")
     if data[:4] != REPLY_MAGIC or data[4] != PROTOCOL or length > MAX_STDOUT:
-        raise FrameError("not a reply of this protocol")
+        raise FrameError("no reply of this protocol")
     return data[5], int.from_bytes(data[8:12], "big"), read_exactly(sock, length)
 
 
 def read_exactly(sock: socket, length: int, data: bytes = b"") -> bytes:
-    """Complete ``data``, which was read before, to this length. Raises: FrameError if the other side closed; OSError."""
+    """``data``, which was read before, completed to this length. Raises: FrameError where the other side closed; OSError."""
     while len(data) < length:
         block = sock.recv(min(length - len(data), 1 << 16))
         if not block:
@@ -120,9 +120,9 @@ def read_exactly(sock: socket, length: int, data: bytes = b"") -> bytes:
 
 
 def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int, bytes] | None:
-    """Send a call to the agent. Returns: exit status and standard output; None if there is no agent or it refuses.
+    """Exit status and standard output; None where there is no agent or it refuses. Raises: BrokeOff.
 
-    ``netns``: the sandbox, "" if the call has none. Raises: BrokeOff.
+    ``netns``: the sandbox, "" where the call has none.
     """
     if NESTED.encode() in posix.environ:
         return None

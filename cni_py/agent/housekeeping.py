@@ -55,7 +55,7 @@ class Attachment:
             dispatch.run(call.replace(conf={**call.conf, "cniVersion": CHECK_VERSION, "prevResult": previous}))
 
     def was_deleted(self) -> bool:
-        """Whether another process has deleted it, or its sandbox."""
+        """Return True if another process has deleted it or its sandbox."""
         call = next(iter(self.calls.values()))
         has_record = record.is_remembered(call.container_id, call.ifname, call.network)
         return not files.exists(call.netns) or (self.has_record and not has_record)

@@ -1,4 +1,4 @@
-"""How many addresses the networks have left, for ``cni-py status`` and the agent's metrics.
+"""Free addresses of the networks, for ``cni-py status`` and the agent's metrics.
 
 A network is known from calls that the agent has handled: ADD, also one that failed because no address
 was free, and STATUS. Its ranges are computed for each report, as the plugin would do it now: a
@@ -40,7 +40,7 @@ class RangeSetUsage(Value):
         return self.total - self.taken
 
     def as_json(self) -> dict[str, Any]:
-        """For ``cni-py status``."""
+        """JSON object of ``cni-py status``."""
         return {
             "network": self.network,
             "range_set": self.range_set,

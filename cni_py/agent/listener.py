@@ -24,7 +24,7 @@ class Listener:
         self._socket.setblocking(False)
         self._identity = identity_of(path)
         self._former: set[Identity | None] = set()
-        self._spare_fd = os.open("/dev/null", os.O_RDONLY)
+        self._reserve_fd = os.open("/dev/null", os.O_RDONLY)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -40,21 +40,21 @@ class Listener:
             raise
 
     def _turn_away(self) -> None:
-        """Accept a connection with the spare descriptor and close it: no other is left, and the client can work alone."""
-        if self._spare_fd >= 0:
-            os.close(self._spare_fd)
-            self._spare_fd = -1
+        """Accept a connection with the reserved descriptor and close it: no other is free, and the client can work alone."""
+        if self._reserve_fd >= 0:
+            os.close(self._reserve_fd)
+            self._reserve_fd = -1
         try:
             self._socket.accept()[0].close()
         except OSError:  # a call was quicker, or the whole machine has none left: the client goes on waiting
             sleep(0.02)
         with suppress(OSError):
-            self._spare_fd = os.open("/dev/null", os.O_RDONLY)
+            self._reserve_fd = os.open("/dev/null", os.O_RDONLY)
 
     def restore(self) -> None:
         """Create the socket again if it was deleted, or its directory was mounted over; another agent's is left alone."""
         found = identity_of(self.path)
-        # One of ours from before, which has come back with an unmount: no process listens on it any more.
+        # A former socket of this agent may reappear with an unmount: no process listens on it any more.
         is_lost = found is None or found in self._former
         if not self.path or found == self._identity or not is_lost:
             return
@@ -104,7 +104,7 @@ def inherited() -> socket.socket | None:
 
 
 def identity_of(path: str) -> Identity | None:
-    """None if the path does not exist."""
+    """Device and inode of a path, None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:

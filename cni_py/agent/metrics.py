@@ -54,7 +54,7 @@ class AgentMetrics:
             gauge.replace({(one.network, one.range_set): one.as_json()[key] for one in usage})
 
     def as_json(self) -> dict[str, Any]:
-        """For ``cni-py status``."""
+        """JSON object of ``cni-py status``."""
         return {
             "up_seconds": int(time() - self.started),
             "calls": {" ".join(labels): n for labels, n in self.calls.values().items()},

@@ -30,7 +30,7 @@ class Request(Value):
 
     @property
     def is_status(self) -> bool:
-        """Whether it asks for the agent's report."""
+        """True if it asks for the agent's report."""
         return self.plugin == protocol.STATUS_REQUEST
 
 
@@ -60,7 +60,7 @@ def read(connection: socket.socket, descriptors: list[int], own: Namespaces) -> 
 
 
 def own_namespaces() -> Namespaces:
-    """Those of this process."""
+    """Namespaces of this process."""
     net, mount = os.stat("/proc/self/ns/net"), os.stat("/proc/self/ns/mnt")
     return net.st_dev, net.st_ino, mount.st_dev, mount.st_ino
 

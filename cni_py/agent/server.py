@@ -148,7 +148,7 @@ class Agent:
             self._run(connection, request, descriptors)
 
     def _is_short_of_descriptors(self, connection: socket.socket) -> bool:
-        """Whether the calls in progress may run out of descriptors."""
+        """Return True if the calls in progress may run out of descriptors."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         # The kernel gives the lowest free number, so that all below the newest connection's are in use.
         return connection.fileno() + min(self._workers.busy, MAX_WORKERS) * DESCRIPTORS_OF_A_CALL > limit

@@ -1,4 +1,4 @@
-"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM of bridge.
+"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM plugin of bridge.
 
 Ours run in this process, which saves an interpreter's start; third-party ones are executed as by a
 runtime. :func:`choose` selects one of the two.
@@ -38,24 +38,24 @@ def add(call: Call, plugin: str, conf: Mapping[str, Any], mode: str, undo: Undo 
     Args:
         undo: of the caller; None: no DEL.
     """
-    take_back = (f"DEL of {plugin}", delete, call, plugin, conf, mode)
+    inverse = (f"DEL of {plugin}", delete, call, plugin, conf, mode)
     inner, executable = _prepared(call, "ADD", plugin, conf, mode)
     try:
         answer = _execute(inner, executable) if executable else dispatch.run(inner)
     except CniError as error:
         if executable and undo and not isinstance(error, CouldNotRun):
             refused = error.code == IncompatibleVersion.code
-            undo.on_failure(take_back[0], _delete_if_it_can if refused else delete, *take_back[2:])
+            undo.on_failure(inverse[0], _delete_if_it_can if refused else delete, *inverse[2:])
         raise
     if undo:
-        undo.on_failure(*take_back)
+        undo.on_failure(*inverse)
     if isinstance(answer, Result):
         return answer
     return from_json({"cniVersion": call.cni_version, **(answer or {})}, f'result of "{plugin}"')
 
 
 def delete(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
-    """Run DEL of another plugin. Raises: CniError."""
+    """DEL by another plugin. Raises: CniError."""
     _invoke(call, "DEL", plugin, conf, mode)
 
 
@@ -66,11 +66,11 @@ def _delete_if_it_can(call: Call, plugin: str, conf: Mapping[str, Any], mode: st
     except DelegateFailed as error:
         if error.code != IncompatibleVersion.code:
             raise
-        note(f'"{plugin}" rejected DEL as it rejected ADD: {error.msg}')
+        note(f'"{plugin}" refused DEL as it refused ADD: {error.msg}')
 
 
 def check(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
-    """Run CHECK of another plugin. Raises: CniError."""
+    """CHECK by another plugin. Raises: CniError."""
     if conf.get("prevResult"):
         conf = {**conf, "prevResult": with_gateways(conf["prevResult"])}
     _invoke(call, "CHECK", plugin, conf, mode)
@@ -106,7 +106,7 @@ def gc(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
 
 
 def status(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
-    """Run STATUS of another plugin. Raises: CniError with code 50 or 51."""
+    """STATUS by another plugin. Raises: CniError with code 50 or 51."""
     try:
         _invoke(call, "STATUS", plugin, conf, mode)
     except CniError as error:
@@ -136,8 +136,8 @@ def choose(call: Call, mode: str) -> str:
     if call.plugin in call.callers:
         raise InvalidConfig(
             f'plugin "{call.plugin}" would call itself',
-            f"through {' and '.join(call.callers)}",
-            'check "type" of "delegate" and "ipam"',
+            f"by way of {' and '.join(call.callers)}",
+            'see "type" of "delegate" and "ipam"',
         )
     ours = call.plugin in PLUGINS
     if mode == "native" and ours:
@@ -149,7 +149,7 @@ def choose(call: Call, mode: str) -> str:
         where = f"in path [{' '.join(call.cni_path)}]" if mode != "native" else "among the plugins of cni-py"
         raise InvalidConfig(
             f'failed to find plugin "{call.plugin}" {where}',
-            hint=f"install it, or check the configuration's type and delegateMode: {mode}",
+            hint=f"install it, or see the configuration's type and delegateMode: {mode}",
         )
     return "" if ours and mode == "auto" and _is_ours(found, call.launcher) else found
 
@@ -157,10 +157,10 @@ def choose(call: Call, mode: str) -> str:
 def _is_ours(path: str, launcher: str) -> bool:
     """Return whether an executable is the launcher that was started, or a copy of it."""
     try:
-        there, here = posix.stat(path), posix.stat(launcher)
-        if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+        found, own = posix.stat(path), posix.stat(launcher)
+        if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
             return True
-        return there.st_size == here.st_size < 4096 and files.read(path) == files.read(launcher)
+        return found.st_size == own.st_size < 4096 and files.read(path) == files.read(launcher)
     except OSError:
         return False
 
@@ -180,10 +180,10 @@ def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
     answer: Mapping[str, Any] = {}
     if output.strip() and (status or call.verb == "ADD"):  # the other verbs have no result: other output is not an error
         try:
-            answer = config.decode(output, f'output of "{executable}"')
+            answer = config.decode(output, f'answer of "{executable}"')
         except CniError as error:
             if status == 0:
-                raise DelegateFailed(100, f'plugin "{executable}" {call.verb}: its output is not JSON', error.msg) from error
+                raise DelegateFailed(100, f'plugin "{executable}" {call.verb}: its answer is not JSON', error.msg) from error
             answer = {"details": output[:500].decode(errors="replace")}
     if status:
         how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"

@@ -25,8 +25,8 @@ _BYTES = (1 << 61) - 1
 class AttachmentLock:
     """``with AttachmentLock(call):`` — only one ADD or DEL of this attachment at a time.
 
-    A runtime that times out kills its plugin and calls DEL. The agent continues the ADD that it began, and the
-    DEL may reach its successor, or run in one shot: it has to find everything that the ADD creates.
+    A runtime that loses patience kills its plugin and calls DEL. The agent goes on with the ADD that it began, and the
+    DEL may reach its successor, or run in one shot: it has to find everything that the ADD makes.
 
     Our plugins that a third-party plugin executes within one of our calls do not lock: that call holds the lock.
     """
@@ -48,7 +48,7 @@ class AttachmentLock:
             # of an open file description: locks of a process would be shared by the agent's threads
             fcntl(self._fd, F_OFD_SETLKW, pack("hhqqi4x", F_WRLCK, 0, number, 1, 0))
         except (OSError, IOFailure):
-            pass  # a lock that cannot be taken must not cost a pod its network
+            pass  # a lock that cannot be had costs no pod its network
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._fd >= 0:

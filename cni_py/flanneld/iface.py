@@ -29,13 +29,9 @@ from cni_py.errors import CniError, InvalidConfig
 from cni_py.flanneld.lease import why_no_node
 from cni_py.flanneld.own_devices import own_devices
 from cni_py.flanneld.pattern import Pattern
-from cni_py.kernel.interfaces import (
-    HostAddress,
-    default_interfaces,
-    list_host_addresses,
-    way_to,
-)
+from cni_py.kernel.address import HostAddress, list_host_addresses
 from cni_py.kernel.link import list_links
+from cni_py.kernel.route import default_interfaces, route_get
 from cni_py.netlink.constants import IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY
 from cni_py.netlink.socket import open_host
 from cni_py.node import log as klog
@@ -137,11 +133,11 @@ class _Search:
         self._all_addresses = list_host_addresses(host)
         self._addresses = sorted(filter(_is_usable, self._all_addresses), key=_preference)
         self.own = own_devices(self._links, self._all_addresses, gateways)
-        """What flanneld and the plugins created: what each of them is, by ifindex."""
+        """The links that flanneld and the plugins created, and what each of them is, by ifindex."""
         self._others = [link for link in self._links if link.ifindex not in self.own]
 
     def has(self, address: Address) -> bool:
-        """Whether a link of this host has it."""
+        """Return whether a link of this host has it."""
         return any(at.address == address for at in self._all_addresses)
 
     def check_public(self, address: Address, chosen: Link) -> None:
@@ -253,7 +249,7 @@ class _Search:
         """Where a packet to this address leaves. Raises: NotFound."""
         self._say(f"Determining interface to use based on given ifcanreach: {text}")
         address = ip_address(text)
-        way = way_to(self._host, address)
+        way = route_get(self._host, address.packed)
         link = self._link(way.ifindex) if way else None
         if way is None or link is None:
             raise NotFound(f"failed to get ifcanreach based interface: couldn't lookup route to {address}: there is none")

@@ -42,7 +42,7 @@ class Matrix:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all pods reach each other, with full-sized packets too."""
+        """True if all pods reach each other, with full-sized packets too."""
         return all(pair.is_ok for pair in self.pairs)
 
     @property

@@ -89,7 +89,7 @@ def _packet(family: socket.AddressFamily, ident: int, number: int, size: int) ->
 
 
 def _read(sock: socket.socket, ident: int) -> tuple[int, str]:
-    """Returns: the target that a packet belongs to (-1: none of ours), and an error if it reports one."""
+    """Returns: the target that a packet belongs to (-1: not our packet), and an error if it reports one."""
     family = socket.AddressFamily(sock.family)
     packet, (sender, *_) = sock.recvfrom(65536)
     if family == socket.AF_INET:

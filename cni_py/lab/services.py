@@ -96,7 +96,7 @@ class Notice:
         raise _failure(f"flanneld on {service.machine.name} was not ready in {seconds:g} seconds", service)
 
     def close(self) -> None:
-        """Later notifications are refused, which sd_notify(3) tells services to ignore."""
+        """Later notifications are refused, which services ignore, as sd_notify(3) asks for."""
         self._socket.close()
         self._remove()
         os.close(self._directory_fd)
@@ -113,7 +113,7 @@ def _failure(what: str, service: Service) -> LabFailed:
 
 
 def wait_for_etcd(etcd: Service, seconds: float = READY_SECONDS) -> None:
-    """Wait until it answers. Raises: LabFailed if it exits, or does not answer in time."""
+    """Wait until it is healthy. Raises: LabFailed if it exits, or is not healthy in time."""
     deadline = time.monotonic() + seconds
     while etcd.is_alive and time.monotonic() < deadline:
         try:
@@ -122,7 +122,7 @@ def wait_for_etcd(etcd: Service, seconds: float = READY_SECONDS) -> None:
             time.sleep(0.02)
         else:
             return
-    raise _failure("etcd does not answer" if etcd.is_alive else "etcd has exited", etcd)
+    raise _failure("etcd does not reply" if etcd.is_alive else "etcd has exited", etcd)
 
 
 def put_config(etcd: Service, config: str) -> None:

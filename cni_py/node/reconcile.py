@@ -30,7 +30,7 @@ from cni_py.kernel.neighbour import (
     replace_forwarding,
     replace_neighbours,
 )
-from cni_py.kernel.routes import PROTOCOL, delete_routes, list_routes, replace_routes
+from cni_py.kernel.route import PROTOCOL, delete_routes, list_routes, replace_routes
 from cni_py.kernel.udp_port import port_named
 from cni_py.kernel.vxlan import ensure_vxlan
 from cni_py.netlink.constants import IFF_NOARP, RTPROT_KERNEL
@@ -38,12 +38,13 @@ from cni_py.netlink.monitor import Watch
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import FORWARDING, Wanted
 from cni_py.node.log import error, info, warning
+from cni_py.node.unsettable import Unsettable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
 
     from cni_py.kernel.link import Link
-    from cni_py.kernel.routes import Route
+    from cni_py.kernel.route import Route
     from cni_py.netlink.socket import Rtnl
     from cni_py.node.desired import Network, Vxlan
     from cni_py.node.health import Health
@@ -70,8 +71,7 @@ class Reconciler:
         """Ours, and that of an earlier configuration."""
         self._wanted = Wanted()
         self._wanted_sysctls: list[tuple[str, str]] = []
-        self._unsettable: set[str] = set()
-        """Kernel parameters that could not be set: told of once, and not tried again."""
+        self._unsettable = Unsettable()
         self._is_good = False
         """Whether all was as wanted after the last look."""
         self._lock = threading.Lock()
@@ -115,6 +115,7 @@ class Reconciler:
             for gone in set(self._failures) - self._seen:
                 del self._failures[gone]
             self._is_good = not self._failures
+        self._unsettable.warn()
         self.health.gauge("reconcile_seconds", "How long the last look at the kernel took.", monotonic() - began)
         self.health.gauge("refused", "What the kernel refuses at present.", len(self._failures))
         self._count(changes)
@@ -164,8 +165,7 @@ class Reconciler:
                 sysctl.ensure(name, value)
             except KernelRefused as fault:
                 if fault.errno != ENOENT:  # that is a device which has just gone; else /proc/sys is read-only, and stays so
-                    self._unsettable.add(name)
-                    warning(str(fault))
+                    self._unsettable.add(name, value, fault)
                 continue
             changes += 1
             if name == FORWARDING[6] and not _differs(f"net/ipv6/conf/{self.external}/accept_ra", "1"):

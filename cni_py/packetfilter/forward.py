@@ -4,7 +4,7 @@ Owns ``table inet cni_py_flanneld``, and in iptables' tables the chains ``CNI-PY
 ``CNI-PY-FLANNEL-FWD`` (filter) with the jumps to them; deletes those of Go flannel too.
 
 How a change is detected. What the kernel holds is compared with what it held after we wrote it, which takes 0.1 ms;
-nft's output would not do, since its versions print differently. For iptables-nft the same comparison tells whether
+nft's output would not do, since its versions print differently. For iptables-nft the same comparison detects whether
 anything has changed since the program was last run; legacy iptables has to be run each time.
 """
 
@@ -16,26 +16,28 @@ from errno import ENOENT
 
 from cni_py import program
 from cni_py.errors import KernelRefused
-from cni_py.netlink.constants import NF_ACCEPT, NF_INET_POST_ROUTING
+from cni_py.netlink.constants import NF_ACCEPT, NF_DROP, NF_INET_FORWARD, NF_INET_POST_ROUTING
 from cni_py.packetfilter import forward_rules as rules
-from cni_py.packetfilter import iptables, libnftables, nfnetlink, nft_chains
+from cni_py.packetfilter import iptables, libnftables, nfnetlink
 from cni_py.packetfilter.forward_rules import Pair
 from cni_py.packetfilter.iptables import Iptables
+from cni_py.packetfilter.nfnetlink import BaseChain
 
 FORWARDERS = ("ip filter FORWARD", "ip6 filter FORWARD")
 """iptables' own chains, as nft names them."""
-Written = list[nft_chains.RuleContent]
+_WITHOUT_DECISION = ("counter", "log")
+Written = list[nfnetlink.RuleContent]
 
 
 # ---- nftables ---------------------------------------------------------------------------------
 
 
 def is_current(pairs: Iterable[Pair], written: Written, *, random_fully: bool) -> bool:
-    """Whether our table holds what :func:`write` returned. Raises: KernelRefused."""
-    chain = nft_chains.find(rules.CHAIN)
+    """Return True if our table holds what :func:`write` returned. Raises: KernelRefused."""
+    chain = nfnetlink.base_chain(rules.CHAIN)
     if chain is None or (chain.hook, chain.priority, chain.policy) != _POSTROUTING:
         return False
-    if not nft_chains.is_awake_with(rules.TABLE, uses=1) or nft_chains.rules(*_OUR_CHAIN) != written:
+    if not nfnetlink.is_awake_with(rules.TABLE, uses=1) or nfnetlink.rule_contents(*_OUR_CHAIN) != written:
         return False
     # Another process may have changed the table between our writing and reading. The kernel numbers everything in a
     # table one by one: if all rules are ours, their handles directly follow the chain's.
@@ -51,7 +53,7 @@ def write(pairs: Iterable[Pair], *, random_fully: bool) -> Written:
     """Replace the content of our table. Returns: its rules as the kernel holds them. Raises: KernelRefused, NotAvailable."""
     with libnftables.borrowed() as handle:
         handle.run("; ".join(rules.nft_commands(pairs, random_fully=random_fully)))
-    return nft_chains.rules(*_OUR_CHAIN)
+    return nfnetlink.rule_contents(*_OUR_CHAIN)
 
 
 def delete_table(name: str) -> bool:
@@ -90,10 +92,10 @@ class ChainSlot:
         """A value that any change to both chains, or to the whole table, alters. None: unknown, with legacy iptables."""
         if self.tool.flavour != "-nft":
             return None
-        parent = nft_chains.find(f"{self.nft_table} {self.parent}")
+        parent = nfnetlink.base_chain(f"{self.nft_table} {self.parent}")
         if whole:
-            return parent, nft_chains.rules(self.nft_table)
-        return parent, [nft_chains.rules(self.nft_table, chain) for chain in (self.parent, self.chain)]
+            return parent, nfnetlink.rule_contents(self.nft_table)
+        return parent, [nfnetlink.rule_contents(self.nft_table, chain) for chain in (self.parent, self.chain)]
 
     def apply(self, wanted: Sequence[str], *, first: bool) -> bool:
         """Write the chain and the jump to it. Returns: whether they had to be changed. Raises: CniError."""
@@ -124,7 +126,7 @@ def default_tool(version: int) -> Iptables:
 
 
 def is_installed(tool: Iptables) -> bool:
-    """Whether there is a program of this flavour. Raises: CouldNotRun."""
+    """Return True if a program of this flavour is installed. Raises: CouldNotRun."""
     # Asked for its version: where only one flavour is installed, it is found under every name.
     path = tool.find()
     return path is not None and _flavour(path) == tool.flavour
@@ -141,7 +143,7 @@ def _flavour(path: str) -> str:
 
 
 def tools_with_forward(version: int) -> list[Iptables]:
-    """Those whose FORWARD exists in this namespace."""
+    """Programs whose FORWARD exists in this namespace."""
     # Not by running them: that would create it.
     found = [Iptables(version, "-nft")] if nfnetlink.exists(FORWARDERS[version == 6]) else []
     found += [Iptables(version, "-legacy")] if iptables.is_legacy(version, "filter") else []
@@ -149,12 +151,25 @@ def tools_with_forward(version: int) -> list[Iptables]:
 
 
 def dropping_forwarders() -> list[str]:
-    """nftables chains that drop forwarded packets and cannot be overruled: all but those that iptables can change.
+    """nftables chains that drop forwarded packets, by policy or by a last rule without a condition, in words.
+
+    They cannot be overruled; those that iptables can change are left out.
 
     Raises: CniError.
     """
     excluded = [name for name, version in zip(FORWARDERS, (4, 6), strict=True) if is_installed(Iptables(version, "-nft"))]
-    return nft_chains.dropping_forwarders(excluded)
+    chains = [chain for chain in nfnetlink.base_chains(NF_INET_FORWARD) if chain.name not in excluded]
+    return [f'"{chain.name}" ({why})' for chain in chains if (why := _why_dropping(chain))]
+
+
+def _why_dropping(chain: BaseChain) -> str:
+    """Return the reason in words; "": it does not. Raises: KernelRefused, NotAvailable."""
+    if chain.policy == NF_DROP:
+        return "its policy is drop"
+    with libnftables.borrowed() as handle:
+        rules = handle.rules(chain.name)
+    last = [key for part in (rules[-1].get("expr", ()) if rules else ()) for key in part if key not in _WITHOUT_DECISION]
+    return f"its last rule is {last[0]}" if last in (["drop"], ["reject"]) else ""
 
 
 def present(masquerade_chain: str, forward_chain: str) -> list[ChainSlot]:

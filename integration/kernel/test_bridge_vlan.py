@@ -124,8 +124,8 @@ def test_two_vlans_have_a_gateway_each_and_are_routed(host: Host) -> None:
 def test_masquerade_in_a_vlan(host: Host) -> None:
     """Masquerade with net.bridge.bridge-nf-call-iptables off.
 
-    With it on, the frame from the pod to the gateway passes POSTROUTING before it is routed, which fixes the NAT of its
-    connection there.
+    With it on, a frame from the pod's port to the gateway's passes POSTROUTING before it is routed, which decides the NAT of
+    its connection there.
     """
     host.run("for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do [ ! -e $f ] || echo 0 >$f; done")
     outside, pod = host.netns("outside"), host.netns("c1")

@@ -74,7 +74,7 @@ def test_add_that_broke_off_says_what_is_left(monkeypatch: pytest.MonkeyPatch, f
         return failed, b""
 
     monkeypatch.setattr(client, "_work_alone", work_alone)
-    status, reply = client._take_back("bridge", "/bridge", {"CNI_COMMAND": "ADD"}, b"{}")
+    status, reply = client._undo_add("bridge", "/bridge", {"CNI_COMMAND": "ADD"}, b"{}")
     assert (status, verbs) == (1, ["DEL"])
     assert b'"code":11' in reply
     assert words.encode() in reply

@@ -1,4 +1,4 @@
-"""What addresses are left: by arithmetic on ranges and the names of reservations."""
+"""Free addresses: by arithmetic on ranges and the names of reservations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_network_without_reservations_is_free(tmp_path: Path) -> None:
 
 
 def test_only_what_can_be_given_counts(tmp_path: Path) -> None:
-    """Not the gateway, another range's, another network's, the lock, nor what is no address."""
+    """The gateway, other ranges' and networks' reservations, the lock, and invalid names do not count."""
     reserve(tmp_path, "10.1.0.1", "10.1.0.2", "10.1.0.7", "10.1.0.200", "10.2.0.9", "lock", "last_reserved_ip.0", "1nonsense")
     reserve(tmp_path, "10.1.0.3", network="other")
     call = a_call(tmp_path, [{"subnet": "10.1.0.0/24", "rangeEnd": "10.1.0.10"}], [{"subnet": "10.2.0.0/24"}])
@@ -86,7 +86,7 @@ def test_subnet_of_flannel_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     [{"verb": "DEL"}, {"verb": "CHECK"}, {"plugin": "portmap"}, {"plugin": "loopback"}, {"name": 'a"b'}, {"ipam": {}},
      {"ipam": {"type": "dhcp"}}, {"ipam": 7}, {"ipam": {"type": "host-local"}}],
 )  # fmt: skip
-def test_calls_that_tell_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_calls_that_are_ignored(tmp_path: Path, change: dict[str, Any]) -> None:
     assert usage(a_call(tmp_path, [{"subnet": "10.1.0.0/24"}], **change)) == []
 
 

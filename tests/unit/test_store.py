@@ -370,7 +370,7 @@ def test_address_that_is_taken_is_refused_with_its_owner(pool: Pool) -> None:
     with pytest.raises(AddressesExhausted) as error:
         pool.add("c1", args=(("IP", "10.1.2.4"),))
     assert error.value.msg.endswith("requested IP address 10.1.2.4 is not available in range set 10.1.2.1-10.1.2.6")
-    assert "is held by c9 net1" in error.value.details
+    assert "is reserved by c9 net1" in error.value.details
 
 
 def test_ranges_of_the_capability_come_first(pool: Pool) -> None:

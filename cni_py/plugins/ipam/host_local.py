@@ -167,30 +167,30 @@ def _exhausted(folder: str, range_set: RangeSet) -> AddressesExhausted:
 
 
 def _place(call: Call, config: HostLocalConfig) -> tuple[str, str]:
-    """Return dataDir and network. Raises: InvalidConfig."""
+    """dataDir and network. Raises: InvalidConfig."""
     check_network_name(call.network)
     data_dir = (config.ipam.data_dir if config.ipam else "") or DATA_DIR
     return _checked_path("ipam.dataDir", data_dir), call.network
 
 
 def _checked_path(key: str, path: str) -> str:
-    """Return an absolute path without doubled slashes. Raises: InvalidConfig."""
+    """An absolute path without doubled slashes. Raises: InvalidConfig."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not path.startswith("/") or ".." in parts or len(path) > MAX_PATH or not path.isprintable():
         raise InvalidConfig(
             f'"{key}" must be an absolute path without "..", not {path[:100]!r}',
-            hint=f"at most {MAX_PATH} characters, all printable",
+            hint=f"at most {MAX_PATH} characters, all of them printable",
         )
     return "/" + "/".join(parts)
 
 
 def _range_sets(call: Call, config: HostLocalConfig) -> tuple[RangeSet, ...]:
-    """Return the range sets in order: the capability's, that of the old form, the configuration's. Raises: InvalidConfig."""
+    """The range sets in order: the capability's, that of the old form, the configuration's. Raises: InvalidConfig."""
     ipam = _ipam(config)
     old_form: list[list[ConfiguredRange]] = [[ipam]] if ipam.subnet else []
     sets = [*config.runtime_config.ip_ranges, *old_form, *ipam.ranges]
     if not sets:
-        raise InvalidConfig("no IP ranges specified", hint='set "ranges" of "ipam": [[{"subnet": "10.1.2.0/24"}]]')
+        raise InvalidConfig("no IP ranges specified", hint='"ipam" needs "ranges": [[{"subnet": "10.1.2.0/24"}]]')
     range_sets = parse_range_sets([[(r.subnet, r.range_start, r.range_end, r.gateway) for r in ranges] for ranges in sets])
     families = [range_set.version for range_set in range_sets]
     if call.cni_version in ("0.1.0", "0.2.0") and max(families.count(4), families.count(6)) > 1:
@@ -199,9 +199,9 @@ def _range_sets(call: Call, config: HostLocalConfig) -> tuple[RangeSet, ...]:
 
 
 def _ipam(config: HostLocalConfig) -> HostLocalIpam:
-    """Return the object ``ipam``. Raises: InvalidConfig."""
+    """Raises: InvalidConfig."""
     if config.ipam is None:
-        raise InvalidConfig("IPAM config missing 'ipam' key", hint='set "ipam": {"type": "host-local", "ranges": …}')
+        raise InvalidConfig("IPAM config missing 'ipam' key", hint='it needs "ipam": {"type": "host-local", "ranges": …}')
     return config.ipam
 
 
@@ -227,7 +227,7 @@ def _requested(call: Call, config: HostLocalConfig) -> Requests:
 
 
 def _address_of_args(call: Call) -> Address | None:
-    """Return ``IP`` of CNI_ARGS, which may contain ``IgnoreUnknown`` too. Raises: InvalidEnvironment.
+    """``IP`` of CNI_ARGS, which may hold ``IgnoreUnknown`` besides. Raises: InvalidEnvironment.
 
     Go-compatible: containernetworking/cni pkg/types/args.go.
     """
@@ -247,7 +247,7 @@ def _address_of_args(call: Call) -> Address | None:
 
 
 def _parse_ip(text: str) -> Address:
-    """Parse an address with or without a prefix, which is ignored. Raises: InvalidConfig."""
+    """An address with or without a prefix, which says nothing here. Raises: InvalidConfig."""
     return parse_address(str(parse_cidr(text).ip) if "/" in text else text)
 
 
@@ -270,13 +270,13 @@ def _distribute(requested: Requests, range_sets: tuple[RangeSet, ...]) -> list[C
         error = next(iter(left.values()))
         raise error(
             f"failed to allocate all requested IPs: {' '.join(map(str, left))}",
-            f"each range set provides one address: {'; '.join(map(str, range_sets))}",
+            f"each range set gives one address: {'; '.join(map(str, range_sets))}",
         )
     return out
 
 
 def _dns(config: HostLocalConfig) -> DNS:
-    """Read the settings of ``resolvConf``. Raises: IOFailure, InvalidConfig."""
+    """The settings of ``resolvConf``. Raises: IOFailure, InvalidConfig."""
     resolv_conf_path = _ipam(config).resolv_conf
     if not resolv_conf_path:
         return DNS()

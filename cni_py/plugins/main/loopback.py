@@ -36,14 +36,14 @@ def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
         addresses = list_addresses(sandbox, lo)
     strange = [str(a) for a in addresses if not a.is_loopback]
     if strange:
-        raise InvalidConfig(f'"lo" of "{call.netns}" has an address that is not a loopback address: {", ".join(strange)}')
+        raise InvalidConfig(f'"lo" of "{call.netns}" has an address that is no loopback address: {", ".join(strange)}')
     if config.prev_result is not None:
         return {"cniVersion": call.cni_version, **call.conf["prevResult"]}
     result = Result(
         interfaces=(Interface("lo", NO_MAC, lo.mtu, call.netns),),
         ips=tuple(IPConfig(address, interface=0) for address in addresses),
     )
-    # Go-compatible: the form of 1.0.0 with every older version's number (plugins/main/loopback/loopback.go)
+    # Go-compatible: the form of 1.0.0 under every older version's number (plugins/main/loopback/loopback.go)
     form = call.cni_version if at_least(call.cni_version, "1.0.0") else "1.0.0"
     return result.as_version(form) | {"cniVersion": call.cni_version}
 

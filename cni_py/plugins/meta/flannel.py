@@ -36,14 +36,14 @@ def add(call: Call, config: FlannelConfig) -> Result:
     path = saved_path(call, config)
     before = _read_saved(path)
     with Undo() as undo:
-        undo.once_clean("the saved configuration as before", _restore, path, before)
+        undo.on_failure_if_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
         was_there = before is not None  # then a DEL of the delegate would delete a live attachment
         return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
 
 
 def delete(call: Call, config: FlannelConfig) -> None:
-    """Run the delegate's DEL with the saved configuration; keep that until the delegate has succeeded."""
+    """Run the delegate's DEL with the saved configuration; keep the file until the delegate has succeeded."""
     path = saved_path(call, config)
     saved = _read_saved(path)
     if saved is None and not record.is_remembered(call.container_id, call.ifname, call.network):
@@ -99,7 +99,7 @@ def gc(call: Call, config: FlannelConfig) -> None:
 
 
 def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str, Any]:
-    """Return the delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
+    """The delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
 
     Raises: InvalidConfig if ``delegate`` has keys that only flannel may set.
     """
@@ -212,7 +212,7 @@ def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
     try:
         conf = decode(saved, path)
     except CniError as error:
-        note(f'the saved configuration "{path}" is damaged and ignored: {error.msg}')
+        note(f'the saved configuration "{path}" is damaged, worked around it: {error.msg}')
         return {}
     return conf if isinstance(conf.get("type"), str) else {}
 

@@ -34,7 +34,9 @@ def add(call: Call, config: PortmapConfig) -> Mapping[str, Any]:
         from cni_py.packetfilter.hostports import forwarding
 
         with Undo() as undo:
-            undo.once_clean("the record as before", attachments.restore, call, attachments.remember(call, conf=dict(call.conf)))
+            undo.on_failure_if_clean(
+                "the record as before", attachments.restore, call, attachments.remember(call, conf=dict(call.conf))
+            )
             undo.on_failure("port mappings", forwarding.delete, wanted.owner)
             forwarding.add(wanted, backend)
     prev_result: Mapping[str, Any] = call.conf["prevResult"]

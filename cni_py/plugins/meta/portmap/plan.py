@@ -29,7 +29,7 @@ _CHAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 
 def check_config(config: PortmapConfig) -> str:
-    """Return the requested back end; empty: the one that works. Raises: InvalidConfig, UnsupportedField."""
+    """The back end that the configuration asks for; empty: the one that works. Raises: InvalidConfig, UnsupportedField."""
     if config.mark_masq_bit is not None and config.external_set_mark_chain is not None:
         raise InvalidConfig("Cannot specify externalSetMarkChain and markMasqBit")
     if config.mark_masq_bit is not None and not 0 <= config.mark_masq_bit <= 31:
@@ -45,14 +45,14 @@ def check_config(config: PortmapConfig) -> str:
 
 
 def _check_words(key: str, words: list[str]) -> None:
-    """Reject a condition with parts that could end it and begin another command."""
+    """A condition ends where its words end: nothing in it may begin another command."""
     text = " ".join(words)
     if any(c in ";#\\" or not c.isprintable() for c in text) or text.count("{") != text.count("}"):
-        raise InvalidConfig(f'"{key}" is not a valid condition', text[:200], "no ; # \\ and no line break; { and } in pairs")
+        raise InvalidConfig(f'"{key}" holds what no condition can', text[:200], "no ; # \\ and no line break; { and } in pairs")
 
 
 def _backend(config: PortmapConfig) -> str:
-    """Choose the back end. Go-compatible: plugins/meta/portmap/main.go, ensureBackend(), except that nftables is preferred."""
+    """Go-compatible: plugins/meta/portmap/main.go, ensureBackend(), but that nftables is the first choice here."""
     options: dict[str, list[str]] = {"iptables": [], "nftables": []}
     if config.external_set_mark_chain is not None:
         options["iptables"].append("externalSetMarkChain")
@@ -72,13 +72,13 @@ def _backend(config: PortmapConfig) -> str:
         raise UnsupportedField(
             f"{backend} backend was requested but configuration contains {other}-specific options [{' '.join(options[other])}]",
             "; ".join([f'"{key}": {values[key]!r:.200}' for key in options[other]]),
-            f'"backend": "{other}" supports them' if not options[backend] else "",
+            f'"backend": "{other}" understands them' if not options[backend] else "",
         )
     return backend
 
 
 def wanted(call: Call, config: PortmapConfig) -> Wanted:
-    """Return the requested mappings. Raises: InvalidConfig, DecodingFailure."""
+    """The mappings that the runtime asks for. Raises: InvalidConfig, DecodingFailure."""
     if config.prev_result is None:
         raise InvalidConfig("must be called as chained plugin", "there is no prevResult", "put portmap behind another plugin")
     pods = pod_addresses(from_json(config.prev_result), call.ifname)
@@ -88,7 +88,7 @@ def wanted(call: Call, config: PortmapConfig) -> Wanted:
         protocol, host_address, versions = parse_mapping(entry)
         ports.append((protocol, entry.host_port))
         if host_address == IPV6_LOOPBACK:
-            note(f"{protocol} {entry.host_port} of ::1 is not mapped: the kernel accepts no reply to ::1 from another link")
+            note(f"{protocol} {entry.host_port} of ::1 is not mapped: the kernel takes no answer to ::1 from another link")
             continue
         for version in versions:
             if version in pods:
@@ -112,7 +112,7 @@ def _words(conditions: list[str]) -> tuple[str, ...]:
 
 
 def parse_mapping(entry: PortMapping) -> tuple[str, Address | None, tuple[int, ...]]:
-    """Return protocol, the host address (``None``: any), and the IP versions it is for. Raises: InvalidConfig."""
+    """Protocol, the one address of the host (``None``: any), and the IP versions it is for. Raises: InvalidConfig."""
     if not 0 < entry.container_port <= MAX_PORT:
         raise InvalidConfig(f"Invalid container port number: {entry.container_port}", '"containerPort" is 1 to 65535')
     if not 0 < entry.host_port <= MAX_PORT:
@@ -128,11 +128,11 @@ def parse_mapping(entry: PortMapping) -> tuple[str, Address | None, tuple[int, .
 
 
 def parse_host_ip(entry: PortMapping) -> Address:
-    """Parse ``hostIP``; an IPv4 address in the form of IPv6 is IPv4. Raises: InvalidConfig."""
+    """``hostIP``; an IPv4 address in the form of IPv6 is IPv4. Raises: InvalidConfig."""
     try:
         address: Address = ip_address(entry.host_ip)
     except ValueError as error:
-        raise InvalidConfig(f'"hostIP" of host port {entry.host_port} is not an address: "{entry.host_ip[:60]}"') from error
+        raise InvalidConfig(f'"hostIP" of host port {entry.host_port} is no address: "{entry.host_ip[:60]}"') from error
     if address.version == 6 and address.scope_id:
         raise InvalidConfig(
             f'"hostIP" of host port {entry.host_port} names a link: "{entry.host_ip[:60]}"', "a mapping is for an address"
@@ -141,7 +141,7 @@ def parse_host_ip(entry: PortMapping) -> Address:
 
 
 def pod_addresses(result: Result, ifname: str) -> dict[int, IPv4Interface | IPv6Interface]:
-    """Return the first address of each IP version that may be in the sandbox.
+    """The first address of each IP version that may be in the sandbox.
 
     Go-compatible: plugins/meta/portmap/main.go, parseConfig(): an address without a known interface counts.
     """
