@@ -484,7 +484,8 @@ def test_entry_without_a_back_end_has_that_of_the_network(backend: Any, kind: st
 
 
 @pytest.fixture
-def watcher(file: LeasesFile) -> Iterator[Watcher]:
+def watcher(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
+    monkeypatch.setattr(file_store, "POLL_SECONDS", 0.02)
     with Watcher(file.store) as watcher:
         yield watcher
 
