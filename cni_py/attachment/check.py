@@ -132,8 +132,8 @@ def check_routes(sandbox: Rtnl, end: Link, prev: Result, has_tables: bool) -> No
     for route in wanted_routes(prev):
         same = [r for r in have if r.dst == route.dst and (r.table == route.table or not has_tables)]
         if not any(_matches(r, route) for r in same):
-            words = " ".join(route.words())
-            found = "; ".join(" ".join(r.words()) for r in same) or "none to there"
+            words = " ".join(route.words("priority"))
+            found = "; ".join(" ".join(r.words("priority")) for r in same) or "none to there"
             raise CheckFailed(f'the route {words} over "{end.name}" is missing', f"expected {words}, found {found}")
 
 

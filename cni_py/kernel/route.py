@@ -92,16 +92,16 @@ class Route(Value):
     mtu: int = 0
     advmss: int = 0
 
-    def words(self) -> list[str]:
-        """As ``ip route`` takes it."""
+    def words(self, metric: str = "metric") -> list[str]:
+        """As ``ip route`` takes it, which knows ``metric`` by the name "priority" too, as CNI calls it."""
         out = [*_KINDS[self.kind], str(self.dst)]
         out += ["via", str(self.gateway)] if self.gateway else []
         out += ["dev", self.device] if self.device else []
         out += ["onlink"] if self.onlink else []
         out += ["table", str(self.table)] if self.table != RT_TABLE_MAIN else []
         out += ["scope", str(self.scope)] if self.scope else []
-        for name in ("metric", "mtu", "advmss"):
-            out += [name, str(getattr(self, name))] if getattr(self, name) else []
+        for name, value in ((metric, self.metric), ("mtu", self.mtu), ("advmss", self.advmss)):
+            out += [name, str(value)] if value else []
         return [*out, *(["proto", str(self.protocol)] if self.protocol != RTPROT_BOOT else [])]
 
 
@@ -155,7 +155,7 @@ def list_routes_over(rtnl: Rtnl, link: Link) -> list[Route]:
     """The unicast routes over the link, of every table. Raises: KernelRefused."""
     found = [of for family in FAMILY.values() for of in _dump(rtnl, ("table", "all", "dev", link.name), family=family)]
     return [
-        _route(of, link.name).replace(
+        _route(of, "").replace(
             metric=of.get("RTA_PRIORITY", 0),
             table=_table(of),
             scope=of["scope"],
@@ -254,7 +254,7 @@ def _address(packed: bytes) -> Address:
 def add_route(rtnl: Rtnl, link: Link, route: Route) -> None:
     """Add a route over the link, beside others to its destination. Raises: KernelRefused."""
     message = _message(route, link.ifindex, _scope(route))
-    with step(*rtnl.enter, "ip", "route", "add", *route.words(), "dev", link.name):
+    with step(*rtnl.enter, "ip", "route", "add", *route.words("priority"), "dev", link.name):
         rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
 
 

@@ -68,7 +68,7 @@ PACKET_FILTER = {
     "cni_py.packetfilter.masquerade_ruleset", "cni_py.packetfilter.nfnetlink", "cni_py.packetfilter.ownership", "_sha512",
 }  # fmt: skip
 BRIDGE = NETLINK | PACKET_FILTER | {
-    "cni_py.attachment.packet_filter", "cni_py.kernel", "cni_py.kernel.address", "cni_py.kernel.deletion", "cni_py.kernel.link",
+    "cni_py.attachment.gateway", "cni_py.attachment.interface", "cni_py.attachment.packet_filter", "cni_py.attachment.veth", "cni_py.kernel", "cni_py.kernel.address", "cni_py.kernel.deletion", "cni_py.kernel.link",
     "cni_py.kernel.netns", "cni_py.kernel.route", "cni_py.kernel.sysctl", "cni_py.plugins.main", "cni_py.plugins.main.bridge",
     "cni_py.plugins.main.bridge.plan",
 }  # fmt: skip
