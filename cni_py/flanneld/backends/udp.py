@@ -276,7 +276,10 @@ def open_socket(address: SocketAddress) -> socket.socket:
         opened.bind(address)
     except OSError as fault:
         opened.close()
-        words, hint = fault.strerror or "", f"see who does: ss -lunp 'sport = {address[1]}'"
+        words, hint = (
+            fault.strerror or "",
+            f"see who does: ss -lunp 'sport = {address[1]}'; or choose another \"Backend.Port\" for all nodes",
+        )
         msg = f"failed to start listening on UDP socket: {in_words(address)}"
         raise KernelRefused(msg, words, hint, fault.errno or 0) from fault
     return opened
