@@ -74,7 +74,7 @@ def pack_request(
 def unpack_request_head(data: bytes) -> tuple[int, int, int, tuple[int, int, int, int]]:
     """Number of descriptors, bytes of head and standard input, namespaces. Raises: FrameError."""
     if data[:4] != REQUEST_MAGIC:
-        raise FrameError("no request of cni-py")
+        raise FrameError("not a request of cni-py")
     if data[4] != PROTOCOL:
         raise FrameError(f"protocol {data[4]}, this is {PROTOCOL}")
     head, stdin = int.from_bytes(data[8:12], "big"), int.from_bytes(data[12:16], "big")

@@ -10,10 +10,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from cni_py.cli.output import EXIT_FAILED, print_error, say, show
+from cni_py.errors import InvalidConfig
+from cni_py.flanneld.host_networks import HostNetwork, warnings
+from cni_py.flanneld.network import NetworkConfig
 from cni_py.lab import faults
 from cni_py.lab.build import listed
 from cni_py.lab.lab import DIRECTORY, Lab
-from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_ROUTES
+from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_ROUTES, as_json, lan_networks
 from cni_py.lab.programs import LabFailed, WrongUsage
 from cni_py.lab.state import take_down
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
+    from cni_py.lab.plan import Settings
     from cni_py.lab.site import Site
 
 LOCK_TRIES = 100
@@ -62,6 +66,8 @@ def up(options: argparse.Namespace) -> int:
         directory=options.directory,
         progress=progress,
     )
+    for line in overlaps(lab.settings):
+        say(line)
     with _alone(options.directory):
         lab.up()
         lab.stay()
@@ -79,6 +85,15 @@ def up(options: argparse.Namespace) -> int:
     missing = listed([f"{pair.source} to {pair.target} ({pair.address}): {pair.why}" for pair in matrix.failed])
     say(f"not all pods reach one another: {missing}. The lab is kept; see cni-py lab ping, and cni-py lab log node1")
     return EXIT_FAILED
+
+
+def overlaps(settings: Settings) -> list[str]:
+    """Return what flanneld will report of a network that overlaps the lab's own."""
+    try:
+        networks = NetworkConfig.parse(as_json(settings.config)).networks
+    except InvalidConfig:  # flanneld itself reports why
+        return []
+    return warnings(networks, [HostNetwork(network, "eth0") for network in lan_networks(settings)])
 
 
 def _next_steps(lab: Lab) -> str:

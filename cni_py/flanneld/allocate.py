@@ -158,6 +158,15 @@ def _why_full(config: NetworkConfig, taken: Sequence[Subnets], endless: Collecti
     return "; ".join([*lines, "a larger Network or SubnetLen has room for more nodes"])
 
 
+def in_words_without_end(subnets: Subnets) -> str:
+    """Return the message about this node's own lease if it never expires."""
+    key = ",".join(str(subnet) for subnet in subnets.each())
+    return (
+        f"our lease of {subnets} has no end: it is a reservation, kept for this node's address also when the node is deleted; "
+        f"cni-py config release {key} turns it into a lease of 24 hours"
+    )
+
+
 def check_host_networks(subnets: Subnets, config: NetworkConfig, has_run: bool) -> None:
     """Check subnets that were assigned to this node, not chosen: a reservation, a podCIDR. ``has_run``: its pods may use them.
 

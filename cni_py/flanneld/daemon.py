@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from cni_py import __version__
 from cni_py.datastore.errors import StoreError
-from cni_py.errors import CniError
+from cni_py.errors import CniError, NotAvailable
 from cni_py.flanneld import backends, commands, iface, saved
 from cni_py.flanneld.host_networks import HostNetworks
 from cni_py.flanneld.network import NetworkConfig
@@ -61,7 +61,7 @@ class Daemon:
             # in a thread: the main thread may be holding the lock of the event that is to be set
             signal.signal(number, lambda *_: _thread.start_new_thread(self.status.end, ()))
         if self.options.healthz_port:
-            self.status.health.start()
+            self._start_health()
         is_first, trouble, pause_seconds = True, "", RETRY_SECONDS
         while not self.status.stop.is_set():
             try:
@@ -84,6 +84,17 @@ class Daemon:
         self.store.close()
         info("Exiting cleanly...")
         return 1 if self.status.has_failed else 0
+
+    def _start_health(self) -> None:
+        """Raises: NotAvailable."""
+        ip, port = self.options.healthz_ip, self.options.healthz_port
+        try:
+            self.status.health.start()
+        except OSError as error:
+            hint = f"choose another -healthz-port, or see: ss -tlnp sport = :{port}"
+            raise NotAvailable(
+                f"the health server cannot listen on {ip}, TCP port {port}", error.strerror or "", hint
+            ) from error
 
     def _wake(self) -> None:
         """End what waits, in whatever thread."""
@@ -117,6 +128,10 @@ class Daemon:
         config_text = known.config if known is not None and text is None else str(text)
         config = NetworkConfig.parse(config_text)
         self._take_stored_addresses()
+        if self.options.iface_node_ip:
+            self._take_node_addresses(known.own.attributes if known else None)
+            if self.status.stop.is_set():
+                return
         external = iface.find(self.options, config.ipv4, config.ipv6)
         former = known.own.attributes if known else self._stored_attributes(config)
         for fault in bridge_netfilter.faults(config.ipv4, config.ipv6):
@@ -151,6 +166,21 @@ class Daemon:
             return
         public_ip, public_ipv6 = str(ipv4 or self.options.public_ip), str(ipv6 or self.options.public_ipv6)
         self.options = replace(self.options, public_ip=public_ip, public_ipv6=public_ipv6)
+
+    def _take_node_addresses(self, former: Attributes | None) -> None:
+        """By which Kubernetes knows the node, waited for; if there is a last lease, its addresses until the API answers."""
+        while not self.status.stop.is_set():
+            try:
+                found = self.store.node_addresses()  # type: ignore[attr-defined]
+            except StoreError as fault:
+                self.status.say_once(f"the node's InternalIP is not known: {fault}")
+                if former is None:
+                    self.status.not_ready(f"the node's InternalIP is not known: {fault}")
+                    self.status.pause()
+                    continue
+                found = former.addresses
+            self.options = replace(self.options, node_addresses=tuple(map(str, found)))
+            return
 
     def _stored_attributes(self, config: NetworkConfig) -> Attributes | None:
         """What a node's own entry keeps of our last lease (Kubernetes): the MAC address of its VXLAN device."""

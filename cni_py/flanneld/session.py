@@ -20,6 +20,7 @@ from cni_py import files, subnet_env
 from cni_py.datastore.errors import StoreError
 from cni_py.errors import CniError
 from cni_py.flanneld import backends, iface, saved
+from cni_py.flanneld.allocate import in_words_without_end
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.lease import Lease, Subnets
 from cni_py.flanneld.lingering import Lingering
@@ -126,14 +127,15 @@ class Session:
                 self.status.not_ready(f"no subnet is leased: {fault}")
                 self.status.pause()
             else:
+                if self.lease.expires is None and not self.options.kube_subnet_mgr:
+                    info(in_words_without_end(self.lease.subnets))
                 return True
         return False
 
     def set_up(self, leases: Mapping[Subnets, Lease]) -> None:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.lease.subnets
-        self.host_networks.look(own)
-        self.host_networks.warn_of_own(own)
+        self.host_networks.start_on(own)
         self.firewall = Firewall(self.options, self.config, own)
         self.firewall.ensure()
         self._told = leases

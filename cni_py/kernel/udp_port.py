@@ -1,4 +1,4 @@
-"""The owner of a UDP port that a device of ours needs, which the kernel's "Address already in use" does not name.
+"""The owner of a UDP port that our device needs, which the kernel's "Address already in use" does not name.
 
     with port_named(rtnl, "flannel.1"): …        KernelRefused names the port, its owner and "Backend.Port"
     owner_of(rtnl, 8472) -> 'the VXLAN device "cilium_vxlan"'
@@ -38,6 +38,8 @@ def port_named(rtnl: Rtnl, device: str, port: int = 0, key: str = "Backend.Port"
         if error.errno != EADDRINUSE:
             raise
         port = port or next((each.port for each in list_vxlans(rtnl) if each.name == device), 0)
+        if not port:
+            raise
         hint = f'stop it, or choose another port for all nodes, "{key}" in their configuration; see: ss -ulnp sport = :{port}'
         msg = f'"{device}" cannot receive: UDP port {port} is taken by {owner_of(rtnl, port, device)}'
         raise KernelRefused(msg, f"{error.msg}: {error.details}", hint, errno=EADDRINUSE) from error

@@ -54,7 +54,7 @@ def routes(run: Run, networks: Iterable[Network]) -> list[Entry]:
 
 
 def is_to_peer(words: list[str], networks: Iterable[Network]) -> bool:
-    """Return True if the words of an ``ip route`` line are such a route; one that belongs to an address ("proto kernel") is not."""
+    """Return whether an ``ip route`` line is such a route; one that belongs to an address ("proto kernel") is not."""
     try:
         destination = ip_network(words[0])
     except ValueError:  # "default", "unreachable", "blackhole"

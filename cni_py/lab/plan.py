@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any
 
 from cni_py.lab.programs import LabFailed
@@ -163,6 +164,13 @@ def port_commands(port: str, segment: int, pid: int, ifname: str = "eth0") -> li
         f"link add {port} type veth peer name {ifname} netns {pid}",
         f"link set {port} master segment{segment} up",
     ]
+
+
+def lan_networks(settings: Settings) -> list[IPv4Network | IPv6Network]:
+    """The networks of the segments, which the nodes' eth0 are in."""
+    numbers = range(123, 123 + settings.segments)
+    found: list[IPv4Network | IPv6Network] = [IPv4Network(f"192.168.{number}.0/24") for number in numbers]
+    return found + ([IPv6Network(f"fd00:{number}::/64") for number in numbers] if settings.ipv6 else [])
 
 
 def router_commands(settings: Settings) -> list[str]:

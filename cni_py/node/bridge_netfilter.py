@@ -1,4 +1,4 @@
-"""Whether packets between pods of one node pass iptables: without that kube-proxy's Services do not answer there.
+"""Check that packets between pods of one node pass iptables: otherwise kube-proxy's Services do not reply to them.
 
     faults(ipv4, ipv6) -> list[str]        a line for each parameter that is missing or off; empty: all is well
 
@@ -18,7 +18,7 @@ _CONSEQUENCE = "with kube-proxy a Service does not answer to a pod on the node o
 
 
 def faults(ipv4: bool, ipv6: bool) -> list[str]:
-    """What is to be said of the bridge's packets of these families, and the command that changes it."""
+    """Return what is missing for these families, each with the command that adds it."""
     names = [name for version, name in _PARAMETERS.items() if (ipv4 if version == 4 else ipv6)]
     found = {name: _value(name) for name in names}
     if not any(found.values()):

@@ -38,6 +38,7 @@ from cni_py.netlink.monitor import Watch
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import FORWARDING, Wanted
 from cni_py.node.log import error, info, warning
+from cni_py.node.unsettable import Unsettable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
@@ -70,8 +71,7 @@ class Reconciler:
         """Ours, and that of an earlier configuration."""
         self._wanted = Wanted()
         self._wanted_sysctls: list[tuple[str, str]] = []
-        self._unsettable: set[str] = set()
-        """Kernel parameters that could not be set: told of once, and not tried again."""
+        self._unsettable = Unsettable()
         self._is_good = False
         """Whether all was as wanted after the last look."""
         self._lock = threading.Lock()
@@ -115,6 +115,7 @@ class Reconciler:
             for gone in set(self._failures) - self._seen:
                 del self._failures[gone]
             self._is_good = not self._failures
+        self._unsettable.warn()
         self.health.gauge("reconcile_seconds", "How long the last look at the kernel took.", monotonic() - began)
         self.health.gauge("refused", "What the kernel refuses at present.", len(self._failures))
         self._count(changes)
@@ -164,8 +165,7 @@ class Reconciler:
                 sysctl.ensure(name, value)
             except KernelRefused as fault:
                 if fault.errno != ENOENT:  # that is a device which has just gone; else /proc/sys is read-only, and stays so
-                    self._unsettable.add(name)
-                    warning(str(fault))
+                    self._unsettable.add(name, value, fault)
                 continue
             changes += 1
             if name == FORWARDING[6] and not _differs(f"net/ipv6/conf/{self.external}/accept_ra", "1"):

@@ -349,7 +349,7 @@ def test_dual_stack_does_not_wait_for_duplicate_detection(host: Host) -> None:
         shown = host.json("ip -j -6 addr show eth0", pod)[0]["addr_info"]
         assert [bool(a.get("tentative")) for a in shown if a["scope"] == "global"] == [False]
         assert datagram(host, pod, first, ips(one)[1]) == ips(two)[1]
-    assert min(seconds) < 0.5, seconds
+    assert min(seconds) < 1.0, seconds  # duplicate detection waits for one at least
     assert sysctl(host, "ipv6/conf/eth0/accept_dad", first) == "0"
 
 

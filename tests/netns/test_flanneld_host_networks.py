@@ -16,7 +16,7 @@ from support.waiting import until
 pytestmark = pytest.mark.netns
 
 AROUND_THE_LAN = {"Network": "192.168.120.0/21", "SubnetLen": 24}
-"""It contains the nodes' own 192.168.123.0/24, and five subnets more than that."""
+"""A network that contains the nodes' own 192.168.123.0/24, and five subnets more than that."""
 PEER = {"PublicIP": "192.168.123.50", "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:77"}}
 IN_AN_HOUR = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 LENIENT = "-host-network-overlap=warn"
@@ -69,7 +69,7 @@ def test_network_that_is_inside_the_lan_leases_nothing_unless_that_is_asked_for(
     assert node.env == {}
     flanneld.terminate()
     again = node.start(LENIENT).wait_ready()
-    assert again.has_said("takes packets of theirs", "our own subnet 192.168.123.")
+    assert again.has_said("takes their packets", "our own subnet 192.168.123.")
     assert node.env["FLANNEL_SUBNET"].startswith("192.168.123.")
 
 
@@ -132,6 +132,19 @@ def test_address_of_a_node_is_in_no_new_subnet(net: Net) -> None:
     assert node.subnet in ("10.99.100", "10.99.104")
 
 
+def test_own_lease_without_an_end_is_said_with_what_ends_it(net: Net) -> None:
+    """Copied from etcd v2, say, or reserved."""
+    [node] = net.nodes
+    configure(net, {"Network": "10.244.0.0/16"}, **{"10.244.7.0-24": {"PublicIP": node.address}})
+    flanneld = node.start().wait_ready()
+    assert flanneld.has_said(
+        "our lease of 10.244.7.0/24 has no end", "cni-py config release 10.244.7.0/24 turns it into a lease"
+    )
+    flanneld.terminate()
+    net.write({**net.read(), "leases": {}})
+    assert "has no end" not in node.start().wait_ready().log
+
+
 # ---- the routes to the others -------------------------------------------------------------------
 
 
@@ -176,6 +189,18 @@ def test_route_that_there_was_before_goes_on(net: Net, way: str) -> None:
     assert "192.168.123.128/25" in node.routes()
 
 
+def test_cluster_inside_a_wide_lan_goes_on_after_an_upgrade_with_a_reboot(net: Net) -> None:
+    """No route is in the kernel and nothing is saved, but this node has a lease of the same kind."""
+    [node] = net.nodes
+    inside = {"192.168.123.16-28": {**PEER, "PublicIP": node.address, "Expires": IN_AN_HOUR}, **leases("192.168.123.128-28")}
+    configure(net, {"Network": "192.168.123.0/24", "SubnetLen": 28}, **inside)
+    flanneld = node.start().wait_ready()
+    until(lambda: "192.168.123.128/28" in node.routes())
+    assert flanneld.has_said(
+        "our own subnet 192.168.123.16/28 overlaps", "routing 192.168.123.128/28 although", "so does our own subnet"
+    )
+
+
 @pytest.mark.parametrize("address", ["10.244.77.9/24", "10.244.77.9/28", "10.244.0.9/17"], ids=["same", "inside", "around"])
 def test_network_that_the_host_gets_later_takes_the_route_away_as_long_as_it_has_it(net: Net, address: str) -> None:
     [node] = net.nodes
@@ -190,7 +215,7 @@ def test_network_that_the_host_gets_later_takes_the_route_away_as_long_as_it_has
     until(lambda: "10.244.77.0/24" in node.routes())
 
 
-def test_network_on_our_own_subnet_is_told_of_once_and_the_lease_stays(net: Net) -> None:
+def test_network_on_our_own_subnet_is_logged_once_and_the_lease_stays(net: Net) -> None:
     [node] = net.nodes
     flanneld = node.start().wait_ready()
     for _ in range(2):

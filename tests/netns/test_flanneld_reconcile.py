@@ -18,6 +18,7 @@ import pytest
 
 from cni_py.node.reconcile import PAUSE_SECONDS
 from support.flannel import Net, network, traffic
+from support.namespaces import wait_for_end
 from support.waiting import until
 
 pytestmark = pytest.mark.netns
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.netns
 HEALED_SECONDS = 20.0
 """Long before flanneld looks of itself, which is once a minute: it has heard of it."""
 KILLS = 4
+HEARD = "ip addr add 192.0.2.99/32 dev lo; ip addr del 192.0.2.99/32 dev lo"
+"""A change that flanneld has nothing to do with."""
 QUIET_SECONDS, QUIET_CPU_SECONDS = 2.0, 0.2
 TABLE = "inet cni_py_flanneld"
 
@@ -343,12 +346,12 @@ def test_start_removes_what_leads_to_dead_peers_and_touches_nothing_else(vxlan: 
     with heard.open("wb") as file:
         monitor = subprocess.Popen(first.host.command("ip", "-4", "monitor", "route", "neigh", "address"), stdout=file)
         try:
-            time.sleep(0.2)
+            until(lambda: heard.read_bytes() or first.run(HEARD), "ip(8) listens")
             first.start().wait_ready()
         finally:
             children = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split()
             os.kill(int(children[0]), 15)
-            monitor.wait(5)
+            wait_for_end(monitor)
     assert first.state() == before
     about = [line for line in heard.read_text().splitlines() if "flannel.1" in line]
     assert about

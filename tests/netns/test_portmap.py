@@ -845,7 +845,7 @@ def sctp_port_seen(sender: str, receiver: str, address: str, number: int) -> int
         thread = threading.Thread(target=make, args=(name,))
         thread.start()
         thread.join()
-    made[receiver].settimeout(2)
+    made[receiver].settimeout(10)
     chunk = b"\x01\x00\x00\x14" + b"\x11\x22\x33\x44" + b"\x00\x01\x00\x00" + b"\x00\x01\x00\x01" + b"\x00\x00\x00\x01"
     head = (5000).to_bytes(2, "big") + number.to_bytes(2, "big") + bytes(4)
     packet = head + bytes(4) + chunk

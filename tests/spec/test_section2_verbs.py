@@ -422,7 +422,7 @@ def answer_of_version(node: Host, plugin: str, stdin: Any) -> Any:
         stdin=stdin,
         env=environment(node, "VERSION"),
         capture_output=True,
-        timeout=10,
+        timeout=30,
         check=True,
     )
     return json.loads(done.stdout)
@@ -464,7 +464,7 @@ def test_version_of_a_request_that_comes_in_two_parts(node: Host) -> None:
     while unread:  # until the plugin has read the first part: FIONREAD counts what is still in the pipe
         unread = int.from_bytes(fcntl.ioctl(child.stdin, termios.FIONREAD, b"\0" * 4), "little")
         assert child.poll() is None
-    stdout, _ = child.communicate(b'sion":"0.4.0"}', timeout=10)
+    stdout, _ = child.communicate(b'sion":"0.4.0"}', timeout=30)
     assert json.loads(stdout)["cniVersion"] == "0.4.0"
 
 
@@ -499,7 +499,7 @@ def test_run_by_hand_it_says_what_it_is(node: Host, plugin: str, env: dict[str, 
 def test_run_by_hand_on_a_terminal_it_does_not_wait(node: Host) -> None:
     ours, its = pty.openpty()
     try:
-        done = subprocess.run(node.command(f"{node.bin_dir}/bridge"), stdin=its, env={}, capture_output=True, timeout=10)
+        done = subprocess.run(node.command(f"{node.bin_dir}/bridge"), stdin=its, env={}, capture_output=True, timeout=30)
     finally:
         os.close(ours)
         os.close(its)

@@ -73,7 +73,7 @@ class Watcher:
                 self._changed.notify_all()
 
     def wait_for(self, wanted: Callable[[dict[str, Attributes]], bool]) -> dict[str, Attributes]:
-        """Wait until the newest set fulfils the condition."""
+        """Wait until the newest set is as wanted."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.sets and wanted(self.sets[-1]), SECONDS), self.sets[-3:]
             return self.sets[-1]
@@ -97,7 +97,7 @@ def kubeconfig(folder: Path, cluster: dict[str, Any], user: dict[str, Any]) -> s
         "apiVersion: v1\nkind: Config\ncurrent-context: here\npreferences: {}\n"
         f"clusters:\n- name: one\n  cluster: {json.dumps(cluster)}\n"
         f"users:\n- name: flannel\n  user: {json.dumps(user)}\n"
-        "contexts:\n- name: here\n  context: {cluster: one, user: flannel}\n- name: there\n  context: {cluster: two, user: none}\n"
+        "contexts:\n- name: here\n  context: {cluster: one, user: flannel}\n- name: there\n  context: {cluster: two, user: guest}\n"
     )
     return str(path)
 

@@ -1,4 +1,4 @@
-"""What is said where packets between pods of one node do not pass iptables."""
+"""Warnings if packets between pods of one node do not pass iptables."""
 
 from __future__ import annotations
 

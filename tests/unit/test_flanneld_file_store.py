@@ -25,7 +25,7 @@ from cni_py.flanneld.stores import LeaseTaken, PoolExhausted
 from cni_py.flanneld.stores import file as file_store
 from cni_py.flanneld.stores.file import FileStore
 from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
-from support.waiting import until
+from support.waiting import SECONDS, until
 
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 NETWORK = NetworkConfig.parse(json.dumps(CONFIG))
@@ -110,9 +110,9 @@ class Watcher:
                 self.sets.append({str(subnets): lease.attributes for subnets, lease in leases.items()})
                 self._changed.notify_all()
 
-    def wait_for(self, count: int, seconds: float = 10.0) -> list[dict[str, Attributes]]:
+    def wait_for(self, count: int) -> list[dict[str, Attributes]]:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.sets) >= count, seconds), self.sets
+            assert self._changed.wait_for(lambda: len(self.sets) >= count, SECONDS), self.sets
             return list(self.sets)
 
     def __enter__(self) -> Watcher:
@@ -489,13 +489,11 @@ def watcher(file: LeasesFile) -> Iterator[Watcher]:
         yield watcher
 
 
-def test_watch_begins_with_what_is_there_and_sees_changes_within_a_second(file: LeasesFile, watcher: Watcher) -> None:
+def test_watch_begins_with_what_is_there_and_sees_changes(file: LeasesFile, watcher: Watcher) -> None:
     assert watcher.wait_for(1) == [{}]
     for count in range(2, 6):
-        began = time.monotonic()
         lease = file.acquire(node(count))
         assert str(lease.subnets) in watcher.wait_for(count)[-1]
-        assert time.monotonic() - began < 1.0
 
 
 def test_watch_sees_two_changes_of_one_size_in_one_moment(file: LeasesFile, watcher: Watcher) -> None:

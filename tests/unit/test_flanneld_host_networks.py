@@ -96,7 +96,7 @@ def test_each_family_has_its_line_and_hundreds_of_networks_are_shortened() -> No
 def test_warnings_say_what_follows_by_the_option() -> None:
     found = on_host("10.0.5.0/24 eth0")
     assert "is not leased here, and none of another node is routed" in warnings([ip_network("10.0.0.0/8")], found)[0]
-    assert "takes packets of theirs" in warnings([ip_network("10.0.0.0/8")], found, refuses=False)[0]
+    assert "takes their packets" in warnings([ip_network("10.0.0.0/8")], found, refuses=False)[0]
 
 
 # ---- a peer's route -----------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_peer_is_routed_with_a_warning_where_that_is_asked_for(said: list[str]) 
 
 
 def test_what_was_routed_before_goes_on_and_a_new_overlap_does_not(said: list[str]) -> None:
-    """An upgrade, or a mixed cluster, takes no route away; a network that somebody adds later does."""
+    """An upgrade, or a mixed cluster, takes no route away; a network that is added later does."""
     known = host("10.0.0.0/16 eth0")
     known.keep([ip_network("10.0.5.0/24"), ip_network("10.9.0.0/24")])
     assert known.why_not(subnets("10.0.5.0/24")) == ""
@@ -140,6 +140,19 @@ def test_what_was_routed_before_goes_on_and_a_new_overlap_does_not(said: list[st
     assert "it overlaps 10.9.0.0/24 of br1" in known.why_not(subnets("10.9.0.0/24"))
     known.found = frozenset(on_host("10.0.0.0/16 eth1"))
     assert known.why_not(subnets("10.0.5.0/24"))
+
+
+def test_network_that_our_own_subnet_overlaps_at_start_is_lived_with(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = host("10.0.0.0/8 eth0", "172.16.0.0/12 eth1")
+    monkeypatch.setattr(host_networks, "list_host_networks", lambda _: known.found)
+    assert known.why_not(subnets("10.244.5.0/24"))
+    known.start_on(Subnets(IPv4Network("10.244.7.0/24")))
+    assert known.why_not(subnets("10.244.5.0/24")) == ""
+    assert "so does our own subnet" in said[-1]
+    assert known.why_not(subnets("172.20.5.0/24"))
+    known.found = frozenset(on_host("10.244.0.0/16 br9"))
+    known.warn_of_own(Subnets(IPv4Network("10.244.7.0/24")))
+    assert known.why_not(subnets("10.244.6.0/24"))
 
 
 def test_own_subnet_that_overlaps_is_said_once(said: list[str]) -> None:

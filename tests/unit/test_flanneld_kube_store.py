@@ -24,6 +24,31 @@ for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
 
 
+# A node's addresses
+
+
+@pytest.mark.parametrize(
+    "addresses, expected",
+    [
+        ([("InternalIP", "192.168.123.1")], ["192.168.123.1"]),
+        ([("Hostname", "node1"), ("InternalIP", "fd00::1"), ("ExternalIP", "203.0.113.1"), ("InternalIP", "10.0.0.1")], ["fd00::1", "10.0.0.1"]),
+    ],
+)  # fmt: skip
+def test_internal_addresses_of_the_node(cluster: Cluster, addresses: list[tuple[str, str]], expected: list[str]) -> None:
+    cluster.server.nodes["node1"]["status"]["addresses"] = [{"type": kind, "address": text} for kind, text in addresses]
+    assert [str(address) for address in cluster.store.node_addresses()] == expected
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [None, [], [{"type": "ExternalIP", "address": "203.0.113.1"}], [{"type": "InternalIP", "address": "node1"}], ["odd"]],
+)
+def test_node_without_an_internal_address_is_refused_by_name(cluster: Cluster, addresses: Any) -> None:
+    cluster.server.nodes["node1"]["status"]["addresses"] = addresses
+    with pytest.raises(Refused, match='node "node1" has no valid InternalIP'):
+        cluster.store.node_addresses()
+
+
 # A node's lease
 
 

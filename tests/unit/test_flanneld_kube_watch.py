@@ -21,6 +21,9 @@ from support.waiting import until
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
 
+SOON_SECONDS = 15.0
+"""On a machine that has a lot else to do; what is waited for otherwise takes a minute at least."""
+
 
 # Watching
 
@@ -248,11 +251,11 @@ def test_call_that_fails_is_one_error_in_words(cluster: Cluster, name: str) -> N
 def test_slow_server_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "READ_SECONDS", 0.2)
     release = threading.Event()
-    cluster.server.faults.append(lambda handler: release.wait(5) and drop(handler))
+    cluster.server.faults.append(lambda handler: release.wait(60) and drop(handler))
     began = time.monotonic()
     with pytest.raises(Unavailable, match=r"does not answer: .*timed out"):
         cluster.store.acquire(network(CONFIG), OURS, None)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < SOON_SECONDS
     release.set()
     cluster.store.acquire(network(CONFIG), OURS, None)
 
@@ -288,7 +291,7 @@ def test_watch_stops_at_once(cluster: Cluster, watcher: Watcher) -> None:
     watcher.wait_for_count(0)
     began = time.monotonic()
     watcher.__exit__()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < SOON_SECONDS
     until(lambda: not any(thread.name == "kube-watch" for thread in threading.enumerate()))
 
 

@@ -34,7 +34,8 @@ def test_parameter_that_is_read_only_is_told_of_once_and_left_alone(
     reconciler._wanted_sysctls = [("net/ipv4/ip_forward", "1")]
     assert [reconciler._sysctls() for _ in range(3)] == [0, 0, 0]
     assert len(tried) == tries
-    assert capfd.readouterr().err.count("could not set net/ipv4/ip_forward") == warnings
+    reconciler._unsettable.warn()
+    assert capfd.readouterr().err.count("sysctl -w net/ipv4/ip_forward=1") == warnings
     reconciler.close()
 
 

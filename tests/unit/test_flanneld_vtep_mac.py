@@ -8,7 +8,7 @@ from cni_py.flanneld.vtep_mac import stable_mac
 
 
 def test_mac_is_always_the_same() -> None:
-    """These values are in the leases of running clusters: changing the function changes every node's address."""
+    """Values that are in the leases of running clusters: changing the function changes every node's address."""
     assert stable_mac("flannel.1", IPv4Address("192.168.123.11")) == "f2:79:8f:07:88:e2"
     assert stable_mac("flannel-v6.1", IPv6Address("fd00:123::11")) == "96:fc:8a:77:a9:b0"
 

@@ -23,8 +23,8 @@ VALUES = st.binary().filter(lambda value: b"\0" not in value)
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, two = socket.socketpair()
     with one, two:
-        one.settimeout(2)
-        two.settimeout(2)
+        one.settimeout(20)
+        two.settimeout(20)
         yield one, two
 
 

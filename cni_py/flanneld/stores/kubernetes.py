@@ -19,7 +19,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_py import files
@@ -96,6 +97,17 @@ class KubeStore:
             return self._annotations.stored_addresses(node)
         except NotALease as error:
             raise Refused(f'node "{self._name(node)}": {error}') from error
+
+    def node_addresses(self) -> list[IPv4Address | IPv6Address]:
+        """Return the node's addresses of the type InternalIP, in their order. Raises: StoreError; Refused if it has none."""
+        node = self._node()
+        listed = (node.get("status") or {}).get("addresses") or []
+        texts = [str(each.get("address")) for each in listed if isinstance(each, dict) and each.get("type") == "InternalIP"]
+        with suppress(ValueError):
+            if texts:
+                return [ip_address(text) for text in texts]
+        hint = "kubelet sets it, by --node-ip if that is given; or choose the interface with -iface or -iface-cidr"
+        raise Refused(f'node "{self._name(node)}" has no valid InternalIP: {", ".join(texts) or "none is listed"}', hint)
 
     def stored_lease(self, config: NetworkConfig) -> Lease | None:
         """What the node said when flanneld ran before: with the MAC of its VXLAN device. Raises: StoreError."""
