@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from _thread import allocate_lock, start_new_thread
 from errno import ENODEV
-from struct import unpack_from
 
 from cni_py.journal import step
 from cni_py.kernel.link import delete_request
+from cni_py.netlink.attributes import decode_header
 from cni_py.netlink.constants import NETLINK_ROUTE, RTM_DELLINK, RTMGRP_LINK
 from cni_py.netlink.socket import Listener, open_host, question
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.link import Link
     from cni_py.kernel.netns import NetNS
-    from cni_py.netlink.socket import Message, Rtnl
+    from cni_py.netlink.socket import Notification, Rtnl
 
 POLL_SECONDS = 0.005
 MAX_PENDING = 128
@@ -90,9 +90,10 @@ def delete_in(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
     return True
 
 
-def _has_gone(link: Link, messages: list[Message] | None) -> bool:
+def _has_gone(link: Link, received: list[Notification] | None) -> bool:
     """Whether one of the notifications says so."""
-    return any(kind == RTM_DELLINK and unpack_from("=i", body, 4)[0] == link.ifindex for kind, _, _, _, body in messages or ())
+    deleted = [body for kind, _, body in received or () if kind == RTM_DELLINK]
+    return any(decode_header("ifinfmsg", body)["index"] == link.ifindex for body in deleted)
 
 
 def _begin(deletion: Deletion) -> None:

@@ -16,10 +16,10 @@ from struct import pack
 from cni_py.errors import KernelRefused
 from cni_py.journal import step
 from cni_py.kernel.features import missing
-from cni_py.kernel.link import delete_link, find_link, ifinfomsg
+from cni_py.kernel.link import delete_link, find_link
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, attributes, nested
-from cni_py.netlink.constants import IFF_UP, NLM_F_CREATE, NLM_F_EXCL, RTM_GETLINK, RTM_NEWLINK
+from cni_py.netlink.attributes import Message, encode
+from cni_py.netlink.constants import IFF_UP, NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,15 +28,13 @@ if TYPE_CHECKING:
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
 
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 3, 4, 18
-_INFO_KIND, _INFO_DATA = 1, 2
 _TUN_FILE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 
 
-def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes = b"", words: Sequence[str] = ()) -> Link:
-    """A device of this kind, MTU and data (attributes of IFLA_INFO_DATA), up; made anew where its data differ.
+def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | None = None, words: Sequence[str] = ()) -> Link:
+    """A device of this kind, MTU and data (IFLA_INFO_DATA), up; made anew where its data differ.
 
     ``words``: ``data`` as ``ip link add`` takes it. Raises: KernelRefused; NotAvailable where the kernel has no such kind.
     """
@@ -45,7 +43,7 @@ def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes = b"",
         raise KernelRefused(
             f'"{name}" isn\'t a device of kind {kind}', f"it is of kind {link.kind or 'none'}", f"remove it: ip link del {name}"
         )
-    if link is not None and not _holds(rtnl, name, data):
+    if link is not None and not _holds(link, data):
         delete_link(rtnl, name)
         link = None
     if link is None:
@@ -58,9 +56,9 @@ def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes = b"",
     return link
 
 
-def _create(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes) -> None:
-    info = attribute(_INFO_KIND, kind) + (nested(_INFO_DATA, data) if data else b"")
-    message = ifinfomsg() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_MTU, pack("=I", mtu)) + nested(_IFLA_LINKINFO, info)
+def _create(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | None) -> None:
+    info = {"IFLA_INFO_KIND": kind, "IFLA_INFO_DATA": data}
+    message = encode("ifinfmsg", {"IFLA_IFNAME": name, "IFLA_MTU": mtu, "IFLA_LINKINFO": info})
     try:
         rtnl.change(message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
     except nl.NetlinkError as error:
@@ -69,13 +67,9 @@ def _create(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes) -> None:
         raise
 
 
-def _holds(rtnl: Rtnl, name: str, data: bytes) -> bool:
+def _holds(link: Link, data: Message | None) -> bool:
     """Whether the device has each of these attributes."""
-    with nl.question(*rtnl.enter, "ip", "-d", "link", "show", name):
-        answer = rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), RTM_GETLINK)
-    info = dict(attributes(dict(attributes(answer[16:])).get(_IFLA_LINKINFO, b"")))
-    found = dict(attributes(info.get(_INFO_DATA, b"")))
-    return all(found.get(kind) == value for kind, value in attributes(data))
+    return all(link.data.get(name) == value for name, value in (data or {}).items())
 
 
 def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
@@ -83,7 +77,9 @@ def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
     if link.is_up and link.mtu == mtu:
         return
     with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu), "up"):
-        rtnl.change(ifinfomsg(link.ifindex, IFF_UP, IFF_UP) + attribute(_IFLA_MTU, pack("=I", mtu)), RTM_NEWLINK)
+        rtnl.change(
+            encode("ifinfmsg", {"index": link.ifindex, "flags": IFF_UP, "change": IFF_UP, "IFLA_MTU": mtu}), RTM_NEWLINK
+        )
 
 
 def open_tun(name: str) -> int:

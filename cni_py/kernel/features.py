@@ -12,15 +12,13 @@ Source: linux net/core/rtnetlink.c (rtnl_newlink, rtnl_create_link).
 from __future__ import annotations
 
 from errno import EINVAL, EOPNOTSUPP
-from struct import pack
 
 from cni_py.errors import NotAvailable
-from cni_py.kernel.link import delete_link, ifinfomsg
+from cni_py.kernel.link import delete_link
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, nested
+from cni_py.netlink.attributes import encode
 from cni_py.netlink.constants import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
-_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _INFO_KIND = 3, 18, 31, 1
 _NAME = "cni-py-probe"
 _KNOWN = {
     "vxlan": ("VXLAN", "CONFIG_VXLAN"),
@@ -37,8 +35,8 @@ def require_kind(rtnl: nl.Rtnl, kind: str) -> None:
 
 
 def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
-    message = ifinfomsg() + attribute(_IFLA_IFNAME, _NAME)
-    message += attribute(_IFLA_NUM_TX_QUEUES, pack("=I", 0xFFFFFFFF)) + nested(_IFLA_LINKINFO, attribute(_INFO_KIND, kind))
+    info = {"IFLA_INFO_KIND": kind}
+    message = encode("ifinfmsg", {"IFLA_IFNAME": _NAME, "IFLA_NUM_TX_QUEUES": 0xFFFFFFFF, "IFLA_LINKINFO": info})
     with nl.question(*rtnl.enter, "ip", "link", "add", _NAME, "numtxqueues", "4294967295", "type", kind):
         try:
             rtnl.change(message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)

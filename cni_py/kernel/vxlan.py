@@ -17,17 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV, EOPNOTSUPP
-from ipaddress import IPv4Address, IPv6Address
-from struct import pack, unpack_from
+from ipaddress import ip_address
 
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
+from cni_py.kernel.address import Address
 from cni_py.kernel.features import require_kind
 from cni_py.kernel.link import (
     Link,
     delete_link,
     find_link,
-    ifinfomsg,
     list_links,
     random_mac,
     release,
@@ -37,15 +36,19 @@ from cni_py.kernel.link import (
     set_mtu,
 )
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, attributes, nested, number, text_of
-from cni_py.netlink.constants import IFF_NOARP, IFF_UP, NLM_F_CREATE, NLM_F_EXCL, RTM_GETLINK, RTM_NEWLINK
+from cni_py.netlink.attributes import Message, encode
+from cni_py.netlink.constants import IFF_NOARP, NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
-Address = IPv4Address | IPv6Address
-
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_LINKINFO = 1, 3, 4, 13, 18
-_INFO_KIND, _INFO_DATA = 1, 2
-_ID, _GROUP, _LINK, _LOCAL, _LEARNING, _L2MISS, _L3MISS, _PORT, _GROUP6, _LOCAL6 = 1, 2, 3, 4, 7, 13, 14, 15, 16, 17
-_TTL, _TOS, _PROXY, _RSC, _ZERO_CSUM6_TX, _ZERO_CSUM6_RX, _GBP = 5, 6, 11, 12, 19, 20, 23
+_OFF = (
+    "IFLA_VXLAN_TTL",
+    "IFLA_VXLAN_TOS",
+    "IFLA_VXLAN_PROXY",
+    "IFLA_VXLAN_RSC",
+    "IFLA_VXLAN_L2MISS",
+    "IFLA_VXLAN_L3MISS",
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_TX",
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_RX",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +119,8 @@ def ensure_vxlan(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None] = not
 
 def find_vxlan(rtnl: nl.Rtnl, name: str) -> VxlanDetails | None:
     """The device of this name; None: there is none, or it is no VXLAN device. Raises: KernelRefused."""
-    with nl.question(*rtnl.enter, "ip", "-d", "link", "show", name):
-        try:
-            return _details(rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), RTM_GETLINK))
-        except nl.NetlinkError as error:
-            if error.errno != ENODEV:
-                raise
-    return None
+    link = find_link(rtnl, name)
+    return _details(link) if link is not None and link.kind == "vxlan" else None
 
 
 def _difference(wanted: Vxlan, found: VxlanDetails) -> str:
@@ -144,8 +142,8 @@ def _correct(rtnl: nl.Rtnl, link: Link, found: VxlanDetails, wanted: Vxlan) -> N
     """Change in place what may be changed so."""
     if found.learning != wanted.learning:
         with step("ip", "link", "set", wanted.name, "type", "vxlan", _onoff("learning", wanted.learning)):
-            data = attribute(_LEARNING, bytes([wanted.learning]))
-            rtnl.change(ifinfomsg(link.ifindex) + _linkinfo(data), RTM_NEWLINK)
+            message = {"index": link.ifindex, "IFLA_LINKINFO": _linkinfo({"IFLA_VXLAN_LEARNING": wanted.learning})}
+            rtnl.change(encode("ifinfmsg", message), RTM_NEWLINK)
     if found.mtu != wanted.mtu:
         set_mtu(rtnl, link, wanted.mtu)
     if wanted.mac and found.mac != wanted.mac:
@@ -158,23 +156,26 @@ def _correct(rtnl: nl.Rtnl, link: Link, found: VxlanDetails, wanted: Vxlan) -> N
 
 def _create(rtnl: nl.Rtnl, wanted: Vxlan) -> None:
     """Without a queue, as every device that hands its packets on to another."""
-    is_ipv4 = wanted.local.version == 4
-    data = b"".join(
-        [
-            attribute(_ID, pack("=I", wanted.vni)),
-            attribute(_LINK, pack("=I", wanted.underlay)),
-            attribute(_LOCAL if is_ipv4 else _LOCAL6, wanted.local.packed),
-            attribute(_LEARNING, bytes([wanted.learning])),
-            *(attribute(kind, b"\0") for kind in (_TTL, _TOS, _PROXY, _RSC, _L2MISS, _L3MISS, _ZERO_CSUM6_TX, _ZERO_CSUM6_RX)),
-            attribute(_PORT, pack("!H", wanted.port)) if wanted.port else b"",
-            attribute(_GBP, b"") if wanted.gbp else b"",
-        ]
-    )
-    message = ifinfomsg() + attribute(_IFLA_IFNAME, wanted.name) + attribute(_IFLA_MTU, pack("=I", wanted.mtu))
-    message += attribute(_IFLA_TXQLEN, pack("=I", 0)) + attribute(_IFLA_ADDRESS, bytes.fromhex(wanted.mac.replace(":", "")))
+    local = "IFLA_VXLAN_LOCAL" if wanted.local.version == 4 else "IFLA_VXLAN_LOCAL6"
+    data = {
+        "IFLA_VXLAN_ID": wanted.vni,
+        "IFLA_VXLAN_LINK": wanted.underlay,
+        local: wanted.local.packed,
+        "IFLA_VXLAN_LEARNING": wanted.learning,
+        **dict.fromkeys(_OFF, 0),
+        "IFLA_VXLAN_PORT": wanted.port or None,
+        "IFLA_VXLAN_GBP": wanted.gbp or None,
+    }
+    message = {
+        "IFLA_IFNAME": wanted.name,
+        "IFLA_MTU": wanted.mtu,
+        "IFLA_TXQLEN": 0,
+        "IFLA_ADDRESS": wanted.mac,
+        "IFLA_LINKINFO": _linkinfo(data),
+    }
     try:
         with step(*_words(rtnl, wanted)):
-            rtnl.change(message + _linkinfo(data), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
+            rtnl.change(encode("ifinfmsg", message), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
     except KernelRefused as error:
         if error.errno == EEXIST:
             error.hint = _who_has(rtnl, wanted)
@@ -213,9 +214,8 @@ def _who_has(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
 def _vxlans(rtnl: nl.Rtnl) -> Iterator[tuple[Link, VxlanDetails]]:
     """All that there are."""
     for link in list_links(rtnl):
-        details = find_vxlan(rtnl, link.name) if link.kind == "vxlan" else None
-        if details:
-            yield link, details
+        if link.kind == "vxlan":
+            yield link, _details(link)
 
 
 def list_vxlans(rtnl: nl.Rtnl) -> list[VxlanDetails]:
@@ -227,38 +227,30 @@ def _onoff(name: str, is_on: bool) -> str:
     return name if is_on else f"no{name}"
 
 
-def _linkinfo(data: bytes) -> bytes:
-    return nested(_IFLA_LINKINFO, attribute(_INFO_KIND, "vxlan") + nested(_INFO_DATA, data))
+def _linkinfo(data: Message) -> Message:
+    return {"IFLA_INFO_KIND": "vxlan", "IFLA_INFO_DATA": data}
 
 
-def _details(message: bytes) -> VxlanDetails | None:
-    """Read a message RTM_NEWLINK."""
-    ifindex, flags = unpack_from("=iI", message, 4)
-    found = dict(attributes(message[16:]))
-    info = dict(attributes(found.get(_IFLA_LINKINFO, b"")))
-    if text_of(info.get(_INFO_KIND, b"")) != "vxlan":
-        return None
-    data = dict(attributes(info.get(_INFO_DATA, b"")))
+def _details(link: Link) -> VxlanDetails:
+    data = link.data
     return VxlanDetails(
-        name=text_of(found[_IFLA_IFNAME]),
-        ifindex=ifindex,
-        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
-        mtu=number(found.get(_IFLA_MTU)),
-        txqueuelen=number(found.get(_IFLA_TXQLEN)),
-        is_up=bool(flags & IFF_UP),
-        vni=number(data.get(_ID)),
-        port=int.from_bytes(data.get(_PORT, b""), "big"),
-        local=_address(data.get(_LOCAL) or data.get(_LOCAL6)),
-        group=_address(data.get(_GROUP) or data.get(_GROUP6)),
-        underlay=number(data.get(_LINK)),
-        learning=bool(number(data.get(_LEARNING))),
-        gbp=_GBP in data,
-        l2miss=bool(number(data.get(_L2MISS))),
-        l3miss=bool(number(data.get(_L3MISS))),
+        name=link.name,
+        ifindex=link.ifindex,
+        mac=link.mac,
+        mtu=link.mtu,
+        txqueuelen=link.txqueuelen,
+        is_up=link.is_up,
+        vni=data.get("IFLA_VXLAN_ID", 0),
+        port=data.get("IFLA_VXLAN_PORT", 0),
+        local=_address(data.get("IFLA_VXLAN_LOCAL") or data.get("IFLA_VXLAN_LOCAL6")),
+        group=_address(data.get("IFLA_VXLAN_GROUP") or data.get("IFLA_VXLAN_GROUP6")),
+        underlay=data.get("IFLA_VXLAN_LINK", 0),
+        learning=bool(data.get("IFLA_VXLAN_LEARNING")),
+        gbp="IFLA_VXLAN_GBP" in data,
+        l2miss=bool(data.get("IFLA_VXLAN_L2MISS")),
+        l3miss=bool(data.get("IFLA_VXLAN_L3MISS")),
     )
 
 
 def _address(value: bytes | None) -> Address | None:
-    if not value or not any(value):
-        return None
-    return IPv4Address(value) if len(value) == 4 else IPv6Address(value)
+    return ip_address(value) if value and any(value) else None

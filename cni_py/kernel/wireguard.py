@@ -17,8 +17,15 @@ from struct import pack
 from cni_py.errors import KernelRefused
 from cni_py.journal import step
 from cni_py.kernel.features import missing
-from cni_py.netlink.attributes import attribute, attributes, nested
-from cni_py.netlink.constants import AF_INET, AF_INET6
+from cni_py.netlink.attributes import Message, decode, encode
+from cni_py.netlink.constants import (
+    FAMILY,
+    WG_CMD_GET_DEVICE,
+    WG_CMD_SET_DEVICE,
+    WGDEVICE_F_REPLACE_PEERS,
+    WGPEER_F_REMOVE_ME,
+    WGPEER_F_REPLACE_ALLOWEDIPS,
+)
 from cni_py.netlink.generic import Family
 from cni_py.netlink.socket import NetlinkError, question
 
@@ -27,15 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 KEY_BYTES = 32
-_GET_DEVICE, _SET_DEVICE = 0, 1
-_IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _FLAGS, _LISTEN_PORT, _PEERS = 2, 3, 4, 5, 6, 8
-_REPLACE_PEERS = 1
-_PEER_PUBLIC_KEY, _PEER_PRESHARED_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_ALLOWEDIPS = 1, 2, 3, 4, 5, 9
-_PEER_REMOVE, _PEER_REPLACE_ALLOWEDIPS = 1, 2
-_ALLOWED_FAMILY, _ALLOWED_IPADDR, _ALLOWED_CIDR_MASK = 1, 2, 3
 _CHUNK = 200
 """Peers in one message: an attribute ends at 64 KiB, and a peer takes up to 250 bytes."""
-_FAMILY = {4: AF_INET, 6: AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,11 @@ class WireGuard:
     def set_device(self, name: str, private_key: bytes, port: int) -> bytes:
         """Give the device its key and port; answers its public key. Raises: KernelRefused."""
         with step("wg", "set", name, "listen-port", str(port), "private-key", "/dev/stdin"):
-            self._change(name, attribute(_PRIVATE_KEY, private_key) + attribute(_LISTEN_PORT, pack("=H", port)))
+            self._change(name, {"WGDEVICE_A_PRIVATE_KEY": private_key, "WGDEVICE_A_LISTEN_PORT": port})
         with question("wg", "show", name, "public-key"):
-            answers = self._netlink.dump(_GET_DEVICE, attribute(_IFNAME, name))
+            answers = self._netlink.dump(encode("wgmsg", _message(WG_CMD_GET_DEVICE, name)))
         for answer in answers:
-            public_key = dict(attributes(answer)).get(_PUBLIC_KEY)
+            public_key: bytes | None = decode("wgmsg", answer).get("WGDEVICE_A_PUBLIC_KEY")
             if public_key:
                 return public_key
         raise KernelRefused(f'"{name}" has no public key')
@@ -85,47 +85,51 @@ class WireGuard:
     def set_peers(self, name: str, peers: Iterable[Peer], psk: bytes = b"", only: bool = False) -> None:
         """Add these peers, or change those that have their key; ``only``: remove all others. Raises: KernelRefused."""
         remaining = list(peers)
-        flags = attribute(_FLAGS, pack("=I", _REPLACE_PEERS)) if only else b""
+        flags = WGDEVICE_F_REPLACE_PEERS if only else 0
         while remaining or flags:
             chunk, remaining = remaining[:_CHUNK], remaining[_CHUNK:]
             with step("wg", "set", name, *(word for peer in chunk for word in _words(peer))):
-                self._change(name, flags + nested(_PEERS, b"".join(nested(0, peer_data(peer, psk)) for peer in chunk)))
-            flags = b""
+                peers_data = [peer_data(peer, psk) for peer in chunk]
+                self._change(name, {"WGDEVICE_A_FLAGS": flags or None, "WGDEVICE_A_PEERS": peers_data})
+            flags = 0
 
     def remove_peer(self, name: str, public_key: bytes) -> None:
         """Absence is success. Raises: KernelRefused."""
-        data = attribute(_PEER_PUBLIC_KEY, public_key) + attribute(_PEER_FLAGS, pack("=I", _PEER_REMOVE))
+        peer = {"WGPEER_A_PUBLIC_KEY": public_key, "WGPEER_A_FLAGS": WGPEER_F_REMOVE_ME}
         with step("wg", "set", name, "peer", b64encode(public_key).decode(), "remove"):
-            self._change(name, nested(_PEERS, nested(0, data)))
+            self._change(name, {"WGDEVICE_A_PEERS": [peer]})
 
-    def _change(self, name: str, data: bytes) -> None:
-        self._netlink.change(_SET_DEVICE, attribute(_IFNAME, name) + data)
+    def _change(self, name: str, message: Message) -> None:
+        self._netlink.change(encode("wgmsg", _message(WG_CMD_SET_DEVICE, name) | message))
 
 
-def peer_data(peer: Peer, psk: bytes) -> bytes:
-    """The attributes of one peer; its allowed addresses take the place of those that it had."""
-    allowed = b"".join(
-        nested(
-            0,
-            attribute(_ALLOWED_FAMILY, pack("=H", _FAMILY[network.version]))
-            + attribute(_ALLOWED_IPADDR, network.network_address.packed)
-            + attribute(_ALLOWED_CIDR_MASK, pack("=B", network.prefixlen)),
-        )
+def _message(command: int, name: str) -> Message:
+    return {"cmd": command, "version": 1, "WGDEVICE_A_IFNAME": name}
+
+
+def peer_data(peer: Peer, psk: bytes) -> Message:
+    """One peer; its allowed addresses take the place of those that it had."""
+    allowed = [
+        {
+            "WGALLOWEDIP_A_FAMILY": FAMILY[network.version],
+            "WGALLOWEDIP_A_IPADDR": network.network_address.packed,
+            "WGALLOWEDIP_A_CIDR_MASK": network.prefixlen,
+        }
         for network in peer.allowed
-    )
-    return (
-        attribute(_PEER_PUBLIC_KEY, peer.public_key)
-        + (attribute(_PEER_PRESHARED_KEY, psk) if psk else b"")
-        + attribute(_PEER_FLAGS, pack("=I", _PEER_REPLACE_ALLOWEDIPS))
-        + attribute(_PEER_ENDPOINT, _socket_address(peer.address, peer.port))
-        + attribute(_PEER_KEEPALIVE, pack("=H", peer.keepalive_seconds))
-        + nested(_PEER_ALLOWEDIPS, allowed)
-    )
+    ]
+    return {
+        "WGPEER_A_PUBLIC_KEY": peer.public_key,
+        "WGPEER_A_PRESHARED_KEY": psk or None,
+        "WGPEER_A_FLAGS": WGPEER_F_REPLACE_ALLOWEDIPS,
+        "WGPEER_A_ENDPOINT": _socket_address(peer.address, peer.port),
+        "WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL": peer.keepalive_seconds,
+        "WGPEER_A_ALLOWEDIPS": allowed,
+    }
 
 
 def _socket_address(address: IPv4Address | IPv6Address, port: int) -> bytes:
     """``struct sockaddr_in`` or ``sockaddr_in6``."""
-    family = pack("=H", _FAMILY[address.version]) + pack("!H", port)
+    family = pack("=H", FAMILY[address.version]) + pack("!H", port)
     return family + address.packed + bytes(8) if address.version == 4 else family + bytes(4) + address.packed + bytes(4)
 
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from _socket import if_nameindex
 from collections.abc import Collection
-from struct import unpack_from
 from time import monotonic
 from types import TracebackType
 
-from cni_py.netlink.attributes import attributes, text_of
+from cni_py.netlink.attributes import decode, decode_header
 from cni_py.netlink.constants import (
     NETLINK_ROUTE,
     RT_TABLE_MAIN,
@@ -37,7 +36,7 @@ from cni_py.netlink.constants import (
     RTMGRP_LINK,
     RTMGRP_NEIGH,
 )
-from cni_py.netlink.socket import Listener, Message, Rtnl, question
+from cni_py.netlink.socket import Listener, Notification, Rtnl, question
 
 LINK, ADDR, ROUTE, NEIGH = "link", "addr", "route", "neigh"
 KINDS = (LINK, ADDR, ROUTE, NEIGH)
@@ -61,7 +60,6 @@ _KIND_OF = {
     RTM_NEWNEIGH: NEIGH,
     RTM_DELNEIGH: NEIGH,
 }
-_IFLA_IFNAME = 3
 
 
 class Watch:
@@ -104,20 +102,20 @@ class Watch:
         until = monotonic() + timeout_seconds
         changed: set[str] = set()
         while True:
-            messages = self._listener.receive(max(until - monotonic(), 0.0))
-            if messages == []:
+            received = self._listener.receive(max(until - monotonic(), 0.0))
+            if received == []:
                 return changed
-            heard = set(self._kinds) if messages is None else self._heard(messages)
+            heard = set(self._kinds) if received is None else self._heard(received)
             if heard and not changed:
                 until = monotonic() + SETTLE_SECONDS
             changed |= heard
             if monotonic() >= until:  # news may come without end
                 return changed
 
-    def _heard(self, messages: list[Message]) -> set[str]:
-        """The kinds of these messages that are asked for."""
+    def _heard(self, received: list[Notification]) -> set[str]:
+        """The kinds of these that are asked for."""
         heard = set()
-        for number, _, _, port, body in messages:
+        for number, port, body in received:
             kind = _KIND_OF.get(number)
             if kind and self._concerns(kind, number, body) and kind in self._kinds and port != self._own_port:
                 heard.add(kind)
@@ -126,13 +124,15 @@ class Watch:
     def _concerns(self, kind: str, number: int, body: bytes) -> bool:
         """Whether it is of the main table, or of one of the devices; which number has which name is learned from links."""
         if kind == ROUTE:
-            return body[4] == RT_TABLE_MAIN
+            return bool(decode_header("rtmsg", body)["table"] == RT_TABLE_MAIN)
         if not self._devices:
             return True
-        ifindex: int = unpack_from("=i", body, 4)[0]
-        if kind != LINK:
-            return ifindex in self._ifindexes
-        named = text_of(dict(attributes(body[16:])).get(_IFLA_IFNAME, b"")) in self._devices
+        if kind == ADDR:
+            return decode_header("ifaddrmsg", body)["index"] in self._ifindexes
+        if kind == NEIGH:
+            return decode_header("ndmsg", body)["ifindex"] in self._ifindexes
+        link = decode("ifinfmsg", body)
+        ifindex, named = link["index"], link.get("IFLA_IFNAME") in self._devices
         was_named = ifindex in self._ifindexes
         if named and number == RTM_NEWLINK:
             self._ifindexes.add(ifindex)

@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-Message = tuple[int, int, int, int, bytes]
-"""Kind, flags, sequence, port, and what follows the header."""
 Request = tuple[bytes, int, int]
 """What follows the header, kind, flags."""
+Notification = tuple[int, int, bytes]
+"""Kind, port of the socket that asked for the change, and what follows the header."""
 ATTEMPTS = 5
 """How often a dump is read that is interrupted each time."""
 _BUFFER = 65536
@@ -242,14 +242,14 @@ class Listener:
         """For ``select``."""
         return self._socket.fileno()
 
-    def receive(self, timeout_seconds: float) -> list[Message] | None:
-        """The messages of one datagram: none after the time, None where some were lost and anything may have changed.
+    def receive(self, timeout_seconds: float) -> list[Notification] | None:
+        """Those of one datagram: none after the time, None where some were lost and anything may have changed.
 
         Raises: OSError.
         """
         self._socket.settimeout(timeout_seconds)
         try:
-            return list(_messages(self._socket.recv(_BUFFER)))
+            return [(kind, port, body) for kind, _, _, port, body in _messages(self._socket.recv(_BUFFER))]
         except (TimeoutError, BlockingIOError):
             return []
         except OSError as error:
@@ -258,7 +258,8 @@ class Listener:
             return None
 
 
-def _messages(datagram: bytes) -> Iterator[Message]:
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Kind, flags, sequence, port and rest of each message."""
     at, end = 0, len(datagram) - _HEADER.size
     while at <= end:
         length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, at)

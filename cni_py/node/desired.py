@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from cni_py.kernel.neighbour import Forwarding, Neighbour
-from cni_py.kernel.routes import Route, blackhole
+from cni_py.kernel.route import Route, blackhole
 from cni_py.kernel.vxlan import Vxlan
 
 __all__ = ["Address", "AddressWithPrefix", "Forwarding", "Neighbour", "Network", "Route", "Vxlan", "Wanted", "blackhole"]

@@ -30,7 +30,7 @@ from cni_py.kernel.neighbour import (
     replace_forwarding,
     replace_neighbours,
 )
-from cni_py.kernel.routes import PROTOCOL, delete_routes, list_routes, replace_routes
+from cni_py.kernel.route import PROTOCOL, delete_routes, list_routes, replace_routes
 from cni_py.kernel.udp_port import port_named
 from cni_py.kernel.vxlan import ensure_vxlan
 from cni_py.netlink.constants import IFF_NOARP, RTPROT_KERNEL
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
 
     from cni_py.kernel.link import Link
-    from cni_py.kernel.routes import Route
+    from cni_py.kernel.route import Route
     from cni_py.netlink.socket import Rtnl
     from cni_py.node.desired import Network, Vxlan
     from cni_py.node.health import Health

@@ -14,7 +14,7 @@ A context belongs to the network namespace of the thread that made it, and to on
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EPERM
+from errno import EACCES, ENOENT, EPERM
 
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import note, step
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Any, TypeVar
+
+    from cni_py.packetfilter.nfnetlink import Element
 
     T = TypeVar("T")
 
@@ -108,7 +110,7 @@ class Nft:
         try:
             return self._command(text, flags)
         except OSError as error:
-            if error.errno == nfnetlink.ENOENT:
+            if error.errno == ENOENT:
                 return None
             raise KernelRefused(f'could not read: "nft {text}"', error.strerror or "", errno=error.errno or 0) from error
 
@@ -160,26 +162,31 @@ def _number_in(line: str) -> int:
     return next((number for number in errorcode if posix.strerror(number) in line), EINVAL)
 
 
-def delete_elements(name: str, text_of: Callable[[bytes], str], doomed: Callable[[str], bool], holding: str = "") -> None:
-    """Delete elements of a set or map in one transaction; absence is success.
+def delete_elements(
+    names: Sequence[str], text_of: Callable[[bytes], str], selects: Callable[[str], bool], holding: str = ""
+) -> dict[str, list[Element]]:
+    """Delete elements of these sets and maps in one transaction; absence is success. Returns: what was deleted.
 
     Args:
-        text_of: an element's key in the language of nft.
-        doomed: asked with an element's comment; with ``holding`` only where that text is in it.
+        text_of: an element's key in the syntax of nft.
+        selects: called with an element's comment; with ``holding`` only where that text is in it.
     """
     for last_try in (False, True):
-        keys = [element.key for element in nfnetlink.elements(name, holding) if doomed(element.comment)]
+        found = {name: [of for of in nfnetlink.elements(name, holding) if selects(of.comment)] for name in names}
+        keys = {name: [of.key for of in some] for name, some in found.items() if some}
         if not keys:
-            return
+            break
+        commands = [f"delete element {name} {{ {', '.join(map(text_of, some))} }}" for name, some in keys.items()]
         try:
-            change({name: keys}, {}, f"delete element {name} {{ {', '.join(map(text_of, keys))} }}")
-            return
-        except KernelRefused as error:  # somebody may have flushed the ruleset since it was read
-            if error.errno != nfnetlink.ENOENT or last_try:
+            change(keys, {}, "; ".join(commands))
+            break
+        except KernelRefused as error:  # another process may have flushed the ruleset since it was read
+            if error.errno != ENOENT or last_try:
                 raise
+    return found
 
 
-def change(doomed: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[nfnetlink.Element]], text: str) -> None:
+def change(doomed: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[Element]], text: str) -> None:
     """Delete and add elements in one transaction without the library; ``text`` says it in the language of nft.
 
     Raises: KernelRefused, ENOENT where what is to go, a set or a chain is not there.

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from time import monotonic
 
 from cni_py.errors import KernelRefused
-from cni_py.netlink.attributes import attributes, text_of
+from cni_py.netlink.attributes import Message, decode
 from cni_py.netlink.constants import (
     NETLINK_NETFILTER,
     NFNL_SUBSYS_NFTABLES,
@@ -24,12 +24,11 @@ from cni_py.netlink.constants import (
     NFPROTO_IPV6,
     NFT_MSG_NEWGEN,
 )
-from cni_py.netlink.socket import Listener, Message
+from cni_py.netlink.socket import Listener, Notification
 
 _NEWGEN = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
 _FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
 _BUFFER_BYTES = 1 << 20
-_NFGENMSG = 4
 
 
 class NftWatch:
@@ -62,39 +61,36 @@ class NftWatch:
     def _read(self, timeout_seconds: float) -> bool:
         """Read all that is there, or comes first within this time: whether it concerns one of the tables."""
         concerns = in_this_transaction = False
-        while (messages := self._receive(timeout_seconds)) != []:
+        while (received := self._receive(timeout_seconds)) != []:
             timeout_seconds = 0.0
-            if messages is None:
+            if received is None:
                 self.culprit, concerns = "", True
                 continue
-            for kind, _, _, _, body in messages:
+            for kind, _, body in received:
                 if kind == _NEWGEN:
                     if in_this_transaction:
-                        self.culprit = _culprit(body[_NFGENMSG:])
+                        self.culprit = _culprit(decode("nft_gen_msg", body))
                     in_this_transaction = False
-                elif self._is_of_ours(body[0], body[_NFGENMSG:]):
+                elif self._is_of_ours(decode("nft_table_msg", body)):
                     concerns = in_this_transaction = True
         return concerns
 
-    def _receive(self, timeout_seconds: float) -> list[Message] | None:
+    def _receive(self, timeout_seconds: float) -> list[Notification] | None:
         """Raises: KernelRefused."""
         try:
             return self._listener.receive(timeout_seconds)
         except OSError as error:
             raise _refused(error) from error
 
-    def _is_of_ours(self, family: int, body: bytes) -> bool:
-        """Attribute 1 is the table's name in every message but NEWGEN."""
-        name = next((text_of(value) for kind, value in attributes(body) if kind == 1), "")
-        return f"{_FAMILIES.get(family, '')} {name}" in self._tables
+    def _is_of_ours(self, message: Message) -> bool:
+        """The table's name is the first attribute of every message but NEWGEN: all are read as those of tables."""
+        return f"{_FAMILIES.get(message['nfgen_family'], '')} {message.get('NFTA_TABLE_NAME', '')}" in self._tables
 
 
 def _refused(error: OSError) -> KernelRefused:
     return KernelRefused("nft monitor", error.strerror or "", errno=error.errno or 0)
 
 
-def _culprit(body: bytes) -> str:
-    """NFTA_GEN_PROC_PID 2, NFTA_GEN_PROC_NAME 3."""
-    parts = dict(attributes(body))
-    name, pid = text_of(parts.get(3, b"")), int.from_bytes(parts.get(2, b""), "big")
+def _culprit(generation: Message) -> str:
+    name, pid = generation.get("NFTA_GEN_PROC_NAME", ""), generation.get("NFTA_GEN_PROC_PID", 0)
     return f"{name} (process {pid})" if name else ""

@@ -1,4 +1,4 @@
-"""Tests of kernel features that the host may lack: run.py starts a kernel with them. Elsewhere pytest does not collect them."""
+"""Keep pytest from collecting these tests elsewhere: they need a kernel that has what they test, as run.py starts one."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from cni_py.flanneld.lease import Attributes
 from cni_py.kernel.address import list_addresses
 from cni_py.kernel.device import ensure_device
 from cni_py.kernel.link import delete_link, find_link
-from cni_py.netlink.attributes import attribute
+from cni_py.netlink.attributes import Message
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import Route, Wanted
 from cni_py.node.log import info, warning_once
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 TYPE = "ipip"
 DEVICE = "flannel.ipip"
 OVERHEAD = 20
-_LOCAL, _REMOTE, _TTL, _PMTUDISC = 2, 3, 4, 10  # IFLA_IPTUN_…
 
 
 class Config(BackendConfig):
@@ -102,6 +101,6 @@ class Backend:
             delete_link(host, DEVICE)
 
 
-def device_data(local: IPv4Address) -> bytes:
+def device_data(local: IPv4Address) -> Message:
     """Any remote end, for the route names it; TTL of the inner packet; may be fragmented on its way."""
-    return attribute(_LOCAL, local.packed) + attribute(_REMOTE, bytes(4)) + attribute(_TTL, b"\0") + attribute(_PMTUDISC, b"\0")
+    return {"IFLA_IPIP_LOCAL": local.packed, "IFLA_IPIP_REMOTE": bytes(4), "IFLA_IPIP_TTL": 0, "IFLA_IPIP_PMTUDISC": 0}
