@@ -44,7 +44,7 @@ Network = IPv4Network | IPv6Network
 
 
 class HostAddress(Value):
-    """An address of a link; ``flags``: IFA_F_…; ``network``: what it makes reachable on the link, the peer's if it has one."""
+    """An address of a link; ``flags``: IFA_F_…; ``network``: reachable through it on the link, the peer's if it has one."""
 
     ifindex: int
     address: Address
@@ -74,7 +74,7 @@ def _host_address(found: Message) -> HostAddress:
 
 
 def dump_addresses(netlink: Netlink, **question: Any) -> list[Message]:
-    """Ask for addresses; ``question``: fields and attributes that they have. Raises: OSError."""
+    """Return addresses; ``question``: fields and attributes to match. Raises: OSError."""
     return [decode("ifaddrmsg", answer) for answer in netlink.dump(encode("ifaddrmsg", question), RTM_GETADDR)]
 
 
@@ -85,7 +85,7 @@ def local_address(found: Message) -> bytes:
 
 
 def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_duplicates: bool = False) -> None:
-    """Add an address, an IPv4 one with its broadcast address; one that is there already is success.
+    """Add an address, an IPv4 one with its broadcast address; an existing one is success.
 
     An IPv6 address can be used at once, unless ``detect_duplicates``. Raises: KernelRefused.
     """
@@ -108,12 +108,12 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
     except KernelRefused as refused:
         if refused.errno == EACCES and address.version == 6:  # "Permission denied", whatever rights the caller has
             command = [*rtnl.enter, "sysctl", "-w", f"net/ipv6/conf/{link.name}/disable_ipv6=0"]
-            refused.hint = f'IPv6 is switched off on "{link.name}": {" ".join(command)}'
+            refused.hint = f'IPv6 is disabled on "{link.name}": {" ".join(command)}'
         raise
 
 
 def delete_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix) -> None:
-    """Absence is success. Raises: KernelRefused."""
+    """Delete an address; absence is success. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "addr", "del", str(address), "dev", link.name):
         try:
             rtnl.change(_message(link, address, {}), RTM_DELADDR)

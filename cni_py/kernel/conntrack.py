@@ -1,12 +1,12 @@
-"""Forget UDP connections that were made before a port was mapped, or to a pod that has gone.
+"""Delete conntrack entries of UDP from before a port was mapped, or to a deleted pod.
 
-NAT is decided by a connection's first packet. UDP has no end of a connection, so a sender that goes on
-would be answered by whoever had the port before, for as long as it sends. Owns nothing: entries of
+NAT is decided by a connection's first packet. UDP connections do not end, so a client that keeps sending
+would reach the previous owner of the port, for as long as it sends. Owns nothing: entries of
 the kernel's connection table are deleted; the next packet makes a new one.
 
-Unlike the Go plugin, which forgets every connection *to that port number* anywhere, DNS queries to
-other hosts among them, only what was sent to this host's port is forgotten: by destination when a port
-is mapped, by the pod that answers when it is unmapped.
+Unlike the Go plugin, which deletes every connection *to that port number* anywhere, including DNS queries to
+other hosts, this deletes only connections to this host's port: by destination when a port
+is mapped, by the pod that replies when it is unmapped.
 
 Source of the numbers: linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -43,7 +43,7 @@ _GET, _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, NFNL_SUBSYS_CTNE
 
 
 class Connection(Value):
-    """A UDP connection: where it was sent to, which address answers, and the attributes that identify it to the kernel."""
+    """A UDP connection: its destination, the address that replies, and the attributes that identify it to the kernel."""
 
     destination: bytes
     port: int
@@ -51,21 +51,21 @@ class Connection(Value):
     name: Message
 
 
-def forget(version: int, ports: Collection[int], doomed: Callable[[Connection], bool]) -> None:
-    """Delete the UDP connections to these ports for which ``doomed`` says so. What the kernel refuses is noted, no more.
+def forget(version: int, ports: Collection[int], selects: Callable[[Connection], bool]) -> None:
+    """Delete the UDP connections to these ports that ``selects`` returns True for. A rejection by the kernel is only noted.
 
     The kernel walks its whole table for it, 5 to 10 ms: so once, and not at all without a port.
     """
     try:
         for connection in _connections(version, ports) if ports else ():
-            if doomed(connection):
+            if selects(connection):
                 _delete(version, connection)
     except (KernelRefused, OSError) as error:
-        note(f"UDP connections to port {', '.join(map(str, ports))} may go on as before: {error}")
+        note(f"UDP connections to port {', '.join(map(str, ports))} may keep their old destination: {error}")
 
 
 def is_to_this_host() -> Callable[[bytes], bool]:
-    """A test whether an address is one of this host's; what was found is remembered."""
+    """Return a test whether an address is one of this host's; results are cached."""
     known: dict[bytes, bool] = {}
 
     def test(address: bytes) -> bool:
@@ -79,7 +79,7 @@ def is_to_this_host() -> Callable[[bytes], bool]:
 
 
 def _connections(version: int, ports: Collection[int]) -> Iterator[Connection]:
-    """The UDP connections to these ports. Linux 5.8 and newer look for one port, older ones answer with all."""
+    """Yield the UDP connections to these ports. Linux 5.8 and newer filter by port, older ones return all."""
     flags = CTA_FILTER_F_CTA_PROTO_NUM | (CTA_FILTER_F_CTA_PROTO_DST_PORT if len(ports) == 1 else 0)
     question = {
         "nfgen_family": FAMILY[version],
@@ -105,7 +105,7 @@ def _address(of: Message, *names: str) -> bytes:
 
 
 def _delete(version: int, connection: Connection) -> None:
-    """Absence is success: it may have ended since it was seen. Raises: KernelRefused."""
+    """Delete a connection; absence is success: it may have expired. Raises: KernelRefused."""
     from ipaddress import ip_address
 
     to = ("--orig-dst", str(ip_address(connection.destination)), "--orig-port-dst", str(connection.port))

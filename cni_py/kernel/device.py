@@ -1,7 +1,7 @@
 """Devices of kinds that a kernel may lack (ipip, wireguard), TUN devices, and what all of flanneld's devices need: MTU, up.
 
-``ensure_device`` keeps a device that is as wanted: a restart does not interrupt what goes over it. A kind
-that the kernel does not know is refused by the name of what it lacks.
+``ensure_device`` keeps a device that matches: a restart does not interrupt its traffic. For a kind
+that the kernel does not support, the error names the missing feature.
 
 Source: linux net/core/rtnetlink.c, net/ipv4/ipip.c, Documentation/networking/tuntap.rst.
 """
@@ -34,9 +34,9 @@ _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 
 
 def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | None = None, words: Sequence[str] = ()) -> Link:
-    """A device of this kind, MTU and data (IFLA_INFO_DATA), up; made anew where its data differ.
+    """Ensure a device of this kind, MTU and data (IFLA_INFO_DATA), up; re-created if its data differ.
 
-    ``words``: ``data`` as ``ip link add`` takes it. Raises: KernelRefused; NotAvailable where the kernel has no such kind.
+    ``words``: ``data`` as arguments of ``ip link add``. Raises: KernelRefused; NotAvailable if the kernel has no such kind.
     """
     link = find_link(rtnl, name)
     if link is not None and link.kind != kind:
@@ -51,7 +51,7 @@ def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | No
             _create(rtnl, name, kind, mtu, data)
         link = find_link(rtnl, name)
         if link is None:
-            raise KernelRefused(f'"{name}" has gone since it was made', errno=ENODEV)
+            raise KernelRefused(f'"{name}" was deleted after its creation', errno=ENODEV)
     ensure_up(rtnl, link, mtu)
     return link
 
@@ -68,12 +68,12 @@ def _create(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | None) ->
 
 
 def _holds(link: Link, data: Message | None) -> bool:
-    """Whether the device has each of these attributes."""
+    """Return whether the device has each of these attributes."""
     return all(link.data.get(name) == value for name, value in (data or {}).items())
 
 
 def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
-    """Give it this MTU and set it up, unless it is so. Raises: KernelRefused."""
+    """Set its MTU and set it up, if necessary. Raises: KernelRefused."""
     if link.is_up and link.mtu == mtu:
         return
     with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu), "up"):
@@ -83,8 +83,8 @@ def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
 
 
 def open_tun(name: str) -> int:
-    """Make a TUN device and answer its descriptor, not blocking: a read is a packet that the kernel sends over
-    the device, a write one that comes in. With the descriptor the device goes. Raises: KernelRefused, NotAvailable."""
+    """Create a TUN device. Returns: its descriptor, non-blocking: a read is a packet that the kernel sends over
+    the device, a write one that it receives. Closing it deletes the device. Raises: KernelRefused, NotAvailable."""
     with step("ip", "tuntap", "add", "dev", name, "mode", "tun"):
         try:
             fd = os.open(_TUN_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,10 +1,10 @@
-"""Whether this kernel has what a back end needs, and the error that names what it lacks.
+"""Kernel features that back ends need, and the error that names a missing one.
 
-How it asks for a kind of link: a request with an impossible number of queues. The kernel looks for the kind first (and
-loads its module), then refuses; so nothing is ever made, and no right is needed but CAP_NET_ADMIN.
+How a kind of link is tested: by a request with an impossible number of queues. The kernel looks up the kind first (and
+loads its module), then rejects it; so nothing is ever created, and CAP_NET_ADMIN is sufficient.
 
     require_kind(rtnl, "vxlan" | "ipip" | "wireguard") -> None      Raises: NotAvailable, which names the feature
-    missing(kind, details) -> NotAvailable                          for who has found it out otherwise ("tun")
+    missing(kind, details) -> NotAvailable                          if it was detected in another way ("tun")
 
 Source: linux net/core/rtnetlink.c (rtnl_newlink, rtnl_create_link).
 """
@@ -29,9 +29,9 @@ _KNOWN = {
 
 
 def require_kind(rtnl: nl.Rtnl, kind: str) -> None:
-    """Raises: NotAvailable where the kernel has no such links; KernelRefused where it does not let us ask."""
+    """Check a kind of link. Raises: NotAvailable if the kernel does not have it; KernelRefused if the test is not permitted."""
     if not _has_kind(rtnl, kind):
-        raise missing(kind, f'it knows no links of the kind "{kind}"')
+        raise missing(kind, f'it has no links of kind "{kind}"')
 
 
 def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
@@ -44,12 +44,12 @@ def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
             if error.errno not in (EINVAL, EOPNOTSUPP):
                 raise
             return error.errno == EINVAL
-    delete_link(rtnl, _NAME)  # a kernel that takes any number
+    delete_link(rtnl, _NAME)  # a kernel that accepts any number
     return True
 
 
 def missing(kind: str, details: str) -> NotAvailable:
-    """The error for a kernel without it, by the name of what it is built with."""
+    """Return the error for a kernel without it, which names its configuration option."""
     name, option = _KNOWN.get(kind, (kind, "the option for it"))
     hint = f"try: modprobe {kind}; else choose another back end, or a kernel with {option}"
     return NotAvailable(f"this kernel has no {name} ({option})", details, hint)

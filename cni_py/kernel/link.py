@@ -1,4 +1,4 @@
-"""Links: bridges, veths, bridge ports. Owns nothing: the plugins say what is whose.
+"""Links: bridges, veths, bridge ports. Owns nothing: ownership is up to the plugins.
 
 Verbs: ``find_``/``list_`` read, ``create_`` must be new, ``set_`` changes, ``delete_`` counts
 absence as success. Each change is one journal line. Source: linux net/core/rtnetlink.c,
@@ -48,9 +48,9 @@ _OPERSTATES = {1: "NOTPRESENT", 2: "DOWN", 3: "LOWERLAYERDOWN", 4: "TESTING", 5:
 class Link(Value):
     """A link as the kernel describes it.
 
-    ``master`` and ``peer`` are ifindexes, 0 where there is none (``peer``: the other end of a veth,
-    in whatever namespace); ``operstate`` is "UP", "DOWN" …; ``hairpin`` and ``isolated`` are of a
-    bridge port; ``vlan_filtering`` of a bridge, None where the kernel was built without it. ``nsid``
+    ``master`` and ``peer`` are ifindexes, 0 for none (``peer``: the other end of a veth,
+    in any namespace); ``operstate`` is "UP", "DOWN" …; ``hairpin`` and ``isolated`` are of a
+    bridge port; ``vlan_filtering`` of a bridge, None if the kernel was built without it. ``nsid``
     numbers the namespace of the peer, None: it is in this one. ``data``: attributes of the kind.
     """
 
@@ -81,7 +81,7 @@ class Link(Value):
 
 
 def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
-    """The link of this name or ifindex, None where there is none. Raises: KernelRefused."""
+    """Return the link of this name or ifindex, or None. Raises: KernelRefused."""
     which: Message = {"IFLA_IFNAME": key} if isinstance(key, str) else {"index": key}
     message = encode("ifinfmsg", which | _WITHOUT_STATISTICS)
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", str(key)):
@@ -94,7 +94,7 @@ def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
 
 
 def get_link(rtnl: Rtnl, name: str) -> Link:
-    """Raises: KernelRefused, also if there is no such link."""
+    """Return the link of this name. Raises: KernelRefused, also if it does not exist."""
     link = find_link(rtnl, name)
     if link is None:
         raise KernelRefused(f'the link "{name}" does not exist', "another process deleted it", f"ip link show {name}")
@@ -119,9 +119,9 @@ def random_mac() -> str:
 
 
 def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: bool) -> None:
-    """Make a bridge; one that is there already is success. Raises: KernelRefused.
+    """Create a bridge; an existing one is success. Raises: KernelRefused.
 
-    ``mtu`` 0 and ``mac`` "": the kernel's choice; a MAC address that is given stays when ports come.
+    ``mtu`` 0 and ``mac`` "": the kernel's choice; a given MAC address is kept when ports are added.
     """
     data = {"IFLA_BR_VLAN_FILTERING": 1} if vlan_filtering else None
     words = ["ip", "link", "add", name]
@@ -180,16 +180,16 @@ def create_veth(
 
 
 def _delete_if_made(rtnl: Rtnl, name: str) -> None:
-    """After an error: what was lost may have been no more than the acknowledgement."""
+    """Clean up after an error: perhaps only the acknowledgement was lost."""
     try:
         if find_link(rtnl, name) is not None:
             delete_link(rtnl, name)
     except KernelRefused as error:
-        note(f"{name} may be left: {error}")
+        note(f"{name} may have leaked: {error}")
 
 
 def create_vlan_gateway(rtnl: Rtnl, bridge: Link, name: str, mtu: int) -> str:
-    """Make a veth on the host, one end a port of the bridge; answers that end's name. Raises: KernelRefused."""
+    """Create a veth on the host, one end a port of the bridge. Returns: that end's name. Raises: KernelRefused."""
     port = f"veth{urandom(4).hex()}"
     info = _linkinfo("veth", {"VETH_INFO_PEER": {"IFLA_IFNAME": name, "IFLA_MTU": mtu}})
     message = {"IFLA_IFNAME": port, "IFLA_MTU": mtu, "IFLA_MASTER": bridge.ifindex, "IFLA_LINKINFO": info}
@@ -200,7 +200,7 @@ def create_vlan_gateway(rtnl: Rtnl, bridge: Link, name: str, mtu: int) -> str:
 
 
 def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) -> None:
-    """Configure a bridge port, say in its alias whose it is, and set it up. Raises: KernelRefused."""
+    """Configure a bridge port, set its owner as alias, and set it up. Raises: KernelRefused."""
     data = {"IFLA_BRPORT_MODE": int(hairpin), "IFLA_BRPORT_ISOLATED": int(isolated)}
     info = {"IFLA_INFO_SLAVE_KIND": "bridge", "IFLA_INFO_SLAVE_DATA": data}
     onoff = {True: "on", False: "off"}
@@ -210,50 +210,50 @@ def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) 
 
 
 def set_up(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Set it up. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "up"):
         _set(rtnl, link, flags=IFF_UP, change=IFF_UP)
 
 
 def set_down(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Set it down. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "down"):
         _set(rtnl, link, flags=0, change=IFF_UP)
 
 
 def rename(rtnl: Rtnl, link: Link, name: str) -> None:
-    """Down, as the kernel asks for. Raises: KernelRefused."""
+    """Rename it; it is set down first, as the kernel requires. Raises: KernelRefused."""
     set_down(rtnl, link)
     with step(*rtnl.enter, "ip", "link", "set", link.name, "name", name):
         _set(rtnl, link, IFLA_IFNAME=name)
 
 
 def release(rtnl: Rtnl, link: Link) -> None:
-    """Take it out of the bridge (bond, …) that it is a port of. Raises: KernelRefused."""
+    """Remove it from its bridge (bond, …). Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "nomaster"):
         _set(rtnl, link, IFLA_MASTER=0)
 
 
 def set_arp_on(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Enable ARP. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "arp", "on"):
         _set(rtnl, link, flags=0, change=IFF_NOARP)
 
 
 def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Set it promiscuous. Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "promisc", "on"):
         _set(rtnl, link, flags=IFF_PROMISC, change=IFF_PROMISC)
 
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
-    """Raises: KernelRefused."""
+    """Set its MAC address. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "address", mac):
         _set(rtnl, link, IFLA_ADDRESS=mac)
 
 
 def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
-    """Raises: KernelRefused."""
+    """Set its MTU. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu)):
         _set(rtnl, link, IFLA_MTU=mtu)
 
@@ -281,7 +281,7 @@ def add_vlan(rtnl: Rtnl, link: Link, vlan: int, native: bool) -> None:
 
 
 def delete_vlan(rtnl: Rtnl, link: Link, vlan: int) -> None:
-    """Raises: KernelRefused."""
+    """Remove a VLAN from a bridge port. Raises: KernelRefused."""
     with step("bridge", "vlan", "del", "dev", link.name, "vid", str(vlan)):
         rtnl.change(_vlan_message(link, vlan, 0), RTM_DELLINK)
 
@@ -304,13 +304,13 @@ def _linkinfo(kind: str, data: Message | None) -> Message:
 
 
 def link_of(answer: bytes) -> Link:
-    """Read what follows the header of RTM_NEWLINK."""
+    """Decode a message RTM_NEWLINK without its header."""
     found = decode("ifinfmsg", answer)
     info = found.get("IFLA_LINKINFO", {})
     kind, data = info.get("IFLA_INFO_KIND", ""), info.get("IFLA_INFO_DATA", {})
     of_bridge = data if kind == "bridge" else {}
     of_port = info.get("IFLA_INFO_SLAVE_DATA", {}) if info.get("IFLA_INFO_SLAVE_KIND") == "bridge" else {}
-    # a kernel without VLAN filtering says that it is off all the same, but knows no VLAN protocol
+    # a kernel without VLAN filtering reports it as off too, but has no VLAN protocol
     knows_vlans = "IFLA_BR_VLAN_PROTOCOL" in of_bridge
     return Link(
         ifindex=found["index"],

@@ -1,9 +1,9 @@
-"""Who has which MAC address: permanent ARP and NDP entries, and the FDB of a VXLAN device.
+"""Neighbours: permanent ARP and NDP entries, and the FDB of a VXLAN device.
 
-A flannel node knows its peers from their leases, so nobody asks on the wire: an ARP entry answers for
-a peer's gateway address, an FDB entry says to which node a frame to that MAC address is sent. Entries
+A flannel node knows its peers from their leases, so nothing is resolved on the wire: an ARP entry resolves
+a peer's gateway address, an FDB entry maps that MAC address to the peer's node. Entries
 that the kernel learned by itself are not permanent; they are neither listed nor deleted. A MAC address leads to
-one node alone: of two entries for one, the later replaces the earlier.
+a single node: of two entries for one, the later replaces the earlier.
 
     list_neighbours(rtnl, link) -> set[Neighbour]       list_forwarding(rtnl, link) -> set[Forwarding]
     replace_neighbours(rtnl, items) -> list[Refusal[Neighbour]]     delete_neighbours(…)    same
@@ -42,7 +42,7 @@ _ABSENT = frozenset((ENOENT, ENODEV))
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A permanent ARP or NDP entry: who asks for ``address`` on ``device`` is answered by the kernel with ``mac``."""
+    """A permanent ARP or NDP entry: the kernel resolves ``address`` on ``device`` to ``mac``."""
 
     device: str
     address: Address
@@ -54,7 +54,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """A permanent FDB entry: a frame to ``mac`` goes by VXLAN to the node ``remote``."""
+    """A permanent FDB entry: a frame to ``mac`` is sent by VXLAN to the node ``remote``."""
 
     device: str
     mac: str
@@ -80,22 +80,22 @@ def list_forwarding(rtnl: nl.Rtnl, link: Link) -> set[Forwarding]:
 
 
 def replace_neighbours(rtnl: nl.Rtnl, items: Iterable[Neighbour]) -> list[Refusal[Neighbour]]:
-    """Make the entries, or give those that are there this MAC address."""
+    """Create the entries, or set the MAC address of existing ones."""
     return change_many(rtnl, ("ip", "neigh", "replace"), items, lambda item, index: (_neighbour(item, index), *_REPLACE))
 
 
 def delete_neighbours(rtnl: nl.Rtnl, items: Iterable[Neighbour]) -> list[Refusal[Neighbour]]:
-    """Absence is success."""
+    """Delete the entries; absence is success."""
     return change_many(rtnl, ("ip", "neigh", "del"), items, lambda item, index: (_neighbour(item, index), *_DELETE), _ABSENT)
 
 
 def replace_forwarding(rtnl: nl.Rtnl, items: Iterable[Forwarding]) -> list[Refusal[Forwarding]]:
-    """Make the entries; where the MAC address leads elsewhere, it leads here from now on."""
+    """Create the entries; an existing one for the MAC address is replaced."""
     return change_many(rtnl, ("bridge", "fdb", "replace"), items, lambda item, index: (_forwarding(item, index), *_REPLACE))
 
 
 def delete_forwarding(rtnl: nl.Rtnl, items: Iterable[Forwarding]) -> list[Refusal[Forwarding]]:
-    """Absence is success; an entry that leads to another node stays."""
+    """Delete the entries; absence is success; an entry for another node is kept."""
     return change_many(rtnl, ("bridge", "fdb", "del"), items, lambda item, index: (_forwarding(item, index), *_DELETE), _ABSENT)
 
 
@@ -114,7 +114,7 @@ def _forwarding(item: Forwarding, ifindex: int) -> bytes:
 
 
 def _dump(rtnl: nl.Rtnl, words: tuple[str, ...], link: Link, question: Message) -> list[Message]:
-    """The permanent entries of a link; a kernel without IPv6 has none of it."""
+    """Return the permanent entries of a link; none of IPv6 with a kernel without it."""
     with nl.question(*rtnl.enter, *words):
         try:
             answers = rtnl.dump(encode("ndmsg", question), RTM_GETNEIGH)

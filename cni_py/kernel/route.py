@@ -1,12 +1,12 @@
-"""Routes: those of a pod, those to the peers of flanneld, and the one that the kernel takes to an address.
+"""Routes: those of a pod, those to the peers of flanneld, and the kernel's choice for an address.
 
 How it works. A route to a peer has the protocol number 122, which ``/etc/iproute2/rt_protos``, FRR, BIRD,
 systemd and the other network plugins leave alone: so our own can be found again after any restart.
-It is replaced in one request: no packet finds no route in between, and an older flanneld's route to
+It is replaced in one request: packets always find a route, and an older flanneld's route to
 the same subnet (protocol "boot") becomes ours. A black hole has a worse metric than the route of the
-bridge that holds the pods: it never takes that one's place.
+bridge that holds the pods: it never replaces that one.
 
-    route_get(rtnl, address) -> ResolvedRoute | None           packed address; None: the kernel has no route to it
+    route_get(rtnl, address) -> ResolvedRoute | None           packed address; None: no route
     default_interfaces(rtnl, version: 4 | 6) -> list[int]      ifindexes of the default routes, the best first
     add_route(rtnl, link, route)                               list_routes_over(rtnl, link) -> list[Route]
     list_routes(rtnl, protocol=PROTOCOL, device="") -> set[Route]      protocol 0: of all but the kernel
@@ -57,27 +57,27 @@ if TYPE_CHECKING:
     from cni_py.netlink.socket import Request, Rtnl
 
 PROTOCOL = 122
-"""Of the routes that a daemon of this project creates."""
+"""Protocol number of the routes that a daemon of this project creates."""
 BLACKHOLE_METRIC = 4096
 _IPV6_METRIC = 1024
-"""What the kernel gives an IPv6 route that names none."""
+"""The kernel's default metric of an IPv6 route."""
 _ZERO = {AF_INET: bytes(4), AF_INET6: bytes(16)}
 _KEPT = 16384
-"""Networks and addresses of the last looks: creating them takes longer than all else that a look does."""
+"""Cached networks and addresses: creating them takes longer than the rest of a read."""
 _KINDS = {RTN_UNICAST: (), RTN_BLACKHOLE: ("blackhole",)}
 _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, ESRCH, EAFNOSUPPORT, EOPNOTSUPP, EINVAL, EACCES)
-"""None leads there, or one that discards (EINVAL: black hole; EACCES: prohibit)."""
+"""Errors for no route, or one that discards (EINVAL: black hole; EACCES: prohibit)."""
 _NO_TABLE = (ENOENT, EAFNOSUPPORT, EOPNOTSUPP)
-"""A new namespace has no main table yet, a kernel perhaps no IPv6."""
+"""Errors that mean no routes: a new namespace has no main table yet, a kernel perhaps no IPv6."""
 _ABSENT = frozenset((ESRCH, ENODEV))
 
 
 class Route(Value):
     """A route over one link. ``gateway`` None: ``dst`` is on the link.
 
-    ``onlink``: the gateway is on the link, whatever the other routes say. ``device``: the link's name; "" for a black
-    hole, and where the link is known otherwise. ``metric``, ``mtu``, ``advmss`` 0: the kernel's choice; ``scope`` None:
-    as the gateway asks for.
+    ``onlink``: the gateway is on the link, whatever the other routes. ``device``: the link's name; "" for a black
+    hole, and if the link is given separately. ``metric``, ``mtu``, ``advmss`` 0: the kernel's choice; ``scope`` None:
+    as the gateway requires.
     """
 
     dst: Network
@@ -119,7 +119,7 @@ class ResolvedRoute(Value):
 
 
 def blackhole(subnet: Network) -> Route:
-    """What no pod of this subnet takes is dropped, and not sent to the default gateway."""
+    """Return a route that drops packets to unused addresses of the subnet instead of sending them to the default gateway."""
     return Route(subnet, kind=RTN_BLACKHOLE, metric=BLACKHOLE_METRIC)
 
 
@@ -127,7 +127,7 @@ def blackhole(subnet: Network) -> Route:
 
 
 def route_get(rtnl: Rtnl, address: bytes) -> ResolvedRoute | None:
-    """The route that a packet of this host takes; None: there is none. Raises: KernelRefused."""
+    """Return the route for a packet of this host, or None. Raises: KernelRefused."""
     family = AF_INET if len(address) == 4 else AF_INET6
     question = encode("rtmsg", {"family": family, "dst_len": 8 * len(address), "RTA_DST": address})
     with nl.question(*rtnl.enter, "ip", "route", "get", str(_address(address))):
@@ -170,7 +170,7 @@ def list_routes_over(rtnl: Rtnl, link: Link) -> list[Route]:
 def list_routes(rtnl: Rtnl, protocol: int = PROTOCOL, device: str = "", but: int = RTPROT_KERNEL) -> set[Route]:
     """The routes of the main table, of both families, without scope and metrics; those over several links are left out.
 
-    ``protocol`` 0: of all but the kernel itself, or ``but`` another one; ``device``: those over this link alone.
+    ``protocol`` 0: all except the kernel's, or except ``but``; ``device``: only those over this link.
     Raises: KernelRefused.
     """
     from cni_py.kernel.link import find_link
@@ -191,7 +191,7 @@ def list_routes(rtnl: Rtnl, protocol: int = PROTOCOL, device: str = "", but: int
 
 
 def _is_of(found: Message, protocol: int, but: int) -> bool:
-    """Whether a route is asked for: the kernel filters dumps since Linux 4.20."""
+    """Return whether a route was requested: the kernel filters dumps since Linux 4.20."""
     is_ours = found["proto"] == protocol or (protocol == 0 and found["proto"] not in (RTPROT_KERNEL, but))
     return is_ours and found["type"] in _KINDS and _table(found) == RT_TABLE_MAIN
 
@@ -259,10 +259,10 @@ def add_route(rtnl: Rtnl, link: Link, route: Route) -> None:
 
 
 def replace_routes(rtnl: Rtnl, routes: Iterable[Route]) -> list[Refusal[Route]]:
-    """Add the routes; each takes the place of the one that leads to its subnet with the same metric, if there is one.
+    """Add the routes; each replaces an existing one to its subnet with the same metric.
 
-    The kernel refuses an IPv6 gateway on one link while a route leads to it over another, even the one
-    that is to be replaced. Such a gateway gets a route of its own for the moment.
+    The kernel rejects an IPv6 gateway on one link while a route leads to it over another, even the one
+    that is being replaced. Such a gateway gets a temporary route of its own.
     """
     refusals = _replace(rtnl, routes)
     stuck = [refusal.item for refusal in refusals if _is_behind_another_link(refusal)]
@@ -289,17 +289,17 @@ def _is_behind_another_link(refusal: Refusal[Route]) -> bool:
 
 
 def delete_routes(rtnl: Rtnl, routes: Iterable[Route]) -> list[Refusal[Route]]:
-    """Delete exactly these. Absence is success."""
+    """Delete exactly these; absence is success."""
     from cni_py.kernel.bulk import change_many
 
     def request(route: Route, ifindex: int) -> Request:
-        return _message(route, ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE, 0  # of whatever scope
+        return _message(route, ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE, 0  # any scope
 
     return change_many(rtnl, ("ip", "route", "del"), routes, request, _ABSENT)
 
 
 def _scope(route: Route) -> int:
-    """The kernel wants to be told that no gateway is between; of IPv6 it takes no notice."""
+    """Return the scope, which must be "link" without a gateway; for IPv6 the kernel ignores it."""
     if route.scope is not None:
         return route.scope
     return RT_SCOPE_UNIVERSE if route.gateway or route.kind != RTN_UNICAST else RT_SCOPE_LINK

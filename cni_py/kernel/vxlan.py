@@ -1,12 +1,12 @@
 """VXLAN devices: one for IPv4 peers, one for IPv6 peers.
 
-A device that fits is adopted: it goes on carrying traffic while flanneld is restarted, and its MAC address,
-which the peers know, stays. One that somebody has renamed gets its name back. What the kernel can change in
-place is changed (MTU, MAC address, learning, ARP, a bridge that it is a port of); where anything else differs, the
-device is made anew, with its old MAC address unless another is wanted.
+An existing compatible device is reused: it keeps carrying traffic while flanneld is restarted, and keeps its MAC address,
+which the peers know. A renamed one gets its name back. Properties that the kernel can change in
+place are changed (MTU, MAC address, learning, ARP, a bridge that it is a port of); if any other differs, the
+device is re-created, with its old MAC address unless another one is configured.
 
     Vxlan(name, vni, port, local, underlay, mac, mtu, gbp=False, learning=False)     mac "": any; port 0: the kernel's
-    ensure_vxlan(rtnl, wanted, warn=note) -> Link         the device is not set up: link.set_up() once it has its address
+    ensure_vxlan(rtnl, wanted, warn=note) -> Link         the device is down: link.set_up() after adding its address
     find_vxlan(rtnl, name) -> VxlanDetails | None
 
 Source: linux drivers/net/vxlan/vxlan_core.c; flannel-io/flannel pkg/backend/vxlan/device.go.
@@ -53,10 +53,10 @@ _OFF = (
 
 @dataclass(frozen=True, slots=True)
 class Vxlan:
-    """A device as it is to be. ``local``: the address it sends from; ``mtu``: of an inner packet.
+    """Desired device. ``local``: its source address; ``mtu``: of an inner packet.
 
-    ``mac`` "": that of the device that is there, else a random one. ``port`` 0: the kernel's (8472).
-    ``learning``: from packets, not from leases.
+    ``mac`` "": that of the existing device, otherwise a random one. ``port`` 0: the kernel's (8472).
+    ``learning``: from packets instead of leases.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class VxlanDetails:
-    """A device as the kernel describes it. ``group``: where frames to unknown MAC addresses go; None: nowhere."""
+    """Actual device. ``group``: destination of frames to unknown MAC addresses; None: they are dropped."""
 
     name: str
     ifindex: int
@@ -93,11 +93,11 @@ class VxlanDetails:
 
 
 def ensure_vxlan(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None] = note) -> Link:
-    """Make the device, or adopt the one that is there. Raises: KernelRefused, NotAvailable.
+    """Create the device, or reuse an existing one. Raises: KernelRefused, NotAvailable.
 
-    A device that cannot be made to fit is deleted and made anew; ``warn`` hears why.
+    An incompatible device is deleted and re-created; ``warn`` is called with the reason.
     """
-    link = find_link(rtnl, wanted.name) or _take_back(rtnl, wanted, warn)
+    link = find_link(rtnl, wanted.name) or _restore_name(rtnl, wanted, warn)
     found = find_vxlan(rtnl, wanted.name) if link else None
     if link:
         reason = _difference(wanted, found) if found else f"link type: vxlan vs {link.kind or 'none'}"
@@ -113,18 +113,18 @@ def ensure_vxlan(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None] = not
         _create(rtnl, replace(wanted, mac=wanted.mac or random_mac()))
     made = find_link(rtnl, wanted.name)
     if made is None:
-        raise KernelRefused(f'the link "{wanted.name}" has gone', "it was deleted while it was made", errno=ENODEV)
+        raise KernelRefused(f'the link "{wanted.name}" does not exist', "it was deleted during its creation", errno=ENODEV)
     return made
 
 
 def find_vxlan(rtnl: nl.Rtnl, name: str) -> VxlanDetails | None:
-    """The device of this name; None: there is none, or it is no VXLAN device. Raises: KernelRefused."""
+    """Return the VXLAN device of this name, or None. Raises: KernelRefused."""
     link = find_link(rtnl, name)
     return _details(link) if link is not None and link.kind == "vxlan" else None
 
 
 def _difference(wanted: Vxlan, found: VxlanDetails) -> str:
-    """Why the device cannot be adopted; "": it can."""
+    """Return the reason why the device cannot be reused; "": it can."""
     pairs: list[tuple[str, object, object]] = [
         ("vni", wanted.vni, found.vni),
         ("vtep (external) interface", wanted.underlay, found.underlay),
@@ -139,7 +139,7 @@ def _difference(wanted: Vxlan, found: VxlanDetails) -> str:
 
 
 def _correct(rtnl: nl.Rtnl, link: Link, found: VxlanDetails, wanted: Vxlan) -> None:
-    """Change in place what may be changed so."""
+    """Change the properties that can be changed in place."""
     if found.learning != wanted.learning:
         with step("ip", "link", "set", wanted.name, "type", "vxlan", _onoff("learning", wanted.learning)):
             message = {"index": link.ifindex, "IFLA_LINKINFO": _linkinfo({"IFLA_VXLAN_LEARNING": wanted.learning})}
@@ -148,14 +148,14 @@ def _correct(rtnl: nl.Rtnl, link: Link, found: VxlanDetails, wanted: Vxlan) -> N
         set_mtu(rtnl, link, wanted.mtu)
     if wanted.mac and found.mac != wanted.mac:
         set_mac(rtnl, link, wanted.mac)
-    if link.master:  # a port's packets are the bridge's
+    if link.master:  # the packets of a port go to the bridge
         release(rtnl, link)
-    if link.flags & IFF_NOARP:  # no neighbour is asked for then, none of our entries is used
+    if link.flags & IFF_NOARP:  # without ARP none of our entries is used
         set_arp_on(rtnl, link)
 
 
 def _create(rtnl: nl.Rtnl, wanted: Vxlan) -> None:
-    """Without a queue, as every device that hands its packets on to another."""
+    """Create it without a queue, like every device that passes its packets to another."""
     local = "IFLA_VXLAN_LOCAL" if wanted.local.version == 4 else "IFLA_VXLAN_LOCAL6"
     data = {
         "IFLA_VXLAN_ID": wanted.vni,
@@ -178,14 +178,14 @@ def _create(rtnl: nl.Rtnl, wanted: Vxlan) -> None:
             rtnl.change(encode("ifinfmsg", message), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
     except KernelRefused as error:
         if error.errno == EEXIST:
-            error.hint = _who_has(rtnl, wanted)
+            error.hint = _conflicting_device(rtnl, wanted)
         if error.errno == EOPNOTSUPP:
             require_kind(rtnl, "vxlan")
         raise
 
 
 def _words(rtnl: nl.Rtnl, wanted: Vxlan) -> list[str]:
-    """The command of the journal."""
+    """Return the command for the journal."""
     underlay = find_link(rtnl, wanted.underlay)
     words = ["ip", "link", "add", wanted.name, "mtu", str(wanted.mtu), "txqueuelen", "0", "address", wanted.mac]
     words += ["type", "vxlan", "id", str(wanted.vni), "dev", underlay.name if underlay else f"if{wanted.underlay}"]
@@ -193,8 +193,8 @@ def _words(rtnl: nl.Rtnl, wanted: Vxlan) -> list[str]:
     return [*words, _onoff("learning", wanted.learning), *(["gbp"] if wanted.gbp else [])]
 
 
-def _take_back(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None]) -> Link | None:
-    """The device under its own name again, where somebody has given it another; its MAC address tells it."""
+def _restore_name(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None]) -> Link | None:
+    """Restore the name of a renamed device, which is identified by its MAC address."""
     for link, found in _vxlans(rtnl):
         if found.mac == wanted.mac and not _difference(wanted, found):
             warn(f'"{link.name}" is "{wanted.name}" under another name; renaming it')
@@ -203,8 +203,8 @@ def _take_back(rtnl: nl.Rtnl, wanted: Vxlan, warn: Callable[[str], None]) -> Lin
     return None
 
 
-def _who_has(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
-    """Two devices cannot share a VNI and a port: say which one is in the way."""
+def _conflicting_device(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
+    """Name the device with the same VNI and port, which two devices cannot share."""
     for link, other in _vxlans(rtnl):
         if other.vni == wanted.vni and link.name != wanted.name:
             return f'"{link.name}" has VNI {other.vni} on port {other.port}: ip link del {link.name}, or another VNI'
@@ -212,7 +212,7 @@ def _who_has(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
 
 
 def _vxlans(rtnl: nl.Rtnl) -> Iterator[tuple[Link, VxlanDetails]]:
-    """All that there are."""
+    """Yield all VXLAN devices."""
     for link in list_links(rtnl):
         if link.kind == "vxlan":
             yield link, _details(link)

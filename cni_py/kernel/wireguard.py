@@ -1,7 +1,7 @@
-"""WireGuard devices: their key, port and peers, by generic netlink. The device itself is made in ``device.py``.
+"""WireGuard devices: their key, port and peers, by generic netlink. The device itself is created in ``device.py``.
 
-The private key goes to the kernel, which answers with the public one, so no cryptography is needed here.
-No key but a public one is ever in the journal.
+The private key is sent to the kernel, which returns the public one, so no cryptography is needed here.
+Only public keys are ever in the journal.
 
 Source: linux include/uapi/linux/wireguard.h, Documentation/userspace-api/netlink/intro.rst (families).
 """
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 _CHUNK = 200
-"""Peers in one message: an attribute ends at 64 KiB, and a peer takes up to 250 bytes."""
+"""Peers in one message: an attribute has at most 64 KiB, and a peer up to 250 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A node: its key, where it listens, and the subnets that are sent to it and taken from it."""
+    """A node: its key, its endpoint, and the subnets that are sent to it and accepted from it."""
 
     public_key: bytes
     address: IPv4Address | IPv6Address
@@ -52,7 +52,7 @@ class Peer:
 class WireGuard:
     """The kernel's WireGuard, in the namespace of the calling thread. A context manager.
 
-    Raises: NotAvailable where the kernel has no WireGuard.
+    Raises: NotAvailable if the kernel has no WireGuard.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class WireGuard:
         self._netlink.close()
 
     def set_device(self, name: str, private_key: bytes, port: int) -> bytes:
-        """Give the device its key and port; answers its public key. Raises: KernelRefused."""
+        """Set the device's key and port. Returns: its public key. Raises: KernelRefused."""
         with step("wg", "set", name, "listen-port", str(port), "private-key", "/dev/stdin"):
             self._change(name, {"WGDEVICE_A_PRIVATE_KEY": private_key, "WGDEVICE_A_LISTEN_PORT": port})
         with question("wg", "show", name, "public-key"):
@@ -83,7 +83,7 @@ class WireGuard:
         raise KernelRefused(f'"{name}" has no public key')
 
     def set_peers(self, name: str, peers: Iterable[Peer], psk: bytes = b"", only: bool = False) -> None:
-        """Add these peers, or change those that have their key; ``only``: remove all others. Raises: KernelRefused."""
+        """Add these peers, or change those with the same keys; ``only``: remove all others. Raises: KernelRefused."""
         remaining = list(peers)
         flags = WGDEVICE_F_REPLACE_PEERS if only else 0
         while remaining or flags:
@@ -94,7 +94,7 @@ class WireGuard:
             flags = 0
 
     def remove_peer(self, name: str, public_key: bytes) -> None:
-        """Absence is success. Raises: KernelRefused."""
+        """Remove a peer; absence is success. Raises: KernelRefused."""
         peer = {"WGPEER_A_PUBLIC_KEY": public_key, "WGPEER_A_FLAGS": WGPEER_F_REMOVE_ME}
         with step("wg", "set", name, "peer", b64encode(public_key).decode(), "remove"):
             self._change(name, {"WGDEVICE_A_PEERS": [peer]})
@@ -108,7 +108,7 @@ def _message(command: int, name: str) -> Message:
 
 
 def peer_data(peer: Peer, psk: bytes) -> Message:
-    """One peer; its allowed addresses take the place of those that it had."""
+    """Encode a peer; its allowed addresses replace the previous ones."""
     allowed = [
         {
             "WGALLOWEDIP_A_FAMILY": FAMILY[network.version],
@@ -134,7 +134,7 @@ def _socket_address(address: IPv4Address | IPv6Address, port: int) -> bytes:
 
 
 def _words(peer: Peer) -> list[str]:
-    """As ``wg set`` takes it."""
+    """Return the arguments of ``wg set``."""
     where = f"[{peer.address}]" if peer.address.version == 6 else str(peer.address)
     words = ["peer", b64encode(peer.public_key).decode(), "endpoint", f"{where}:{peer.port}"]
     words += ["persistent-keepalive", str(peer.keepalive_seconds)] if peer.keepalive_seconds else []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Message = dict[str, "Any"]
 _HEADER = Struct("=HH")
 _PADDING = (b"", bytes(3), bytes(2), bytes(1))
-"""After so many bytes beyond a multiple of four."""
+"""Padding after so many bytes beyond a multiple of four."""
 
 
 def encode(table: str, message: Mapping[str, Any]) -> bytes:
@@ -48,7 +48,7 @@ def decode_header(table: str, data: bytes) -> Message:
 
 
 def items(table: str, data: bytes, name: str) -> list[bytes]:
-    """Return the items of a list as they came, to choose some by what is in them."""
+    """Return the encoded items of a list, to choose some by their content."""
     number = TABLES[table][1][name][0] & ~NESTED
     lists = [value for of, value in attributes(data, _table(table).struct.size) if of == number]
     return [item for of in lists for _, item in attributes(of)]
@@ -237,11 +237,11 @@ _CHOSEN: dict[str, tuple[str, dict[Any, str]]] = {
     "info_peer": ("", {None: "ifinfmsg"}),
     "info_slave_data": ("IFLA_INFO_SLAVE_KIND", {"bridge": "bridge_slave_data"}),
 }
-"""Types that another member of the message decides: its name, and the type for each of its values; else bytes."""
+"""Types that depend on another member of the message: its name, and the type for each of its values; default: bytes."""
 
 _CORRECTIONS: dict[str, dict[str, tuple[int, str]]] = {
     "cta_tuple": {"CTA_TUPLE_ZONE": (3, "be16")},
     "ifaddrmsg": {"IFA_TARGET_NETNSID": (10, "int32")},
     "nsidmsg": {"NETNSA_NSID": (1, "int32")},
 }
-"""What pyroute2 lacks, or takes for text or for unsigned."""
+"""Types that pyroute2 lacks, or has as text or as unsigned."""

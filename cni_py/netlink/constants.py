@@ -23,7 +23,7 @@ NLMSGERR_ATTR_MSG = 1
 
 AF_INET, AF_BRIDGE, AF_INET6 = 2, 7, 10
 FAMILY = {4: AF_INET, 6: AF_INET6}
-"""By IP version."""
+"""Address family by IP version."""
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_BRIDGE, NFPROTO_IPV6 = 1, 2, 7, 10
 
 # ---- rtnetlink --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ class Family:
 
     A message is a header (``struct genlmsghdr``) and attributes.
 
-    Raises: NetlinkError, ENOENT where the kernel has no such family.
+    Raises: NetlinkError, ENOENT if the kernel has no such family.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,5 +42,5 @@ class Family:
         self._netlink.change(message, self._kind)
 
     def dump(self, question: bytes) -> list[bytes]:
-        """Ask for all objects. Raises: NetlinkError."""
+        """Return all objects. Raises: NetlinkError."""
         return self._netlink.dump(question, self._kind)

@@ -31,13 +31,13 @@ _idle: list[Netlink] = []
 
 
 def get(kind: int, question: bytes) -> bytes:
-    """Ask for one object. Raises: NetlinkError."""
+    """Return one object. Raises: NetlinkError."""
     with _borrowed() as netlink:
         return netlink.get(question, kind)
 
 
 def dump(kind: int, question: bytes) -> list[bytes]:
-    """Ask for all objects; read again where they changed meanwhile. Raises: NetlinkError."""
+    """Return all objects; reads again if they changed in between. Raises: NetlinkError."""
     with _borrowed() as netlink:
         return netlink.dump(question, kind)
 

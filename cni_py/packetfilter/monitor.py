@@ -1,9 +1,9 @@
-"""What others change in nftables: its notifications, for the tables that somebody looks after.
+"""Watch nftables for changes by other processes: notifications for the tables that the caller maintains.
 
-The kernel sends a message per object and, last of each transaction, who made it. iptables-nft changes
-nftables too; legacy iptables tells nobody. Every pod's ADD is heard here as well, so a message costs
-no more than a look at its table's name. What does not fit into the socket's buffer is lost, and the
-kernel says so: then anything may have changed.
+The kernel sends a message per object and, at the end of each transaction, the process that made it. iptables-nft changes
+nftables too; legacy iptables sends no notifications. Every pod's ADD is received here as well, so only the table's name
+of a message is read. What does not fit into the socket's buffer is lost, and the
+kernel reports that: then anything may have changed.
 
 Source: linux/netfilter/nf_tables.h; NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h.
 """
@@ -32,9 +32,9 @@ _BUFFER_BYTES = 1 << 20
 
 
 class NftWatch:
-    """A netlink socket of the namespace it is opened in. Raises: KernelRefused.
+    """Netlink socket of the namespace in which it is opened. Raises: KernelRefused.
 
-    ``culprit``: who made the last change that :meth:`wait` answered to, in words; empty where that is not known.
+    ``culprit``: process that made the last change for which :meth:`wait` returned; empty if unknown.
     """
 
     def __init__(self, tables: Iterable[str]) -> None:
@@ -49,7 +49,7 @@ class NftWatch:
         self._listener.close()
 
     def wait(self, seconds: float) -> bool:
-        """Whether one of the tables was changed, and all that is to be read was; False when the time has passed."""
+        """Wait for a change of one of the tables, and read all pending messages. Returns: False after the timeout."""
         until = monotonic() + seconds
         left = 0.0
         while not self._read(left):
@@ -59,7 +59,7 @@ class NftWatch:
         return True
 
     def _read(self, timeout_seconds: float) -> bool:
-        """Read all that is there, or comes first within this time: whether it concerns one of the tables."""
+        """Read pending messages, or the first within this time. Returns: whether they concern one of the tables."""
         concerns = in_this_transaction = False
         while (received := self._receive(timeout_seconds)) != []:
             timeout_seconds = 0.0
@@ -76,14 +76,14 @@ class NftWatch:
         return concerns
 
     def _receive(self, timeout_seconds: float) -> list[Notification] | None:
-        """Raises: KernelRefused."""
+        """Read one datagram. Raises: KernelRefused."""
         try:
             return self._listener.receive(timeout_seconds)
         except OSError as error:
             raise _refused(error) from error
 
     def _is_of_ours(self, message: Message) -> bool:
-        """The table's name is the first attribute of every message but NEWGEN: all are read as those of tables."""
+        """Return whether the message is of one of the tables: the table's name is the first attribute of all except NEWGEN."""
         return f"{_FAMILIES.get(message['nfgen_family'], '')} {message.get('NFTA_TABLE_NAME', '')}" in self._tables
 
 

@@ -1,7 +1,7 @@
-"""nftables by netlink messages of our own: questions, and elements that come and go.
+"""nftables through our own netlink messages: queries, and changes of elements.
 
-Tables and chains go through libnftables (``libnftables.py``), questions do not: it reads every element of a table to
-answer about one chain of it, so that its answers grow with the pods (1.4 ms to list a map of 240
+Tables and chains go through libnftables (``libnftables.py``), queries do not: it reads every element of a table to
+list one of its chains, so that its time grows with the pods (1.4 ms to list a map of 240
 in JSON, 0.35 for one chain). Here a chain costs 0.02 ms whatever else the kernel holds. Elements, which are all
 that most calls change, are written as they are read, in half of the library's time; a DEL does not load it (3 ms).
 See docs/decisions/0011-nftables.md.
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from cni_py.netlink.netfilter import Change
 
 NO_NFTABLES = (EINVAL, EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT)
-"""The answers of a kernel without nf_tables."""
-MAX_NAME = NFT_NAME_MAXLEN - 1  # without the zero
+"""Errors of a kernel without nf_tables."""
+MAX_NAME = NFT_NAME_MAXLEN - 1  # without the zero byte
 _FAMILIES = {"inet": NFPROTO_INET, "ip": NFPROTO_IPV4, "bridge": NFPROTO_BRIDGE, "ip6": NFPROTO_IPV6}
 _NFTABLES = NFNL_SUBSYS_NFTABLES << 8
 _MESSAGES = {
@@ -58,13 +58,13 @@ _MESSAGES = {
 _AT_A_TIME = 1000
 
 RuleContent = tuple[str, int, bytes]
-"""Chain, handle, and what the rule does."""
+"""Chain, handle, and content of the rule."""
 
 
 class Element(Value):
     """An element of a set or map: its key in bytes, its comment; of a verdict map the chain, of another its data.
 
-    ``jumps``: the packet comes back from the chain; else it goes there.
+    ``jumps``: the verdict is jump; otherwise goto.
     """
 
     key: bytes
@@ -75,7 +75,7 @@ class Element(Value):
 
 
 class BaseChain(Value):
-    """A chain that the kernel calls. ``name`` as nft has it: family, table, chain."""
+    """A base chain. ``name`` in nft's form: family, table, chain."""
 
     name: str
     handle: int
@@ -88,7 +88,7 @@ class BaseChain(Value):
 
 
 def refusal() -> int:
-    """The error number with which the kernel refuses to talk about nftables; 0: it does talk."""
+    """Return the error number with which the kernel rejects nftables requests; 0 if it supports them."""
     try:
         netfilter.get(_NFTABLES | NFT_MSG_GETTABLE, _encode("inet", NFT_MSG_GETTABLE, {"NFTA_TABLE_NAME": "cni_py"}))
     except OSError as error:
@@ -97,9 +97,9 @@ def refusal() -> int:
 
 
 def exists(name: str) -> bool:
-    """Whether the kernel has this table (two words) or this chain (three). A kernel without nftables has none.
+    """Return whether this table (two words) or chain (three) exists. A kernel without nftables has none.
 
-    Raises: KernelRefused where it does not say (no privilege, for one).
+    Raises: KernelRefused if that is unknown (without privileges, for example).
     """
     if len(name) > MAX_NAME:
         return False
@@ -110,13 +110,13 @@ def exists(name: str) -> bool:
 
 
 def is_awake_with(table: str, uses: int) -> bool:
-    """Whether the table is not dormant and holds this many chains, sets and other objects. Raises: KernelRefused."""
+    """Return whether the table is not dormant and has this many chains, sets and other objects. Raises: KernelRefused."""
     found = _ask(table, NFT_MSG_GETTABLE, {"NFTA_TABLE_NAME": table.split(" ", 1)[1]})
     return any((of.get("NFTA_TABLE_FLAGS", 0), of.get("NFTA_TABLE_USE")) == (0, uses) for of in found)
 
 
 def base_chain(name: str) -> BaseChain | None:
-    """The chain of this name, if the kernel calls it. Raises: KernelRefused."""
+    """Return the chain of this name, if it is a base chain. Raises: KernelRefused."""
     family, table, chain = name.split(" ", 2)
     found = _ask(name, NFT_MSG_GETCHAIN, {"NFTA_CHAIN_TABLE": table, "NFTA_CHAIN_NAME": chain})
     return next((_base_chain(family, of) for of in found if "NFTA_CHAIN_HOOK" in of), None)
@@ -144,7 +144,7 @@ def _base_chain(family: str, found: Message) -> BaseChain:
 
 
 def rule_comments(chain: str) -> list[str]:
-    """The comments of the chain's rules, in order, empty where a rule has none. Raises: KernelRefused."""
+    """The comments of the chain's rules, in order, empty if a rule has none. Raises: KernelRefused."""
     return [comment for _, comment in rule_handles(chain)]
 
 
@@ -158,7 +158,7 @@ def rule_handles(chain: str) -> list[tuple[int, str]]:
 def rule_contents(table: str, chain: str = "") -> list[RuleContent]:
     """The rules of a table, or of one chain of it, in order; equal if and only if none was changed. Raises: KernelRefused.
 
-    ``nft replace`` and ``iptables -R`` leave a rule its handle, so handles alone do not tell.
+    ``nft replace`` and ``iptables -R`` keep a rule's handle, so handles alone are not sufficient.
     """
     _, name = table.split(" ", 1)
     answers = _answers(table, NFT_MSG_GETRULE, {"NFTA_RULE_TABLE": name, "NFTA_RULE_CHAIN": chain or None}, is_dump=True)
@@ -167,7 +167,7 @@ def rule_contents(table: str, chain: str = "") -> list[RuleContent]:
 
 
 def _content(rule: Message, answer: bytes) -> RuleContent:
-    """Counters count, and are no change."""
+    """Return the rule's content without counters, whose values are not a change."""
     expressions = items("nft_rule_msg", answer, "NFTA_RULE_EXPRESSIONS")
     kept = [of for of in expressions if decode("nft_expr", of).get("NFTA_EXPR_NAME") != "counter"]
     return rule.get("NFTA_RULE_CHAIN", ""), rule["NFTA_RULE_HANDLE"], b"".join(kept) + rule.get("NFTA_RULE_USERDATA", b"")
@@ -177,10 +177,10 @@ def _content(rule: Message, answer: bytes) -> RuleContent:
 
 
 def elements(name: str, holding: str = "") -> list[Element]:
-    """The elements of a set or map; none where it is not there. Raises: KernelRefused.
+    """Return the elements of a set or map; empty if it does not exist. Raises: KernelRefused.
 
     Args:
-        holding: only those with this text in them: what is not decoded costs nearly nothing.
+        holding: only those that contain this text: the others are not decoded, and cost nearly nothing.
     """
     return _elements(_answers(name, NFT_MSG_GETSETELEM, _set(name), is_dump=True), holding.encode())
 

@@ -338,7 +338,7 @@ def test_route_that_the_kernel_refuses_does_not_keep_the_others_away(node: Host)
     said = {str(item.dst): text for item, text in refusals}
     assert 'the kernel refused: "ip route replace 10.244.2.0/24 via 9.9.9.9 dev eth0 proto 122"' in said["10.244.2.0/24"]
     assert "gateway" in said["10.244.2.0/24"]
-    assert 'there is no link "nothing7"' in said["10.244.3.0/24"]
+    assert 'link "nothing7" does not exist' in said["10.244.3.0/24"]
     assert ask(node, list_routes) == set(right)
 
 
@@ -437,7 +437,7 @@ def test_entries_of_a_device_that_has_gone(node: Host) -> None:
     entry = Forwarding("flannel.1", MAC, IPv4Address("192.168.123.12"))
     assert ask(node, delete_neighbours, [neighbour]) == []
     assert ask(node, delete_forwarding, [entry]) == []
-    assert "there is no link" in ask(node, lambda netlink: words(replace_neighbours(netlink, [neighbour])))[0]
+    assert "does not exist" in ask(node, lambda netlink: words(replace_neighbours(netlink, [neighbour])))[0]
     link = ask(node, up, device(node))
     node.run("ip link del flannel.1")
     assert ask(node, list_neighbours, link) == set()

@@ -136,7 +136,7 @@ def test_ipv6_that_cannot_be_switched_on_is_named_with_the_command(node: Node) -
     node.run(f"echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; {READ_ONLY}")
     flanneld = node.start()
     assert flanneld.wait() == 1
-    assert 'IPv6 is switched off on "flannel-v6.1": sysctl -w net/ipv6/conf/flannel-v6.1/disable_ipv6=0' in flanneld.log
+    assert 'IPv6 is disabled on "flannel-v6.1": sysctl -w net/ipv6/conf/flannel-v6.1/disable_ipv6=0' in flanneld.log
 
 
 def test_ipv6_that_is_off_by_default_is_switched_on_for_our_devices(node: Node) -> None:
