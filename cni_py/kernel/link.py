@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from errno import EEXIST, ENODEV
 from posix import urandom
+from struct import unpack_from
 
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, quote, step
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import decode, encode
+from cni_py.netlink.attributes import decode, decode_header, encode, items
 from cni_py.netlink.constants import (
     AF_BRIDGE,
     BRIDGE_VLAN_INFO_PVID,
@@ -23,6 +24,7 @@ from cni_py.netlink.constants import (
     IFF_UP,
     NLM_F_CREATE,
     NLM_F_EXCL,
+    RTEXT_FILTER_BRVLAN,
     RTEXT_FILTER_SKIP_STATS,
     RTM_DELLINK,
     RTM_GETLINK,
@@ -284,6 +286,21 @@ def delete_vlan(rtnl: Rtnl, link: Link, vlan: int) -> None:
     """Remove a VLAN from a bridge port. Raises: KernelRefused."""
     with step("bridge", "vlan", "del", "dev", link.name, "vid", str(vlan)):
         rtnl.change(_vlan_message(link, vlan, 0), RTM_DELLINK)
+
+
+def list_vlans(rtnl: Rtnl, link: Link) -> dict[int, bool]:
+    """List the VLANs of a bridge port, each with whether it is the native one: untagged in both directions.
+
+    Raises: KernelRefused.
+    """
+    native = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED
+    question = encode("ifinfmsg", {"family": AF_BRIDGE, "IFLA_EXT_MASK": RTEXT_FILTER_BRVLAN})
+    with nl.question("bridge", "vlan", "show", "dev", link.name):
+        answers = rtnl.dump(question, RTM_GETLINK)
+    ports = [answer for answer in answers if decode_header("ifinfmsg", answer)["index"] == link.ifindex]
+    # one attribute per VLAN, of which decode() would keep the last
+    infos = [unpack_from("=HH", item) for port in ports for item in items("ifinfmsg", port, "IFLA_AF_SPEC")]
+    return {vlan: flags & native == native for flags, vlan in infos}
 
 
 def _vlan_message(link: Link, vlan: int, flags: int) -> bytes:

@@ -26,11 +26,13 @@ from cni_py.netlink.constants import (
     NFT_GOTO,
     NFT_JUMP,
     NFT_MSG_DELSETELEM,
+    NFT_MSG_DELTABLE,
     NFT_MSG_GETCHAIN,
     NFT_MSG_GETRULE,
     NFT_MSG_GETSETELEM,
     NFT_MSG_GETTABLE,
     NFT_MSG_NEWSETELEM,
+    NFT_MSG_NEWTABLE,
     NFT_NAME_MAXLEN,
     NLM_F_CREATE,
 )
@@ -88,9 +90,23 @@ class BaseChain(Value):
 
 
 def refusal() -> int:
-    """Return the error number with which the kernel rejects nftables requests; 0 if it supports them."""
+    """Return the error number with which the kernel rejects nftables tables of the family inet; 0 if it supports them.
+
+    A kernel without CONFIG_NF_TABLES_INET says of such a table that it does not exist, as of any other, and refuses
+    to create one. So one is created, in a transaction that fails: no process ever sees it.
+    """
     try:
         netfilter.get(_NFTABLES | NFT_MSG_GETTABLE, _encode("inet", NFT_MSG_GETTABLE, {"NFTA_TABLE_NAME": "cni_py"}))
+    except OSError as error:
+        if error.errno != ENOENT:
+            return error.errno or EINVAL
+    else:
+        return 0
+    absent = _encode("inet", NFT_MSG_GETTABLE, {"NFTA_TABLE_NAME": "cni_py" + "-" * 20})
+    table = _encode("inet", NFT_MSG_GETTABLE, {"NFTA_TABLE_NAME": "cni_py"})
+    try:
+        changes = (table, _NFTABLES | NFT_MSG_NEWTABLE, NLM_F_CREATE), (absent, _NFTABLES | NFT_MSG_DELTABLE, 0)
+        netfilter.transact(NFNL_SUBSYS_NFTABLES, changes)
     except OSError as error:
         return 0 if error.errno == ENOENT else error.errno or EINVAL
     return 0

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from cni_py.spec.call import Call
 
 CONFIG = "BridgeConfig"
-DEFAULT_VLAN = 1
 PORT_TIMEOUT_SECONDS = 3.0
 
 
@@ -220,7 +219,7 @@ def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:
         port = get_link(host, create_vlan_gateway(host, bridge, name, bridge.mtu))
         set_port(host, port, hairpin=False, isolated=False, alias=f"port of {name}")
         if not wanted.keeps_default_vlan:
-            delete_vlan(host, port, DEFAULT_VLAN)
+            delete_vlan(host, port, plan.DEFAULT_VLAN)
         add_vlan(host, port, wanted.vlan, native=True)
         set_up(host, get_link(host, name))
     return get_link(host, name)
@@ -235,13 +234,9 @@ def plug_in(host: Rtnl, port: Link, wanted: Plan, alias: str) -> None:
     sysctl.prefer(f"net/ipv6/conf/{port.name}/accept_ra", "0")
     if wanted.uses_vlans:
         if not wanted.keeps_default_vlan:
-            delete_vlan(host, port, DEFAULT_VLAN)
-        if wanted.vlan:
-            add_vlan(host, port, wanted.vlan, native=True)
-        elif wanted.trunk:  # Go-compatible: a trunk without a VLAN of its own has VLAN 1 untagged (bridge.go, setupVeth)
-            add_vlan(host, port, DEFAULT_VLAN, native=True)
-        for vlan in wanted.trunk:
-            add_vlan(host, port, vlan, native=False)
+            delete_vlan(host, port, plan.DEFAULT_VLAN)
+        for vlan, is_native in wanted.port_vlans.items():
+            add_vlan(host, port, vlan, native=is_native)
 
 
 def wait_for_port(host: Rtnl, port: Link) -> Link:
@@ -284,7 +279,7 @@ def accept_only_mac(undo: Undo, call: Call, port: Link, end: Link) -> None:
 def described(result: Result, call: Call, wanted: Plan, host: Rtnl, port: Link, end: Link) -> Result:
     """The result with its interfaces. The bridge is read again: its MAC address and MTU may follow the new port."""
     links = [get_link(host, wanted.bridge), port]
-    if wanted.vlan and result.ips:
+    if wanted.vlan and wanted.is_gateway and result.ips:
         links.append(get_link(host, f"{wanted.bridge}.{wanted.vlan}"))
     interfaces = [interface.described(link) for link in links]
     interfaces.insert(plan.SANDBOX_INTERFACE, interface.described(end, call.netns))

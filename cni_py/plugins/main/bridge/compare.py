@@ -9,9 +9,10 @@ from cni_py.attachment import check as attached
 from cni_py.attachment import delegate, record
 from cni_py.attachment.check import expect, state
 from cni_py.errors import CheckFailed
-from cni_py.kernel.link import find_link
+from cni_py.kernel.link import find_link, list_vlans
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.netlink.socket import open_host
+from cni_py.plugins.main.bridge.plan import DEFAULT_VLAN
 from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
@@ -36,6 +37,8 @@ def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> No
         port = attached.find_host_end(host, end, prev)
         check_port(port, bridge, wanted)
         attached.check_host_end(port, prev)
+        if wanted.uses_vlans:
+            check_vlans(host, bridge, port, wanted)
         ips = attached.expected_addresses(prev, call) if wanted.ipam else []
         if wanted.ipam:
             attached.check_addresses(sandbox, end, ips)
@@ -73,6 +76,31 @@ def check_port(port: Link, bridge: Link, wanted: Plan) -> None:
     expect(f'state of "{port.name}"', "up", state(port), f"ip link set {port.name} up")
     expect(f'hairpin mode of "{port.name}"', wanted.is_hairpin, port.hairpin)
     expect(f'isolation of "{port.name}"', wanted.is_isolated, port.isolated)
+
+
+def check_vlans(host: Rtnl, bridge: Link, port: Link, wanted: Plan) -> None:
+    """Check the VLANs of the port, and of the port of the VLAN's gateway. Others may have added more. Raises: CheckFailed."""
+    hint = f"ip link set {bridge.name} type bridge vlan_filtering 1"
+    expect(f'VLAN filtering of "{bridge.name}"', True, bridge.vlan_filtering, hint)
+    check_port_vlans(host, port, wanted.port_vlans, wanted.keeps_default_vlan)
+    inner = find_link(host, f"{bridge.name}.{wanted.vlan}") if wanted.vlan and wanted.is_gateway else None
+    if inner and (peer := find_link(host, inner.peer)):
+        check_port_vlans(host, peer, {wanted.vlan: True}, wanted.keeps_default_vlan)
+
+
+def check_port_vlans(host: Rtnl, port: Link, expected: Mapping[int, bool], keeps_default: bool) -> None:
+    """Raises: CheckFailed."""
+    found = list_vlans(host, port)
+    for vlan, is_native in expected.items():
+        hint = f"bridge vlan add dev {port.name} vid {vlan}{' pvid untagged' if is_native else ''}"
+        expect(f'VLAN {vlan} of "{port.name}"', vlan_state(is_native), vlan_state(found.get(vlan)), hint)
+    if DEFAULT_VLAN in found and DEFAULT_VLAN not in expected and not keeps_default:
+        hint = f"bridge vlan del dev {port.name} vid {DEFAULT_VLAN}"
+        expect(f'VLAN {DEFAULT_VLAN} of "{port.name}"', vlan_state(None), vlan_state(found[DEFAULT_VLAN]), hint)
+
+
+def vlan_state(is_native: bool | None) -> str:
+    return "absent" if is_native is None else "untagged" if is_native else "tagged"
 
 
 def gateway_link(host: Rtnl, bridge: Link, wanted: Plan) -> Link:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SANDBOX_INTERFACE = 2
 """Index in a result's interfaces: bridge, host end, sandbox end."""
+DEFAULT_VLAN = 1
 
 
 class Plan(Value):
@@ -62,6 +63,14 @@ class Plan(Value):
     @property
     def uses_vlans(self) -> bool:
         return bool(self.vlan or self.trunk)
+
+    @property
+    def port_vlans(self) -> dict[int, bool]:
+        """VLANs of the host end, each with whether it is the native one, in the order in which they are added.
+
+        Go-compatible: a trunk without a VLAN of its own has VLAN 1 untagged (bridge.go, setupVeth).
+        """
+        return {self.vlan or DEFAULT_VLAN: True} | dict.fromkeys(self.trunk, False)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
