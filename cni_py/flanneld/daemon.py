@@ -26,13 +26,14 @@ from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import Session, read_subnets
 from cni_py.netlink.monitor import Watch
 from cni_py.node import systemd
-from cni_py.node.change_log import log_changes
 from cni_py.node.health import Health
-from cni_py.node.log import error, info, set_verbosity, shortened, warning
+from cni_py.node.log import error, info, log_changes, set_verbosity, shortened, warning
 from cni_py.node.status import RETRY_SECONDS, Status
 
 if TYPE_CHECKING:
-    from cni_py.flanneld.lease import Attributes, Lease
+    from collections.abc import Mapping
+
+    from cni_py.flanneld.lease import Attributes, Lease, Subnets
     from cni_py.flanneld.stores import Store
 
 LONGEST_PAUSE_SECONDS = 30.0
@@ -106,25 +107,28 @@ class Daemon:
         """Raises: CniError, OSError."""
         known = saved.read(saved.path_for(self.options.subnet_file))
         text = self._network_config(may_give_up=known is not None)
+        leases: Mapping[Subnets, Lease] | None = known.leases() if known is not None and text is None else None
+        if text is None and leases is None:  # nor is there anything saved that can be used
+            text = self._network_config(may_give_up=False)
         if self.status.stop.is_set():
             return
         if text is None:
-            assert known is not None, "else the configuration is waited for"
+            assert known is not None, "there are saved leases"
             warning(f"no network configuration now: forwarding by what was saved, subnet {known.own.subnets}")
         config_text = known.config if known is not None and text is None else str(text)
         config = NetworkConfig.parse(config_text)
         self._take_stored_addresses()
         external = iface.find(self.options, config.ipv4, config.ipv6)
         former = known.own.attributes if known else self._stored_attributes(config)
-        session = self.session = Session(self.options, self.store, self.status, config_text, external, former)
-        if known is not None:
-            session.reconciler.networks.update(NetworkConfig.parse(known.config).networks)
+        networks = NetworkConfig.parse(known.config).networks if known else []
+        session = self.session = Session(self.options, self.store, self.status, config_text, external, former, networks)
         try:
-            if text is None and known is not None:
-                session.lease = replace(known.own, attributes=session.lease.attributes)
-                session.set_up(known.leases)
+            if leases is not None and known is not None:
+                session.own.lease = replace(known.own, attributes=session.own.attributes)
+                session.set_up(leases, is_confirmed=False)
             elif session.acquire() and (leases := session.first_leases()) is not None:
-                session.set_up(leases)
+                session.set_up(leases, is_confirmed=True)
+            known = leases = None  # a session lasts, and has what it needs of them
             if not self.status.stop.is_set():
                 session.keep(is_confirmed=text is not None)
         finally:
@@ -132,11 +136,8 @@ class Daemon:
 
     def _take_stored_addresses(self) -> None:
         """Where a node's own entry says by which addresses it is reached (Kubernetes), these go before the options."""
-        read = getattr(self.store, "stored_addresses", None)
-        if read is None:
-            return
         try:
-            ipv4, ipv6 = read()
+            ipv4, ipv6 = self.store.stored_addresses()
         except StoreError as fault:
             warning(f"the node's public addresses could not be read, going by the options: {fault}")
             return
@@ -145,9 +146,8 @@ class Daemon:
 
     def _stored_attributes(self, config: NetworkConfig) -> Attributes | None:
         """What a node's own entry keeps of our last lease (Kubernetes): the MAC address of its VXLAN device."""
-        read = getattr(self.store, "stored_lease", None)
         try:
-            lease: Lease | None = read(config) if read is not None else None
+            lease = self.store.stored_lease(config)
         except StoreError:  # the next question to the datastore tells
             return None
         return lease.attributes if lease else None

@@ -1,20 +1,20 @@
-"""Devices of kinds that a kernel may lack (ipip, wireguard), TUN devices, and what all of flanneld's devices need: MTU, up.
+"""A device that a node's daemon keeps, of whatever kind; and what kinds without a module of their own parts share.
 
-``ensure_device`` keeps a device that is as wanted: a restart does not interrupt what goes over it. A kind
-that the kernel does not know is refused by the name of what it lacks.
+:class:`Device` is all that ``node/reconcile.py`` knows of a VXLAN, IPIP, WireGuard or TUN device. ``ensure_device`` is for
+those that a name, a kind, an MTU and some attributes describe: a device that has these is reused, so a restart does not
+interrupt its traffic. A kind that the kernel does not know is refused by the name of what the kernel lacks.
 
-Source: linux net/core/rtnetlink.c, net/ipv4/ipip.c, Documentation/networking/tuntap.rst.
+Source: linux net/core/rtnetlink.c.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from errno import EBUSY, ENODEV, ENOENT, ENXIO, EOPNOTSUPP
+from errno import ENODEV, EOPNOTSUPP
 from struct import pack
+from typing import Protocol
 
 from cni_py.errors import KernelRefused
-from cni_py.journal import step
+from cni_py.journal import note, step
 from cni_py.kernel.features import missing
 from cni_py.kernel.link import IFF_UP, delete_link, find_link, ifinfomsg
 from cni_py.netlink import socket as nl
@@ -22,16 +22,33 @@ from cni_py.netlink.attributes import attribute, attributes, nested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
 
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 3, 4, 18
 _INFO_KIND, _INFO_DATA = 1, 2
-_TUN_FILE = "/dev/net/tun"
-_TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+
+
+class Device(Protocol):
+    """A link as it is to be. Two methods, so that a new kind of device changes nothing in what keeps it."""
+
+    @property
+    def name(self) -> str:
+        """What the link is called; no other device of the daemon has this name."""
+        ...
+
+    def ensure(self, rtnl: Rtnl, warn: Callable[[str], None] = note) -> Link:
+        """Create the link, or correct the one that has the name. ``warn`` gets the reason where it must be recreated.
+
+        Raises: KernelRefused, NotAvailable.
+        """
+        ...
+
+    def matches(self, link: Link) -> bool:
+        """Return whether nothing would be corrected, as far as ``link`` tells."""
+        ...
 
 
 def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes = b"", words: Sequence[str] = ()) -> Link:
@@ -50,10 +67,16 @@ def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes = b"",
     if link is None:
         with step(*rtnl.enter, "ip", "link", "add", name, "mtu", str(mtu), "type", kind, *words):
             _create(rtnl, name, kind, mtu, data)
-        link = find_link(rtnl, name)
-        if link is None:
-            raise KernelRefused(f'"{name}" has gone since it was made', errno=ENODEV)
+        link = found(rtnl, name)
     ensure_up(rtnl, link, mtu)
+    return found(rtnl, name)
+
+
+def found(rtnl: Rtnl, name: str) -> Link:
+    """Return the link that was there a moment ago. Raises: KernelRefused."""
+    link = find_link(rtnl, name)
+    if link is None:
+        raise KernelRefused(f'"{name}" has gone since it was made', errno=ENODEV)
     return link
 
 
@@ -73,8 +96,8 @@ def _holds(rtnl: Rtnl, name: str, data: bytes) -> bool:
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", name):
         answer = rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), nl.RTM_GETLINK)
     info = dict(attributes(dict(attributes(answer[16:])).get(_IFLA_LINKINFO, b"")))
-    found = dict(attributes(info.get(_INFO_DATA, b"")))
-    return all(found.get(kind) == value for kind, value in attributes(data))
+    there = dict(attributes(info.get(_INFO_DATA, b"")))
+    return all(there.get(kind) == value for kind, value in attributes(data))
 
 
 def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
@@ -83,25 +106,3 @@ def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
         return
     with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu), "up"):
         rtnl.change(ifinfomsg(link.ifindex, IFF_UP, IFF_UP) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
-
-
-def open_tun(name: str) -> int:
-    """Make a TUN device and answer its descriptor, not blocking: a read is a packet that the kernel sends over
-    the device, a write one that comes in. With the descriptor the device goes. Raises: KernelRefused, NotAvailable."""
-    with step("ip", "tuntap", "add", "dev", name, "mode", "tun"):
-        try:
-            fd = os.open(_TUN_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (ENOENT, ENXIO, ENODEV):
-                raise missing("tun", f"{_TUN_FILE}: {error.strerror}") from error
-            raise
-        try:
-            fcntl.ioctl(fd, _TUNSETIFF, pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
-        except OSError as error:
-            os.close(fd)
-            if error.errno == EBUSY:
-                raise KernelRefused(
-                    f'"{name}" is in use by another process', error.strerror or "", "is another flanneld running?", errno=EBUSY
-                ) from error
-            raise
-    return fd

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cni_py.flanneld.lingering import LINGER_SECONDS
-from cni_py.flanneld.session import LOST_RETRY_SECONDS
+from cni_py.flanneld.own_lease import LOST_RETRY_SECONDS
+from cni_py.flanneld.vanished import LINGER_SECONDS
 from flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
 
 pytestmark = pytest.mark.netns
@@ -675,20 +675,18 @@ def test_altered_lease_is_published_again(two: Net) -> None:
     took = until(lambda: two.leases()[key].items() >= before.items(), 5, "it is as it was")
     print(f"put back after {took:.2f} s")
     assert first.flanneld
-    assert first.flanneld.has_said(f"our lease of {first.subnet}.0/24 was changed by somebody: publishing it again")
+    assert first.flanneld.has_said(f"our lease of {first.subnet}.0/24 was changed by another process: publishing it again")
     until(lambda: first.device()["address"] in second.run("ip neigh show dev flannel.1"), 5, "the peer knows the right address")
     reach_one_another(two)
 
 
 def test_two_with_one_public_address_do_not_fight_for_ever(tmp_path: Path) -> None:
-    """Each takes the other's lease for its own, changed by somebody: the log says what is wrong, and they slow down."""
+    """Each takes the other's lease for its own, changed by another process: the log says what is wrong, and they slow down."""
     with network(tmp_path, "vxlan", nodes=2) as net:
         net.options = ["-public-ip=192.168.123.99"]
         for node in net.nodes:
             node.start().wait_ready()
-        words = (
-            "somebody takes or changes our lease again and again: has another flanneld the public address 192.168.123.99 too?"
-        )
+        words = "another process takes or changes our lease again and again: has another flanneld the public address 192.168.123.99 too?"
         assert all(node.flanneld for node in net.nodes)
         daemons = [node.flanneld for node in net.nodes if node.flanneld]
         until(lambda: any(daemon.has_said(words) for daemon in daemons), 30, words)

@@ -232,7 +232,7 @@ def test_who_undoes_each_repair_is_answered_more_and_more_rarely(vxlan: Net) -> 
     """Another daemon, which takes our routes for its own: neither of the two may take the machine, nor fill the log."""
     node, repairs = vxlan.nodes[0], 8
     assert node.flanneld
-    words = "things that somebody had changed (route)"
+    words = "changes of another process (route)"
     before = node.flanneld.log.count(words)
     time.sleep(2 * PAUSE_SECONDS[1])  # earlier tests' repairs count no more
     began = time.monotonic()

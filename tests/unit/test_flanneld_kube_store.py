@@ -32,10 +32,12 @@ from cni_py.errors import InvalidConfig
 from cni_py.flanneld import options
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, LeaseTaken
 from cni_py.flanneld.stores import kubernetes as kube_store
 from cni_py.flanneld.stores.kubernetes import KubeStore
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations
+from cni_py.node.stop import Stop
+from watching import Watching
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
@@ -91,42 +93,14 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         cluster.store.close()
 
 
-class Watcher:
-    """Reads what a store's watch yields, in a thread."""
-
-    def __init__(self, store: KubeStore) -> None:
-        self.sets: list[dict[str, Attributes]] = []
-        self.stop = threading.Event()
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, args=(store,))
-
-    def _run(self, store: KubeStore) -> None:
-        for leases in store.watch(self.stop):
-            with self._changed:
-                self.sets.append({str(subnets): lease.attributes for subnets, lease in leases.items()})
-                self._changed.notify_all()
-
-    def wait_for(self, wanted: Callable[[dict[str, Attributes]], bool], seconds: float = 10.0) -> dict[str, Attributes]:
-        """Until the newest set is as wanted."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.sets and wanted(self.sets[-1]), seconds), self.sets[-3:]
-            return self.sets[-1]
-
-    def wait_for_count(self, count: int) -> dict[str, Attributes]:
-        return self.wait_for(lambda leases: len(leases) == count)
-
-    def __enter__(self) -> Watcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self._thread.join()
+def count(watcher: Watching, number: int) -> None:
+    """Wait until there are so many leases."""
+    watcher.until(lambda leases: len(leases) == number)
 
 
 @pytest.fixture
-def watcher(cluster: Cluster) -> Iterator[Watcher]:
-    with Watcher(cluster.store) as watcher:
+def watcher(cluster: Cluster) -> Iterator[Watching]:
+    with Watching(cluster.store) as watcher:
         cluster.server.wait_for_watch()
         yield watcher
 
@@ -239,7 +213,7 @@ def test_address_that_people_wrote_is_published_in_place_of_ours(cluster: Cluste
     cluster.server.annotate("node1", public_ip_overwrite="203.0.113.7")
     lease = cluster.store.acquire(network(CONFIG), OURS, None)
     assert lease.attributes == replace(OURS, public_ip=IPv4Address("203.0.113.7")), "as the watch says it"
-    assert next(iter(cluster.store.watch(threading.Event()))) == {lease.subnets: lease}
+    assert next(iter(cluster.store.watch(Stop()))) == [lease, SNAPSHOT_COMPLETE]
     cluster.store.renew(replace(lease, attributes=OURS))
     assert cluster.annotations()["public-ip"] == "203.0.113.7"
     words = f"Overriding public ip with '203.0.113.7' from node annotation '{PREFIX}public-ip-overwrite'"
@@ -385,25 +359,29 @@ def test_watch_begins_with_all_nodes_in_pages_and_follows(cluster: Cluster, monk
     monkeypatch.setattr(kube_api, "PAGE", 7)
     for number in range(2, 31):
         cluster.server.put(node(number, **vxlan(number)))
-    with Watcher(cluster.store) as watcher:
-        leases = watcher.wait_for_count(29)
-        assert leases["10.244.9.0/24"] == Attributes(
+    with Watching(cluster.store) as watcher:
+        count(watcher, 29)
+        assert watcher.sets[-1][subnet("10.244.9.0/24")].attributes == Attributes(
             IPv4Address("192.168.123.9"), None, "vxlan", {"VNI": 1, "VtepMAC": "12:c6:65:89:b4:09"}
         )
         assert len(cluster.server.asked("GET", "continue")) == 4
         cluster.server.wait_for_watch()
         cluster.server.put(node(40, **vxlan(40)))
-        watcher.wait_for_count(30)
+        count(watcher, 30)
         cluster.server.annotate("node40", public_ip="192.168.123.41")
-        watcher.wait_for(lambda leases: leases["10.244.40.0/24"].public_ip == IPv4Address("192.168.123.41"))
+        address = IPv4Address("192.168.123.41")
+        watcher.until(lambda leases: leases[subnet("10.244.40.0/24")].attributes.public_ip == address)
         cluster.server.annotate("node40", kube_subnet_manager="false")
-        watcher.wait_for_count(29)
+        count(watcher, 29)
+        assert watcher.events[-1] == Gone(subnet("10.244.40.0/24")), "its flanneld may write it again"
         cluster.server.delete("node9")
-        assert "10.244.9.0/24" not in watcher.wait_for_count(28)
+        count(watcher, 28)
+        assert watcher.events[-1] == Gone(subnet("10.244.9.0/24"), is_final=True)
+        assert watcher.events.count(SNAPSHOT_COMPLETE) == 1
     assert len(cluster.server.asked("GET", "'watch'")) == 1
 
 
-def test_watch_asks_as_the_protocol_says(cluster: Cluster, watcher: Watcher) -> None:
+def test_watch_asks_as_the_protocol_says(cluster: Cluster, watcher: Watching) -> None:
     (asked,) = cluster.server.asked("GET", "'watch'")
     assert asked.query | {"timeoutSeconds": ""} == {
         "watch": "true",
@@ -414,20 +392,26 @@ def test_watch_asks_as_the_protocol_says(cluster: Cluster, watcher: Watcher) -> 
     assert 225 <= int(asked.query["timeoutSeconds"]) <= 300
 
 
-def test_watch_says_nothing_of_what_is_no_lease(cluster: Cluster, watcher: Watcher) -> None:
-    watcher.wait_for_count(0)
+def test_watch_says_nothing_of_what_is_no_lease(cluster: Cluster, watcher: Watching) -> None:
+    count(watcher, 0)
     for _ in range(20):
         cluster.server.annotate("node1", something="else")
     cluster.server.put(node(2, **vxlan(2)))
-    watcher.wait_for_count(1)
-    assert len(watcher.sets) == 2
+    count(watcher, 1)
+    assert len(watcher.batches) == 2
 
 
-def test_burst_is_few_sets(cluster: Cluster, watcher: Watcher) -> None:
-    for number in range(2, 252):
+def test_kubelets_that_report_their_health_are_no_events(cluster: Cluster, watcher: Watching) -> None:
+    """They write their Node every few minutes, and whenever one of its conditions changes."""
+    for number in range(2, 52):
         cluster.server.put(node(number, **vxlan(number)))
-    watcher.wait_for_count(250)
-    assert len(watcher.sets) < 60
+    count(watcher, 50)
+    told = len(watcher.events)
+    for number in range(2, 52):
+        cluster.server.put(node(number, **vxlan(number)) | {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    cluster.server.put(node(60, **vxlan(60)))
+    count(watcher, 51)
+    assert len(watcher.events) == told + 1
 
 
 @pytest.mark.parametrize(
@@ -441,36 +425,36 @@ def test_burst_is_few_sets(cluster: Cluster, watcher: Watcher) -> None:
     ],
 )
 def test_node_that_is_no_lease_drops_no_other_and_is_logged_once(
-    cluster: Cluster, watcher: Watcher, capfd: pytest.CaptureFixture[str], broken: dict[str, str], words: str
+    cluster: Cluster, watcher: Watching, capfd: pytest.CaptureFixture[str], broken: dict[str, str], words: str
 ) -> None:
     cluster.server.put(node(2, **vxlan(2)))
     cluster.server.put(node(3, **vxlan(3) | broken))
     cluster.server.annotate("node3", something="else")
     cluster.server.put(node(4, **vxlan(4)))
-    watcher.wait_for_count(2)
+    count(watcher, 2)
     assert capfd.readouterr().err.count(f'Error turning node "node3" to lease: {words}') == 1
     cluster.server.put(node(3, **vxlan(3)))
-    watcher.wait_for_count(3)
+    count(watcher, 3)
 
 
 def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "WATCH_SECONDS", 2)
     cluster.server.bookmark_seconds = 0.1
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         cluster.server.wait_for_watch()
         with cluster.server.changed:  # somebody else's objects: nothing to see but the bookmark
             cluster.server.version += 1000
         wait_until(lambda: len(cluster.server.asked("GET", "'watch'")) == 2)
         cluster.server.wait_for_watch()
         cluster.server.put(node(2, **vxlan(2)))
-        watcher.wait_for_count(1)
+        count(watcher, 1)
     assert int(cluster.server.asked("GET", "'watch'")[1].query["resourceVersion"]) > 1000
     assert len(cluster.server.asked("GET", "limit")) == 1
 
 
-def test_version_that_is_gone_lists_again(cluster: Cluster, watcher: Watcher, capfd: pytest.CaptureFixture[str]) -> None:
+def test_version_that_is_gone_lists_again(cluster: Cluster, watcher: Watching, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.server.put(node(2, **vxlan(2)))
-    watcher.wait_for_count(1)
+    count(watcher, 1)
     with cluster.server.changed:  # while nobody watches: node2 goes, node3 comes, and the history is dropped
         cluster.server.disconnect()
         cluster.server.faults.append(lambda handler: handler.fail(503, "not yet") is None)
@@ -479,7 +463,9 @@ def test_version_that_is_gone_lists_again(cluster: Cluster, watcher: Watcher, ca
         cluster.server.version += 10
         cluster.server.oldest = cluster.server.version
         cluster.server.nodes["node3"] = node(3, **vxlan(3))
-    assert list(watcher.wait_for(lambda leases: "10.244.3.0/24" in leases)) == ["10.244.3.0/24"]
+    watcher.until(lambda leases: list(leases) == [subnet("10.244.3.0/24")])
+    assert watcher.batches[-1][-1] is SNAPSHOT_COMPLETE
+    assert Gone(subnet("10.244.2.0/24")) in watcher.batches[-1]
     assert "too old resource version" in capfd.readouterr().err
 
 
@@ -493,8 +479,8 @@ def test_gone_as_a_status_and_in_the_middle_of_a_list(cluster: Cluster, monkeypa
 
     cluster.server.faults += [lambda handler: False, compact, lambda handler: False, lambda handler: False]
     cluster.server.faults.append(lambda handler: handler.fail(410, "gone") is None)
-    with Watcher(cluster.store) as watcher:
-        watcher.wait_for_count(1)
+    with Watching(cluster.store) as watcher:
+        count(watcher, 1)
         cluster.server.wait_for_watch()
     assert [("continue" in asked.query, "watch" in asked.query) for asked in cluster.server.requests] == [
         (False, False),
@@ -575,16 +561,16 @@ FAULTS: dict[str, Callable[[Handler], bool]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_outage_of_any_kind_keeps_the_leases_and_heals(
-    cluster: Cluster, watcher: Watcher, capfd: pytest.CaptureFixture[str], name: str
+    cluster: Cluster, watcher: Watching, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     cluster.server.put(node(2, **vxlan(2)))
-    watcher.wait_for_count(1)
+    count(watcher, 1)
     cluster.server.faults += [FAULTS[name]] * 3
     cluster.server.disconnect()
     wait_until(lambda: not cluster.server.faults)
     cluster.server.wait_for_watch()
     cluster.server.put(node(3, **vxlan(3)))
-    watcher.wait_for_count(2)
+    count(watcher, 2)
     assert all(len(leases) >= 1 for leases in watcher.sets[1:])
     log = capfd.readouterr().err
     assert log.count("the last known nodes stay") == log.count("answers again") <= 4
@@ -615,33 +601,33 @@ def test_slow_server_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPat
 
 def test_watch_whose_server_falls_silent_is_begun_anew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "WATCH_READ_SECONDS", 0.3)
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         wait_until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
         cluster.server.put(node(2, **vxlan(2)))
-        watcher.wait_for_count(1)
+        count(watcher, 1)
 
 
 def test_server_that_comes_later_and_goes_and_comes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with ApiServer() as server:
         cluster = Cluster(server, tmp_path)
         server.put(node(2, **vxlan(2)))
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         wait_until(lambda: "Connection refused" in capfd.readouterr().err)
         assert not watcher.sets
         with server:
-            watcher.wait_for_count(1)
+            count(watcher, 1)
             server.wait_for_watch()
         with pytest.raises(Unavailable, match=r"does not answer: .*Connection refused"):
             cluster.store.ready()
         with server:
             server.wait_for_watch()
             server.put(node(3, **vxlan(3)))
-            watcher.wait_for_count(2)
+            count(watcher, 2)
     cluster.store.close()
 
 
-def test_watch_stops_at_once(cluster: Cluster, watcher: Watcher) -> None:
-    watcher.wait_for_count(0)
+def test_watch_stops_at_once(cluster: Cluster, watcher: Watching) -> None:
+    count(watcher, 0)
     began = time.monotonic()
     watcher.__exit__()
     assert time.monotonic() - began < 1.0
@@ -650,10 +636,10 @@ def test_watch_stops_at_once(cluster: Cluster, watcher: Watcher) -> None:
 
 def test_config_that_is_wrong_is_waited_for(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.configure({"Network": "ten"})
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         wait_until(lambda: "error parsing subnet config" in capfd.readouterr().err)
         cluster.configure(CONFIG)
-        watcher.wait_for_count(0)
+        count(watcher, 0)
 
 
 # TLS, tokens, kubeconfig
@@ -865,11 +851,11 @@ def test_client_certificate_expires_and_is_replaced(
         cluster = Cluster(server, tmp_path)
         path = kubeconfig(tmp_path, {"server": server.url, "certificate-authority": "ca.crt"}, user)
         store = cluster.connect(f"-kubeconfig-file={path}")
-        with Watcher(store) as watcher:
+        with Watching(store) as watcher:
             server.wait_for_watch()
             time.sleep((ends - datetime.now(UTC)).total_seconds() + 1.5)
             server.put(node(2, **vxlan(2)))
-            watcher.wait_for_count(1)
+            count(watcher, 1)
             server.disconnect()
             words = f'our client certificate "client.crt" has expired, on {ends:%Y-%m-%d %H:%M:%S} UTC; put a new one there'
             wait_until(lambda: words in capfd.readouterr().err)
@@ -877,7 +863,7 @@ def test_client_certificate_expires_and_is_replaced(
                 store.ready()
             pki.sign(tmp_path, began, ends + timedelta(days=1), "client.crt", *by)
             server.put(node(3, **vxlan(3)))
-            watcher.wait_for_count(2)
+            count(watcher, 2)
             store.ready()
         store.close()
 

@@ -14,10 +14,9 @@ Source: flannel-io/flannel pkg/subnet/etcd (local_manager.go, registry.go), whos
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
-from threading import Event
 from time import sleep, time
 from typing import TYPE_CHECKING
 
@@ -25,9 +24,10 @@ from cni_py.datastore import etcd
 from cni_py.datastore.errors import Refused, Unavailable
 from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import LEASE_SECONDS, Attributes, Lease, Subnets
-from cni_py.flanneld.stores import LeaseTaken
+from cni_py.flanneld.stores import Event, LeaseTaken, Store
 from cni_py.flanneld.stores.etcd_leases import Found, Leases
 from cni_py.node import log as klog
+from cni_py.node.stop import Stop
 
 if TYPE_CHECKING:
     from cni_py.flanneld.network import NetworkConfig
@@ -38,8 +38,8 @@ RACE_SECONDS = (0.01, 1.0)
 """The longest pause after the first lost race, and after many; it doubles."""
 
 
-class EtcdStore:
-    """A :class:`~cni_py.flanneld.stores.Store`. ``previous``: the subnets in subnet.env, named in the log."""
+class EtcdStore(Store):
+    """The store in an etcd cluster. ``previous``: the subnets in subnet.env, named in the log."""
 
     def __init__(self, client: etcd.Etcd, prefix: str, previous: Subnets | None) -> None:
         self._etcd, self._prefix, self._previous = client, prefix.rstrip("/"), previous
@@ -69,9 +69,6 @@ class EtcdStore:
     def close(self) -> None:
         self._etcd.close()
 
-    def ready(self) -> None:
-        """Nobody has to be told: the lease says it."""
-
     def read_network_config(self) -> str:
         """Raises: Unavailable; Refused."""
         key = f"{self._prefix}/config"
@@ -89,7 +86,7 @@ class EtcdStore:
         with translated():
             self._etcd.put(f"{self._prefix}/config", text.encode())
 
-    def watch(self, stop: Event) -> Iterator[Mapping[Subnets, Lease]]:
+    def watch(self, stop: Stop) -> Iterator[list[Event]]:
         """As :meth:`Leases.follow`."""
         return self._leases.follow(stop)
 
