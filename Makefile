@@ -5,6 +5,8 @@ REPLACE ?=
 UNITS ?=
 # arguments for pytest: make test TESTS="tests/unit -k ranges"
 TESTS ?=
+# processes for pytest: tests wait more than they compute, so more than there are cores; a selection starts none
+WORKERS ?= $(if $(TESTS),0,5)
 BENCH ?=
 SCALE ?=
 
@@ -13,7 +15,7 @@ SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cn
 INSTALL := $(TOOLS)/python integration/install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
+.PHONY: help demo test test-long check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
 
 help:  ## this list
 	@echo 'cni-py: the flannel CNI suite in Python'
@@ -31,15 +33,19 @@ test:  ## everything, with what it needs installed (as root; otherwise much is s
 	@integration/system-packages test || [ "$$CI" != true ]
 	@integration/prepare dev
 	@$(INSTALL) install --prefix build/test >/dev/null
-	@CNI_PY_BIN=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest $(TESTS) </dev/null
+	@TEST_BIN_DIR=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS) </dev/null
 
-check: dev  ## formatting, lint, types, layers
+test-long:  ## the same, with ten times as many kills and faults
+	@$(MAKE) --no-print-directory test TESTS='--longer 10 $(TESTS)' WORKERS='$(WORKERS)'
+
+check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)
 	@$(TOOLS)/ruff check $(SOURCES)
 	@$(TOOLS)/mypy
 	@$(TOOLS)/python -m pytest -q tests/layers
+	@$(TOOLS)/python integration/words
 
-fmt: dev  ## format the sources and mend what ruff can mend
+fmt: dev  ## format the sources and fix what ruff can fix
 	@$(TOOLS)/ruff format $(SOURCES)
 	@$(TOOLS)/ruff check --fix $(SOURCES)
 
@@ -58,7 +64,7 @@ install: runtime  ## into PREFIX (default /opt): cni/bin, bin, cni-py
 	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace) \
 		$(if $(filter 0 no false,$(UNITS)),--no-units)
 
-uninstall:  ## takes away what install made, and puts back what it replaced
+uninstall:  ## remove what install created, and restore what it replaced
 	@$$(integration/find-python) integration/install uninstall --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)')
 
 system-packages:  ## the packages that all of this needs (apt-get, as root)
@@ -70,7 +76,7 @@ runtime:
 dev:
 	@integration/prepare dev
 
-lock:  ## resolve the dependencies anew and write the lock files (needs uv)
+lock:  ## resolve the dependencies again and write the lock files (requires uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra flanneld pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra flanneld --extra dev pyproject.toml -o requirements-dev.lock
 

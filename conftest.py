@@ -1,4 +1,4 @@
-"""What all tests share: the fixtures `host` and `bin_dir`, and the rule about skips."""
+"""Fixtures and rules for all tests: `host`, `bin_dir`, and the rule about skips."""
 
 from __future__ import annotations
 
@@ -11,18 +11,33 @@ from pathlib import Path
 
 import pytest
 
-from namespaces import GO_PLUGINS, PATH, Host
+from support.namespaces import GO_PLUGINS, PATH, Host
 
 ROOT = Path(__file__).resolve().parent
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
-INSTALLED = os.environ.pop("CNI_PY_BIN", "")  # `make test` sets it; gone for the tests, which look at CNI_… variables
+INSTALLED = os.environ.get("TEST_BIN_DIR", "")  # `make test` sets it; not CNI_…, which the tests look at
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--longer", type=int, default=1, metavar="N", help="kill and fault tests try N times as much (make test-long: 10)"
+    )
+
+
+@pytest.fixture(scope="session")
+def longer(pytestconfig: pytest.Config) -> int:
+    """Factor by which a kill or fault test tries more often than in `make test`."""
+    return int(pytestconfig.getoption("--longer"))
+
 
 # --- fixtures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the installed plugins: CNI_PY_BIN, or installed here from the checkout."""
+    """The directory with the installed plugins: TEST_BIN_DIR, or installed here from the checkout."""
     if INSTALLED:
         return Path(INSTALLED).resolve()
     prefix = tmp_path_factory.mktemp("prefix")
@@ -43,14 +58,14 @@ def cni_py(bin_dir: Path) -> Path:
 
 @pytest.fixture
 def host(bin_dir: Path) -> Iterator[Host]:
-    """A host in namespaces of its own, without containers or subnet.env; see tests/namespaces.py."""
+    """A host in namespaces of its own, without containers or subnet.env; see tests/support/namespaces.py."""
     with Host(bin_dir) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def go_plugins() -> str:
-    """The folder with Debian's Go plugins."""
+    """The directory with Debian's Go plugins."""
     if not os.access(f"{GO_PLUGINS}/bridge", os.X_OK):
         pytest.skip(f"no Go plugins in {GO_PLUGINS} (package containernetworking-plugins)")
     return GO_PLUGINS
@@ -83,7 +98,7 @@ def containerd_program() -> str:
 
 @pytest.fixture(scope="session")
 def answer_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive with the image of all containers: busybox, and what answers on TCP and UDP."""
+    """Return the archive with the image of all containers: busybox, and servers on TCP and UDP."""
     from integration.clients.image import write_image
 
     return write_image(tmp_path_factory.mktemp("image") / "image.tar", program("busybox"))
@@ -97,16 +112,19 @@ def program(*names: str) -> str:
     return str(shutil.which(names[0], path=PATH))
 
 
-# --- root -------------------------------------------------------------------------------------------------------------
+# --- root, and time ---------------------------------------------------------------------------------------------------
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a Host needs root, marked or not."""
+    """Mark tests: a Host requires root, marked or not; longer tests get more time."""
     for item in items:
-        if "host" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "host" in fixtures:
             item.add_marker("netns")
+        if "longer" in fixtures:
+            item.add_marker(pytest.mark.timeout(60 + 60 * item.config.getoption("--longer")))
         if os.geteuid() != 0 and item.get_closest_marker("netns"):
-            item.add_marker(pytest.mark.skip(reason="needs root"))
+            item.add_marker(pytest.mark.skip(reason="requires root"))
 
 
 # --- skips: in CI a skip that tests/allowed-skips.txt does not allow is a failure --------------------------------------

@@ -1,14 +1,14 @@
-"""Where an executed plugin begins: ``bin/cni-plugin`` calls :func:`main` under the plugin's name.
+"""The start of an executed plugin: ``bin/cni-plugin`` calls :func:`main` under the plugin's name.
 
-VERSION, errors of the environment and "what are you?" are answered here with next to nothing
-imported; not even ``__future__``, a file like any other, which takes a tenth of a millisecond. All else
-goes to the agent (``frame.py`` is the contract) and, where there is none, to
-``engine.handle_in_turn()`` in this process.
+VERSION, errors of the environment and a call by hand are answered here with next to nothing
+imported; not even ``__future__``, a file like any other, which takes a tenth of a millisecond. Every other call
+goes to the agent (``protocol.py`` is the contract) and, if there is none, to ``engine.handle()`` in this process.
 """
 
 import posix
 import sys
 
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import REQUIRED, fault_in
 
 TYPE_CHECKING = False
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cni_py.spec.environment import Fault
 
 MAX_STDIN = 4 << 20
-_PLUGINS = ("flannel", "bridge", "host-local", "portmap", "loopback")
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
@@ -39,7 +38,7 @@ def _answer() -> int:
     if not verb:
         _say(_about(plugin))
         return 0
-    fault = _unknown(plugin) if plugin not in _PLUGINS else fault_in(environ)
+    fault = _unknown(plugin) if plugin not in PLUGINS else fault_in(environ)
     if fault:
         from cni_py.errors import InvalidEnvironment
 
@@ -59,10 +58,17 @@ def _answer() -> int:
 
 
 def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
-    from cni_py.engine import handle_in_turn
+    from cni_py.attachment import lock, record
+    from cni_py.engine import handle
     from cni_py.spec.call import parse
 
-    return handle_in_turn(parse(plugin, environ, launcher), stdin)
+    call = parse(plugin, environ, launcher)
+    with lock.AttachmentLock(call):
+        if record.is_first_of_boot(call):
+            from cni_py.sweep import sweep
+
+            sweep.before_first_call(call, stdin)
+        return handle(call, stdin)
 
 
 def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes] | None:
@@ -94,7 +100,7 @@ def _take_back(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes
 def _unknown(plugin: str) -> "Fault":
     return (
         f'"{plugin}" is no plugin of cni-py',
-        f"plugins: {', '.join(_PLUGINS)}",
+        f"plugins: {', '.join(PLUGINS)}",
         "execute the launcher by one of these names",
     )
 
@@ -168,7 +174,7 @@ def _about(plugin: str) -> str:
     from cni_py import __version__
     from cni_py.spec.versions import SUPPORTED
 
-    name = plugin if plugin in _PLUGINS else "plugin"
+    name = plugin if plugin in PLUGINS else "plugin"
     return (
         f"CNI {name} of cni-py {__version__}\n"
         f"CNI protocol versions supported: {', '.join(SUPPORTED)}\n"

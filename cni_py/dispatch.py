@@ -1,7 +1,6 @@
-"""The plugins: a module each, with one ``CONFIG`` model and five functions.
+"""Find a plugin's module and run one verb of it; :class:`Plugin` is what such a module has to have.
 
-``add(call, config)`` answers a :class:`~cni_py.spec.result.Result`, or the previous result as it came;
-``delete``, ``check``, ``gc`` and ``status`` answer nothing. All raise ``CniError``.
+Verbs that are delegated come here again, with the same process and another plugin (attachment/delegate.py).
 """
 
 from __future__ import annotations
@@ -9,34 +8,57 @@ from __future__ import annotations
 from sys import modules
 
 from cni_py import config
+from cni_py.plugin_table import PLUGINS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, Protocol, TypeVar
 
     from cni_py.spec.call import Call
     from cni_py.spec.result import Result
 
-MODULES = {
-    "flannel": "cni_py.plugins.meta.flannel",
-    "bridge": "cni_py.plugins.main.bridge",
-    "host-local": "cni_py.plugins.ipam.host_local",
-    "portmap": "cni_py.plugins.meta.portmap",
-    "loopback": "cni_py.plugins.main.loopback",
-}
-_FUNCTIONS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
+    Model_contra = TypeVar("Model_contra", contravariant=True)
+
+    class Plugin(Protocol[Model_contra]):
+        """A module with one function per verb. All of them raise ``CniError``, and nothing else on purpose.
+
+        ``CONFIG`` names the model in config/models.py. ``config`` is typed as that model; at run time it is a ``Parsed``,
+        which has the same attributes and no methods.
+        """
+
+        CONFIG: str
+
+        def add(self, call: Call, config: Model_contra) -> Result | Mapping[str, Any]:
+            """Make the attachment, or add to it; returns a result, or the previous one as it came."""
+
+        def delete(self, call: Call, config: Model_contra) -> None:
+            """Take away what ADD made, whatever of it is left; absence is success."""
+
+        def check(self, call: Call, config: Model_contra) -> None:
+            """Compare the attachment with what ADD made. Raises: CheckFailed."""
+
+        def gc(self, call: Call, config: Model_contra) -> None:
+            """Take away what belongs to attachments of this network that no longer exist."""
+
+        def status(self, call: Call, config: Model_contra) -> None:
+            """Check that an ADD could succeed now. Raises: NotAvailable."""
 
 
-def load(plugin: str) -> Any:
-    """The plugin's module."""
-    __import__(MODULES[plugin])
-    return modules[MODULES[plugin]]
+def load(plugin: str) -> Plugin[Any]:
+    """Import the plugin's module."""
+    name = PLUGINS[plugin].module
+    __import__(name)
+    module: Plugin[Any] = modules[name]  # tests/layers/test_plugin_types.py holds each module to it
+    return module
 
 
 def run(call: Call) -> Result | Mapping[str, Any] | None:
-    """Do what the call asks for, in this process. Raises: CniError."""
-    module = load(call.plugin)
-    settings = config.parse(module.CONFIG, call.conf)
-    answer: Result | Mapping[str, Any] | None = getattr(module, _FUNCTIONS[call.verb])(call, settings)
-    return answer
+    """Do what the call asks for, in this process; only ADD returns something. Raises: CniError."""
+    plugin = load(call.plugin)
+    settings = config.parse(plugin.CONFIG, call.conf)
+    if call.verb == "ADD":
+        return plugin.add(call, settings)
+    verbs = {"DEL": plugin.delete, "CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}
+    verbs[call.verb](call, settings)
+    return None

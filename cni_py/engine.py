@@ -1,16 +1,18 @@
-"""One call in, one reply out: :func:`handle` is the only place where an error becomes JSON.
+"""Run one call and return its reply: the only module where an error becomes JSON.
 
-The same function answers in one shot and in the agent. Source: CNI spec sections 2 and 5.
+One-shot calls and the agent use the same :func:`handle`. Whoever calls it holds the attachment's lock, and has swept
+if this is the first call of a boot. Source: CNI spec sections 2 and 5.
 """
 
 from __future__ import annotations
 
 import sys
 
-from cni_py import config, dispatch, files, journal
+from cni_py import config, dispatch, journal
 from cni_py.attachment import record
-from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError, IOFailure
+from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError
 from cni_py.jsontext import encode
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import check_network_name
 from cni_py.spec.result import Result
 from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
@@ -18,19 +20,11 @@ from cni_py.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from cni_py.spec.call import Call
-
-PLUGINS = frozenset(dispatch.MODULES)
-_WITH_RECORD = ("flannel", "bridge", "host-local")
-"""Plugins whose attachments GC may have to find. portmap makes its records itself: only where a port is mapped."""
-_is_swept = False
-"""Whether the sweep of this boot is known to have been: no process lives in two."""
 
 
 def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
-    """Answer a call: its exit status and what goes to standard output, empty where the verb has no result."""
+    """Returns: exit status and standard output, which is empty if the verb has no result."""
     version = CURRENT
     try:
         conf = config.decode(stdin)
@@ -48,60 +42,6 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         return 1, encode(fault.as_json(version))
 
 
-def handle_in_turn(call: Call, stdin: bytes) -> tuple[int, bytes]:
-    """:func:`handle`, not before another process has ended what it does for this attachment."""
-    with record.Turn(call):
-        return handle(call, stdin)
-
-
-def _run(call: Call) -> bytes:
-    if call.verb in ("ADD", "GC") and call.plugin in _WITH_RECORD:
-        _sweep_once_a_boot(call)
-    name = record.name_of(call.container_id, call.ifname, call.network) if call.container_id else f"gc:{call.network}"
-    where = f"container {call.container_id or '-'}, {call.ifname or '-'} in {call.netns or '-'}"
-    title = f"{call.verb} {call.plugin}, network {call.network}, {where}"
-    keeps_file = call.verb in ("ADD", "DEL", "GC")
-    with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
-        with Undo() as undo:
-            if call.verb == "ADD" and call.plugin in _WITH_RECORD:
-                undo.once_clean("the record as before", record.restore, call, record.remember(call))
-            answer = dispatch.run(call)
-            if call.verb == "ADD":
-                undo.on_failure("the attachment", dispatch.run, call.replace(verb="DEL"))
-            reply = _as_json(answer, call.cni_version)
-        if call.plugin in (*_WITH_RECORD, "portmap"):
-            if call.verb == "DEL":
-                record.forget(call)
-            if call.verb == "GC":
-                record.forget_stale(call)
-    if call.verb == "DEL":
-        journal.retire(name)
-    return reply
-
-
-def _as_json(answer: Result | Mapping[str, object] | None, version: str) -> bytes:
-    """What goes to standard output. Raises: InvalidConfig, where a result cannot be said in this version."""
-    if answer is None:
-        return b""
-    return encode(answer.as_version(version) if isinstance(answer, Result) else answer)
-
-
-def _sweep_once_a_boot(call: Call) -> None:
-    """Before the first call of a boot, whose id is not in our file yet: see sweep.py, which is loaded then alone."""
-    global _is_swept
-    if _is_swept:
-        return
-    try:
-        if files.read(f"{journal.RUN_DIR}/boot-id") == files.read("/proc/sys/kernel/random/boot_id"):
-            _is_swept = True
-            return
-    except (OSError, IOFailure):
-        pass
-    from cni_py.sweep import sweep
-
-    sweep.at_first_call(call)
-
-
 def _checked_version(conf: dict[str, object], verb: str) -> str:
     """The configuration's cniVersion; missing means 0.1.0. Raises: DecodingFailure, IncompatibleVersion."""
     version = conf.get("cniVersion") or "0.1.0"
@@ -114,3 +54,34 @@ def _checked_version(conf: dict[str, object], verb: str) -> str:
             f"config version does not allow {verb}", f'config is "{version}", {verb} needs {FIRST_VERSION_OF_VERB[verb]}'
         )
     return version
+
+
+def _run(call: Call) -> bytes:
+    """Run the verb with a journal, and keep the attachment's record. Raises: CniError."""
+    name = record.name_of(call.container_id, call.ifname, call.network) if call.container_id else f"gc:{call.network}"
+    where = f"container {call.container_id or '-'}, {call.ifname or '-'} in {call.netns or '-'}"
+    title = f"{call.verb} {call.plugin}, network {call.network}, {where}"
+    keeps_file = call.verb in ("ADD", "DEL", "GC")
+    reply = b""
+    with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
+        if call.verb == "ADD":
+            reply = _add(call)
+        else:
+            dispatch.run(call)
+        if call.verb == "DEL" and PLUGINS[call.plugin].record:
+            record.forget(call)
+        if call.verb == "GC" and PLUGINS[call.plugin].record:
+            record.forget_stale(call)
+    if call.verb == "DEL":
+        journal.retire(name)
+    return reply
+
+
+def _add(call: Call) -> bytes:
+    """Run ADD, all or nothing. Raises: CniError; InvalidConfig if this version of the spec cannot express the result."""
+    with Undo() as undo:
+        if PLUGINS[call.plugin].record == "shared":
+            undo.once_clean("the record as before", record.restore, call, record.remember(call))
+        result = dispatch.run(call)
+        undo.on_failure("the attachment", dispatch.run, call.replace(verb="DEL"))
+        return encode(result.as_version(call.cni_version) if isinstance(result, Result) else result)

@@ -1,4 +1,4 @@
-"""Every error a plugin answers with (CNI spec section 5, "Error").
+"""Errors that a plugin returns (CNI spec section 5, "Error").
 
 ::
 
@@ -11,8 +11,8 @@
     ├── NotAvailable          50
     ├── InternalError        100    KernelRefused        101
     ├── AddressesExhausted   102    CheckFailed          103
-    ├── DelegateFailed       the code that the delegate gave
-    └── Incomplete           the code of the first thing that could not be done
+    ├── DelegateFailed       the delegate's code
+    └── Incomplete           the code of the first failure
 
 Codes below 100 are the spec's (8 is libcni's), the others are ours.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class CniError(Exception):
-    """What failed, for the runtime and for the person who reads its log.
+    """Failure, described for the runtime and for the person who reads its log.
 
-    ``msg`` names the object in quotes, ``details`` gives the kernel's or the file's own words and
-    the journal line that failed, ``hint`` the next thing to do.
+    ``msg`` names the object in quotes, ``details`` has the text of the kernel or the file system and
+    the journal line that failed, ``hint`` the next command to run.
     """
 
     code = 100
@@ -38,7 +38,7 @@ class CniError(Exception):
         self.msg, self.details, self.hint = msg, details, hint
 
     def as_json(self, cni_version: str) -> dict[str, Any]:
-        """The spec's error object; the hint ends ``details``, for runtimes print nothing else."""
+        """Return the spec's error object; the hint is appended to ``details`` because runtimes print nothing else."""
         details = ". ".join(part for part in (self.details, self.hint) if part)
         out: dict[str, Any] = {"cniVersion": cni_version, "code": self.code, "msg": self.msg}
         return out | ({"details": details} if details else {})
@@ -52,7 +52,7 @@ class IncompatibleVersion(CniError):
 
 
 class UnsupportedField(CniError):
-    """The message names key and value of what cannot be done here."""
+    """Field that is not supported; the message names its key and value."""
 
     code = 2
 
@@ -62,7 +62,7 @@ class InvalidEnvironment(CniError):
 
 
 class SystemFailure(CniError):
-    """A system call failed; ``errno`` is its number."""
+    """Failed system call; ``errno`` is its number."""
 
     def __init__(self, msg: str, details: str = "", hint: str = "", errno: int = 0) -> None:
         super().__init__(msg, details, hint)
@@ -70,13 +70,13 @@ class SystemFailure(CniError):
 
 
 class IOFailure(SystemFailure):
-    """A file could not be read or written."""
+    """Failure to read or write a file."""
 
     code = 5
 
 
 class CouldNotRun(IOFailure):
-    """A program that was to be executed did not start: it has done nothing."""
+    """Failure to start a program: it has not run at all."""
 
 
 class DecodingFailure(CniError):
@@ -92,7 +92,7 @@ class InvalidNetNS(CniError):
 
 
 class SandboxGone(InvalidNetNS):
-    """The network namespace is no longer there: for DEL, success."""
+    """Deleted network namespace: for DEL, success."""
 
 
 class TryAgainLater(CniError):
@@ -104,11 +104,11 @@ class NotAvailable(CniError):
 
 
 class InternalError(CniError):
-    """A bug of ours: the traceback goes to standard error, never into the reply."""
+    """Bug in our code: the traceback goes to standard error, never into the reply."""
 
 
 class KernelRefused(SystemFailure):
-    """The kernel said no; ``details`` has its words."""
+    """Change that the kernel rejected; ``details`` has its error text."""
 
     code = 101
 
@@ -118,13 +118,13 @@ class AddressesExhausted(CniError):
 
 
 class CheckFailed(CniError):
-    """Something that ADD made differs from what it should be; details: expected and found."""
+    """Difference from the state that ADD created; details: expected and found."""
 
     code = 103
 
 
 class DelegateFailed(CniError):
-    """A plugin that was executed failed: its own words and its own code."""
+    """Failure of a plugin that was executed, with its own message and code."""
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         super().__init__(msg, details)
@@ -132,7 +132,7 @@ class DelegateFailed(CniError):
 
 
 class Incomplete(CniError):
-    """DEL or GC did what could be done; the message names what is left."""
+    """Partial DEL or GC; the message names what is left."""
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         super().__init__(msg, details)

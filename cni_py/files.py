@@ -1,21 +1,20 @@
 """Files: read with a limit, write whole or not at all, lock.
 
 Every write is a journal step and raises ``IOFailure`` (code 5) with the line that failed. Names
-that come from input are checked by ``call.py`` and ``config.py`` before they get here.
+that come from input are checked by ``spec/`` and ``config/`` before they get here.
 
-How a file is written. A new one is written without a name (``O_TMPFILE``) and gets its name when it is complete. One that is
-there is replaced: the new file gets the name ``.NAME.tmp`` when it is complete, and is renamed. Who is killed between the two
-leaves ``.NAME.tmp``: one for each file, however often that happens, and it goes when the file is written again or removed.
-Nobody takes it for a file of its own: no container id begins with a dot, and :func:`list_folder` passes it over.
+How a file is written. A new file is created without a name (``O_TMPFILE``) and linked once it is complete. To replace an
+existing one, the complete new file is linked as ``.NAME.tmp`` and renamed. A writer that is killed in between leaves
+``.NAME.tmp``: at most one per file, however often that happens, removed when the file is next written or removed. It cannot be
+mistaken for a real file: container ids do not begin with a dot, and :func:`list_folder` skips it.
 
-Why no lock and no name of each writer's own. Plugins write at the same time, some in process namespaces of their own, where
-process numbers repeat, so a name with such a number is not a writer's alone; and names that nobody else knows stay when
-their writer is killed. Here the writers share one name, and who finds it taken removes it: either it is of a dead
-one, or a living one finds nothing to rename then, and begins again. What bears that name is always complete, so it does no harm
-if a writer renames what another has just put there: they wrote at the same time. A link that is planted there is
-removed, not followed.
+Why no lock, and no temporary name per writer. Plugins write concurrently, some in PID namespaces of their own where process
+numbers repeat, so a name with a process number is not unique to a writer; and random names that no other process knows leak
+when their writer is killed. Here all writers share one name, and a writer that finds it taken removes it: either its writer is
+dead, or it is alive, finds nothing to rename, and retries. A file with that name is always complete, so it does no harm if a
+writer renames what another has just linked: they wrote at the same time. A symbolic link there is removed, not followed.
 
-Where the file system does not know files without a name (NFS, FAT), the temporary has a random name, and a kill leaves it.
+On file systems without ``O_TMPFILE`` (NFS, FAT) the temporary has a random name, and a kill leaks it.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ MAX_BYTES = 1 << 20
 
 
 def read(path: str, limit: int = MAX_BYTES) -> bytes:
-    """The content of a regular file. Raises: OSError; IOFailure where it is larger than ``limit`` bytes."""
+    """Return the content of a regular file. Raises: OSError; IOFailure if it is larger than ``limit`` bytes."""
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     try:
         content = b""
@@ -43,12 +42,12 @@ def read(path: str, limit: int = MAX_BYTES) -> bytes:
     finally:
         posix.close(fd)
     if len(content) > limit:
-        raise IOFailure(f'"{path}" is larger than {limit} bytes', hint=f"see what it is: ls -l {path}")
+        raise IOFailure(f'"{path}" is larger than {limit} bytes', hint=f"look at it: ls -l {path}")
     return content
 
 
 def exists(path: str) -> bool:
-    """Whether there is something of this name."""
+    """Return whether a file of any type has this name; a symbolic link is not followed."""
     try:
         posix.lstat(path)
     except OSError:
@@ -57,7 +56,7 @@ def exists(path: str) -> bool:
 
 
 def changed_at(path: str) -> int:
-    """When the content was last changed, in nanoseconds since 1970; 0 where there is nothing."""
+    """Return the time of the last change of the content, in nanoseconds since 1970; 0 if there is no file."""
     try:
         return posix.stat(path).st_mtime_ns
     except OSError:
@@ -65,7 +64,7 @@ def changed_at(path: str) -> int:
 
 
 def list_folder(path: str) -> list[str]:
-    """The names in a folder, sorted, without temporaries; none where it is not there. Raises: IOFailure."""
+    """List the names in a directory, sorted, without temporaries; empty if it does not exist. Raises: IOFailure."""
     try:
         return sorted([name for name in posix.listdir(path) if not (name[0] == "." and name.endswith(".tmp"))])
     except FileNotFoundError:
@@ -75,20 +74,20 @@ def list_folder(path: str) -> list[str]:
 
 
 def check_folder(key: str, path: str) -> None:
-    """A folder that the configuration names must be absolute and without "..". Raises: InvalidConfig."""
+    """Check that a directory named in the configuration is absolute and without "..". Raises: InvalidConfig."""
     if not path.startswith("/") or "\0" in path or ".." in path.split("/") or len(path) > 1000:
         raise InvalidConfig(f'"{key}" must be an absolute path without ".."', f'it is "{path[:200]}"')
 
 
 def make_folder(path: str, mode: int) -> None:
-    """``mkdir -p`` with this mode for every folder that is made. Raises: IOFailure."""
+    """Create a directory and its parents, all with this mode. Raises: IOFailure."""
     try:
         posix.stat(path)
         return
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise IOFailure(f'"{path}" cannot be used as a folder', error.strerror or "", errno=error.errno or 0) from error
+        raise IOFailure(f'"{path}" cannot be used as a directory', error.strerror or "", errno=error.errno or 0) from error
     parent = path.rstrip("/").rpartition("/")[0]
     if parent:
         make_folder(parent, mode)
@@ -100,20 +99,20 @@ def make_folder(path: str, mode: int) -> None:
 
 
 def write(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Put the file there in one step: whole or not at all; where there is one, its old content or the new one."""
+    """Write the file atomically: readers see the old content, if any, or the new one. Raises: IOFailure."""
     with step("install", "-m", f"{mode:o}", "/dev/stdin", path, error=IOFailure):
         try:
             is_done = not exists(path) and create(path, content, mode)
-        except FileExistsError:  # by now
+        except FileExistsError:  # created by another process in between
             is_done = False
         if not is_done:
             _replace(path, content, mode)
 
 
 def create(path: str, content: bytes, mode: int = 0o600) -> bool:
-    """A new file that gets its name when it is complete, so that a kill leaves nothing; ``False`` where there cannot be one.
+    """Create a file that gets its name once it is complete, so that a kill leaks nothing.
 
-    That is on a file system without files that have no name, and without ``/proc``. Raises: OSError.
+    Returns False if that is impossible: on a file system without ``O_TMPFILE``, or without ``/proc``. Raises: OSError.
     """
     folder, slash, _ = path.rpartition("/")
     try:
@@ -133,7 +132,7 @@ def create(path: str, content: bytes, mode: int = 0o600) -> bool:
 
 
 def _replace(path: str, content: bytes, mode: int) -> None:
-    """By another name and a rename, see above. Raises: OSError."""
+    """Replace an existing file: link a temporary and rename it, see above. Raises: OSError."""
     temporary = _temporary(path)
     while True:
         try:
@@ -146,7 +145,7 @@ def _replace(path: str, content: bytes, mode: int) -> None:
             return
         try:
             posix.rename(temporary, path)
-        except FileNotFoundError:  # another writer was quicker
+        except FileNotFoundError:  # another writer removed it
             continue
         except OSError:
             _unlink(temporary)
@@ -155,7 +154,7 @@ def _replace(path: str, content: bytes, mode: int) -> None:
 
 
 def _replace_by_random_name(path: str, content: bytes, mode: int) -> None:
-    """Where a file needs a name from the first moment on. Raises: OSError."""
+    """Replace a file where ``O_TMPFILE`` is not supported. Raises: OSError."""
     temporary = f"{path}.{posix.urandom(4).hex()}.tmp"
     fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, mode)
     try:
@@ -169,13 +168,13 @@ def _replace_by_random_name(path: str, content: bytes, mode: int) -> None:
 
 
 def _temporary(path: str) -> str:
-    """What a file is called before it takes the place of ``path``."""
+    """Return the name of a file before it is renamed to ``path``."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}.{name}.tmp"
 
 
 def _unlink(path: str) -> None:
-    """Raises: OSError; not where there is nothing."""
+    """Unlink the file if it exists. Raises: OSError."""
     try:
         posix.unlink(path)
     except FileNotFoundError:
@@ -192,18 +191,19 @@ def write_all(fd: int, content: bytes) -> None:
 def remove(path: str) -> None:
     """Delete the file; absence is success."""
     with step("rm", "-f", path, error=IOFailure):
-        remove_temporary(path)  # first: who is killed here leaves what is removed again
+        # The temporary first: if we are killed in between, the file is still there and is removed again.
+        remove_temporary(path)
         _unlink(path)
 
 
 def remove_temporary(path: str) -> None:
-    """Delete what a killed writer of this file left. Raises: OSError."""
+    """Delete the temporary that a killed writer of this file left. Raises: OSError."""
     if exists(_temporary(path)):
         _unlink(_temporary(path))
 
 
 class Lock:
-    """``with Lock(path):`` — an exclusive ``flock``, freed by the kernel if we die."""
+    """``with Lock(path):`` — an exclusive ``flock``, released by the kernel if we die."""
 
     def __init__(self, path: str, mode: int = 0o600) -> None:
         self.path, self.mode = path, mode

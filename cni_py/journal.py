@@ -1,18 +1,18 @@
-"""The journal: every change to the kernel or to a file is one line that a person could type.
+"""Journal: every change to the kernel or to a file is one line that a person could type.
 
 ::
 
     with step("ip", "link", "set", name, "up"):
         netlink.request(...)
 
-The line is timed and written with its result when the block ends; if the block fails with an
+When the block ends, the line is written with its result and duration; if the block fails with an
 ``OSError``, that becomes the project's error *with the line in it*. Log, ``cni-py explain`` and
-error messages are therefore one thing. Lines go to the file of the attachment,
+error messages therefore agree. Lines go to the file of the attachment,
 ``/run/cni-py/journal/<container id>:<ifname>:<network>``, and, with ``CNI_PY_EXPLAIN`` set, to
 standard error. A journal that cannot be written never fails a call.
 
-Owns: ``/run/cni-py/journal`` (0700). A file holds at most ``MAX_BYTES`` (the older half goes);
-there are at most ``MAX_FILES``, in an agent fifty more: those of deleted attachments, in ``deleted/``, go first.
+Owns: ``/run/cni-py/journal`` (0700). A file holds at most ``MAX_BYTES`` (the older half is dropped);
+there are at most ``MAX_FILES``, in an agent fifty more; those of deleted attachments, in ``deleted/``, are dropped first.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _retired = 0
 
 
 def quote(word: str) -> str:
-    """The word as a shell takes it. ``shlex`` would cost 4 ms of imports."""
+    """Quote the word for a shell. ``shlex`` would cost 4 ms of imports."""
     return word if word and _PLAIN.issuperset(word) else "'" + word.replace("'", "'\\''") + "'"
 
 
 class Journal:
-    """The journal of one call; as a context manager, that of the current thread.
+    """Journal of one call; as a context manager, that of the current thread.
 
     Args:
-        title: the call in words, the head line of its part of the file.
-        name: file name, one attachment's; empty: no file.
-        stderr_fd: print each line there as it happens; -1: do not.
+        title: the call in words, the first line of its part of the file.
+        name: file name, unique to an attachment; empty: no file.
+        stderr_fd: file descriptor to print each line to as it happens; -1: none.
     """
 
     def __init__(self, title: str, name: str = "", stderr_fd: int = -1) -> None:
@@ -70,12 +70,12 @@ class Journal:
             posix.close(self._fd)
 
     def write(self, line: str, seconds: float | None = None) -> None:
-        """Add a line; the first one opens the file and writes the head."""
+        """Append a line; the first one opens the file and writes the title."""
         took = "" if seconds is None else f"  ({seconds * 1000:.2f} ms)"
         if self.stderr_fd >= 0:
             try:
                 posix.write(self.stderr_fd, f"{line}{took}\n".encode(errors="backslashreplace"))
-            except OSError:  # nobody reads it, or it was closed when we were started
+            except OSError:  # its reader has exited, or it was closed when we were started
                 self.stderr_fd = -1
         if not self.name:
             return
@@ -93,7 +93,7 @@ class Journal:
 
 
 def _open(name: str) -> tuple[int, int]:
-    """Open the journal file: its descriptor and its size."""
+    """Open the journal file. Returns: file descriptor and size."""
     for folder in (RUN_DIR, JOURNAL_DIR):
         try:
             posix.mkdir(folder, 0o700)
@@ -106,16 +106,16 @@ def _open(name: str) -> tuple[int, int]:
 
 
 def _bring_back(name: str) -> None:
-    """Go on in the file of an attachment that was deleted: the next plugin of its chain, or a restart."""
+    """Restore the journal of a deleted attachment, to append to it: the next plugin of its chain, or a restart."""
     try:
         posix.link(f"{JOURNAL_DIR}/deleted/{name}", f"{JOURNAL_DIR}/{name}")
         posix.unlink(f"{JOURNAL_DIR}/deleted/{name}")
-    except OSError:  # nothing there, or the attachment has a file already
+    except OSError:  # no deleted one, or the attachment has a journal already
         pass
 
 
 def _cut(fd: int, size: int) -> int:
-    """Drop all but the newer half of what a file may hold; its new size."""
+    """Drop all but the newest ``MAX_BYTES // 2``. Returns: the new size."""
     kept = posix.pread(fd, MAX_BYTES // 2, max(0, size - MAX_BYTES // 2))
     kept = b"# older lines were cut\n" + kept[kept.find(b"\n") + 1 :]
     posix.ftruncate(fd, 0)
@@ -123,12 +123,12 @@ def _cut(fd: int, size: int) -> int:
 
 
 def _in_one_line(text: object) -> str:
-    """What others said, so that it cannot look like a command of its own."""
+    """Join the lines of text from another program, so that none of them looks like one of our commands."""
     return " ".join(str(text).split("\n"))
 
 
 def retire(name: str) -> None:
-    """The attachment is gone: keep its journal among those that are dropped first."""
+    """Move the journal of a deleted attachment to those that are dropped first."""
     try:
         posix.mkdir(f"{JOURNAL_DIR}/deleted", 0o700)
     except OSError:
@@ -141,7 +141,7 @@ def retire(name: str) -> None:
 
 
 def _prune_at_times() -> None:
-    """Of a process's first attachment, and then of every 50th: the folders may hold a thousand names."""
+    """Prune after a process's first attachment and then after every 50th: listing a thousand names takes time."""
     global _retired
     if _retired % _PRUNE_EVERY == 0:
         _prune()
@@ -164,29 +164,29 @@ def _prune() -> None:
 
 
 def current() -> Journal | None:
-    """The journal of the calling thread."""
+    """Return the journal of the calling thread."""
     journal: Journal | None = getattr(_current, "journal", None)
     return journal
 
 
 def use(journal: Journal | None) -> None:
-    """Let the calling thread write to another thread's journal."""
+    """Make the calling thread write to another thread's journal."""
     _current.journal = journal
 
 
 def note(line: str) -> None:
-    """A remark: something was noticed or decided; nothing was changed."""
+    """Write a comment: something was noticed or decided, nothing was changed."""
     journal = current()
     if journal is not None:
         journal.write(f"# {_in_one_line(line)}")
 
 
 class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …):
-    """One change. The words are the command that would do the same.
+    """One change, given as the command that would make it.
 
     Args:
-        words: the command; each is quoted where a shell would need it.
-        error: what an ``OSError`` inside becomes: ``KernelRefused`` or ``IOFailure``.
+        words: the command; each is quoted if a shell needs it.
+        error: the type that an ``OSError`` inside becomes: ``KernelRefused`` or ``IOFailure``.
     """
 
     def __init__(self, *words: str, error: type[KernelRefused] | type[IOFailure] = KernelRefused) -> None:
@@ -201,6 +201,6 @@ class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …)
         if journal is not None:
             journal.write(f"{self.line}  # failed: {_in_one_line(error)}" if error else self.line, perf_counter() - self.began)
         if isinstance(error, OSError):
-            who = "the kernel refused" if self.error is KernelRefused else "could not write"
+            problem = "the kernel refused" if self.error is KernelRefused else "could not write"
             words = error.strerror or str(error)
-            raise self.error(f'{who}: "{self.line}"', words, errno=error.errno or 0) from error
+            raise self.error(f'{problem}: "{self.line}"', words, errno=error.errno or 0) from error

@@ -1,6 +1,6 @@
-"""Plain values to JSON text.
+"""JSON encoder for plain values.
 
-``json`` costs a call 5 ms of imports, and pydantic-core's ``to_json`` looks for the types of half
+``json`` costs a call 5 ms of imports, and pydantic-core's ``to_json`` looks up the types of half
 the standard library. The interpreter's own string encoder is free.
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def encode(value: Any) -> bytes:
-    """The JSON text, in ASCII, of dicts, lists, text, numbers, truth values and None."""
+    """Encode dicts, lists, text, numbers, booleans and None as JSON, in ASCII."""
     return _text(value).encode("ascii")
 
 
@@ -30,5 +30,5 @@ def _text(value: Any) -> str:
     if isinstance(value, int):
         return repr(value)
     if isinstance(value, float) and value == value:
-        return repr(value).replace("inf", "1e999")  # JSON has numbers beyond a float's, but no word for infinity
+        return repr(value).replace("inf", "1e999")  # JSON has numbers beyond a float's range, but no infinity
     raise TypeError(f"{type(value).__name__} has no form in JSON")

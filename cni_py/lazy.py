@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class bare_package:  # noqa: N801 — reads as a statement: with bare_package("pyroute2"): …
-    """Within the block ``name`` is an empty package: its submodules can be imported, it itself does not run.
+class without_init:  # noqa: N801 — reads as a statement: with without_init("pyroute2"): …
+    """Make ``name`` an empty package within the block: its submodules can be imported, its ``__init__`` does not run.
 
-    Where the package has been imported already, nothing changes. After the block a later
-    ``import name`` runs the real package, which finds the submodules loaded.
+    If the package has been imported already, nothing changes. After the block, ``import name``
+    runs the real package, which finds the submodules loaded.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,7 +27,7 @@ class bare_package:  # noqa: N801 — reads as a statement: with bare_package("p
         self.stand_in = None
         if self.name not in sys.modules:
             self.stand_in = type(sys)(self.name)
-            self.stand_in.__path__ = [f"{folder}/{self.name}" for folder in sys.path if folder]
+            self.stand_in.__path__ = [f"{directory}/{self.name}" for directory in sys.path if directory]
             sys.modules[self.name] = self.stand_in
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -35,7 +35,8 @@ class bare_package:  # noqa: N801 — reads as a statement: with bare_package("p
             del sys.modules[self.name]
 
 
-def keep_bare(*names: str) -> None:
-    """Leave these packages bare for good: blocks of several threads would take them from each other."""
+def keep_without_init(*names: str) -> None:
+    """Leave these packages without their ``__init__`` permanently, for a process with threads."""
+    # Blocks of two threads would overlap: the end of one would remove the stand-in that the other still needs.
     for name in names:
-        bare_package(name).__enter__()
+        without_init(name).__enter__()

@@ -1,7 +1,7 @@
-"""Run one external program: input and output whole, no shell, no pipe.
+"""Run one external program: input and output as a whole, no shell, no pipe.
 
-Standard input and output are memory files, so neither side can wait for the other. The program
-runs in the network namespace of the calling thread. Used for iptables and for foreign plugins.
+Standard input and output are memory files, so neither side can block on the other. The program
+runs in the network namespace of the calling thread. Used for iptables and for third-party plugins.
 
 Why not ``subprocess``: importing it costs 8 ms, a fifth of a one-shot call.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_OUTPUT_BYTES = 1 << 20
 SYSTEM_FOLDERS: tuple[str, ...] = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ: a child must not inherit that they are ignored
+_IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ: Python ignores them, and a child would inherit that
 _REGULAR, _TYPE_BITS = 0o100000, 0o170000
 
 
@@ -31,16 +31,16 @@ def run(
     *,
     stderr_fd: int = 2,
 ) -> tuple[int, bytes]:
-    """Run ``argv[0]``, a path, to its end; answer its exit status and what it wrote.
+    """Run ``argv[0]``, a path, to completion.
 
     Args:
-        env: the whole environment; ``None``: ours.
-        stderr_fd: where standard error goes; see :func:`run_captured` for its text.
+        env: the whole environment; ``None`` for ours.
+        stderr_fd: file descriptor for standard error; see :func:`run_captured` to get its text.
 
     Returns:
-        Exit status (negative: the signal that killed it; see :func:`describe`), standard output.
+        Exit status (negative: the signal that killed it; see :func:`describe`) and standard output.
 
-    Raises: CouldNotRun where it cannot be started; IOFailure where it wrote more than ``limit_bytes``.
+    Raises: CouldNotRun if it cannot be started; IOFailure if it wrote more than ``limit_bytes``.
     """
     stdin_fd = posix.memfd_create("stdin")
     stdout_fd = posix.memfd_create("stdout")
@@ -55,7 +55,7 @@ def run(
 
 
 def run_captured(argv: list[str], stdin: bytes = b"") -> tuple[int, bytes, str]:
-    """As :func:`run`, and third what the program wrote to standard error, stripped."""
+    """Run like :func:`run`. Returns: exit status, standard output, and standard error, stripped."""
     stderr_fd = posix.memfd_create("stderr")
     try:
         status, stdout = run(argv, stdin, stderr_fd=stderr_fd)
@@ -88,12 +88,12 @@ def _content(fd: int, program: str, limit_bytes: int) -> bytes:
 
 
 def describe(status: int) -> str:
-    """The status in words."""
+    """Describe the status in words."""
     return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def find(program: str, folders: Iterable[str]) -> str | None:
-    """The first executable regular file of this name; ``None`` where no folder has one."""
+    """Return the path of the first executable regular file of this name, or None."""
     if not program or "/" in program:
         return None
     for folder in folders:
@@ -108,5 +108,5 @@ def find(program: str, folders: Iterable[str]) -> str | None:
 
 
 def find_system(program: str) -> str | None:
-    """Find a program of the system; runtimes often leave PATH empty, so the usual folders come first."""
+    """Find a program of the system; runtimes often leave PATH empty, so the usual directories are searched first."""
     return find(program, (*SYSTEM_FOLDERS, *posix.environ.get(b"PATH", b"").decode(errors="surrogateescape").split(":")))

@@ -1,7 +1,7 @@
-"""The file that flanneld writes for the plugins: this node's subnet, ``/run/flannel/subnet.env``.
+"""Subnet file that flanneld writes for the plugins, ``/run/flannel/subnet.env``.
 
-Lines ``KEY=value``; their order, unknown keys, comments and empty lines do not matter. Networks
-may be comma lists. Source: flannel-io/cni-plugin flannel.go, loadFlannelSubnetEnv.
+Lines ``KEY=value``; their order, unknown keys, comments and empty lines are ignored. Networks
+may be comma-separated lists. Source: flannel-io/cni-plugin flannel.go, loadFlannelSubnetEnv.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ HINT = "Check the flannel pod log for this node"
 class SubnetEnv(Value):
     """The node's part of the flannel network.
 
-    ``networks``: all of it, IPv4 before IPv6, each once; ``subnets``: this node's, at most one of
-    each family; ``mtu`` in bytes; ``ip_masq``: flanneld masquerades, the bridge need not.
+    ``networks``: the whole network, IPv4 before IPv6, without duplicates; ``subnets``: this node's, at most
+    one per family; ``mtu`` in bytes; ``ip_masq``: flanneld masquerades, so the bridge need not.
     """
 
     networks: tuple[Network, ...]
@@ -35,7 +35,7 @@ class SubnetEnv(Value):
 
 
 def read(path: str) -> SubnetEnv:
-    """Raises: TryAgainLater (11) while the file is missing; InvalidConfig (7) where it cannot be used."""
+    """Read and parse the file. Raises: TryAgainLater (11) while it does not exist; InvalidConfig (7) if it is invalid."""
     try:
         text = files.read(path).decode()
     except FileNotFoundError as error:
@@ -53,7 +53,7 @@ def read(path: str) -> SubnetEnv:
 
 
 def parse(text: str) -> SubnetEnv:
-    """Raises: ValueError, with what is missing or wrong."""
+    """Parse the file's text. Raises: ValueError, which names what is missing or wrong."""
     values = {}
     for line in text.splitlines():
         key, equals, value = line.strip().partition("=")
@@ -71,12 +71,12 @@ def parse(text: str) -> SubnetEnv:
         raise ValueError(f"is missing {', '.join(missing)}")
     mtu = values["FLANNEL_MTU"]
     if not mtu.isascii() or not mtu.isdigit() or len(mtu) > 5 or not 68 <= int(mtu) <= 65535:
-        raise ValueError(f'has FLANNEL_MTU "{mtu[:40]}", which is no number from 68 to 65535')
+        raise ValueError(f'has invalid FLANNEL_MTU "{mtu[:40]}": must be a number from 68 to 65535')
     return SubnetEnv(networks, subnets, int(mtu), values["FLANNEL_IPMASQ"] == "true")
 
 
 def render(env: SubnetEnv) -> str:
-    """As Go's flanneld writes it: IPv4 first, each subnet by its first host, the gateway."""
+    """Write it like Go's flanneld: IPv4 first, each subnet by its first host, the gateway."""
     lines = []
     for version, prefix in ((4, "FLANNEL_"), (6, "FLANNEL_IPV6_")):
         networks = [str(network) for network in env.networks if network.version == version]
@@ -88,7 +88,7 @@ def render(env: SubnetEnv) -> str:
 
 
 def _networks(values: dict[str, str], key: str, version: int) -> tuple[Network, ...]:
-    """The networks of a comma list, each once, in order; a subnet's host part (the gateway) is dropped."""
+    """Parse a comma-separated list, without duplicates, in order; a subnet's host part (the gateway) is dropped."""
     found: list[Network] = []
     for text in values.get(key, "").split(",") if values.get(key) else []:
         try:

@@ -2,7 +2,7 @@
 
 ``dataclasses`` imports ``inspect`` and with it half the standard library: 9 ms of a call that takes
 37 (docs/decisions/0002-imports.md). A :class:`Value` is written and type-checked like a
-frozen dataclass; only what this project uses of it is here.
+frozen dataclass; it has only the features that this project uses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ else:
 
 @dataclass_transform(frozen_default=True, eq_default=True)
 class Value:
-    """A record: its annotations are its fields, in order; class attributes are their defaults."""
+    """Record whose annotations are its fields, in order; class attributes are their defaults."""
 
     _fields: tuple[str, ...] = ()
 
@@ -36,7 +36,7 @@ class Value:
             raise TypeError(f"{type(self).__name__} needs {missing}")
 
     def replace(self, **changes: Any) -> Self:
-        """The same record with some fields changed."""
+        """Return a copy with some fields changed."""
         return type(self)(**{**{n: getattr(self, n) for n in self._fields}, **changes})
 
     def __setattr__(self, name: str, value: object) -> None:

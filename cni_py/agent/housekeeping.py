@@ -7,7 +7,6 @@ differs is logged and counted, never changed: the runtime owns the pod.
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from cni_py.agent.ipam_usage import Networks
 from cni_py.agent.statistics import Statistics
 from cni_py.attachment import record
 from cni_py.errors import CniError
+from cni_py.netlink.constants import NETLINK_ROUTE, RTNLGRP_NSID
+from cni_py.netlink.socket import Listener
 from cni_py.spec.call import Call
 from cni_py.spec.result import from_json
 from cni_py.sweep import report as sweep_report
@@ -28,7 +29,6 @@ from cni_py.sweep import sweep
 GRACE_SECONDS = 300.0
 AGAIN_SECONDS = 1.0
 MAX_ATTACHMENTS = 4096
-RTMGRP_NSID = 1 << 27  # RTNLGRP_NSID, group 28
 CHECK_VERSION = "1.0.0"
 _WITHOUT_CHECK = (1, 4)  # a delegate that knows no CHECK in the network's version
 
@@ -57,19 +57,19 @@ class Attachment:
 class Caretaker:
     """A thread of its own; ``*_seconds`` 0 switches a duty off.
 
-    ``in_order``: the agent's, so that a CHECK of ours waits its turn among the calls of the attachment.
+    ``serialized``: the agent's, so that our CHECK waits for the earlier calls of the attachment.
     """
 
     def __init__(
         self,
         statistics: Statistics,
-        in_order: Callable[[str], AbstractContextManager[None]],
+        serialized: Callable[[str], AbstractContextManager[None]],
         sweep_seconds: float,
         check_seconds: float,
     ) -> None:
         self.statistics, self.sweep_seconds, self.check_seconds = statistics, sweep_seconds, check_seconds
         self.networks = Networks()
-        self._in_order = in_order
+        self._serialized = serialized
         self._attachments: dict[tuple[str, str, str], Attachment] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -127,7 +127,7 @@ class Caretaker:
 
     def _difference(self, key: tuple[str, str, str], attachment: Attachment) -> CniError | None:
         """What CHECK says of an attachment that has not ended; one that has is forgotten."""
-        with self._in_order(f"{key[0]}:{key[1]}"):
+        with self._serialized(f"{key[0]}:{key[1]}"):
             with self._lock:
                 if self._attachments.get(key) is not attachment:
                     return None
@@ -143,7 +143,7 @@ class Caretaker:
     def _run(self) -> None:
         sweep_at = monotonic() + self.sweep_seconds
         check_at = monotonic() + self.check_seconds
-        with _namespace_notices() as notices:
+        with Listener(NETLINK_ROUTE, 1 << RTNLGRP_NSID - 1) as notices:  # network namespaces that go: RTM_DELNSID
             while not self._stop.wait(min(1.0, self.check_seconds or 1.0)):
                 now = monotonic()
                 if _drain(notices):
@@ -170,30 +170,14 @@ class Caretaker:
         except (CniError, OSError) as error:
             print(f"sweep: {error}", file=sys.stderr, flush=True)
             return
-        freed = sum(finding.fate == sweep_report.FREED for finding in report.findings)
+        freed = sum(finding.outcome == sweep_report.REMOVED for finding in report.findings)
         if freed:
             self.statistics.count("repairs", freed)
 
 
-def _namespace_notices() -> socket.socket:
-    """A socket that hears of network namespaces that go (RTM_DELNSID)."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-    sock.setblocking(False)
-    try:
-        sock.bind((0, RTMGRP_NSID))
-    except OSError:  # an old kernel: the timer has to do
-        pass
-    return sock
-
-
-def _drain(sock: socket.socket) -> bool:
+def _drain(notices: Listener) -> bool:
     """Whether there were notifications; they are read away."""
     heard = False
-    while True:
-        try:
-            sock.recv(65536)
-        except BlockingIOError:
-            return heard
-        except OSError:  # too many at once: something has happened
-            return True
+    while notices.receive(0.0) != []:
         heard = True
+    return heard

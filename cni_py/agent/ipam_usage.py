@@ -11,6 +11,7 @@ import threading
 
 from cni_py import config, subnet_env
 from cni_py.errors import CniError
+from cni_py.plugin_table import PLUGINS
 from cni_py.plugins.ipam import host_local
 from cni_py.plugins.meta import flannel
 from cni_py.spec.call import Call
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from cni_py.ipam.ranges import RangeSet
 
 MAX_NETWORKS = 256
-_GIVE_ADDRESSES = ("flannel", "bridge", "host-local")
 
 
 class Pool(Value):
@@ -56,7 +56,7 @@ class Networks:
 
     def saw(self, call: Call) -> None:
         """Take note of the configuration of a call that was answered."""
-        if call.verb not in ("ADD", "STATUS") or call.plugin not in _GIVE_ADDRESSES or not is_name(call.network):
+        if call.verb not in ("ADD", "STATUS") or not PLUGINS[call.plugin].gives_addresses or not is_name(call.network):
             return
         with self._lock:
             self._calls.pop(call.network, None)  # the one that was not named for the longest time is the first

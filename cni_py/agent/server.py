@@ -1,13 +1,13 @@
 """The warm agent: the plugins' work in a process that has everything loaded.
 
-``client.py`` sends a call over a Unix socket (``frame.py`` is the contract); a thread of a bounded
+``client.py`` sends a call over a Unix socket (``protocol.py`` is the contract); a thread of a bounded
 pool answers it with ``engine.handle()``, the function that a call in one shot uses, under the same
 file locks. Agent, one-shot calls and Go plugins can be mixed at any time.
 
 Owns: ``/run/cni-py/agent.sock`` (0600 in a folder 0700; the peer must be root). How it works: the
 main thread accepts, workers read, check and answer; calls of one attachment are answered in the
 order in which they came, and an ADD or a DEL not while another process has one at work
-(``attachments.Turn``). At SIGTERM what runs is finished and what is waiting gets REFUSED, with
+(``AttachmentLock``). At SIGTERM what runs is finished and what is waiting gets REFUSED, with
 which its client does the work itself: an agent can be replaced at any time.
 """
 
@@ -34,12 +34,14 @@ from cni_py.agent.housekeeping import Caretaker
 from cni_py.agent.ipam_usage import as_prometheus
 from cni_py.agent.statistics import Statistics
 from cni_py.agent.warm_up import warm_up
-from cni_py.attachment.record import Turn
+from cni_py.attachment.lock import AttachmentLock
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
 from cni_py.kernel.deletion import wait_for_deletions
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec import call
 from cni_py.spec.versions import CURRENT
+from cni_py.sweep import sweep
 
 MAX_WORKERS = 64
 BACKLOG = 1024
@@ -60,7 +62,7 @@ class Agent:
         self._socket = identity_of(path)
         self._former_sockets: set[Identity | None] = set()
         self.statistics = Statistics()
-        self.caretaker = Caretaker(self.statistics, self.in_order, sweep_seconds, check_seconds)
+        self.caretaker = Caretaker(self.statistics, self.serialized, sweep_seconds, check_seconds)
         self._own_namespaces = own_namespaces()
         self._waiting: SimpleQueue[socket.socket | None] = SimpleQueue()
         self._workers: list[threading.Thread] = []
@@ -270,15 +272,16 @@ class Agent:
         except CniError as error:
             connection.sendall(protocol.pack_reply(protocol.DONE, 1, encode(error.as_json(CURRENT))))
             return
-        if plugin not in engine.PLUGINS:
+        if plugin not in PLUGINS:
             raise protocol.FrameError(f'"{plugin}" is no plugin')
         this = this.replace(stderr_fd=descriptors[0], sandbox_fd=descriptors[1] if len(descriptors) > 1 else -1)
-        with self.in_order(f"{this.container_id}:{this.ifname}" if this.container_id else ""), Turn(this):
+        with self.serialized(f"{this.container_id}:{this.ifname}" if this.container_id else ""), AttachmentLock(this):
             if self._stopping:  # its client does it, but not before what runs for this attachment has ended
                 connection.sendall(protocol.pack_reply(protocol.REFUSED))
                 return
             connection.sendall(protocol.pack_reply(protocol.BEGUN))
             began = perf_counter()
+            sweep.before_first_call(this, stdin)
             status, stdout = engine.handle(this, stdin)
             code = config.decode(stdout).get("code", 1) if status and stdout else status
             self.statistics.count_call(plugin, this.verb, code, perf_counter() - began)
@@ -286,7 +289,7 @@ class Agent:
             connection.sendall(protocol.pack_reply(protocol.DONE, status, stdout))
 
     @contextmanager
-    def in_order(self, attachment: str) -> Iterator[None]:
+    def serialized(self, attachment: str) -> Iterator[None]:
         """Wait until every earlier call of this attachment has been answered; "" waits for none."""
         mine = threading.Event()
         with self._lock:

@@ -7,8 +7,8 @@ import os
 
 import cni_py
 from cni_py.ipam import store
-from cni_py.lazy import keep_bare
-from cni_py.netlink import socket as rtnl
+from cni_py.lazy import keep_without_init
+from cni_py.netlink.attributes import load_message_classes
 from cni_py.packetfilter import libnftables
 
 
@@ -17,10 +17,10 @@ def warm_up() -> None:
 
     All of it: what is loaded later may come from another version, which was installed meanwhile. None of it is ever garbage.
     """
-    keep_bare("pydantic_core", "pyroute2")
+    keep_without_init("pydantic_core", "pyroute2")
     for package in ("attachment", "ipam", "kernel", "netlink", "packetfilter", "plugins", "sweep"):
         _import_all(f"{os.path.dirname(cni_py.__file__)}/{package}", f"cni_py.{package}")
-    rtnl.load_message_classes()
+    load_message_classes()
     libnftables.works()
     store.keep_between_calls()
     gc.freeze()

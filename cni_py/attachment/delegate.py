@@ -12,6 +12,7 @@ from cni_py import config, dispatch, files, program
 from cni_py.errors import CniError, CouldNotRun, DelegateFailed, IncompatibleVersion, InvalidConfig, NotAvailable
 from cni_py.journal import note
 from cni_py.jsontext import encode
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import NESTED, is_name
 from cni_py.spec.result import Result, from_json
 from cni_py.spec.versions import CURRENT, at_least
@@ -138,7 +139,7 @@ def choose(call: Call, mode: str) -> str:
             f"by way of {' and '.join(call.callers)}",
             'see "type" of "delegate" and "ipam"',
         )
-    ours = call.plugin in dispatch.MODULES
+    ours = call.plugin in PLUGINS
     if mode == "native" and ours:
         return ""
     found = program.find(call.plugin, call.cni_path) if mode != "native" else None

@@ -1,7 +1,7 @@
-"""Find and show the journals of attachments, for ``cni-py explain``.
+"""Finds and prints the journals of attachments, for ``cni-py explain``.
 
-Reads ``/run/cni-py/journal`` (kernel/journal.py writes it): a file
-``<container id>:<ifname>:<network>`` per attachment, in ``deleted/`` those of attachments that are gone.
+Reads ``/run/cni-py/journal``, which journal.py writes: a file
+``<container id>:<ifname>:<network>`` per attachment, in ``deleted/`` those of deleted attachments.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 4 << 20
 SHOWN_ID = 120
-"""Longer container ids are cut in the file's name (attachments.py, ``name_of``)."""
+"""Longer container ids are truncated in the file's name (attachment/record.py, ``name_of``)."""
 
 
 class Entry(Value):
-    """One journal; ``changed`` in seconds since 1970."""
+    """Journal of one attachment; ``changed`` in seconds since 1970."""
 
     container_id: str
     ifname: str
@@ -42,15 +42,15 @@ class Entry(Value):
 
 
 def entries() -> list[Entry]:
-    """Every journal, the oldest change first. Raises: IOFailure."""
+    """Return every journal, sorted by the last change. Raises: IOFailure."""
     found = [*_folder(journal.JOURNAL_DIR, deleted=False), *_folder(f"{journal.JOURNAL_DIR}/deleted", deleted=True)]
     return sorted(found, key=lambda entry: entry.changed)
 
 
 def select(all_entries: Sequence[Entry], container_id: str, ifname: str = "", network: str = "") -> list[Entry]:
-    """The journals of one container, named by its id or the beginning of it.
+    """Return the journals of one container, named by its id or a prefix of it.
 
-    Raises: CniError where nothing or more than one container is meant; its hint names the candidates.
+    Raises: CniError if no container or more than one matches; its hint lists the candidates.
     """
     fitting = [e for e in all_entries if ifname in ("", e.ifname) and network in ("", e.network)]
     wanted = container_id[:SHOWN_ID]
@@ -59,19 +59,18 @@ def select(all_entries: Sequence[Entry], container_id: str, ifname: str = "", ne
     candidates = sorted({e.container_id for e in found})
     if len(candidates) > 1:
         raise CniError(
-            f'"{container_id}" is the beginning of {len(candidates)} container ids', hint=f"one of {_some(candidates)}"
+            f'container id "{container_id}" is ambiguous: it is a prefix of {len(candidates)}',
+            hint=f"one of {_some(candidates)}",
         )
     if not found:
         known = sorted({e.container_id for e in all_entries})
-        hint = (
-            f"there are journals of {_some(known)}" if known else "no plugin of cni-py has changed anything since the last boot"
-        )
-        raise CniError(f'there is no journal of an attachment "{container_id}"', hint=hint)
+        hint = f"journals exist for {_some(known)}" if known else "no plugin of cni-py has changed anything since the last boot"
+        raise CniError(f'no journal for attachment "{container_id}"', hint=hint)
     return found
 
 
 def render_list(all_entries: Sequence[Entry]) -> Iterator[str]:
-    """A table of attachments."""
+    """Format a table of attachments."""
     rows = [("LAST CHANGE", "STATE", "CONTAINER ID", "INTERFACE", "NETWORK")]
     rows += [(e.date, e.state, e.container_id, e.ifname, e.network) for e in all_entries]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -80,7 +79,7 @@ def render_list(all_entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def render_journal(entry: Entry) -> Iterator[str]:
-    """A heading and the lines of the file. A journal that went meanwhile is empty."""
+    """Yield a heading and the lines of the file; empty if the journal was deleted in the meantime."""
     yield f"== {entry.container_id} {entry.ifname}, network {entry.network} ({entry.state}, last change {entry.date})"
     try:
         yield from files.read(entry.path, MAX_BYTES).decode(errors="replace").removesuffix("\n").split("\n")

@@ -1,4 +1,4 @@
-"""What this host has of what the suite uses, for ``cni-py version -v``. Nothing is changed; what is missing is said."""
+"""Report on this host's kernel, libraries and plugins, for ``cni-py version -v``. Changes nothing; lists what is missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from functools import partial
 
 from cni_py import __version__, files
-from cni_py.dispatch import MODULES
+from cni_py.plugin_table import PLUGINS
 from cni_py.runtime.chain import OTHER_FOLDERS
 
 TYPE_CHECKING = False
@@ -21,29 +21,29 @@ _VLAN_OPTION = "CONFIG_BRIDGE_VLAN_FILTERING"
 
 
 def report(cni_path: Sequence[str]) -> list[tuple[str, str]]:
-    """Label and finding, in the order in which they are shown."""
+    """Return pairs of label and finding, in display order."""
     lines = [
         ("cni-py", f"{__version__}, {os.path.dirname(os.path.abspath(__file__))}"),
         ("python", f"{sys.version.split()[0]}, {sys.executable}"),
-        ("pyroute2", _said(partial(_package, "pyroute2"))),
-        ("pydantic-core", _said(partial(_package, "pydantic-core"))),
-        ("libnftables", _said(partial(_as_root, _libnftables))),
+        ("pyroute2", _probe(partial(_package, "pyroute2"))),
+        ("pydantic-core", _probe(partial(_package, "pydantic-core"))),
+        ("libnftables", _probe(partial(_as_root, _libnftables))),
         ("kernel", f"{os.uname().release} ({os.uname().machine})"),
-        ("masquerade", _said(partial(_as_root, _masquerade))),
-        ("br_netfilter", _said(_br_netfilter)),
-        ("VLAN filtering", _said(_vlan_filtering)),
+        ("masquerade", _probe(partial(_as_root, _masquerade))),
+        ("br_netfilter", _probe(_br_netfilter)),
+        ("VLAN filtering", _probe(_vlan_filtering)),
         ("CNI_PATH", ":".join(cni_path) or "empty"),
     ]
-    return [*lines, *((f"plugin {name}", _said(partial(_plugin, name, cni_path))) for name in MODULES)]
+    return [*lines, *((f"plugin {name}", _probe(partial(_plugin, name, cni_path))) for name in PLUGINS)]
 
 
 def is_ours(path: str) -> bool:
-    """Whether an executable is a launcher of this suite. Raises: OSError."""
+    """Return whether an executable is a launcher of this suite. Raises: OSError."""
     with open(path, "rb") as file:
         return LAUNCHER_MARK in file.read(4096)
 
 
-def _said(probe: Callable[[], str]) -> str:
+def _probe(probe: Callable[[], str]) -> str:
     try:
         return probe()
     except Exception as error:  # noqa: BLE001 — a probe that fails is a finding
@@ -51,8 +51,8 @@ def _said(probe: Callable[[], str]) -> str:
 
 
 def _as_root(probe: Callable[[], str]) -> str:
-    """Asked by somebody else the kernel refuses, which says nothing about this host."""
-    return probe() if os.geteuid() == 0 else "unknown: only root may ask the kernel"
+    """Probe as root only: the kernel's refusal for another user says nothing about this host."""
+    return probe() if os.geteuid() == 0 else "unknown: requires root"
 
 
 def _package(name: str) -> str:
@@ -69,7 +69,7 @@ def _libnftables() -> str:
 
     with libnftables.borrowed() as handle:
         heads = [entry["metainfo"] for entry in handle.list_json("list tables") if "metainfo" in entry]
-    return str(heads[0]["version"]) if heads else "it does not say its version"
+    return str(heads[0]["version"]) if heads else "unknown version"
 
 
 def _masquerade() -> str:
@@ -88,7 +88,7 @@ def _br_netfilter() -> str:
 
 
 def _vlan_filtering() -> str:
-    """A bridge that is there tells by its files; else the kernel's configuration does."""
+    """Check an existing bridge's files, or else the kernel's configuration."""
     bridges = [name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge")]
     if bridges:
         known = os.path.exists(f"/sys/class/net/{bridges[0]}/bridge/vlan_filtering")
@@ -97,22 +97,22 @@ def _vlan_filtering() -> str:
         if os.path.exists(path):
             options = gzip.decompress(files.read(path)).decode() if path.endswith(".gz") else _text(path)
             return f"{'available' if f'{_VLAN_OPTION}=y' in options else 'not in this kernel'} ({path})"
-    return "unknown: there is no bridge to look at and no configuration of the kernel"
+    return "unknown: no bridge exists, and the kernel's configuration was not found"
 
 
 def _plugin(name: str, cni_path: Sequence[str]) -> str:
     found = list(_find(name, cni_path))
     if not found:
         elsewhere = list(_find(name, OTHER_FOLDERS))
-        return f"not in CNI_PATH{f'; there is {elsewhere[0]}' if elsewhere else ''}"
-    return found[0] + (f"; hidden by it: {', '.join(found[1:])}" if found[1:] else "")
+        return f"not in CNI_PATH{f'; found {elsewhere[0]}' if elsewhere else ''}"
+    return found[0] + (f"; shadows {', '.join(found[1:])}" if found[1:] else "")
 
 
 def _find(name: str, folders: Sequence[str]) -> Iterator[str]:
     for folder in dict.fromkeys(folders):
         path = f"{folder}/{name}"
         if os.path.isfile(path):
-            yield f"{path} ({'ours' if is_ours(path) else 'of somebody else'})"
+            yield f"{path} ({'ours' if is_ours(path) else 'third-party'})"
 
 
 def _text(path: str) -> str:

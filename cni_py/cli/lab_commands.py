@@ -1,4 +1,4 @@
-"""``cni-py lab``: each command's printing and exit status. The work is in `lab.py`; options are in ``cni_py.cli.arguments``."""
+"""Commands of ``cni-py lab``: printing and exit status. The work is in lab/; options are in ``cni_py.cli.arguments``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from cni_py.cli.output import EXIT_FAILED, say, show, tell
+from cni_py.cli.output import EXIT_FAILED, print_error, say, show
 from cni_py.lab import faults
 from cni_py.lab.lab import FOLDER, Lab, listed
 from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_WAYS
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LOCK_TRIES = 100
-"""So often a lab's folder is made again that others remove."""
+"""Attempts to create the lab's directory while other commands remove it."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises: LabFailed."""
+    """Run the command. Raises: LabFailed."""
     if os.geteuid() != 0:
-        raise LabFailed("a lab needs root: it makes network, mount and process namespaces", hint="sudo cni-py lab ...")
+        raise LabFailed(
+            "cni-py lab must be run as root: it creates network, mount and PID namespaces", hint="sudo cni-py lab ..."
+        )
     try:
         return _COMMANDS[options.lab_command](options)
     except WrongUsage as error:
-        tell(error)
+        print_error(error)
         return error.status
 
 
@@ -54,15 +56,15 @@ def up(options: argparse.Namespace) -> int:
         config=_read_config(options.net_conf) if options.net_conf else None,
         flanneld=options.flanneld,
         flanneld_options=options.flanneld_option,
-        folder=options.folder,
+        folder=options.directory,
         progress=progress,
     )
-    with _alone(options.folder):
+    with _alone(options.directory):
         lab.up()
         lab.stay()
     took = time.monotonic() - began
     if lab.settings.backend in WITHOUT_WAYS:
-        show(f"up in {took:.1f} s; {lab.settings.backend} makes no way to the other nodes' pods; try: cni-py lab status")
+        show(f"up in {took:.1f} s; {lab.settings.backend} creates no routes to other nodes' pods; try: cni-py lab status")
         return 0
     matrix = lab.wait_connected(outside=True)
     if matrix.pairs:
@@ -72,7 +74,7 @@ def up(options: argparse.Namespace) -> int:
     if matrix.is_complete:
         return 0
     missing = listed([f"{pair.source} to {pair.target} ({pair.address}): {pair.why}" for pair in matrix.failed])
-    say(f"not all pods reach one another: {missing}. The lab stays; see cni-py lab ping, and cni-py lab log node1")
+    say(f"not all pods reach one another: {missing}. The lab is kept; see cni-py lab ping, and cni-py lab log node1")
     return EXIT_FAILED
 
 
@@ -86,7 +88,7 @@ def _next_steps(lab: Lab) -> str:
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    """Raises: LabFailed."""
+    """Read a network configuration. Raises: LabFailed."""
     import sys
 
     try:
@@ -96,22 +98,22 @@ def _read_config(path: str) -> dict[str, Any]:
             with open(path) as file:
                 config = json.load(file)
     except ValueError as error:
-        raise LabFailed(f'"{path}" is no JSON', str(error)) from error
+        raise LabFailed(f'"{path}" is not JSON', str(error)) from error
     if not isinstance(config, dict) or not isinstance(config.get("Backend", {}), dict):
-        raise LabFailed(f'"{path}" is no network configuration', hint='for example {"Network": "10.244.0.0/16"}')
+        raise LabFailed(f'"{path}" is not a network configuration', hint='for example {"Network": "10.244.0.0/16"}')
     return config
 
 
 def down(options: argparse.Namespace) -> int:
-    with _alone(options.folder):
-        there = take_down(options.folder)
-    show("the lab is gone" if there else "there is no lab")
+    with _alone(options.directory):
+        there = take_down(options.directory)
+    show("lab removed" if there else "no lab is running")
     return 0
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Becomes the command: its exit status is ours."""
-    lab = Lab.open(options.folder)
+    """Replace this process with the command: its exit status is ours."""
+    lab = Lab.open(options.directory)
     argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
     command = lab.command(options.where, *(argv or [os.environ.get("SHELL") or "sh"]))
     _flush()
@@ -119,7 +121,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def ping(options: argparse.Namespace) -> int:
-    lab = Lab.open(options.folder)
+    lab = Lab.open(options.directory)
     matrix = lab.ping(outside=options.outside, seconds=options.seconds)
     if options.json:
         rows = [{name: getattr(pair, name) for name in pair.__slots__} for pair in matrix.pairs]
@@ -131,8 +133,8 @@ def ping(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Exit status 1 where something is not as ``up`` made it."""
-    lab = Lab.open(options.folder)
+    """Print the state; exit status 1 if it differs from what ``up`` created."""
+    lab = Lab.open(options.directory)
     report = describe(lab)
     if options.json:
         show(json.dumps(report, indent=4))
@@ -143,7 +145,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def describe(lab: Lab) -> dict[str, Any]:
-    """What there is, as values for JSON."""
+    """Describe the state, as values for JSON."""
     state, settings = lab.state, lab.settings
     nodes = []
     for node in state.nodes:
@@ -167,7 +169,7 @@ def describe(lab: Lab) -> dict[str, Any]:
     return {
         "ok": ok and etcd is not False,
         "since": state.since,
-        "folder": lab.folder,
+        "directory": lab.folder,
         "config": settings.config,
         "datastore": settings.datastore,
         "etcd": etcd,
@@ -178,13 +180,13 @@ def describe(lab: Lab) -> dict[str, Any]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """Format the report for the terminal."""
     minutes = int((time.time() - report["since"]) / 60)
     backend = report["config"].get("Backend", {}).get("Type", "udp")
-    datastore = report["datastore"] + {None: "", True: " (answers)", False: " (DOWN)"}[report["etcd"]]
+    datastore = report["datastore"] + {None: "", True: " (up)", False: " (DOWN)"}[report["etcd"]]
     rows = [["NODE", "ADDRESS", "SEGMENT", "SUBNET", "FLANNELD", "PODS"]]
     for node in report["nodes"]:
-        flanneld = f"runs ({node['flanneld']})" if node["flanneld"] else "DOWN"
+        flanneld = f"running (pid {node['flanneld']})" if node["flanneld"] else "DOWN"
         pods = ", ".join(f"{name} {' '.join(addresses)}" for name, addresses in node["pods"].items())
         addresses = " ".join(node["addresses"])
         rows.append(
@@ -193,48 +195,47 @@ def lines(report: dict[str, Any]) -> list[str]:
                 addresses,
                 str(node["segment"]),
                 node["subnets"] or "-",
-                flanneld if node["alive"] else "ENDED",
+                flanneld if node["alive"] else "EXITED",
                 pods,
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    head = (
-        f"{backend}, datastore {datastore}, up for {minutes} min, outside {' '.join(report['outside'])}, in {report['folder']}"
-    )
+    outside = " ".join(report["outside"])
+    head = f"{backend}, datastore {datastore}, up for {minutes} min, outside {outside}, in {report['directory']}"
     return [head, *table, *(f"broken: {which}    cni-py lab heal {which}" for which in report["broken"])]
 
 
 def log(options: argparse.Namespace) -> int:
-    lab = Lab.open(options.folder)
+    lab = Lab.open(options.directory)
     lab.machine(options.where)
     try:
         show(lab.log(options.where).rstrip("\n"))
     except FileNotFoundError:
-        raise LabFailed(f"{options.where} has no log", hint="nodes have one, and etcd") from None
+        raise LabFailed(f"{options.where} has no log", hint="nodes and etcd have one") from None
     return 0
 
 
 def break_(options: argparse.Namespace) -> int:
-    with _alone(options.folder):
-        lab = Lab.open(options.folder)
+    with _alone(options.directory):
+        lab = Lab.open(options.directory)
         fault = faults.break_(lab, options.what, options.node)
     if options.what in ("route", "arp", "fdb"):
         show(f"{fault.what}: {fault.removed} deleted")
         if fault.healed_seconds is not None:
-            show(f"flanneld put them back after {fault.healed_seconds:.2f} s")
+            show(f"flanneld restored them after {fault.healed_seconds:.2f} s")
             return 0
-        show("nobody put them back")
+        show("flanneld did not restore them")
     else:
-        show(f"{fault.what}: {'the cable is pulled' if options.what == 'link' else 'killed'}")
+        show(f"{fault.what}: {'cable unplugged' if options.what == 'link' else 'killed'}")
     show(f"to heal it: cni-py lab heal {fault.what}")
     return 0
 
 
 def heal(options: argparse.Namespace) -> int:
-    """Without a name: all that is broken."""
-    with _alone(options.folder):
-        lab = Lab.open(options.folder)
+    """Repair one fault, or all of them if none is named."""
+    with _alone(options.directory):
+        lab = Lab.open(options.directory)
         wanted = [f"{options.what} {options.node}".strip()] if options.what else sorted(lab.state.broken)
         for which in wanted:
             what, _, node = which.partition(" ")
@@ -246,26 +247,26 @@ def heal(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _alone(folder: str) -> Iterator[None]:
-    """One command that changes something at a time. Raises: LabFailed."""
+    """Serialize commands that change the lab. Raises: LabFailed."""
     fd = _lock(folder)
     try:
         yield
     finally:
-        with suppress(OSError):  # it is not empty, or gone with the lab
+        with suppress(OSError):  # not empty, or removed with the lab
             os.rmdir(folder)
-        with suppress(OSError):  # plugins, agent or flanneld have something there
+        with suppress(OSError):  # plugins, agent or flanneld use it
             if folder == FOLDER:
                 os.rmdir(os.path.dirname(folder))
         os.close(fd)
 
 
 def _lock(folder: str) -> int:
-    """A descriptor of the lab's folder, made if need be, that is locked; what another command removed meanwhile is not it."""
+    """Create the lab's directory if necessary and lock it. Returns: descriptor of a directory that still exists."""
     for _ in range(LOCK_TRIES):
         try:
             os.makedirs(folder, 0o700, exist_ok=True)
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # removed in between, or it never will be there
+        except FileNotFoundError:  # removed in between; or it can never be created
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -273,11 +274,11 @@ def _lock(folder: str) -> int:
                 return fd
         except BlockingIOError:
             os.close(fd)
-            raise LabFailed("another cni-py lab command is at work", hint="wait for it, or interrupt it there") from None
+            raise LabFailed("another cni-py lab command is running", hint="wait for it, or interrupt it") from None
         except FileNotFoundError:
             pass
         os.close(fd)
-    raise LabFailed(f'the folder "{folder}" cannot be made', hint=f"does a link in it lead nowhere? See: namei {folder}")
+    raise LabFailed(f'could not create the directory "{folder}"', hint=f"check for a dangling symbolic link: namei {folder}")
 
 
 def _flush() -> None:

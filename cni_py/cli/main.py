@@ -1,8 +1,8 @@
-"""``cni-py``, the command for people: what a container runtime does, by hand; what was done; what is there.
+"""Command ``cni-py``: a container runtime's calls by hand, journals, leaked resources, configuration, lab.
 
-Printing and exit codes stand here, the command line in arguments.py. The work is in runtime.py
-(chains), sweep.py (leftovers), explain.py (journals), report.py (this host), reference.py
-(configuration keys), flanneld/network_command.py (flannel's configuration) and lab/ (a network to try things on), each
+This module has the commands and their exit status, arguments.py the command line, output.py the printing. The work is done
+in runtime/ (chains), sweep/ (leaked resources), explain.py (journals), host_report.py (this host), config/reference.py
+(configuration keys), network_commands.py (flannel's configuration) and lab/ (a test network), each
 imported when it is needed.
 Reference: docs/cni-py.md, docs/lab.md.
 """
@@ -15,7 +15,7 @@ import sys
 
 from cni_py import __version__
 from cni_py.cli import arguments
-from cni_py.cli.output import EXIT_FAILED, say, show, tell
+from cni_py.cli.output import EXIT_FAILED, print_error, say, show
 from cni_py.errors import CniError, DecodingFailure, InvalidEnvironment, InvalidNetNS, IOFailure
 
 TYPE_CHECKING = False
@@ -33,7 +33,7 @@ DEFAULT_CNI_PATH = "/opt/cni/bin"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; answer the exit status: 0 done, 1 failed, 2 wrong usage (by argparse), 130 Ctrl-C."""
+    """Run one command. Returns: exit status, 0 done, 1 failed, 130 Ctrl-C; argparse exits with 2 on wrong usage."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except CniError as error:
-        tell(error)
+        print_error(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
         say("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports the error again when it flushes at exit
         return EXIT_FAILED
     except OSError as error:
         say(str(error))
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add(options: argparse.Namespace) -> int:
-    """``cni-py add``: the result goes to standard output."""
+    """Run ``cni-py add``: the result goes to standard output."""
     import json
 
     from cni_py.runtime.chain import PluginFailed
@@ -70,7 +70,7 @@ def add(options: argparse.Namespace) -> int:
     try:
         result = runtime.add(network, attachment)
     except (PluginFailed, IOFailure) as error:
-        undo = f"what was made by then is taken back by: {_command('del', options)}"
+        undo = f"to undo what was created: {_command('del', options)}"
         error.hint = "; ".join(part for part in (error.hint, undo) if part)
         raise
     show(json.dumps(result, indent=4))
@@ -78,21 +78,21 @@ def add(options: argparse.Namespace) -> int:
 
 
 def delete(options: argparse.Namespace) -> int:
-    """``cni-py del``: with the arguments of ADD, unless others are given."""
+    """Run ``cni-py del``, with the arguments of ADD unless others are given."""
     runtime, network, attachment = _prepare(options)
     runtime.delete(network, runtime.recall(network.name, attachment))
     return 0
 
 
 def check(options: argparse.Namespace) -> int:
-    """``cni-py check``: silent where all is as ADD left it."""
+    """Run ``cni-py check``: prints nothing if all is as ADD left it."""
     runtime, network, attachment = _prepare(options, sandbox_needed=True)
     runtime.check(network, runtime.recall(network.name, attachment))
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
-    """``cni-py status``: silent where every plugin is ready; without a network, the agent's figures."""
+    """Run ``cni-py status``: prints nothing if every plugin is ready; without a network, the agent's statistics."""
     if not options.network:
         import json
 
@@ -103,7 +103,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def _agent_report() -> dict[str, object]:
-    """Raises: IOFailure where no agent answers."""
+    """Query the agent. Raises: IOFailure if it does not reply."""
     import json
     import socket
 
@@ -118,12 +118,12 @@ def _agent_report() -> dict[str, object]:
             return report
     except (OSError, ValueError, protocol.FrameError) as error:
         raise IOFailure(
-            "no agent answers", f"{protocol.SOCKET_PATH}: {error}", "start it: cni-agent; the plugins work without it"
+            "could not query the agent", f"{protocol.SOCKET_PATH}: {error}", "start it: cni-agent; the plugins work without it"
         ) from error
 
 
 def gc(options: argparse.Namespace) -> int:
-    """``cni-py gc``: all errors are told, not only the first."""
+    """Run ``cni-py gc``: all errors are printed, not only the first."""
     from cni_py.runtime.result_cache import cached_attachments
 
     network = _network(options)
@@ -133,16 +133,16 @@ def gc(options: argparse.Namespace) -> int:
         valid = [*(valid or ()), *((a.container_id, a.ifname) for a in cached if a.netns and os.path.exists(a.netns))]
     errors = _runtime(options).gc(network, valid)
     for error in errors:
-        tell(error)
+        print_error(error)
     return EXIT_FAILED if errors else 0
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """``cni-py sweep``: the table goes to standard output, why evidence is incomplete to standard error."""
+    """Run ``cni-py sweep``: the table goes to standard output, why checks are incomplete to standard error."""
     import json
 
     from cni_py.sweep import sweep as sweeping
-    from cni_py.sweep.leftovers import Places, places_configured
+    from cni_py.sweep.file_leftovers import Places, places_configured
 
     folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
     places = Places() | places_configured(folder, lambda line: say(f"warning: {line}"))
@@ -152,14 +152,14 @@ def sweep(options: argparse.Namespace) -> int:
     for line in () if options.json else report.lines():
         show(line)
     for reason in report.missing:
-        say(f"nothing is freed while the evidence is incomplete: {reason}")
+        say(f"nothing was removed, because live pods could not all be identified: {reason}")
     for finding in report.failed:
-        say(f"could not free {finding.trace.kind} {finding.trace.what}: {finding.why.rpartition('; ')[2]}")
+        say(f"could not remove {finding.leftover.kind} {finding.leftover.what}: {finding.why.rpartition('; ')[2]}")
     return 0 if report.is_complete else EXIT_FAILED
 
 
 def explain(options: argparse.Namespace) -> int:
-    """``cni-py explain``: journals, or the list of them."""
+    """Run ``cni-py explain``: print journals, or the list of them."""
     from cni_py.cli import explain as journals
 
     entries = journals.entries()
@@ -177,7 +177,7 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def version(options: argparse.Namespace) -> int:
-    """``cni-py version``."""
+    """Run ``cni-py version``."""
     if not options.verbose:
         show(f"cni-py {__version__}")
         return 0
@@ -191,34 +191,39 @@ def version(options: argparse.Namespace) -> int:
 
 
 def config(options: argparse.Namespace) -> int:
-    """``cni-py config``: the keys that the plugins read."""
+    """Run ``cni-py config``: the keys of the plugins, or a command on flannel's datastore."""
+    if options.config_command != "keys":
+        return _network_config(options)
     from cni_py.config import reference
+    from cni_py.plugin_table import PLUGINS
 
-    if options.plugin and options.plugin not in reference.PLUGINS:
-        raise CniError(f'"{options.plugin}" is no plugin of cni-py', hint=f"one of {', '.join(reference.PLUGINS)}")
+    if options.plugin and options.plugin not in PLUGINS:
+        known = [*PLUGINS, *arguments.CONFIG_COMMANDS]
+        suggestion = arguments.did_you_mean(options.plugin, known)
+        raise CniError(f'unknown plugin "{options.plugin}"{suggestion}', hint=f"one of {', '.join(PLUGINS)}")
     show(reference.render_reference().rstrip("\n") if options.markdown else "\n".join(reference.render_text(options.plugin)))
     return 0
 
 
-def network_config(options: argparse.Namespace) -> int:
-    """``cni-py config get``, ``set``, ``reserve``, ``release``: flannel's datastore."""
+def _network_config(options: argparse.Namespace) -> int:
+    """Run ``cni-py config get``, ``set``, ``reserve`` or ``release``."""
     from cni_py.cli import network_commands
     from cni_py.flanneld.options import UsageError
 
     try:
-        printed, remarks = network_commands.run(options)
+        printed, messages = network_commands.run(options)
     except UsageError as error:
         say(str(error))
         return error.status
     for line in printed:
         show(line)
-    for line in remarks:
+    for line in messages:
         say(line)
     return 0
 
 
 def lab(options: argparse.Namespace) -> int:
-    """``cni-py lab``: a flannel network on this machine."""
+    """Run ``cni-py lab``."""
     from cni_py.cli import lab_commands
 
     return lab_commands.run(options)
@@ -232,8 +237,8 @@ def _prepare(options: argparse.Namespace, *, sandbox_needed: bool = False) -> tu
     attachment = _attachment(options)
     if sandbox_needed and not os.path.exists(attachment.netns):
         name = os.path.basename(attachment.netns)
-        hint = f'"ip netns list" shows those that have names, "ip netns add {name}" makes one'
-        raise InvalidNetNS(f'there is no network namespace "{attachment.netns}"', hint=hint)
+        hint = f'"ip netns list" lists named ones, "ip netns add {name}" creates one'
+        raise InvalidNetNS(f'network namespace "{attachment.netns}" does not exist', hint=hint)
     return _runtime(options), network, attachment
 
 
@@ -270,7 +275,7 @@ def _setting(option: str | None, variable: str, default: str) -> str:
 
 
 def _command(verb: str, options: argparse.Namespace) -> str:
-    """The command that means the same attachment, as it is typed."""
+    """Return the command for the same attachment, quoted for a shell."""
     from cni_py.journal import quote
 
     words = ["cni-py", verb, options.network, options.netns]
@@ -280,15 +285,15 @@ def _command(verb: str, options: argparse.Namespace) -> str:
 
 
 def _find_netns(options: argparse.Namespace, ifname: str) -> str:
-    """The path of a namespace; a name without a slash is one of ``ip netns``.
+    """Return the path of a namespace; a name without a slash is one of ``ip netns``.
 
-    The container id is made from the path as it is written, and both folders are the same one:
-    so the way of writing by which the attachment was added comes first.
+    The container id is derived from the path as written, and both directories are the same one:
+    so the spelling with which the attachment was added comes first.
     """
     if "/" in options.netns:
         return _absolute(options.netns)
     if options.netns in ("", ".", ".."):
-        raise InvalidNetNS(f'"{options.netns}" is no name of a network namespace', hint='"ip netns list" shows the names')
+        raise InvalidNetNS(f'"{options.netns}" is not a name of a network namespace', hint='"ip netns list" lists the names')
     paths = [f"{folder}/{options.netns}" for folder in NETNS_FOLDERS]
     cached = [
         p for p in paths if os.path.exists(f"{options.cache_dir}/results/{options.network}-{container_id_of(p)}-{ifname}")
@@ -297,19 +302,19 @@ def _find_netns(options: argparse.Namespace, ifname: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """As Go's filepath.Abs: two slashes at the beginning become one."""
+    """Clean the path like Go's filepath.Abs: two leading slashes become one."""
     return "/" + os.path.abspath(path).lstrip("/")
 
 
 def container_id_of(netns: str) -> str:
-    """The container id that cnitool gives to this path."""
+    """Return the container id that cnitool derives from this path."""
     from hashlib import sha512
 
     return f"cnitool-{sha512(os.fsencode(netns)).hexdigest()[:20]}"
 
 
 def parse_args(text: str) -> tuple[tuple[str, str], ...]:
-    """CNI_ARGS as cnitool takes them. Raises: InvalidEnvironment."""
+    """Parse CNI_ARGS as cnitool does. Raises: InvalidEnvironment."""
     pairs = [tuple(pair.split("=")) for pair in text.split(";")] if text else []
     for pair in pairs:
         if len(pair) != 2 or not all(pair):
@@ -324,11 +329,11 @@ def _capability_args(text: str) -> dict[str, object]:
         return decode(text.encode(), "CAP_ARGS") if text else {}
     except (CniError, UnicodeEncodeError) as error:
         hint = """CAP_ARGS='{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'"""
-        raise DecodingFailure("CAP_ARGS is no JSON object", str(error), f"for example {hint}") from error
+        raise DecodingFailure("CAP_ARGS is not a JSON object", str(error), f"for example {hint}") from error
 
 
 def _cni_path(options: argparse.Namespace) -> list[str]:
-    """Folders with plugins, absolute: as given, or those of our own installation and /opt/cni/bin."""
+    """Return the plugin directories, absolute: those given, or those of our own installation and /opt/cni/bin."""
     given = _setting(options.cni_path, "CNI_PATH", "")
     if given:
         return [_absolute(folder) for folder in given.split(":") if folder]
@@ -347,7 +352,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": explain,
     "version": version,
     "config": config,
-    **dict.fromkeys(arguments.NETWORK_COMMANDS, network_config),
     "lab": lab,
 }
 

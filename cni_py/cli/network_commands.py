@@ -1,7 +1,7 @@
-"""``cni-py config get``, ``set``, ``reserve``, ``release``: what people write into flannel's datastore.
+"""Commands on flannel's datastore: ``cni-py config get``, ``set``, ``reserve``, ``release``.
 
-The datastore is named as for flanneld, by its options and variables. A configuration is validated as
-flanneld does it, and held against the leases that are there, before it is written.
+The datastore is selected as for flanneld, by its options and variables. A configuration is validated as
+flanneld does it, and compared with the existing leases, before it is written.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ if TYPE_CHECKING:
     from cni_py.flanneld.lease import Lease
 
 Datastore = EtcdStore | FileStore
-Answer = tuple[list[str], list[str]]
-"""Lines for standard output, and remarks."""
-ANSWER_SECONDS = 10.0
+Output = tuple[list[str], list[str]]
+"""Lines for standard output, and messages for standard error."""
+REPLY_SECONDS = 10.0
 SHOWN = 5
 
 
-def run(options: argparse.Namespace) -> Answer:
-    """Raises: UsageError, CniError."""
+def run(options: argparse.Namespace) -> Output:
+    """Run the command. Raises: UsageError, CniError."""
     with opened(options.flanneld_options) as store:
-        if options.command == "config get":
+        if options.config_command == "get":
             return get(store)
-        if options.command == "config set":
+        if options.config_command == "set":
             return write(store, read_source(options.source), is_forced=options.force)
-        if options.command == "config reserve":
+        if options.config_command == "reserve":
             return reserve(store, parse_subnets(options.subnet), parse_address(options.public_ip))
         return release(store, parse_subnets(options.subnet))
 
 
 @contextmanager
 def opened(words: Sequence[str]) -> Iterator[Datastore]:
-    """The datastore that flanneld with these options would use. Raises: UsageError, CniError."""
+    """Open the datastore that flanneld with these options would use. Raises: UsageError, CniError."""
     options = parse(words, os.environ)
     if options.check_config or options.cleanup or options.version:
-        raise UsageError('after "--" stand the options of flanneld that name the datastore')
+        raise UsageError('only flanneld options that select the datastore may follow "--"')
     if options.kube_subnet_mgr:
         raise NotAvailable(
-            f"in Kubernetes the network configuration is not in a datastore: it is {options.net_config_path}, from a ConfigMap",
+            "with -kube-subnet-mgr the network configuration is not in a datastore: "
+            f"it is the file {options.net_config_path}, from a ConfigMap",
             hint="kubectl -n kube-flannel edit configmap kube-flannel-cfg; flanneld -check-config FILE",
         )
     try:
@@ -72,69 +73,69 @@ def opened(words: Sequence[str]) -> Iterator[Datastore]:
         raise CniError(error.msg, hint=error.hint) from error
 
 
-def get(store: Datastore) -> Answer:
-    """The text as it is there. Raises: StoreError; InvalidConfig where no flanneld could use it."""
+def get(store: Datastore) -> Output:
+    """Return the stored text. Raises: StoreError; InvalidConfig if no flanneld could use it."""
     text = store.read_network_config()
     try:
         return [text], backends.remarks(check(text))
     except InvalidConfig as error:
-        error.details = f"{error.details}\nit is: {text}".lstrip()
+        error.details = f"{error.details}\nfound: {text}".lstrip()
         raise
 
 
-def write(store: Datastore, text: str, *, is_forced: bool = False) -> Answer:
-    """Raises: StoreError; InvalidConfig where it is wrong, or does not suit the leases."""
+def write(store: Datastore, text: str, *, is_forced: bool = False) -> Output:
+    """Validate and write a configuration. Raises: StoreError; InvalidConfig if it is invalid or conflicts with leases."""
     text = text.strip()
     config = check(text)
     leases = leases_of(store)
-    if not is_forced and (reasons := unsuited(config, leases)):
+    if not is_forced and (reasons := conflicts(config, leases)):
         raise InvalidConfig(
-            "the configuration is right, and was not written, because of the nodes that there are",
+            "configuration is valid but was not written: it conflicts with the leases of nodes",
             "\n".join(reasons),
-            'with --force it is written; then flanneld has to be restarted on every node ("systemctl restart flanneld"), '
-            "and pods whose node gets another subnet have to be made anew",
+            'write it with --force, then restart flanneld on every node ("systemctl restart flanneld") '
+            "and re-create the pods of nodes whose subnet changes",
         )
     store.write_network_config(text)
-    remarks = [*backends.remarks(config), f"written: {config}"]
+    messages = [*backends.remarks(config), f"written: {config}"]
     if leases:
-        remarks.append(f"flanneld reads it when it starts; {len(leases)} have a lease: {names_of(leases)}")
-    return [], remarks
+        messages.append(f"flanneld reads it when it starts; nodes with a lease: {names_of(leases)}")
+    return [], messages
 
 
-def reserve(store: Datastore, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> Answer:
-    """Raises: StoreError; InvalidConfig where it is no subnet of the network."""
+def reserve(store: Datastore, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> Output:
+    """Reserve a subnet permanently. Raises: StoreError; InvalidConfig if it is not a node's subnet of the network."""
     config = check(store.read_network_config())
     if not allocate.compatible(subnets, config):
-        raise InvalidConfig(f"{subnets} is no subnet that a node can have", f"the network is {config}")
+        raise InvalidConfig(f"subnet {subnets} does not fit the network", f"the network is {config}")
     if config.ipv4 and public_ip.version != 4:
-        raise InvalidConfig(f"{public_ip}: nodes of this network are known by their IPv4 address")
+        raise InvalidConfig(f"invalid address {public_ip}: nodes of this network are identified by their IPv4 address")
     store.reserve(subnets, public_ip)
-    return [], [f"{subnets} is reserved for {public_ip}, which takes it when flanneld starts there"]
+    return [], [f"{subnets} is reserved for {public_ip}; flanneld uses it when it starts there"]
 
 
-def release(store: Datastore, subnets: Subnets) -> Answer:
-    """Raises: StoreError."""
+def release(store: Datastore, subnets: Subnets) -> Output:
+    """Turn a reservation into a lease. Raises: StoreError."""
     store.release(subnets)
-    return [], [f"{subnets} is a lease now, which ends in 24 hours unless its node renews it"]
+    return [], [f"{subnets} is a lease now; it expires in 24 hours unless its node renews it"]
 
 
 def check(text: str) -> NetworkConfig:
-    """As flanneld will. Raises: InvalidConfig, with every key that is wrong."""
+    """Validate a configuration as flanneld does. Raises: InvalidConfig, with every invalid key."""
     config = NetworkConfig.parse(text)
     backends.check(config)
     return config
 
 
-def unsuited(config: NetworkConfig, leases: Sequence[Lease]) -> list[str]:
-    """Why the nodes that have leases would lose their subnet, or one another."""
+def conflicts(config: NetworkConfig, leases: Sequence[Lease]) -> list[str]:
+    """Return the reasons why nodes with leases would lose their subnet or their connectivity."""
     reasons = []
     misfits = [lease for lease in leases if not allocate.compatible(lease.subnets, config)]
     if misfits:
-        reasons.append(f"{len(misfits)} of {len(leases)} leases do not fit {config}: {names_of(misfits)}")
+        reasons.append(f"leases that do not fit {config}, {len(misfits)} of {len(leases)}: {names_of(misfits)}")
     published = "" if config.backend_type in ("udp", "alloc") else config.backend_type
     others = [lease for lease in leases if lease.attributes.backend_type.lower() not in ("", published)]
     if others:
-        reasons.append(f"Backend.Type is {config.backend_type}, and {names_of(others, show_type=True)}")
+        reasons.append(f"Backend.Type is {config.backend_type}, but {names_of(others, show_type=True)}")
     return reasons
 
 
@@ -148,13 +149,13 @@ def names_of(leases: Sequence[Lease], *, show_type: bool = False) -> str:
 
 
 def leases_of(store: Datastore) -> list[Lease]:
-    """All that there are; none where there is no network yet. Raises: StoreError."""
+    """Return all leases; empty if there is no network configuration yet. Raises: StoreError."""
     try:
-        store.read_network_config()  # this says at once what is wrong; watching would wait for better times
+        store.read_network_config()  # fails immediately if the datastore is unavailable; watch() would retry
     except Refused:
         return []
     stop = Stop()
-    timer = Timer(ANSWER_SECONDS, stop.set)
+    timer = Timer(REPLY_SECONDS, stop.set)
     timer.start()
     try:
         leases = read_snapshot(store.watch(stop))
@@ -163,26 +164,26 @@ def leases_of(store: Datastore) -> list[Lease]:
         stop.set()
     if leases is not None:
         return list(leases.values())
-    raise Unavailable("the datastore does not say which leases there are")
+    raise Unavailable("could not read the leases: no reply from the datastore")
 
 
 def read_source(source: str) -> str:
-    """Raises: CniError, OSError."""
+    """Read a file or standard input. Raises: CniError, OSError."""
     try:
         return read_text(source)
     except ValueError as error:
-        raise InvalidConfig(f"{source} is no text", str(error)) from error
+        raise InvalidConfig(f"{source} is not text", str(error)) from error
 
 
 def parse_subnets(text: str) -> Subnets:
-    """``10.244.91.0/24``, or one of each family with a comma between. Raises: InvalidConfig."""
+    """Parse ``10.244.91.0/24``, or one per family separated by a comma. Raises: InvalidConfig."""
     found: dict[type, IPv4Network | IPv6Network] = {}
     try:
         for part in text.split(","):
             network = ip_network(part.strip())
             found[type(network)] = network
     except ValueError as error:
-        raise InvalidConfig(f'"{text}" is no subnet', str(error), "for example 10.244.91.0/24") from error
+        raise InvalidConfig(f'invalid subnet "{text}"', str(error), "for example 10.244.91.0/24") from error
     ipv4, ipv6 = found.get(IPv4Network), found.get(IPv6Network)
     assert not isinstance(ipv4, IPv6Network)
     assert not isinstance(ipv6, IPv4Network)
@@ -190,11 +191,11 @@ def parse_subnets(text: str) -> Subnets:
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address:
-    """Raises: InvalidConfig."""
+    """Parse the public address of a node. Raises: InvalidConfig."""
     try:
         address = ip_address(text)
     except ValueError as error:
-        raise InvalidConfig(f'"{text}" is no IP address of a node') from error
+        raise InvalidConfig(f'invalid IP address of a node: "{text}"') from error
     if why_not := why_no_node(address):
-        raise InvalidConfig(f'"{text}" is no IP address of a node', f"it is {why_not}", "see PublicIP in the node's lease")
+        raise InvalidConfig(f'invalid IP address of a node: "{text}"', f"it is {why_not}", "see PublicIP in the node's lease")
     return address

@@ -1,7 +1,7 @@
 """Read and validate configurations (CNI spec section 1) with pydantic's core alone.
 
-The models stand in models.py; importing pydantic for them would cost a call 70 ms, its compiled
-core with a ready schema costs 2 (docs/decisions/0003-configuration.md). :func:`parse` answers an
+The models are in models.py; importing pydantic for them would cost a call 70 ms, its compiled
+core with a ready schema costs 2 (docs/decisions/0003-configuration.md). :func:`parse` returns an
 object with the model's fields as attributes.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from cni_py.config._schemas import SCHEMAS
 from cni_py.errors import DecodingFailure, InvalidConfig
-from cni_py.lazy import bare_package
+from cni_py.lazy import without_init
 
-with bare_package("pydantic_core"):
+with without_init("pydantic_core"):
     from pydantic_core._pydantic_core import SchemaValidator, ValidationError, from_json
 
 TYPE_CHECKING = False
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_BYTES = 4 << 20
-"""Bytes of a configuration: a GC of 10,000 attachments needs one."""
+"""Maximum size of a configuration in bytes: a GC of 10,000 attachments needs one."""
 
 _validators: dict[str, SchemaValidator] = {}
 
 
 def decode(data: bytes, what: str = "network config") -> dict[str, Any]:
-    """JSON text to an object. Raises: DecodingFailure (code 6)."""
+    """Decode a JSON object. Raises: DecodingFailure (code 6)."""
     if len(data) > MAX_BYTES:
         raise DecodingFailure(f"{what} is larger than {MAX_BYTES} bytes")
     try:
-        value = from_json(data, allow_inf_nan=False, cache_strings="keys")  # else an agent collects names that never come again
+        value = from_json(data, allow_inf_nan=False, cache_strings="keys")  # otherwise an agent keeps names that never recur
     except ValueError as error:
         raise DecodingFailure(f"error unmarshall {what}: {error}", hint=f"{what} must be a JSON object") from error
     if not isinstance(value, dict):
@@ -41,7 +41,7 @@ def decode(data: bytes, what: str = "network config") -> dict[str, Any]:
 def parse(model: str, raw: Mapping[str, Any], what: str = "network config") -> Any:
     """Validate ``raw`` against a model of models.py; a null member counts as absent, as in Go.
 
-    Raises: InvalidConfig (code 7), naming each key that is wrong and what was found there.
+    Raises: InvalidConfig (code 7), which names each wrong key and its value.
     """
     if model not in _validators:
         _validators[model] = SchemaValidator(SCHEMAS[model])
@@ -61,5 +61,5 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _path(location: tuple[str | int, ...]) -> str:
-    """``("ipam", "ranges", 0)`` as ``ipam.ranges[0]``."""
+    """Format ``("ipam", "ranges", 0)`` as ``ipam.ranges[0]``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

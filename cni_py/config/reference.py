@@ -1,9 +1,8 @@
-"""The configuration reference, made from models.py: one table per plugin, for the terminal and for docs/configuration.md."""
+"""Configuration reference, generated from models.py: a table per plugin, for the terminal and for docs/configuration.md."""
 
 from __future__ import annotations
 
 import json
-import re
 
 from cni_py.config.models import PLUGIN_MODELS, NetworkConfig
 from cni_py.value import Value
@@ -13,13 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-PLUGINS = {re.sub("(?<!^)([A-Z])", r"-\1", model.__name__.removesuffix("Config")).lower(): model for model in PLUGIN_MODELS}
-"""The models by the plugins' names: ``HostLocalConfig`` is ``host-local``'s."""
 _HEAD = ("Key", "Type", "Default", "Example", "Meaning")
 
 
 class Row(Value):
-    """A key of a configuration. ``key`` is its path: ``ipam.ranges[][].subnet``."""
+    """Key of a configuration. ``key`` is its path: ``ipam.ranges[][].subnet``."""
 
     key: str
     type: str
@@ -29,30 +26,30 @@ class Row(Value):
 
 
 def rows(model: type[NetworkConfig], without: frozenset[str] = frozenset()) -> list[Row]:
-    """The keys of a model and of the objects in it, in their order."""
+    """Return the keys of a model and of its nested objects, in order."""
     schema = model.model_json_schema(by_alias=True)
     return list(_walk(schema, schema.get("$defs", {}), "", without))
 
 
 def plugin_rows(plugin: str) -> list[Row]:
-    """The keys of a plugin beyond those that all plugins share."""
+    """Return the keys of a plugin without those that all plugins share."""
     shared = frozenset(row.key for row in rows(NetworkConfig))
-    return rows(PLUGINS[plugin], shared)
+    return rows(PLUGIN_MODELS[plugin], shared)
 
 
 def render_reference() -> str:
-    """The text of docs/configuration.md."""
+    """Return the text of docs/configuration.md."""
     sections = [_INTRODUCTION, "## Keys of every plugin\n", _markdown(rows(NetworkConfig))]
-    for plugin in PLUGINS:
+    for plugin in PLUGIN_MODELS:
         own = plugin_rows(plugin)
-        sections += [f"\n## {plugin}\n", _markdown(own) if own else "It has no keys of its own.\n"]
+        sections += [f"\n## {plugin}\n", _markdown(own) if own else "It has no other keys.\n"]
     return "\n".join(sections)
 
 
 def render_text(plugin: str = "") -> Iterator[str]:
-    """The same for a terminal: all plugins, or one with the shared keys."""
+    """Render the tables for a terminal: all plugins, or one with the shared keys."""
     yield from _text("every plugin", rows(NetworkConfig))
-    for name in [plugin] if plugin else PLUGINS:
+    for name in [plugin] if plugin else PLUGIN_MODELS:
         yield ""
         yield from _text(name, plugin_rows(name))
 
@@ -81,28 +78,28 @@ def _row(key: str, field: Mapping[str, Any], definitions: Mapping[str, Any], *, 
 
 
 def _default(value: object, is_model: bool) -> str:
-    """An object whose keys have rows of their own is empty where it is left out."""
+    """Format the default; an object whose keys have rows of their own defaults to {}."""
     return "none" if value in (None, "") else "{}" if is_model and isinstance(value, dict) else json.dumps(value)
 
 
 def _inner(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, int]:
-    """The object with keys of its own that a field holds, and in how many lists it stands."""
+    """Return the nested object with keys of its own, and the number of lists around it."""
     depth = 0
-    field = _said(field)
+    field = _not_null(field)
     while field.get("type") == "array":
-        field, depth = _said(field["items"]), depth + 1
+        field, depth = _not_null(field["items"]), depth + 1
     reference = field.get("$ref", "")
     return (definitions[reference.rpartition("/")[2]] if reference else None), depth
 
 
-def _said(field: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A field that may be null, without the null."""
+def _not_null(field: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema of a nullable field without the null."""
     choices = [choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"]
     return choices[0] if choices else field
 
 
 def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    field = _said(field)
+    field = _not_null(field)
     if "$ref" in field:
         return "object"
     if "enum" in field:
@@ -132,7 +129,7 @@ def _code(text: str) -> str:
 
 
 def _text(title: str, table: list[Row]) -> Iterator[str]:
-    yield f"{title}:" + ("" if table else " no keys of its own")
+    yield f"{title}:" + ("" if table else " no other keys")
     for row in table:
         facts = [row.type, row.default if row.default == "required" else f"default {row.default}"]
         yield f"  {row.key}  ({', '.join(facts)})"
@@ -145,17 +142,17 @@ def _text(title: str, table: list[Row]) -> Iterator[str]:
 _INTRODUCTION = """\
 # Configuration reference
 
-<!-- Made from cni_py/config/models.py by `cni-py config --markdown`; do not edit. A test says when it is out of date. -->
+<!-- Generated from cni_py/config/models.py by `cni-py config --markdown`; do not edit. A test fails when it is out of date. -->
 
-Every key that the plugins read, with its type, default and an example. A plugin's keys stand in its object
-of a network's `plugins` list (what stands around that list: [cni-py](cni-py.md#configuration-files)); those of
-an IPAM plugin stand in `ipam`. Keys that a plugin does not know are accepted and left alone; a value of the
-wrong type is refused (error code 7), and the message names the key. A `null` counts as left out.
+Every key that the plugins read, with its type, default and an example. A plugin's keys belong in its object
+of a network's `plugins` list (for the keys around that list see [cni-py](cni-py.md#configuration-files)); those of
+an IPAM plugin belong in `ipam`. Unknown keys are accepted and ignored; a value of the
+wrong type is rejected (error code 7), and the message names the key. A `null` counts as absent.
 
 In the column *Key*, `a.b` is the key `b` of the object `a`, and `a[].b` the key `b` of each object in the
 list `a`. `cni-py config` prints the same tables.
 
-A network as flannel's users have it, in `/etc/cni/net.d/10-flannel.conflist`:
+A typical network for flannel, in `/etc/cni/net.d/10-flannel.conflist`:
 
 ```json
 {

@@ -3,7 +3,8 @@
 A pool is cut into subnets of one size, numbered from ``SubnetMin`` on. Leases take numbers away, those of
 another size all that they touch; one of the first 100 that are left is chosen at random, so that nodes
 that start at once seldom choose the same. Numbers are counted in gaps between leases: a pool of
-65,000 subnets costs no more than one of 100.
+65,000 subnets costs no more than one of 100. What overlaps a network of the host, or holds the address of a
+node, is not chosen (``host_networks.py``); a node that runs on such a subnet keeps it.
 
 Source: flannel-io/flannel pkg/subnet/etcd/local_manager.go (allocateSubnet, isSubnetConfigCompat).
 """
@@ -11,12 +12,14 @@ Source: flannel-io/flannel pkg/subnet/etcd/local_manager.go (allocateSubnet, isS
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
-from itertools import islice
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from cni_py.datastore.errors import Refused
+from cni_py.flanneld.host_networks import OPTION, in_words, overlapping
 from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.stores import PoolExhausted
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.network import NetworkConfig
 
 CANDIDATES = 100
+EXPIRING = "leases of deleted nodes expire within a day; a larger Network or SubnetLen has room for more nodes"
 Network = TypeVar("Network", IPv4Network, IPv6Network)
 
 
@@ -54,13 +58,12 @@ class Pool(Generic[Network]):
     def __str__(self) -> str:
         return f"{self[0].network_address} ... {self[self.count - 1].network_address}"
 
-    def choose(self, taken: Iterable[Network]) -> Network:
-        """One that overlaps none of these. Raises: PoolExhausted."""
+    def choose(self, taken: Iterable[Network], why_full: str = "") -> Network:
+        """One that overlaps none of these. Raises: PoolExhausted, with ``why_full``."""
         numbers = list(islice(self._free(taken), CANDIDATES))
         if not numbers:
             raise PoolExhausted(
-                f"out of subnets: none of the {self.count} of length {self.length} in {self} is free",
-                "leases of nodes that are gone expire within a day; a larger Network or SubnetLen has room for more nodes",
+                f"out of subnets: none of the {self.count} of length {self.length} in {self} is free", why_full or EXPIRING
             )
         return self[random.choice(numbers)]  # noqa: S311 — no secret
 
@@ -99,10 +102,72 @@ def is_from(pool: Pool[Network] | None, subnet: Network | None) -> bool:
     return subnet in pool
 
 
-def free(config: NetworkConfig, taken: Iterable[Subnets]) -> Subnets:
-    """Subnets, one of each family that the network has, that overlap none of these. Raises: PoolExhausted."""
-    first, second, taken = pool4(config), pool6(config), list(taken)
-    return Subnets(
-        ipv4=first.choose(subnets.ipv4 for subnets in taken if subnets.ipv4) if first else None,
-        ipv6=second.choose(subnets.ipv6 for subnets in taken if subnets.ipv6) if second else None,
-    )
+def free(
+    config: NetworkConfig,
+    taken: Iterable[Subnets],
+    endless: Collection[Subnets] = (),
+    nodes: Iterable[IPv4Address | IPv6Address] = (),
+) -> Subnets:
+    """Subnets, one of each family that the network has, that overlap none of these. Raises: PoolExhausted.
+
+    Args:
+        endless: those of ``taken`` that never expire.
+        nodes: addresses of nodes, none of which a subnet may hold.
+    """
+    taken, nodes = list(taken), list(nodes)
+    why_full = _why_full(config, taken, endless)
+    first, second = pool4(config), pool6(config)
+    ipv4 = ipv6 = None
+    if first:
+        spans = [subnets.ipv4 for subnets in taken if subnets.ipv4]
+        avoided = [IPv4Network(node) for node in nodes if node.version == 4]
+        avoided += [each.network for each in config.host_networks if isinstance(each.network, IPv4Network)]
+        ipv4 = _choose(first, spans, avoided, config, why_full)
+    if second:
+        spans6 = [subnets.ipv6 for subnets in taken if subnets.ipv6]
+        avoided6 = [IPv6Network(node) for node in nodes if node.version == 6]
+        avoided6 += [each.network for each in config.host_networks if isinstance(each.network, IPv6Network)]
+        ipv6 = _choose(second, spans6, avoided6, config, why_full)
+    return Subnets(ipv4, ipv6)
+
+
+def _choose(
+    pool: Pool[Network], taken: Sequence[Network], avoided: Sequence[Network], config: NetworkConfig, why_full: str
+) -> Network:
+    """Avoid what is to be avoided; where it may be overlapped, only as far as there is a choice. Raises: PoolExhausted."""
+    try:
+        return pool.choose(chain(taken, avoided), why_full)
+    except PoolExhausted:
+        if not config.may_overlap:
+            raise
+        return pool.choose(taken, why_full)
+
+
+def _why_full(config: NetworkConfig, taken: Sequence[Subnets], endless: Collection[Subnets]) -> str:
+    """Count what is in the way, and say what ends it."""
+    expiring = len(taken) - len(endless)
+    lines = [f"leases that expire: {expiring}, those of deleted nodes within a day"] if expiring else []
+    if endless:
+        lines.append(
+            f"leases without an end: {len(endless)} (reservations, or keys copied from etcd v2 or written by hand), "
+            "to which cni-py config release SUBNET gives one"
+        )
+    if found := [each for network in config.networks for each in overlapping(network, config.host_networks)]:
+        lines.append(f"what overlaps {in_words(found)}, networks of this host itself, is not chosen")
+    return "; ".join([*lines, "a larger Network or SubnetLen has room for more nodes"])
+
+
+def check_host_networks(subnets: Subnets, config: NetworkConfig, has_run: bool) -> None:
+    """Check subnets that were assigned to this node, not chosen: a reservation, a podCIDR. ``has_run``: its pods may use them.
+
+    Raises: Refused, where they overlap a network of the host.
+    """
+    if has_run or config.may_overlap:
+        return
+    for subnet in subnets.each():
+        found = [each for each in overlapping(subnet, config.host_networks) if not each.is_single]
+        if found:
+            raise Refused(
+                f"the subnet {subnet} of this node overlaps {in_words(found)}, a network of this host itself",
+                f"pods there would take its addresses; assign another subnet, or start flanneld with {OPTION}",
+            )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from cni_py.errors import InvalidConfig
+from cni_py.flanneld.host_networks import HostNetwork, overlapping
 from cni_py.node.log import shortened
 
 if TYPE_CHECKING:
@@ -109,6 +110,10 @@ class NetworkConfig(BaseModel):
     warnings: tuple[str, ...] = ()
     """What is accepted, and probably not what was meant; for the log."""
 
+    host_networks: tuple[HostNetwork, ...] = ()
+    """Networks of the host's own links, of which no subnet is to be chosen."""
+    may_overlap: bool = False
+
     @property
     def ipv4(self) -> bool:
         return self.network is not None
@@ -116,6 +121,11 @@ class NetworkConfig(BaseModel):
     @property
     def ipv6(self) -> bool:
         return self.ipv6_network is not None
+
+    def on_host(self, found: Iterable[HostNetwork], may_overlap: bool) -> NetworkConfig:
+        """The same on a host with these networks; those that are elsewhere are left out."""
+        near = [each for network in self.networks for each in overlapping(network, found)]
+        return self.model_copy(update={"host_networks": tuple(near), "may_overlap": may_overlap})
 
     @property
     def networks(self) -> list[IPv4Network | IPv6Network]:

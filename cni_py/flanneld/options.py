@@ -15,12 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from posixpath import normpath
 from textwrap import fill
 from typing import Any
 
 from cni_py import __version__
 from cni_py.flanneld.lease import why_no_node
+from cni_py.flanneld.pattern import Pattern
 
 PREFIX = "FLANNELD_"
 DAY_MINUTES = 24 * 60
@@ -106,6 +108,12 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _key(text: str) -> str:
+    """Without empty, ``.`` and ``..`` parts, as Go's ``path.Join`` writes it into every key; "" is no part at all."""
+    cleaned = re.sub("^//", "/", normpath(text))
+    return "" if cleaned == "." else cleaned
+
+
 def _address(*versions: int) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text and ("%" in text or ip_address(text).version not in versions):
@@ -113,6 +121,12 @@ def _address(*versions: int) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _network(text: str) -> str:
+    if "/" not in text or "%" in text:
+        raise ValueError("it is a network such as 192.168.0.0/16 or fd00::/8")
+    return str(ip_network(text, strict=False))
 
 
 def _public(version: int) -> Callable[[str], str]:
@@ -127,11 +141,16 @@ def _public(version: int) -> Callable[[str], str]:
 
 
 def _pattern(text: str) -> str:
-    try:
-        re.compile(_needed(text))
-    except re.error as error:
-        raise ValueError(f"it is no regular expression: {error}") from error
-    return text
+    return Pattern(_needed(text)).text
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"it is {' or '.join(words)}")
+        return text
+
+    return read
 
 
 def _datastore(text: str) -> str:
@@ -144,12 +163,12 @@ def _datastore(text: str) -> str:
 
 ETCD, KUBERNETES, OTHER, NETWORK, TRAFFIC, OBSERVE, ACTIONS = (
     "etcd",
-    "Kubernetes, in place of etcd",
-    "A file, in place of etcd",
+    "Kubernetes, instead of etcd",
+    "A file, instead of etcd",
     "The node and its subnet",
     "Packet filter and routes",
     "Health and log",
-    "In place of running",
+    "Other modes",
 )
 
 
@@ -169,113 +188,137 @@ class Options:
         ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
         ETCD,
         "URL,URL",
-        "Its members, with commas between. One is used until it fails, then the next.",
+        "etcd's members, separated by commas. One is used until it fails, then the next.",
         _endpoints,
     )
-    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Where flannel's keys begin.")
-    etcd_keyfile: str = _option("", ETCD, "FILE", "Key of our client certificate, PEM.")
+    etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Prefix of flannel's keys.", _key)
+    etcd_keyfile: str = _option("", ETCD, "FILE", "Key of the client certificate, PEM.")
     etcd_certfile: str = _option(
         "",
         ETCD,
         "FILE",
-        "Our client certificate, PEM. Make one for flannel: the server's own key has no business on other nodes.",
+        "Client certificate, PEM. Create one for flannel: do not copy the server's own key to other nodes.",
     )
-    etcd_cafile: str = _option("", ETCD, "FILE", "Certificate of who signed etcd's, PEM; works without a client certificate.")
-    etcd_username: str = _option("", ETCD, "NAME", "User, where etcd has users.")
+    etcd_cafile: str = _option("", ETCD, "FILE", "CA certificate to verify etcd's, PEM; works without a client certificate.")
+    etcd_username: str = _option("", ETCD, "NAME", "User name, if etcd requires users.")
     etcd_password: str = _option(
         "",
         ETCD,
-        "WORD",
-        "The user's password. Everybody on the host can read a command line: "
-        "give it as FLANNELD_ETCD_PASSWORD, in a file that only root can read.",
+        "PASSWORD",
+        "Password of the user. Every user of the host can read command lines: "
+        "set FLANNELD_ETCD_PASSWORD in a file that only root can read.",
         is_secret=True,
     )
 
     kube_subnet_mgr: bool = _option(
-        False, KUBERNETES, "", "Take the subnet from the node's podCIDR, and find the others in the nodes' annotations."
+        False, KUBERNETES, "", "Use the node's podCIDR as subnet, and read those of the other nodes from their annotations."
     )
     kube_api_url: str = _option("", KUBERNETES, "URL", "The API server; not needed in a pod.")
-    kubeconfig_file: str = _option("", KUBERNETES, "FILE", "How to log in; not needed in a pod.")
+    kubeconfig_file: str = _option("", KUBERNETES, "FILE", "Credentials for the API server; not needed in a pod.")
     kube_annotation_prefix: str = _option(
-        "flannel.alpha.coreos.com", KUBERNETES, "NAME", "What the annotations' names begin with.", _needed
+        "flannel.alpha.coreos.com", KUBERNETES, "NAME", "Prefix of the annotations' names.", _needed
     )
     net_config_path: str = _option(
-        "/etc/kube-flannel/net-conf.json", KUBERNETES, "FILE", "The network's configuration, which etcd has otherwise.", _needed
+        "/etc/kube-flannel/net-conf.json", KUBERNETES, "FILE", "Network configuration, which is otherwise in etcd.", _needed
     )
     set_node_network_unavailable: bool = _option(
-        True, KUBERNETES, "", "When all works, take the node's condition NetworkUnavailable back."
+        True, KUBERNETES, "", "Clear the node's condition NetworkUnavailable once the network is ready."
     )
 
     datastore: str = _option(
         "",
         OTHER,
         "file:PATH",
-        "Keep configuration and leases in this file: for one machine, for a lab, or as a list written by hand. "
-        "It is read again when it changes.",
+        "Keep configuration and leases in this file: for one machine, a lab, or a static list. It is reloaded when it changes.",
         _datastore,
     )
 
     iface: tuple[str, ...] = _option(
-        (), NETWORK, "NAME|IP", "Interface to the other nodes; repeatable, the first that is there.", _needed
+        (), NETWORK, "NAME|IP", "Interface to the other nodes; repeatable, the first existing one is used.", _needed
     )
     iface_regex: tuple[str, ...] = _option(
-        (), NETWORK, "REGEX", "The same by a pattern of its address or name; repeatable, tried after -iface.", _pattern
+        (),
+        NETWORK,
+        "REGEX",
+        "Like -iface, by a regular expression for its address or name; repeatable, tried after -iface.",
+        _pattern,
+    )
+    iface_cidr: tuple[str, ...] = _option(
+        (),
+        NETWORK,
+        "CIDR",
+        "Like -iface, by a network of one of its addresses; repeatable, tried after -iface-regex.",
+        _network,
+    )
+    iface_node_ip: bool = _option(
+        False, NETWORK, "", "Like -iface, by the node's InternalIP in the Kubernetes API; tried after -iface-cidr."
     )
     iface_can_reach: str = _option(
         "",
         NETWORK,
         "IP",
-        "The same by a route to this address, tried last. Without any of the three: where the default route leads.",
+        "Like -iface, by the route to this address, tried last. Without any of these: the default route's interface.",
         _address(4, 6),
     )
-    public_ip: str = _option("", NETWORK, "IP", "Where other nodes reach us; left out: the interface's address.", _public(4))
-    public_ipv6: str = _option("", NETWORK, "IP", "The same for IPv6.", _public(6))
+    public_ip: str = _option(
+        "", NETWORK, "IP", "Address under which other nodes reach this one. Default: the interface's address.", _public(4)
+    )
+    public_ipv6: str = _option("", NETWORK, "IP", "Like -public-ip, for IPv6.", _public(6))
+    host_network_overlap: str = _option(
+        "refuse",
+        NETWORK,
+        "refuse|warn",
+        "What to do if the subnet of this node or of another one overlaps a network of this host's links.",
+        _one_of("refuse", "warn"),
+    )
     subnet_file: str = _option(
-        "/run/flannel/subnet.env", NETWORK, "FILE", "Where subnet and MTU are written for the flannel plugin.", _needed
+        "/run/flannel/subnet.env", NETWORK, "FILE", "File with subnet and MTU to write for the flannel plugin.", _needed
     )
     subnet_lease_renew_margin: int = _option(
         60,
         NETWORK,
         "MINUTES",
-        "How long before its end a lease is renewed, 1 to 1439.",
+        "Renew a lease this long before it expires, 1 to 1439.",
         _number(1, DAY_MINUTES - 1, "minutes", f"{MARGIN_FAULT}: "),
     )
 
-    ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade what leaves the flannel network.")
-    ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports where it can.")
-    iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept what is forwarded from and to the flannel network.")
+    ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade traffic that leaves the flannel network.")
+    ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports if possible.")
+    iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept forwarded traffic from and to the flannel network.")
     iptables_resync: int = _option(
         5,
         TRAFFIC,
         "SECONDS",
-        "How often to look for all rules, 1 to 86400. Where the kernel tells of changes, they are put back at once.",
+        "How often to check that all rules exist, 1 to 86400. Where the kernel notifies of changes, they are restored at once.",
         _number(1, 24 * 3600, "seconds"),
     )
     ip_blackhole_route: bool = _option(
-        False, TRAFFIC, "", "Drop packets to addresses of our subnet that no pod has, in place of sending them out again."
+        False, TRAFFIC, "", "Drop packets to unused addresses of our subnet, instead of sending them out again."
     )
 
     healthz_ip: str = _option("0.0.0.0", OBSERVE, "IP", "Address of the health server.", _address(4, 6))
     healthz_port: int = _option(
-        0, OBSERVE, "PORT", "Its port, for /healthz, /readyz and /metrics; 0: no server.", _number(0, 65535)
+        0, OBSERVE, "PORT", "Port of the health server, for /healthz, /readyz and /metrics; 0: no server.", _number(0, 65535)
     )
     v: int = _option(
-        0, OBSERVE, "LEVEL", "How much to log: 1 each change, as a command; 2 also what is watched.", _number(0, 2**31 - 1)
+        0, OBSERVE, "LEVEL", "Verbosity: 1 each change, as a command; 2 also watched events.", _number(0, 2**31 - 1)
     )
 
     check_config: str = _option(
-        "", ACTIONS, "FILE", "Check a network configuration, - for standard input, and say what is wrong.", _needed
+        "", ACTIONS, "FILE", "Check a network configuration, - for standard input, and list what is invalid.", _needed
     )
     cleanup: bool = _option(
         False,
         ACTIONS,
         "",
-        "Remove what flanneld made and leaves when it ends: devices, routes, rules. Pods lose their network.",
+        "Remove what flanneld created and keeps when it stops: devices, routes, rules. Pods lose their network.",
     )
     version: bool = _option(False, ACTIONS, "", "Print the version.")
 
     warnings: tuple[str, ...] = ()
     """What was given and has no effect; for the log."""
+    node_addresses: tuple[str, ...] = ()
+    """With ``iface_node_ip``: the node's InternalIPs, which the daemon reads."""
 
     def redacted(self) -> str:
         """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
@@ -315,6 +358,9 @@ _DUMP = {
     "netConfPath": "net_config_path",
     "setNodeNetworkUnavailable": "set_node_network_unavailable",
     "datastore": "datastore",
+    "ifaceCIDR": "iface_cidr",
+    "ifaceNodeIP": "iface_node_ip",
+    "hostNetworkOverlap": "host_network_overlap",
 }
 
 _FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
@@ -443,6 +489,8 @@ def _check_together(options: Options) -> None:
         raise UsageError("-datastore and -kube-subnet-mgr: there is one datastore")
     if options.check_config and options.cleanup:
         raise UsageError("-check-config and -cleanup: one of them at a time")
+    if options.iface_node_ip and not options.kube_subnet_mgr:
+        raise UsageError("-iface-node-ip needs -kube-subnet-mgr: the node's InternalIP is in the Kubernetes API")
     if bool(options.etcd_keyfile) != bool(options.etcd_certfile):
         raise UsageError("-etcd-keyfile and -etcd-certfile: a client certificate needs both")
     if bool(options.etcd_username) != bool(options.etcd_password):

@@ -1,1 +1,1 @@
-"""What ``host-local`` stands on: ranges (pure arithmetic) and the store of reservations."""
+"""Ranges (pure arithmetic) and the store of reservations, used by ``host-local``."""

@@ -1,8 +1,8 @@
-"""Which addresses may be given, and in which order: pure arithmetic, no file is touched.
+"""Order of allocation: pure arithmetic on addresses, without file access.
 
 A *range* is a part of a subnet, a *range set* some ranges of one family; an attachment gets one
-address of each set. The order is round robin: on after the address given last, through the other
-ranges, and round to that address itself, so that a freed one is not given again at once.
+address of each set. The order is round robin: start after the last allocated address, go through the other
+ranges, and end with that address itself, so that a released one is not reused immediately.
 
 Source: plugins/ipam/host-local/backend/allocator (range.go, range_set.go, allocator.go) of
 containernetworking/plugins, whose rules and error sentences these are.
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     Network = IPv4Network | IPv6Network
 
 _SHOWN = 80
-"""Characters of a wrong value that an error shows."""
+"""Maximum length of an invalid value in an error."""
 
 
 class Range(Value):
-    """``start`` to ``end``, both included and both in ``subnet``; ``gateway`` is never given."""
+    """Addresses from ``start`` to ``end``, both included and both in ``subnet``; ``gateway`` is never allocated."""
 
     subnet: Network
     start: Address
@@ -46,7 +46,7 @@ class Range(Value):
         return other.start in self or self.start in other
 
     def capacity(self) -> int:
-        """How many addresses can be given."""
+        """Number of addresses that can be allocated."""
         return int(self.end) - int(self.start) + 1 - (self.gateway in self)
 
 
@@ -63,7 +63,7 @@ class RangeSet(Value):
 
     @property
     def version(self) -> int:
-        """4 or 6."""
+        """IP version, 4 or 6."""
         return self.ranges[0].start.version
 
     def range_of(self, address: Address) -> Range | None:
@@ -73,21 +73,21 @@ class RangeSet(Value):
         return any(mine.overlaps(its) for mine in self.ranges for its in other.ranges)
 
     def can_give(self, address: Address) -> bool:
-        """Whether it is in a range, and not that one's gateway."""
+        """Return whether it is in a range and is not that range's gateway."""
         r = self.range_of(address)
         return r is not None and address != r.gateway
 
     def capacity(self) -> int:
-        """How many addresses can be given."""
+        """Number of addresses that can be allocated."""
         return sum(r.capacity() for r in self.ranges)
 
     def candidates(self, last: Address | None = None) -> Iterator[tuple[Range, Address]]:
-        """Every address that can be given, once, in the order to try them.
+        """Yield every address that can be allocated, once, in the order to try them.
 
-        It costs what is taken of it, however large the ranges are.
+        The cost is proportional to the number of addresses consumed, however large the ranges are.
 
         Args:
-            last: the address given last; ``None``, or one of no range: begin with the first range.
+            last: the last allocated address; ``None``, or one outside the ranges: start with the first range.
         """
         kind = type(self.ranges[0].start)
         for r, first, end in self._spans(last):
@@ -97,7 +97,7 @@ class RangeSet(Value):
                     yield r, kind(number)
 
     def _spans(self, last: Address | None) -> list[tuple[Range, int, int]]:
-        """The ranges in order; the one with ``last`` comes twice: what is after it, and at the end the rest."""
+        """Return the ranges in order; the one with ``last`` is split: the part after it first, the rest at the end."""
         spans = [(r, int(r.start), int(r.end)) for r in self.ranges]
         begin = next((i for i, r in enumerate(self.ranges) if last is not None and last in r), None)
         if begin is None:
@@ -108,7 +108,7 @@ class RangeSet(Value):
 
 
 def as_address(text: str) -> Address | None:
-    """Read an address, an IPv4 address in IPv6 form as IPv4; ``None`` where the text is none (or has a zone)."""
+    """Parse an address, an IPv4 address in IPv6 form as IPv4; None if the text is invalid (or has a zone)."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -119,7 +119,7 @@ def as_address(text: str) -> Address | None:
 
 
 def parse_address(text: str) -> Address:
-    """Raises: InvalidConfig."""
+    """Parse an address. Raises: InvalidConfig."""
     address = as_address(text)
     if address is None:
         raise InvalidConfig(f"invalid IP address {text[:_SHOWN]}")
@@ -127,7 +127,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_cidr(text: str) -> AddressWithPrefix:
-    """``address/bits``; neither a netmask nor a bare address will do, as in Go. Raises: InvalidConfig."""
+    """Parse ``address/bits``; neither a netmask nor a bare address is accepted, as in Go. Raises: InvalidConfig."""
     address, _, bits = text.partition("/")
     if not (bits.isascii() and bits.isdigit()) or "%" in address:
         raise InvalidConfig(f"invalid CIDR address: {text[:_SHOWN]}")
@@ -138,10 +138,10 @@ def parse_cidr(text: str) -> AddressWithPrefix:
 
 
 def parse_range(subnet: str, start: str = "", end: str = "", gateway: str = "") -> Range:
-    """A range from its texts; what is empty gets its default. Raises: InvalidConfig.
+    """Build a range; empty values get their default. Raises: InvalidConfig.
 
-    Defaults: the first address of the subnet is the gateway's; the range is all but the network's
-    address and, in IPv4, the broadcast's, which ``start`` and ``end`` may name.
+    Defaults: the gateway is the subnet's first address; the range is the subnet without the network
+    address and, in IPv4, the broadcast address, which ``start`` and ``end`` may name.
     """
     network = _parse_subnet(subnet)
     first, last = network.network_address + 1, network.broadcast_address - (network.version == 4)
@@ -153,12 +153,12 @@ def parse_range(subnet: str, start: str = "", end: str = "", gateway: str = "") 
     if end and (of_end not in network or is_backwards):
         raise InvalidConfig(f"RangeEnd {of_end} not in network {network}", f"rangeStart is {of_start}")
     if is_backwards:
-        raise InvalidConfig(f"RangeStart {of_start} is after {of_end}, the last address of {network}", hint='give a "rangeEnd"')
+        raise InvalidConfig(f"RangeStart {of_start} is after {of_end}, the last address of {network}", hint='set "rangeEnd"')
     return Range(network, of_start, of_end, parse_address(gateway) if gateway else first)
 
 
 def parse_range_sets(sets: Iterable[Sequence[tuple[str, str, str, str]]]) -> tuple[RangeSet, ...]:
-    """Range sets from the texts (subnet, rangeStart, rangeEnd, gateway) of each range. Raises: InvalidConfig."""
+    """Build range sets from the texts (subnet, rangeStart, rangeEnd, gateway) of each range. Raises: InvalidConfig."""
     out: list[RangeSet] = []
     for index, texts in enumerate(sets):
         try:
@@ -177,7 +177,7 @@ def _parse_range_set(texts: Sequence[tuple[str, str, str, str]]) -> RangeSet:
     if not ranges:
         raise InvalidConfig("empty range set")
     if len({r.start.version for r in ranges}) > 1:
-        raise InvalidConfig("mixed address families", hint="give each family a range set of its own")
+        raise InvalidConfig("mixed address families", hint="use one range set per family")
     for i, one in enumerate(ranges):
         for other in ranges[i + 1 :]:
             if one.overlaps(other):
@@ -187,7 +187,7 @@ def _parse_range_set(texts: Sequence[tuple[str, str, str, str]]) -> RangeSet:
 
 def _parse_subnet(text: str) -> Network:
     if not text:
-        raise InvalidConfig('a range has no "subnet"')
+        raise InvalidConfig('missing "subnet" of a range')
     interface = parse_cidr(text)
     network = interface.network
     if network.prefixlen > network.max_prefixlen - 2:

@@ -1,4 +1,4 @@
-"""The format of ``resolv.conf`` (resolv.conf(5)), as far as a CNI result can say it.
+"""Parser for ``resolv.conf`` (resolv.conf(5)): what a CNI result can represent of it.
 
 Source: plugins/ipam/host-local/dns.go of containernetworking/plugins.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def parse(text: str) -> tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]]:
-    """Name servers, domain, search list and options; the last ``domain`` counts, the others add up."""
+    """Return name servers, domain, search list and options; the last ``domain`` counts, the others add up."""
     said: dict[str, list[str]] = {"nameserver": [], "domain": [""], "search": [], "options": []}
     for line in text.split("\n"):
         keyword, *values = line.split() or [""]

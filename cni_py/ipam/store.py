@@ -1,22 +1,22 @@
-"""The reservations of one network: a file per address, equal to those of Go's host-local.
+"""Reservations of one network: a file per address, identical to those of Go's host-local.
 
 How it works. ``<dataDir>/<network>/<address>`` (0600) holds the container id, CR LF and the
 interface name; files of old plugins hold the id alone. ``last_reserved_ip.<index of the range
-set>`` holds the address given last. ``lock`` is held (``flock``) while any of these is read or
+set>`` holds the last allocated address. ``lock`` is held (``flock``) while any of these is read or
 changed; :class:`Store` is that lock, so nothing can be done without it. Go's plugin and this one
-can work on one folder at the same time.
+can use the same directory concurrently.
 
-The folder is listed and read once per lock, into memory. Whose a file is, is a question of its
-text, so an ADD or a DEL costs about 3 µs for each reservation of the network; the size of the
-ranges costs nothing. A process that answers many calls keeps what it read (:func:`keep_between_calls`)
-and knows by the folder's time of change whether a file has come or gone since. It sets that time
-itself when it unlocks, to the nanosecond, for the kernel's own clock would give the same time to a
-change that somebody makes a millisecond later. Texts that a decision hangs on are read again.
+The directory is listed and its files are read once per lock, into memory. Only a file's
+text says which attachment owns it, so an ADD or a DEL costs about 3 µs per reservation of the network; the size
+of the ranges costs nothing. A process that handles many calls caches what it read (:func:`keep_between_calls`)
+and detects created and deleted files by the directory's mtime. It sets that mtime
+itself when it unlocks, to the nanosecond, because the kernel's coarse clock would give the same time to a
+change that another process makes a millisecond later. Texts that a decision depends on are read again.
 
-What damage does: a file that is empty or whose text can be nobody's reservation (a crash between
-making and writing it) is free, and taken over by the next one who comes to it. What cannot be
-read, and what is no regular file, is never given and never touched. A damaged
-``last_reserved_ip`` begins the round again. All of it is noted in the journal.
+Damage: a file that is empty or whose text is not a reservation (a crash between
+creating and writing it) is free, and reused by the next attachment that tries its address. A file that cannot be
+read, or is not a regular file, is never allocated and never touched. A damaged
+``last_reserved_ip`` restarts the round. All of this is noted in the journal.
 
 Source: plugins/ipam/host-local/backend/disk/backend.go of containernetworking/plugins.
 """
@@ -43,27 +43,27 @@ if TYPE_CHECKING:
 
 FOLDER_MODE = 0o755
 MAX_BYTES = 4096
-"""Bytes of a reservation that are read: an id and a name fit many times over."""
+"""Maximum bytes to read of a reservation: an id and a name fit many times over."""
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _ID_BYTES = _LETTERS + b"_.-"
 _NO_IFNAME_BYTES = bytes(range(0x21)) + b"/:\x7f"
 _ADDRESS_BEGINS = frozenset("0123456789abcdef:")
-_READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK  # a fifo must not hold us up
+_READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK  # a FIFO must not block us
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
 Stamp = tuple[int, int, int]
-"""Device, inode and time of change of a folder."""
+"""Device, inode and mtime of a directory."""
 _kept: dict[str, tuple[Stamp, dict[str, bytes | None]]] | None = None
 _MAX_KEPT = 64
 _REPLACE = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 
 
 class Store:
-    """A network's reservations, locked: ``with Store(data_dir, network) as store:``.
+    """Reservations of a network, locked: ``with Store(data_dir, network) as store:``.
 
     Args:
         data_dir: absolute path, checked by the caller.
         network: the network's name, checked by the caller.
-        create: make the folder; without it, one that is not there holds nothing.
+        create: create the directory; otherwise a missing one holds nothing.
     """
 
     def __init__(self, data_dir: str, network: str, create: bool = False) -> None:
@@ -74,12 +74,12 @@ class Store:
         self._is_complete = self._is_recalled = False
 
     def __enter__(self) -> Store:
-        """Raises: IOFailure."""
+        """Lock the store and read it. Raises: IOFailure."""
         if self._create:
             try:
                 files.make_folder(self.folder, FOLDER_MODE)
             except OSError as error:
-                raise IOFailure(f'could not make "{self.folder}"', error.strerror or "", errno=error.errno or 0) from error
+                raise IOFailure(f'could not create "{self.folder}"', error.strerror or "", errno=error.errno or 0) from error
         lock = files.Lock(f"{self.folder}/lock")
         try:
             lock.__enter__()
@@ -98,60 +98,60 @@ class Store:
             self._lock.__exit__(kind, error, trace)
 
     def _recall(self) -> None:
-        """Take what an earlier call of this process read, if no file has come or gone since."""
+        """Load what an earlier call of this process read, if no file was created or deleted since."""
         kept = _kept.pop(self.folder, None) if _kept is not None else None
         self._is_recalled = kept is not None and kept[0] == _stamp_of(self.folder)
         if kept and self._is_recalled:
             self._texts, self._is_complete = kept[1], True
 
     def _keep(self, is_certain: bool) -> None:
-        """Leave what is known of all files to the next call, under a time of change that nobody else's change has."""
+        """Cache what is known of all files for the next call, under an mtime that no other process's change has."""
         if _kept is None or not (is_certain and self._is_complete):
             return
         now = time_ns()
         try:
             posix.utime(self.folder, ns=(now, now))
-        except OSError:  # read-only by now: the next call reads
+        except OSError:  # it became read-only: the next call reads it
             return
         stamp = _stamp_of(self.folder)
-        if stamp and stamp[2] == now:  # a file system may know whole seconds only
+        if stamp and stamp[2] == now:  # a file system may store whole seconds only
             if len(_kept) >= _MAX_KEPT:
                 _kept.clear()
             _kept[self.folder] = stamp, self._texts
 
     def held_by(self, container_id: str, ifname: str) -> list[Address]:
-        """The addresses of an attachment; where it has none, those of files with its container's id alone."""
+        """Return the addresses of an attachment; if it has none, those of files with its container's id alone."""
         texts = [(name, text.strip()) for name, text in self._scan().items() if text]
         for wanted in (_text_of(container_id, ifname), _text_of(container_id, "")):
-            names = [name for name, text in texts if text == wanted and self._still_says(name, wanted)]
+            names = [name for name, text in texts if text == wanted and self._is_unchanged(name, wanted)]
             if found := _addresses(names):
                 return found
         return []
 
     def owner_of(self, address: Address) -> Owner | None:
-        """Container id and interface name ("" in an old file) of who holds the address."""
-        text = self._texts[str(address)] if self._is_there(str(address)) else None
+        """Return container id and interface name ("" in an old file) of the owner of the address."""
+        text = self._texts[str(address)] if self._exists(str(address)) else None
         return None if text is None else parse_owner(text)
 
     def is_free(self, address: Address) -> bool:
-        """Whether nobody holds the address; a damaged file is nobody's."""
+        """Return whether the address is not reserved; a damaged file reserves nothing."""
         name = str(address)
-        return not self._is_there(name) or self._is_rubbish(name)
+        return not self._exists(name) or self._is_damaged(name)
 
     def reservations(self) -> Iterator[tuple[Address, Owner | None]]:
-        """Every address with a file, and whose it is; ``None``: the file is damaged."""
+        """Yield every address with a file, and its owner; ``None`` if the file is damaged."""
         if self._is_recalled:
             self._texts, self._is_complete, self._is_recalled = {}, False, False
         for name, text in list(self._scan().items()):
             for address in _addresses([name]):
                 owner = None if text is None else parse_owner(text)
-                if owner is not None or self._is_rubbish(name):
+                if owner is not None or self._is_damaged(name):
                     yield address, owner
 
     def reserve(self, address: Address, container_id: str, ifname: str, range_set: int) -> bool:
-        """Give the address to the attachment; ``False`` where it is not free.
+        """Reserve the address for the attachment; returns False if it is not free.
 
-        Raises: IOFailure; nothing is left of the reservation then.
+        Raises: IOFailure; the reservation is removed then.
         """
         if not self.is_free(address):
             return False
@@ -163,7 +163,7 @@ class Store:
             with _printf(text, path):
                 _create_file(path, text)
         except IOFailure as error:
-            if error.errno != EEXIST:  # somebody who takes no lock was here first
+            if error.errno != EEXIST:  # another process that takes no lock created it first
                 raise
             self._texts[name] = None
             return False
@@ -172,7 +172,7 @@ class Store:
         return True
 
     def release(self, addresses: Iterable[Address]) -> None:
-        """Free the addresses, going on past failures. Raises: IOFailure, naming what is left."""
+        """Release the addresses, continuing after failures. Raises: IOFailure, naming what is left."""
         failures: dict[str, IOFailure] = {}
         for name in map(str, addresses):
             try:
@@ -183,11 +183,11 @@ class Store:
                 self._texts.pop(name, None)
         if failures:
             first = next(iter(failures.values()))
-            msg = f'could not free {", ".join(failures)} in "{self.folder}"'
+            msg = f'could not release {", ".join(failures)} in "{self.folder}"'
             raise IOFailure(msg, f"{first.msg}: {first.details}", f"see ls -l {self.folder}", first.errno)
 
     def last_reserved(self, range_set: int) -> Address | None:
-        """The address that was given last of a range set, if it is known."""
+        """Return the last allocated address of a range set, if it is known."""
         path = self._last_reserved_path(range_set)
         try:
             text = _read(path)
@@ -197,23 +197,23 @@ class Store:
             return None
         address = as_address(text.decode(errors="replace").strip())
         if address is None:
-            note(f"ignored {path}: it holds no address but {text[:40]!r}")
+            note(f"ignored {path}: invalid address {text[:40]!r}")
         return address
 
     def _write_last_reserved(self, range_set: int, name: str) -> None:
-        """Written in place, as Go does, keeping the file's mode. That it fails costs the round, not the pod."""
+        """Write in place, as Go does, to keep the file's mode. A failure costs the round robin, not the pod."""
         path = self._last_reserved_path(range_set)
         try:
             with _printf(name.encode(), path):
                 _write_and_close(posix.open(path, _REPLACE, 0o600), name.encode())
         except IOFailure as error:
-            note(f"the next address may be one given before: {error}")
+            note(f"a recently used address may be allocated next: {error}")
 
     def _last_reserved_path(self, range_set: int) -> str:
         return f"{self.folder}/last_reserved_ip.{range_set}"
 
     def _scan(self) -> dict[str, bytes | None]:
-        """The text of every file that may be a reservation; ``None``: it cannot be read."""
+        """Read every file that may be a reservation; ``None``: it cannot be read."""
         if not self._is_complete:
             for name in reserved_names(self.folder):
                 try:
@@ -223,8 +223,8 @@ class Store:
             self._is_complete = True
         return self._texts
 
-    def _is_there(self, name: str) -> bool:
-        """Whether the address has a file. One address asked for costs one file, not the folder."""
+    def _exists(self, name: str) -> bool:
+        """Return whether the address has a file. A single lookup costs one file, not the directory."""
         if self._is_recalled if name in self._texts else not self._is_complete:
             try:
                 self._texts[name] = _read(f"{self.folder}/{name}")
@@ -232,11 +232,11 @@ class Store:
                 self._texts.pop(name, None)
         return name in self._texts
 
-    def _still_says(self, name: str, wanted: bytes) -> bool:
-        """Whether a file that was read by an earlier call has the same text now."""
-        return not self._is_recalled or (self._is_there(name) and (self._texts[name] or b"").strip() == wanted)
+    def _is_unchanged(self, name: str, wanted: bytes) -> bool:
+        """Return whether a file that was read by an earlier call still has the same text."""
+        return not self._is_recalled or (self._exists(name) and (self._texts[name] or b"").strip() == wanted)
 
-    def _is_rubbish(self, name: str) -> bool:
+    def _is_damaged(self, name: str) -> bool:
         text = self._texts[name]
         if text is None or parse_owner(text) is not None or not _is_regular(f"{self.folder}/{name}"):
             return False
@@ -245,7 +245,7 @@ class Store:
 
 
 def keep_between_calls() -> None:
-    """From here on this process keeps what it reads of each folder until somebody changes that."""
+    """Cache directories in this process until another process changes them."""
     global _kept
     _kept = {}
 
@@ -259,7 +259,7 @@ def _stamp_of(folder: str) -> Stamp | None:
 
 
 def reserved_names(folder: str) -> list[str]:
-    """The names of the files that may be reservations, read without the lock; none where there is no folder.
+    """List the files that may be reservations, without the lock; empty if the directory does not exist.
 
     Raises: IOFailure.
     """
@@ -273,13 +273,13 @@ def reserved_names(folder: str) -> list[str]:
 
 
 def addresses_of(data_dir: str, network: str, container_id: str, ifname: str) -> list[Address]:
-    """The addresses that an attachment holds, for callers that want nothing else. Raises: IOFailure."""
+    """Return the addresses that an attachment holds, for callers without a :class:`Store`. Raises: IOFailure."""
     with Store(data_dir, network) as store:
         return store.held_by(container_id, ifname)
 
 
 def parse_owner(text: bytes) -> Owner | None:
-    """Container id and interface name ("" in an old file) of a reservation; ``None``: it is nobody's."""
+    """Return container id and interface name ("" in an old file) of a reservation; None if it is invalid."""
     container_id, _, ifname = text.rstrip().partition(b"\r\n")
     container_id = container_id.lstrip()
     if len(text) >= MAX_BYTES or not container_id or container_id[0] not in _LETTERS or container_id.translate(None, _ID_BYTES):
@@ -295,13 +295,13 @@ def _text_of(container_id: str, ifname: str) -> bytes:
 
 
 def _addresses(names: Iterable[str]) -> list[Address]:
-    """The names that are addresses, in the form in which they are written here."""
+    """Return the names that are addresses in canonical form."""
     pairs = [(name, as_address(name)) for name in names]
     return [address for name, address in pairs if address is not None and str(address) == name]
 
 
 def _printf(text: bytes, path: str) -> step:
-    """The step of writing a file, as a person would type it."""
+    """Return the step of writing a file, as the command a person would type."""
     shown = text.decode(errors="backslashreplace").replace("\\", "\\\\").replace("%", "%%").replace("\r\n", "\\r\\n")
     change = step("printf", shown, error=IOFailure)
     change.line += f" > {quote(path)}"
@@ -309,7 +309,7 @@ def _printf(text: bytes, path: str) -> step:
 
 
 def _read(path: str) -> bytes | None:
-    """The text of a file; ``None`` where it cannot be read. Raises: FileNotFoundError."""
+    """Return the text of a file; None if it cannot be read. Raises: FileNotFoundError."""
     try:
         fd = posix.open(path, _READ)
     except FileNotFoundError:
@@ -327,7 +327,7 @@ def _read(path: str) -> bytes | None:
 
 
 def _create_file(path: str, text: bytes) -> None:
-    """A new file with its text, or none. Raises: OSError."""
+    """Create a file with its text, or nothing. Raises: OSError."""
     if files.create(path, text):
         return
     fd = posix.open(path, _CREATE, 0o600)
@@ -342,7 +342,7 @@ def _create_file(path: str, text: bytes) -> None:
 
 
 def _write_and_close(fd: int, text: bytes) -> None:
-    """Closing tells of a full disk, too, on some file systems. Raises: OSError."""
+    """Write and close; on some file systems a full disk is reported only by close(). Raises: OSError."""
     try:
         files.write_all(fd, text)
     finally:

@@ -1,4 +1,4 @@
-"""The only modules that change the kernel: rtnetlink, nftables, sysctl; and the journal of what they did.
+"""The kernel's objects, a module each: links, addresses, routes, neighbours, sysctls, namespaces, connections.
 
 They take plain values and know nothing of plugins or configurations.
 """

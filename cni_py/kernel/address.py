@@ -8,7 +8,24 @@ from struct import pack, unpack_from
 
 from cni_py.journal import step
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, attributes, number
+from cni_py.netlink.attributes import attribute, attributes, made_of, number
+from cni_py.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    IFA_F_NODAD,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTM_DELADDR,
+    RTM_GETADDR,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+    RTPROT_BOOT,
+)
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -16,20 +33,15 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
     from cni_py.kernel.link import Link
+    from cni_py.netlink.attributes import Attribute
     from cni_py.netlink.socket import Rtnl
 
     Address = IPv4Address | IPv6Address
     AddressWithPrefix = IPv4Interface | IPv6Interface
     Network = IPv4Network | IPv6Network
 
-AF_INET, AF_INET6 = 2, 10
 _FAMILY = {4: AF_INET, 6: AF_INET6}
 _LENGTH = {AF_INET: 4, AF_INET6: 16}
-IFA_F_NODAD = 0x02
-RT_TABLE_MAIN = 254
-RTPROT_BOOT = 3
-RTN_UNICAST = 1
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
@@ -60,7 +72,7 @@ class KernelRoute(Value):
 def list_addresses(rtnl: Rtnl, link: Link) -> list[AddressWithPrefix]:
     """The link's addresses without IPv6 link-local ones. Raises: KernelRefused."""
     with nl.question(*rtnl.enter, "ip", "addr", "show", "dev", link.name):
-        answers = rtnl.dump(pack("=BBBBi", 0, 0, 0, 0, link.ifindex), nl.RTM_GETADDR)
+        answers = rtnl.dump(pack("=BBBBi", 0, 0, 0, 0, link.ifindex), RTM_GETADDR)
     addresses = [_address(answer) for answer in answers if unpack_from("=i", answer, 4)[0] == link.ifindex]
     return [a for a in addresses if a.version == 4 or not a.is_link_local]
 
@@ -70,7 +82,7 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
 
     An IPv6 address can be used at once, unless ``detect_duplicates``. Raises: KernelRefused.
     """
-    more: list[nl.Attribute] = []
+    more: list[Attribute] = []
     words = ["ip", "addr", "add", str(address)]
     if address.version == 4 and address.network.prefixlen < 31:
         broadcast = str(address.network.broadcast_address)
@@ -81,7 +93,7 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
         words.append("nodad")
     with step(*rtnl.enter, *words, "dev", link.name):
         try:
-            rtnl.change(_address_message(link, address, *more), nl.RTM_NEWADDR, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+            rtnl.change(_address_message(link, address, *more), RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
         except nl.NetlinkError as error:
             if error.errno != EEXIST:
                 raise
@@ -91,7 +103,7 @@ def delete_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix) -> None:
     """Absence is success. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "addr", "del", str(address), "dev", link.name):
         try:
-            rtnl.change(_address_message(link, address), nl.RTM_DELADDR)
+            rtnl.change(_address_message(link, address), RTM_DELADDR)
         except nl.NetlinkError as error:
             if error.errno != EADDRNOTAVAIL:
                 raise
@@ -102,15 +114,15 @@ def add_route(rtnl: Rtnl, link: Link, route: KernelRoute) -> None:
     metrics = tuple(
         [(f"RTAX_{name.upper()}", value) for name, value in (("mtu", route.mtu), ("advmss", route.advmss)) if value]
     )
-    attributes: list[nl.Attribute] = [("RTA_DST", str(route.dst.network.network_address)), ("RTA_TABLE", route.table)]
+    attributes: list[Attribute] = [("RTA_DST", str(route.dst.network.network_address)), ("RTA_TABLE", route.table)]
     attributes += [("RTA_GATEWAY", str(route.gw))] if route.gw else []
     attributes += [("RTA_PRIORITY", route.priority)] if route.priority else []
     attributes += [("RTA_METRICS", metrics)] if metrics else []
     family, table = _FAMILY[route.dst.version], route.table if route.table < 256 else 0
     rtmsg = pack("=8BI", family, route.dst.network.prefixlen, 0, 0, table, RTPROT_BOOT, route.scope, RTN_UNICAST, 0)
-    message = rtmsg + nl.made_of("rtmsg", *attributes, family=family) + attribute(_RTA_OIF, pack("=i", link.ifindex))
+    message = rtmsg + made_of("rtmsg", *attributes, family=family) + attribute(_RTA_OIF, pack("=i", link.ifindex))
     with step(*rtnl.enter, "ip", "route", "add", *route.words(), "dev", link.name):
-        rtnl.change(message, nl.RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_APPEND)
+        rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
 
 
 def list_routes(rtnl: Rtnl, link: Link) -> list[KernelRoute]:
@@ -118,7 +130,7 @@ def list_routes(rtnl: Rtnl, link: Link) -> list[KernelRoute]:
     answers = []
     for family in _FAMILY.values():
         with nl.question(*rtnl.enter, "ip", "route", "show", "table", "all", "dev", link.name):
-            answers += rtnl.dump(pack("=B11x", family), nl.RTM_GETROUTE)
+            answers += rtnl.dump(pack("=B11x", family), RTM_GETROUTE)
     routes = [_route(answer) for answer in answers if answer[7] == RTN_UNICAST]
     return [route for ifindex, route in routes if ifindex == link.ifindex]
 
@@ -147,8 +159,8 @@ def _route(answer: bytes) -> tuple[int, KernelRoute]:
     return number(found.get(_RTA_OIF)), route
 
 
-def _address_message(link: Link, address: AddressWithPrefix, *more: nl.Attribute) -> bytes:
+def _address_message(link: Link, address: AddressWithPrefix, *more: Attribute) -> bytes:
     """``struct ifaddrmsg`` and its attributes."""
     family, ip = _FAMILY[address.version], address.ip.packed
     ifaddrmsg = pack("=4Bi", family, address.network.prefixlen, 0, 0, link.ifindex)
-    return ifaddrmsg + attribute(_IFA_LOCAL, ip) + attribute(_IFA_ADDRESS, ip) + nl.made_of("ifaddrmsg", *more, family=family)
+    return ifaddrmsg + attribute(_IFA_LOCAL, ip) + attribute(_IFA_ADDRESS, ip) + made_of("ifaddrmsg", *more, family=family)

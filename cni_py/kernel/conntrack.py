@@ -17,9 +17,19 @@ from errno import ENOENT
 
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
-from cni_py.kernel.route import RTN_LOCAL, route_to
+from cni_py.kernel.route import route_to
+from cni_py.netlink import netfilter
 from cni_py.netlink.attributes import attribute, attributes, nested
-from cni_py.netlink.netfilter import request
+from cni_py.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    CTA_FILTER_F_CTA_PROTO_DST_PORT,
+    CTA_FILTER_F_CTA_PROTO_NUM,
+    IPCTNL_MSG_CT_DELETE,
+    IPCTNL_MSG_CT_GET,
+    NFNL_SUBSYS_CTNETLINK,
+    RTN_LOCAL,
+)
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -27,12 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
 UDP = 17
-_AF = {4: 2, 6: 10}  # AF_INET, AF_INET6
-_CONNTRACK = 1 << 8  # NFNL_SUBSYS_CTNETLINK
-_GET, _DELETE = 1, 2
-_ACK, _DUMP = 0x4, 0x300
+_FAMILY = {4: AF_INET, 6: AF_INET6}
+_GET, _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25  # CTA_…
-_BY_PROTOCOL, _BY_PORT = 1 << 3, 1 << 5  # CTA_FILTER_F_CTA_PROTO_NUM, …_PROTO_DST_PORT
 
 
 class Connection(Value):
@@ -74,10 +81,10 @@ def _connections(version: int, ports: Collection[int]) -> Iterator[Connection]:
     wanted = {port.to_bytes(2, "big") for port in ports}
     # CTA_TUPLE_PROTO > CTA_PROTO_NUM, CTA_PROTO_DST_PORT; CTA_FILTER > CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS
     protocol = attribute(1, bytes([UDP])) + attribute(3, min(wanted))
-    flags = _BY_PROTOCOL | (_BY_PORT if len(wanted) == 1 else 0)
+    flags = CTA_FILTER_F_CTA_PROTO_NUM | (CTA_FILTER_F_CTA_PROTO_DST_PORT if len(wanted) == 1 else 0)
     filter_ = attribute(1, _native(flags)) + attribute(2, _native(0))
     body = nested(_TUPLE_ORIG, nested(2, protocol)) + nested(_FILTER, filter_)
-    for answer in request(_CONNTRACK | _GET, _AF[version], body, _DUMP):
+    for answer in netfilter.dump(_GET, _FAMILY[version], body):
         parts = dict(attributes(answer))
         original, reply = _tuple(parts.get(_TUPLE_ORIG, b"")), _tuple(parts.get(_TUPLE_REPLY, b""))
         if original["protocol"] == bytes([UDP]) and original["port"] in wanted:
@@ -111,7 +118,7 @@ def _delete(version: int, connection: Connection) -> None:
     to = ("--orig-dst", str(ip_address(connection.destination)), "--orig-port-dst", str(connection.port))
     with step("conntrack", "-D", "-f", f"ipv{version}", "-p", "udp", *to):
         try:
-            request(_CONNTRACK | _DELETE, _AF[version], connection.name, _ACK)
+            netfilter.change(_DELETE, _FAMILY[version], connection.name)
         except OSError as error:
             if error.errno != ENOENT:
                 raise

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from _thread import allocate_lock, start_new_thread
 from errno import ENODEV
+from struct import unpack_from
 
 from cni_py.journal import step
 from cni_py.kernel.link import delete_request
-from cni_py.netlink import socket as rtnl
+from cni_py.netlink.constants import NETLINK_ROUTE, RTM_DELLINK, RTMGRP_LINK
+from cni_py.netlink.socket import Listener, open_host, question
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +25,8 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.link import Link
     from cni_py.kernel.netns import NetNS
-    from cni_py.netlink.socket import Rtnl
+    from cni_py.netlink.socket import Message, Rtnl
 
-RTMGRP_LINK = 1
 POLL_SECONDS = 0.005
 MAX_PENDING = 128
 """Deletions that the kernel may be at; one more waits for its own acknowledgement."""
@@ -46,7 +47,7 @@ class Deletion:
     def run(self) -> None:
         """Send the request and wait for its acknowledgement."""
         try:
-            self.asking.change(delete_request(self.ifindex), rtnl.RTM_DELLINK)
+            self.asking.change(delete_request(self.ifindex), RTM_DELLINK)
         except OSError as error:
             self.error = error
         finally:
@@ -67,7 +68,8 @@ def delete_in(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
 
     ``choose`` finds it, with a socket that is in the namespace; answers whether there is one to delete.
     """
-    asking, listening = netns.run(lambda: (rtnl.open_host(), rtnl.open_host(RTMGRP_LINK)))
+    with question(*netns.enter, "ip", "monitor", "link"):
+        asking, listening = netns.run(lambda: (open_host(), Listener(NETLINK_ROUTE, RTMGRP_LINK)))
     with listening:
         try:
             link = choose(asking)
@@ -81,11 +83,16 @@ def delete_in(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
             deletion = Deletion(asking, link.ifindex)
             _begin(deletion)
             while not deletion.has_ended():
-                if (rtnl.RTM_DELLINK, link.ifindex) in listening.notices(POLL_SECONDS):
+                if _has_gone(link, listening.receive(POLL_SECONDS)):
                     return True
             if deletion.error is not None and deletion.error.errno != ENODEV:
                 raise deletion.error
     return True
+
+
+def _has_gone(link: Link, messages: list[Message] | None) -> bool:
+    """Whether one of the notifications says so."""
+    return any(kind == RTM_DELLINK and unpack_from("=i", body, 4)[0] == link.ifindex for kind, _, _, _, body in messages or ())
 
 
 def _begin(deletion: Deletion) -> None:

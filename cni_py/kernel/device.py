@@ -16,9 +16,10 @@ from typing import Protocol
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
 from cni_py.kernel.features import missing
-from cni_py.kernel.link import IFF_UP, delete_link, find_link, ifinfomsg
+from cni_py.kernel.link import delete_link, find_link, ifinfomsg
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes, nested
+from cni_py.netlink.constants import IFF_UP, NLM_F_CREATE, NLM_F_EXCL, RTM_GETLINK, RTM_NEWLINK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _create(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes) -> None:
     info = attribute(_INFO_KIND, kind) + (nested(_INFO_DATA, data) if data else b"")
     message = ifinfomsg() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_MTU, pack("=I", mtu)) + nested(_IFLA_LINKINFO, info)
     try:
-        rtnl.change(message, nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+        rtnl.change(message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
     except nl.NetlinkError as error:
         if error.errno == EOPNOTSUPP:
             raise missing(kind, str(error.strerror)) from error
@@ -94,7 +95,7 @@ def _create(rtnl: Rtnl, name: str, kind: str, mtu: int, data: bytes) -> None:
 def _holds(rtnl: Rtnl, name: str, data: bytes) -> bool:
     """Whether the device has each of these attributes."""
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", name):
-        answer = rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), nl.RTM_GETLINK)
+        answer = rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), RTM_GETLINK)
     info = dict(attributes(dict(attributes(answer[16:])).get(_IFLA_LINKINFO, b"")))
     there = dict(attributes(info.get(_INFO_DATA, b"")))
     return all(there.get(kind) == value for kind, value in attributes(data))
@@ -105,4 +106,4 @@ def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
     if link.is_up and link.mtu == mtu:
         return
     with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu), "up"):
-        rtnl.change(ifinfomsg(link.ifindex, IFF_UP, IFF_UP) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, IFF_UP, IFF_UP) + attribute(_IFLA_MTU, pack("=I", mtu)), RTM_NEWLINK)

@@ -18,6 +18,7 @@ from cni_py.errors import NotAvailable
 from cni_py.kernel.link import delete_link, ifinfomsg
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, nested
+from cni_py.netlink.constants import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _INFO_KIND = 3, 18, 31, 1
 _NAME = "cni-py-probe"
@@ -40,7 +41,7 @@ def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
     message += attribute(_IFLA_NUM_TX_QUEUES, pack("=I", 0xFFFFFFFF)) + nested(_IFLA_LINKINFO, attribute(_INFO_KIND, kind))
     with nl.question(*rtnl.enter, "ip", "link", "add", _NAME, "numtxqueues", "4294967295", "type", kind):
         try:
-            rtnl.change(message, nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+            rtnl.change(message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
         except nl.NetlinkError as error:
             if error.errno not in (EINVAL, EOPNOTSUPP):
                 raise

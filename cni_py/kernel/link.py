@@ -14,17 +14,30 @@ from struct import pack, unpack_from
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, quote, step
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, attributes, nested, number, text_of
+from cni_py.netlink.attributes import attribute, attributes, made_of, nested, number, text_of
+from cni_py.netlink.constants import (
+    AF_BRIDGE,
+    BRIDGE_VLAN_INFO_PVID,
+    BRIDGE_VLAN_INFO_UNTAGGED,
+    IFF_NOARP,
+    IFF_PROMISC,
+    IFF_UP,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    RTEXT_FILTER_SKIP_STATS,
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_NEWLINK,
+    RTM_SETLINK,
+)
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.kernel.netns import NetNS
+    from cni_py.netlink.attributes import Attribute
     from cni_py.netlink.socket import Rtnl
 
-IFF_UP, IFF_NOARP, IFF_PROMISC = 0x1, 0x80, 0x100
-AF_BRIDGE = 7
-VLAN_PVID, VLAN_UNTAGGED = 0x2, 0x4
 IFALIAS_MAX = 255
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 16, 18, 20, 26, 29
@@ -32,7 +45,6 @@ _IFLA_BRIDGE_VLAN_INFO = 2
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BR_VLAN_FILTERING, _BR_VLAN_PROTOCOL = 7, 8
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
-_RTEXT_FILTER_SKIP_STATS = 1 << 3
 _OPERSTATES = {1: "NOTPRESENT", 2: "DOWN", 3: "LOWERLAYERDOWN", 4: "TESTING", 5: "DORMANT", 6: "UP"}
 
 
@@ -72,7 +84,7 @@ def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
     message = _named(key) if isinstance(key, str) else ifinfomsg(key)
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", str(key)):
         try:
-            return _link(rtnl.get(message, nl.RTM_GETLINK))
+            return _link(rtnl.get(message, RTM_GETLINK))
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise
@@ -85,7 +97,7 @@ def list_links(rtnl: Rtnl, alias: str = "") -> list[Link]:
     Only those that hold the text are decoded.
     """
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show"):
-        links = [_link(message) for message in rtnl.dump(ifinfomsg(), nl.RTM_GETLINK, containing=alias.encode())]
+        links = [_link(message) for message in rtnl.dump(ifinfomsg(), RTM_GETLINK, containing=alias.encode())]
     return [link for link in links if not alias or link.alias == alias]
 
 
@@ -114,7 +126,7 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
     words += ["type", "bridge", *(["vlan_filtering", "1"] if vlan_filtering else [])]
     with step(*words):
         try:
-            rtnl.change(ifinfomsg() + _made_of(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+            rtnl.change(ifinfomsg() + _made_of(*attributes), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
         except nl.NetlinkError as error:
             if error.errno != EEXIST:
                 raise
@@ -128,10 +140,10 @@ def create_veth(rtnl: Rtnl, bridge: Link, sandbox: NetNS, ifname: str, mtu: int,
     Both ends are down: a peer that is born up is refused (ENOTCONN). Answers the host end's name,
     "veth" and eight hex digits. Raises: KernelRefused, EEXIST where ``ifname`` is taken.
     """
-    peer: list[nl.Attribute] = [("IFLA_IFNAME", ifname), ("IFLA_NET_NS_FD", sandbox.fd)]
+    peer: list[Attribute] = [("IFLA_IFNAME", ifname), ("IFLA_NET_NS_FD", sandbox.fd)]
     peer += [("IFLA_ADDRESS", mac)] if mac else []
     peer += [("IFLA_MTU", mtu)] if mtu else []
-    attributes: list[nl.Attribute] = [("IFLA_MASTER", bridge.ifindex), _linkinfo("veth", (("VETH_INFO_PEER", tuple(peer)),))]
+    attributes: list[Attribute] = [("IFLA_MASTER", bridge.ifindex), _linkinfo("veth", (("VETH_INFO_PEER", tuple(peer)),))]
     attributes += [("IFLA_MTU", mtu)] if mtu else []
     for last in (False, False, True):
         name = f"veth{urandom(4).hex()}"
@@ -158,8 +170,8 @@ def create_veth(rtnl: Rtnl, bridge: Link, sandbox: NetNS, ifname: str, mtu: int,
             made.line += f" && ip link set {name} alias {quote(alias)}"
             with made:
                 rtnl.change_all(
-                    (_named(name) + _made_of(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL),
-                    (_named(name) + attribute(_IFLA_IFALIAS, alias[:IFALIAS_MAX]), nl.RTM_NEWLINK, 0),
+                    (_named(name) + _made_of(*attributes), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL),
+                    (_named(name) + attribute(_IFLA_IFALIAS, alias[:IFALIAS_MAX]), RTM_NEWLINK, 0),
                 )
             return name
         except KernelRefused as error:
@@ -188,7 +200,7 @@ def create_vlan_gateway(rtnl: Rtnl, bridge: Link, name: str, mtu: int) -> str:
         "ip", "link", "add", port, "mtu", str(mtu), "master", bridge.name, "type", "veth", "peer", "name", name, "mtu", str(mtu)
     ):
         attributes = ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge.ifindex), _linkinfo("veth", (("VETH_INFO_PEER", peer),))
-        rtnl.change(_named(port) + _made_of(*attributes), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+        rtnl.change(_named(port) + _made_of(*attributes), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
     return port
 
 
@@ -213,63 +225,63 @@ def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) 
         onoff[isolated],
     ):
         message = ifinfomsg(link.ifindex, flags=IFF_UP, change=IFF_UP) + attribute(_IFLA_IFALIAS, alias[:IFALIAS_MAX])
-        rtnl.change(message + _made_of(("IFLA_LINKINFO", info)), nl.RTM_NEWLINK)
+        rtnl.change(message + _made_of(("IFLA_LINKINFO", info)), RTM_NEWLINK)
 
 
 def set_up(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "up"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_UP, change=IFF_UP), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_UP, change=IFF_UP), RTM_NEWLINK)
 
 
 def set_down(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "down"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_UP), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_UP), RTM_NEWLINK)
 
 
 def rename(rtnl: Rtnl, link: Link, name: str) -> None:
     """Down, as the kernel asks for. Raises: KernelRefused."""
     set_down(rtnl, link)
     with step(*rtnl.enter, "ip", "link", "set", link.name, "name", name):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_IFNAME, name), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_IFNAME, name), RTM_NEWLINK)
 
 
 def release(rtnl: Rtnl, link: Link) -> None:
     """Take it out of the bridge (bond, …) that it is a port of. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "nomaster"):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MASTER, pack("=I", 0)), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MASTER, pack("=I", 0)), RTM_NEWLINK)
 
 
 def set_arp_on(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "arp", "on"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_NOARP), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_NOARP), RTM_NEWLINK)
 
 
 def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
     """Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "promisc", "on"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_PROMISC, change=IFF_PROMISC), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_PROMISC, change=IFF_PROMISC), RTM_NEWLINK)
 
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
     """Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "address", mac):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))), RTM_NEWLINK)
 
 
 def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
     """Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "mtu", str(mtu)):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MTU, pack("=I", mtu)), nl.RTM_NEWLINK)
+        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MTU, pack("=I", mtu)), RTM_NEWLINK)
 
 
 def delete_link(rtnl: Rtnl, name: str) -> None:
     """Delete a link; with one end of a veth the other goes too. Absence is success. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "del", name):
         try:
-            rtnl.change(_named(name), nl.RTM_DELLINK)
+            rtnl.change(_named(name), RTM_DELLINK)
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise
@@ -282,15 +294,15 @@ def delete_request(ifindex: int) -> bytes:
 
 def add_vlan(rtnl: Rtnl, link: Link, vlan: int, native: bool) -> None:
     """Let a VLAN pass a bridge port; ``native``: its untagged frames. Raises: KernelRefused."""
-    flags = VLAN_PVID | VLAN_UNTAGGED if native else 0
+    flags = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED if native else 0
     with step("bridge", "vlan", "add", "dev", link.name, "vid", str(vlan), *(("pvid", "untagged") if native else ())):
-        rtnl.change(_vlan_message(link, vlan, flags), nl.RTM_SETLINK)
+        rtnl.change(_vlan_message(link, vlan, flags), RTM_SETLINK)
 
 
 def delete_vlan(rtnl: Rtnl, link: Link, vlan: int) -> None:
     """Raises: KernelRefused."""
     with step("bridge", "vlan", "del", "dev", link.name, "vid", str(vlan)):
-        rtnl.change(_vlan_message(link, vlan, 0), nl.RTM_DELLINK)
+        rtnl.change(_vlan_message(link, vlan, 0), RTM_DELLINK)
 
 
 def _vlan_message(link: Link, vlan: int, flags: int) -> bytes:
@@ -298,11 +310,11 @@ def _vlan_message(link: Link, vlan: int, flags: int) -> bytes:
     return ifinfomsg(link.ifindex, family=AF_BRIDGE) + nested(_IFLA_AF_SPEC, info)
 
 
-def _made_of(*attributes: nl.Attribute) -> bytes:
-    return nl.made_of("ifinfmsg", *attributes)
+def _made_of(*attributes: Attribute) -> bytes:
+    return made_of("ifinfmsg", *attributes)
 
 
-def _linkinfo(kind: str, data: tuple[nl.Attribute, ...]) -> nl.Attribute:
+def _linkinfo(kind: str, data: tuple[Attribute, ...]) -> Attribute:
     return "IFLA_LINKINFO", (("IFLA_INFO_KIND", kind), *((("IFLA_INFO_DATA", data),) if data else ()))
 
 
@@ -313,7 +325,7 @@ def ifinfomsg(ifindex: int = 0, flags: int = 0, change: int = 0, family: int = 0
 
 def _named(name: str) -> bytes:
     """The same for a link of this name, without its counters in the answer."""
-    return ifinfomsg() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_EXT_MASK, pack("=I", _RTEXT_FILTER_SKIP_STATS))
+    return ifinfomsg() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_EXT_MASK, pack("=I", RTEXT_FILTER_SKIP_STATS))
 
 
 def _link(message: bytes) -> Link:

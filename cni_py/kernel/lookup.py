@@ -17,15 +17,27 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from struct import pack, unpack_from
 
 from cni_py.kernel.link import Link
-from cni_py.kernel.neighbour import AF_BRIDGE, NUD_PERMANENT, RTM_GETNEIGH, Forwarding, Neighbour
-from cni_py.kernel.routes import AF_INET, RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RTNH_F_ONLINK, Address, Network, Route
-from cni_py.netlink import socket as nl
+from cni_py.kernel.neighbour import Forwarding, Neighbour
+from cni_py.kernel.routes import Address, Network, Route
 from cni_py.netlink.attributes import attribute, attributes, number
+from cni_py.netlink.constants import (
+    AF_BRIDGE,
+    AF_INET,
+    AF_INET6,
+    NTF_SELF,
+    NUD_PERMANENT,
+    RT_TABLE_MAIN,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTN_BLACKHOLE,
+    RTN_UNICAST,
+    RTNH_F_ONLINK,
+)
+from cni_py.netlink.socket import NetlinkError, Rtnl
 
 _RTM_F_FIB_MATCH = 0x2000
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
 _NDA_DST, _NDA_LLADDR = 1, 2
-_NTF_SELF = 0x02
 _IPV6_METRIC = 1024
 
 
@@ -50,41 +62,41 @@ class NeighbourMessage:
     entry: Neighbour | Forwarding | None
 
 
-def find_route(rtnl: nl.Rtnl, route: Route, name_of: Callable[[int], str]) -> Route | None:
+def find_route(rtnl: Rtnl, route: Route, name_of: Callable[[int], str]) -> Route | None:
     """Return the route to the same network with the same metric, as far as a lookup finds it; None: replace it to be sure.
 
     A lookup finds the best route for the network's first address, and refuses to tell of a black hole.
     """
     dst = route.dst
-    family, bits = (AF_INET, 32) if dst.version == 4 else (10, 128)
+    family, bits = (AF_INET, 32) if dst.version == 4 else (AF_INET6, 128)
     question = pack("=BBBBBBBBI", family, bits, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
     try:
-        answer = rtnl.get(question + attribute(_RTA_DST, dst.network_address.packed), nl.RTM_GETROUTE)
-    except nl.NetlinkError:
+        answer = rtnl.get(question + attribute(_RTA_DST, dst.network_address.packed), RTM_GETROUTE)
+    except NetlinkError:
         return None
     found = decode_route(answer, name_of)
     return found.route if found and (found.dst, found.metric) == (dst, route.metric) else None
 
 
-def find_neighbour(rtnl: nl.Rtnl, link: Link, address: Address) -> Neighbour | None:
+def find_neighbour(rtnl: Rtnl, link: Link, address: Address) -> Neighbour | None:
     """Raises: OSError where the kernel cannot be asked."""
-    family = AF_INET if address.version == 4 else 10
+    family = AF_INET if address.version == 4 else AF_INET6
     question = pack("=BxHiHBB", family, 0, link.ifindex, 0, 0, 0) + attribute(_NDA_DST, address.packed)
     entry = _get_neighbour(rtnl, question, link.name)
     return entry if isinstance(entry, Neighbour) else None
 
 
-def find_forwarding(rtnl: nl.Rtnl, link: Link, mac: str) -> Forwarding | None:
+def find_forwarding(rtnl: Rtnl, link: Link, mac: str) -> Forwarding | None:
     """Raises: OSError where the kernel cannot be asked."""
-    question = pack("=BxHiHBB", AF_BRIDGE, 0, link.ifindex, 0, _NTF_SELF, 0)
+    question = pack("=BxHiHBB", AF_BRIDGE, 0, link.ifindex, 0, NTF_SELF, 0)
     entry = _get_neighbour(rtnl, question + attribute(_NDA_LLADDR, bytes.fromhex(mac.replace(":", ""))), link.name)
     return entry if isinstance(entry, Forwarding) else None
 
 
-def _get_neighbour(rtnl: nl.Rtnl, question: bytes, device: str) -> Neighbour | Forwarding | None:
+def _get_neighbour(rtnl: Rtnl, question: bytes, device: str) -> Neighbour | Forwarding | None:
     try:
         return decode_neighbour(rtnl.get(question, RTM_GETNEIGH), device).entry
-    except nl.NetlinkError:  # there is none
+    except NetlinkError:  # there is none
         return None
 
 
@@ -95,7 +107,7 @@ def decode_route(body: bytes, name_of: Callable[[int], str]) -> RouteMessage | N
     """
     family, prefixlen, _, _, table, protocol, _, kind, flags = unpack_from("=BBBBBBBBI", body)
     found = dict(attributes(body[12:]))
-    if (number(found.get(_RTA_TABLE)) or table) != RT_TABLE_MAIN or family not in (AF_INET, 10):
+    if (number(found.get(_RTA_TABLE)) or table) != RT_TABLE_MAIN or family not in (AF_INET, AF_INET6):
         return None
     metric, ifindex, gateway = number(found.get(_RTA_PRIORITY)), number(found.get(_RTA_OIF)), found.get(_RTA_GATEWAY)
     via: Address | None = None

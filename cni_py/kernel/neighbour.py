@@ -24,14 +24,22 @@ from cni_py.kernel.bulk import Refusal, change_many
 from cni_py.kernel.link import Link
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes
+from cni_py.netlink.constants import (
+    AF_BRIDGE,
+    AF_INET,
+    AF_INET6,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    NTF_SELF,
+    NUD_PERMANENT,
+    RTM_DELNEIGH,
+    RTM_GETNEIGH,
+    RTM_NEWNEIGH,
+    RTN_UNICAST,
+)
 
 Address = IPv4Address | IPv6Address
 
-AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
-NUD_PERMANENT = 0x80
-NTF_SELF = 0x02
-RTN_UNICAST = 1
-RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _ABSENT = frozenset((ENOENT, ENODEV))
 
@@ -104,7 +112,7 @@ def delete_forwarding(rtnl: nl.Rtnl, items: Iterable[Forwarding]) -> list[Refusa
     return change_many(rtnl, ("bridge", "fdb", "del"), items, lambda item, index: (_forwarding(item, index), *_DELETE), _ABSENT)
 
 
-_REPLACE = (RTM_NEWNEIGH, nl.NLM_F_CREATE | nl.NLM_F_REPLACE)
+_REPLACE = (RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)
 _DELETE = (RTM_DELNEIGH, 0)
 
 

@@ -1,45 +1,30 @@
-"""Ask the kernel which way an address is: a question by a socket of its own, without rtnl.py's millisecond of imports.
-
-Source of the numbers: rtnetlink(7), linux/rtnetlink.h.
-"""
+"""Ask the kernel which way an address is. Source: rtnetlink(7), linux/rtnetlink.h."""
 
 from __future__ import annotations
 
-from cni_py.errors import KernelRefused
-from cni_py.netlink.attributes import attribute, attributes
+from cni_py.netlink.attributes import attribute, attributes, number
+from cni_py.netlink.constants import AF_INET, AF_INET6, RTM_GETROUTE
+from cni_py.netlink.socket import NetlinkError, open_host, question
 
-RTN_UNICAST, RTN_LOCAL = 1, 2
-_AF = {4: 2, 16: 10}  # length of an address to AF_INET, AF_INET6
-_GETROUTE, _NEWROUTE = 26, 24
+_FAMILY = {4: AF_INET, 16: AF_INET6}
+"""By the length of an address."""
+_RTA_DST, _RTA_OIF = 1, 4
 
 
 def route_to(address: bytes) -> tuple[int, int]:
     """Kind of the route (``RTN_…``) and index of its link; (0, 0): there is none. Raises: KernelRefused."""
-    from struct import pack, unpack_from
+    from struct import pack
 
-    # struct rtmsg; RTA_DST
-    body = pack("=BBBBBBBBI", _AF[len(address)], 8 * len(address), *[0] * 7) + attribute(1, address)
-    try:
-        answer = _asked(pack("=IHHII", 16 + len(body), _GETROUTE, 1, 1, 0) + body)  # NLM_F_REQUEST
-    except OSError as error:
-        from ipaddress import ip_address
-
-        words = f'could not read: "ip route get {ip_address(address)}"'
-        raise KernelRefused(words, error.strerror or "", errno=error.errno or 0) from error
-    length, kind = unpack_from("=IH", answer)
-    if kind != _NEWROUTE:
-        return 0, 0
-    link = dict(attributes(answer[28:length])).get(4)  # RTA_OIF
-    return answer[23], unpack_from("=I", link)[0] if link else 0
+    rtmsg = pack("=BBBBBBBBI", _FAMILY[len(address)], 8 * len(address), *[0] * 7)
+    with question("ip", "route", "get", _text(address)), open_host() as rtnl:
+        try:
+            answer = rtnl.get(rtmsg + attribute(_RTA_DST, address), RTM_GETROUTE)
+        except NetlinkError:
+            return 0, 0
+    return answer[7], number(dict(attributes(answer[12:])).get(_RTA_OIF))
 
 
-def _asked(message: bytes) -> bytes:
-    """The answer of rtnetlink. Raises: OSError."""
-    from _socket import SOCK_CLOEXEC, SOCK_RAW, socket
+def _text(address: bytes) -> str:
+    from ipaddress import ip_address
 
-    netlink = socket(16, SOCK_RAW | SOCK_CLOEXEC, 0)  # AF_NETLINK, NETLINK_ROUTE
-    try:
-        netlink.send(message)
-        return netlink.recv(8192)
-    finally:
-        netlink.close()
+    return str(ip_address(address))

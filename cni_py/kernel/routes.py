@@ -27,19 +27,30 @@ from cni_py.kernel.bulk import Refusal, Request, change_many
 from cni_py.kernel.link import Link, find_link
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes, number
+from cni_py.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RT_SCOPE_LINK,
+    RT_SCOPE_NOWHERE,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTM_DELROUTE,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTN_BLACKHOLE,
+    RTN_UNICAST,
+    RTNH_F_ONLINK,
+    RTPROT_KERNEL,
+)
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 PROTOCOL = 122
 """Who made the route: flanneld of this project."""
-RTPROT_KERNEL = 2
 BLACKHOLE_METRIC = 4096
-AF_INET, AF_INET6 = 2, 10
-RTN_UNICAST, RTN_BLACKHOLE = 1, 6
-RT_TABLE_MAIN = 254
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
-RTNH_F_ONLINK = 4
 _IPV6_METRIC = 1024
 """What the kernel gives an IPv6 route that names none."""
 _PROTOCOL_AT = 5
@@ -119,7 +130,7 @@ def replace_routes(rtnl: nl.Rtnl, routes: Iterable[Route]) -> list[Refusal[Route
 
 def _replace(rtnl: nl.Rtnl, routes: Iterable[Route]) -> list[Refusal[Route]]:
     def request(route: Route, ifindex: int) -> Request:
-        return _message(route, ifindex, _scope(route)), nl.RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_REPLACE
+        return _message(route, ifindex, _scope(route)), RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE
 
     return change_many(rtnl, ("ip", "route", "replace"), routes, request)
 
@@ -132,7 +143,7 @@ def delete_routes(rtnl: nl.Rtnl, routes: Iterable[Route]) -> list[Refusal[Route]
     """Delete exactly these. Absence is success."""
 
     def request(route: Route, ifindex: int) -> Request:
-        return _message(route, ifindex, RT_SCOPE_NOWHERE), nl.RTM_DELROUTE, 0  # of whatever scope
+        return _message(route, ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE, 0  # of whatever scope
 
     return change_many(rtnl, ("ip", "route", "del"), routes, request, _ABSENT)
 
@@ -171,7 +182,7 @@ def _dump(rtnl: nl.Rtnl, family: int, protocol: int, link: Link | None) -> list[
         words += ["dev", link.name]
     with nl.question(*rtnl.enter, *words, *(["proto", str(protocol)] if protocol else [])):
         try:
-            answers = rtnl.dump(question, nl.RTM_GETROUTE)
+            answers = rtnl.dump(question, RTM_GETROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _NOT_HERE:
                 raise

@@ -24,8 +24,6 @@ from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
 from cni_py.kernel.features import require_kind
 from cni_py.kernel.link import (
-    IFF_NOARP,
-    IFF_UP,
     Link,
     delete_link,
     find_link,
@@ -40,6 +38,7 @@ from cni_py.kernel.link import (
 )
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes, nested, number, text_of
+from cni_py.netlink.constants import IFF_NOARP, IFF_UP, NLM_F_CREATE, NLM_F_EXCL, RTM_GETLINK, RTM_NEWLINK
 
 Address = IPv4Address | IPv6Address
 
@@ -133,7 +132,7 @@ def find_vxlan(rtnl: nl.Rtnl, name: str) -> VxlanDetails | None:
     """The device of this name; None: there is none, or it is no VXLAN device. Raises: KernelRefused."""
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", name):
         try:
-            return _details(rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), nl.RTM_GETLINK))
+            return _details(rtnl.get(ifinfomsg() + attribute(_IFLA_IFNAME, name), RTM_GETLINK))
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise
@@ -160,7 +159,7 @@ def _correct(rtnl: nl.Rtnl, link: Link, found: VxlanDetails, wanted: Vxlan) -> N
     if found.learning != wanted.learning:
         with step("ip", "link", "set", wanted.name, "type", "vxlan", _onoff("learning", wanted.learning)):
             data = attribute(_LEARNING, bytes([wanted.learning]))
-            rtnl.change(ifinfomsg(link.ifindex) + _linkinfo(data), nl.RTM_NEWLINK)
+            rtnl.change(ifinfomsg(link.ifindex) + _linkinfo(data), RTM_NEWLINK)
     if found.mtu != wanted.mtu:
         set_mtu(rtnl, link, wanted.mtu)
     if wanted.mac and found.mac != wanted.mac:
@@ -189,7 +188,7 @@ def _create(rtnl: nl.Rtnl, wanted: Vxlan) -> None:
     message += attribute(_IFLA_TXQLEN, pack("=I", 0)) + attribute(_IFLA_ADDRESS, bytes.fromhex(wanted.mac.replace(":", "")))
     try:
         with step(*_words(rtnl, wanted)):
-            rtnl.change(message + _linkinfo(data), nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+            rtnl.change(message + _linkinfo(data), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
     except KernelRefused as error:
         if error.errno == EEXIST:
             error.hint = _who_has(rtnl, wanted)
@@ -231,6 +230,11 @@ def _vxlans(rtnl: nl.Rtnl) -> Iterator[tuple[Link, VxlanDetails]]:
         details = find_vxlan(rtnl, link.name) if link.kind == "vxlan" else None
         if details:
             yield link, details
+
+
+def list_vxlans(rtnl: nl.Rtnl) -> list[VxlanDetails]:
+    """Every VXLAN device of the namespace. Raises: KernelRefused."""
+    return [details for _, details in _vxlans(rtnl)]
 
 
 def _onoff(name: str, is_on: bool) -> str:

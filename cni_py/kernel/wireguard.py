@@ -11,30 +11,30 @@ Source: linux include/uapi/linux/wireguard.h, Documentation/userspace-api/netlin
 
 from __future__ import annotations
 
-import socket
 import threading
 from base64 import b64encode
 from dataclasses import dataclass
 from errno import ENOENT
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from struct import pack, unpack
+from struct import pack
 
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
 from cni_py.kernel.device import ensure_device
 from cni_py.kernel.features import missing
-from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes, nested
+from cni_py.netlink.constants import AF_INET, AF_INET6
+from cni_py.netlink.generic import Family
+from cni_py.netlink.socket import NetlinkError, question
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cni_py.kernel.link import Link
+    from cni_py.netlink.socket import Rtnl
 
 KEY_BYTES = 32
-_NETLINK_GENERIC = 16
-_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
 _GET_DEVICE, _SET_DEVICE = 0, 1
 _IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _FLAGS, _LISTEN_PORT, _PEERS = 2, 3, 4, 5, 6, 8
 _REPLACE_PEERS = 1
@@ -43,7 +43,7 @@ _PEER_REMOVE, _PEER_REPLACE_ALLOWEDIPS = 1, 2
 _ALLOWED_FAMILY, _ALLOWED_IPADDR, _ALLOWED_CIDR_MASK = 1, 2, 3
 _CHUNK = 200
 """Peers in one message: an attribute ends at 64 KiB, and a peer takes up to 250 bytes."""
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_FAMILY = {4: AF_INET, 6: AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +64,13 @@ class WireGuard:
     """
 
     def __init__(self) -> None:
-        with nl.question("genl", "ctrl", "get", "name", "wireguard"):
-            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            self._netlink = nl.Rtnl(socket.socket(socket.AF_NETLINK, kind, _NETLINK_GENERIC))  # an answer is as in rtnetlink
+        with question("genl", "ctrl", "get", "name", "wireguard"):
             try:
-                self._family = self._family_of("wireguard")
-            except nl.NetlinkError as error:
-                self._netlink.close()
+                self._netlink = Family("wireguard")
+            except NetlinkError as error:
                 if error.errno == ENOENT:
                     raise missing("wireguard", str(error.strerror)) from error
                 raise
-
-    def _family_of(self, name: str) -> int:
-        answer = self._netlink.get(
-            _command(_CTRL_CMD_GETFAMILY) + attribute(_CTRL_ATTR_FAMILY_NAME, name),
-            _GENL_ID_CTRL,
-        )
-        family: int = unpack("=H", dict(attributes(answer[4:]))[_CTRL_ATTR_FAMILY_ID])[0]
-        return family
 
     def __enter__(self) -> WireGuard:
         return self
@@ -93,10 +82,10 @@ class WireGuard:
         """Give the device its key and port; answers its public key. Raises: KernelRefused."""
         with step("wg", "set", name, "listen-port", str(port), "private-key", "/dev/stdin"):
             self._change(name, attribute(_PRIVATE_KEY, private_key) + attribute(_LISTEN_PORT, pack("=H", port)))
-        with nl.question("wg", "show", name, "public-key"):
-            answers = self._netlink.dump(_command(_GET_DEVICE) + attribute(_IFNAME, name), self._family)
+        with question("wg", "show", name, "public-key"):
+            answers = self._netlink.dump(_GET_DEVICE, attribute(_IFNAME, name))
         for answer in answers:
-            public_key = dict(attributes(answer[4:])).get(_PUBLIC_KEY)
+            public_key = dict(attributes(answer)).get(_PUBLIC_KEY)
             if public_key:
                 return public_key
         raise KernelRefused(f'"{name}" has no public key')
@@ -118,7 +107,7 @@ class WireGuard:
             self._change(name, nested(_PEERS, nested(0, data)))
 
     def _change(self, name: str, data: bytes) -> None:
-        self._netlink.change(_command(_SET_DEVICE) + attribute(_IFNAME, name) + data, self._family)
+        self._netlink.change(_SET_DEVICE, attribute(_IFNAME, name) + data)
 
 
 class WireGuardDevice:
@@ -136,7 +125,7 @@ class WireGuardDevice:
         self._unsent: set[bytes] = set()
         self._has_peers, self._sends_all = False, True
 
-    def ensure(self, rtnl: nl.Rtnl, warn: Callable[[str], None] = note) -> Link:  # noqa: ARG002 — recreating it is silent
+    def ensure(self, rtnl: Rtnl, warn: Callable[[str], None] = note) -> Link:  # noqa: ARG002 — recreating it is silent
         """Create or reuse it; a link that is new to us gets key, port and all peers. Raises: KernelRefused, NotAvailable."""
         with self._lock, WireGuard() as kernel:
             link = ensure_device(rtnl, self.name, "wireguard", self.mtu)
@@ -178,11 +167,6 @@ class WireGuardDevice:
                 kernel.remove_peer(self.name, key)
         self._sends_all = False
         self._unsent.clear()
-
-
-def _command(command: int) -> bytes:
-    """``struct genlmsghdr``."""
-    return pack("=BBH", command, 1, 0)
 
 
 def peer_data(peer: Peer, psk: bytes) -> bytes:

@@ -12,15 +12,32 @@ Source: linux include/uapi/linux/rtnetlink.h (RTNLGRP_…).
 
 from __future__ import annotations
 
-import socket
+from _socket import if_nameindex
 from collections.abc import Collection
-from errno import ENOBUFS
 from struct import unpack_from
 from time import monotonic
 from types import TracebackType
 
 from cni_py.netlink.attributes import attributes, text_of
-from cni_py.netlink.socket import NETLINK_ROUTE, RTM_NEWLINK, Rtnl, question
+from cni_py.netlink.constants import (
+    NETLINK_ROUTE,
+    RT_TABLE_MAIN,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    RTMGRP_IPV4_IFADDR,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV6_IFADDR,
+    RTMGRP_IPV6_ROUTE,
+    RTMGRP_LINK,
+    RTMGRP_NEIGH,
+)
+from cni_py.netlink.socket import Listener, Message, Rtnl, question
 
 LINK, ADDR, ROUTE, NEIGH = "link", "addr", "route", "neigh"
 KINDS = (LINK, ADDR, ROUTE, NEIGH)
@@ -28,12 +45,23 @@ SETTLE_SECONDS = 0.02
 """Changes come in bursts: after the first, this long is listened for more."""
 BUFFER_BYTES = 1 << 20
 
-_GROUPS = {LINK: 0x1, NEIGH: 0x4, ADDR: 0x10 | 0x100, ROUTE: 0x40 | 0x400}  # RTMGRP_…, of IPv4 and IPv6
-_KIND_OF = {16: LINK, 17: LINK, 20: ADDR, 21: ADDR, 24: ROUTE, 25: ROUTE, 28: NEIGH, 29: NEIGH}  # RTM_NEW…, RTM_DEL…
+_GROUPS = {
+    LINK: RTMGRP_LINK,
+    ADDR: RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR,
+    ROUTE: RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE,
+    NEIGH: RTMGRP_NEIGH,
+}
+_KIND_OF = {
+    RTM_NEWLINK: LINK,
+    RTM_DELLINK: LINK,
+    RTM_NEWADDR: ADDR,
+    RTM_DELADDR: ADDR,
+    RTM_NEWROUTE: ROUTE,
+    RTM_DELROUTE: ROUTE,
+    RTM_NEWNEIGH: NEIGH,
+    RTM_DELNEIGH: NEIGH,
+}
 _IFLA_IFNAME = 3
-_SO_RCVBUFFORCE = 33
-RT_TABLE_MAIN = 254
-_LARGEST = 65536
 
 
 class Watch:
@@ -55,13 +83,8 @@ class Watch:
         for kind in self._kinds | ({LINK} if devices else set()):
             groups |= _GROUPS[kind]
         with question("ip", "monitor"):
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
-            except OSError:  # not without CAP_NET_ADMIN: it overflows earlier
-                pass
-            self._socket.bind((0, groups))
-        self._ifindexes = {index for index, name in socket.if_nameindex() if name in self._devices}
+            self._listener = Listener(NETLINK_ROUTE, groups, BUFFER_BYTES)
+        self._ifindexes = {index for index, name in if_nameindex() if name in self._devices}
 
     def __enter__(self) -> Watch:
         return self
@@ -70,47 +93,34 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        self._socket.close()
+        self._listener.close()
 
     def fileno(self) -> int:
         """For ``select``."""
-        return self._socket.fileno()
+        return self._listener.fileno()
 
     def wait(self, timeout_seconds: float) -> set[str]:
         """Wait until something changed, and a moment more; the kinds of what did, none after the time. Raises: OSError."""
         until = monotonic() + timeout_seconds
         changed: set[str] = set()
         while True:
-            self._socket.settimeout(max(until - monotonic(), 0.0))
-            try:
-                heard = self._heard(self._socket.recv(_LARGEST))
-            except (TimeoutError, BlockingIOError):
+            messages = self._listener.receive(max(until - monotonic(), 0.0))
+            if messages == []:
                 return changed
-            except OSError as error:
-                if error.errno != ENOBUFS:
-                    raise
-                heard = set(self._kinds)
+            heard = set(self._kinds) if messages is None else self._heard(messages)
             if heard and not changed:
                 until = monotonic() + SETTLE_SECONDS
             changed |= heard
             if monotonic() >= until:  # news may come without end
                 return changed
 
-    def _heard(self, data: bytes) -> set[str]:
-        """The kinds in one datagram that are asked for."""
+    def _heard(self, messages: list[Message]) -> set[str]:
+        """The kinds of these messages that are asked for."""
         heard = set()
-        at = 0
-        while at + 16 <= len(data):
-            length, number, _, _, port = unpack_from("=IHHII", data, at)
+        for number, _, _, port, body in messages:
             kind = _KIND_OF.get(number)
-            if (
-                kind
-                and self._concerns(kind, number, data[at + 16 : at + length])
-                and kind in self._kinds
-                and port != self._own_port
-            ):
+            if kind and self._concerns(kind, number, body) and kind in self._kinds and port != self._own_port:
                 heard.add(kind)
-            at += max(length + 3 & ~3, 16)
         return heard
 
     def _concerns(self, kind: str, number: int, body: bytes) -> bool:

@@ -2,94 +2,89 @@
 
 Closing a socket of this family waits until the kernel has freed what the last transactions deleted, 10 to 25 ms;
 so sockets are kept and reused. One belongs to the namespace of the thread that created it. Never use this over a
-``fork``. Source: linux/netfilter/nfnetlink.h.
+``fork``. What is sent and returned follows ``struct nfgenmsg``: attributes. A kind is a subsystem and a message of it.
+
+Source: linux/netfilter/nfnetlink.h, net/netfilter/nfnetlink.c.
 """
 
 from __future__ import annotations
 
-import posix
+from cni_py.netlink.constants import (
+    NETLINK_NETFILTER,
+    NFNL_MSG_BATCH_BEGIN,
+    NFNL_MSG_BATCH_END,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+)
+from cni_py.netlink.socket import Netlink, NetlinkError, new_socket, raise_if_refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
+    from collections.abc import Sequence
+    from types import TracebackType
 
-EAGAIN = 11
-_REQUEST = 1
-_DUMP, _INTERRUPTED = 0x300, 0x10
-_ERROR, _DONE = 2, 3
-_TRIES = 5
+    Change = tuple[int, int, int, bytes]
+    """Kind, flags, family and attributes."""
 
-_idle: list[socket] = []
-
-
-def request(kind: int, family: int, body: bytes, flags: int = 0) -> list[bytes]:
-    """Send one message of NETLINK_NETFILTER, and read the attributes of its answers.
-
-    Args:
-        kind: subsystem and message in it.
-
-    Raises: OSError with the kernel's number.
-    """
-    message = framed(kind, _REQUEST | flags, 1, family, body)
-    for _ in range(_TRIES):
-        netlink = _socket()
-        netlink.send(message)
-        number, bodies = _answers(netlink, bool(flags & _DUMP))
-        _idle.append(netlink)
-        if number > 0:
-            raise OSError(number, posix.strerror(number))
-        if number == 0:
-            return bodies
-    raise OSError(EAGAIN, "the rules were changed each time while they were read")
+_NFGENMSG = 4
+_idle: list[Netlink] = []
 
 
-def framed(kind: int, flags: int, sequence: int, family: int, body: bytes, resource: int = 0) -> bytes:
-    """A message: ``struct nlmsghdr``, ``struct nfgenmsg``, attributes; ``resource``: the subsystem of a batch."""
-    from struct import pack
-
-    return pack("=IHHIIBB", 20 + len(body), kind, flags, sequence, 0, family, 0) + resource.to_bytes(2, "big") + body
-
-
-def transact(batch: list[bytes]) -> None:
-    """Send a batch of framed messages, of which the last but one asks for an acknowledgement. Raises: OSError."""
-    netlink = _socket()
-    netlink.send(b"".join(batch))
-    number, _ = _answers(netlink, dump=False)
-    if number:
-        netlink.close()  # more refusals may be on their way
-        raise OSError(number, posix.strerror(number))
-    _idle.append(netlink)
+def get(kind: int, family: int, attributes: bytes) -> bytes:
+    """Ask for one object. Raises: NetlinkError."""
+    with _borrowed() as netlink:
+        return netlink.get(_body(family, attributes), kind)[_NFGENMSG:]
 
 
-def _socket() -> socket:
-    from _socket import SOCK_CLOEXEC, SOCK_RAW, socket
-
-    try:
-        return _idle.pop()
-    except IndexError:
-        made = socket(16, SOCK_RAW | SOCK_CLOEXEC, 12)  # AF_NETLINK, NETLINK_NETFILTER
-        made.connect((0, 0))
-        return made
+def dump(kind: int, family: int, attributes: bytes) -> list[bytes]:
+    """Ask for all objects; read again where they changed meanwhile. Raises: NetlinkError."""
+    with _borrowed() as netlink:
+        return [body[_NFGENMSG:] for body in netlink.dump(_body(family, attributes), kind)]
 
 
-def _answers(netlink: socket, dump: bool) -> tuple[int, list[bytes]]:
-    """Read to the end: error number (-1: read again), and the attributes of each message."""
-    from struct import unpack_from
+def change(kind: int, family: int, attributes: bytes) -> None:
+    """Send one change and wait for its acknowledgement. Raises: NetlinkError."""
+    with _borrowed() as netlink:
+        netlink.change(_body(family, attributes), kind)
 
-    bodies: list[bytes] = []
-    number = 0
-    while True:
-        datagram = netlink.recv(1 << 17)
-        at = 0
-        while at < len(datagram):
-            length, kind, flags = unpack_from("=IHH", datagram, at)
-            if flags & _INTERRUPTED:
-                number = -1
-            if kind == _ERROR:
-                return -unpack_from("=i", datagram, at + 16)[0], []
-            if kind == _DONE:
-                return number, bodies
-            bodies.append(datagram[at + 20 : at + length])
-            at += length + 3 & ~3
-        if not dump:
-            return number, bodies
+
+def transact(subsystem: int, changes: Sequence[Change]) -> None:
+    """Make all of these changes or none. Raises: NetlinkError, the first refusal."""
+    *others, (kind, flags, family, attributes) = changes
+    edge = _body(0, b"", subsystem)
+    with _borrowed() as netlink:
+        first = netlink.send(
+            (edge, NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST),
+            *[(_body(family, attributes), kind, flags | NLM_F_REQUEST) for kind, flags, family, attributes in others],
+            (_body(family, attributes), kind, flags | NLM_F_REQUEST | NLM_F_ACK),
+            (edge, NFNL_MSG_BATCH_END, NLM_F_REQUEST),
+        )
+        last = first + len(changes)
+        for answer, answer_flags, sequence, body in netlink.answers(first, last + 1):
+            if answer == NLMSG_ERROR:
+                raise_if_refused(answer, answer_flags, body)  # more may follow; no later request takes them for its own
+                if sequence == last:
+                    return
+
+
+def _body(family: int, attributes: bytes, resource: int = 0) -> bytes:
+    """``struct nfgenmsg``, attributes; ``resource``: the subsystem of a batch."""
+    return bytes((family, 0, resource >> 8, resource & 0xFF)) + attributes
+
+
+class _borrowed:  # noqa: N801 — reads as a statement: with _borrowed() as netlink: …
+    """A socket of those that are kept, created where none is idle."""
+
+    def __enter__(self) -> Netlink:
+        try:
+            self.netlink = _idle.pop()
+        except IndexError:
+            self.netlink = Netlink(new_socket(NETLINK_NETFILTER))
+        return self.netlink
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or isinstance(error, NetlinkError):
+            _idle.append(self.netlink)
+        else:
+            self.netlink.close()

@@ -1,93 +1,71 @@
-"""rtnetlink: one socket, one request at a time, with the kernel's own words when it refuses.
+"""Netlink sockets, and the one loop that reads them: of route, netfilter and generic netlink, and of notifications.
 
-pyroute2's message classes encode the attributes of what is made (:func:`made_of`), each list of them once:
-the pods of a node differ in little. What is asked or deleted is a few bytes, and answers are read with
-``nlattr.py``: pyroute2 needs ten times as long to decode a link, and a DEL goes without its imports.
-The transport is ours, because ``IPRoute`` needs a third more time for a call and starts threads and an event loop
-(docs/decisions/0004-rtnetlink.md). Extended acknowledgements are on: the kernel says "Nexthop has
-invalid gateway" and not "Network is unreachable". Strict checking is on: dumps are filtered by the
-kernel.
+How it works. A :class:`Netlink` asks one thing at a time and reads until that is answered; a :class:`Listener` hears of
+what other processes change. A message is what follows its header (``struct nlmsghdr``): the family's own struct and
+attributes (``attributes.py``). Extended acknowledgements are on: the kernel says "Nexthop has invalid gateway" and not
+"Network is unreachable". Strict checking is on: dumps are filtered by the kernel.
 
-Source: linux Documentation/userspace-api/netlink/intro.rst.
+A dump of more than one datagram during which something was created or deleted may miss objects, long-lived ones
+too. The kernel marks it (NLM_F_DUMP_INTR), and it is read again.
+
+Nothing else creates or reads such a socket; tests/layers/test_netlink.py sees to it.
+
+Source: linux Documentation/userspace-api/netlink/intro.rst, net/netlink/af_netlink.c.
 """
 
 from __future__ import annotations
 
 import _socket
 import posix
-from struct import pack, unpack_from
+from errno import EAGAIN, ENOBUFS
+from struct import Struct, unpack_from
 
 from cni_py.errors import KernelRefused
-from cni_py.lazy import bare_package
+from cni_py.netlink.attributes import attributes
+from cni_py.netlink.constants import (
+    NETLINK_EXT_ACK,
+    NETLINK_GET_STRICT_CHK,
+    NETLINK_ROUTE,
+    NLM_F_ACK,
+    NLM_F_ACK_TLVS,
+    NLM_F_CAPPED,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSGERR_ATTR_MSG,
+    SO_RCVBUFFORCE,
+    SOL_NETLINK,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
-    from typing import Any
 
-    Attribute = tuple[str, object]
-
-NETLINK_ROUTE = 0
-SOL_NETLINK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 11, 12
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
-NLMSGERR_ATTR_MSG = 1
+Message = tuple[int, int, int, int, bytes]
+"""Kind, flags, sequence, port, and what follows the header."""
+Request = tuple[bytes, int, int]
+"""What follows the header, kind, flags."""
+ATTEMPTS = 5
+"""How often a dump is read that is interrupted each time."""
 _BUFFER = 65536
 _AT_A_TIME = 128
 """Changes in a datagram: were all refused, a socket's default buffer holds the answers."""
-_HEADER = 16
-
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-
-_FIXED_PART = {"ifinfmsg": 16, "ifaddrmsg": 8, "rtmsg": 12}
-"""Bytes of a message between its header and its attributes."""
-_MAX_ENCODED = 4096
-_encoded: dict[object, bytes] = {}
-
-
-def made_of(message: str, *attributes: Attribute, family: int = 0) -> bytes:
-    """The attributes of a link, address or route, as pyroute2's class ``message`` encodes them.
-
-    A list of attributes is encoded once, which takes 0.1 ms: what every pod has its own of (names, ifindexes,
-    addresses) the callers add with ``nlattr.py``. An attribute is a name and a value; a tuple as value holds attributes.
-    """
-    key = message, family, attributes
-    data = _encoded.get(key)
-    if data is None:
-        if len(_encoded) >= _MAX_ENCODED:
-            _encoded.clear()
-        new = _message_class(message)()
-        new["family"] = family
-        new["attrs"] = [(name, _nested(value)) for name, value in attributes]
-        new.encode()
-        data = bytes(new.data)[_HEADER + _FIXED_PART[message] :]
-        _encoded[key] = data = data + bytes(-len(data) % 4)
-    return data
-
-
-def _nested(value: object) -> object:
-    """A tuple of attributes as pyroute2 takes it."""
-    return {"attrs": [(name, _nested(inner)) for name, inner in value]} if isinstance(value, tuple) else value
-
-
-def load_message_classes() -> None:
-    """Import what :func:`made_of` needs: some 20 ms, at its first use."""
-    for name in _FIXED_PART:
-        _message_class(name)
-
-
-def _message_class(name: str) -> Any:
-    with bare_package("pyroute2"):
-        module = __import__(f"pyroute2.netlink.rtnl.{name}", fromlist=[name])
-    return getattr(module, name)
+_HEADER = Struct("=IHHII")
 
 
 class NetlinkError(OSError):
     """The kernel refused a request: ``errno``, and in ``strerror`` its words, extended if it gave some."""
+
+    hint = ""
+
+
+class DumpInterrupted(NetlinkError):
+    """Each attempt to read a list met a change to it."""
+
+    hint = "something creates and deletes these all the time: try again; see what: ip monitor all, nft monitor"
 
 
 class question:  # noqa: N801 — reads as a statement: with question("ip", "link", "show", name):
@@ -101,28 +79,157 @@ class question:  # noqa: N801 — reads as a statement: with question("ip", "lin
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, OSError):
-            raise KernelRefused(
-                f'could not read: "{self.line}"', error.strerror or str(error), errno=error.errno or 0
-            ) from error
+            raise unreadable(f'could not read: "{self.line}"', error) from error
 
 
-class Rtnl:
-    """An rtnetlink socket of one network namespace.
+def unreadable(message: str, error: OSError) -> KernelRefused:
+    """The error of a question to the kernel, with its words and what to do."""
+    hint = error.hint if isinstance(error, NetlinkError) else ""
+    return KernelRefused(message, error.strerror or str(error), hint, errno=error.errno or 0)
 
-    ``enter`` are the words that a person puts before a command to run it in that namespace.
-    """
 
-    def __init__(self, sock: _socket.socket, enter: tuple[str, ...] = (), groups: int = 0) -> None:
-        self._socket, self.enter = sock, enter
+class Netlink:
+    """A socket of one family of netlink and one network namespace: that of the thread that called :func:`new_socket`."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self._socket = sock
         self._sequence = 0
-        sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the kernel filters dumps, and answers for another namespace where it is asked for one (Linux 4.20)."""
         try:
-            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
-        except OSError:  # before Linux 4.20: dumps come unfiltered and are filtered by the caller
-            pass
-        sock.bind((0, groups))
+            return bool(self._socket.getsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK))
+        except OSError:
+            return False
+
+    @property
+    def port(self) -> int:
+        """The socket's number among netlink sockets: notifications name the one that made a change."""
+        number: int = self._socket.getsockname()[0]
+        return number
+
+    def get(self, question: bytes, kind: int) -> bytes:
+        """Ask for one object; question and answer are what follows the header. Raises: NetlinkError."""
+        sequence = self.send((question, kind, NLM_F_REQUEST))
+        for answer, flags, _, body in self.answers(sequence, sequence):
+            if answer == NLMSG_ERROR:
+                raise_if_refused(answer, flags, body)
+            return body
+        raise AssertionError("answers never end")
+
+    def dump(self, question: bytes, kind: int, containing: bytes = b"") -> list[bytes]:
+        """Ask for all objects; returns those with these bytes in them.
+
+        Raises: NetlinkError; DumpInterrupted after ``ATTEMPTS``.
+        """
+        for _ in range(ATTEMPTS):
+            found = self._dump_once(question, kind, containing)
+            if found is not None:
+                return found
+        raise DumpInterrupted(EAGAIN, f"it changed while it was read, {ATTEMPTS} times")
+
+    def _dump_once(self, question: bytes, kind: int, containing: bytes) -> list[bytes] | None:
+        """All objects; None where they changed while they were read."""
+        sequence = self.send((question, kind, NLM_F_REQUEST | NLM_F_DUMP))
+        found: list[bytes] = []
+        interrupted = 0
+        for answer, flags, _, body in self.answers(sequence, sequence):
+            interrupted |= flags & NLM_F_DUMP_INTR
+            if answer in (NLMSG_DONE, NLMSG_ERROR):
+                raise_if_refused(answer, flags, body)
+                break
+            if containing in body:
+                found.append(body)
+        return None if interrupted else found
+
+    def change(self, message: bytes, kind: int, flags: int = 0) -> None:
+        """Send a change and wait for its acknowledgement. Raises: NetlinkError."""
+        self.change_all((message, kind, flags))
+
+    def change_all(self, *requests: Request) -> None:
+        """Send changes in one datagram: a process that is killed has made all of them or none.
+
+        Raises: NetlinkError, the first refusal; those before and after it are done all the same.
+        """
+        for _, error in self._refusals([(message, kind, flags | NLM_F_ACK) for message, kind, flags in requests]):
+            raise error
+
+    def change_many(self, requests: Sequence[Request]) -> dict[int, NetlinkError]:
+        """Send any number of changes; returns the refusals by index.
+
+        A refused one does not keep the others from being done. The kernel acknowledges what it refuses and
+        the last of a datagram, so that thousands take no longer than the kernel itself needs. Raises: OSError.
+        """
+        refused: dict[int, NetlinkError] = {}
+        for start in range(0, len(requests), _AT_A_TIME):
+            *chunk, (message, kind, flags) = requests[start : start + _AT_A_TIME]
+            for index, error in self._refusals([*chunk, (message, kind, flags | NLM_F_ACK)]):
+                refused[start + index] = error
+        return refused
+
+    def _refusals(self, requests: Sequence[Request]) -> list[tuple[int, NetlinkError]]:
+        """Send changes, of which the last asks for an acknowledgement; the kernel takes them in their order."""
+        first = self.send(*[(message, kind, flags | NLM_F_REQUEST) for message, kind, flags in requests])
+        last = first + len(requests) - 1
+        refused = []
+        for answer, flags, sequence, body in self.answers(first, last):
+            try:
+                raise_if_refused(answer, flags, body)
+            except NetlinkError as error:
+                refused.append((sequence - first, error))
+            if sequence == last:
+                break
+        return refused
+
+    def send(self, *requests: Request) -> int:
+        """Send messages in one datagram; returns the first one's sequence number. Raises: OSError."""
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        frames = []
+        for sequence, (message, kind, flags) in enumerate(requests, first):
+            frames.append(_HEADER.pack(_HEADER.size + len(message), kind, flags, sequence, 0))
+            frames.append(message)
+        self._socket.send(b"".join(frames))
+        return first
+
+    def answers(self, first: int, last: int) -> Iterator[tuple[int, int, int, bytes]]:
+        """Kind, flags, sequence and rest of what comes back to the requests of these numbers; the caller knows the end."""
+        while True:
+            for kind, flags, sequence, _, body in _messages(self._socket.recv(_BUFFER)):
+                if first <= sequence <= last:  # else it belongs to a request that was given up
+                    yield kind, flags, sequence, body
+
+
+class Rtnl(Netlink):
+    """An rtnetlink socket; ``enter`` are the words that a person puts before a command to run it in its namespace."""
+
+    def __init__(self, sock: _socket.socket, enter: tuple[str, ...] = ()) -> None:
+        super().__init__(sock)
+        self.enter = enter
 
     def __enter__(self) -> Rtnl:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Listener:
+    """A socket that gets the notifications of ``groups``, a mask, in the namespace of the calling thread. Raises: OSError."""
+
+    def __init__(self, protocol: int, groups: int, buffer_bytes: int = 0) -> None:
+        self._socket = new_socket(protocol, groups)
+        if buffer_bytes:
+            try:
+                self._socket.setsockopt(_socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
+            except OSError:  # not without CAP_NET_ADMIN: it overflows earlier
+                pass
+
+    def __enter__(self) -> Listener:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -131,143 +238,68 @@ class Rtnl:
     def close(self) -> None:
         self._socket.close()
 
-    @property
-    def port(self) -> int:
-        """The socket's number among netlink sockets: notifications name the one that made a change."""
-        number: int = self._socket.getsockname()[0]
-        return number
+    def fileno(self) -> int:
+        """For ``select``."""
+        return self._socket.fileno()
 
-    def change(self, message: bytes, kind: int, flags: int = 0) -> None:
-        """Send a change and wait for its acknowledgement. Raises: NetlinkError."""
-        self.change_all((message, kind, flags))
+    def receive(self, timeout_seconds: float) -> list[Message] | None:
+        """The messages of one datagram: none after the time, None where some were lost and anything may have changed.
 
-    def change_all(self, *requests: tuple[bytes, int, int]) -> None:
-        """Send changes (what follows the header, kind, flags) in one datagram: who kills us finds all of them done or none.
-
-        Raises: NetlinkError, the first refusal; those before and after it are done all the same.
+        Raises: OSError.
         """
-        first = self._sequence + 1
-        self._socket.send(
-            b"".join([self._framed(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags) for message, kind, flags in requests])
-        )
-        refusals = []
-        for sequence in range(first, first + len(requests)):
-            try:
-                self._receive(sequence)
-            except NetlinkError as error:
-                refusals.append(error)
-        if refusals:
-            raise refusals[0]
-
-    def change_many(self, requests: list[tuple[bytes, int, int]]) -> dict[int, NetlinkError]:
-        """Send any number of changes (what follows the header, kind, flags); answers the refusals by index.
-
-        A refused one does not keep the others from being done. The kernel acknowledges what it refuses and
-        the last of a datagram, so that thousands take no longer than the kernel itself needs. Raises: OSError.
-        """
-        refusals: dict[int, NetlinkError] = {}
-        for start in range(0, len(requests), _AT_A_TIME):
-            chunk = requests[start : start + _AT_A_TIME]
-            first, last = self._sequence + 1, self._sequence + len(chunk)
-            datagram = [self._framed(message, kind, NLM_F_REQUEST | flags) for message, kind, flags in chunk[:-1]]
-            message, kind, flags = chunk[-1]
-            self._socket.send(b"".join([*datagram, self._framed(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags)]))
-            for sequence, error in self._refusals(first, last):
-                refusals[start + sequence - first] = error
-        return refusals
-
-    def _refusals(self, first: int, last: int) -> list[tuple[int, NetlinkError]]:
-        """Read until the last of these requests is answered; the kernel takes them in their order."""
-        refusals = []
-        while True:
-            data = self._socket.recv(_BUFFER)
-            length, kind, flags, sequence, _ = unpack_from("=IHHII", data)
-            if kind == NLMSG_ERROR and first <= sequence <= last:  # an acknowledgement is a datagram of its own
-                try:
-                    _raise_if_refused(data[:length], flags)
-                except NetlinkError as error:
-                    refusals.append((sequence, error))
-                if sequence == last:
-                    return refusals
-
-    def get(self, question: bytes, kind: int) -> bytes:
-        """Ask for one object; question and answer are what follows the header. Raises: NetlinkError."""
-        self._socket.send(self._framed(question, kind, NLM_F_REQUEST))
-        return self._receive(self._sequence, single=True)[0]
-
-    def dump(self, question: bytes, kind: int, containing: bytes = b"") -> list[bytes]:
-        """Ask for all objects; answers those with these bytes in them. Raises: NetlinkError."""
-        self._socket.send(self._framed(question, kind, NLM_F_REQUEST | NLM_F_DUMP))
-        return self._receive(self._sequence, containing=containing)
-
-    def notices(self, timeout_seconds: float) -> list[tuple[int, int]]:
-        """Kind and ifindex of the link messages that a socket with ``groups`` gets, none after the time. Raises: OSError."""
         self._socket.settimeout(timeout_seconds)
         try:
-            data = self._socket.recv(_BUFFER)
-        except TimeoutError:
+            return list(_messages(self._socket.recv(_BUFFER)))
+        except (TimeoutError, BlockingIOError):
             return []
-        found, offset = [], 0
-        while offset + 24 <= len(data):
-            length, kind = unpack_from("=IH", data, offset)
-            found.append((kind, unpack_from("=i", data, offset + 20)[0]))
-            offset += (length + 3) & ~3
-        return found
-
-    def _framed(self, message: bytes, kind: int, flags: int) -> bytes:
-        self._sequence += 1
-        return pack("=IHHII", _HEADER + len(message), kind, flags, self._sequence, 0) + message
-
-    def _receive(self, expected: int, single: bool = False, containing: bytes = b"") -> list[bytes]:
-        """Read datagrams until that request is answered: an acknowledgement, the end of a dump, or one object."""
-        answers: list[bytes] = []
-        while True:
-            data = self._socket.recv(_BUFFER)
-            offset = 0
-            while offset < len(data):
-                length, kind, flags, sequence, _ = unpack_from("=IHHII", data, offset)
-                message = data[offset : offset + length]
-                if sequence == expected and kind in (NLMSG_ERROR, NLMSG_DONE):
-                    _raise_if_refused(message, flags)
-                    return answers
-                if sequence == expected and containing in message:
-                    answers.append(message[_HEADER:])
-                    if single:
-                        return answers
-                offset += (length + 3) & ~3
+        except OSError as error:
+            if error.errno != ENOBUFS:
+                raise
+            return None
 
 
-def _raise_if_refused(message: bytes, flags: int) -> None:
-    """An acknowledgement (``struct nlmsgerr``) holds 0 or a negative errno, then perhaps words."""
-    number = -unpack_from("=i", message, 16)[0]
-    if number:
-        words = _extended_words(message, flags)
+def _messages(datagram: bytes) -> Iterator[Message]:
+    at, end = 0, len(datagram) - _HEADER.size
+    while at <= end:
+        length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, at)
+        yield kind, flags, sequence, port, datagram[at + 16 : at + length]
+        at += max(length + 3 & ~3, 16)
+
+
+def raise_if_refused(kind: int, flags: int, body: bytes) -> None:
+    """Read the end of an answer, NLMSG_ERROR or NLMSG_DONE: 0 or a negative errno, then perhaps words. Raises: NetlinkError."""
+    number = -unpack_from("=i", body)[0] if len(body) >= 4 else 0
+    if number > 0:
+        words = _extended_words(kind, flags, body)
         text = posix.strerror(number)
         raise NetlinkError(number, f"{words} ({text})" if words else text)
 
 
-def _extended_words(message: bytes, flags: int) -> str:
-    """The kernel's explanation: attributes after the copy of our request."""
+def _extended_words(kind: int, flags: int, body: bytes) -> str:
+    """The kernel's explanation: attributes; in an acknowledgement (``struct nlmsgerr``) after a copy of our request."""
     if not flags & NLM_F_ACK_TLVS:
         return ""
-    copied = 16 if flags & NLM_F_CAPPED else unpack_from("=I", message, 20)[0]
-    offset = 20 + ((copied + 3) & ~3)
-    while offset + 4 <= len(message):
-        length, kind = unpack_from("=HH", message, offset)
-        if kind & 0x3FFF == NLMSGERR_ATTR_MSG:
-            return message[offset + 4 : offset + length].rstrip(b"\0").decode(errors="replace")
-        offset += max((length + 3) & ~3, 4)
-    return ""
+    start = 4
+    if kind == NLMSG_ERROR:
+        copied = _HEADER.size if flags & NLM_F_CAPPED else unpack_from("=I", body, 4)[0]
+        start += (copied + 3) & ~3
+    words = dict(attributes(body[start:])).get(NLMSGERR_ATTR_MSG, b"")
+    return words.rstrip(b"\0").decode(errors="replace")
 
 
-def new_socket() -> _socket.socket:
-    return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+def new_socket(protocol: int = NETLINK_ROUTE, groups: int = 0) -> _socket.socket:
+    """A socket of the namespace that the thread is in, with an address of its own. Raises: OSError."""
+    sock = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
+    sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+    try:
+        sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+    except OSError:  # before Linux 4.20: dumps come unfiltered and are filtered by the caller
+        pass
+    sock.bind((0, groups))
+    return sock
 
 
-def open_host(groups: int = 0) -> Rtnl:
-    """A socket of the namespace that the thread is in; ``groups``: RTMGRP_… whose notifications it gets.
-
-    Raises: KernelRefused.
-    """
+def open_host() -> Rtnl:
+    """An rtnetlink socket of the namespace that the thread is in. Raises: KernelRefused."""
     with question("ip", "link"):
-        return Rtnl(new_socket(), groups=groups)
+        return Rtnl(new_socket())

@@ -14,12 +14,24 @@ from dataclasses import dataclass, field
 from struct import unpack_from
 from typing import TYPE_CHECKING, Any
 
-from cni_py.kernel.link import IFF_UP
 from cni_py.kernel.lookup import decode_neighbour, decode_route
-from cni_py.kernel.neighbour import AF_BRIDGE
-from cni_py.kernel.routes import PROTOCOL, RT_TABLE_MAIN, RTPROT_KERNEL
+from cni_py.kernel.routes import PROTOCOL
 from cni_py.netlink.attributes import attributes, text_of
-from cni_py.netlink.notifications import ADDR, LINK, Overflow
+from cni_py.netlink.constants import (
+    AF_BRIDGE,
+    IFF_UP,
+    RT_TABLE_MAIN,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    RTPROT_KERNEL,
+)
+from cni_py.netlink.notifications import Overflow
 from cni_py.node.tables import FDB, NEIGHBOURS, ROUTES
 
 if TYPE_CHECKING:
@@ -30,7 +42,7 @@ if TYPE_CHECKING:
     from cni_py.node.desired import Desired
     from cni_py.node.tables import Entry, Table
 
-_NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH, _DELNEIGH = 16, 17, 20, 21, 24, 25, 28, 29
+LINK, ADDR = "link", "addr"
 _IFLA_IFNAME = 3
 _TABLE_AT, _PROTOCOL_AT = 4, 5
 """In ``struct rtmsg``."""
@@ -84,14 +96,14 @@ class News:
             for number, port, body in notifications.read():
                 if port == self._own_port:
                     continue
-                if number in (_NEWNEIGH, _DELNEIGH):
-                    self._neighbour(number == _NEWNEIGH, body)
-                elif number in (_NEWROUTE, _DELROUTE):
-                    self._route(number == _NEWROUTE, body)
-                elif number in (_NEWADDR, _DELADDR):
-                    self._address(number == _NEWADDR, body)
-                elif number in (_NEWLINK, _DELLINK):
-                    self._link(number == _NEWLINK, body)
+                if number in (RTM_NEWNEIGH, RTM_DELNEIGH):
+                    self._neighbour(number == RTM_NEWNEIGH, body)
+                elif number in (RTM_NEWROUTE, RTM_DELROUTE):
+                    self._route(number == RTM_NEWROUTE, body)
+                elif number in (RTM_NEWADDR, RTM_DELADDR):
+                    self._address(number == RTM_NEWADDR, body)
+                elif number in (RTM_NEWLINK, RTM_DELLINK):
+                    self._link(number == RTM_NEWLINK, body)
         except Overflow:
             self._batch.is_lost = True
 

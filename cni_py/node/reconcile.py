@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py.errors import CniError, KernelRefused
 from cni_py.kernel.link import find_link, set_up
-from cni_py.kernel.routes import PROTOCOL, RTPROT_KERNEL, list_routes
+from cni_py.kernel.routes import PROTOCOL, list_routes
+from cni_py.netlink.constants import RTPROT_KERNEL
 from cni_py.netlink.notifications import Notifications
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import FORWARDING, Desired

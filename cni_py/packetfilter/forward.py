@@ -1,13 +1,11 @@
-"""flanneld's rules in the kernel: what is there, make it so, take it away. What they are is in ``flannel_rules.py``.
+"""flanneld's rules in the kernel: read, write, delete. forward_rules.py has their content.
 
 Owns ``table inet cni_py_flanneld``, and in iptables' tables the chains ``CNI-PY-FLANNEL-MASQ`` (nat) and
 ``CNI-PY-FLANNEL-FWD`` (filter) with the jumps to them; deletes those of Go flannel too.
 
-How "is it still there" is answered. Not by the text that nft prints, for its versions print differently, but by
-what the kernel holds, compared with what it held after we wrote it: 0.1 ms. That nobody came between writing and
-reading is known from handles: the kernel numbers what comes into a table one by one, so ours follow on the chain's,
-and have our comments. For iptables-nft the same comparison tells whether anything has changed since the program
-was last asked; for legacy iptables it has to be asked.
+How a change is detected. What the kernel holds is compared with what it held after we wrote it, which takes 0.1 ms;
+nft's output would not do, since its versions print differently. For iptables-nft the same comparison tells whether
+anything has changed since the program was last run; legacy iptables has to be run each time.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from errno import ENOENT
 
 from cni_py import program
 from cni_py.errors import KernelRefused
+from cni_py.netlink.constants import NF_ACCEPT, NF_INET_POST_ROUTING
 from cni_py.packetfilter import forward_rules as rules
 from cni_py.packetfilter import iptables, libnftables, nfnetlink, nft_chains
 from cni_py.packetfilter.forward_rules import Pair
@@ -25,38 +24,38 @@ from cni_py.packetfilter.iptables import Iptables
 
 FORWARDERS = ("ip filter FORWARD", "ip6 filter FORWARD")
 """iptables' own chains, as nft names them."""
-
-
 Written = list[nft_chains.RuleContent]
 
 
 # ---- nftables ---------------------------------------------------------------------------------
 
 
-def stands(pairs: Iterable[Pair], written: Written, *, random_fully: bool) -> bool:
-    """Whether our table holds what :func:`write` left. Raises: KernelRefused."""
+def is_current(pairs: Iterable[Pair], written: Written, *, random_fully: bool) -> bool:
+    """Whether our table holds what :func:`write` returned. Raises: KernelRefused."""
     chain = nft_chains.find(rules.CHAIN)
     if chain is None or (chain.hook, chain.priority, chain.policy) != _POSTROUTING:
         return False
     if not nft_chains.is_awake_with(rules.TABLE, uses=1) or nft_chains.rules(*_OUR_CHAIN) != written:
         return False
+    # Another process may have changed the table between our writing and reading. The kernel numbers everything in a
+    # table one by one: if all rules are ours, their handles directly follow the chain's.
     comments = [rules.nft_comment(rule, random_fully=random_fully) for rule in rules.nft_rules(pairs)]
     return nfnetlink.rule_handles(rules.CHAIN) == list(enumerate(comments, chain.handle + 1))
 
 
 _OUR_CHAIN = (rules.TABLE, rules.CHAIN.rpartition(" ")[2])
-_POSTROUTING = (nft_chains.POSTROUTING, rules.PRIORITY, nft_chains.ACCEPT)
+_POSTROUTING = (NF_INET_POST_ROUTING, rules.PRIORITY, NF_ACCEPT)
 
 
 def write(pairs: Iterable[Pair], *, random_fully: bool) -> Written:
-    """Leave in our table exactly what should be, and answer what is in it then. Raises: KernelRefused, NotAvailable."""
+    """Replace the content of our table. Returns: its rules as the kernel holds them. Raises: KernelRefused, NotAvailable."""
     with libnftables.borrowed() as handle:
         handle.run("; ".join(rules.nft_commands(pairs, random_fully=random_fully)))
     return nft_chains.rules(*_OUR_CHAIN)
 
 
 def delete_table(name: str) -> bool:
-    """Whether it was there; absence is success. Raises: KernelRefused."""
+    """Returns: whether it existed; absence is success. Raises: KernelRefused."""
     if not libnftables.deletable(name):
         return False
     try:
@@ -72,20 +71,23 @@ def delete_table(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A chain, and the chain of the same table that jumps to it."""
+class ChainSlot:
+    """A chain of iptables, and the chain of the same table that jumps to it."""
 
     tool: Iptables
     table: str
     chain: str
     parent: str
 
+    def __str__(self) -> str:
+        return f"{self.tool.name} -t {self.table}, chain {self.chain}"
+
     @property
     def nft_table(self) -> str:
         return f"{'ip' if self.tool.version == 4 else 'ip6'} {self.table}"
 
     def fingerprint(self, *, whole: bool = False) -> object | None:
-        """What differs after any change: to both chains, or to the whole table. ``None``: the kernel cannot be asked."""
+        """A value that any change to both chains, or to the whole table, alters. None: unknown, with legacy iptables."""
         if self.tool.flavour != "-nft":
             return None
         parent = nft_chains.find(f"{self.nft_table} {self.parent}")
@@ -93,8 +95,8 @@ class Place:
             return parent, nft_chains.rules(self.nft_table)
         return parent, [nft_chains.rules(self.nft_table, chain) for chain in (self.parent, self.chain)]
 
-    def put(self, wanted: Sequence[str], *, first: bool) -> bool:
-        """Make it so; whether it was not. Raises: CniError."""
+    def apply(self, wanted: Sequence[str], *, first: bool) -> bool:
+        """Write the chain and the jump to it. Returns: whether they had to be changed. Raises: CniError."""
         around = self.tool.rules(self.parent, self.table) or []
         inside = self.tool.rules(self.chain, self.table) or []
         commands = rules.commands(self.chain, self.parent, wanted, inside, around, first=first)
@@ -107,12 +109,12 @@ class Place:
         iptables.delete(self.tool, self.chain, parent=self.parent, table=self.table)
 
 
-def masquerade_place(tool: Iptables, chain: str = rules.MASQUERADE_CHAIN) -> Place:
-    return Place(tool, "nat", chain, "POSTROUTING")
+def masquerade_slot(tool: Iptables, chain: str = rules.MASQUERADE_CHAIN) -> ChainSlot:
+    return ChainSlot(tool, "nat", chain, "POSTROUTING")
 
 
-def accept_place(tool: Iptables, chain: str = rules.FORWARD_CHAIN) -> Place:
-    return Place(tool, "filter", chain, "FORWARD")
+def accept_slot(tool: Iptables, chain: str = rules.FORWARD_CHAIN) -> ChainSlot:
+    return ChainSlot(tool, "filter", chain, "FORWARD")
 
 
 def default_tool(version: int) -> Iptables:
@@ -122,7 +124,8 @@ def default_tool(version: int) -> Iptables:
 
 
 def is_installed(tool: Iptables) -> bool:
-    """Whether there is a program of this flavour: where there is one only, it answers to every name. Raises: CouldNotRun."""
+    """Whether there is a program of this flavour. Raises: CouldNotRun."""
+    # Asked for its version: where only one flavour is installed, it is found under every name.
     path = tool.find()
     return path is not None and _flavour(path) == tool.flavour
 
@@ -138,38 +141,39 @@ def _flavour(path: str) -> str:
 
 
 def tools_with_forward(version: int) -> list[Iptables]:
-    """Those whose FORWARD is in this namespace: they are not asked, for asking makes it."""
+    """Those whose FORWARD exists in this namespace."""
+    # Not by running them: that would create it.
     found = [Iptables(version, "-nft")] if nfnetlink.exists(FORWARDERS[version == 6]) else []
     found += [Iptables(version, "-legacy")] if iptables.is_legacy(version, "filter") else []
     return [tool for tool in found if is_installed(tool)]
 
 
 def dropping_forwarders() -> list[str]:
-    """Who in nftables drops what is forwarded and cannot be overruled: all but those that iptables can change.
+    """nftables chains that drop forwarded packets and cannot be overruled: all but those that iptables can change.
 
     Raises: CniError.
     """
-    spared = [name for name, version in zip(FORWARDERS, (4, 6), strict=True) if is_installed(Iptables(version, "-nft"))]
-    return nft_chains.dropping_forwarders(spared)
+    excluded = [name for name, version in zip(FORWARDERS, (4, 6), strict=True) if is_installed(Iptables(version, "-nft"))]
+    return nft_chains.dropping_forwarders(excluded)
 
 
-def present(masquerade_chain: str, forward_chain: str) -> list[Place]:
-    """Where these chains are, of both families and flavours. Raises: CniError."""
-    places = [
-        place
+def present(masquerade_chain: str, forward_chain: str) -> list[ChainSlot]:
+    """The slots in which these chains exist, of both families and flavours. Raises: CniError."""
+    slots = [
+        slot
         for version in (4, 6)
         for flavour in ("-nft", "-legacy")
-        for place in (
-            masquerade_place(Iptables(version, flavour), masquerade_chain),
-            accept_place(Iptables(version, flavour), forward_chain),
+        for slot in (
+            masquerade_slot(Iptables(version, flavour), masquerade_chain),
+            accept_slot(Iptables(version, flavour), forward_chain),
         )
     ]
-    return [place for place in places if _is_there(place)]
+    return [slot for slot in slots if _exists(slot)]
 
 
-def _is_there(place: Place) -> bool:
-    if place.tool.flavour == "-nft":
-        return nfnetlink.exists(f"{place.nft_table} {place.chain}")
-    if not iptables.is_legacy(place.tool.version, place.table) or not is_installed(place.tool):
+def _exists(slot: ChainSlot) -> bool:
+    if slot.tool.flavour == "-nft":
+        return nfnetlink.exists(f"{slot.nft_table} {slot.chain}")
+    if not iptables.is_legacy(slot.tool.version, slot.table) or not is_installed(slot.tool):
         return False
-    return place.tool.rules(place.chain, place.table) is not None
+    return slot.tool.rules(slot.chain, slot.table) is not None

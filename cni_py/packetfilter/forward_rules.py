@@ -1,7 +1,7 @@
 """flanneld's rules as values, as nft's text and as iptables' lines: pure, nothing here touches the kernel.
 
 Which packets are masqueraded. With N the network, P this node's subnet of it, M multicast, Go flannel
-has six rules, the first that fits decides::
+has six rules, of which the first match decides::
 
     1  marked 0x4000/0x4000   return          kube-proxy's mark: it masquerades those itself
     2  from P to N            return
@@ -10,20 +10,20 @@ has six rules, the first that fits decides::
     5  from N, not to M       masquerade
     6  from elsewhere to N    masquerade
 
-3 and 4 together say "to P", so ours are five, and decide the same about every packet::
+3 and 4 together mean "to P", so ours are five, with the same decision about every packet::
 
     1  marked                 return
     2  to P                   return
     3  from P to N            return
     4  from N, not to M       masquerade
-    5  from elsewhere to N    masquerade      what the host itself sends to pods of other nodes, mostly
+    5  from elsewhere to N    masquerade      mostly packets of the host itself to pods of other nodes
 
-(Go's nftables form differs from its iptables form in two of them, which looks like a slip; ours equals iptables'.)
+(Go's nftables rules differ from its iptables rules in two of them, apparently by mistake; ours follow the latter.)
 
-Which packets are accepted: those from N and those to N. That needs no chain in a table of ours: an accept
-ends the chain that it is in and nothing else, so it has a meaning only in front of who would drop. That
-is iptables' FORWARD (Docker sets its policy to DROP), and there the accepting rules go, by iptables, first.
-Only chains that decide about pods on purpose stay in front of ours (``DECIDE``): network policies, kube-proxy.
+Accepted packets: those from N and those to N. A chain in a table of ours would not help: an accept
+ends only the chain that it is in, so it has to come before the rule that would drop. That rule
+is in iptables' FORWARD (Docker sets its policy to DROP), where the accepting rules are inserted, by iptables, first.
+Only chains that filter pods on purpose stay before ours (``DECIDE``): network policies, kube-proxy.
 
 Source: flannel-io/flannel pkg/trafficmngr/iptables/iptables.go.
 """
@@ -35,7 +35,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from cni_py.packetfilter.ownership import MULTICAST
+from cni_py.packetfilter.masquerade_ruleset import MULTICAST
 
 Network = IPv4Network | IPv6Network
 
@@ -46,9 +46,9 @@ GO_TABLES = ("ip flannel-ipv4", "ip6 flannel-ipv6")
 GO_MASQUERADE_CHAIN, GO_FORWARD_CHAIN = "FLANNEL-POSTRTG", "FLANNEL-FWD"
 MARK = "0x4000"
 DECIDE = ("cali-", "KUBE-", "CILIUM_", "WEAVE-NPC", "ANTREA-")
-"""Beginnings of the names of chains that stay in front of ours: what they drop is meant to be dropped."""
+"""Name prefixes of chains that stay before ours: they drop packets of pods on purpose."""
 PRIORITY = 101
-"""One behind srcnat: as with a rule at the end of iptables' POSTROUTING, other people's translations come first."""
+"""One after srcnat: as with a rule at the end of iptables' POSTROUTING, translations by other software come first."""
 
 _COMMENT = "-m comment --comment"
 _FIELDS = {4: "ip", 6: "ip6"}
@@ -69,7 +69,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule: ``verdict`` for what fits all that is given. ``why`` becomes its comment, another for every rule."""
+    """One rule: ``verdict`` for packets that match all given fields. ``why`` becomes its comment, unique to the rule."""
 
     verdict: str
     """return, masquerade or accept"""
@@ -104,7 +104,7 @@ def accept_rules(pair: Pair) -> tuple[Rule, ...]:
 
 
 def nft_rules(pairs: Iterable[Pair]) -> list[Rule]:
-    """The rules of our chain in order; one of the mark serves both families."""
+    """The rules of our chain in order; both families share the rule of the mark."""
     return list(dict.fromkeys(rule for pair in pairs for rule in masquerade_rules(pair)))
 
 
@@ -113,7 +113,7 @@ def nft_comment(rule: Rule, *, random_fully: bool) -> str:
 
 
 def nft_line(rule: Rule, *, random_fully: bool) -> str:
-    """The rule in the language of nft."""
+    """The rule in nft's syntax."""
     words = [f"meta mark & {MARK} == {MARK}"] if rule.is_marked else []
     for network, negated, side in (
         (rule.source, rule.not_source, "saddr"),
@@ -126,7 +126,7 @@ def nft_line(rule: Rule, *, random_fully: bool) -> str:
 
 
 def nft_commands(pairs: Iterable[Pair], *, random_fully: bool) -> list[str]:
-    """Commands that leave in our table what should be there and nothing else; one transaction: no packet finds it empty."""
+    """Commands that replace the content of our table, in one transaction: no packet finds it empty."""
     return [
         f"add table {TABLE}",
         f"delete table {TABLE}",
@@ -140,7 +140,7 @@ def nft_commands(pairs: Iterable[Pair], *, random_fully: bool) -> list[str]:
 
 
 def iptables_lines(chain: str, rules: Iterable[Rule], *, random_fully: bool = False) -> list[str]:
-    """The rules as ``-A`` lines; how iptables prints them differs in the order of words, see :func:`_words`."""
+    """The rules as ``-A`` lines; iptables prints them with another order of words, see :func:`_words`."""
     return [f"-A {chain} {_iptables_line(rule, random_fully)}" for rule in rules]
 
 
@@ -156,12 +156,12 @@ def _iptables_line(rule: Rule, random_fully: bool) -> str:
 def commands(
     chain: str, parent: str, wanted: Sequence[str], inside: Sequence[str], around: Sequence[str], *, first: bool
 ) -> list[str]:
-    """Commands that leave exactly ``wanted`` in the chain and one jump to it in its parent; none where it is so.
+    """Commands that leave exactly ``wanted`` in the chain and one jump to it in its parent; none if that is so already.
 
     Args:
         wanted: ``-A`` lines.
         inside, around: the lines of the chain and of its parent as ``iptables -S`` prints them.
-        first: the jump goes before all others but those of ``DECIDE``; else anywhere.
+        first: the jump must come before all others except those of ``DECIDE``; else its position does not matter.
     """
     jumps = [line for line in around if target(line) == chain]
     place = first_place(line for line in around if line not in jumps)
@@ -178,7 +178,7 @@ def commands(
 
 
 def first_place(lines: Iterable[str]) -> int:
-    """How many jumps of those that decide about pods the chain begins with."""
+    """The number of jumps to chains of ``DECIDE`` at the beginning of the chain."""
     count = 0
     for line in lines:
         if not target(line).startswith(DECIDE):
@@ -192,18 +192,18 @@ def _words(line: str) -> list[str]:
 
 
 def target(line: str) -> str:
-    """Where a rule goes to, as ``iptables -S`` prints it; empty: it only counts."""
+    """The target of a rule, as ``iptables -S`` prints it; empty if it has none."""
     words = shlex.split(line)
     return next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
 
 
-# ---- who drops --------------------------------------------------------------------------------
+# ---- dropping ---------------------------------------------------------------------------------
 
 
-def why_dropped(listing: Iterable[str]) -> str:
-    """Why FORWARD may drop what pods send, from the ``iptables -S`` of the table filter; empty: it does not.
+def reason_dropped(listing: Iterable[str]) -> str:
+    """Why FORWARD may drop packets of pods, from the ``iptables -S`` of the table filter; empty if it does not.
 
-    Rules of ours and of ``DECIDE`` do not count.
+    Rules of ours and of ``DECIDE`` are not considered.
     """
     chains: dict[str, list[str]] = {}
     for line in listing:
@@ -212,11 +212,11 @@ def why_dropped(listing: Iterable[str]) -> str:
         if line.startswith("-A "):
             chains.setdefault(line.split(" ", 2)[1], []).append(line)
     dropping = next(_dropping(chains, "FORWARD", set()), "")
-    return f"it comes to the rule {dropping}" if dropping else ""
+    return f"it has the rule {dropping}" if dropping else ""
 
 
 def _dropping(chains: Mapping[str, Sequence[str]], chain: str, seen: set[str]) -> Iterator[str]:
-    """The rules with DROP or REJECT that a packet in this chain can come to."""
+    """The rules with DROP or REJECT that a packet in this chain can reach."""
     seen.add(chain)
     for line in chains.get(chain, ()):
         goes_to = target(line)

@@ -18,7 +18,7 @@ from errno import EACCES, EPERM
 
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import note, step
-from cni_py.lazy import bare_package
+from cni_py.lazy import without_init
 from cni_py.packetfilter import nfnetlink, ownership
 
 TYPE_CHECKING = False
@@ -117,7 +117,7 @@ class Nft:
         output = self.read(text, _JSON | _HANDLES)
         if not output:
             return []
-        with bare_package("pydantic_core"):
+        with without_init("pydantic_core"):
             from pydantic_core._pydantic_core import from_json
         found: list[dict[str, Any]] = from_json(output)["nftables"]
         return found

@@ -1,9 +1,9 @@
-"""``macspoofchk``: from a bridge port only frames with the pod's own MAC address pass.
+"""``macspoofchk``: a bridge port accepts only frames with the pod's own MAC address.
 
 Owns: ``table bridge cni_py``: the set ``checked`` of port names, the set ``allowed`` of port and
-address, and one rule that drops what is checked and not allowed; flat, however many pods.
+address, and one rule that drops frames of a checked port with an address that is not allowed: one, however many pods.
 
-Deletes also what the Go plugin made for the same attachment: chains ``cni-br-iface-…`` in ``bridge
+Deletes also what the Go plugin created for the same attachment: chains ``cni-br-iface-…`` in ``bridge
 nat``. Source of that form: pkg/link/spoofcheck.go.
 """
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from cni_py.errors import CheckFailed
 from cni_py.journal import note
-from cni_py.packetfilter import libnftables, nfnetlink, ownership
+from cni_py.packetfilter import libnftables, nfnetlink
+from cni_py.packetfilter import macspoof_ruleset as ruleset
 from cni_py.packetfilter.masquerade import check_chain, lock
+from cni_py.packetfilter.ownership import refill, rule_comments, stale_test
 from cni_py.undo import Attempts
 
 TYPE_CHECKING = False
@@ -21,30 +23,30 @@ if TYPE_CHECKING:
 
     from cni_py.packetfilter.ownership import Owner
 
-CHECKED, ALLOWED = f"{ownership.SPOOF_TABLE} checked", f"{ownership.SPOOF_TABLE} allowed"
+CHECKED, ALLOWED = f"{ruleset.TABLE} checked", f"{ruleset.TABLE} allowed"
 GO_TABLE = "bridge nat"
 
 
 def add(owner: Owner, port: str, mac: str) -> None:
-    """Let only frames with source ``mac`` in through the bridge port. May be repeated. Raises: NotAvailable, KernelRefused."""
+    """Accept only frames with source ``mac`` from the bridge port. Idempotent. Raises: NotAvailable, KernelRefused."""
     with lock(), libnftables.borrowed() as handle:
-        stands = nfnetlink.rule_comments(ownership.SPOOF_CHAIN) == ownership.rule_comments(ownership.SPOOF_PREROUTING)
-        base = [] if stands else [*ownership.SPOOF_BASE, *ownership.refill(ownership.SPOOF_CHAIN, ownership.SPOOF_PREROUTING)]
+        is_current = nfnetlink.rule_comments(ruleset.CHAIN) == rule_comments(ruleset.RULES)
+        base = [] if is_current else [*ruleset.BASE, *refill(ruleset.CHAIN, ruleset.RULES)]
         replaced = _replaced(owner, port, mac)
-        handle.run("; ".join(base + replaced + ownership.mac_elements(owner, port, mac)))
+        handle.run("; ".join(base + replaced + ruleset.element_commands(owner, port, mac)))
 
 
 def _replaced(owner: Owner, port: str, mac: str) -> list[str]:
-    """Commands that delete what the sets say of this port and is not to be said any more."""
-    of_port, wanted = ownership.port_key(port), (ownership.port_key(port, mac), owner.comment())
+    """Commands that delete outdated elements of this port."""
+    of_port, wanted = ruleset.port_key(port), (ruleset.port_key(port, mac), owner.comment())
     commands = []
     for element in nfnetlink.elements(ALLOWED):
         if element.key[:16] == of_port and (element.key, element.comment) != wanted:
-            note(f'{ownership.port_text(element.key)} of "{element.comment}" goes over to "{owner.comment()}"')
-            commands.append(f"delete element {ALLOWED} {{ {ownership.port_text(element.key)} }}")
+            note(f'{ruleset.port_text(element.key)} of "{element.comment}" reassigned to "{owner.comment()}"')
+            commands.append(f"delete element {ALLOWED} {{ {ruleset.port_text(element.key)} }}")
     there = nfnetlink.element(CHECKED, of_port)
     if there is not None and there.comment != owner.comment():
-        commands.append(f"delete element {CHECKED} {{ {ownership.port_text(of_port)} }}")
+        commands.append(f"delete element {CHECKED} {{ {ruleset.port_text(of_port)} }}")
     return commands
 
 
@@ -52,16 +54,16 @@ def delete(owner: Owner) -> None:
     """Delete this attachment's elements, and the Go plugin's rules for it; absence is success. Raises: Incomplete."""
     attempts = Attempts()
     with lock():
-        with attempts.attempt(f'elements of "{ownership.SPOOF_TABLE}"'):
+        with attempts.attempt(f'elements of "{ruleset.TABLE}"'):
             _delete_elements(owner.comment().__eq__, owner.comment())
         with attempts.attempt(f'chains of "{GO_TABLE}"'):
             _delete_go_rules(owner)
-    attempts.raise_if_failed("deleting the check of the MAC address")
+    attempts.raise_if_failed("deleting the MAC address check")
 
 
-def _delete_elements(doomed: Callable[[str], bool], holding: str = "") -> None:
+def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> None:
     for name in (CHECKED, ALLOWED):
-        libnftables.delete_elements(name, ownership.port_text, doomed, holding)
+        libnftables.delete_elements(name, ruleset.port_text, selects, holding)
 
 
 def _delete_go_rules(owner: Owner) -> None:
@@ -78,23 +80,23 @@ def _delete_go_rules(owner: Owner) -> None:
 
 
 def check(owner: Owner, port: str, mac: str) -> None:
-    """Raises: CheckFailed where the port's frames would not be treated as ADD arranged it."""
-    for of_set, key in ((CHECKED, ownership.port_key(port)), (ALLOWED, ownership.port_key(port, mac))):
+    """Raises: CheckFailed if the port's frames would not be checked as ADD configured it."""
+    for of_set, key in ((CHECKED, ruleset.port_key(port)), (ALLOWED, ruleset.port_key(port, mac))):
         there = nfnetlink.element(of_set, key)
         if there is None or there.comment != owner.comment():
             raise CheckFailed(
                 f'macspoofchk of port "{port}" is not what ADD left',
-                f'in set "{of_set}" expected {ownership.port_text(key)} of owner "{owner.comment()}", '
+                f'in set "{of_set}" expected {ruleset.port_text(key)} of owner "{owner.comment()}", '
                 f"found {there.comment if there else 'none'}",
-                f"nft list table {ownership.SPOOF_TABLE}",
+                f"nft list table {ruleset.TABLE}",
             )
     with libnftables.borrowed() as handle:
-        check_chain(handle, ownership.SPOOF_CHAIN, ownership.SPOOF_PREROUTING)
+        check_chain(handle, ruleset.CHAIN, ruleset.RULES)
 
 
 def delete_stale(
-    network: str, valid: Collection[tuple[str, str]] | None, is_dead: Callable[[str, str], bool] | None = None
+    network: str, valid: Collection[tuple[str, str]] | None, is_stale: Callable[[str, str], bool] | None = None
 ) -> None:
-    """As :func:`masquerade.delete_stale`."""
+    """Delete stale elements; the arguments are those of :func:`masquerade.delete_stale`."""
     with lock():
-        _delete_elements(ownership.stale(network, valid, is_dead))
+        _delete_elements(stale_test(network, valid, is_stale))

@@ -1,12 +1,10 @@
-"""Masquerading: what a pod sends beyond its subnet leaves with the address of the host.
+"""Masquerading: packets that a pod sends beyond its subnet leave with the address of the host.
 
-Owns: ``table inet cni_py`` (see ``rules.py`` for its layout), and where nftables cannot be used
-iptables chains as the Go plugins make them (``iptables.py``). Deletes both, and what the Go plugins
-made for the same attachment, in nftables too: rules of ``inet cni_plugins_masquerade masq_checks``.
+Owns: in ``table inet cni_py`` the maps and chains of masquerade_ruleset.py, and on hosts without nftables
+iptables chains as the Go plugins create them (``iptables.py``). Deletes both, and what the Go plugins
+created for the same attachment, in nftables too: rules of ``inet cni_plugins_masquerade masq_checks``.
 
-Read, compare, write runs under ``/run/cni-py/nft.lock``: an address may have gone to a new owner
-before the DEL of its old one comes, which then must not touch it. Each change is one transaction,
-so there is no point at which a kill leaves half of it.
+Each change is one transaction: a process that is killed leaves all of it or nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +12,24 @@ from __future__ import annotations
 from cni_py.errors import CheckFailed, InvalidConfig
 from cni_py.files import Lock, make_folder
 from cni_py.journal import RUN_DIR, note
-from cni_py.packetfilter import iptables, libnftables, nfnetlink, ownership
-from cni_py.packetfilter.ownership import Owner
+from cni_py.packetfilter import iptables, libnftables, nfnetlink
+from cni_py.packetfilter import masquerade_ruleset as ruleset
+from cni_py.packetfilter.ownership import TABLE, Owner, digest, rule_comments, stale_test
 from cni_py.undo import Attempts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from cni_py.packetfilter.ownership import Interface, Network
+    from cni_py.packetfilter.masquerade_ruleset import Interface, Network
 
-MAPS = (f"{ownership.TABLE} masq4", f"{ownership.TABLE} masq6")
+MAPS = (f"{TABLE} masq4", f"{TABLE} masq6")
 GO_TABLE, GO_CHAIN = "cni_plugins_masquerade", "masq_checks"
 
 
 def lock() -> Lock:
-    """One at a time reads, compares and writes; shared with macspoof."""
+    """Serializes read, compare, write; shared with macspoof and hostports."""
+    # An address may have been given to a new owner before the DEL of its old one comes, which then must not touch it.
     make_folder(RUN_DIR, 0o700)
     return Lock(f"{RUN_DIR}/nft.lock")
 
@@ -37,7 +37,7 @@ def lock() -> Lock:
 def choose_backend(wanted: str | None) -> str:
     """``nftables`` or ``iptables``, from the key ``ipMasqBackend``. Raises: InvalidConfig for another value.
 
-    Unlike the Go plugins, which prefer iptables: an element costs the same for one pod and for 250.
+    The default is nftables, unlike in the Go plugins: an element costs the same for one pod and for 250.
     """
     if wanted in ("nftables", "iptables"):
         return wanted
@@ -47,60 +47,58 @@ def choose_backend(wanted: str | None) -> str:
 
 
 def backend_report() -> str:
-    """Which backend is used where the configuration names none, and why."""
+    """The backend that is used if the configuration names none, and why."""
     reason = libnftables.works()
-    return f"iptables ({reason})" if reason else "nftables (the library loads and the kernel answers)"
+    return f"iptables ({reason})" if reason else "nftables (the library loads and the kernel supports it)"
 
 
 # ---- ADD --------------------------------------------------------------------------------------
 
 
-def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, spare: Collection[Network] = ()) -> None:
-    """Masquerade what ``addresses`` send beyond their own subnets, ``spare`` and multicast. May be repeated.
+def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()) -> None:
+    """Masquerade packets from ``addresses``, except to their own subnets, to ``exclude`` and to multicast. Idempotent.
 
     Args:
-        spare: further networks that see the pod's own address.
+        exclude: further destinations that are not masqueraded.
     """
     if not addresses:
         return
     if choose_backend(backend) == "iptables":
         with lock():
-            iptables.add(owner, addresses, spare)
+            iptables.add(owner, addresses, exclude)
         return
     with lock():
-        chains = ownership.wanted_chains(addresses, spare)
-        stands = all(nfnetlink.rule_comments(chain) == ownership.rule_comments(lines) for chain, lines in chains.items())
-        replaced = _replaced(owner, addresses, spare)
-        commands = ownership.masquerade_elements(owner, addresses, spare, replaced)
-        if stands:
-            doomed = libnftables.by_name((ownership.map_of(address), address.ip.packed) for address in replaced)
+        chains = ruleset.wanted_chains(addresses, exclude)
+        is_current = all(nfnetlink.rule_comments(chain) == rule_comments(lines) for chain, lines in chains.items())
+        replaced = _replaced(owner, addresses, exclude)
+        commands = ruleset.element_commands(owner, addresses, exclude, replaced)
+        if is_current:
+            replaced_keys = libnftables.by_name((ruleset.map_of(address), address.ip.packed) for address in replaced)
             wanted = libnftables.by_name(
-                (ownership.map_of(address), _wanted_element(owner, address, spare)) for address in addresses
+                (ruleset.map_of(address), _wanted_element(owner, address, exclude)) for address in addresses
             )
-            libnftables.change(doomed, wanted, "; ".join(commands))
+            libnftables.change(replaced_keys, wanted, "; ".join(commands))
         else:
             with libnftables.borrowed() as handle:
-                handle.run("; ".join(ownership.masquerade_base(chains) + commands))
+                handle.run("; ".join(ruleset.base(chains) + commands))
 
 
-def _replaced(owner: Owner, addresses: Sequence[Interface], spare: Collection[Network]) -> list[Interface]:
-    """The addresses whose element is there and says something else.
-
-    It has to be deleted: ``add element`` succeeds and changes nothing where the key is there.
-    """
+def _replaced(owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network]) -> list[Interface]:
+    """The addresses that have a different element already."""
+    # It has to be deleted first: "add element" succeeds and changes nothing if the key exists.
     found = []
     for address in addresses:
-        there = nfnetlink.element(ownership.map_of(address), address.ip.packed)
-        if there is None or there == _wanted_element(owner, address, spare):
+        there = nfnetlink.element(ruleset.map_of(address), address.ip.packed)
+        if there is None or there == _wanted_element(owner, address, exclude):
             continue
         found.append(address)
         if there.comment != owner.comment():
-            note(f'masquerade of {address.ip} goes over from "{there.comment}" to "{owner.comment()}"')
+            note(f'masquerade of {address.ip} reassigned from "{there.comment}" to "{owner.comment()}"')
     return found
 
 
-def _wanted_element(owner: Owner, address: Interface, spare: Collection[Network]) -> nfnetlink.Element:
-    target = ownership.beyond_chain(ownership.spared_networks(address, spare))
+def _wanted_element(owner: Owner, address: Interface, exclude: Collection[Network]) -> nfnetlink.Element:
+    target = ruleset.beyond_chain(ruleset.excluded_networks(address, exclude))
     return nfnetlink.Element(address.ip.packed, owner.comment(), target)
 
 
@@ -108,48 +106,49 @@ def _wanted_element(owner: Owner, address: Interface, spare: Collection[Network]
 
 
 def delete(owner: Owner, addresses: Collection[Interface] = ()) -> None:
-    """Delete every rule of this attachment, whoever made it; absence is success.
+    """Delete every rule of this attachment, created by us or by Go; absence is success.
 
     Args:
-        addresses: the attachment's, where they are known. Needed only to spare another interface of
+        addresses: the attachment's, if they are known. Needed only to keep the rules of another interface of
             the same container on the same network, which shares its iptables chain (not its elements).
 
-    Raises: Incomplete, after all that can be done was done, with what is left.
+    Raises: Incomplete, with what is left, after everything else was deleted.
     """
     chain, sources, attempts = owner.go_chain(), [str(address.ip) for address in addresses], Attempts()
     with lock():
-        with attempts.attempt(f'elements of "{ownership.TABLE}"'):
+        with attempts.attempt(f'elements of "{TABLE}"'):
             _delete_elements(owner.comment().__eq__, owner.comment())
         with attempts.attempt(f'rules of "inet {GO_TABLE}"'):
             _delete_go_rules(lambda comment: comment.startswith(owner.go_instance()))
         tools: list[iptables.Iptables] = []
         with attempts.attempt(f"chain {chain}"):
-            tools = iptables.homes(chain)
+            tools = iptables.tools_with(chain)
         for tool in tools:
             with attempts.attempt(f"chain {chain} of {tool.name}"):
                 iptables.delete(tool, chain, sources)
     attempts.raise_if_failed("deleting masquerade rules")
 
 
-def _delete_elements(doomed: Callable[[str], bool], holding: str = "") -> None:
-    """Delete the elements of both maps for whose comment ``doomed`` says so."""
+def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> None:
+    """Delete the elements of both maps whose comment ``selects`` returns True for."""
     for name in MAPS:
-        libnftables.delete_elements(name, _address_text, doomed, holding)
+        libnftables.delete_elements(name, key_text, selects, holding)
 
 
-def _address_text(key: bytes) -> str:
+def key_text(key: bytes) -> str:
+    """An element's key in nft's syntax."""
     from ipaddress import ip_address
 
     return str(ip_address(key))
 
 
-def _delete_go_rules(doomed: Callable[[str], bool]) -> None:
-    """Delete the Go plugins' nftables rules for whose comment ``doomed`` says so."""
+def _delete_go_rules(selects: Callable[[str], bool]) -> None:
+    """Delete the Go plugins' nftables rules whose comment ``selects`` returns True for."""
     if not libnftables.deletable(f"inet {GO_TABLE}"):
         return
     with libnftables.borrowed() as handle:
         chain = f"inet {GO_TABLE} {GO_CHAIN}"
-        handles = [rule["handle"] for rule in handle.rules(chain) if doomed(rule.get("comment", ""))]
+        handles = [rule["handle"] for rule in handle.rules(chain) if selects(rule.get("comment", ""))]
         if handles:
             handle.run("; ".join([f"delete rule {chain} handle {number}" for number in handles]))
 
@@ -157,11 +156,11 @@ def _delete_go_rules(doomed: Callable[[str], bool]) -> None:
 # ---- CHECK ------------------------------------------------------------------------------------
 
 
-def check(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, spare: Collection[Network] = ()) -> None:
-    """Raises: CheckFailed where a packet of one of ``addresses`` would not be treated as ADD arranged it."""
+def check(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()) -> None:
+    """Raises: CheckFailed if packets from one of ``addresses`` would not be masqueraded as ADD configured it."""
     ours = any(nfnetlink.elements(name, owner.comment()) for name in MAPS)
     if choose_backend(backend) == "iptables" or (backend is None and not ours and _made_by_iptables(owner)):
-        missing = iptables.missing(owner, addresses, spare)
+        missing = iptables.missing(owner, addresses, exclude)
         if missing:
             raise CheckFailed(
                 f'masquerading of "{owner}" is incomplete', f'expected "{missing[0]}", found no such rule', "iptables -t nat -S"
@@ -171,32 +170,32 @@ def check(owner: Owner, addresses: Sequence[Interface], backend: str | None = No
         if backend is None and not ours and _go_rules(handle, owner) >= max(len(addresses), 1):
             return
         for address in addresses:
-            _check_element(owner, address, spare)
-        for chain, lines in ownership.wanted_chains(addresses, spare).items():
+            _check_element(owner, address, exclude)
+        for chain, lines in ruleset.wanted_chains(addresses, exclude).items():
             check_chain(handle, chain, lines)
 
 
 def _made_by_iptables(owner: Owner) -> bool:
-    """Whether the Go plugins, or we on a host without nftables, made this attachment's rules."""
+    """Return whether this attachment's rules are in iptables: from the Go plugins, or from us on a host without nftables."""
     return any(nfnetlink.exists(f"{family} nat {owner.go_chain()}") for family in ("ip", "ip6"))
 
 
 def _go_rules(handle: libnftables.Nft, owner: Owner) -> int:
-    """How many rules the Go plugins' nftables backend has for this attachment."""
+    """Returns: the number of rules that the Go plugins' nftables backend has for this attachment."""
     if not nfnetlink.exists(f"inet {GO_TABLE}"):
         return 0
     there = handle.rules(f"inet {GO_TABLE} {GO_CHAIN}")
     return sum(1 for rule in there if rule.get("comment", "").startswith(owner.go_instance()))
 
 
-def _check_element(owner: Owner, address: Interface, spare: Collection[Network]) -> None:
-    wanted = _wanted_element(owner, address, spare)
-    found = nfnetlink.element(ownership.map_of(address), address.ip.packed)
+def _check_element(owner: Owner, address: Interface, exclude: Collection[Network]) -> None:
+    wanted = _wanted_element(owner, address, exclude)
+    found = nfnetlink.element(ruleset.map_of(address), address.ip.packed)
     if found != wanted:
         raise CheckFailed(
             f'masquerading of "{address.ip}" is not what ADD left',
-            f'in map "{ownership.map_of(address)}" expected {_in_words(wanted)}, found {_in_words(found)}',
-            f"nft list table {ownership.TABLE}",
+            f'in map "{ruleset.map_of(address)}" expected {_in_words(wanted)}, found {_in_words(found)}',
+            f"nft list table {TABLE}",
         )
 
 
@@ -205,7 +204,7 @@ def _in_words(element: nfnetlink.Element | None) -> str:
 
 
 def check_chain(handle: libnftables.Nft, chain: str, wanted: Sequence[str]) -> None:
-    """Raises: CheckFailed where the chain holds other rules."""
+    """Raises: CheckFailed if the chain holds other rules."""
     found = handle.rule_lines(chain)
     if found != list(wanted):
         raise CheckFailed(
@@ -219,40 +218,40 @@ def check_chain(handle: libnftables.Nft, chain: str, wanted: Sequence[str]) -> N
 
 
 def delete_stale(
-    network: str, valid: Collection[tuple[str, str]] | None, is_dead: Callable[[str, str], bool] | None = None
+    network: str, valid: Collection[tuple[str, str]] | None, is_stale: Callable[[str, str], bool] | None = None
 ) -> None:
-    """Delete the rules of this network's attachments that are gone; those of other networks are not touched.
+    """Delete the rules of this network's stale attachments; other networks are not touched.
 
     Args:
-        valid: the (container id, interface name) of all that live; everything else of the network goes.
-        is_dead: asked where there is no such list, and only about elements of nftables that hold the whole
+        valid: (container id, interface name) of the attachments to keep; all others of the network are deleted.
+        is_stale: called if there is no such list, and only for elements of nftables that hold the whole
             container id: an iptables rule does not name its interface.
 
-    Raises: Incomplete, after all that can be done was done, with what is left.
+    Raises: Incomplete, with what is left, after everything else was deleted.
     """
     attempts = Attempts()
     with lock():
-        with attempts.attempt(f'elements of "{ownership.TABLE}"'):
-            _delete_elements(ownership.stale(network, valid, is_dead))
+        with attempts.attempt(f'elements of "{TABLE}"'):
+            _delete_elements(stale_test(network, valid, is_stale))
         if valid is not None:
             owners = [Owner(container_id, ifname, network).go_instance() for container_id, ifname in valid]
-            ours = ownership.digest(network)[:16] + "-"
+            ours = digest(network)[:16] + "-"
             with attempts.attempt(f'rules of "inet {GO_TABLE}"'):
                 _delete_go_rules(lambda comment: comment.startswith(ours) and comment[:33] not in owners)
             with attempts.attempt("iptables chains"):
                 iptables.delete_stale(network, {container_id for container_id, _ in valid})
-        with attempts.attempt("chains that nothing goes to"):
+        with attempts.attempt("unused chains"):
             _delete_unused_chains()
     attempts.raise_if_failed("deleting stale masquerade rules")
 
 
 def _delete_unused_chains() -> None:
-    """Delete the chains of subnets that no address goes to any more."""
-    if not libnftables.deletable(ownership.TABLE):
+    """Delete the chains of subnets that no element refers to any more."""
+    if not libnftables.deletable(TABLE):
         return
     with libnftables.borrowed() as handle:
         used = {element.target for name in MAPS for element in nfnetlink.elements(name)}
-        names = [entry["chain"]["name"] for entry in handle.list_json(f"list table {ownership.TABLE}") if "chain" in entry]
-        unused = [name for name in names if name.startswith(ownership.BEYOND) and name not in used]
+        names = [entry["chain"]["name"] for entry in handle.list_json(f"list table {TABLE}") if "chain" in entry]
+        unused = [name for name in names if name.startswith(ruleset.BEYOND) and name not in used]
         if unused:
-            handle.run("; ".join([f"delete chain {ownership.TABLE} {name}" for name in unused]))
+            handle.run("; ".join([f"delete chain {TABLE} {name}" for name in unused]))

@@ -10,21 +10,26 @@ Source: linux/netfilter/nf_tables.h; NFNLGRP_NFTABLES of linux/netfilter/nfnetli
 
 from __future__ import annotations
 
-import errno
-import select
-import socket
 from collections.abc import Iterable
-from struct import unpack_from
 from time import monotonic
 
 from cni_py.errors import KernelRefused
 from cni_py.netlink.attributes import attributes, text_of
+from cni_py.netlink.constants import (
+    NETLINK_NETFILTER,
+    NFNL_SUBSYS_NFTABLES,
+    NFNLGRP_NFTABLES,
+    NFPROTO_INET,
+    NFPROTO_IPV4,
+    NFPROTO_IPV6,
+    NFT_MSG_NEWGEN,
+)
+from cni_py.netlink.socket import Listener, Message
 
-_NETLINK_NETFILTER, _GROUP = 12, 7
-_NEWGEN = 15
-_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+_NEWGEN = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
+_FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
 _BUFFER_BYTES = 1 << 20
-_LARGEST = 1 << 16
+_NFGENMSG = 4
 
 
 class NftWatch:
@@ -37,57 +42,55 @@ class NftWatch:
         self._tables = frozenset(tables)
         self.culprit = ""
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-            self._socket.setblocking(False)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-            self._socket.bind((0, 1 << (_GROUP - 1)))
+            self._listener = Listener(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, _BUFFER_BYTES)
         except OSError as error:
-            raise KernelRefused("nft monitor", error.strerror or "", errno=error.errno or 0) from error
+            raise _refused(error) from error
 
     def close(self) -> None:
-        self._socket.close()
+        self._listener.close()
 
     def wait(self, seconds: float) -> bool:
         """Whether one of the tables was changed, and all that is to be read was; False when the time has passed."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
         until = monotonic() + seconds
-        while not self._read():
+        left = 0.0
+        while not self._read(left):
             left = until - monotonic()
             if left <= 0:
                 return False
-            poll.poll(left * 1000)
         return True
 
-    def _read(self) -> bool:
-        """Read all that is there: whether it concerns one of the tables."""
+    def _read(self, timeout_seconds: float) -> bool:
+        """Read all that is there, or comes first within this time: whether it concerns one of the tables."""
         concerns = in_this_transaction = False
-        while True:
-            try:
-                datagram = self._socket.recv(_LARGEST)
-            except BlockingIOError:
-                return concerns
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise KernelRefused("nft monitor", error.strerror or "", errno=error.errno or 0) from error
+        while (messages := self._receive(timeout_seconds)) != []:
+            timeout_seconds = 0.0
+            if messages is None:
                 self.culprit, concerns = "", True
                 continue
-            at = 0
-            while at + 20 <= len(datagram):
-                length, kind = unpack_from("=IH", datagram, at)
-                body = datagram[at + 20 : at + length]
-                if kind & 0xFF == _NEWGEN:
+            for kind, _, _, _, body in messages:
+                if kind == _NEWGEN:
                     if in_this_transaction:
-                        self.culprit = _culprit(body)
+                        self.culprit = _culprit(body[_NFGENMSG:])
                     in_this_transaction = False
-                elif self._is_of_ours(datagram[at + 16], body):
+                elif self._is_of_ours(body[0], body[_NFGENMSG:]):
                     concerns = in_this_transaction = True
-                at += max(length + 3 & ~3, 16)
+        return concerns
+
+    def _receive(self, timeout_seconds: float) -> list[Message] | None:
+        """Raises: KernelRefused."""
+        try:
+            return self._listener.receive(timeout_seconds)
+        except OSError as error:
+            raise _refused(error) from error
 
     def _is_of_ours(self, family: int, body: bytes) -> bool:
         """Attribute 1 is the table's name in every message but NEWGEN."""
         name = next((text_of(value) for kind, value in attributes(body) if kind == 1), "")
         return f"{_FAMILIES.get(family, '')} {name}" in self._tables
+
+
+def _refused(error: OSError) -> KernelRefused:
+    return KernelRefused("nft monitor", error.strerror or "", errno=error.errno or 0)
 
 
 def _culprit(body: bytes) -> str:

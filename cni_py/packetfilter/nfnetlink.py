@@ -12,29 +12,40 @@ Source of the numbers: linux/netfilter/nf_tables.h.
 
 from __future__ import annotations
 
-from cni_py.errors import KernelRefused
 from cni_py.netlink import netfilter
 from cni_py.netlink.attributes import attribute, attributes, nested, text_of
+from cni_py.netlink.constants import (
+    NFNL_SUBSYS_NFTABLES,
+    NFPROTO_BRIDGE,
+    NFPROTO_INET,
+    NFPROTO_IPV4,
+    NFPROTO_IPV6,
+    NFT_GOTO,
+    NFT_JUMP,
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETSETELEM,
+    NFT_MSG_GETTABLE,
+    NFT_MSG_NEWSETELEM,
+    NFT_NAME_MAXLEN,
+    NLM_F_CREATE,
+)
+from cni_py.netlink.socket import unreadable
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    Message = tuple[int, int, int, bytes]
-    """Kind, flags, family and attributes."""
+    from cni_py.netlink.netfilter import Change
 
 ENOENT, EINVAL = 2, 22
 NO_NFTABLES = (EINVAL, 93, 95, 97)  # EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT: a kernel without nf_tables
-MAX_NAME = 255  # NFT_NAME_MAXLEN without the zero
-_FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
-_NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GETTABLE, _GETCHAIN, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 1, 4, 7, 12, 13, 14
-_BATCH_BEGIN, _BATCH_END = 16, 17
-_REQUEST, _ACK, _CREATE = 1, 4, 0x400
+MAX_NAME = NFT_NAME_MAXLEN - 1  # without the zero
+_FAMILIES = {"inet": NFPROTO_INET, "ip": NFPROTO_IPV4, "bridge": NFPROTO_BRIDGE, "ip6": NFPROTO_IPV6}
+_NFTABLES = NFNL_SUBSYS_NFTABLES << 8
 _AT_A_TIME = 1000
-_JUMP, _GOTO = -3, -4
-_DUMP = 0x300
 
 
 class Element(Value):
@@ -63,13 +74,13 @@ def exists(name: str) -> bool:
         return False
     # NFTA_TABLE_NAME is 1; NFTA_CHAIN_TABLE is 1, NFTA_CHAIN_NAME is 3
     names = attribute(1, table) + b"".join([attribute(3, word) for word in chain])
-    return bool(_asked(name, _GETCHAIN if chain else _GETTABLE, family, names))
+    return bool(get(name, NFT_MSG_GETCHAIN if chain else NFT_MSG_GETTABLE, family, names))
 
 
 def refusal() -> int:
     """The error number with which the kernel refuses to talk about nftables; 0: it does talk."""
     try:
-        netfilter.request(_NFTABLES | _GETTABLE, _FAMILIES["inet"], attribute(1, "cni_py"))
+        netfilter.get(_NFTABLES | NFT_MSG_GETTABLE, NFPROTO_INET, attribute(1, "cni_py"))
     except OSError as error:
         return 0 if error.errno == ENOENT else error.errno or EINVAL
     return 0
@@ -83,7 +94,7 @@ def rule_comments(chain: str) -> list[str]:
 def rule_handles(chain: str) -> list[tuple[int, str]]:
     """Handle and comment of each rule of the chain, in order. Raises: KernelRefused."""
     family, table, name = chain.split(" ", 2)
-    bodies = _asked(chain, _GETRULE, family, attribute(1, table) + attribute(2, name), _DUMP)
+    bodies = dump(chain, NFT_MSG_GETRULE, family, attribute(1, table) + attribute(2, name))
     rules = [dict(attributes(body)) for body in bodies]
     # NFTA_RULE_HANDLE, NFTA_RULE_USERDATA
     return [(int.from_bytes(rule.get(3, b""), "big"), _comment(rule.get(7, b""))) for rule in rules]
@@ -96,7 +107,7 @@ def elements(name: str, holding: str = "") -> list[Element]:
         holding: only those with this text in them: what is not decoded costs nearly nothing.
     """
     family, table, of_set = name.split(" ", 2)
-    bodies = _asked(name, _GETSETELEM, family, attribute(1, table) + attribute(2, of_set), _DUMP)
+    bodies = dump(name, NFT_MSG_GETSETELEM, family, attribute(1, table) + attribute(2, of_set))
     return [element for body in bodies for element in _elements(body, holding.encode())]
 
 
@@ -104,7 +115,7 @@ def element(name: str, key: bytes) -> Element | None:
     """One element by its key. Raises: KernelRefused."""
     family, table, of_set = name.split(" ", 2)
     wanted = nested(3, _listed(_key_of(key)))  # NFTA_SET_ELEM_LIST_ELEMENTS
-    bodies = _asked(name, _GETSETELEM, family, attribute(1, table) + attribute(2, of_set) + wanted)
+    bodies = get(name, NFT_MSG_GETSETELEM, family, attribute(1, table) + attribute(2, of_set) + wanted)
     return next((found for body in bodies for found in _elements(body)), None)
 
 
@@ -119,15 +130,17 @@ def change_elements(doomed: Mapping[str, Sequence[bytes]], wanted: Mapping[str, 
     added = {name: [_listed(_encoded(element)) for element in elements] for name, elements in wanted.items()}
     for start in range(0, max([*map(len, listed.values()), *map(len, added.values())], default=0), _AT_A_TIME):
         chunk = slice(start, start + _AT_A_TIME)
-        messages = [_of_set(_DELSETELEM, 0, name, items[chunk]) for name, items in listed.items() if items[chunk]]
-        messages += [_of_set(_NEWSETELEM, _CREATE, name, items[chunk]) for name, items in added.items() if items[chunk]]
-        _transaction(messages)
+        messages = [_of_set(NFT_MSG_DELSETELEM, 0, name, items[chunk]) for name, items in listed.items() if items[chunk]]
+        messages += [
+            _of_set(NFT_MSG_NEWSETELEM, NLM_F_CREATE, name, items[chunk]) for name, items in added.items() if items[chunk]
+        ]
+        netfilter.transact(NFNL_SUBSYS_NFTABLES, messages)
 
 
-def _of_set(kind: int, flags: int, name: str, items: Sequence[bytes]) -> Message:
+def _of_set(kind: int, flags: int, name: str, items: Sequence[bytes]) -> Change:
     family, table, of_set = name.split(" ", 2)
     # NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS
-    return kind, flags, _FAMILIES[family], attribute(1, table) + attribute(2, of_set) + nested(3, b"".join(items))
+    return _NFTABLES | kind, flags, _FAMILIES[family], attribute(1, table) + attribute(2, of_set) + nested(3, b"".join(items))
 
 
 def _listed(element: bytes) -> bytes:
@@ -142,7 +155,7 @@ def _encoded(element: Element) -> bytes:
     """NFTA_SET_ELEM_KEY 1, DATA 2, USERDATA 6: the reverse of :func:`_elements`."""
     encoded = _key_of(element.key)
     if element.target:  # NFTA_DATA_VERDICT > NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN
-        code = _JUMP if element.jumps else _GOTO
+        code = NFT_JUMP if element.jumps else NFT_GOTO
         encoded += nested(2, nested(2, attribute(1, code.to_bytes(4, "big", signed=True)) + attribute(2, element.target)))
     elif element.data:
         encoded += nested(2, attribute(1, element.data))
@@ -155,26 +168,23 @@ def _encoded(element: Element) -> bytes:
 # ---- messages ---------------------------------------------------------------------------------
 
 
-def _transaction(messages: Sequence[Message]) -> None:
-    """Send messages as a batch: the kernel does all of them or none. Raises: OSError."""
-    last = len(messages)
-    batch = [netfilter.framed(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NFTABLES >> 8)]
-    for number, (kind, flags, family, body) in enumerate(messages, 1):
-        batch.append(
-            netfilter.framed(_NFTABLES | kind, _REQUEST | flags | (_ACK if number == last else 0), number, family, body)
-        )
-    batch.append(netfilter.framed(_BATCH_END, _REQUEST, last + 1, 0, b"", _NFTABLES >> 8))
-    netfilter.transact(batch)
+def get(name: str, kind: int, family: str, body: bytes) -> list[bytes]:
+    """One object's attributes; none where it, or nftables, is absent. Raises: KernelRefused."""
+    return _unless_absent(name, lambda: [netfilter.get(_NFTABLES | kind, _FAMILIES[family], body)])
 
 
-def _asked(name: str, kind: int, family: str, body: bytes, flags: int = 0) -> list[bytes]:
-    """The answers; none where the thing, or nftables, is absent. Raises: KernelRefused."""
+def dump(name: str, kind: int, family: str, body: bytes) -> list[bytes]:
+    """The attributes of all objects; none where they, or nftables, are absent. Raises: KernelRefused."""
+    return _unless_absent(name, lambda: netfilter.dump(_NFTABLES | kind, _FAMILIES[family], body))
+
+
+def _unless_absent(name: str, ask: Callable[[], list[bytes]]) -> list[bytes]:
     try:
-        return netfilter.request(_NFTABLES | kind, _FAMILIES[family], body, flags)
+        return ask()
     except OSError as error:
         if error.errno == ENOENT or error.errno in NO_NFTABLES:
             return []
-        raise KernelRefused(f'could not read "{name}" of nftables', error.strerror or "", errno=error.errno or 0) from error
+        raise unreadable(f'could not read "{name}" of nftables', error) from error
 
 
 def _elements(body: bytes, holding: bytes = b"") -> Iterator[Element]:
@@ -188,7 +198,7 @@ def _elements(body: bytes, holding: bytes = b"") -> Iterator[Element]:
             data = dict(attributes(parts.get(2, b"")))
             verdict = dict(attributes(data.get(2, b"")))  # NFTA_DATA_VERDICT
             target = text_of(verdict.get(2, b""))  # NFTA_VERDICT_CHAIN
-            jumps = verdict.get(1) == _JUMP.to_bytes(4, "big", signed=True)
+            jumps = verdict.get(1) == NFT_JUMP.to_bytes(4, "big", signed=True)
             yield Element(key, _comment(parts.get(6, b"")), target, data.get(1, b""), jumps)
 
 

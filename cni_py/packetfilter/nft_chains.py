@@ -8,18 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from cni_py.errors import KernelRefused
-from cni_py.netlink import netfilter
 from cni_py.netlink.attributes import attribute, attributes, text_of
-from cni_py.packetfilter import libnftables, nfnetlink
+from cni_py.netlink.constants import NF_DROP, NF_INET_FORWARD, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETTABLE
+from cni_py.packetfilter import libnftables
+from cni_py.packetfilter.nfnetlink import dump, get
 
-FORWARD, POSTROUTING = 2, 4
-DROP, ACCEPT = 0, 1
 FAMILIES = ("inet", "ip", "ip6")
-_NUMBERS = {"inet": 1, "ip": 2, "ip6": 10}
-_NFTABLES = 10 << 8
-_GETTABLE, _GETCHAIN, _GETRULE = 1, 4, 7
-_DUMP = 0x300
 _WITHOUT_DECISION = ("counter", "log")
 
 RuleContent = tuple[str, int, bytes]
@@ -40,20 +34,20 @@ class BaseChain:
 def find(name: str) -> BaseChain | None:
     """Raises: KernelRefused."""
     family, table, chain = name.split(" ", 2)
-    bodies = _asked(name, _GETCHAIN, family, attribute(1, table) + attribute(3, chain))
+    bodies = get(name, NFT_MSG_GETCHAIN, family, attribute(1, table) + attribute(3, chain))
     return next((found for body in bodies if (found := _base_chain(family, body))), None)
 
 
 def on_hook(hook: int) -> list[BaseChain]:
     """All of them, of IPv4, IPv6 and both. Raises: KernelRefused."""
-    chains = [_base_chain(family, body) for family in FAMILIES for body in _asked(family, _GETCHAIN, family, b"", _DUMP)]
+    chains = [_base_chain(family, body) for family in FAMILIES for body in dump(family, NFT_MSG_GETCHAIN, family, b"")]
     return [chain for chain in chains if chain is not None and chain.hook == hook]
 
 
 def is_awake_with(table: str, uses: int) -> bool:
     """Whether the table is not dormant and holds this many chains, sets and other objects. Raises: KernelRefused."""
     family, name = table.split(" ", 1)
-    found = [dict(attributes(body)) for body in _asked(table, _GETTABLE, family, attribute(1, name))]
+    found = [dict(attributes(body)) for body in get(table, NFT_MSG_GETTABLE, family, attribute(1, name))]
     return bool(found) and _number(found[0].get(2)) == 0 and _number(found[0].get(3)) == uses  # NFTA_TABLE_FLAGS, _USE
 
 
@@ -64,7 +58,7 @@ def rules(table: str, chain: str = "") -> list[RuleContent]:
     """
     family, name = table.split(" ", 1)
     names = attribute(1, name) + (attribute(2, chain) if chain else b"")
-    found = [dict(attributes(body)) for body in _asked(table, _GETRULE, family, names, _DUMP)]
+    found = [dict(attributes(body)) for body in dump(table, NFT_MSG_GETRULE, family, names)]
     return [_content(rule) for rule in found if text_of(rule.get(1, b"")) == name]
 
 
@@ -84,10 +78,10 @@ def dropping_forwarders(spared: Collection[str]) -> list[str]:
     Raises: KernelRefused, NotAvailable.
     """
     found = []
-    for chain in on_hook(FORWARD):
+    for chain in on_hook(NF_INET_FORWARD):
         if chain.name in spared:
             continue
-        if chain.policy == DROP:
+        if chain.policy == NF_DROP:
             found.append(f'"{chain.name}" (its policy is drop)')
             continue
         with libnftables.borrowed() as handle:
@@ -111,13 +105,3 @@ def _base_chain(family: str, body: bytes) -> BaseChain | None:
 
 def _number(value: bytes | None) -> int:
     return int.from_bytes(value or b"", "big")
-
-
-def _asked(name: str, kind: int, family: str, body: bytes, flags: int = 0) -> list[bytes]:
-    """As in nfnetlink: none where the thing, or nftables, is absent."""
-    try:
-        return netfilter.request(_NFTABLES | kind, _NUMBERS[family], body, flags)
-    except OSError as error:
-        if error.errno == nfnetlink.ENOENT or error.errno in nfnetlink.NO_NFTABLES:
-            return []
-        raise KernelRefused(f'could not read "{name}" of nftables', error.strerror or "", errno=error.errno or 0) from error

@@ -1,9 +1,9 @@
 """Run a network's chain of plugins as libcni does (CNI spec section 3).
 
-Each verb of :class:`Runtime` is one story: ADD executes the plugins in order, each with the result
-of the one before, and keeps the last result; CHECK and DEL (backwards) get that result again; GC
+Each verb is a method of :class:`Runtime`: ADD executes the plugins in order, each with the result
+of the previous one, and caches the last result; CHECK and DEL (in reverse order) pass that result again; GC
 deletes what is no longer valid. Source: the behaviour of containernetworking/cni v1.3.0,
-``libcni/api.go`` and ``pkg/invoke``; differences stand in docs/cni-py.md.
+``libcni/api.go`` and ``pkg/invoke``; docs/cni-py.md lists the differences.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 BUSY_ATTEMPTS = 6
-"""A plugin that is being written (ETXTBSY) is tried once a second, as often as libcni does."""
+"""A plugin that is being written (ETXTBSY) is retried once a second, as often as libcni does."""
 OTHER_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
-"""Where distributions keep plugins: looked at for a hint only."""
+"""Directories where distributions install plugins: checked for a hint only."""
 
 
 class PluginFailed(DelegateFailed):
-    """A plugin of a chain failed: which one, at what, and its own code and words."""
+    """Failure of a plugin in a chain: its name, the operation, and its own code and message."""
 
     def __init__(self, doing: str, cause: CniError) -> None:
         super().__init__(cause.code, f"{doing}: {cause.msg}", cause.details)
@@ -48,16 +48,18 @@ class PluginFailed(DelegateFailed):
 
 
 def find_plugin(kind: str, folders: Sequence[str]) -> str:
-    """Path of a plugin's executable. Raises: InvalidConfig, InvalidEnvironment."""
+    """Find a plugin's executable. Raises: InvalidConfig, InvalidEnvironment."""
     if "/" in kind:
-        raise InvalidConfig(f"invalid plugin name: {kind}", '"type" names a file in CNI_PATH, not a path')
+        raise InvalidConfig(f"invalid plugin name: {kind}", '"type" is the name of a file in CNI_PATH, not a path')
     if not folders:
-        raise InvalidEnvironment("no folder to look for plugins in", hint="CNI_PATH or --cni-path names them, with : between")
+        raise InvalidEnvironment(
+            "the plugin search path is empty", hint="set CNI_PATH or --cni-path to a colon-separated list of directories"
+        )
     for folder in folders:
         if os.path.isfile(f"{folder}/{kind}"):
             return f"{folder}/{kind}"
     elsewhere = [folder for folder in OTHER_FOLDERS if folder not in folders and os.path.isfile(f"{folder}/{kind}")]
-    hint = f"there is one in {elsewhere[0]}: CNI_PATH={':'.join([*folders, elsewhere[0]])}" if elsewhere else ""
+    hint = f"found in {elsewhere[0]}: set CNI_PATH={':'.join([*folders, elsewhere[0]])}" if elsewhere else ""
     raise InvalidEnvironment(f'failed to find plugin "{kind}" in path {":".join(folders)}', hint=hint)
 
 
@@ -65,10 +67,10 @@ class Runtime:
     """Executes chains.
 
     Args:
-        cni_path: folders with plugins.
-        cache_dir: where results are kept.
-        say: told what libcni would leave out in silence.
-        narrate: told of each plugin as it starts and ends; our plugins then print each step on
+        cni_path: directories with plugins.
+        cache_dir: directory for results.
+        say: called with warnings that libcni does not give.
+        narrate: called when a plugin starts and ends; our plugins then print each step to
             standard error.
     """
 
@@ -83,7 +85,7 @@ class Runtime:
         self.cni_path, self.cache_dir, self.say, self.narrate = tuple(cni_path), cache_dir, say, narrate
 
     def add(self, network: Network, attachment: Attachment) -> dict[str, Any]:
-        """Execute the chain with ADD; the last plugin's result, in the network's version, is kept and returned."""
+        """Execute the chain with ADD; the last plugin's result, in the network's version, is cached and returned."""
         _check_parameters("ADD", network, attachment)
         result: dict[str, Any] | None = None
         for plugin in network.plugins:
@@ -95,7 +97,7 @@ class Runtime:
         return result
 
     def delete(self, network: Network, attachment: Attachment) -> None:
-        """Execute the chain backwards with DEL, each plugin with the result that ADD had in the end."""
+        """Execute the chain in reverse order with DEL, each plugin with ADD's final result."""
         _check_parameters("DEL", network, attachment)
         prev_result = None
         path = cache_path(self.cache_dir, network.name, attachment)
@@ -103,7 +105,7 @@ class Runtime:
             try:
                 prev_result = cached_result(self.cache_dir, network, attachment)
             except CniError as error:
-                self.say(f"the cached result is of no use and is dropped: {error}")
+                self.say(f"ignoring and deleting an invalid cached result: {error}")
                 _remove(path)
         for plugin in reversed(network.plugins):
             with _naming(plugin, "delete"):
@@ -111,19 +113,20 @@ class Runtime:
         _remove(path)
 
     def check(self, network: Network, attachment: Attachment) -> None:
-        """Execute the chain with CHECK up to the first plugin that finds something."""
+        """Execute the chain with CHECK up to the first plugin that fails."""
         _check_parameters("CHECK", network, attachment)
         if version_number(network.cni_version) < (0, 4, 0):
             version = network.cni_version or "0.1.0"
             raise InvalidConfig(
-                f'configuration version "{version}" does not support the CHECK command', hint="it came with 0.4.0"
+                f'configuration version "{version}" does not support the CHECK command',
+                hint="CHECK requires cniVersion 0.4.0 or newer",
             )
         if network.disable_check:
             self.say('"disableCheck" is set: nothing was checked')
             return
         prev_result = cached_result(self.cache_dir, network, attachment)
         if prev_result is None:
-            self.say("there is no cached result of this attachment: was it added with this container id and interface?")
+            self.say("no cached result for this attachment: was it added with this container id and interface?")
         for plugin in network.plugins:
             with _naming(plugin, "check"):
                 self._execute("CHECK", request_config(network, plugin, attachment, prev_result), attachment)
@@ -131,7 +134,10 @@ class Runtime:
     def status(self, network: Network) -> None:
         """Execute the chain with STATUS up to the first plugin that is not ready."""
         if version_number(network.cni_version) < (1, 1, 0):
-            self.say(f'configuration version "{network.cni_version or "0.1.0"}" has no STATUS (1.1.0 has): no plugin was asked')
+            version = network.cni_version or "0.1.0"
+            self.say(
+                f'configuration version "{version}" does not support the STATUS command (1.1.0 does): no plugin was called'
+            )
             return
         for plugin in network.plugins:
             with _naming(plugin, "status"):
@@ -140,8 +146,8 @@ class Runtime:
     def gc(self, network: Network, valid: Sequence[tuple[str, str]] | None) -> list[CniError]:
         """Delete cached attachments of the network that are not valid, then execute the chain with GC.
 
-        ``valid`` holds container id and interface name of what stays. ``None``: nothing cached
-        stays, and the plugins get no list. Goes on after errors and returns them all.
+        ``valid`` holds container id and interface name of each valid attachment. ``None``: all cached ones are
+        deleted, and the plugins get no list. Continues after errors and returns all of them.
         """
         if network.disable_gc:
             self.say('"disableGC" is set: nothing was collected')
@@ -161,7 +167,7 @@ class Runtime:
                 conf = request_config(network, plugin, None, None)
                 if valid is not None:
                     entries = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in valid]
-                    # libcni's second key: the name that the spec had by mistake
+                    # libcni's second key: the name in the spec by mistake
                     conf |= {"cni.dev/valid-attachments": entries, "cni.dev/attachments": entries}
                 try:
                     with _naming(plugin, "gc"):
@@ -171,7 +177,7 @@ class Runtime:
         return errors
 
     def recall(self, network: str, attachment: Attachment) -> Attachment:
-        """The attachment with the arguments it was added with, where it brings none of its own (spec section 3)."""
+        """Complete the attachment with the arguments of its ADD if it has none of its own (spec section 3)."""
         try:
             before = read_cache(cache_path(self.cache_dir, network, attachment)).attachment
         except (OSError, CniError):
@@ -181,7 +187,7 @@ class Runtime:
         )
 
     def _execute(self, verb: str, conf: Mapping[str, Any], attachment: Attachment | None) -> bytes:
-        """Execute one plugin and return what it printed. Raises: CniError with the plugin's code."""
+        """Execute one plugin and return its standard output. Raises: CniError with the plugin's code."""
         kind = conf["type"]
         path = find_plugin(kind, self.cni_path)
         environ = {**os.environ, **_parameters(verb, attachment), "CNI_PATH": ":".join(self.cni_path)}
@@ -200,7 +206,7 @@ class Runtime:
 
 @contextlib.contextmanager
 def _naming(plugin: Mapping[str, Any], doing: str) -> Iterator[None]:
-    """Errors inside are told as those of this plugin, in libcni's words."""
+    """Wrap errors inside in one that names this plugin, in libcni's words."""
     name = f' name="{plugin["name"]}"' if plugin.get("name") else ""
     try:
         yield
@@ -209,7 +215,7 @@ def _naming(plugin: Mapping[str, Any], doing: str) -> Iterator[None]:
 
 
 def _parameters(verb: str, attachment: Attachment | None) -> dict[str, str]:
-    """The environment variables of a call; GC and STATUS have empty ones (Go-compatible: libcni/api.go, ``args``)."""
+    """Return the environment variables of a call; GC and STATUS have empty ones (Go-compatible: libcni/api.go, ``args``)."""
     of = attachment or Attachment("", "", "")
     return {
         "CNI_COMMAND": verb,
@@ -221,7 +227,7 @@ def _parameters(verb: str, attachment: Attachment | None) -> dict[str, str]:
 
 
 def _check_parameters(verb: str, network: Network, attachment: Attachment) -> None:
-    """Refuse what must not become a file name or a variable. Raises: InvalidConfig, InvalidEnvironment."""
+    """Reject values that must not become a file name or a variable. Raises: InvalidConfig, InvalidEnvironment."""
     call.check_network_name(network.name)
     parameters = _parameters(verb, attachment)
     call.parse("", parameters)
@@ -233,7 +239,7 @@ def _check_parameters(verb: str, network: Network, attachment: Attachment) -> No
 
 
 def _run(path: str, stdin: bytes, environ: Mapping[str, str]) -> tuple[int, bytes]:
-    """Execute a plugin; its standard error is ours. Raises: IOFailure where it cannot be executed."""
+    """Execute a plugin; its standard error is ours. Raises: IOFailure if it cannot be executed."""
     for attempt in range(1, BUSY_ATTEMPTS + 1):
         try:
             return program.run([path], stdin, environ, config.MAX_BYTES)
@@ -242,23 +248,23 @@ def _run(path: str, stdin: bytes, environ: Mapping[str, str]) -> tuple[int, byte
                 time.sleep(1)
                 continue
             if error.errno in (errno.EACCES, errno.ENOEXEC):
-                error.hint = f"see what it is: ls -lL {path}"
+                error.hint = f"look at it: ls -lL {path}"
             raise
     raise AssertionError("unreachable")
 
 
 def _plugin_error(status: int, output: bytes) -> CniError:
-    """The error that a plugin printed, or what can be said without it."""
+    """Decode the error that a plugin printed, or make one from its exit status."""
     ended = program.describe(status)
     if not output.strip():
         return DelegateFailed(
-            100, f"netplugin failed with no error message: {ended}", "what it said on standard error stands above"
+            100, f"netplugin failed with no error message: {ended}", "see its messages on standard error above"
         )
     try:
         raw = config.decode(output, "error of the plugin")
     except CniError:
         return DelegateFailed(
-            100, "netplugin failed and what it printed is no error object", output.decode(errors="replace")[:2000]
+            100, "netplugin failed and its output is not an error object", output.decode(errors="replace")[:2000]
         )
     code = raw.get("code")
     message = raw.get("msg") or f"netplugin failed without a message: {ended}"
@@ -266,9 +272,9 @@ def _plugin_error(status: int, output: bytes) -> CniError:
 
 
 def _read_result(output: bytes, version: str) -> dict[str, Any]:
-    """What ADD printed, in the network's version; a result that names none is in that version already."""
+    """Decode ADD's output in the network's version; a result without a version is in that version already."""
     if not output.strip():
-        raise DecodingFailure("it ended well but printed no result")
+        raise DecodingFailure("the plugin succeeded but printed no result")
     raw = {} if output.strip() == b"null" else config.decode(output, "result")
     if not isinstance(raw.get("cniVersion"), str) or not raw["cniVersion"]:
         raw["cniVersion"] = version or "0.1.0"
@@ -276,6 +282,6 @@ def _read_result(output: bytes, version: str) -> dict[str, Any]:
 
 
 def _remove(path: str) -> None:
-    """As libcni: a record that cannot be removed is no error of DEL."""
+    """Remove the record; as in libcni, a failure is not an error of DEL."""
     with contextlib.suppress(CniError):
         files.remove(path)

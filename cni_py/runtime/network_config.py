@@ -1,8 +1,8 @@
-"""Network configurations as a runtime reads them (CNI spec section 1), and what a plugin gets of one (section 3).
+"""Network configurations as a runtime reads them (CNI spec section 1), and the request for each plugin (section 3).
 
-:func:`load_network` finds a network by name in a folder, :func:`request_config` derives the
+:func:`load_network` finds a network by name in a directory, :func:`request_config` derives the
 configuration of one call. Nothing is changed. Source: the behaviour of containernetworking/cni
-v1.3.0, ``libcni/conf.go``; differences stand in docs/cni-py.md.
+v1.3.0, ``libcni/conf.go``; docs/cni-py.md lists the differences.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PLUGIN_KEYS: dict[str, type] = {
 
 
 class Network(Value):
-    """A network's configuration: ``plugins`` in their order, ``source`` the text that is kept with the result."""
+    """Configuration of a network: ``plugins`` in order, ``source`` the text that is cached with the result."""
 
     name: str
     cni_version: str
@@ -44,7 +44,7 @@ class Network(Value):
 
 
 class Attachment(Value):
-    """The parameters of one attachment (spec section 3, "Attachment Parameters")."""
+    """Parameters of one attachment (spec section 3, "Attachment Parameters")."""
 
     container_id: str
     netns: str
@@ -54,11 +54,11 @@ class Attachment(Value):
 
 
 class NoSuchNetwork(CniError):
-    """The folder has no configuration of this name."""
+    """Lookup of a network that has no configuration in the directory."""
 
 
 def conf_files(folder: str, *endings: str) -> list[str]:
-    """Paths of the files with one of these endings, in lexical order; none where there is no folder."""
+    """Return the paths of the files with one of these endings, in lexical order; empty if the directory does not exist."""
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if os.path.splitext(e.name)[1] in endings and not e.is_dir(follow_symlinks=False)]
@@ -70,27 +70,27 @@ def conf_files(folder: str, *endings: str) -> list[str]:
 
 
 def read_all(folder: str, warn: Callable[[str], None]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """Path, text and JSON object of every configuration: ``*.conflist`` first, then ``*.conf`` and ``*.json``.
+    """Yield path, text and JSON object of every configuration: ``*.conflist`` first, then ``*.conf`` and ``*.json``.
 
-    A file that is no JSON object is named in a warning. (libcni gives up there: one broken file
-    makes every network unusable that comes after it.)
+    A file that is not a JSON object is skipped with a warning. (libcni fails there: one broken file
+    makes every later network unusable.)
     """
     for path in [*conf_files(folder, ".conflist"), *conf_files(folder, ".conf", ".json")]:
         try:
             content = files.read(path, config.MAX_BYTES)
             raw = config.decode(content, path)
         except OSError as error:
-            warn(f"left out {path}: {error.strerror}")
+            warn(f"skipped {path}: {error.strerror}")
         except CniError as error:
-            warn(f"left out {path}: {error.msg}")
+            warn(f"skipped {path}: {error.msg}")
         else:
             if not raw.get("name"):
-                warn(f'left out {path}: it has no "name"')
+                warn(f'skipped {path}: missing "name"')
             yield path, content, raw
 
 
 def load_network(folder: str, name: str, warn: Callable[[str], None]) -> Network:
-    """The first configuration with this name. Raises: NoSuchNetwork; InvalidConfig, IOFailure for a bad one."""
+    """Load the first configuration with this name. Raises: NoSuchNetwork; InvalidConfig or IOFailure if it is broken."""
     seen: dict[str, str] = {}
     for path, content, raw in read_all(folder, warn):
         if raw.get("name") == name:
@@ -99,24 +99,26 @@ def load_network(folder: str, name: str, warn: Callable[[str], None]) -> Network
             seen.setdefault(raw["name"], os.path.basename(path))
     if seen:
         there = ", ".join(f"{other} ({file})" for other, file in seen.items())
-        raise NoSuchNetwork(f'no net configuration with name "{name}" in {folder}', hint=f"networks that are there: {there}")
-    raise NoSuchNetwork(f"no net configurations found in {folder}", hint="NETCONFPATH or --netconf-path names another folder")
+        raise NoSuchNetwork(f'no net configuration with name "{name}" in {folder}', hint=f"existing networks: {there}")
+    raise NoSuchNetwork(
+        f"no net configurations found in {folder}", hint="set another directory with NETCONFPATH or --netconf-path"
+    )
 
 
 def parse_list(path: str, content: bytes, raw: Mapping[str, Any]) -> Network:
-    """A network configuration (spec section 1), with the plugins of its sibling folder. Raises: InvalidConfig."""
+    """Parse a network configuration (spec section 1), with the plugins of its sibling directory. Raises: InvalidConfig."""
     inlined_only = _flag(path, raw, "loadOnlyInlinedPlugins")
     inlined = raw.get("plugins", [])
     if "plugins" in raw and (not isinstance(inlined, list) or not inlined):
-        raise InvalidConfig(f'{path}: "plugins" must be a list of one plugin or more')
+        raise InvalidConfig(f'{path}: "plugins" must be a list of at least one plugin')
     for number, plugin in enumerate(inlined):
         check_plugin(f"{path}, plugin {number}", plugin)
     if inlined_only and not inlined:
-        raise InvalidConfig(f'{path}: "loadOnlyInlinedPlugins" is true, and there is no "plugins"')
+        raise InvalidConfig(f'{path}: "loadOnlyInlinedPlugins" is true, and "plugins" is missing')
     plugins = [*inlined, *([] if inlined_only else _sibling_plugins(path, raw["name"]))]
     if not plugins:
         folder = f"{os.path.dirname(path)}/{raw['name']}"
-        raise InvalidConfig(f"{path}: no plugin configs found", hint=f'give it "plugins", or put *.conf files into {folder}')
+        raise InvalidConfig(f"{path}: no plugin configs found", hint=f'add "plugins", or put *.conf files into {folder}')
     return Network(
         name=raw["name"],
         cni_version=select_version(path, raw),
@@ -129,10 +131,10 @@ def parse_list(path: str, content: bytes, raw: Mapping[str, Any]) -> Network:
 
 
 def wrap_single(path: str, raw: Mapping[str, Any]) -> Network:
-    """A configuration of one plugin, the form before 1.0.0, as a list of one. Raises: InvalidConfig."""
+    """Wrap a configuration of one plugin, the form before 1.0.0, in a list. Raises: InvalidConfig."""
     if "plugins" in raw and "type" not in raw:
         raise InvalidConfig(
-            f"{path}: missing 'type'", hint=f"this is a list of plugins: rename it to {os.path.splitext(path)[0]}.conflist"
+            f"{path}: missing 'type'", hint=f"a list of plugins must be named {os.path.splitext(path)[0]}.conflist"
         )
     check_plugin(path, raw)
     version = raw.get("cniVersion") or ""
@@ -141,7 +143,7 @@ def wrap_single(path: str, raw: Mapping[str, Any]) -> Network:
 
 
 def check_plugin(where: str, plugin: object) -> None:
-    """Refuse a plugin configuration whose common keys are of the wrong type. Raises: InvalidConfig."""
+    """Reject a plugin configuration whose common keys have the wrong type. Raises: InvalidConfig."""
     if not isinstance(plugin, dict):
         raise InvalidConfig(f"{where}: a plugin must be an object")
     if not isinstance(plugin.get("type"), str) or not plugin["type"]:
@@ -155,7 +157,7 @@ def check_plugin(where: str, plugin: object) -> None:
 
 
 def select_version(where: str, raw: Mapping[str, Any]) -> str:
-    """The highest of ``cniVersions`` and ``cniVersion`` that this suite speaks. Raises: InvalidConfig."""
+    """Return the highest of ``cniVersions`` and ``cniVersion`` that this suite supports. Raises: InvalidConfig."""
     version = raw.get("cniVersion", "")
     offered = raw.get("cniVersions", [])
     if not isinstance(version, str):
@@ -169,10 +171,10 @@ def select_version(where: str, raw: Mapping[str, Any]) -> str:
 
 
 def version_number(version: str) -> tuple[int, int, int]:
-    """A version as numbers; an empty one means 0.1.0. Raises: InvalidConfig."""
+    """Parse a version; an empty one means 0.1.0. Raises: InvalidConfig."""
     parts = (version or "0.1.0").split(".")
     if len(parts) > 3 or not all(part.isascii() and part.isdecimal() for part in parts):
-        raise InvalidConfig(f'"{version}" is no version of the CNI spec', hint=f"the newest is {CURRENT}")
+        raise InvalidConfig(f'"{version}" is not a version of the CNI spec', hint=f"the latest is {CURRENT}")
     major, minor, micro = [*map(int, parts), 0, 0][:3]
     return major, minor, micro
 
@@ -180,10 +182,10 @@ def version_number(version: str) -> tuple[int, int, int]:
 def request_config(
     network: Network, plugin: Mapping[str, Any], attachment: Attachment | None, prev_result: object
 ) -> dict[str, Any]:
-    """What a plugin gets on its standard input (spec section 3, "Deriving request configuration").
+    """Derive a plugin's standard input (spec section 3, "Deriving request configuration").
 
-    ``runtimeConfig`` holds the capability arguments that the plugin asks for and the attachment
-    has. Like libcni, and unlike the letter of the spec, ``capabilities`` stays in.
+    ``runtimeConfig`` holds the capability arguments that the plugin declares and the attachment
+    has. Like libcni, and unlike the letter of the spec, ``capabilities`` is kept.
     """
     conf = {**plugin, "name": network.name, "cniVersion": network.cni_version}
     if prev_result is not None:
@@ -197,7 +199,7 @@ def request_config(
 
 
 def _sibling_plugins(path: str, name: str) -> list[dict[str, Any]]:
-    """The plugins in the folder beside the file that has the network's name."""
+    """Load the plugins from the directory beside the file that has the network's name."""
     call.check_network_name(name)
     plugins = []
     for file in conf_files(f"{os.path.dirname(path)}/{name}", ".conf"):
@@ -211,7 +213,7 @@ def _sibling_plugins(path: str, name: str) -> list[dict[str, Any]]:
 
 
 def _flag(where: str, raw: Mapping[str, Any], key: str) -> bool:
-    """A flag of a list; like libcni, the words "true" and "false" are taken as well."""
+    """Parse a boolean key of a list; like libcni, the strings "true" and "false" are accepted as well."""
     value = raw.get(key, False)
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"

@@ -1,7 +1,7 @@
-"""The results of ADD, kept for CHECK and DEL in the files that libcni keeps them in.
+"""Results of ADD, cached for CHECK and DEL in libcni's files.
 
-Owns: ``<cache>/results/<network>-<container id>-<interface>`` (0600), in libcni's form: what one
-tool added the other can delete. Source: containernetworking/cni v1.3.0, ``libcni/api.go``.
+Owns: ``<cache>/results/<network>-<container id>-<interface>`` (0600), in libcni's form: attachments
+can be added by one tool and deleted by the other. Source: containernetworking/cni v1.3.0, ``libcni/api.go``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_CACHE_BYTES = 16 << 20
 
 
 class Cached(Value):
-    """What the cache knows of an attachment; ``result`` in the form in which the last plugin gave it."""
+    """Cached attachment; ``result`` in the form in which the last plugin returned it."""
 
     network: str
     attachment: Attachment
@@ -38,12 +38,12 @@ class Cached(Value):
 
 
 def cache_path(cache_dir: str, network: str, attachment: Attachment) -> str:
-    """The file of an attachment."""
+    """Return the path of an attachment's file."""
     return f"{cache_dir}/results/{network}-{attachment.container_id}-{attachment.ifname}"
 
 
 def write_cache(cache_dir: str, network: Network, attachment: Attachment, result: Mapping[str, Any]) -> None:
-    """Keep the result of ADD with what it was made from. Raises: IOFailure."""
+    """Cache the result of ADD with its inputs. Raises: IOFailure."""
     record = {
         "kind": CACHE_KIND,
         "containerId": attachment.container_id,
@@ -67,23 +67,24 @@ def write_cache(cache_dir: str, network: Network, attachment: Attachment, result
 
 
 def read_cache(path: str) -> Cached:
-    """Raises: OSError; DecodingFailure where it is no record of libcni's."""
+    """Read a record. Raises: OSError; DecodingFailure if it is not one of libcni's."""
     raw = config.decode(files.read(path, MAX_CACHE_BYTES), path)
     texts = [raw.get(key) for key in ("containerId", "ifName", "networkName")]
     container_id, ifname, network = (text if isinstance(text, str) else "" for text in texts)
     if raw.get("kind") != CACHE_KIND or not (container_id and ifname and network):
         raise DecodingFailure(
-            f"{path} is no record of a cached result", f'its "kind" is not {CACHE_KIND}, or a name is missing'
+            f"{path} is not a record of a cached result",
+            f'its "kind" is not {CACHE_KIND}, or the network, container id or interface is missing',
         )
     args, capability_args, result = raw.get("cniArgs"), raw.get("capabilityArgs"), raw.get("result")
     if not (isinstance(args, list | None) and isinstance(capability_args, dict | None) and isinstance(result, dict | None)):
-        raise DecodingFailure(f'"cniArgs", "capabilityArgs" or "result" of {path} is of the wrong type')
+        raise DecodingFailure(f'"cniArgs", "capabilityArgs" or "result" of {path} has the wrong type')
     pairs = tuple((str(p[0]), str(p[1])) for p in args or () if isinstance(p, list) and len(p) == 2)
     return Cached(network, Attachment(container_id, str(raw.get("netns") or ""), ifname, pairs, capability_args or {}), result)
 
 
 def cached_attachments(cache_dir: str, network: str = "") -> list[Cached]:
-    """What was added and not deleted, of one network or of all; files that are no records are passed over.
+    """List the cached attachments, of one network or of all; files that are not records are skipped.
 
     Raises: IOFailure.
     """
@@ -100,9 +101,9 @@ def cached_attachments(cache_dir: str, network: str = "") -> list[Cached]:
 
 
 def cached_result(cache_dir: str, network: Network, attachment: Attachment) -> dict[str, Any] | None:
-    """The result of ADD in the network's version; ``None`` where there is none.
+    """Return the result of ADD in the network's version, or None.
 
-    Raises: CniError where it cannot be read or not be told in this version.
+    Raises: CniError if it cannot be read or cannot be expressed in this version.
     """
     path = cache_path(cache_dir, network.name, attachment)
     try:
@@ -114,15 +115,15 @@ def cached_result(cache_dir: str, network: Network, attachment: Attachment) -> d
     if result is None:
         return None
     if not isinstance(result, dict):
-        raise DecodingFailure(f'"result" of {path} is no object')
+        raise DecodingFailure(f'"result" of {path} is not an object')
     return in_version(result, network.cni_version, "the cached result")
 
 
 def in_version(result: Mapping[str, Any], version: str, what: str) -> dict[str, Any]:
-    """The result in this version; unchanged if it is in it already. Raises: CniError."""
+    """Convert the result to this version, if it is in another one. Raises: CniError."""
     version = version or "0.1.0"
     stated = {**result, "cniVersion": result.get("cniVersion") or "0.1.0"}
     parsed = from_json(stated, what)
     if version not in SUPPORTED:
-        raise IncompatibleVersion(f'cniVersion "{version}" is none that results have', f"supported: {', '.join(SUPPORTED)}")
+        raise IncompatibleVersion(f'unsupported CNI result version "{version}"', f"supported: {', '.join(SUPPORTED)}")
     return stated if stated["cniVersion"] == version else parsed.as_version(version)

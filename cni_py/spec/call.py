@@ -1,4 +1,4 @@
-"""One call of a plugin: the verb and its parameters, checked by ``environment.py``."""
+"""Call of a plugin: the verb and its parameters, checked by ``environment.py``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Call(Value):
-    """The parameters of one call; ``conf`` is the network configuration as it came, a JSON object.
+    """Parameters of one call; ``conf`` is the network configuration as received, a JSON object.
 
-    ``netns`` is the path of the sandbox, empty where DEL gets none; ``cni_path`` the folders to
-    look for other plugins in; ``environ`` goes to plugins that are executed; ``callers``: the
-    plugins of ours that delegated to this one. The agent gets the sandbox and standard error from
-    its client as descriptors.
+    ``netns`` is the path of the sandbox, empty if DEL gets none; ``cni_path`` the directories to
+    search for other plugins; ``environ`` is passed to plugins that are executed; ``callers`` are
+    our plugins that delegated to this one. The agent receives the sandbox and standard error from
+    its client as file descriptors.
     """
 
     verb: str
@@ -37,41 +37,41 @@ class Call(Value):
 
     @property
     def network(self) -> str:
-        """The network's name."""
+        """Name of the network."""
         return str(self.conf.get("name", ""))
 
     @property
     def cni_version(self) -> str:
-        """The spec version of configuration and result."""
+        """Spec version of the configuration and the result."""
         return str(self.conf.get("cniVersion") or "0.1.0")
 
     @property
     def may_be_host(self) -> bool:
-        """CNI_NETNS_OVERRIDE: CNI_NETNS may be the namespace that the plugin runs in."""
+        """True if CNI_NETNS may be the namespace that the plugin runs in (CNI_NETNS_OVERRIDE)."""
         return self.environ.get("CNI_NETNS_OVERRIDE", "").upper() in ("TRUE", "1")
 
     @property
     def is_nested(self) -> bool:
-        """Whether another call of ours executed the plugin that executed us."""
+        """True if one of our calls executed the plugin that executed us."""
         return NESTED in self.environ
 
     def arg(self, key: str) -> str:
-        """The value of a key of CNI_ARGS, empty where there is none."""
+        """Return the value of a key of CNI_ARGS, "" if it is not set."""
         return dict(self.args).get(key, "")
 
     def refuse_unknown_args(self, *known: str) -> None:
-        """As Go's plugins do, unless IgnoreUnknown is true. Raises: InvalidEnvironment."""
+        """Reject other keys of CNI_ARGS unless IgnoreUnknown is true, as Go's plugins do. Raises: InvalidEnvironment."""
         unknown = [f"{key}={value}" for key, value in self.args if key not in (*known, "IgnoreUnknown")]
         if unknown and self.arg("IgnoreUnknown") not in ("1", "t", "T", "TRUE", "true", "True"):
             raise InvalidEnvironment(
                 f"ARGS: unknown args {unknown}",
-                f"CNI_ARGS that this plugin knows: {', '.join(known) or 'none'}",
+                f"known CNI_ARGS: {', '.join(known) or 'none'}",
                 "add IgnoreUnknown=1",
             )
 
 
 def parse(plugin: str, environ: Mapping[str, str], launcher: str = "") -> Call:
-    """Check the environment of a call. Raises: InvalidEnvironment, with the names of the variables."""
+    """Check the environment and make a call of it. Raises: InvalidEnvironment, which names the variables."""
     if fault := fault_in(environ):
         raise InvalidEnvironment(*fault)
     verb = environ["CNI_COMMAND"]
@@ -90,7 +90,7 @@ def parse(plugin: str, environ: Mapping[str, str], launcher: str = "") -> Call:
 
 
 def check_network_name(name: object) -> None:
-    """Raises: InvalidConfig (code 7)."""
+    """Check that the name can be a file name. Raises: InvalidConfig (code 7)."""
     if not name:
         raise InvalidConfig("missing network name", hint='the configuration needs a "name"')
     if not isinstance(name, str) or not is_name(name):

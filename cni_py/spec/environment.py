@@ -1,8 +1,8 @@
-"""The variables of a call (CNI spec section 2, "Parameters"): which verb needs which, and what they may hold.
+"""Variables of a call (CNI spec section 2, "Parameters"): required ones by verb, and their valid values.
 
-Everything of the environment that reaches a path, a command or a kernel name passes through here.
-Nothing is imported and no class is made: the client checks a call in no time, before it hands it
-to the agent or loads what works alone.
+Everything from the environment that reaches a path, a command or a kernel name passes through here.
+Nothing is imported and no class is defined: the client checks a call in microseconds before it sends it
+to the agent or loads the modules to handle it alone.
 """
 
 TYPE_CHECKING = False
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     Fault = tuple[str, str, str]
-    """What an error says: msg, details, hint."""
+    """Parts of an error: msg, details, hint."""
 
 VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 REQUIRED = {
@@ -18,18 +18,18 @@ REQUIRED = {
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
 }
-"""By verb; the others take no variable of an attachment."""
+"""Required variables by verb; the other verbs have no attachment."""
 MAX_NAME = 200
-"""Characters of a container id or network name: both become file names."""
+"""Maximum length of a container id or network name: both become file names."""
 MAX_PATH = 4096
 NESTED = "CNI_PY_NESTED"
-"""Foreign plugins get it from us: those of ours that they execute see by it that a call of ours waits for them."""
+"""Set for third-party plugins: if they execute ours in turn, ours know that one of our calls waits for them."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _NAME = _LETTERS | frozenset("_.-")
 
 
 def fault_in(environ: "Mapping[str, str]") -> "Fault | None":
-    """What is wrong with the variables of a call, the first thing only."""
+    """Return the first error in the variables of a call, or None."""
     verb = environ.get("CNI_COMMAND", "")
     if verb not in VERBS:
         return f"unknown CNI_COMMAND: {verb}", "", f"one of {', '.join(VERBS)}"
@@ -53,7 +53,7 @@ def _fault_in_attachment(environ: "Mapping[str, str]") -> "Fault | None":
     if fault := link_name_fault(ifname):
         return fault, f"CNI_IFNAME is {ifname[:40]!r}", ""
     if len(netns) > MAX_PATH or "\n" in netns:
-        return "CNI_NETNS is no path of a network namespace", netns[:100], ""
+        return "CNI_NETNS is not a path of a network namespace", netns[:100], ""
     for pair in split_args(environ.get("CNI_ARGS", "")):
         if len(pair) != 2 or not pair[0]:
             return f'ARGS: invalid pair "{"=".join(pair)}"', "CNI_ARGS is KEY=VALUE;KEY=VALUE", ""
@@ -61,20 +61,20 @@ def _fault_in_attachment(environ: "Mapping[str, str]") -> "Fault | None":
 
 
 def split_args(text: str) -> list[list[str]]:
-    """CNI_ARGS, ``KEY=VALUE;KEY=VALUE``, in its parts."""
+    """Split CNI_ARGS, ``KEY=VALUE;KEY=VALUE``, into pairs."""
     return [pair.split("=") for pair in text.split(";")] if text else []
 
 
 def is_name(text: str) -> bool:
-    """Whether this may be a container id or a network name: it can be a file name and no more."""
+    """Return whether this can be a container id or a network name: a file name and nothing more."""
     return bool(text) and text[0] in _LETTERS and _NAME.issuperset(text) and len(text) <= MAX_NAME
 
 
 def link_name_fault(name: str) -> str:
-    """Why this cannot be the name of a link, "" where it can: as the kernel's dev_valid_name().
+    """Return the reason why this cannot be the name of a link, "" if it can: the kernel's dev_valid_name().
 
-    For the kernel a byte 0xA0 is white space ("à" has one). Besides, "all" and "default" are names
-    of sysctl folders, and of "eth%d" the kernel makes a name of its own.
+    The kernel counts a byte 0xA0 as white space ("à" has one). Besides, "all" and "default" are names
+    of sysctl directories, and the kernel expands "eth%d".
     """
     encoded = name.encode(errors="surrogateescape")
     if not 0 < len(encoded) < 16:

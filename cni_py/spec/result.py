@@ -1,10 +1,10 @@
-"""What ADD answers (CNI spec section 5, "ADD Success"), and its form in each spec version.
+"""Result of ADD (CNI spec section 5, "ADD Success"), and its form in each spec version.
 
-Inside there is one form, that of 1.1.0. :meth:`Result.as_version` writes an older one,
-:func:`from_json` reads any. 0.1.0 and 0.2.0 know one address per family (``ip4``, ``ip6``, each
-with its routes) and no interfaces; 0.3.0 to 0.4.0 name the ``version`` of each address; an
+Internally there is one form, that of 1.1.0. :meth:`Result.as_version` writes an older one,
+:func:`from_json` reads any. 0.1.0 and 0.2.0 have one address per family (``ip4``, ``ip6``, each
+with its routes) and no interfaces; 0.3.0 to 0.4.0 have the ``version`` of each address; an
 interface's ``mtu``, ``socketPath`` and ``pciID``, and a route's ``mtu``, ``advmss``, ``priority``,
-``table`` and ``scope`` came with 1.1.0.
+``table`` and ``scope`` were added in 1.1.0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Interface(Value):
-    """A link that the attachment made; ``sandbox`` is empty on the host, ``mtu`` in bytes, 0: not said."""
+    """Link that the attachment created; ``sandbox`` is empty on the host, ``mtu`` in bytes, 0 if unset."""
 
     name: str
     mac: str = ""
@@ -38,7 +38,7 @@ class Interface(Value):
 
 
 class IPConfig(Value):
-    """An address with its prefix; ``interface`` is an index into the result's interfaces."""
+    """Address with its prefix; ``interface`` is an index into the result's interfaces."""
 
     address: AddressWithPrefix
     gateway: Address | None = None
@@ -46,7 +46,7 @@ class IPConfig(Value):
 
 
 class Route(Value):
-    """A route in the sandbox. Without ``gw`` the gateway of the addresses is meant; ``None``: not said."""
+    """Route in the sandbox. Without ``gw`` the gateway of the addresses is used; ``None`` means unset."""
 
     dst: AddressWithPrefix
     gw: Address | None = None
@@ -64,7 +64,7 @@ class DNS(Value):
     options: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        return _said(
+        return _non_empty(
             nameservers=list(self.nameservers), domain=self.domain, search=list(self.search), options=list(self.options)
         )
 
@@ -76,15 +76,15 @@ class Result(Value):
     dns: DNS = DNS()
 
     def as_version(self, version: str) -> dict[str, Any]:
-        """The JSON object of this spec version.
+        """Return the JSON object of this spec version.
 
-        Raises: InvalidConfig, where an old version cannot say it (0.1.0 and 0.2.0 need an address).
+        Raises: InvalidConfig if an old version cannot express it (0.1.0 and 0.2.0 require an address).
         """
         if not at_least(version, "0.3.0"):
             return self._as_02x(version)
         newest = at_least(version, "1.1.0")
         out: dict[str, Any] = {"cniVersion": version}
-        out |= _said(
+        out |= _non_empty(
             interfaces=[_interface_json(i, newest) for i in self.interfaces],
             ips=[_ip_json(ip, numbered=not at_least(version, "1.0.0")) for ip in self.ips],
             routes=[_route_json(r, newest) for r in self.routes],
@@ -98,19 +98,19 @@ class Result(Value):
             ip = next((ip for ip in self.ips if ip.address.version == family), None)
             if ip is not None:
                 routes = [_route_json(r, newest=False) for r in self.routes if r.dst.version == family]
-                out[f"ip{family}"] = _said(ip=str(ip.address), gateway=str(ip.gateway or ""), routes=routes)
+                out[f"ip{family}"] = _non_empty(ip=str(ip.address), gateway=str(ip.gateway or ""), routes=routes)
         if len(out) == 1:
             raise InvalidConfig(
-                f"a result of cniVersion {version} needs an address, and this one has none",
+                f"result has no address, which cniVersion {version} requires",
                 hint="use cniVersion 0.3.1 or newer",
             )
         return out | {"dns": self.dns.as_json()}
 
 
 def from_json(raw: Mapping[str, Any], what: str = "prevResult") -> Result:
-    """Read a result of any version; ``what`` is named in errors.
+    """Read a result of any version; ``what`` names it in errors.
 
-    Raises: DecodingFailure where a member is not of its type, IncompatibleVersion.
+    Raises: DecodingFailure if a member has the wrong type, IncompatibleVersion.
     """
     version = raw.get("cniVersion") or CURRENT
     if version not in SUPPORTED:
@@ -132,7 +132,7 @@ def from_json(raw: Mapping[str, Any], what: str = "prevResult") -> Result:
 
 
 def _from_02x(parsed: Any) -> Result:
-    """The form of 0.1.0 and 0.2.0: routes stand with the address of their family."""
+    """Read the form of 0.1.0 and 0.2.0: routes belong to the address of their family."""
     families = [f for f in (parsed.ip4, parsed.ip6) if f is not None]
     return Result(
         ips=tuple(IPConfig(ip_interface(f.ip), _gateway(f.gateway)) for f in families),
@@ -142,7 +142,7 @@ def _from_02x(parsed: Any) -> Result:
 
 
 def route_from_config(route: Any) -> Route:
-    """A route of a configuration or a result. Raises: ValueError where an address is none."""
+    """Convert a route of a configuration or a result. Raises: ValueError if an address is invalid."""
     return Route(ip_interface(route.dst), _gateway(route.gw), route.mtu, route.advmss, route.priority, route.table, route.scope)
 
 
@@ -155,25 +155,25 @@ def _gateway(text: str) -> Address | None:
 
 
 def _interface_json(interface: Interface, newest: bool) -> dict[str, Any]:
-    out = {"name": interface.name} | _said(mac=interface.mac, sandbox=interface.sandbox)
-    return out | (_said(mtu=interface.mtu, socketPath=interface.socket_path, pciID=interface.pci_id) if newest else {})
+    out = {"name": interface.name} | _non_empty(mac=interface.mac, sandbox=interface.sandbox)
+    return out | (_non_empty(mtu=interface.mtu, socketPath=interface.socket_path, pciID=interface.pci_id) if newest else {})
 
 
 def _ip_json(ip: IPConfig, numbered: bool) -> dict[str, Any]:
     out: dict[str, Any] = {"version": str(ip.address.version)} if numbered else {}
     if ip.interface is not None:
         out["interface"] = ip.interface
-    return out | _said(address=str(ip.address), gateway=str(ip.gateway or ""))
+    return out | _non_empty(address=str(ip.address), gateway=str(ip.gateway or ""))
 
 
 def _route_json(route: Route, newest: bool) -> dict[str, Any]:
-    out = {"dst": str(route.dst)} | _said(gw=str(route.gw or ""))
+    out = {"dst": str(route.dst)} | _non_empty(gw=str(route.gw or ""))
     if newest:
         numbers = {n: getattr(route, n) for n in ("mtu", "advmss", "priority", "table", "scope")}
         out |= {n: value for n, value in numbers.items() if value is not None}
     return out
 
 
-def _said(**members: Any) -> dict[str, Any]:
-    """Only what says something."""
+def _non_empty(**members: Any) -> dict[str, Any]:
+    """Return the members that are not empty."""
     return {name: value for name, value in members.items() if value}

@@ -1,4 +1,4 @@
-"""The versions of the CNI spec, and which verbs each of them knows (spec, "Released versions")."""
+"""CNI spec versions and the verbs that each of them defines (spec, "Released versions")."""
 
 SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CURRENT = SUPPORTED[-1]
@@ -6,5 +6,5 @@ FIRST_VERSION_OF_VERB = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 
 
 def at_least(version: str, minimum: str) -> bool:
-    """Whether one supported version is another one or newer."""
+    """Return whether a supported version is ``minimum`` or newer."""
     return SUPPORTED.index(version) >= SUPPORTED.index(minimum)

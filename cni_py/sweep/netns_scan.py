@@ -11,13 +11,14 @@ Source: linux net/core/rtnetlink.c, net/core/net_namespace.c.
 
 from __future__ import annotations
 
-import _socket
 import posix
 from errno import EINVAL, ENOENT, ESRCH
 from struct import pack, unpack_from
 
 from cni_py.kernel.netns import CLONE_NEWNET, NS_GET_NSTYPE, NetNS, setns
 from cni_py.netlink.attributes import attribute, attributes, text_of
+from cni_py.netlink.constants import RTEXT_FILTER_SKIP_STATS, RTM_GETADDR, RTM_GETLINK, RTM_GETNSID
+from cni_py.netlink.socket import Netlink, new_socket
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -30,15 +31,10 @@ FIRST_INODE = 0xF0000000
 """Namespaces other than the first ones have no smaller inodes (PROC_DYNAMIC_FIRST)."""
 DYING = -1
 """The number of a namespace that is being taken down."""
-_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
-_ERROR, _DONE = 2, 3
-_GETLINK, _GETADDR, _GETNSID = 18, 22, 90
-_STRICT = (270, 12)  # SOL_NETLINK, NETLINK_GET_STRICT_CHK
-_SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _IFLA_ADDRESS, _IFLA_NAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_NETNSID = 1, 3, 5, 18, 20, 29, 37
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_TARGET_NETNSID = 1, 2, 10
 _NETNSA_NSID, _NETNSA_FD = 1, 3
-_TRIES, _COPIES = 5, 4
+_COPIES = 4
 
 
 class HostEnd(Value):
@@ -55,28 +51,27 @@ class Reader:
     """A socket of the namespace that we run in, for questions alone. Raises: OSError."""
 
     def __init__(self) -> None:
-        self._socket = _socket.socket(16, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)
-        self.is_strict = True
-        try:
-            self._socket.setsockopt(*_STRICT, 1)
-        except OSError:  # before Linux 4.20: it would answer for this namespace whichever is asked for
-            self.is_strict = False
-        self._socket.bind((0, 0))
+        self._netlink = Netlink(new_socket())
+        self.is_strict = self._netlink.is_strict
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._socket.close()
+        self._netlink.close()
 
     def host_ends(self) -> list[HostEnd]:
         """The veths of this namespace. Raises: OSError."""
-        body = pack("=BxHiII", 0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, pack("=I", _SKIP_STATISTICS))
-        return [end for answer in self._ask(_GETLINK, body, _DUMP) if (end := _host_end(answer)) is not None]
+        body = pack("=BxHiII", 0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, pack("=I", RTEXT_FILTER_SKIP_STATS))
+        return [
+            end
+            for answer in self._netlink.dump(body, RTM_GETLINK, containing=b"veth")
+            if (end := _host_end(answer)) is not None
+        ]
 
     def number_of(self, netns_fd: int) -> int | None:
         """The number that this namespace has for another one, None where it has none. Raises: OSError."""
-        answer = self._ask(_GETNSID, pack("=B3x", 0) + attribute(_NETNSA_FD, pack("=I", netns_fd)))[0]
+        answer = self._netlink.get(pack("=B3x", 0) + attribute(_NETNSA_FD, pack("=I", netns_fd)), RTM_GETNSID)
         number = unpack_from("=i", dict(attributes(answer[4:]))[_NETNSA_NSID])[0]
         return number if number >= 0 else None
 
@@ -87,40 +82,11 @@ class Reader:
         """
         body = pack("=BBBBI", 0, 0, 0, 0, 0)
         if nsid is not None:
-            if not self.is_strict:
+            if not self.is_strict:  # before Linux 4.20 it answers for this one, whichever is asked for
                 raise OSError(EINVAL, "this kernel does not answer for other namespaces")
             body += attribute(_IFA_TARGET_NETNSID, pack("=i", nsid))
-        found = map(_address, self._ask(_GETADDR, body, _DUMP))
+        found = map(_address, self._netlink.dump(body, RTM_GETADDR))
         return [(ifindex, address) for ifindex, address in found if not _is_everywhere(address)]
-
-    def _ask(self, kind: int, body: bytes, flags: int = 0) -> list[bytes]:
-        message = pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, 1, 0) + body
-        for _ in range(_TRIES):
-            self._socket.send(message)
-            answers = self._answers(bool(flags & _DUMP))
-            if answers is not None:
-                return answers
-        raise OSError(11, "what was read changed each time")
-
-    def _answers(self, is_dump: bool) -> list[bytes] | None:
-        """What stands behind the headers; None where it changed while it was read."""
-        answers: list[bytes] = []
-        is_whole = True
-        while True:
-            datagram = self._socket.recv(1 << 17)
-            at = 0
-            while at < len(datagram):
-                length, kind, flags = unpack_from("=IHH", datagram, at)
-                is_whole = is_whole and not flags & _INTERRUPTED
-                if kind in (_ERROR, _DONE):
-                    number = -unpack_from("=i", datagram, at + 16)[0] if length >= 20 else 0
-                    if number > 0:
-                        raise OSError(number, posix.strerror(number))
-                    return answers if is_whole else None
-                answers.append(datagram[at + 16 : at + length])
-                at += length + 3 & ~3
-            if not is_dump:
-                return answers
 
 
 def addresses_inside(netns: NetNS) -> list[tuple[int, bytes]]:
@@ -255,8 +221,6 @@ def _leave_shared_root() -> None:
 
 def _host_end(answer: bytes) -> HostEnd | None:
     """Behind ``struct ifinfomsg``; None where it is no veth."""
-    if b"veth" not in answer:
-        return None
     found: Mapping[int, bytes] = dict(attributes(answer[16:]))
     kind = dict(attributes(found.get(_IFLA_LINKINFO, b""))).get(1, b"")
     if text_of(kind) != "veth":

@@ -1,8 +1,4 @@
-"""Free what was judged dead: one place after the other, under the plugins' own locks, and only if it still is the same.
-
-Elements, chains, veths, reservations, saved configurations, records, in this order: each piece tells where those
-before it are.
-"""
+"""Remove stale leftovers: place by place, under the plugins' own locks, and only those that are unchanged."""
 
 from __future__ import annotations
 
@@ -11,126 +7,135 @@ import posix
 from cni_py import files
 from cni_py.errors import CniError, IOFailure
 from cni_py.journal import note, retire, step
-from cni_py.sweep import leftovers
-from cni_py.sweep.leftovers import ADDRESS, CHAIN, ELEMENT, RECORD, SAVED, VETH, Trace, stamp_of
-from cni_py.sweep.report import FAILED, FREED, KEPT, Finding
+from cni_py.sweep import file_leftovers
+from cni_py.sweep.leftovers import ADDRESS, CHAIN, ELEMENT, RECORD, SAVED, VETH, Leftover, Stamp, stamp_of
+from cni_py.sweep.report import FAILED, KEPT, REMOVED, Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+# Each kind leads to those before it: a sweep that is killed in the middle leaves enough for the next one to continue.
 _ORDER = (ELEMENT, CHAIN, VETH, ADDRESS, SAVED, RECORD)
 
 
-def free(doomed: Sequence[Finding], found: Sequence[Trace]) -> list[Finding]:
-    """Free what was judged dead, one place after the other; what cannot be freed does not stop the rest.
+def remove(stale: Sequence[Finding], found: Sequence[Leftover]) -> list[Finding]:
+    """Remove stale leftovers, place by place; a failure does not stop the rest.
 
     Args:
-        found: all that was read, to know a record that is newer.
+        found: everything that was read, to recognize a newer record.
+
+    Returns: the findings with their outcome.
     """
     out: list[Finding] = []
     for kind in _ORDER:
         places: dict[str, list[Finding]] = {}
-        for finding in doomed:
-            if finding.trace.kind == kind:
-                places.setdefault(_place(finding.trace), []).append(finding)
-        for some in places.values():
-            try:
-                gone = _FREE[kind]([finding.trace for finding in some], found)
-            except (CniError, OSError) as error:
-                note(f"could not free {some[0].trace.what}: {error}")
-                out += [finding.replace(fate=FAILED, why=f"{finding.why}; {error}") for finding in some]
-            else:
-                out += [f.replace(fate=FREED) if f.trace in gone else _came_back(f) for f in some]
+        for finding in stale:
+            if finding.leftover.kind == kind:
+                places.setdefault(_place(finding.leftover), []).append(finding)
+        for findings in places.values():
+            out += _remove_together(kind, findings, found)
     for finding in out:
-        if finding.trace.kind == RECORD and finding.fate == FREED:
-            retire(finding.trace.path.rpartition("/")[2])
+        if finding.leftover.kind == RECORD and finding.outcome == REMOVED:
+            retire(finding.leftover.path.rpartition("/")[2])
     return out
 
 
-def _place(trace: Trace) -> str:
-    """What is freed together, under one lock; a failure is of all of it."""
-    return trace.path.rpartition("/")[0] if trace.kind == ADDRESS else trace.path
+def _place(leftover: Leftover) -> str:
+    """Return the place: leftovers of one place are removed under one lock, and fail together."""
+    return leftover.path.rpartition("/")[0] if leftover.kind == ADDRESS else leftover.path
 
 
-def _came_back(finding: Finding) -> Finding:
-    return finding.replace(fate=KEPT, why=f"{finding.why}; kept: it was made anew, or freed by another, meanwhile")
+def _remove_together(kind: str, findings: Sequence[Finding], found: Sequence[Leftover]) -> list[Finding]:
+    try:
+        removed = _REMOVE[kind]([finding.leftover for finding in findings], found)
+    except (CniError, OSError) as error:
+        note(f"could not remove {findings[0].leftover.what}: {error}")
+        return [finding.replace(outcome=FAILED, why=f"{finding.why}; {error}") for finding in findings]
+    return [f.replace(outcome=REMOVED) if f.leftover in removed else _was_recreated(f) for f in findings]
 
 
-def _free_elements(some: Sequence[Trace], found: Sequence[Trace]) -> list[Trace]:
-    """Elements of one set."""
+def _was_recreated(finding: Finding) -> Finding:
+    reason = "kept: re-created or removed by another process in the meantime"
+    return finding.replace(outcome=KEPT, why=f"{finding.why}; {reason}")
+
+
+def _remove_elements(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
+    """Remove elements of one set. Returns: those that were removed."""
     from cni_py.packetfilter import libnftables, masquerade, nfnetlink
+    from cni_py.sweep.kernel_leftovers import sets
 
-    of_set = next(one for one in leftovers.sets() if some[0].path in one.names)
+    of_set = next(one for one in sets() if stale[0].path in one.names)
     with masquerade.lock():
-        staying = _with_newer_record(some, found)
-        comments = {trace.key for trace in some} - {trace.key for trace in staying}
-        there = nfnetlink.elements(some[0].path) if of_set.after else []
+        staying = _with_newer_record(stale, found)
+        comments = {leftover.key for leftover in stale} - {leftover.key for leftover in staying}
+        elements = nfnetlink.elements(stale[0].path) if of_set.after else []
         if comments:
-            libnftables.delete_elements(some[0].path, of_set.key_text, comments.__contains__)
+            libnftables.delete_elements(stale[0].path, of_set.key_text, comments.__contains__)
     if of_set.after:
-        of_set.after([element for element in there if element.comment in comments])
-    return [trace for trace in some if trace.key in comments]
+        of_set.after([element for element in elements if element.comment in comments])
+    return [leftover for leftover in stale if leftover.key in comments]
 
 
-def _free_chains(some: Sequence[Trace], found: Sequence[Trace]) -> list[Trace]:
-    """Jumps to one chain, and the chain with the last of them."""
+def _remove_chains(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
+    """Remove jumps to one chain, and the chain with the last of them. Returns: those that were removed."""
     from cni_py.packetfilter import iptables, masquerade
 
     with masquerade.lock():
-        staying = _with_newer_record(some, found)
-        gone = [trace for trace in some if trace not in staying]
-        for trace in gone:
-            if trace.tool is not None:
-                iptables.delete(trace.tool, trace.path, [trace.key])
-    return gone
+        staying = _with_newer_record(stale, found)
+        removed = [leftover for leftover in stale if leftover not in staying]
+        for leftover in removed:
+            if leftover.tool is not None:
+                iptables.delete(leftover.tool, leftover.path, [leftover.key])
+    return removed
 
 
-def _with_newer_record(some: Sequence[Trace], found: Sequence[Trace]) -> list[Trace]:
-    """Those whose attachment has had an ADD since it was judged. Raises: IOFailure."""
-    known = {(trace.path, trace.stamp) for trace in found if trace.kind == RECORD}
-    newer = [record for record in leftovers.records() if (record.path, record.stamp) not in known]
-    return [trace for trace in some if any(trace.is_with(record) for record in newer)]
+def _with_newer_record(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
+    """Return those whose attachment has had an ADD since they were found stale. Raises: IOFailure."""
+    # Elements and chains have neither inode nor time to distinguish a new one from the stale one. ADD writes its
+    # record before them, so a new record indicates a new element.
+    known = {(leftover.path, leftover.stamp) for leftover in found if leftover.kind == RECORD}
+    newer = [record for record in file_leftovers.records() if (record.path, record.stamp) not in known]
+    return [leftover for leftover in stale if any(leftover.is_with(record) for record in newer)]
 
 
-def _free_veths(some: Sequence[Trace], _: Sequence[Trace]) -> list[Trace]:
+def _remove_veths(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
     from cni_py.kernel.link import delete_link, list_links
     from cni_py.netlink.socket import open_host
 
-    gone = []
+    removed = []
     with open_host() as host:
-        for trace in some:
-            if any(link.name == trace.path for link in list_links(host, alias=trace.key)):
-                delete_link(host, trace.path)
-                gone.append(trace)
-    return gone
+        for leftover in stale:
+            if any(link.name == leftover.path for link in list_links(host, alias=leftover.key)):
+                delete_link(host, leftover.path)
+                removed.append(leftover)
+    return removed
 
 
-def _free_addresses(some: Sequence[Trace], _: Sequence[Trace]) -> list[Trace]:
-    """Reservations of one network."""
+def _remove_reservations(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
+    """Remove reservations of one network. Returns: those that were removed."""
     from ipaddress import ip_address
 
     from cni_py.ipam.store import Store
 
-    data_dir, network = some[0].path.rsplit("/", 2)[:2]
+    data_dir, network = stale[0].path.rsplit("/", 2)[:2]
     with Store(data_dir, network) as store:
-        same = [trace for trace in some if stamp_of(trace.path) == trace.stamp]
-        store.release([ip_address(trace.address) for trace in same])
+        # Compared again, now under the lock of the store: the address may have been allocated to another pod since.
+        same = [leftover for leftover in stale if stamp_of(leftover.path) == leftover.stamp]
+        store.release([ip_address(leftover.address) for leftover in same])
     return same
 
 
-def _free_file(some: Sequence[Trace], _: Sequence[Trace]) -> list[Trace]:
-    """A saved configuration or a record: ADD writes them without a lock."""
-    return [trace for trace in some if trace.stamp and remove_if_same(trace.path, trace.stamp)]
+def _remove_files(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
+    """Remove saved configurations or records, which ADD writes without a lock. Returns: those that were removed."""
+    return [leftover for leftover in stale if leftover.stamp and remove_if_same(leftover.path, leftover.stamp)]
 
 
-def remove_if_same(path: str, stamp: leftovers.Stamp) -> bool:
-    """Delete the file that was judged, not one that was put in its place since. Raises: IOFailure.
-
-    It is taken aside first, for between a look and an ``unlink`` another could be put there.
-    """
+def remove_if_same(path: str, stamp: Stamp) -> bool:
+    """Delete the stale file, but not one that replaced it since. Raises: IOFailure."""
     if stamp_of(path) != stamp:
         return False
+    # Renamed first and compared then: between a comparison and an unlink, ADD could put a new file at the path.
     aside = f"{path}.sweep"
     with step("rm", "-f", path, error=IOFailure):
         files.remove_temporary(path)
@@ -141,18 +146,18 @@ def remove_if_same(path: str, stamp: leftovers.Stamp) -> bool:
         is_same = stamp_of(aside) == stamp
         if not is_same:
             try:
-                posix.link(aside, path)
-            except FileExistsError:  # one that is newer still
+                posix.link(aside, path)  # link, not rename: it must not replace an even newer file
+            except FileExistsError:
                 pass
         posix.unlink(aside)
     return is_same
 
 
-_FREE: dict[str, Callable[[Sequence[Trace], Sequence[Trace]], list[Trace]]] = {
-    ELEMENT: _free_elements,
-    CHAIN: _free_chains,
-    VETH: _free_veths,
-    ADDRESS: _free_addresses,
-    SAVED: _free_file,
-    RECORD: _free_file,
+_REMOVE: dict[str, Callable[[Sequence[Leftover], Sequence[Leftover]], list[Leftover]]] = {
+    ELEMENT: _remove_elements,
+    CHAIN: _remove_chains,
+    VETH: _remove_veths,
+    ADDRESS: _remove_reservations,
+    SAVED: _remove_files,
+    RECORD: _remove_files,
 }

@@ -1,7 +1,8 @@
-"""What a sweep found, as values, as a table and as JSON."""
+"""Findings of a sweep, as values, as a table and as JSON."""
 
 from __future__ import annotations
 
+from cni_py.plural import counted
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -9,27 +10,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from cni_py.sweep.leftovers import Trace
+    from cni_py.sweep.leftovers import Leftover
 
-FREED, WOULD_FREE, KEPT, FAILED, REPORTED = "freed", "would be freed", "kept", "failed", "reported"
-_HEAD = ("FATE", "WHAT", "", "CONTAINER ID", "INTERFACE", "NETWORK", "AGE", "WHY")
+REMOVED, WOULD_REMOVE, KEPT, FAILED, REPORTED = "removed", "would be removed", "kept", "failed", "reported"
+_HEAD = ("OUTCOME", "WHAT", "", "CONTAINER ID", "INTERFACE", "NETWORK", "AGE", "WHY")
 
 
 class Finding(Value):
-    """Something dead: what it is, why, and what became of it.
+    """Stale leftover: why it is stale, and what was done with it.
 
-    ``age_seconds`` is that of the youngest file of its attachment; None: none is left.
+    Attributes:
+        age_seconds: of the youngest file of its attachment; None: no file is left.
+        outcome: REMOVED, WOULD_REMOVE, KEPT, FAILED or REPORTED.
     """
 
-    trace: Trace
+    leftover: Leftover
     network: str
     age_seconds: float | None
     why: str
-    fate: str
+    outcome: str
 
 
 class Report(Value):
-    """All that was found dead; ``missing`` says why the evidence is incomplete, if it is."""
+    """Stale leftovers of a host; ``missing``: why liveness is not fully known, if it is not."""
 
     findings: tuple[Finding, ...] = ()
     namespaces: int = 0
@@ -39,26 +42,27 @@ class Report(Value):
 
     @property
     def failed(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.fate == FAILED]
+        return [finding for finding in self.findings if finding.outcome == FAILED]
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything could be judged and freed."""
+        """True if everything could be checked, and everything stale was removed."""
         return not self.failed and not self.missing
 
     def lines(self) -> Iterator[str]:
-        """A table, and a line that counts."""
+        """Yield a table, and a line of totals."""
         rows = [_HEAD, *(_row(finding) for finding in self.findings)] if self.findings else []
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))] if rows else []
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        fates = [finding.fate for finding in self.findings]
-        counts = [f"{fates.count(fate)} {fate}" for fate in (FREED, WOULD_FREE, KEPT, FAILED, REPORTED) if fate in fates]
-        lives = f"; {self.live_attachments} attachments live, in {self.namespaces} namespaces with the host's"
-        yield f"{', '.join(counts) or 'nothing is left behind'}{lives if self.namespaces else ''}"
+        outcomes = [finding.outcome for finding in self.findings]
+        counts = [f"{outcomes.count(one)} {one}" for one in (REMOVED, WOULD_REMOVE, KEPT, FAILED, REPORTED) if one in outcomes]
+        attachments, namespaces = counted(self.live_attachments, "live attachment"), counted(self.namespaces, "namespace")
+        live = f"; {attachments} in {namespaces}, including the host's"
+        yield f"{', '.join(counts) or 'no leaked resources found'}{live if self.namespaces else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs; ``ageSeconds`` null: no file tells it."""
+        """Return the report for programs; ``ageSeconds`` is null if no file is left."""
         return {
             "dryRun": self.is_dry_run,
             "namespaces": self.namespaces,
@@ -66,12 +70,12 @@ class Report(Value):
             "missing": list(self.missing),
             "findings": [
                 {
-                    "fate": finding.fate,
-                    "kind": finding.trace.kind,
-                    "what": finding.trace.what,
-                    "path": finding.trace.path,
-                    "containerID": finding.trace.container_id,
-                    "ifname": finding.trace.ifname,
+                    "outcome": finding.outcome,
+                    "kind": finding.leftover.kind,
+                    "what": finding.leftover.what,
+                    "path": finding.leftover.path,
+                    "containerID": finding.leftover.container_id,
+                    "ifname": finding.leftover.ifname,
                     "network": finding.network,
                     "ageSeconds": None if finding.age_seconds is None else round(finding.age_seconds, 1),
                     "why": finding.why,
@@ -82,13 +86,13 @@ class Report(Value):
 
 
 def _row(finding: Finding) -> tuple[str, ...]:
-    trace = finding.trace
+    leftover = finding.leftover
     return (
-        finding.fate,
-        trace.kind,
-        trace.what,
-        trace.container_id or "-",
-        trace.ifname or "-",
+        finding.outcome,
+        leftover.kind,
+        leftover.what,
+        leftover.container_id or "-",
+        leftover.ifname or "-",
         finding.network or "-",
         age_text(finding.age_seconds),
         finding.why,
@@ -96,7 +100,7 @@ def _row(finding: Finding) -> tuple[str, ...]:
 
 
 def age_text(seconds: float | None) -> str:
-    """``47 s``, ``5 min``, ``3 h``, ``12 d``."""
+    """Format an age: ``47 s``, ``5 min``, ``3 h``, ``12 d``."""
     if seconds is None:
         return "-"
     if seconds < 0:

@@ -1,14 +1,14 @@
-"""What of the traces is dead, and what is to become of it: pure, from traces and evidence to findings.
+"""Decision which leftovers are stale, and what to do with each: pure, from leftovers and liveness to findings.
 
-Whatever speaks for one piece of an attachment speaks for all of it. See sweep.py for why that is enough.
+If one piece of an attachment is live, all of its pieces are. sweep.py explains why that is enough.
 """
 
 from __future__ import annotations
 
 from cni_py.packetfilter.ownership import network_hash
-from cni_py.sweep.leftovers import ADDRESS, CACHED, RECORD, Trace
-from cni_py.sweep.liveness import Evidence, plain_run
-from cni_py.sweep.report import KEPT, REPORTED, WOULD_FREE, Finding
+from cni_py.sweep.leftovers import ADDRESS, CACHED, RECORD, Leftover
+from cni_py.sweep.liveness import Liveness, plain_run
+from cni_py.sweep.report import KEPT, REPORTED, WOULD_REMOVE, Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,137 +20,150 @@ LIVE_END = "live host end"
 _NO_FILE = float("inf")
 
 
-def decide(
-    found: Sequence[Trace], seen: Evidence, now: float, grace_seconds: float, calling: Call | None = None
+def find_stale(
+    found: Sequence[Leftover], live: Liveness, now: float, grace_seconds: float, calling: Call | None = None
 ) -> list[Finding]:
-    """What of the traces is dead, why, and what is to become of it. Pure."""
-    of_container: dict[str, list[Trace]] = {}
-    for trace in found:
-        of_container.setdefault(trace.short_id, []).append(trace)
-    for end in map(live_end, seen.aliases):
+    """Return stale leftovers, each with the reason and the outcome. Pure."""
+    of_container: dict[str, list[Leftover]] = {}
+    for leftover in found:
+        of_container.setdefault(leftover.short_id, []).append(leftover)
+    for end in map(live_end, live.aliases):
         of_container.setdefault(end.short_id, []).append(end)
-    claimed = {t.inode for t in found if t.kind == RECORD and t.inode and _leads_to(t, seen) == t.inode}
-    names = {trace.hashed: trace.network for trace in found if trace.network}
+    claimed = {one.inode for one in found if one.kind == RECORD and one.inode and _inode_at(one, live) == one.inode}
+    names = {leftover.hashed: leftover.network for leftover in found if leftover.network}
     findings = []
-    for trace in found:
-        related = [t for t in of_container[trace.short_id] if t.is_with(trace)] if trace.container_id else [trace]
-        if life(related, seen, claimed, calling):
+    for leftover in found:
+        # A damaged reservation names no container: it is related to no other piece.
+        of_same = of_container[leftover.short_id] if leftover.container_id else []
+        related = [one for one in of_same if one.is_with(leftover)] or [leftover]
+        if reason_alive(related, live, claimed, calling):
             continue
         age = age_of(related, now)
-        fate, because = _fate(trace, related, seen, age, grace_seconds)
-        why = "; ".join(_death(trace, related, seen)) + (f"; kept: {because}" if because else "")
-        network = trace.network or names.get(trace.hashed, f"({trace.hashed})" if trace.hashed else "")
-        findings.append(Finding(trace, network, None if age == _NO_FILE else age, why, fate))
-    return sorted(findings, key=lambda f: (f.network, f.trace.short_id, f.trace.ifname, f.trace.kind, f.trace.what))
+        outcome, kept_because = _decide(leftover, related, live, age, grace_seconds)
+        why = "; ".join(reasons_stale(leftover, related, live)) + (f"; kept: {kept_because}" if kept_because else "")
+        network = leftover.network or names.get(leftover.hashed, f"({leftover.hashed})" if leftover.hashed else "")
+        findings.append(Finding(leftover, network, None if age == _NO_FILE else age, why, outcome))
+    return sorted(findings, key=_sort_key)
 
 
-def age_of(related: Iterable[Trace], now: float) -> float:
-    """Seconds since the youngest file was written; negative: its time lies in the future."""
-    return min((now - trace.stamp[0] / 1e9 for trace in related if trace.stamp), default=_NO_FILE)
+def _sort_key(finding: Finding) -> tuple[str, ...]:
+    leftover = finding.leftover
+    return finding.network, leftover.short_id, leftover.ifname, leftover.kind, leftover.what
 
 
-def _fate(trace: Trace, related: Sequence[Trace], seen: Evidence, age: float, grace_seconds: float) -> tuple[str, str]:
-    """What becomes of something dead, and why it is kept if it is."""
-    if trace.kind == CACHED:
+def age_of(related: Iterable[Leftover], now: float) -> float:
+    """Return the seconds since the youngest file was written; negative if its time is in the future."""
+    return min((now - leftover.stamp[0] / 1e9 for leftover in related if leftover.stamp), default=_NO_FILE)
+
+
+def _decide(
+    leftover: Leftover, related: Sequence[Leftover], live: Liveness, age: float, grace_seconds: float
+) -> tuple[str, str]:
+    """Return the outcome for a stale leftover, and why it is kept if it is."""
+    if leftover.kind == CACHED:
         return REPORTED, ""
-    if any(t.is_blind for t in related) and not any(t.address or t.netns for t in related):
-        return KEPT, "its IPAM plugin keeps no addresses that are known here, and there is no record of its namespace"
-    if seen.missing:
-        return KEPT, f"the evidence is incomplete: {seen.missing[0]}"
+    if any(one.is_blind for one in related) and not any(one.address or one.netns for one in related):
+        return KEPT, "its IPAM plugin is not host-local, and no record names its namespace: it may be in use"
+    if live.missing:
+        return KEPT, f"liveness unknown: {live.missing[0]}"
     if age < 0:
-        return KEPT, "its time lies in the future"
+        return KEPT, "its modification time is in the future"
     if age < grace_seconds:
         return KEPT, f"too young: {age:.0f} s of {grace_seconds:g}"
-    return WOULD_FREE, ""
+    return WOULD_REMOVE, ""
 
 
-def life(related: Sequence[Trace], seen: Evidence, claimed: Collection[int] = (), calling: Call | None = None) -> str:
-    """What shows that the attachment of these traces lives; empty: nothing does. Pure.
+def reason_alive(
+    related: Sequence[Leftover], live: Liveness, claimed: Collection[int] = (), calling: Call | None = None
+) -> str:
+    """Return why the attachment of these leftovers is alive; empty if it is not. Pure.
 
     Args:
-        claimed: inodes of namespaces that are where a record says.
-        calling: see :func:`run`.
+        claimed: inodes of recorded namespaces that are still at the recorded path.
+        calling: see :func:`sweep.run`.
     """
-    is_called = calling is not None and any(_is_of(trace, calling) for trace in related)
-    for trace in related:
-        sign = _sign(trace, related, seen, claimed) or ("" if is_called else _sign_by_name(trace, seen))
-        if sign:
-            return sign
+    is_called = calling is not None and any(_is_of(leftover, calling) for leftover in related)
+    for leftover in related:
+        reason = _alive_by_state(leftover, related, live, claimed) or ("" if is_called else _alive_by_name(leftover, live))
+        if reason:
+            return reason
     return ""
 
 
-def _sign(trace: Trace, related: Sequence[Trace], seen: Evidence, claimed: Collection[int]) -> str:
-    """What only a live attachment has: an address, a host end, its namespace."""
-    if trace.address in seen.addresses:
-        return f"{address_text(trace.address)} is in {seen.addresses[trace.address]}"
-    if trace.kind == LIVE_END or _is_cut_alias(trace, seen):
+def _alive_by_state(leftover: Leftover, related: Sequence[Leftover], live: Liveness, claimed: Collection[int]) -> str:
+    """Check state that only a live attachment has: an address, a host end, its namespace."""
+    if leftover.address in live.addresses:
+        return f"{address_text(leftover.address)} is in {live.addresses[leftover.address]}"
+    if leftover.kind == LIVE_END or _may_be_cut_alias(leftover, live):
         return "its host end leads into a live namespace"
-    if trace.kind == RECORD and _record_lives(trace, related, seen, claimed):
-        return f'its record names "{trace.netns}", which is there'
+    if leftover.kind == RECORD and _is_recorded_namespace_alive(leftover, related, live, claimed):
+        return f'its record names "{leftover.netns}", which exists'
     return ""
 
 
-def _sign_by_name(trace: Trace, seen: Evidence) -> str:
-    """What has its name, and may be a later attachment of that name."""
-    if trace.kind == CACHED and trace.netns and _leads_to(trace, seen) not in (0, seen.own):
-        return f'its cached result names "{trace.netns}", which is there'
-    if trace.container_id in seen.containers:
-        return f"processes of container {trace.container_id} run"
-    is_called = any(one == trace.container_id and trace.ifname in ("", ifname) for one, ifname in seen.calls)
+def _alive_by_name(leftover: Leftover, live: Liveness) -> str:
+    """Check state that a later attachment of the same name could have too."""
+    if leftover.kind == CACHED and leftover.netns and _inode_at(leftover, live) not in (0, live.own):
+        return f'its cached result names "{leftover.netns}", which exists'
+    if leftover.container_id in live.containers:
+        return f"processes of container {leftover.container_id} are running"
+    is_called = any(one == leftover.container_id and leftover.ifname in ("", ifname) for one, ifname in live.calls)
     return "a plugin is being called for it" if is_called else ""
 
 
-def _leads_to(trace: Trace, seen: Evidence) -> int | None:
-    """Inode of what is at the path of the sandbox, in whatever mount namespace; 0: nothing; None: it cannot be told."""
-    there = seen.sandboxes.get(trace.netns, 0)
-    return there or next(iter(seen.mount_points.get(plain_run(trace.netns), ())), there)
+def _inode_at(leftover: Leftover, live: Liveness) -> int | None:
+    """Return the inode at the sandbox's path, in any mount namespace; 0: none; None: unknown."""
+    inode = live.sandboxes.get(leftover.netns, 0)
+    return inode or next(iter(live.mount_points.get(plain_run(leftover.netns), ())), inode)
 
 
-def _record_lives(record: Trace, related: Sequence[Trace], seen: Evidence, claimed: Collection[int]) -> bool:
-    """The path leads to the namespace of then; or that namespace is there by another name.
-
-    The latter counts only where no address of the attachment is known and no other record claims the
-    inode: the kernel gives numbers of namespaces that have gone to new ones.
-    """
-    there = _leads_to(record, seen)
-    if there is None or (record.inode or there) == there != 0:
+def _is_recorded_namespace_alive(
+    record: Leftover, related: Sequence[Leftover], live: Liveness, claimed: Collection[int]
+) -> bool:
+    """Return whether the path still leads to the recorded namespace, or that namespace exists under another name."""
+    inode = _inode_at(record, live)
+    if inode is None or (record.inode or inode) == inode != 0:
         return True
-    if record.inode in seen.mount_points.get(plain_run(record.netns), ()):
+    if record.inode in live.mount_points.get(plain_run(record.netns), ()):
         return True
-    is_somewhere = record.inode in seen.namespaces and record.inode not in claimed and record.inode != seen.own
-    return is_somewhere and not any(trace.address for trace in related)
+    # The kernel reuses inodes of deleted namespaces: the number alone counts only if no address of the attachment
+    # is known, which would be seen in a live namespace, and where no other record has a better claim to it.
+    is_somewhere = record.inode in live.namespaces and record.inode not in claimed and record.inode != live.own
+    return is_somewhere and not any(leftover.address for leftover in related)
 
 
-def live_end(alias: str) -> Trace:
-    """A host end as a trace of the attachment that its alias names; a network whose name was cut is any."""
+def live_end(alias: str) -> Leftover:
+    """Return a host end as a leftover of the attachment in its alias; a truncated network name matches any."""
     container_id, _, rest = alias.partition(":")
     ifname, _, network = rest.partition(":")
-    return Trace(LIVE_END, alias, alias, container_id, ifname, network, "" if "~" in network else network_hash(network))
+    return Leftover(LIVE_END, alias, alias, container_id, ifname, network, "" if "~" in network else network_hash(network))
 
 
-def _is_cut_alias(trace: Trace, seen: Evidence) -> bool:
-    """Whether a host end may be of this container, whose id is too long for an alias (attachments.name_of)."""
-    cut = [alias for alias in seen.aliases if "~" in alias] if len(trace.short_id) == 72 else []
-    return any(alias.startswith(trace.short_id.partition("~")[0]) for alias in cut)
+def _may_be_cut_alias(leftover: Leftover, live: Liveness) -> bool:
+    """Return whether a host end may belong to this container, whose id is too long for an alias (``record.name_of``)."""
+    cut = [alias for alias in live.aliases if "~" in alias] if len(leftover.short_id) == 72 else []
+    return any(alias.startswith(leftover.short_id.partition("~")[0]) for alias in cut)
 
 
-def _is_of(trace: Trace, call: Call) -> bool:
-    return (trace.container_id, trace.network) == (call.container_id, call.network) and trace.ifname in ("", call.ifname)
+def _is_of(leftover: Leftover, call: Call) -> bool:
+    is_same = (leftover.container_id, leftover.network) == (call.container_id, call.network)
+    return is_same and leftover.ifname in ("", call.ifname)
 
 
-def _death(trace: Trace, related: Sequence[Trace], seen: Evidence) -> list[str]:
-    """The evidence in words."""
-    everywhere = f"of any of {len(seen.namespaces)} live namespaces"
-    addresses = [trace.address] if trace.address else sorted({t.address for t in related if t.address})
-    reasons = ["it is damaged, nobody's"] if trace.kind == ADDRESS and not trace.container_id else []
+def reasons_stale(leftover: Leftover, related: Sequence[Leftover], live: Liveness) -> list[str]:
+    """Return why a leftover is stale, for people."""
+    everywhere = f"any of {len(live.namespaces)} live namespaces"
+    addresses = [leftover.address] if leftover.address else sorted({one.address for one in related if one.address})
+    is_damaged = leftover.kind == ADDRESS and not leftover.container_id
+    reasons = ["the file is damaged and names no owner"] if is_damaged else []
     if addresses:
-        reasons.append(f"{', '.join(map(address_text, addresses))} is on no interface {everywhere}")
+        reasons.append(f"{', '.join(map(address_text, addresses))} is on no interface of {everywhere}")
     for one in related:
         if one.netns and one.kind in (RECORD, CACHED):
             what = "recorded namespace" if one.kind == RECORD else "its cached result's namespace"
-            reason = f"{what} {one.netns} {'is another one now' if _leads_to(one, seen) else 'has gone'}"
+            reason = f"{what} {one.netns} {'is a different one now' if _inode_at(one, live) else 'no longer exists'}"
             reasons += [reason] if reason not in reasons else []
-    return reasons or [f"nothing of it is in any of {len(seen.namespaces)} live namespaces"]
+    return reasons or [f"nothing of it exists in {everywhere}"]
 
 
 def address_text(packed: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Runs in a container: answers on TCP and UDP, port 80, with the address that it sees and its own host name.
+"""Server in a container: replies on TCP and UDP, port 80, with the address that it sees and its own host name.
 
 Little is imported: everything that this process has open becomes the image (see image.py).
 """

@@ -1,4 +1,4 @@
-"""The runtimes' main tests run twice: each call works alone, and the agent answers it."""
+"""The runtimes' main tests run twice: each call works alone, and the agent handles it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from agents import Agent
-from namespaces import Host
+from support.agents import Agent
+from support.namespaces import Host
 
 
 @pytest.fixture(params=["alone", "agent"])
@@ -29,7 +29,7 @@ def agent(request: pytest.FixtureRequest, host: Host) -> Iterator[Agent | None]:
 
 
 def journaled(host: Host) -> Counter[str]:
-    """How often which plugin did what, whoever had it do that, by the heads in the journals: "flannel ADD"."""
+    """Count the calls of each plugin, whichever program made them, by the heads in the journals: "flannel ADD"."""
     heads = [
         line.split() for text in host.files("/run/cni-py/journal").values() for line in text.splitlines() if line[:2] == "# "
     ]

@@ -1,16 +1,16 @@
-"""What the tests of podman and containerd share: an outside world, questions to a container, and what must not be left."""
+"""Shared parts of the tests of podman and containerd: an outside world, requests to a container, state that must not leak."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from integration.clients import image
-from namespaces import Host, Sandbox
+from support.namespaces import Host, Sandbox
 
 OUTSIDE = Sandbox("outside")
 HOST4, HOST6 = "192.0.2.1", "2001:db8:2::1"
@@ -29,7 +29,7 @@ ip -n outside route add default via {HOST4}; ip -n outside -6 route add default 
 
 
 def prepare(host: Host, *folders: str) -> None:
-    """A neighbour outside, and these folders empty, for the runtime's own files."""
+    """A neighbour outside, and these directories empty, for the runtime's own files."""
     host.run(NEIGHBOUR)
     for folder in ("/dev/shm", "/sys/fs/cgroup", *folders):
         host.run(f"mkdir -p {folder}; mount -t tmpfs tmpfs {folder}")
@@ -39,15 +39,15 @@ def prepare(host: Host, *folders: str) -> None:
 
 
 def ask(host: Host, address: str, port: int = 80, protocol: str = "tcp", source: Sandbox | None = None) -> str:
-    """What a container answers: "<the address it sees> <its host name>", or the failure's name, as "TimeoutError".
+    """Return a container's reply: "<the address it sees> <its host name>", or the failure's name, as "TimeoutError".
 
-    `source`: who asks; None: the host. A container that has just been started is waited for.
+    `source`: the client; None: the host. A container that has just been started is waited for.
     """
     return host.do(_ask, address, port, protocol, 10.0, sandbox=source)
 
 
 def refused(host: Host, address: str, port: int = 80, protocol: str = "tcp", source: Sandbox | None = None) -> bool:
-    """Nobody answers, and at once."""
+    """Return the failure of a request, which must come at once."""
     return host.do(_ask, address, port, protocol, 0.0, sandbox=source) in ("ConnectionRefusedError", "TimeoutError")
 
 
@@ -61,7 +61,7 @@ def _ask(address: str, port: int, protocol: str, patience_seconds: float) -> str
                 client.settimeout(1)  # a datagram to a container that does not listen yet is lost
                 client.connect((address, port))
                 if protocol == "udp":
-                    client.send(b"who am I?")
+                    client.send(b"hello")
                 return client.recv(200).decode()
         except OSError as error:
             if time.monotonic() > deadline:
@@ -71,7 +71,7 @@ def _ask(address: str, port: int, protocol: str, patience_seconds: float) -> str
 
 @contextmanager
 def server_outside(host: Host) -> Iterator[None]:
-    """Outside, port 80 answers as a container does."""
+    """Run a server outside that replies on port 80 as a container does."""
     argv = host.command(image.PYTHON, "-IS", str(image.ANSWER), sandbox=OUTSIDE)
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -82,19 +82,11 @@ def server_outside(host: Host) -> Iterator[None]:
             host.run("kill $(ip netns pids outside)")
 
 
-def eventually(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Wait for what a program of somebody else does by itself, without telling when."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
-
-
-# --- what is there ----------------------------------------------------------------------------------------------------
+# --- state ------------------------------------------------------------------------------------------------------------
 
 
 def state(host: Host) -> dict[str, Any]:
-    """All that must be as before when a container has gone: network, files of plugins and libcni, our records."""
+    """Return all that must be as before after a container was deleted: network, files of plugins and libcni, our records."""
     records = {name: text for name, text in host.files("/run/cni-py").items() if "/attachments/" in name or "/portmap/" in name}
     return host.snapshot() | {"records": records, "namespaces": sorted(host.run("ls /run/netns").split())}
 
@@ -106,7 +98,7 @@ def reservations(host: Host, network: str) -> list[str]:
 
 
 def done_by_us(host: Host, container_id: str) -> set[str]:
-    """What cni-py did for this container, by its journals: "ADD bridge"."""
+    """Return the calls of cni-py for this container, by its journals: "ADD bridge"."""
     journals = [text for name, text in host.files("/run/cni-py/journal").items() if container_id in name]
     heads = [line.split() for text in journals for line in text.splitlines() if line.startswith("# ")]
     return {f"{words[2]} {words[3].rstrip(',')}" for words in heads}

@@ -57,7 +57,7 @@ class Cri:
         self.path = path
 
     def call(self, method: str, **request: Any) -> dict[str, Any]:
-        """One call; raises CriError with the runtime's words, OSError if nobody listens."""
+        """Make one call; raises CriError with the runtime's words, OSError if no server listens."""
         wanted, answered = MESSAGES[method]
         return decode(unary(self.path, SERVICE + method, encode(wanted, request)), answered)
 

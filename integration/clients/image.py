@@ -2,7 +2,7 @@
 
     archive = write_image(Path("/run/image.tar"), busybox)      # podman load -i …, ctr images import …
 
-An OCI layout in a tar with one layer. Of Python it holds what a process that answers needs and no more: the
+An OCI layout in a tar with one layer. Of Python it holds only what the server process needs: the
 interpreter, the libraries that ldd names, and the modules that are loaded after its imports, each under the path that it
 has here.
 """
@@ -91,7 +91,7 @@ def _libraries(file: str) -> set[str]:
 
 
 def _tar(files: dict[str, bytes], links: dict[str, str] | None = None, folders: list[str] | None = None) -> bytes:
-    """Everything may be read and executed by anybody."""
+    """Create an archive in which every file may be read and executed by all users."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w", format=tarfile.PAX_FORMAT) as archive:
         above = {str(parent) for name in (*files, *(links or {})) for parent in Path(name).parents} - {"."}

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from namespaces import GO_PLUGINS, PATH, Host, Sandbox
+from support.agents import Agent
+from support.namespaces import GO_PLUGINS, PATH, Host, Sandbox
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 WITH_CHECK = VERSIONS[4:]
@@ -351,7 +351,7 @@ def test_status_says_why_it_is_not_ready(host: Host, tool: Tool) -> None:
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
 def test_gc_without_a_list(host: Host, tool: Tool, version: str, agent: Agent | None) -> None:
-    """What is in the cache is deleted; of the rest (1.1.0) only what has certainly gone."""
+    """Everything in the cache is deleted; of the rest (1.1.0) only what has no namespace any more."""
     host.write_subnet_env()
     configure(host, FLANNEL, version=version)
     configure(host, BRIDGE, version=version, name="blue")

@@ -1,6 +1,6 @@
 """containerd by its CRI interface, as kubelet uses it, and by `ctr run --cni`: the deployment guide's chain for real sandboxes.
 
-A sandbox's one process is what answers (see answer.py), so that no container has to be made in it. containerd executes
+A sandbox's only process is the server (see answer.py), so that no container has to be created in it. containerd executes
 plugins in /opt/cni/bin, where ours are, and `failing`, a plugin that does what /run/failing says.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
 from integration.clients import image
 from integration.clients.containers import (
     HOST4,
@@ -26,7 +25,6 @@ from integration.clients.containers import (
     OUTSIDE6,
     ask,
     done_by_us,
-    eventually,
     prepare,
     refused,
     reservations,
@@ -34,8 +32,10 @@ from integration.clients.containers import (
     state,
 )
 from integration.clients.cri import Cri, CriError
-from namespaces import PATH, Host, Sandbox
-from pods import DUAL_ENV
+from support.agents import Agent
+from support.namespaces import PATH, Host, Sandbox
+from support.pods import DUAL_ENV
+from support.waiting import until
 
 GUIDE = Path(__file__).resolve().parents[2] / "conf" / "10-flannel.conflist"
 GATEWAY = "10.244.91.1"
@@ -115,16 +115,16 @@ class Containerd:
             assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it replies."""
         config = CONFIG % {"socket": SOCKET, "image": image.NAME, "snapshotter": self.snapshotter}
         self.host.write("/run/containerd.toml", config)
         script = f"echo $$ >/run/containerd.pid; exec {self.program} --config /run/containerd.toml"
         with self.log.open("a") as log:
             argv = self.host.command("sh", "-c", script)
             self.process = subprocess.Popen(argv, env={"PATH": PATH}, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        eventually(self._answers, f"containerd answers, see {self.log}")
+        until(self._replies, f"containerd replies, see {self.log}")
 
-    def _answers(self) -> bool:
+    def _replies(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
             self.cri.call("ListPodSandbox")
@@ -147,9 +147,9 @@ class Containerd:
         self.write_network(json.dumps(conf))
 
     def write_network(self, text: str) -> None:
-        """containerd watches the folder; the file's new name shows in its answer when it has read it."""
+        """containerd watches the directory; the file's new name shows in its answer when it has read it."""
         self.host.write("/etc/cni/net.d/10-flannel.conflist", text)
-        eventually(lambda: json.loads(text)["plugins"] == self._loaded(), "containerd has read the network's configuration")
+        until(lambda: json.loads(text)["plugins"] == self._loaded(), "containerd has read the network's configuration")
 
     def _loaded(self) -> list[dict[str, Any]]:
         (info,) = [
@@ -183,7 +183,7 @@ class Containerd:
         self.cri.call("StopPodSandbox", pod_sandbox_id=sandbox)
 
     def remove(self, sandbox: str) -> None:
-        """As kubelet does: stop, then remove."""
+        """Stop it, then remove it, as kubelet does."""
         self.stop_sandbox(sandbox)
         self.cri.call("RemovePodSandbox", pod_sandbox_id=sandbox)
 
@@ -264,13 +264,13 @@ def test_dual_stack(host: Host, containerd: Containerd, agent: Agent | None) -> 
         containerd.remove(web)
 
 
-def test_sandbox_whose_namespace_has_gone(host: Host, containerd: Containerd) -> None:
-    """As after a crash of the machine's other half: DEL comes with a path that leads nowhere, or without one."""
+def test_sandbox_whose_namespace_was_deleted(host: Host, containerd: Containerd) -> None:
+    """DEL after a crash comes with a path that leads nowhere, or without one."""
     with nothing_left(containerd):
         web = containerd.run("web", (8080, TCP))
         pod = containerd.netns(web)
         host.run(f"kill -KILL $(ip netns pids {pod.name})")
-        eventually(lambda: containerd.ready() == ["first"], "containerd sees that the sandbox has ended")
+        until(lambda: containerd.ready() == ["first"], "containerd sees that the sandbox has ended")
         host.run(f"umount {pod}; rm {pod}")
         containerd.remove(web)
 
@@ -289,7 +289,7 @@ def test_plugin_behind_flannel_fails(host: Host, containerd: Containerd, version
 
 
 def test_plugin_behind_flannel_fails_in_del_too(host: Host, containerd: Containerd) -> None:
-    """What kubelet does: it stops the sandbox again until that succeeds."""
+    """Stop the sandbox until that succeeds, as kubelet does."""
     with nothing_left(containerd, "failing"):
         web = containerd.run("web", (8080, TCP))
         host.write("/run/failing", "DEL")
@@ -341,7 +341,6 @@ def test_pod_is_replaced_and_the_old_one_deleted_late(host: Host, containerd: Co
 # --- several, and restarts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_parallel(host: Host, containerd: Containerd, agent: Agent | None) -> None:
     with nothing_left(containerd):
         names = [f"c{number}" for number in range(AT_ONCE)]
@@ -379,7 +378,7 @@ def test_restart_of_containerd(host: Host, containerd: Containerd, signal: str) 
 
 
 def test_ctr_run_with_cni(host: Host, containerd: Containerd, agent: Agent | None) -> None:
-    """It names the namespace /proc/PID/ns/net, and none at DEL."""
+    """Ctr passes the namespace /proc/PID/ns/net, and none at DEL."""
     with nothing_left(containerd):
         options = ["--rm", "--cni", "--snapshotter", containerd.snapshotter, "--runc-binary", "/run/crun"]
         argv = host.command("ctr", "-n", "k8s.io", "run", *options, image.NAME, "c1")

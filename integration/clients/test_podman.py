@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
 from integration.clients import image
 from integration.clients.containers import (
     HOST4,
@@ -23,14 +22,15 @@ from integration.clients.containers import (
     OUTSIDE6,
     ask,
     done_by_us,
-    eventually,
     prepare,
     refused,
     reservations,
     server_outside,
     state,
 )
-from namespaces import PATH, Host, Sandbox
+from support.agents import Agent
+from support.namespaces import PATH, Host, Sandbox
+from support.waiting import until
 
 MAC = "c2:11:22:33:44:55"
 GATEWAY = "10.88.0.1"  # of podman's own network, cni-podman0
@@ -65,7 +65,7 @@ class Podman:
         self.take_storage("overlay", archive)
 
     def configure(self, *plugin_folders: str) -> None:
-        """Where podman looks for plugins, first found first used."""
+        """Set the directories where podman looks for plugins, in order."""
         plugins = ", ".join(f'"{folder}"' for folder in plugin_folders)
         self.host.write("/etc/containers/containers.conf", CONTAINERS_CONF.format(plugins=plugins))
 
@@ -98,11 +98,11 @@ class Podman:
         return str(done.stdout + done.stderr)
 
     def run(self, name: str, *options: str) -> str:
-        """Start a container that answers; its id."""
+        """Start a container with a server. Returns: its id."""
         return self("run", "-d", "--name", name, "--hostname", name, *options, image.NAME)
 
     def network_of(self, name: str, network: str = "podman") -> dict[str, Any]:
-        """What podman took from the plugins' result."""
+        """Return what podman took from the plugins' result."""
         found: dict[str, Any] = json.loads(self("inspect", name))[0]["NetworkSettings"]["Networks"][network]
         return found
 
@@ -213,17 +213,17 @@ def test_stop_start_and_restart(host: Host, podman: Podman, before: dict[str, An
 
 
 def test_container_that_ends_by_itself(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
-    """Its monitor calls DEL, when no command of ours is there."""
+    """Podman's monitor calls DEL, without any of our commands."""
     podman.run("c1", "-p", "8080:80")
     host.run(f"kill -KILL {podman('inspect', 'c1', '--format', '{{.State.Pid}}')}")
-    eventually(lambda: state(host) == before, "the monitor's cleanup")
+    until(lambda: state(host) == before, "the monitor's cleanup")
     podman("rm", "c1")
     podman("run", "--rm", "--name", "c2", image.NAME, "true")
-    eventually(lambda: state(host) == before, "the clean-up of a container that was run with --rm")
+    until(lambda: state(host) == before, "the clean-up of a container that was run with --rm")
 
 
 @pytest.mark.parametrize("flush", ["nft flush ruleset", "nft delete table inet cni_py"])
-def test_network_reload_after_somebody_flushed_the_rules(host: Host, podman: Podman, flush: str) -> None:
+def test_network_reload_after_the_rules_were_flushed(host: Host, podman: Podman, flush: str) -> None:
     podman.run("web", "-p", "8080:80", "-p", "5353:80/udp")
     as_made = state(host)
     address = podman.address("web")
@@ -415,7 +415,6 @@ def test_full_range(host: Host, podman: Podman) -> None:
 # --- several at once --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_parallel(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     names = [f"c{number}" for number in range(AT_ONCE)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -432,7 +431,7 @@ def test_parallel(host: Host, podman: Podman, before: dict[str, Any], agent: Age
 
 
 def test_pod_of_two_containers(host: Host, podman: Podman, before: dict[str, Any]) -> None:
-    """They share the first one's namespace, and its ports."""
+    """Both share the first one's namespace, and its ports."""
     podman("pod", "create", "--name", "pod", "--hostname", "pod", "-p", "8080:80", "--infra-image", image.NAME)
     podman("pod", "start", "pod")
     podman("run", "-d", "--pod", "pod", "--name", "member", image.NAME, "sleep", "1000")

@@ -11,11 +11,11 @@ import shutil
 import signal
 import subprocess
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from time import monotonic, sleep
+from time import sleep
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +27,7 @@ from cni_py.lab.ping import Matrix, ping
 from cni_py.lab.programs import ETCD_PACKAGES, PACKAGES, SYSTEM_PATH, Programs
 from cni_py.lab.services import Notice, Service
 from integration.etcd.servers import ENVIRONMENT, NAMES
+from support.waiting import SECONDS, until
 
 PREFIX = "/coreos.com/network"
 SUBNETS = f"{PREFIX}/subnets/"
@@ -168,7 +169,7 @@ class Flanneld:
         env = self.cluster.programs.environment() | self.notice.environment | dict(self.env)
         self.service: Service = services.start(self.machine, self.argv, str(self._log), env)
 
-    def wait_ready(self, seconds: float = 20) -> Flanneld:
+    def wait_ready(self, seconds: float = SECONDS) -> Flanneld:
         try:
             self.notice.wait_ready(self.service, NEVER, seconds)
         finally:
@@ -180,14 +181,14 @@ class Flanneld:
         """Since it was started last."""
         return self._log.read_bytes()[self._log_begins :].decode()
 
-    def until_logged(self, text: str, seconds: float = 10, times: int = 1) -> None:
-        until(lambda: self.log.count(text) >= times, seconds, f"{text!r} in the log of {self.name}")
+    def until_logged(self, text: str, times: int = 1) -> None:
+        until(lambda: self.log.count(text) >= times, f"{text!r} in the log of {self.name}")
 
     def signal(self, name: str) -> None:
         """TERM, STOP, CONT; after TERM its end is waited for."""
         self.machine.run("kill", f"-{name}", str(self.service.pid))
         if name == "TERM":
-            until(lambda: not self.service.is_alive, 10, "flanneld has ended")
+            until(lambda: not self.service.is_alive, "flanneld has ended")
 
 
 # ---- etcd ---------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ class Etcd:
             words = self._ctl("get", "nothing", seconds=1)
             return words.returncode == 0 or "user name is empty" in words.stderr
 
-        until(answers, 20, f"etcd at {self.endpoint} answers")
+        until(answers, f"etcd at {self.endpoint} answers")
         return self
 
     def ctl(self, *words: str, stdin: str = "") -> str:
@@ -281,15 +282,6 @@ class Etcd:
     def key_of(self, address: str) -> str:
         """The key of the node with this public address; empty: it has none."""
         return next((key for key, lease in self.leases().items() if lease["PublicIP"] == address), "")
-
-
-def until(condition: Callable[[], object], seconds: float, what: str) -> float:
-    """Wait for it; how long it took."""
-    begin = monotonic()
-    while not condition():
-        assert monotonic() - begin < seconds, f"not within {seconds:g} s: {what}"
-        sleep(0.02)
-    return monotonic() - begin
 
 
 def peer(number: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Real etcd servers on 127.0.0.1, inside of a Host (tests/namespaces.py): their data is in its /run, and they end with it."""
+"""Real etcd servers on 127.0.0.1, inside of a Host (tests/support/namespaces.py): their data is in its /run; it ends them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-import pki
+from support import pki
 
 NAMES = "abc"
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")

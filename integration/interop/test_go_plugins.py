@@ -1,6 +1,6 @@
 """Debian's Go plugins (containernetworking-plugins 1.1.1) and ours on one node: over one another, after one another, at once.
 
-Go's bridge masquerades with iptables chains, ours with elements of nftables maps: that tells who did what. What Go's
+Go's bridge masquerades with iptables chains, ours with elements of nftables maps: that shows which of them did what. What Go's
 DEL cannot do is take our elements away, which it does not know; `test_element_that_go_leaves…` says what follows.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import PATH, Host, Sandbox
+from support.namespaces import PATH, Host, Sandbox
 
 FLANNEL: dict[str, Any] = {"name": "cbr0", "cniVersion": "1.0.0", "type": "flannel", "delegate": {"isDefaultGateway": True}}
 BRIDGE: dict[str, Any] = {
@@ -47,7 +47,7 @@ class Node:
         host.run("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")  # routes do not come late
 
     def path(self, *sides: str) -> str:
-        """CNI_PATH with the folders of these sides, in this order."""
+        """CNI_PATH with the directories of these sides, in this order."""
         return ":".join(self.folders[side] for side in sides)
 
     def call(self, side: str, plugin: str, verb: str, conf: dict[str, Any], **options: Any) -> Any:
@@ -59,7 +59,7 @@ class Node:
         """DEL as a runtime does it: once more if it failed.
 
         The first DEL by Go 1.1.1 of what we masquerade in nftables does all it has to, and then takes offence at
-        the iptables chain that is not there; its second succeeds.
+        the missing iptables chain; its second succeeds.
         """
         options.setdefault("cni_path", self.path(side))
         reply = self.host.call(f"{self.folders[side]}/{plugin}", "DEL", conf, **options)
@@ -76,7 +76,7 @@ class Node:
             self.call(side, plugin, "ADD", conf, sandbox=pod, container_id=side, ifname=f"{side}0")
         return pod
 
-    # who has done it
+    # which of them did it
     def elements(self) -> set[str]:
         """Addresses that our maps masquerade."""
         return set(
@@ -107,7 +107,7 @@ def two_nodes(bin_dir: Path, go_plugins: str) -> Iterator[list[Node]]:
 
 
 def changes(before: Any, after: Any, where: str = "") -> list[str]:
-    """What differs between two snapshots, a line each."""
+    """Return the differences between two snapshots, a line each."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted({*before, *after})
         return [line for key in keys for line in changes(before.get(key), after.get(key), f"{where} {key}")]
@@ -170,7 +170,7 @@ def test_flannel_over_go_bridge_in_every_version(node: Node, version: str) -> No
     assert host.host_ends() == node.chains() == []
 
 
-def test_foreign_delegate_that_fails_is_told_and_taken_back(node: Node) -> None:
+def test_foreign_delegate_that_fails_is_reported_and_undone(node: Node) -> None:
     """Its words and its code, and nothing is left."""
     host, conf = node.host, {**FLANNEL, "cniVersion": "1.1.0"}
     host.write_subnet_env()
@@ -344,8 +344,8 @@ def test_attachment_of_go_is_deleted_without_its_sandbox(node: Node, is_named: b
     assert changes(before, host.snapshot()) == []
 
 
-def test_element_that_go_leaves_harms_nobody_and_goes(node: Node) -> None:
-    """After ADD by us and DEL by Go: the next owner of the address takes the element over, or GC takes it away."""
+def test_element_that_go_leaves_does_no_harm_and_is_removed(node: Node) -> None:
+    """Element left by our ADD and Go's DEL: the next owner of the address takes the element over, or GC removes it."""
     host = node.host
     conf = {**BRIDGE, "cniVersion": "1.1.0", "args": {"cni": {"ips": ["10.244.91.9", "fd00:91::9"]}}}
     go = {**conf, "cniVersion": "1.0.0"}
@@ -429,7 +429,7 @@ def test_iptables_backend_makes_gos_rules(two_nodes: list[Node]) -> None:
 
 
 def contents(host: Host) -> dict[str, str | None]:
-    """Path to bytes of all that is under /var/lib/cni, locks too; a folder's are None.
+    """Path to bytes of all that is under /var/lib/cni, locks too; a directory's are None.
 
     Modes are left out: 0600, as with newer Go plugins; 1.1.1 makes 0644.
     """
@@ -439,8 +439,8 @@ def contents(host: Host) -> dict[str, str | None]:
 
 
 def test_files_are_byte_equal(two_nodes: list[Node]) -> None:
-    """host-local's folder after each step of one story."""
-    told = []
+    """host-local's directory after each step of one story."""
+    steps_of_both = []
     for node, side in zip(two_nodes, SIDES, strict=True):
         conf = {**BRIDGE, "ipam": {**BRIDGE["ipam"], "ranges": [[{"subnet": "10.1.0.0/29"}], [{"subnet": "fd00:91::/64"}]]}}
         asking = {**conf, "args": {"cni": {"ips": ["10.1.0.5"]}}}
@@ -463,8 +463,8 @@ def test_files_are_byte_equal(two_nodes: list[Node]) -> None:
             )
             result = {key: value for key, value in (reply.json or {}).items() if value}  # libcni before 1.1 says "dns": {}
             steps.append((verb, container_id, reply.rc, reply.rc or result, contents(node.host)))
-        told.append(steps)
-    for ours, gos in zip(*told, strict=True):
+        steps_of_both.append(steps)
+    for ours, gos in zip(*steps_of_both, strict=True):
         assert ours == gos
 
 
@@ -476,7 +476,7 @@ def link_local(mac: str) -> str:
 
 
 def test_links_addresses_and_routes_are_the_same(two_nodes: list[Node]) -> None:
-    """All that `ip` and `bridge` show, and the sysctls; but for random names and MAC addresses."""
+    """Compare all that `ip` and `bridge` show, and the sysctls, except random names and MAC addresses."""
     conf = {**BRIDGE, "ipMasqBackend": "iptables", "capabilities": {"mac": True}, "runtimeConfig": {"mac": "c2:11:22:33:44:55"}}
     seen = []
     for node, side in zip(two_nodes, SIDES, strict=True):
@@ -539,7 +539,7 @@ class Crowd:
         return started
 
     def finish(self, started: dict[str, subprocess.Popen[bytes]]) -> dict[str, Any]:
-        """What each printed; all must have succeeded."""
+        """Return the output of each; all must have succeeded."""
         answers, failed = {}, []
         for container_id, process in started.items():
             stdout, stderr = process.communicate(timeout=50)
@@ -554,7 +554,6 @@ def addresses_of(answers: dict[str, Any]) -> list[str]:
     return [ip["address"].partition("/")[0] for result in answers.values() for ip in result["ips"]]
 
 
-@pytest.mark.slow
 def test_fifty_at_once_on_one_pool(node: Node) -> None:
     """Rounds of 50 ADDs, Go's and ours as it comes, while the 50 of the round before are deleted by the other side.
 
@@ -580,7 +579,6 @@ def test_fifty_at_once_on_one_pool(node: Node) -> None:
     assert node.addresses() == set()
 
 
-@pytest.mark.slow
 def test_twenty_bridges_at_once(node: Node) -> None:
     """The whole attachment by either side at once: 20 pods on one bridge, then all of them deleted by the other side."""
     host = node.host

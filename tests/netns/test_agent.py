@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-import agents
-from agents import Agent, Caller, Gate, wait_until
 from cni_py import protocol
-from namespaces import GONE, PATH, Host, Sandbox, wait_for_end
-from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, delete, layer_2_conf, state
+from support import agents
+from support.agents import Agent, Caller, Gate
+from support.namespaces import GONE, PATH, Host, Sandbox, wait_for_end
+from support.pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, delete, layer_2_conf, state
+from support.waiting import until
 
 POOL = {"cniVersion": "1.1.0", "name": "pool", "type": "host-local"}
 POOL |= {"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/20"}]]}}
@@ -196,7 +197,7 @@ def test_sandbox_is_the_one_that_the_client_opened(host: Host, agent: Agent) -> 
 
 
 def test_calls_of_one_attachment_are_answered_in_order(host: Host) -> None:
-    host.run(f"mkdir -p {agents.FOLDER}")
+    host.run(f"mkdir -p {agents.DIRECTORY}")
     gate = Gate(host)
     pods = host.netns("slow"), host.netns("other")
     with Agent(host, code=agents.GATE), Caller(host) as adding, Caller(host) as deleting:
@@ -260,7 +261,7 @@ def test_twenty_deletes_at_once(host: Host, agent: Agent) -> None:
     for caller in callers:
         caller.close()
     assert state(host, *pods) == before
-    wait_until(lambda: agent.network_namespaces() == {os.readlink(f"/proc/{host.pid}/ns/net")}, "threads left in sandboxes")
+    until(lambda: agent.network_namespaces() == {os.readlink(f"/proc/{host.pid}/ns/net")}, "threads left in sandboxes")
 
 
 def test_name_is_free_when_delete_has_answered(host: Host, agent: Agent) -> None:
@@ -301,13 +302,13 @@ def check_growth(host: Host, agent: Agent) -> None:
         return agent.network_namespaces() == {os.readlink(f"/proc/{host.pid}/ns/net")}
 
     pairs(150)
-    wait_until(is_quiet, "threads left in sandboxes")
-    wait_until(lambda: pod.path not in agent.descriptors())
+    until(is_quiet, "threads left in sandboxes")
+    until(lambda: pod.path not in agent.descriptors())
     descriptors, resident, threads = len(agent.descriptors()), agent.resident_kb(), agent.threads()
     blocks = agent.report()["blocks"]
     seconds = pairs(850)
-    wait_until(is_quiet, "threads left in sandboxes")
-    wait_until(lambda: len(agent.descriptors()) <= descriptors, "more descriptors")
+    until(is_quiet, "threads left in sandboxes")
+    until(lambda: len(agent.descriptors()) <= descriptors, "more descriptors")
     print(f"resident: {resident} kB, {agent.resident_kb() - resident:+d} after 1,700 calls of {seconds * 1000:.2f} ms")
     print(f"blocks: {blocks}, {agent.report()['blocks'] - blocks:+d}")
     assert agent.threads() <= threads + 2
@@ -354,9 +355,9 @@ def test_sigterm_finishes_what_runs_and_leaves_the_rest_to_the_clients(host: Hos
         running.call("bridge", "ADD", MASQUERADED, pod, "slow")
         gate.wait_begun()
         waiting = start(host, "bridge", "DEL", MASQUERADED, pod, "slow")
-        wait_until(lambda: agent.report()["calls_in_progress"] == 4, "its own question, one that runs, waits, is silent")
+        until(lambda: agent.report()["calls_in_progress"] == 4, "its own question, one that runs, waits, is silent")
         agent.signal(signal.SIGTERM)
-        wait_until(lambda: not host.path(agents.SOCKET).exists())
+        until(lambda: not host.path(agents.SOCKET).exists())
         added = host.call("bridge", "ADD", MASQUERADED, sandbox=host.netns("c2"), container_id="c2")
         assert added.rc == 0, "a client that finds no agent works alone"
         gate.open()
@@ -434,7 +435,7 @@ def test_agent_is_replaced_while_fifty_pods_come_and_go(host: Host, gap: bool) -
 
     with Agent(host) as old, ThreadPoolExecutor(6) as pool:
         done = [pool.submit(comes_and_goes, pod) for pod in pods]
-        wait_until(lambda: old.calls() >= 20)
+        until(lambda: old.calls() >= 20)
         assert not gap or old.stop() == 0
         with Agent(host) as new:
             assert gap or old.stop() == 0
@@ -465,16 +466,16 @@ def test_attachments_are_checked_on_a_timer(host: Host) -> None:
         add(host, FLANNEL, pod)
         add(host, FLANNEL, other)
         checks = agent.events("checks")
-        wait_until(lambda: agent.events("checks") > checks + 1)
+        until(lambda: agent.events("checks") > checks + 1)
         assert agent.events("attachments that differ") == 0, agent.log()
         host.run("ip route flush table main", pod)
-        wait_until(lambda: agent.events("attachments that differ") > 0)
+        until(lambda: agent.events("attachments that differ") > 0)
         assert "container c1, eth0, network cbr0: " in agent.log()
         assert "container c2" not in agent.log()
         assert host.call("flannel", "STATUS", FLANNEL).rc == 0
         delete(host, FLANNEL, pod)
         differing, checks = agent.events("attachments that differ"), agent.events("checks")
-        wait_until(lambda: agent.events("checks") > checks + 1)
+        until(lambda: agent.events("checks") > checks + 1)
         assert agent.events("attachments that differ") == differing
         assert agent.report()["attachments"] == 1
 
@@ -490,7 +491,7 @@ def test_attachment_that_ended_without_the_agent_is_forgotten(host: Host) -> Non
         delete(host, FLANNEL, one)
         host.run(f"mv /run/aside {agents.SOCKET}")
         host.delete_netns(two)
-        wait_until(lambda: agent.report()["attachments"] == 0)
+        until(lambda: agent.report()["attachments"] == 0)
         assert agent.events("attachments that differ") == 0, agent.log()
 
 

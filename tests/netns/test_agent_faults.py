@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-import agents
-from agents import Agent, Caller, Gate, wait_until
 from cni_py import protocol
-from namespaces import PATH, Host, Reply, Sandbox, wait_for_end
-from pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, check, delete, state
+from support import agents
+from support.agents import Agent, Caller, Gate
+from support.namespaces import PATH, Host, Reply, Sandbox, wait_for_end
+from support.pods import DUAL_ENV, FLANNEL, OPTIONS, add, bridge_conf, check, delete, state
+from support.waiting import until
 
 BRIDGE = bridge_conf(isDefaultGateway=True, ipMasq=True, macspoofchk=True, hairpinMode=True)
 WHOLE = OPTIONS["flannel-macspoofchk"]
@@ -61,7 +62,7 @@ class Dying:
 
     def call(self, stage: str, verb: str, conf: dict[str, Any], pod: Sandbox, **options: Any) -> Reply | None:
         """Execute a plugin meanwhile; None if the call came to its end before that stage."""
-        file = self.host.path(f"{agents.FOLDER}/stage")
+        file = self.host.path(f"{agents.DIRECTORY}/stage")
         file.write_text(stage)
         reply = self.host.call(str(conf["type"]), verb, conf, sandbox=pod, container_id=pod.name, **options)
         if file.exists():
@@ -150,7 +151,7 @@ def test_agent_is_killed_before_it_accepts(host: Host, agent: Agent, verb: str) 
         add(host, BRIDGE, pod)
     agent.signal(signal.SIGSTOP)
     client = start(host, verb, pod)
-    wait_until(lambda: waiting(host) == 1, "a connection that waits")
+    until(lambda: waiting(host) == 1, "a connection that waits")
     agent.kill()
     assert wait_for_end(client, agents.SECONDS) == 0
     if verb == "ADD":
@@ -223,7 +224,7 @@ def test_backlog_of_an_agent_that_stands_still_is_full(host: Host) -> None:
             fill_backlog(host, stack)
             pod_comes_and_goes(host)
         agent.process.send_signal(signal.SIGCONT)  # nsenter stopped itself with its child, and goes on with it
-        wait_until(lambda: agent_answers(agent))
+        until(lambda: agent_answers(agent))
         assert agent.calls() == 0
         pod_comes_and_goes(host)
         assert agent.calls() == 3
@@ -322,7 +323,7 @@ def garbage(host: Host) -> list[bytes]:
 def test_clients_send_garbage(host: Host) -> None:
     with Agent(host, code=IMPATIENT) as agent:
         agent.report()
-        wait_until(lambda: agent.report()["calls_in_progress"] == 1)
+        until(lambda: agent.report()["calls_in_progress"] == 1)
         before = len(agent.descriptors())
         for request in garbage(host):
             with Caller(host) as caller:
@@ -335,7 +336,7 @@ def test_clients_send_garbage(host: Host) -> None:
         assert host.files("/var/lib/cni") == {}
         pod_comes_and_goes(host)
         assert agent.calls("bridge ADD") == 1
-        wait_until(lambda: len(agent.descriptors()) <= before + 4, "descriptors of clients that sent garbage")
+        until(lambda: len(agent.descriptors()) <= before + 4, "descriptors of clients that sent garbage")
 
 
 def test_clients_send_nothing_or_a_half_or_die(host: Host) -> None:
@@ -354,9 +355,9 @@ def test_clients_send_nothing_or_a_half_or_die(host: Host) -> None:
                     caller.send(request[:length], 2)
         pod_comes_and_goes(host)
         assert agent.calls("bridge ADD") == 2
-        wait_until(lambda: agent.report()["calls_in_progress"] == 1, "clients that are given up")
-        wait_until(lambda: agent.events("broken connections") == 28)
-        wait_until(lambda: len(agent.descriptors()) <= before, "their descriptors")
+        until(lambda: agent.report()["calls_in_progress"] == 1, "clients that are given up")
+        until(lambda: agent.events("broken connections") == 28)
+        until(lambda: len(agent.descriptors()) <= before, "their descriptors")
         assert "Traceback" not in agent.log()
 
 
@@ -368,7 +369,7 @@ def test_clients_send_more_descriptors_than_are_asked_for(host: Host, agent: Age
         with Caller(host) as caller:
             caller.send(request, *[2] * count)
             caller.reply(protocol.REFUSED)
-    wait_until(lambda: len(agent.descriptors()) <= before)
+    until(lambda: len(agent.descriptors()) <= before)
 
 
 def test_client_dies_in_the_middle_of_add(host: Host) -> None:
@@ -381,7 +382,7 @@ def test_client_dies_in_the_middle_of_add(host: Host) -> None:
             caller.call("bridge", "ADD", BRIDGE, pod, "slow")
             gate.wait_begun()
         client = start(host, "DEL", pod)
-        wait_until(lambda: agent.report()["calls_in_progress"] == 3, "its own question, ADD, DEL")
+        until(lambda: agent.report()["calls_in_progress"] == 3, "its own question, ADD, DEL")
         gate.open()
         gate.wait_begun()
         gate.open()
@@ -409,7 +410,7 @@ def test_delete_waits_for_the_add_that_another_agent_has_begun(host: Host, delet
         if deleted_by == "successor":
             new = stack.enter_context(Agent(host))
             client = start(host, "DEL", pod)
-            wait_until(lambda: new.report()["calls_in_progress"] == 2, "its own question, DEL")
+            until(lambda: new.report()["calls_in_progress"] == 2, "its own question, DEL")
         else:
             host.run(f"rm {agents.SOCKET}")
             client = start(host, "DEL", pod)
@@ -427,7 +428,7 @@ def test_delete_waits_for_the_add_that_another_agent_has_begun(host: Host, delet
 def test_delete_by_the_agent_waits_for_an_add_in_one_shot(host: Host) -> None:
     """Which is in the middle: a plugin of others that it executed has executed ours in turn, without waiting for itself."""
     gate = Gate(host)
-    hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.FOLDER}/begun; cat {agents.FOLDER}/go; }}"
+    hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.DIRECTORY}/begun; cat {agents.DIRECTORY}/go; }}"
     host.write("/run/foreign/mine", f"#!/bin/sh\n{hold}\nexec {host.bin_dir}/host-local\n")
     host.path("/run/foreign/mine").chmod(0o755)
     conf = BRIDGE | {"ipam": {**BRIDGE["ipam"], "type": "mine"}}
@@ -438,7 +439,7 @@ def test_delete_by_the_agent_waits_for_an_add_in_one_shot(host: Host) -> None:
     gate.wait_begun()
     with Agent(host) as agent:
         deleting = start(host, "DEL", pod, conf, "/run/foreign")
-        wait_until(lambda: agent.report()["calls_in_progress"] == 2, "its own question, DEL")
+        until(lambda: agent.report()["calls_in_progress"] == 2, "its own question, DEL")
         with pytest.raises(subprocess.TimeoutExpired):
             deleting.wait(0.3)
         gate.open()
@@ -486,7 +487,7 @@ def test_agent_has_no_descriptors_left(host: Host, agent: Agent) -> None:
     delete(host, BRIDGE, first)
     add(host, BRIDGE, first)
     before = state(host, first, pod)
-    wait_until(lambda: pod.path not in agent.descriptors())
+    until(lambda: pod.path not in agent.descriptors())
     used = max(int(fd) for fd in os.listdir(f"/proc/{agent.pid}/fd"))
     for spare in range(0, 20, 2):
         subprocess.run(["prlimit", f"--pid={agent.pid}", f"--nofile={used + 1 + spare}:"], check=True)
@@ -495,7 +496,7 @@ def test_agent_has_no_descriptors_left(host: Host, agent: Agent) -> None:
         subprocess.run(["prlimit", f"--pid={agent.pid}", "--nofile=1024:"], check=True)
         assert (reply.rc, deleted.rc) == (0, 0), (spare, reply, deleted)
         assert state(host, first, pod) == before, spare
-        wait_until(lambda: agent.report()["calls_in_progress"] == 1)
+        until(lambda: agent.report()["calls_in_progress"] == 1)
     assert "Traceback" not in agent.log(), agent.log()
     add(host, BRIDGE, pod)
     assert agent.calls("bridge ADD") >= 3
@@ -507,14 +508,14 @@ def test_run_is_mounted_over(host: Host, agent: Agent) -> None:
     assert agent.calls() == 3
     host.run("mount -t tmpfs tmpfs /run; mkdir -p /run/netns")
     pod_comes_and_goes(host)
-    wait_until(lambda: host.path(agents.SOCKET).exists())
+    until(lambda: host.path(agents.SOCKET).exists())
     assert oct(host.path(agents.SOCKET).stat().st_mode) == "0o140600"
     calls = agent.calls()
     pod_comes_and_goes(host)
     assert agent.calls() == calls + 3
     host.run("umount -l /run")
     pod_comes_and_goes(host)
-    wait_until(lambda: agent_answers(agent))
+    until(lambda: agent_answers(agent))
     calls = agent.calls()
     pod_comes_and_goes(host)
     assert agent.calls() == calls + 3
@@ -531,7 +532,7 @@ def agent_answers(agent: Agent) -> bool:
 def test_socket_is_removed(host: Host, agent: Agent) -> None:
     host.run("rm -r /run/cni-py")
     pod_comes_and_goes(host)
-    wait_until(lambda: host.path(agents.SOCKET).exists())
+    until(lambda: host.path(agents.SOCKET).exists())
     calls = agent.calls()
     pod_comes_and_goes(host)
     assert agent.calls() == calls + 3

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-import faults
-from namespaces import Host, Reply
-from pods import DUAL_ENV, FLANNEL, V4, V6, add, bridge_conf, check, delete, layer_2_conf, state, words
+from support import faults
+from support.namespaces import Host, Reply
+from support.nft import list_elements
+from support.pods import DUAL_ENV, FLANNEL, V4, V6, add, bridge_conf, check, delete, layer_2_conf, state, words
 
 BRIDGE = bridge_conf(
     V4, V6, isDefaultGateway=True, ipMasq=True, mtu=1400, hairpinMode=True, macspoofchk=True, promiscMode=False,
@@ -91,7 +92,7 @@ def test_first_add_takes_everything_back_but_what_is_shared(host: Host, conf: di
         assert after[str(pod)] == before[str(pod)], line
         assert (after["files"], after["records"]) == (before["files"], before["records"]), line
         assert host.host_ends() == [], line
-        assert elements(host) == [], line
+        assert list_elements(host) == [], line
         host.run(
             "ip link del br0 2>&1; ip link del cni0 2>&1; nft flush ruleset; echo 0 >/proc/sys/net/ipv4/ip_forward", check=False
         )
@@ -101,12 +102,6 @@ def test_first_add_takes_everything_back_but_what_is_shared(host: Host, conf: di
         assert reply.rc == 0 or names_the_line(reply, line), f"{line}: {reply}"
     else:
         raise AssertionError("no end of steps")
-
-
-def elements(host: Host) -> list[Any]:
-    """The elements of our sets and maps."""
-    ruleset = host.json("nft -j list ruleset")["nftables"]
-    return [element for entry in ruleset for kind in ("map", "set") for element in entry.get(kind, {}).get("elem", [])]
 
 
 @pytest.mark.parametrize("conf", [FLANNEL, BRIDGE], ids=["flannel", "bridge"])
@@ -188,7 +183,7 @@ def test_del_does_the_rest_when_one_thing_fails(host: Host) -> None:
         delete(host, FLANNEL, pod)
     assert reply.json["msg"].startswith("DEL left behind: the veth"), reply
     assert host.host_ends() == [result["interfaces"][1]["name"]]
-    assert elements(host) == []
+    assert list_elements(host) == []
     assert [name for name in host.files("/var/lib/cni") if "last_reserved" not in name] == ["/var/lib/cni/flannel/c1"]
     delete(host, FLANNEL, pod)
     assert host.host_ends() == []

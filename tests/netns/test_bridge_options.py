@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Reply, Sandbox
-from pods import (
+from support.namespaces import Host, Reply, Sandbox
+from support.pods import (
     FLANNEL,
     MAC,
     NOTHING_SECONDS,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox
-from pods import DUAL_ENV, FLANNEL, MAC, OPTIONS, ROUTES, V4, V6, add, bridge_conf, check, layer_2_conf, words
+from support.namespaces import Host, Sandbox
+from support.pods import DUAL_ENV, FLANNEL, MAC, OPTIONS, ROUTES, V4, V6, add, bridge_conf, check, layer_2_conf, words
 
 CONF = bridge_conf(
     V4, V6, isDefaultGateway=True, ipMasq=True, mtu=1400, macspoofchk=True, masqueradeExcept=["10.0.0.0/8"],

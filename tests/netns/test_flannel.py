@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from namespaces import GONE, SUBNET_ENV, Host, Sandbox
-from pods import DUAL_ENV, FLANNEL, add, addresses, check, delete, gc, link, records, routes, state, words
+from support.namespaces import GONE, SUBNET_ENV, Host, Sandbox
+from support.nft import list_elements
+from support.pods import DUAL_ENV, FLANNEL, add, addresses, check, delete, gc, link, records, routes, state, words
 
 SAVED = "/var/lib/cni/flannel"
 
@@ -26,11 +27,10 @@ def saved(host: Host, name: str = "c1") -> dict[str, Any]:
 
 def left(host: Host) -> dict[str, Any]:
     """All that attachments have; empty when there is none."""
-    ruleset = host.json("nft -j list ruleset")["nftables"]
     found = {
         "host ends": host.host_ends(),
         "files": [name for name in host.files("/var/lib/cni") if "last_reserved" not in name],
-        "elements": [e for entry in ruleset for kind in ("map", "set") for e in entry.get(kind, {}).get("elem", [])],
+        "elements": list_elements(host),
         "records": records(host),
     }
     return {key: value for key, value in found.items() if value}

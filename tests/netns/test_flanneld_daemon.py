@@ -16,7 +16,8 @@ import pytest
 
 from cni_py.flanneld.own_lease import LOST_RETRY_SECONDS
 from cni_py.flanneld.vanished import LINGER_SECONDS
-from flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network, until
+from support.flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
 
@@ -59,7 +60,7 @@ def _get(path: str) -> tuple[int, str]:
 
 def reach_one_another(net: Net) -> None:
     """Soon."""
-    until(lambda: net.unreached(answer_seconds=1) == [], 10, "pods reach one another")
+    until(lambda: net.unreached(answer_seconds=1) == [], "pods reach one another")
 
 
 # ---- start --------------------------------------------------------------------------------------------------------
@@ -327,7 +328,7 @@ def test_leases_are_saved_when_the_disk_has_room_again(net: Net) -> None:
     assert flanneld.has_said("the leases could not be saved for the next boot", "No space left on device")
     node.run("rm /var/lib/cni-py/fill")
     saved = node.host.path(SAVED)
-    until(lambda: saved.exists() and node.subnet in saved.read_text(), 10, "the leases are saved")
+    until(lambda: saved.exists() and node.subnet in saved.read_text(), "the leases are saved")
     assert flanneld.log.count("could not be saved") == 1
 
 
@@ -355,10 +356,10 @@ def test_second_network_leaves_the_first_ones_routes_and_saved_leases_alone(two:
     assert set(first.routes()) == both
     assert first.device("flannel.2")["address"] != mac
     first.run("ip route flush proto 122")  # each puts back its own, and no more
-    until(lambda: set(first.routes()) == both, 10, "all routes are back")
+    until(lambda: set(first.routes()) == both, "all routes are back")
     first.run("ip link set flannel.1 mtu 1300; ip link set flannel.2 mtu 1300")
     for name in ("flannel.1", "flannel.2"):
-        until(lambda name=name: first.device(name)["mtu"] == 1450, 10, f"{name} is as it was")  # type: ignore[misc]
+        until(lambda name=name: first.device(name)["mtu"] == 1450, f"{name} is as it was")  # type: ignore[misc]
     assert set(first.routes()) == both
     second.terminate()
     flanneld.terminate()
@@ -408,14 +409,14 @@ def test_sigterm_while_a_command_runs_kills_it_and_ends_soon(net: Net, which: st
     if which == "SubnetRemoveCommand":
         flanneld.wait_for_log("Subnet added: 10.244.77.0/24")
         net.write(net.read() | {"leases": {}})
-    until(node.host.path("/run/pids").exists, 10, "the command runs")
+    until(node.host.path("/run/pids").exists, "the command runs")
     pids = node.host.path("/run/pids").read_text().split()
     began = time.monotonic()
     assert flanneld.terminate() == 0
     assert time.monotonic() - began < 5  # half a second, where nothing else is at work
     assert "Exiting cleanly" in flanneld.log
     assert "flanneld ends, killed" in flanneld.log
-    until(lambda: all(node.host.execute(["kill", "-0", pid]).returncode != 0 for pid in pids), 5, "what it started has ended")
+    until(lambda: all(node.host.execute(["kill", "-0", pid]).returncode != 0 for pid in pids), "what it started has ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -543,10 +544,10 @@ def test_lease_with_our_own_address_is_no_peer_and_is_judged_anew_when_it_change
     first.flanneld.wait_for_log(words)
     assert first.state() == before
     put("192.168.123.50")
-    until(lambda: "10.244.77.0/24" in first.routes(), 10, "it is followed")
+    until(lambda: "10.244.77.0/24" in first.routes(), "it is followed")
     put("192.168.123.11")
     first.flanneld.wait_for_log(words, count=2)
-    until(lambda: first.state() == before, 10, "it is left again")
+    until(lambda: first.state() == before, "it is left again")
 
 
 def test_reservation_for_our_own_address_is_taken(net: Net) -> None:
@@ -570,7 +571,7 @@ def test_leases_with_addresses_that_no_node_has_are_told_once(two: Net) -> None:
         first.flanneld.wait_for_log(f'ignored "{key}": the value is no lease: ')
     peer = {**theirs, "PublicIP": "192.168.123.50", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:78"}}
     two.write({**two.read(), "leases": {**two.read()["leases"], "10.244.78.0-24": peer}})
-    until(lambda: "10.244.78.0/24" in first.routes(), 10, "what came after them is followed")
+    until(lambda: "10.244.78.0/24" in first.routes(), "what came after them is followed")
     assert all(first.flanneld.log.count(key) == 1 for key in nonsense)
     [route] = set(first.state()["routes"]) - set(before["routes"])
     assert route.startswith("10.244.78.0/24 ")
@@ -622,7 +623,7 @@ def test_another_network_than_the_saved_one_is_taken_when_the_datastore_answers(
     content["config"]["Network"], content["leases"] = "10.9.0.0/16", {}
     two.write(content)
     flanneld.wait_for_log("the network configuration is another than the saved one")
-    until(lambda: first.env["FLANNEL_NETWORK"] == "10.9.0.0/16", 10, "subnet.env of the other network")
+    until(lambda: first.env["FLANNEL_NETWORK"] == "10.9.0.0/16", "subnet.env of the other network")
     assert first.env["FLANNEL_SUBNET"].startswith("10.9.")
     assert away.exists()
 
@@ -653,7 +654,7 @@ def test_lost_lease_is_made_again_and_nothing_is_touched_here(two: Net) -> None:
     content = two.read()
     lost = content["leases"].pop(key)
     two.write(content)
-    took = until(lambda: key in two.leases(), 5, "the lease is there again")
+    took = until(lambda: key in two.leases(), "the lease is there again")
     print(f"lost for {took:.2f} s")
     assert {k: v for k, v in two.leases()[key].items() if k != "Expires"} == {k: v for k, v in lost.items() if k != "Expires"}
     first.flanneld.wait_for_log("Lease renewed, new expiration:")
@@ -672,11 +673,11 @@ def test_altered_lease_is_published_again(two: Net) -> None:
     before = {name: value for name, value in lease.items() if name != "Expires"}
     lease["BackendData"] = {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"}
     two.write(content)
-    took = until(lambda: two.leases()[key].items() >= before.items(), 5, "it is as it was")
+    took = until(lambda: two.leases()[key].items() >= before.items(), "it is as it was")
     print(f"put back after {took:.2f} s")
     assert first.flanneld
     assert first.flanneld.has_said(f"our lease of {first.subnet}.0/24 was changed by another process: publishing it again")
-    until(lambda: first.device()["address"] in second.run("ip neigh show dev flannel.1"), 5, "the peer knows the right address")
+    until(lambda: first.device()["address"] in second.run("ip neigh show dev flannel.1"), "the peer knows the right address")
     reach_one_another(two)
 
 
@@ -689,16 +690,16 @@ def test_two_with_one_public_address_do_not_fight_for_ever(tmp_path: Path) -> No
         words = "another process takes or changes our lease again and again: has another flanneld the public address 192.168.123.99 too?"
         assert all(node.flanneld for node in net.nodes)
         daemons = [node.flanneld for node in net.nodes if node.flanneld]
-        until(lambda: any(daemon.has_said(words) for daemon in daemons), 30, words)
-        until(lambda: all(daemon.has_said(words) for daemon in daemons), 30, "the other one comes to the same")
+        until(lambda: any(daemon.has_said(words) for daemon in daemons), words)
+        until(lambda: all(daemon.has_said(words) for daemon in daemons), "the other one comes to the same")
 
         def renewed() -> int:
             return sum(daemon.log.count("Lease renewed") for daemon in daemons)
 
         first = renewed()
-        until(lambda: renewed() > first, 30, "the next time")
+        until(lambda: renewed() > first, "the next time")
         second = renewed()
-        took = until(lambda: renewed() > second + 2, 30, "three times more")
+        took = until(lambda: renewed() > second + 2, "three times more")
         print(f"three times in {took:.1f} s")
         assert took > LOST_RETRY_SECONDS  # each waits so long
         assert len(net.leases()) == 1
@@ -715,8 +716,8 @@ def test_lease_that_another_has_is_given_up(two: Net) -> None:
     }
     two.write(content)
     first.flanneld.wait_for_log("Lease has been revoked.")
-    until(lambda: first.subnet != old, 10, "another subnet")
-    until(lambda: f"{first.subnet}.0/24" in second.routes(), 5, "the peer knows it")
+    until(lambda: first.subnet != old, "another subnet")
+    until(lambda: f"{first.subnet}.0/24" in second.routes(), "the peer knows it")
     assert [address["local"] for address in first.device()["addr_info"] if address["family"] == "inet"] == [f"{first.subnet}.0"]
     assert "dev cni0 proto kernel" in first.run(f"ip route show {old}.0/24")  # the old pods still have a way to their node
     assert first.flanneld.status is None
@@ -733,9 +734,9 @@ def test_other_address_of_the_interface_is_followed_with_the_same_subnet(two: Ne
     )
     assert first.flanneld
     first.flanneld.wait_for_log("the external interface is another now")
-    until(lambda: two.leases()[f"{first.subnet}.0-24"]["PublicIP"] == "192.168.123.50", 10, "the lease says so")
+    until(lambda: two.leases()[f"{first.subnet}.0-24"]["PublicIP"] == "192.168.123.50", "the lease says so")
     assert first.env == env
-    until(lambda: "dst 192.168.123.50" in second.run("bridge fdb show dev flannel.1"), 5, "the peer's FDB")
+    until(lambda: "dst 192.168.123.50" in second.run("bridge fdb show dev flannel.1"), "the peer's FDB")
     reach_one_another(two)
     assert first.device()["linkinfo"]["info_data"]["local"] == "192.168.123.50"
     assert first.device()["address"] == mac
@@ -757,19 +758,19 @@ def test_interface_that_is_made_anew_is_followed(two: Net) -> None:
     first = two.nodes[0]
     before = first.state()
     first.run("ip link del eth0")
-    until(lambda: first.device() == {}, 5, "it has gone")
+    until(lambda: first.device() == {}, "it has gone")
     time.sleep(1)
     assert first.flanneld
     assert first.flanneld.status is None, first.flanneld.log
     two.plug_in(first)
-    until(lambda: first.state() == before, 10, "all is there again")
+    until(lambda: first.state() == before, "all is there again")
     reach_one_another(two)
 
 
 def test_other_mtu_of_the_interface_is_followed(two: Net) -> None:
     first = two.nodes[0]
     first.run("ip link set eth0 mtu 1400")
-    until(lambda: first.env["FLANNEL_MTU"] == "1350", 5, "subnet.env")
+    until(lambda: first.env["FLANNEL_MTU"] == "1350", "subnet.env")
     assert first.device()["mtu"] == 1350
     assert first.flanneld
     first.flanneld.wait_for_log("flannel is ready", count=2)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_network
-from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.flanneld.firewall import Firewall
+from cni_py.flanneld.firewall.watch import LONGEST_PAUSE_SECONDS, SETTLE_SECONDS
 from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
@@ -24,10 +24,17 @@ from cni_py.node import log as klog
 from cni_py.packetfilter import forward, libnftables
 from cni_py.packetfilter import forward_rules as rules
 from cni_py.packetfilter.iptables import Iptables
-from namespaces import Host, Sandbox
+from support.namespaces import Host, Sandbox
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
+T = TypeVar("T")
 
+RESYNC_SECONDS, HEARD_SECONDS = 60, 20.0
+"""When all is looked at anyway; what is put back long before that has been heard of."""
+LEGACY_SECONDS = 0.3
+"""When legacy iptables is looked at, which tells nobody of changes."""
+IDLE_SECONDS, IDLE_LOOKS = 0.3, 4
 OURS = Subnets(ip_network("10.244.91.0/24"), ip_network("fd00:1:0:5b::/64"))
 CONFIG = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:1::/48", "Backend": {"Type": "vxlan"}}
 BY_IPTABLES = {**CONFIG, "EnableNFTables": False}
@@ -62,7 +69,7 @@ def host() -> Iterator[Host]:
 
 
 def firewall(config: dict[str, Any] = CONFIG, subnets: Subnets = OURS, **options: Any) -> Firewall:
-    chosen = {"ip_masq": True, "iptables_resync": 5, **options}
+    chosen = {"ip_masq": True, "iptables_resync": RESYNC_SECONDS, **options}
     return Firewall(Options(**chosen), NetworkConfig.parse(json.dumps(config)), subnets)
 
 
@@ -256,7 +263,7 @@ def test_who_drops_in_forward_is_overruled_there(
     lines = [line for line in host.run(f"iptables-{flavour} -S FORWARD").splitlines() if line.startswith("-A")]
     assert lines[0].endswith("-j CNI-PY-FLANNEL-FWD")
     assert "I Changing default FORWARD chain policy to ACCEPT" in log
-    assert any(f"iptables-{flavour}: FORWARD drops, it" in line for line in log)
+    assert any(f"iptables-{flavour}: FORWARD drops packets: it" in line for line in log)
     assert host.do(partial(ensure, config, ip_masq=False))
     assert [line for line in host.run(f"iptables-{flavour} -S FORWARD").splitlines() if line.startswith("-A")] == lines
 
@@ -267,8 +274,8 @@ def test_ipv6_forward_is_its_own(host: Host) -> None:
     assert not reaches(host, boxes["pod"], ip("outside", 6))
     log = host.do(ensure)
     assert reaches(host, boxes["pod"], ip("outside", 6))
-    assert any(line.startswith("I ip6tables-nft: FORWARD drops, ") for line in log)
-    assert not any(line.startswith("I iptables-nft: FORWARD drops, ") for line in log)
+    assert any(line.startswith("I ip6tables-nft: FORWARD drops packets: ") for line in log)
+    assert not any(line.startswith("I iptables-nft: FORWARD drops packets: ") for line in log)
     assert "FLANNEL" not in host.run("iptables-nft -S")
 
 
@@ -311,33 +318,44 @@ def test_chain_of_others_that_cannot_be_overruled_is_named(host: Host) -> None:
 # --- keeping ----------------------------------------------------------------------------------------------------------
 
 
-def seconds_until_back(
-    config: dict[str, Any], prepare: str, mutations: list[str], seen: str, options: dict[str, Any], legacy: bool = False
-) -> tuple[list[float], list[str]]:
-    """In the host: the time after each of the mutations until ``seen`` prints what it printed before; and the log."""
-    log = captured_log()
-    if legacy:
-        forward.default_tool = lambda version: Iptables(version, "-legacy")  # type: ignore[assignment]
-    sh(prepare)
-    keeper = firewall(config, **options)
-    keeper.ensure()
-    stop = threading.Event()
+@contextmanager
+def kept(keeper: Firewall) -> Iterator[list[bool]]:
+    """In the host: the keeper at work, after its first look; what each look has answered."""
+    looks: list[bool] = []
+    look, stop = keeper.repair, threading.Event()
+
+    def noted(culprit: str = "") -> bool:
+        looks.append(look(culprit))
+        return looks[-1]
+
+    keeper.repair = noted  # type: ignore[method-assign]
     thread = threading.Thread(target=keeper.run, args=(stop,))
     thread.start()
-    times = []
     try:
-        sleep(0.3)
-        wanted = sh(seen)
-        for mutation in mutations:
-            sh(mutation)
-            began = monotonic()
-            while sh(seen) != wanted and monotonic() - began < 8:
-                sleep(0.01)
-            times.append(monotonic() - began)
-            sleep(0.1)
+        until(lambda: looks, "the first look")
+        yield looks
     finally:
         stop.set()
         thread.join()
+
+
+def seconds_until_back(
+    config: dict[str, Any], prepare: str, mutations: list[str], seen: str, resync_seconds: float = RESYNC_SECONDS
+) -> tuple[list[float], list[str]]:
+    """In the host: the time after each of the mutations until ``seen`` prints what it printed before; and the log."""
+    log = captured_log()
+    sh(prepare)
+    keeper = firewall(config)
+    keeper.resync_seconds = resync_seconds  # type: ignore[assignment]
+    keeper.ensure()
+    times = []
+    with kept(keeper) as looks:
+        wanted = sh(seen)
+        for mutation in mutations:
+            begun = len(looks)
+            sh(mutation)
+            times.append(until(lambda: sh(seen) == wanted, f"put back: {mutation}"))
+            until(lambda begun=begun: len(looks) > begun and not looks[-1], "the look after the repair")  # type: ignore[misc]
     return times, log
 
 
@@ -360,14 +378,14 @@ NFT_MUTATIONS = [
 ]
 
 
-def not_in_time(times: list[float], mutations: list[str], limit_seconds: float = 1) -> dict[str, float]:
+def not_in_time(times: list[float], mutations: list[str], limit_seconds: float = HEARD_SECONDS) -> dict[str, float]:
     """The mutations that were not undone in time."""
     assert len(times) == len(mutations)
     return {mutation: seconds for mutation, seconds in zip(mutations, times, strict=True) if seconds >= limit_seconds}
 
 
-def test_nftables_rules_are_put_back_within_a_second(host: Host) -> None:
-    times, log = host.do(seconds_until_back, CONFIG, "true", NFT_MUTATIONS, SHOWN, {})
+def test_nftables_rules_are_put_back_at_once(host: Host) -> None:
+    times, log = host.do(seconds_until_back, CONFIG, "true", NFT_MUTATIONS, SHOWN)
     assert not not_in_time(times, NFT_MUTATIONS)
     said = [line for line in log if f"nftables: table {TABLE} was changed by nft (process " in line]
     assert len(said) == len(NFT_MUTATIONS)
@@ -392,11 +410,9 @@ def shown_by(flavour: str) -> str:
 
 
 @pytest.mark.parametrize("config", [CONFIG, BY_IPTABLES], ids=["nftables", "iptables"])
-def test_accepts_are_put_back_within_a_second(host: Host, config: dict[str, Any]) -> None:
+def test_accepts_are_put_back_at_once(host: Host, config: dict[str, Any]) -> None:
     mutations = [mutation.replace("tables-X ", "tables-nft ") for mutation in FORWARD_MUTATIONS]
-    times, log = host.do(
-        seconds_until_back, config, DROPPING.replace("tables-X ", "tables-nft "), mutations, shown_by("nft"), {}
-    )
+    times, log = host.do(seconds_until_back, config, DROPPING.replace("tables-X ", "tables-nft "), mutations, shown_by("nft"))
     assert not not_in_time(times, mutations)
     said = [
         line for line in log if "Some iptables rules are missing; deleting and recreating rules (changed by iptables" in line
@@ -407,16 +423,14 @@ def test_accepts_are_put_back_within_a_second(host: Host, config: dict[str, Any]
 def test_accepts_in_legacy_iptables_are_put_back(host: Host) -> None:
     mutations = [mutation.replace("tables-X ", "tables-legacy -w ") for mutation in FORWARD_MUTATIONS]
     prepare = DROPPING.replace("tables-X ", "tables-legacy ")
-    times, _ = host.do(seconds_until_back, CONFIG, prepare, mutations, shown_by("legacy"), {"iptables_resync": 1})
-    assert not not_in_time(times, mutations, 1.5)
+    times, _ = host.do(seconds_until_back, CONFIG, prepare, mutations, shown_by("legacy"), LEGACY_SECONDS)
+    assert not not_in_time(times, mutations)
 
 
 def test_a_rule_in_front_of_ours_goes_behind(host: Host) -> None:
     mutation = "iptables-nft -I FORWARD -s 10.244.0.0/16 -j DROP"
-    (seconds,), _ = host.do(
-        seconds_until_back, CONFIG, DROPPING.replace("tables-X ", "tables-nft "), [mutation], shown_by("nft"), {}
-    )
-    assert seconds < 1
+    times, _ = host.do(seconds_until_back, CONFIG, DROPPING.replace("tables-X ", "tables-nft "), [mutation], shown_by("nft"))
+    assert not not_in_time(times, [mutation])
 
 
 def test_forward_that_begins_to_drop_is_heard_of(host: Host) -> None:
@@ -428,23 +442,15 @@ def test_forward_that_begins_to_drop_is_heard_of(host: Host) -> None:
         log = captured_log()
         keeper = firewall()
         keeper.ensure()
-        stop = threading.Event()
-        thread = threading.Thread(target=keeper.run, args=(stop,))
-        thread.start()
-        sleep(0.3)
-        assert FWD not in sh("iptables-nft -S")
-        sh(mutation)
-        began = monotonic()
-        while FWD not in sh("iptables-nft -S FORWARD") and monotonic() - began < 8:
-            sleep(0.01)
-        stop.set()
-        thread.join()
-        return monotonic() - began, log
+        with kept(keeper):
+            assert FWD not in sh("iptables-nft -S")
+            sh(mutation)
+            return until(lambda: FWD in sh("iptables-nft -S FORWARD"), "it is accepted"), log
 
     for mutation in ("iptables-nft -P FORWARD DROP", "iptables-nft -P FORWARD ACCEPT; iptables-nft -A T -s 10.0.0.0/8 -j DROP"):
         seconds, log = host.do(later, mutation)
-        assert seconds < 1
-        assert any("iptables-nft: FORWARD drops, " in line for line in log)
+        assert seconds < HEARD_SECONDS
+        assert any("iptables-nft: FORWARD drops packets: " in line for line in log)
         host.run("iptables-nft -F; iptables-nft -X; iptables-nft -P FORWARD ACCEPT")
 
 
@@ -460,82 +466,75 @@ MASQ_MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("flavour", "resync", "limit"), [("nft", 30, 1), ("legacy", 1, 1.5)])
-def test_iptables_masquerade_is_put_back(host: Host, flavour: str, resync: int, limit: float) -> None:
-    """Of iptables-nft within a second; legacy iptables tells nobody, so when it is looked at next."""
+@pytest.mark.parametrize(("flavour", "resync_seconds"), [("nft", RESYNC_SECONDS), ("legacy", LEGACY_SECONDS)])
+def test_iptables_masquerade_is_put_back(host: Host, flavour: str, resync_seconds: float) -> None:
+    """Of iptables-nft at once; legacy iptables tells nobody, so when it is looked at next."""
     mutations = [mutation.replace("tables-X ", f"tables-{flavour} -w ") for mutation in MASQ_MUTATIONS]
     shown = f"iptables-{flavour} -w -t nat -S; ip6tables-{flavour} -w -t nat -S"
-    options = {"iptables_resync": resync}
-    times, _ = host.do(seconds_until_back, BY_IPTABLES, "true", mutations, shown, options, flavour == "legacy")
-    assert not not_in_time(times, mutations, limit)
+    times, _ = host.do(of_flavour, flavour, seconds_until_back, BY_IPTABLES, "true", mutations, shown, resync_seconds)
+    assert not not_in_time(times, mutations)
+
+
+def of_flavour(flavour: str, do: Callable[..., T], *arguments: Any) -> T:
+    """In the host: that, where iptables is of this flavour."""
+    forward.default_tool = lambda version: Iptables(version, f"-{flavour}")  # type: ignore[assignment]
+    return do(*arguments)
 
 
 def generation() -> str:
     """A number that every change to nftables makes greater."""
     from cni_py.netlink import netfilter
+    from cni_py.netlink.constants import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
 
-    return netfilter.request(10 << 8 | 16, 0, b"")[0].hex()
+    return netfilter.get(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, 0, b"").hex()
 
 
-def idle_after_repair(config: dict[str, Any]) -> tuple[bool, float, int]:
-    """In the host: whether nothing was changed after a repair, the processor time of two seconds, and what was logged then."""
+def idle_after_repair(config: dict[str, Any]) -> tuple[bool, float, list[str]]:
+    """In the host, after a repair: whether the next looks changed nothing, how long they took, and what was logged then."""
     sh("iptables-nft -P FORWARD DROP")
     log = captured_log()
-    keeper = firewall(config, iptables_resync=1)
+    keeper = firewall(config)
+    keeper.resync_seconds = IDLE_SECONDS  # type: ignore[assignment]
     keeper.ensure()
-    stop = threading.Event()
-    thread = threading.Thread(target=keeper.run, args=(stop,))
-    thread.start()
-    sleep(0.3)
-    sh("nft flush ruleset; iptables-nft -P FORWARD DROP")
-    sleep(1.5)
-    before, lines, used = generation(), len(log), resource.getrusage(resource.RUSAGE_SELF)
-    programs = resource.getrusage(resource.RUSAGE_CHILDREN)
-    sleep(2.2)
-    after, used_after = generation(), resource.getrusage(resource.RUSAGE_SELF)
-    programs_after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    stop.set()
-    thread.join()
-    spent = sum(
-        getattr(late, field) - getattr(early, field)
-        for early, late in ((used, used_after), (programs, programs_after))
-        for field in ("ru_utime", "ru_stime")
-    )
-    return before == after, spent, len(log) - lines
+    with kept(keeper) as looks:
+        sh("nft flush ruleset; iptables-nft -P FORWARD DROP")
+        until(lambda: any(looks), "the repair")
+        seen = len(looks)
+        until(lambda: len(looks) >= seen + 3, "our own changes are heard of")
+        before, lines, seen = generation(), len(log), len(looks)
+        seconds = until(lambda: len(looks) >= seen + IDLE_LOOKS, "looks when it is time")
+        return before == generation(), seconds, log[lines:]
 
 
 @pytest.mark.parametrize("config", [CONFIG, BY_IPTABLES], ids=["nftables", "iptables"])
 def test_own_changes_make_no_loop(host: Host, config: dict[str, Any]) -> None:
-    unchanged, cpu_seconds, lines = host.do(idle_after_repair, config)
+    unchanged, seconds, lines = host.do(idle_after_repair, config)
     assert unchanged
-    assert lines == 0
-    assert cpu_seconds < 0.05
+    assert lines == []
+    assert seconds > (IDLE_LOOKS - 1) * IDLE_SECONDS, "it looks when it is time, not because of itself"
 
 
-def war() -> tuple[int, float]:
-    """In the host: repairs in three seconds, and processor time, where somebody removes the rules whenever they are there."""
+def war(repairs: int) -> float:
+    """In the host: how long it takes to so many repairs, where somebody removes the rules whenever they are there."""
     log = captured_log()
     keeper = firewall()
     keeper.ensure()
-    stop = threading.Event()
-    thread = threading.Thread(target=keeper.run, args=(stop,))
-    thread.start()
-    log.clear()
-    began, used = monotonic(), resource.getrusage(resource.RUSAGE_SELF)
-    while monotonic() - began < 3:
+
+    def remove() -> bool:
         with libnftables.borrowed() as handle:
             if handle.read(f"list table {TABLE}") is not None:
                 handle.run(f"delete table {TABLE}")
-        sleep(0.02)
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    stop.set()
-    thread.join()
-    return len(log), spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime
+        return len(log) >= repairs
+
+    with kept(keeper):
+        log.clear()
+        return until(remove, f"{repairs} repairs")
 
 
 def test_somebody_who_removes_them_each_time_makes_no_busy_loop(host: Host) -> None:
-    repairs, _ = host.do(war)
-    assert 3 <= repairs < 12
+    """The pause before a repair doubles each time."""
+    pauses = [min(SETTLE_SECONDS * 2**number, LONGEST_PAUSE_SECONDS) for number in range(6)]
+    assert host.do(war, len(pauses)) > sum(pauses)
 
 
 def test_pods_that_come_and_go_cost_nothing(host: Host) -> None:
@@ -543,25 +542,15 @@ def test_pods_that_come_and_go_cost_nothing(host: Host) -> None:
         sh("nft 'table inet cni_py { set s { type ipv4_addr; }; }'")
         keeper = firewall()
         keeper.ensure()
-        count = [0]
+        with kept(keeper) as looks:
+            for number in range(1, 200):
+                with libnftables.borrowed() as handle:
+                    handle.run(f"add element inet cni_py s {{ 10.0.0.{number} }}")
+            sh(f"nft delete table {TABLE}")
+            until(lambda: any(looks), "what came after them is heard of")
+            return looks.index(True)
 
-        def counted(culprit: str = "") -> bool:
-            count[0] += 1
-            return False
-
-        keeper.look = counted  # type: ignore[method-assign]
-        stop = threading.Event()
-        thread = threading.Thread(target=keeper.run, args=(stop,))
-        thread.start()
-        for number in range(1, 200):
-            with libnftables.borrowed() as handle:
-                handle.run(f"add element inet cni_py s {{ 10.0.0.{number} }}")
-        sleep(0.3)
-        stop.set()
-        thread.join()
-        return count[0]
-
-    assert host.do(looks) == 1
+    assert host.do(looks) == 1, "the first look alone"
 
 
 # --- what was there before --------------------------------------------------------------------------------------------
@@ -677,7 +666,7 @@ def test_iptables_where_nftables_does_not_work(host: Host) -> None:
     log = host.do(without_nftables, CONFIG)
     assert log[:2] == [
         "I Starting flannel in iptables mode...",
-        "W iptables is used, for nftables does not work here: this kernel has no nftables",
+        "W falling back to iptables, nftables does not work: this kernel has no nftables",
     ]
     assert MASQ in host.run("iptables -t nat -S")
 
@@ -696,7 +685,7 @@ def test_iptables_where_nftables_cannot_masquerade(host: Host) -> None:
         return ensure(config)
 
     log = host.do(refusing, CONFIG)
-    assert any(line.startswith("W iptables is used, for nftables cannot masquerade here") for line in log)
+    assert any(line.startswith("W falling back to iptables, nftables cannot masquerade") for line in log)
     assert MASQ in host.run("iptables -t nat -S")
 
 
@@ -721,11 +710,11 @@ def test_a_failure_of_the_rest_is_logged_and_tried_again(host: Host) -> None:
 
         Iptables.listing = refuse  # type: ignore[method-assign]
         keeper.ensure()
-        keeper.look()
-        keeper.look()
+        keeper.repair()
+        keeper.repair()
         assert FWD not in sh("iptables-nft -S")
         Iptables.listing = whole  # type: ignore[method-assign]
-        keeper.look()
+        keeper.repair()
         assert FWD in sh("iptables-nft -S")
         return log
 

@@ -15,7 +15,7 @@ from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import Journal
 from cni_py.kernel import features
 from cni_py.kernel.address import add_address, delete_address, list_addresses
-from cni_py.kernel.interfaces import default_interface, list_host_addresses, way_to
+from cni_py.kernel.interfaces import default_interfaces, list_host_addresses, way_to
 from cni_py.kernel.link import find_link, set_mac, set_mtu, set_up
 from cni_py.kernel.neighbour import (
     Forwarding,
@@ -30,14 +30,20 @@ from cni_py.kernel.neighbour import (
 from cni_py.kernel.routes import PROTOCOL, Route, blackhole, delete_routes, list_routes, replace_routes
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails, ensure_vxlan, find_vxlan
 from cni_py.netlink import socket as rtnl
+from cni_py.netlink.constants import (
+    NETLINK_ROUTE,
+    RTM_DELROUTE,
+    RTM_NEWROUTE,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV6_ROUTE,
+)
 from cni_py.netlink.monitor import KINDS, Watch
-from namespaces import Host
+from support.namespaces import Host
 
 T = TypeVar("T")
 
 MAC, OTHER_MAC = "a6:3a:2f:6a:cd:4c", "32:30:10:b7:75:6c"
 PEERS = 5000
-RTMGRP_ROUTES = 0x40 | 0x400
 BOOT = 3  # the protocol number of Go flannel's routes
 
 
@@ -278,11 +284,11 @@ def test_routes_of_others_are_listed_only_when_asked_for(node: Host) -> None:
 
 def replaced(netlink: rtnl.Rtnl, route: Route) -> tuple[list[str], list[int]]:
     """Replace the route: what was refused, and the notifications of it."""
-    with rtnl.open_host(RTMGRP_ROUTES) as listening:
+    with rtnl.Listener(NETLINK_ROUTE, RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE) as listening:
         refusals = words(replace_routes(netlink, [route]))
         notices: list[int] = []
-        while told := listening.notices(0.05):
-            notices += [kind for kind, _ in told]
+        while told := listening.receive(0.05):
+            notices += [kind for kind, *_ in told]
     return refusals, notices
 
 
@@ -306,8 +312,8 @@ def test_route_takes_the_place_of_another_in_one_step(node: Host, before: str, w
     node.run(f"ip route add {before}")
     refusals, notices = ask(node, replaced, wanted)
     assert refusals == []
-    to_gateway = [rtnl.RTM_NEWROUTE, rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE]  # IPv6, from one link to another
-    assert notices in ([rtnl.RTM_NEWROUTE], to_gateway)
+    to_gateway = [RTM_NEWROUTE, RTM_NEWROUTE, RTM_DELROUTE]  # IPv6, from one link to another
+    assert notices in ([RTM_NEWROUTE], to_gateway)
     assert [route for route in ask(node, list_routes, 0) if route.dst == wanted.dst] == [wanted]
     shown = node.run(f"ip -o -{wanted.dst.version} route show {wanted.dst}")
     assert len(shown.splitlines()) == 1
@@ -612,14 +618,14 @@ def test_missing_feature_is_named_and_nothing_is_made(node: Host) -> None:
 
 def test_default_route_of_the_best_metric_decides(node: Host) -> None:
     eth0, eth1 = index_of(node, "eth0"), index_of(node, "eth1")
-    assert [ask(node, default_interface, version) for version in (4, 6)] == [0, 0]
+    assert [ask(node, default_interfaces, version) for version in (4, 6)] == [[], []]
     node.run("ip route add unreachable default metric 1; ip -6 route add unreachable default metric 1")
-    assert [ask(node, default_interface, version) for version in (4, 6)] == [0, 0]
+    assert [ask(node, default_interfaces, version) for version in (4, 6)] == [[], []]
     node.run("ip route add default dev eth1 metric 20; ip route add default via 192.168.123.1 metric 10")
     node.run("ip -6 route add default dev eth0 metric 20; ip -6 route add default dev eth1 metric 10")
-    assert [ask(node, default_interface, version) for version in (4, 6)] == [eth0, eth1]
+    assert [ask(node, default_interfaces, version) for version in (4, 6)] == [[eth0, eth1], [eth1, eth0]]
     node.run("ip route add default metric 5 nexthop via 192.168.123.1 nexthop via 192.168.123.2")
-    assert ask(node, default_interface, 4) == eth0
+    assert ask(node, default_interfaces, 4) == [eth0, eth0, eth0, eth1]
 
 
 def test_way_to_an_address(node: Host) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from apiserver import ApiServer, node, vxlan
-from flannel import flanneld_command, until
-from namespaces import PATH, Host
+from support.apiserver import ApiServer, node, vxlan
+from support.flannel import flanneld_command
+from support.namespaces import PATH, Host
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
 
@@ -37,8 +38,8 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
         env = os.environ | {"PATH": PATH, "NODE_NAME": "node1"}
         daemon = subprocess.Popen(flanneld_command(*options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         try:
-            until(lambda: has_routes("10.244.2.0/24"), 20, "the route to node2")
-            until(lambda: condition(server) is not None, 10, "the node's condition")
+            until(lambda: has_routes("10.244.2.0/24"), "the route to node2")
+            until(lambda: condition(server) is not None, "the node's condition")
             found: dict[str, Any] = {
                 "annotations": server.nodes["node1"]["metadata"]["annotations"],
                 "condition": condition(server),
@@ -46,17 +47,17 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
             }
             published = dict(found["annotations"])
             server.annotate("node1", backend_data='{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}')
-            until(lambda: server.nodes["node1"]["metadata"]["annotations"] == published, 5, "our MAC address is there again")
+            until(lambda: server.nodes["node1"]["metadata"]["annotations"] == published, "our MAC address is there again")
             server.put(node(3, **vxlan(3)))
-            until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), 10, "the route to node3")
+            until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), "the route to node3")
             server.delete("node2")
-            until(lambda: has_routes("10.244.3.0/24"), 10, "node2's route has gone")
+            until(lambda: has_routes("10.244.3.0/24"), "node2's route has gone")
             server.delete("node1")
             time.sleep(4)  # the first attempt to have the lease again fails
             fresh = node(1)
             fresh["status"]["conditions"].append({"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"})
             server.put(fresh)
-            until(lambda: (condition(server) or {}).get("reason") == "FlannelIsUp", 10, "the condition of the new node")
+            until(lambda: (condition(server) or {}).get("reason") == "FlannelIsUp", "the condition of the new node")
             found["again"] = server.nodes["node1"]["metadata"]["annotations"]
             mac = Path("/sys/class/net/flannel.1/address").read_text().strip()
             daemon.send_signal(signal.SIGTERM)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flannel import Net, Node, network, until
+from support.flannel import Net, Node, network
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
 
@@ -45,6 +46,23 @@ def test_vxlan_joins_pods(tmp_path: Path, families: str) -> None:
         assert net.nodes[0].env["FLANNEL_MTU"] == str(1500 - VXLAN_OVERHEAD[families])
         names = {"v4": {"flannel.1"}, "v6": {"flannel-v6.1"}, "dual": {"flannel.1", "flannel-v6.1"}}[families]
         assert {device for _, _, device in ways(net)} == names
+
+
+def test_vxlan_joins_pods_where_a_router_translates_a_public_address(tmp_path: Path) -> None:
+    """No packet leaves with an address that the host does not have: with Go's flanneld the node is cut off."""
+    nat = "add table ip nat; add chain ip nat pre {{ type nat hook prerouting priority dstnat; }}; "
+    nat += "add rule ip nat pre ip daddr 198.51.100.11 dnat to {}"
+    with network(tmp_path, "vxlan", nodes=2) as net:
+        first, second = net.nodes
+        net.switch.run(f"nft '{nat.format(first.address)}'")
+        first.start("-public-ip=198.51.100.11").wait_ready()
+        second.start().wait_ready()
+        first.add_pod()
+        second.add_pod()
+        net.wait_converged()
+        check(net)
+        assert net.leases()[f"{first.subnet}.0-24"]["PublicIP"] == "198.51.100.11"
+        assert first.device()["linkinfo"]["info_data"]["local"] == first.address
 
 
 @pytest.mark.parametrize("families", FAMILIES)
@@ -120,7 +138,7 @@ def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, famili
                 first.flanneld.wait_for_log(f"Subnet removed: {subnet}")
         else:
             words = [subnet.partition("/")[0] for subnet in gone] + [third.address, third.address6]
-            until(lambda: not any(word in str(first.state()) for word in words), 5, "the third is forgotten")
+            until(lambda: not any(word in str(first.state()) for word in words), "the third is forgotten")
         assert net.unreached() == []
         assert [first.subnets, second.subnets] == subnets
 

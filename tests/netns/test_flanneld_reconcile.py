@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from cni_py.node.reconcile import PAUSE_SECONDS
-from flannel import Net, Node, network, until
-from namespaces import Sandbox
+from support.flannel import Net, Node, network
+from support.namespaces import Sandbox
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
 
@@ -244,7 +245,7 @@ def test_who_undoes_each_repair_is_answered_more_and_more_rarely(vxlan: Net) -> 
         assert took > sum(min(PAUSE_SECONDS[0] * 2**number, PAUSE_SECONDS[1]) for number in range(repairs - 1))
     finally:
         node.run("kill $(cat /run/other)")
-    until(lambda: f"{vxlan.nodes[1].subnet}.0/24" in node.routes(), 5, "the route is there again")
+    until(lambda: f"{vxlan.nodes[1].subnet}.0/24" in node.routes(), "the route is there again")
 
 
 def test_routes_of_others_are_let_alone(vxlan: Net) -> None:
@@ -270,17 +271,17 @@ def test_a_lease_of_our_own_bridge_does_not_cut_its_pods_off(vxlan: Net) -> None
     try:
         node.flanneld.wait_for_log("10.244.200.0/24 is the subnet of br7 here")
         assert "dev br7" in node.run("ip route show 10.244.200.0/24")
-        until(lambda: "10.244.200.0/24" in vxlan.nodes[1].routes(), 5, "the other node has it")
+        until(lambda: "10.244.200.0/24" in vxlan.nodes[1].routes(), "the other node has it")
     finally:
         content["leases"]["10.244.201.0-24"] = content["leases"].pop("10.244.200.0-24")
         vxlan.write(content)
         for each in vxlan.nodes:  # when it has the one it has heard that the other is gone
-            until(lambda each=each: "10.244.201.0/24" in each.routes(), 5, "the next lease is there")
+            until(lambda each=each: "10.244.201.0/24" in each.routes(), "the next lease is there")
         node.run("ip link del br7")
         del content["leases"]["10.244.201.0-24"]
         vxlan.write(content)
     for each in vxlan.nodes:
-        until(lambda each=each: not {"10.244.200.0/24", "10.244.201.0/24"} & set(each.routes()), 5, "both have gone")
+        until(lambda each=each: not {"10.244.200.0/24", "10.244.201.0/24"} & set(each.routes()), "both have gone")
 
 
 # ---- killed and started again -------------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ def test_no_packet_is_lost_while_other_nodes_come_and_go(request: pytest.Fixture
         comes = number % 2 == 0
         net.write(content | {"leases": without | ({"10.244.200.0-24": third} if comes else {})})
         for node in net.nodes:
-            until(lambda node=node, comes=comes: ("10.244.200.0/24" in node.routes()) is comes, 5, "the third is followed")
+            until(lambda node=node, comes=comes: ("10.244.200.0/24" in node.routes()) is comes, "the third is followed")
     for process in running:
         words = process.communicate(timeout=20)[0]
         assert " 0% packet loss" in words, words

@@ -12,8 +12,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from struct import pack
@@ -21,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from flannel import FAMILIES
-from namespaces import Host, Sandbox
+from support.flannel import FAMILIES
+from support.namespaces import Host, Sandbox
+from support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 UDP = ["udp", "udp v6", "udp dual"]
@@ -217,14 +217,6 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         made.close()
 
 
-def until(condition: Callable[[], Any], seconds: float = 3.0) -> Any:
-    """The first value that is true, looked for again and again."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return value
-
-
 @pytest.mark.parametrize("pair", [*UDP, "ipip", "wireguard"], indirect=True)
 def test_packets_reach_the_other_node_at_full_size(pair: Pair) -> None:
     if not pair.connect():
@@ -306,7 +298,7 @@ def test_udp_device_comes_back(pair: Pair, damage: str) -> None:
     pair.connect()
     pair.host.run(damage, Sandbox("n1"))
     whole = f"ip link show up flannel0 2>/dev/null | grep 'mtu {1500 - OVERHEAD[pair.name]}' || true"
-    assert until(lambda: pair.host.run(whole, Sandbox("n1")))
+    until(lambda: pair.host.run(whole, Sandbox("n1")), "the device is as it was")
     pair.nodes[0].tell({pair.nodes[1].key: pair.nodes[1].said["says"]})  # address and route, as the reconciler would
     assert pair.lost() == "0%"
 
@@ -317,7 +309,7 @@ def test_udp_lives_on_without_a_way_to_the_peer(pair: Pair) -> None:
     pair.host.run("ip link set eth0 down", Sandbox("n1"))
     assert pair.lost() == "100%"
     pair.host.run("ip link set eth0 up", Sandbox("n1"))
-    assert until(lambda: pair.lost() == "0%", 10)
+    until(lambda: pair.lost() == "0%", "packets arrive again")
 
 
 @pytest.mark.parametrize("pair", ["udp dual"], indirect=True)

@@ -23,7 +23,8 @@ from cni_py.errors import CheckFailed, CniError, Incomplete, InvalidConfig, IOFa
 from cni_py.journal import Journal
 from cni_py.packetfilter import iptables, libnftables, macspoof, masquerade, nfnetlink, ownership
 from cni_py.packetfilter.ownership import Owner
-from namespaces import GO_PLUGINS, Host, wait_for_end
+from support.namespaces import GO_PLUGINS, Host, wait_for_end
+from support.nft import list_elements
 
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")
 V4, V6 = ip_interface("10.1.0.2/24"), ip_interface("fd00:1::2/64")
@@ -41,9 +42,7 @@ def host() -> Iterator[Host]:
 
 def elements(host: Host, name: str = "masq4") -> dict[str, str]:
     """Address to owner's comment."""
-    found = host.json("nft -j list ruleset")["nftables"]
-    maps = [entry["map"] for entry in found if entry.get("map", {}).get("table") == "cni_py" and entry["map"]["name"] == name]
-    return {item[0]["elem"]["val"]: item[0]["elem"]["comment"] for one in maps for item in one.get("elem", [])}
+    return {element.key: element.comment for element in list_elements(host, name)}
 
 
 def rule_lines(host: Host, chain: str) -> list[str]:
@@ -168,10 +167,10 @@ def test_comment_may_have_128_characters(host: Host) -> None:
         host.run(add.format("c" * (ownership.MAX_COMMENT + 1)))
 
 
-def test_spared_networks_are_part_of_the_chain(host: Host) -> None:
-    spare = [ip_network("10.96.0.0/12"), ip_network("fd00:2::/64")]
-    host.do(masquerade.add, C1, BOTH, None, spare)
-    host.do(masquerade.check, C1, BOTH, None, spare)
+def test_excluded_networks_are_part_of_the_chain(host: Host) -> None:
+    exclude = [ip_network("10.96.0.0/12"), ip_network("fd00:2::/64")]
+    host.do(masquerade.add, C1, BOTH, None, exclude)
+    host.do(masquerade.check, C1, BOTH, None, exclude)
     chain = "inet cni_py beyond-10.1.0.0_24-and-10.96.0.0_12"
     assert rule_lines(host, chain) == [
         'ip daddr 10.1.0.0/24 return comment "not to 10.1.0.0/24"',
@@ -263,7 +262,7 @@ def test_tables_of_others_are_not_touched(host: Host) -> None:
 def test_address_goes_to_its_new_owner(host: Host) -> None:
     host.do(masquerade.add, C1, BOTH)
     text = host.do(journal_of, [(masquerade.add, C2, BOTH)])
-    assert f'masquerade of 10.1.0.2 goes over from "{C1.comment()}" to "{C2.comment()}"' in text
+    assert f'masquerade of 10.1.0.2 reassigned from "{C1.comment()}" to "{C2.comment()}"' in text
     assert elements(host) == {"10.1.0.2": C2.comment()}
     host.do(masquerade.check, C2, BOTH)
     with pytest.raises(CheckFailed) as caught:
@@ -665,7 +664,7 @@ def test_traffic_beyond_the_subnet_has_the_hosts_address(host: Host, backend: st
     assert host.do(source_seen, "p1", "outside", "192.0.2.2") == "10.1.0.2"
 
 
-def test_spared_network_sees_the_pods_address(host: Host) -> None:
+def test_excluded_network_sees_the_pods_address(host: Host) -> None:
     host.run(TOPOLOGY)
     host.do(masquerade.add, C1, BOTH, None, [ip_network("192.0.2.0/24")])
     assert host.do(source_seen, "p1", "outside", "192.0.2.2") == "10.1.0.2"

@@ -1,4 +1,4 @@
-"""The tests' own host (tests/namespaces.py): apart from the machine, and gone when the test is over."""
+"""The tests' own host (tests/support/namespaces.py): apart from the machine, and gone when the test is over."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flannel import until
-from namespaces import Host, Stuck, wait_for_end, what_it_does
+from support.namespaces import Host, Stuck, wait_for_end, what_it_does
+from support.waiting import until
 
 
 def interfaces() -> list[str]:

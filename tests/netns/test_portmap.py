@@ -17,12 +17,14 @@ import pytest
 
 from cni_py import program
 from cni_py.errors import CheckFailed, NotAvailable
-from cni_py.packetfilter import hostports, libnftables, masquerade, nfnetlink
+from cni_py.packetfilter import libnftables, masquerade, nfnetlink
 from cni_py.packetfilter.hostports import check as portmap_check
+from cni_py.packetfilter.hostports import forwarding
 from cni_py.packetfilter.hostports import rules as portmap_rules
 from cni_py.packetfilter.hostports.rules import Mapping, Wanted
 from cni_py.packetfilter.ownership import Owner, short_id
-from namespaces import GO_PLUGINS, Host, Sandbox, wait_for_end
+from support.namespaces import GO_PLUGINS, Host, Sandbox, wait_for_end
+from support.nft import list_elements
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")
@@ -73,17 +75,8 @@ def delete(node: Host, *ports: dict[str, Any], of: str = "c1", **more: Any) -> N
 
 def elements(node: Host) -> dict[str, str]:
     """ "map key" to "owner: target", of every map of host ports."""
-    found = {}
-    for entry in node.json("nft -j list ruleset")["nftables"]:
-        of = entry.get("map", {})
-        if of.get("table") == "cni_py" and of["name"].startswith("hostports"):
-            for item, target in of.get("elem", []):
-                key = item["elem"]
-                words = [str(word) for word in key["val"]["concat"]]
-                found[f"{of['name']} {' '.join(words)}"] = (
-                    f"{key['comment'].split()[0]}: {' '.join(map(str, target['concat']))}"
-                )
-    return found
+    found = list_elements(node, "hostports")
+    return {f"{element.set_name} {element.key}": f"{element.container}: {element.value}" for element in found}
 
 
 def nat(node: Host) -> str:
@@ -251,13 +244,13 @@ def test_status(node: Host) -> None:
     for backend in ({}, {"backend": "nftables"}, {"backend": "iptables"}):
         node.ok("portmap", "STATUS", conf(**backend))
     assert node.call("portmap", "STATUS", conf(backend="x")).code == 7
-    node.do(without_nftables, hostports.check_backend, "")
+    node.do(without_nftables, forwarding.check_backend, "")
     with pytest.raises(NotAvailable, match="neither nftables nor iptables"):
-        node.do(without_anything, hostports.check_backend, "")
+        node.do(without_anything, forwarding.check_backend, "")
     with pytest.raises(NotAvailable, match='"iptables" cannot be used'):
-        node.do(without_anything, hostports.check_backend, "iptables")
+        node.do(without_anything, forwarding.check_backend, "iptables")
     with pytest.raises(NotAvailable, match='"nftables" cannot be used'):
-        node.do(without_nftables, hostports.check_backend, "nftables")
+        node.do(without_nftables, forwarding.check_backend, "nftables")
 
 
 def without_nftables(function: Callable[..., Any], *args: Any) -> Any:
@@ -296,7 +289,7 @@ def test_newest_wins_with_a_word_in_the_journal(node: Host) -> None:
     add(node, port(8080), of="c2", pod=3)
     assert elements(node)["hostports4 tcp 8080"] == "c2: 10.1.0.3 80"
     journal = node.run("cat /run/cni-py/journal/c2:eth0:cbr0")
-    assert f'host port tcp . 8080 goes over from "{C1.comment()}" to "{C2.comment()}": the newest wins' in journal
+    assert f'host port tcp . 8080 reassigned from "{C1.comment()}" to "{C2.comment()}": the newest wins' in journal
     delete(node, of="c1")
     assert elements(node)["hostports6 tcp 8080"] == "c2: fd00:1::3 80"
     assert check(node, port(8080), of="c2", pod=3).rc == 0
@@ -311,7 +304,7 @@ def test_newest_wins_with_iptables_too(node: Host) -> None:
     add(node, port(8080), of="c2", pod=3, backend="iptables")
     jumps = [line for line in nat(node).splitlines() if "CNI-HOSTPORT-DNAT -p" in line]
     assert [line.partition('id: \\"')[2][:2] for line in jumps] == ["c2", "c1"] * 2
-    assert 'host port tcp 8080 goes over from dnat name: "cbr0" id: "c1"' in node.run("cat /run/cni-py/journal/c2:eth0:cbr0")
+    assert 'host port tcp 8080 reassigned from dnat name: "cbr0" id: "c1"' in node.run("cat /run/cni-py/journal/c2:eth0:cbr0")
     delete(node, of="c1")
     assert check(node, port(8080), of="c2", pod=3, backend="iptables").rc == 0
 
@@ -345,9 +338,9 @@ def test_long_ids(node: Host, container_id: str, backend: str) -> None:
 
 def test_names_with_a_meaning_to_nft(node: Host) -> None:
     owner = Owner("c1", 'e"th;{}\\', 'n"et')
-    node.do(hostports.add, wanted(owner))
+    node.do(forwarding.add, wanted(owner))
     node.do(portmap_check.check, wanted(owner))
-    node.do(hostports.delete, owner)
+    node.do(forwarding.delete, owner)
     assert elements(node) == {}
 
 
@@ -586,22 +579,22 @@ def test_gc_on_a_host_without_anything(node: Host) -> None:
 
 
 def test_iptables_is_chosen_where_nftables_cannot_be_used(node: Host) -> None:
-    node.do(without_nftables, hostports.add, wanted())
+    node.do(without_nftables, forwarding.add, wanted())
     assert "10.1.0.2:80" in nat(node)
     node.do(without_nftables, portmap_check.check, wanted())
     node.do(portmap_check.check, wanted())
-    node.do(without_nftables, hostports.delete, C1)
+    node.do(without_nftables, forwarding.delete, C1)
     assert "CNI-DN" not in nat(node)
     with pytest.raises(NotAvailable):
-        node.do(without_nftables, hostports.add, wanted(), "nftables")
+        node.do(without_nftables, forwarding.add, wanted(), "nftables")
     with pytest.raises(NotAvailable):
-        node.do(without_anything, hostports.add, wanted())
+        node.do(without_anything, forwarding.add, wanted())
 
 
 def test_delete_succeeds_where_nothing_can_be_used(node: Host) -> None:
-    node.do(hostports.add, wanted(C2))
-    node.do(without_anything, hostports.delete, C1)
-    node.do(without_anything, hostports.delete_stale, "cbr0", [])
+    node.do(forwarding.add, wanted(C2))
+    node.do(without_anything, forwarding.delete, C1)
+    node.do(without_anything, forwarding.delete_stale, "cbr0", [])
 
 
 def test_delete_loads_no_library(node: Host) -> None:
@@ -614,9 +607,9 @@ def test_delete_loads_no_library(node: Host) -> None:
 def modules_after_delete() -> tuple[bool, bool]:
     """Whether ctypes, with which libnftables is loaded, was needed."""
     sys.modules.pop("ctypes", None)
-    hostports.delete(C1)
+    forwarding.delete(C1)
     without_mappings = "ctypes" in sys.modules
-    hostports.delete(C2)
+    forwarding.delete(C2)
     return without_mappings, "ctypes" in sys.modules
 
 
@@ -635,7 +628,9 @@ def test_without_ports_next_to_nothing_is_imported(node: Host, verb: str) -> Non
     names = imported(node, verb, conf() | {"prevResult": prev()})
     assert "cni_py.plugins.meta.portmap" in names
     assert not [name for name in names if name.startswith(("pyroute2", "ctypes", "json", "subprocess", "logging"))]
-    assert ("cni_py.packetfilter.hostports" in names) == (verb == "DEL"), "DEL looks whether there is something of ours"
+    assert ("cni_py.packetfilter.hostports.forwarding" in names) == (verb == "DEL"), (
+        "DEL looks whether there is something of ours"
+    )
 
 
 def test_a_mapping_needs_no_pyroute2(node: Host) -> None:
@@ -683,7 +678,7 @@ def test_delete_takes_what_the_go_plugin_made(node: Host, go_plugins: str, ports
 
 def test_delete_takes_what_the_go_plugin_made_without_nftables(node: Host, go_plugins: str) -> None:
     go(node, "ADD", *PORTS)
-    node.do(without_nftables, hostports.delete, C1)
+    node.do(without_nftables, forwarding.delete, C1)
     assert "CNI-DN" not in nat(node)
 
 
@@ -759,14 +754,14 @@ def test_delete_does_what_it_can_and_names_what_is_left(node: Host) -> None:
 
 def map_and_unmap_many() -> tuple[int, int]:
     """Mappings when all are there, and descriptors that stay open beyond those of the first."""
-    hostports.add(wanted())
+    forwarding.add(wanted())
     open_before = posix.dup(0)
     for number in range(240):
-        hostports.add(wanted(Owner(f"c{number}", "eth0", "n"), host_port=10000 + number))
+        forwarding.add(wanted(Owner(f"c{number}", "eth0", "n"), host_port=10000 + number))
     count = len(nfnetlink.elements("inet cni_py hostports4"))
     for number in range(240):
-        hostports.delete(Owner(f"c{number}", "eth0", "n"))
-    hostports.delete(C1)
+        forwarding.delete(Owner(f"c{number}", "eth0", "n"))
+    forwarding.delete(C1)
     return count, posix.dup(0) - open_before - 1
 
 
@@ -786,9 +781,9 @@ def map_in_threads() -> list[int]:
 
     pods = [wanted(Owner(f"c{number}", "eth0", "n"), host_port=10000 + number) for number in range(40)]
     with ThreadPoolExecutor(12) as threads:
-        list(threads.map(hostports.add, pods))
+        list(threads.map(forwarding.add, pods))
         counts = [len(nfnetlink.elements("inet cni_py hostports4"))]
-        list(threads.map(lambda pod: hostports.delete(pod.owner), pods[::2]))
+        list(threads.map(lambda pod: forwarding.delete(pod.owner), pods[::2]))
         counts.append(len(nfnetlink.elements("inet cni_py hostports4")))
         list(threads.map(portmap_check.check, pods[1::2]))
     return counts
@@ -880,7 +875,7 @@ def test_sctp(node: Host) -> None:
 
 
 def test_check_names_what_is_expected_and_found(node: Host) -> None:
-    node.do(hostports.add, wanted())
+    node.do(forwarding.add, wanted())
     with pytest.raises(CheckFailed) as caught:
         node.do(portmap_check.check, wanted(pod="10.1.0.7/24"))
     assert '"10.1.0.7 . 80" of owner "c1 eth0' in caught.value.details
@@ -889,8 +884,8 @@ def test_check_names_what_is_expected_and_found(node: Host) -> None:
 
 def test_old_element_of_the_other_kind_goes(node: Host) -> None:
     """Without snat no source is marked, whatever the port's last owner had."""
-    node.do(hostports.add, wanted())
-    node.do(hostports.add, wanted(C2, snat=False))
+    node.do(forwarding.add, wanted())
+    node.do(forwarding.add, wanted(C2, snat=False))
     node.do(portmap_check.check, wanted(C2, snat=False))
     assert "sources4" in node.run("nft list table inet cni_py")
     assert nfnetlink_elements(node, "inet cni_py sources4") == 0
@@ -902,7 +897,7 @@ def nfnetlink_elements(node: Host, name: str) -> int:
 
 def test_keys_are_the_kernels(node: Host) -> None:
     mapping = Mapping("sctp", 99, ip_interface("fd00:1::2/64"), 98, ip_address("fd00:2::1"))
-    node.do(hostports.add, Wanted(C1, (mapping,)))
+    node.do(forwarding.add, Wanted(C1, (mapping,)))
     (found,) = node.do(nfnetlink.elements, "inet cni_py hostports6_at")
     assert (found.key, found.data) == (portmap_rules.key_of(mapping), portmap_rules.target_of(mapping))
     assert portmap_rules.key_text(found.key) == "fd00:2::1 . sctp . 99"

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox, wait_for_end
+from support.namespaces import Host, Sandbox, wait_for_end
 
 PODS = {"p1": ("cni0", 2), "p2": ("cni0", 3), "p3": ("cni0", 4), "far": ("br1", 2)}
 SUBNETS = {"cni0": ("10.1.0", "fd00:1"), "br1": ("10.2.0", "fd00:3")}

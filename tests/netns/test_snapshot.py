@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host
-from pods import DUAL_ENV, OPTIONS, add, delete, gc, state
+from support.namespaces import Host
+from support.pods import DUAL_ENV, OPTIONS, add, delete, gc, state
 
 
 @pytest.mark.parametrize("verb", ["DEL", "GC"])

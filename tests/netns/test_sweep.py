@@ -1,4 +1,4 @@
-"""`cni-py sweep` and the first call of a boot on a real kernel: what is dead goes, what lives stays, whoever made it."""
+"""`cni-py sweep` and the first call of a boot on a real kernel: stale resources are removed, live ones kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox, wait_for_end
-from pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
+from support.namespaces import Host, Sandbox, wait_for_end
+from support.nft import list_elements
+from support.pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
 
 BRIDGE = bridge_conf(isGateway=True, ipMasq=True)
 SPOOF = bridge_conf(isGateway=True, ipMasq=True, macspoofchk=True)
@@ -26,7 +27,7 @@ Sweep = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def sweep(host: Host, cni_py: Path) -> Sweep:
-    """Runs `cni-py sweep --json`; answers the report, with what was said on standard error as `said`."""
+    """Run `cni-py sweep --json`. Returns: the report, with standard error as `said`."""
 
     def run(*options: str, status: int = 0) -> dict[str, Any]:
         done = host.execute([str(cni_py), "sweep", "--json", *options])
@@ -37,16 +38,16 @@ def sweep(host: Host, cni_py: Path) -> Sweep:
     return run
 
 
-def fates(report: dict[str, Any]) -> dict[str, list[str]]:
-    """Kind to fates."""
+def outcomes(report: dict[str, Any]) -> dict[str, list[str]]:
+    """Kind to outcomes."""
     found: dict[str, list[str]] = {}
     for finding in report["findings"]:
-        found.setdefault(finding["kind"], []).append(finding["fate"])
+        found.setdefault(finding["kind"], []).append(finding["outcome"])
     return {kind: sorted(some) for kind, some in found.items()}
 
 
-def all_fates(report: dict[str, Any]) -> set[str]:
-    return {finding["fate"] for finding in report["findings"]}
+def all_outcomes(report: dict[str, Any]) -> set[str]:
+    return {finding["outcome"] for finding in report["findings"]}
 
 
 def reserved(host: Host, network: str = "net") -> list[str]:
@@ -59,14 +60,11 @@ def reserved_in(host: Host, folder: str) -> list[str]:
 
 def elements(host: Host) -> list[str]:
     """Comments of all elements of our tables."""
-    found = host.json("nft -j list ruleset")["nftables"]
-    of_sets = [item for entry in found for kind in ("map", "set") if kind in entry for item in entry[kind].get("elem", [])]
-    items = [item[0] if isinstance(item, list) else item for item in of_sets]
-    return sorted(item["elem"]["comment"] for item in items if "elem" in item)
+    return sorted(element.comment for element in list_elements(host) if element.comment)
 
 
 def put_back(host: Host, seconds: float, *paths: str) -> None:
-    """Make files older; default: all that tell an attachment's age."""
+    """Make files older; default: all that determine an attachment's age."""
     then = time.time() - seconds
     for path in paths or tuple(host.files("/var/lib/cni", "/run/cni-py/attachments")):
         os.utime(host.path(path), (then, then))
@@ -99,30 +97,30 @@ def test_nothing_is_left_of_a_pod_whose_namespace_has_gone(host: Host, sweep: Sw
     add(host, conf, dead)
     lose(host, dead)
     report = sweep("--grace", "0")
-    assert fates(report) == {
-        "address": ["freed"],
-        "nftables element": ["freed"] * 3,
-        "record": ["freed"],
-        "saved configuration": ["freed"],
+    assert outcomes(report) == {
+        "address": ["removed"],
+        "nftables element": ["removed"] * 3,
+        "record": ["removed"],
+        "saved configuration": ["removed"],
     }
     assert {(f["containerID"], f["ifname"] or "eth0", f["network"]) for f in report["findings"]} == {("c2", "eth0", "cbr0")}
     assert host.snapshot(live) == before
     assert records(host) == before_records
-    assert fates(sweep("--grace", "0")) == {}
+    assert outcomes(sweep("--grace", "0")) == {}
 
 
-def test_the_table_shows_the_evidence(host: Host, cni_py: Path) -> None:
+def test_the_table_shows_the_reasons(host: Host, cni_py: Path) -> None:
     pod = host.netns("c1")
     add(host, BRIDGE, pod)
     host.delete_netns(pod)
     lines = host.run(f"{cni_py} sweep --dry-run --grace 0").splitlines()
-    assert lines[0].split() == ["FATE", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
+    assert lines[0].split() == ["OUTCOME", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
     line = next(line for line in lines if "10.1.0.2 (/var/lib/cni/networks/net/10.1.0.2)" in line)
-    assert line.startswith("would be freed  address")
+    assert line.startswith("would be removed  address")
     assert "  c1            eth0       net      " in line
     assert "10.1.0.2 is on no interface of any of 1 live namespaces" in line
-    assert "recorded namespace /run/netns/c1 has gone" in line
-    assert lines[-1] == "3 would be freed; 0 attachments live, in 1 namespaces with the host's"
+    assert "recorded namespace /run/netns/c1 no longer exists" in line
+    assert lines[-1] == "3 would be removed; 0 live attachments in 1 namespace, including the host's"
 
 
 def test_each_change_is_in_the_journal(host: Host, sweep: Sweep) -> None:
@@ -147,7 +145,7 @@ def test_dry_run_changes_nothing(host: Host, sweep: Sweep) -> None:
     lose(host, dead)
     before = host.snapshot(live), host.files("/run/cni-py"), host.run("find /var/lib/cni /run/cni-py -printf '%p %i %T@\n'")
     report = sweep("--dry-run", "--grace", "0")
-    assert all_fates(report) == {"would be freed"}
+    assert all_outcomes(report) == {"would be removed"}
     assert (
         host.snapshot(live),
         host.files("/run/cni-py"),
@@ -156,7 +154,7 @@ def test_dry_run_changes_nothing(host: Host, sweep: Sweep) -> None:
 
 
 def test_element_whose_pod_the_go_plugins_deleted(host: Host, sweep: Sweep, go_plugins: str) -> None:
-    """They know nothing of our elements, records and alias."""
+    """The Go plugins do not know our elements, records and alias."""
     dead, live = host.netns("c1"), host.netns("c2")
     add(host, BRIDGE, dead)
     add(host, BRIDGE, live)
@@ -165,7 +163,7 @@ def test_element_whose_pod_the_go_plugins_deleted(host: Host, sweep: Sweep, go_p
     host.delete_netns(dead)
     assert reserved(host) == ["10.1.0.3"]
     assert len(elements(host)) == 2
-    assert fates(sweep("--grace", "0")) == {"nftables element": ["freed"], "record": ["freed"]}
+    assert outcomes(sweep("--grace", "0")) == {"nftables element": ["removed"], "record": ["removed"]}
     assert [comment.split()[0] for comment in elements(host)] == ["c2"]
 
 
@@ -176,7 +174,7 @@ def test_element_without_any_file_is_old(host: Host, sweep: Sweep) -> None:
     host.delete_netns(pod)
     host.run("rm -r /run/cni-py/attachments /var/lib/cni/networks/net")
     report = sweep()
-    assert fates(report) == {"nftables element": ["freed"]}
+    assert outcomes(report) == {"nftables element": ["removed"]}
     assert report["findings"][0]["ageSeconds"] is None
     assert elements(host) == []
 
@@ -189,11 +187,11 @@ def test_ports_of_a_dead_pod(host: Host, sweep: Sweep) -> None:
         conf = {"cniVersion": "1.1.0", "name": "net", "type": "portmap", "runtimeConfig": {"portMappings": mapping}}
         add(host, conf, pod, prev=result)
     host.run("rm -r /run/cni-py/attachments")
-    assert fates(sweep("--grace", "0")) == {}
+    assert outcomes(sweep("--grace", "0")) == {}
     host.delete_netns(pods[0])
     report = sweep("--grace", "0")
-    assert fates(report)["nftables element"] == ["freed"] * 3
-    assert fates(report)["record"] == ["freed"]
+    assert outcomes(report)["nftables element"] == ["removed"] * 3
+    assert outcomes(report)["record"] == ["removed"]
     assert {comment.split()[0] for comment in elements(host)} == {"c2"}
     assert len(elements(host)) == 3
 
@@ -206,9 +204,9 @@ def test_masquerade_chain_of_the_go_plugins(host: Host, sweep: Sweep, go_plugins
     host.run(foreign)
     rules = host.run("iptables -t nat -S")
     assert rules.count("MASQUERADE") == 2
-    assert fates(sweep("--grace", "0")) == {}
+    assert outcomes(sweep("--grace", "0")) == {}
     host.delete_netns(dead)
-    assert fates(sweep("--grace", "0")) == {"address": ["freed"], "iptables chain": ["freed"]}
+    assert outcomes(sweep("--grace", "0")) == {"address": ["removed"], "iptables chain": ["removed"]}
     after = host.run("iptables -t nat -S")
     gone = set(rules.splitlines()) - set(after.splitlines())
     assert len(gone) == 4
@@ -230,7 +228,7 @@ def test_damaged_files(host: Host, sweep: Sweep) -> None:
     host.write("/var/lib/cni/flannel/dead2.4711.tmp", '{"na')
     host.path("/var/lib/cni/networks/net/10.1.0.7").mkdir()
     report = sweep("--grace", "0")
-    assert fates(report) == {"address": ["freed"] * 2, "saved configuration": ["freed"] * 2, "record": ["freed"]}
+    assert outcomes(report) == {"address": ["removed"] * 2, "saved configuration": ["removed"] * 2, "record": ["removed"]}
     assert host.files("/var/lib/cni") == {"/var/lib/cni/networks/net/notes.txt": "mine"}
     assert host.path("/var/lib/cni/networks/net/10.1.0.7").exists()
 
@@ -251,23 +249,23 @@ def test_folders_that_configurations_name(host: Host, sweep: Sweep) -> None:
     host.write("/run/c/two/10.2.0.2", "c2\r\neth0")
     report = sweep("--grace", "0")
     assert sorted(f["path"] for f in report["findings"]) == ["/run/a/one/10.1.0.2", "/run/b/c2", "/run/c/two/10.2.0.2"]
-    assert all_fates(report) == {"freed"}
+    assert all_outcomes(report) == {"removed"}
     assert "30-bad.conf" in report["said"]
     assert host.path("/run/a/else/10.1.0.2").exists()
 
 
-def test_cached_result_is_told_and_stays(host: Host, sweep: Sweep) -> None:
+def test_cached_result_is_reported_and_kept(host: Host, sweep: Sweep) -> None:
     entry = {"kind": "cniCacheV1", "containerId": "c1", "ifName": "eth0", "networkName": "net", "netns": "/run/netns/c1"}
     host.write("/var/lib/cni/results/net-c1-eth0", json.dumps(entry))
-    assert fates(sweep("--grace", "0")) == {"cached result": ["reported"]}
+    assert outcomes(sweep("--grace", "0")) == {"cached result": ["reported"]}
     assert host.path("/var/lib/cni/results/net-c1-eth0").exists()
 
 
 def test_veth_with_both_ends_on_the_host(host: Host, sweep: Sweep) -> None:
     host.run("ip link add v1 type veth peer name w1; ip link set v1 alias cni:c1:eth0:net")
     host.run("ip link add v2 type veth peer name w2; ip link set v2 alias cni:c2:eth0:net; ip addr add 10.1.0.2/24 dev w2")
-    host.run("ip link add v3 type veth peer name w3; ip link set v3 alias somebody")
-    assert fates(sweep()) == {"veth": ["freed"]}
+    host.run("ip link add v3 type veth peer name w3; ip link set v3 alias other")
+    assert outcomes(sweep()) == {"veth": ["removed"]}
     assert host.host_ends() == ["v2", "v3", "w2", "w3"]
 
 
@@ -279,8 +277,8 @@ def test_one_network_only(host: Host, sweep: Sweep) -> None:
     assert reserved(host, "two") == ["10.2.0.2"]
 
 
-def test_killed_sweep_is_ended_by_the_next(host: Host, cni_py: Path, sweep: Sweep) -> None:
-    """Whatever is freed first tells where the rest is."""
+def test_killed_sweep_is_completed_by_the_next(host: Host, cni_py: Path, sweep: Sweep) -> None:
+    """The files that are removed first lead to the rest."""
     conf = FLANNEL | {"ipam": {"dataDir": "/run/far"}}
     host.write_subnet_env()
     live = host.netns("live")
@@ -349,7 +347,7 @@ chroot /run/root sh -c 'echo >/held/ready; exec sleep 60' & ln -s /run/root/held
 @pytest.mark.parametrize("maker", ["ours", "go"])
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_live_pod_is_left_alone(host: Host, sweep: Sweep, go_plugins: str, maker: str, holder: str) -> None:
-    """Whoever made it, whatever holds its namespace, and with nothing of ours left in /run."""
+    """Pods are kept, whichever plugin attached them and whatever holds their namespace, without any of our files in /run."""
     pod, conf = host.netns("c1"), bridge_conf([{"subnet": "10.1.0.0/24"}], V6, isGateway=True, ipMasq=True)
     if maker == "ours":
         add(host, conf, pod)
@@ -385,11 +383,11 @@ def test_layer_2_pod_lives_by_its_host_end(host: Host, sweep: Sweep) -> None:
     host.run("rm -r /run/cni-py")
     assert sweep("--grace", "0")["findings"] == []
     host.delete_netns(pod)
-    assert fates(sweep("--grace", "0")) == {"nftables element": ["freed"] * 2}
+    assert outcomes(sweep("--grace", "0")) == {"nftables element": ["removed"] * 2}
 
 
 def test_pod_that_took_its_address_away_lives_by_its_record(host: Host, sweep: Sweep) -> None:
-    """As a virtual machine's pod does, which hands its address on by DHCP."""
+    """Pods of virtual machines do this: they pass their address on by DHCP."""
     pod = host.netns("c1")
     add(host, BRIDGE, pod)
     host.run("ip addr flush dev eth0", pod)
@@ -406,7 +404,7 @@ def test_pod_that_took_its_address_away_lives_by_its_cached_result(host: Host, s
 
 
 def test_add_of_the_go_plugins_that_is_under_way(host: Host, sweep: Sweep) -> None:
-    """It has reserved and not assigned, and has no record."""
+    """The attachment has a reservation, but neither an address nor a record."""
     host.netns("c1")
     host.write("/var/lib/cni/networks/net/10.1.0.2", "c1\r\neth0")
     host.run("mkfifo /run/end; (CNI_COMMAND=ADD CNI_CONTAINERID=c1 CNI_IFNAME=eth0 sh -c '"
@@ -414,10 +412,12 @@ def test_add_of_the_go_plugins_that_is_under_way(host: Host, sweep: Sweep) -> No
              "until [ -e /run/ready ]; do sleep 0.02; done")  # fmt: skip
     assert sweep("--grace", "0")["findings"] == []
     host.run("echo >/run/end; until [ -e /run/ended ]; do sleep 0.02; done")
-    assert fates(sweep("--grace", "0")) == {"address": ["freed"]}
+    assert outcomes(sweep("--grace", "0")) == {"address": ["removed"]}
 
 
-@pytest.mark.parametrize(("age", "words"), [(100.0, "too young: 100 s of 300"), (-86400.0, "its time lies in the future")])
+@pytest.mark.parametrize(
+    ("age", "words"), [(100.0, "too young: 100 s of 300"), (-86400.0, "its modification time is in the future")]
+)
 def test_young_and_future_files_stay(host: Host, sweep: Sweep, age: float, words: str) -> None:
     host.write_subnet_env()
     pod = host.netns("c1")
@@ -426,67 +426,67 @@ def test_young_and_future_files_stay(host: Host, sweep: Sweep, age: float, words
     put_back(host, 10_000)
     put_back(host, age, "/var/lib/cni/networks/cbr0/10.244.91.2")
     report = sweep()
-    assert {(f["fate"], f["why"].rpartition("kept: ")[2]) for f in report["findings"]} == {("kept", words)}
+    assert {(f["outcome"], f["why"].rpartition("kept: ")[2]) for f in report["findings"]} == {("kept", words)}
     assert len(report["findings"]) == 4  # the youngest file speaks for all of the attachment
     put_back(host, 301)
-    assert all_fates(sweep()) == {"freed"}
+    assert all_outcomes(sweep()) == {"removed"}
 
 
 def test_namespace_number_that_was_given_again(host: Host, sweep: Sweep) -> None:
-    """The kernel gives the inode of a namespace that has gone to a later one: a record of it is no life."""
+    """The kernel reuses the inode of a deleted namespace: a record with it does not prove that a pod is live."""
     pod = host.netns("c1")
     add(host, BRIDGE, pod)
     lose(host, pod)
     record = host.path("/run/cni-py/attachments/c1:eth0:net")
     inode = int(host.run(f"stat -Lc %i {host.netns('later')}"))
     record.write_text(json.dumps(json.loads(record.read_text()) | {"ino": inode}))
-    assert all_fates(sweep("--grace", "0")) == {"freed"}
+    assert all_outcomes(sweep("--grace", "0")) == {"removed"}
 
 
-# --- when it cannot be told -------------------------------------------------------------------------------------------
+# --- unknown liveness -------------------------------------------------------------------------------------------------
 
 
-def test_without_root_nothing_is_freed(host: Host) -> None:
+def test_without_root_nothing_is_removed(host: Host) -> None:
     host.write("/var/lib/cni/networks/net/10.1.0.2", "c1\r\neth0")
     host.run("chmod -R a+rX /var/lib/cni; chmod 777 /var/lib/cni/networks/net")
-    fates, missing = host.do(_sweep_as_nobody)
-    assert fates == ["kept"]
-    assert missing[0] == "only root can look into the namespaces"
+    outcomes, missing = host.do(_sweep_as_another_user)
+    assert outcomes == ["kept"]
+    assert missing[0] == "not running as root: namespaces of other processes are unreadable"
     assert reserved(host) == ["10.1.0.2"]
 
 
-def _sweep_as_nobody() -> tuple[list[str], tuple[str, ...]]:
-    from cni_py.packetfilter import libnftables  # noqa: F401 — what nobody may not be able to read
+def _sweep_as_another_user() -> tuple[list[str], tuple[str, ...]]:
+    from cni_py.packetfilter import libnftables  # noqa: F401 — imported first: another user may not be able to read it
     from cni_py.sweep import sweep
 
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
     report = sweep.run(0.0, with_kernel=False)
-    return [finding.fate for finding in report.findings], report.missing
+    return [finding.outcome for finding in report.findings], report.missing
 
 
-def test_in_another_process_namespace_nothing_is_freed(host: Host, cni_py: Path) -> None:
-    """There the pods' processes are not seen; that a veth leads to a namespace without one tells it."""
+def test_in_another_pid_namespace_nothing_is_removed(host: Host, cni_py: Path) -> None:
+    """The pods' processes are invisible; a veth to a namespace without a process reveals it."""
     pod = host.netns("c1")
     add(host, BRIDGE, pod)
     host.run(f"exec >/run/said 2>&1\n{HOLDERS['process']}")
     host.write("/var/lib/cni/networks/net/10.1.0.77", "c7\r\neth0")
     done = host.execute(["unshare", "--pid", "--fork", "--mount-proc", str(cni_py), "sweep", "--grace", "0"])
     assert done.returncode == 1, done.stdout
-    assert "this /proc may not show all of the host" in done.stderr
-    assert "kept: the evidence is incomplete" in done.stdout
+    assert "/proc may not show the whole host" in done.stderr
+    assert "kept: liveness unknown" in done.stdout
     assert reserved(host) == ["10.1.0.2", "10.1.0.77"]
 
 
-def test_what_cannot_be_freed_is_named(host: Host, sweep: Sweep) -> None:
+def test_resources_that_cannot_be_removed_are_named(host: Host, sweep: Sweep) -> None:
     for network in ("one", "two"):
         host.write(f"/var/lib/cni/networks/{network}/10.1.0.2", "c1\r\neth0")
         host.write(f"/var/lib/cni/networks/{network}/lock", "")
     host.run("cd /var/lib/cni/networks/one; mount --bind . .; mount -o remount,bind,ro .")
     report = sweep("--grace", "0", status=1)
-    assert fates(report) == {"address": ["failed", "freed"]}
-    assert "could not free address 10.1.0.2 (/var/lib/cni/networks/one/10.1.0.2)" in report["said"]
+    assert outcomes(report) == {"address": ["failed", "removed"]}
+    assert "could not remove address 10.1.0.2 (/var/lib/cni/networks/one/10.1.0.2)" in report["said"]
     assert "Read-only file system" in report["said"]
     assert (reserved(host, "one"), reserved(host, "two")) == (["10.1.0.2"], [])
 
@@ -512,9 +512,9 @@ def test_add_and_delete_beside_sweeps_without_grace(host: Host, cni_py: Path, go
             time.sleep(0.05)
             text = host.path(f"/var/lib/cni/networks/net/{address}")
             if not text.exists() or text.read_text().split() != [pod.name, "eth0"]:
-                wrong.append(f"the reservation of {pod.name}, {address}, has gone")
+                wrong.append(f"the reservation of {pod.name}, {address}, was deleted")
             if maker == "ours" and not any(comment.startswith(f"{pod.name} ") for comment in elements(host)):
-                wrong.append(f"the element of {pod.name} has gone")
+                wrong.append(f"the element of {pod.name} was deleted")
             reply = host.call(plugin, "DEL", conf, sandbox=pod, container_id=pod.name, cni_path=path)
             if reply.rc:
                 wrong.append(f"DEL: {reply.json}")
@@ -563,7 +563,7 @@ def test_first_call_after_a_reboot_frees_what_is_dead_and_spares_what_lives(host
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_container_that_is_started_again_after_a_reboot(host: Host, cached: bool) -> None:
-    """As podman does: the same id. Without the sweep its old reservation would refuse it."""
+    """Podman uses the same id. Without the sweep its old reservation would make ADD fail."""
     pod = host.netns("c1")
     add(host, BRIDGE, pod)
     host.run("ip netns del c1; ip netns add c1; ip link del br0; nft flush ruleset; rm -r /run/cni-py")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from namespaces import SUBNET_ENV, Host, Sandbox, wait_for_end
+from support.namespaces import SUBNET_ENV, Host, Sandbox, wait_for_end
 
 GUIDE: dict[str, Any] = {
     "name": "cbr0",

@@ -1,6 +1,6 @@
 """Configurations: pydantic's models and the core schemas made of them agree, and no JSON makes a call go wrong.
 
-Whole calls of flannel, bridge and loopback run in a Host's namespaces (tests/namespaces.py), so that whatever hypothesis
+Whole calls of flannel, bridge and loopback run in a Host's namespaces (tests/support/namespaces.py), so that whatever hypothesis
 finds there is thrown away with them; those of host-local run in this process on a temporary folder.
 """
 
@@ -25,7 +25,7 @@ from cni_py.config import models
 from cni_py.config._schemas import Parsed
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.spec import call
-from namespaces import Host
+from support.namespaces import Host
 
 # --- strategies -------------------------------------------------------------------------------------------------------
 
@@ -141,14 +141,14 @@ def spoil(conf: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """As the plugins take them: a null member is absent."""
+    """Drop null members, as the plugins do."""
     if isinstance(value, dict):
         return {key: without_nulls(member) for key, member in value.items() if member is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def same(model: Any, parsed: Any) -> bool:
-    """Whether pydantic's object and ours hold the same values, of the same types."""
+    """Return whether pydantic's object and ours hold the same values, of the same types."""
     if isinstance(model, BaseModel):
         return isinstance(parsed, Parsed) and all(
             same(getattr(model, name), getattr(parsed, name)) for name in type(model).model_fields
@@ -171,7 +171,7 @@ def check_agreement(name: str, raw: dict[str, Any]) -> None:
 
 
 def test_every_model_has_a_full_configuration_here() -> None:
-    """All keys of each model, so that mutation reaches them all."""
+    """Return an object with all keys of each model, so that mutation reaches them all."""
     for name, conf in FULL.items():
         model = getattr(models, name)
         check_agreement(name, conf)
@@ -208,7 +208,7 @@ def test_decoder_gives_an_object_or_our_error(data: bytes) -> None:
 
 VERBS = ["ADD", "DEL", "CHECK", "STATUS", "GC"]
 KNOWN_CODES = {1, 2, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
-"""All but 100, a bug."""
+"""Error codes without 100, which is a bug."""
 STDIN = st.binary(max_size=50) | st.sampled_from([b"", b"{", b"[]", b"null", b'{"name":7}'])
 
 
@@ -227,7 +227,7 @@ def check_call(plugin: str, verb: str, stdin: bytes, netns: str, **env: str) -> 
 
 
 def within(conf: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The same configuration with every path that is written to inside the folder, or else of a wrong type."""
+    """Redirect every path that is written to into the directory, unless it has a wrong type."""
     conf = copy.deepcopy(conf)
     holders = [conf, *(conf[key] for key in ("ipam", "delegate", "runtimeConfig") if isinstance(conf.get(key), dict))]
     for holder in holders:
@@ -245,7 +245,7 @@ def records_in(folder: str) -> Iterator[None]:
         for module in (journal, record):
             patch.setattr(module, "RUN_DIR", f"{folder}/run")
         patch.setattr(journal, "JOURNAL_DIR", f"{folder}/run/journal")
-        patch.setattr(record, "FOLDER", f"{folder}/run/attachments")
+        patch.setattr(record, "DIRECTORY", f"{folder}/run/attachments")
         if record.remembered.__defaults__:
             patch.setattr(record.remembered, "__defaults__", (f"{folder}/run/attachments",))
         yield
@@ -284,7 +284,7 @@ def test_host_local_answers_whatever_comes(verb: str, data: st.DataObject) -> No
 
 
 def spoilt_calls(plugin: str, verb: str, examples: int) -> None:
-    """In a Host: configurations near good ones, rubbish, and a sandbox that is there, gone, or none."""
+    """Run configurations near valid ones and garbage in a Host, with an existing, a deleted and no sandbox."""
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
@@ -309,5 +309,5 @@ def test_plugin_answers_whatever_comes(host: Host, plugin: str, verb: str) -> No
 
 
 def test_host_of_these_tests_is_not_this_machine(host: Host) -> None:
-    """What makes the test above harmless."""
+    """Test the precaution that makes the test above harmless."""
     assert host.do(lambda: Path("/run/netns").stat().st_dev) != Path("/run").stat().st_dev

@@ -27,14 +27,15 @@ from cni_py import engine
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
 from cni_py.packetfilter import libnftables
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec import call
-from namespaces import PATH, Host
-from spec_cases import execute
+from cni_py.sweep import sweep
+from support.namespaces import PATH, Host
+from support.spec_cases import execute
 
 EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40}
 """Of ADD; of the other verbs half of it."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-PLUGINS = ["flannel", "bridge", "host-local", "portmap", "loopback"]
 KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
 """All but 100, a bug."""
 VICTIM = "/run/victim"
@@ -299,7 +300,9 @@ def check_packet_filter() -> None:
 def check_call(plugin: str, environ: dict[str, str], stdin: bytes) -> None:
     """One call as client.py makes it."""
     try:
-        status, reply = engine.handle(call.parse(plugin, environ, f"/nonexistent/{plugin}"), stdin)
+        this = call.parse(plugin, environ, f"/nonexistent/{plugin}")
+        sweep.before_first_call(this, stdin)
+        status, reply = engine.handle(this, stdin)
     except CniError as error:
         status, reply = 1, encode(error.as_json("1.1.0"))
     assert status in (0, 1)

@@ -14,7 +14,7 @@ from cni_py.ipam.ranges import Range, RangeSet, as_address, parse_address, parse
 
 Address = IPv4Address | IPv6Address
 NETWORKS = {4: 0x0A010200, 6: 0xFD00 << 112}
-"""Where the small ranges of these tests lie."""
+"""Network of the small ranges in these tests."""
 
 
 @st.composite

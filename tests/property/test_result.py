@@ -42,7 +42,7 @@ RESULTS = st.builds(
 
 
 def as_far_as_it_can_be_said(result: Result, version: str) -> Result:
-    """What is left of a result in a version: the model that the code is compared with."""
+    """Model of what remains of a result in a version; the code is compared with it."""
     if version == "1.1.0":
         return result
     plain_routes = tuple(Route(route.dst, route.gw) for route in result.routes)
@@ -141,7 +141,7 @@ OBJECTS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=6)
 
 
 def spoil(form: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
-    """The same object with one member, at any depth, replaced by rubbish or gone."""
+    """Return the same object with one member, at any depth, replaced by garbage or removed."""
     parent: Any = form
     while True:
         places = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
@@ -159,7 +159,7 @@ def spoil(form: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
 
 
 def check_reading(raw: dict[str, Any]) -> None:
-    """A result that can be told again, or our error, which says what it is about."""
+    """Result that can be rendered again, or our error, which names what it is about."""
     try:
         result = from_json(raw, "what it is called")
     except (DecodingFailure, IncompatibleVersion) as error:

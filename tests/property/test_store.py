@@ -1,6 +1,6 @@
 """The store against a model, killed at every system call, and the plugin given any JSON.
 
-The model knows who holds which address and where the round stands; damage, strange files and a lost
+The model knows each address's owner and the position of the round robin; damage, strange files and a lost
 lock are steps like all others.
 """
 
@@ -165,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class KeepingMachine(StoreMachine):
-    """The same in a process that keeps what it read."""
+    """Run the same in a process that caches what it read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def reservations(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def add_until_full(conf: dict[str, Any], folder: Path) -> None:
-    """Whatever nobody holds can be given, once; and what others hold is never given."""
+    """Every free address can be allocated, once; reserved ones never are."""
     before = reservations(folder)
     for address in sorted(POOL - set(before)):
         family = 0 if "." in address else 1

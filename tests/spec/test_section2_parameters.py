@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox
-from spec_cases import PLUGINS, code_of, conf, environment, error_of, execute, has_attachment, new_id, new_sandbox
+from support.namespaces import Host, Sandbox
+from support.spec_cases import PLUGINS, code_of, conf, environment, error_of, execute, has_attachment, new_id, new_sandbox
 
 pytestmark = pytest.mark.netns
 
@@ -72,7 +72,7 @@ def test_all_missing_variables_are_named_at_once(node: Host, plugin: str, verb: 
 
 @pytest.mark.parametrize("verb", ATTACHED)
 def test_environment_is_checked_before_the_configuration(node: Host, verb: str) -> None:
-    """A wrong environment is answered at once, whatever stands on standard input."""
+    """Wrong environments are reported immediately, whatever is on standard input."""
     assert code_of(execute(node, "flannel", {"CNI_COMMAND": verb}, b"{")) == 4
 
 
@@ -219,7 +219,7 @@ def test_path_of_a_sandbox_in_any_bytes(node: Host, path: bytes) -> None:
 
 
 def octal(path: bytes) -> str:
-    """For printf(1)."""
+    """Format for printf(1)."""
     return "".join(f"\\{byte:03o}" for byte in path)
 
 
@@ -248,7 +248,7 @@ def test_args_as_runtimes_send_them(node: Host, plugin: str, args: str) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
-def test_unknown_args_are_refused_unless_told_otherwise(node: Host, box: Sandbox, plugin: str) -> None:
+def test_unknown_args_are_rejected_unless_ignored(node: Host, box: Sandbox, plugin: str) -> None:
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     error = error_of(node.call(plugin, "ADD", conf(plugin), args="FOO=BAR", **of))
     assert error["code"] == 4

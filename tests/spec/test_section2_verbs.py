@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import GONE, PATH, Host, Sandbox
-from spec_cases import (
+from support.namespaces import GONE, PATH, Host, Sandbox
+from support.spec_cases import (
     FIRST_VERSION,
     PLUGINS,
     VERBS,
@@ -53,7 +53,7 @@ def sandbox(node: Host) -> Iterator[Sandbox]:
 
 
 def left_behind(host: Host, container_id: str) -> list[str]:
-    """All that still belongs to a container."""
+    """Return everything that still belongs to a container."""
     files = host.files("/var/lib/cni", "/run/cni-py/attachments")
     links = host.json("ip -j link show")
     return [
@@ -161,7 +161,7 @@ def test_container_may_be_added_with_two_interface_names(node: Host, sandbox: Sa
 
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "loopback"])
 def test_add_refuses_what_is_no_sandbox(node: Host, plugin: str) -> None:
-    """Code 8 for a namespace that is gone, no network namespace, or the host's own; and nothing is left."""
+    """Code 8 for a deleted namespace, a path that is not one, or the host's own; and nothing leaks."""
     node.run("mkdir -p /run/odd; echo text >/run/odd/file; : >/run/odd/empty; ln -sfn /proc/1/ns/net /run/odd/link")
     own = "/proc/self/ns/net"
     for netns in (own, "/proc/1/ns/net", "/run/odd/link", "/proc/1/ns/mnt", "/run/odd/file", "/run/odd/empty", "/run", GONE):
@@ -186,7 +186,7 @@ def test_netns_override_lets_the_host_be_the_sandbox(node: Host) -> None:
 @pytest.mark.parametrize("netns", ["", GONE, "/proc/999999999/ns/net"])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_delete_needs_no_sandbox(node: Host, plugin: str, netns: str) -> None:
-    """The namespace has gone and the runtime says so, or does not know."""
+    """Namespaces may be deleted before DEL, whether the runtime knows it or not."""
     container_id, box = new_id(), new_sandbox(node)
     node.ok(plugin, "ADD", conf(plugin), sandbox=box, container_id=container_id)
     node.delete_netns(box)
@@ -481,7 +481,7 @@ def test_version_needs_no_other_variable(node: Host) -> None:
 
 @pytest.mark.parametrize("verb", ["VERSION", "STATUS", "GC"])
 def test_variables_of_an_attachment_do_not_matter_without_one(node: Host, verb: str) -> None:
-    """libcni's ``args`` are those of ADD, DEL and CHECK: what else is in the environment is nobody's."""
+    """libcni's ``args`` are those of ADD, DEL and CHECK; other variables are ignored."""
     odd: dict[str, str | None] = {"CNI_CONTAINERID": "../x", "CNI_IFNAME": "a" * 99, "CNI_NETNS": "x\ny", "CNI_ARGS": "rubbish"}
     node.ok("loopback", verb, conf("loopback"), env=odd)
 

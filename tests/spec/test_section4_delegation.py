@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import GONE, Host, Reply, Sandbox
-from spec_cases import VERSIONS, code_of, conf, error_of
+from support.namespaces import GONE, Host, Reply, Sandbox
+from support.spec_cases import VERSIONS, code_of, conf, error_of
 
 FAKE = """#!/bin/sh
 n=$(ls /run/record | grep -c env)
@@ -57,7 +57,7 @@ class Delegation:
         self.sandbox = host.netns("c1")
 
     def answer(self, verb: str, value: Any, status: int = 0) -> None:
-        """What the foreign plugin prints, and its exit status."""
+        """Output and exit status of the third-party plugin."""
         self.script(verb, f"cat <<'END'\n{json.dumps(value)}\nEND\nexit {status}\n")
 
     def script(self, verb: str, shell: str) -> None:
@@ -368,7 +368,7 @@ def test_delegate_keeps_what_the_user_set(delegation: Delegation) -> None:
 
 @pytest.mark.parametrize("verb", ["CHECK", "DEL"])
 def test_later_verbs_get_the_configuration_that_add_used(delegation: Delegation, host: Host, verb: str) -> None:
-    """Whatever was edited in between; and the previous result."""
+    """The saved configuration is used, whatever was edited in between, and the previous result is passed."""
     delegation.ok("flannel", "ADD", flannel())
     host.write_subnet_env("FLANNEL_NETWORK=10.0.0.0/8\nFLANNEL_SUBNET=10.9.9.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true\n")
     delegation.ok("flannel", verb, flannel(delegate={"type": "bridge", "keyB": 1}), prev=RESULT)
@@ -396,11 +396,11 @@ def test_number_that_no_float_can_hold_reaches_the_delegate_as_json(delegation: 
     assert delegation.verbs == ["ADD", "DEL"]
 
 
-# --- what it answers --------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_result_of_the_delegate_is_told_in_the_version_asked_for(delegation: Delegation, version: str) -> None:
+def test_result_of_the_delegate_is_in_the_requested_version(delegation: Delegation, version: str) -> None:
     delegation.answer("ADD", RESULT)
     result = delegation.ok("flannel", "ADD", flannel(version))
     assert result["cniVersion"] == version
@@ -412,7 +412,7 @@ def test_result_of_the_delegate_is_told_in_the_version_asked_for(delegation: Del
 
 
 def test_result_without_a_version_is_in_that_of_the_configuration(delegation: Delegation) -> None:
-    """As in the spec's own example of an IPAM plugin's answer."""
+    """The spec's own example of an IPAM plugin's result has no version."""
     delegation.answer("ADD", {"ip4": {"ip": "10.244.91.9/24"}})
     assert delegation.ok("flannel", "ADD", flannel("0.2.0"))["ip4"] == {"ip": "10.244.91.9/24"}
 
@@ -547,7 +547,7 @@ def test_delete_that_failed_can_be_tried_again(delegation: Delegation, host: Hos
 
 
 def test_flannel_delete_goes_down_once(delegation: Delegation) -> None:
-    """After that there is nothing to delete, and the delegate is not asked."""
+    """Further DELs have nothing to delete, and do not call the delegate."""
     delegation.ok("flannel", "ADD", flannel())
     for _ in range(3):
         delegation.ok("flannel", "DEL", flannel(), sandbox=GONE)
@@ -591,7 +591,7 @@ def test_status_of_the_delegate_is_status(delegation: Delegation, plugin: str, c
 
 
 def test_whole_chain_of_foreign_and_ours(delegation: Delegation, host: Host) -> None:
-    """Ours above, a foreign one in the middle that hands on to ours below."""
+    """Our plugin calls a third-party one, which delegates to ours again."""
     host.write(
         "/run/fake/bridge", f'#!/bin/sh\necho "wrapped $CNI_COMMAND" >&2\nCNI_PATH={host.bin_dir} exec {host.bin_dir}/bridge\n'
     )
@@ -610,7 +610,7 @@ def _no_traceback_ever(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 
 def test_delegate_sees_no_descriptors_of_ours(delegation: Delegation, host: Host) -> None:
-    """Only the three that every program has: no sockets, locks or namespaces leak into foreign programs."""
+    """Third-party programs get only the three standard descriptors: no sockets, locks or namespaces leak."""
     delegation.script("ADD", "ls /proc/self/fd >/run/fds; cat <<'END'\n" + json.dumps(RESULT) + "\nEND\n")
     delegation.ok("bridge", "ADD", bridge())
     descriptors = set(host.path("/run/fds").read_text().split())

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Sandbox
-from spec_cases import PLUGINS, VERBS, VERSIONS, code_of, conf, environment, error_of, execute, has_attachment
+from support.namespaces import Host, Sandbox
+from support.spec_cases import PLUGINS, VERBS, VERSIONS, code_of, conf, environment, error_of, execute, has_attachment
 
 pytestmark = pytest.mark.netns
 
@@ -154,7 +154,7 @@ WORDS = {
     "runtimeConfig": ("mac", "ip", "range set"),
     "vlanTrunk": ("minid",),
 }
-"""What a message may say in place of the key: the Go plugins' known sentences name no key."""
+"""Known sentences of the Go plugins that name no key; a message may have one instead of the key."""
 
 
 @pytest.mark.parametrize(("plugin", "key", "values"), WRONG, ids=[f"{plugin}-{key}" for plugin, key, _ in WRONG])

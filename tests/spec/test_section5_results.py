@@ -1,4 +1,4 @@
-"""CNI spec, section 5, "ADD Success": what ADD answers, in every version's own form, through the executables."""
+"""CNI spec, section 5, "ADD Success": results of ADD in every version's own form, through the executables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from namespaces import Host, Reply, Sandbox
-from spec_cases import PLUGINS, VERSIONS, code_of, conf, error_of, new_id, new_sandbox
+from support.namespaces import Host, Reply, Sandbox
+from support.spec_cases import PLUGINS, VERSIONS, code_of, conf, error_of, new_id, new_sandbox
 
 pytestmark = pytest.mark.netns
 
@@ -147,7 +147,7 @@ def test_dns_of_the_configuration_is_handed_back(node: Host, sandbox: Sandbox, v
 
 @pytest.mark.parametrize("version", OLD)
 def test_old_version_cannot_say_that_there_is_no_address(node: Host, sandbox: Sandbox, version: str) -> None:
-    """As with Go; and what was made for it is taken back by DEL."""
+    """ADD fails as with Go; and DEL undoes what it created."""
     network = {"name": "l2", "type": "bridge", "cniVersion": version, "bridge": "l2br"}
     of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
     error = error_of(node.call("bridge", "ADD", network, **of))
@@ -203,7 +203,7 @@ def test_loopback_passes_the_previous_result_on(node: Host, sandbox: Sandbox, ve
 
 @pytest.mark.parametrize("version", PREVIOUS)
 def test_loopback_names_the_version_of_a_previous_result_without_one(node: Host, sandbox: Sandbox, version: str) -> None:
-    """As in the spec's own example; "cniVersion: The same version supplied on input"."""
+    """The result has the version of the request: "cniVersion: The same version supplied on input"."""
     prev = PREVIOUS[version]
     assert node.ok("loopback", "ADD", conf("loopback", version), sandbox=sandbox, prev=prev) == {"cniVersion": version} | prev
 
@@ -268,7 +268,7 @@ def test_odd_previous_result_is_never_a_bug(node: Host, sandbox: Sandbox, plugin
 @pytest.mark.parametrize("version", MIDDLE[2:] + NEW)
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_check_reads_a_result_of_any_version_that_says_enough(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
-    """The runtime keeps the result as the last plugin of the chain told it."""
+    """The runtime caches the last plugin's result unchanged."""
     of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
     result = node.ok(plugin, "ADD", conf(plugin, version), **of)
     for later in (v for v in VERSIONS[4:] if v >= version):

@@ -1,8 +1,8 @@
-"""What a call loads: start-up is most of a one-shot call, so every module has to be meant (docs: decision 0002).
+"""Modules that a call loads: start-up is most of a one-shot call, so every module has to be meant (docs: decision 0002).
 
 The client is started as the launcher does it, by the installed interpreter with `-IS`, and leaves through
 `posix._exit`: the wrapper replaces that and says what `sys.modules` holds then. The lists are allow-lists: a new import
-makes a test fail, and who adds it here has looked at what it costs (`python -IS -X importtime bin/flannel`).
+makes a test fail, and adding it here requires measuring its cost (`python -IS -X importtime bin/flannel`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from namespaces import PATH, Host
+from support.agents import Agent
+from support.namespaces import PATH, Host
 
 WRAPPER = """
 import posix, sys
@@ -33,21 +33,21 @@ from cni_py.client import main
 main()
 """
 
-CLIENT = {"cni_py", "cni_py.client", "cni_py.spec", "cni_py.spec.environment"}
-"""What every call loads."""
+CLIENT = {"cni_py", "cni_py.client", "cni_py.plugin_table", "cni_py.spec", "cni_py.spec.environment"}
+"""Modules that every call loads."""
 
 VERSION = CLIENT | {"cni_py.spec.versions"}
-"""All that VERSION and "what are you?" may load."""
+"""Modules that VERSION and "what are you?" may load."""
 
 ERROR = VERSION | {"__future__", "_json", "cni_py.errors", "cni_py.jsontext"}
-"""What an error of the environment loads to say it."""
+"""Modules that an error of the environment needs."""
 
 ASKING = CLIENT | {"_socket", "cni_py.protocol"}
-"""And what a call loads to ask the agent; with one that answers, no more than this."""
+"""Modules that a call needs to ask the agent; if one replies, no others are loaded."""
 
 ENGINE = ASKING | ERROR | {
     "cni_py.spec.call", "cni_py.value",
-    "cni_py.attachment", "cni_py.attachment.record", "cni_py.config", "cni_py.dispatch", "cni_py.engine", "cni_py.files",
+    "cni_py.attachment", "cni_py.attachment.lock", "cni_py.attachment.record", "cni_py.config", "cni_py.dispatch", "cni_py.engine", "cni_py.files",
     "cni_py.journal", "cni_py.lazy", "cni_py.plugins", "cni_py.spec.result", "cni_py.config._schemas", "cni_py.undo",
     "ipaddress", "functools", "time",
     "pydantic_core._pydantic_core",
@@ -75,7 +75,7 @@ HEAVY = {
     "shutil", "signal", "site", "socket", "subprocess", "tempfile", "threading", "traceback", "typing", "typing_extensions",
     "urllib", "uuid", "warnings",
 }  # fmt: skip
-"""What a call must never load by accident; ``bare_package`` leaves no ``pyroute2`` and no ``pydantic_core``."""
+"""Modules that a call must never load by accident; ``without_init`` leaves no ``pyroute2`` and no ``pydantic_core``."""
 
 
 class Client:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cni_py.attachment import lock
 from cni_py.attachment import record as attachments
 from cni_py.errors import InvalidConfig, IOFailure
 from cni_py.spec.call import Call
@@ -24,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the records are, instead of /run/cni-py/attachments."""
     where = str(tmp_path / "cni-py" / "attachments")
     monkeypatch.setattr(attachments, "RUN_DIR", str(tmp_path / "cni-py"))
-    monkeypatch.setattr(attachments, "FOLDER", where)
+    monkeypatch.setattr(attachments, "DIRECTORY", where)
     if attachments.remembered.__defaults__:
         monkeypatch.setattr(attachments.remembered, "__defaults__", (where,))
     return Path(where)
@@ -228,24 +229,25 @@ def test_forgetting_what_is_stale_leaves_another_network_alone(folder: Path, san
     assert attachments.is_remembered("c1", "eth0", "other")
 
 
-# --- turns ------------------------------------------------------------------------------------------------------------
+# --- the lock -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(attachments, "TURNS", str(folder.parent / "turns.lock"))
+def lock_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(lock, "RUN_DIR", str(folder.parent))
+    monkeypatch.setattr(lock, "PATH", str(folder.parent / "turns.lock"))
     return folder.parent / "turns.lock"
 
 
 def is_held_up(call: Call) -> bool:
-    """Whether another one has to end first; each ``Turn`` has a descriptor of its own, as in another process."""
+    """Whether another one has to end first; each lock has a descriptor of its own, as in another process."""
     ended = threading.Event()
 
-    def take_a_turn() -> None:
-        with attachments.Turn(call):
+    def take() -> None:
+        with lock.AttachmentLock(call):
             ended.set()
 
-    threading.Thread(target=take_a_turn).start()
+    threading.Thread(target=take).start()
     return not ended.wait(0.05)
 
 
@@ -262,16 +264,16 @@ def is_held_up(call: Call) -> bool:
         (a_call(container_id="c" * 200, ifname="i" * 15), False),
     ],
 )
-def test_turn_is_the_attachments(turns: Path, call: Call, held_up: bool) -> None:
-    with attachments.Turn(a_call()):
+def test_lock_is_of_one_attachment(lock_file: Path, call: Call, held_up: bool) -> None:
+    with lock.AttachmentLock(a_call()):
         assert is_held_up(call) == held_up
     assert not is_held_up(call)
-    assert turns.read_bytes() == b""
+    assert lock_file.read_bytes() == b""
 
 
-def test_turn_that_cannot_be_taken_is_none(turns: Path) -> None:
+def test_lock_that_cannot_be_had_holds_nothing_up(lock_file: Path) -> None:
     """Neither does a folder in its place cost a pod its network, nor a full or read-only file system."""
-    turns.parent.mkdir()
-    turns.mkdir()
-    with attachments.Turn(a_call()):
+    lock_file.parent.mkdir()
+    lock_file.mkdir()
+    with lock.AttachmentLock(a_call()):
         assert not is_held_up(a_call())

@@ -123,7 +123,7 @@ def test_sandbox_may_be_the_host_where_the_override_says_so(value: str, expected
         ("IgnoreUnknown=x", False),
     ],
 )
-def test_unknown_args_are_refused_unless_told_otherwise(args: str, refused: bool) -> None:
+def test_unknown_args_are_rejected_unless_ignored(args: str, refused: bool) -> None:
     this = parse("bridge", ADD | {"CNI_ARGS": args})
     assert this.arg("MAC") == ("x" if args == "MAC=x" else "")
     if refused:

@@ -14,9 +14,11 @@ import pytest
 from cni_py import __version__, journal
 from cni_py.cli import explain, host_report
 from cni_py.cli import main as cli
+from cni_py.cli.output import printable
 from cni_py.config import models, reference
 from cni_py.errors import CniError
-from cni_py.packetfilter import libnftables, nfnetlink
+from cni_py.netlink import netfilter
+from cni_py.packetfilter import libnftables
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -34,7 +36,7 @@ exit 1
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a network "blue", its plugin, and a file that stands for a namespace."""
+    """Create a directory with a network "blue", its plugin, and a file in place of a namespace."""
     (tmp_path / "net.d").mkdir()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "fake").write_text(PLUGIN.format())
@@ -173,10 +175,10 @@ def test_name_of_a_namespace_finds_what_was_added_by_the_other_path(
 
 
 @pytest.mark.parametrize("verb", ["add", "check"])
-def test_namespace_that_is_not_there(run: Run, node: Path, netns_folders: tuple[str, str], verb: str) -> None:
+def test_missing_namespace(run: Run, node: Path, netns_folders: tuple[str, str], verb: str) -> None:
     status, _, err = run(verb, "blue", "green")
     assert status == 1
-    assert f'there is no network namespace "{node}/run/green"' in err
+    assert f'network namespace "{node}/run/green" does not exist' in err
     assert "ip netns add green" in err
 
 
@@ -215,7 +217,7 @@ def test_gc_keeps_what_is_named_and_what_lives(run: Run, node: Path) -> None:
     assert conf_seen(node, "GC")["cni.dev/valid-attachments"] == entries
 
 
-def test_gc_tells_every_error(run: Run, node: Path) -> None:
+def test_gc_prints_every_error(run: Run, node: Path) -> None:
     run("add", "blue", str(node / "ns"))
     (node / "fail").write_text('{"code": 5, "msg": "no way"}')
     status, _, err = run("gc", "blue")
@@ -242,7 +244,7 @@ def test_explain_option_heads_each_plugin(run: Run, node: Path) -> None:
 # ---- errors -----------------------------------------------------------------------------------
 
 
-def test_error_of_a_plugin_is_told_in_parts(run: Run, node: Path) -> None:
+def test_error_of_a_plugin_is_printed_in_parts(run: Run, node: Path) -> None:
     (node / "fail").write_text(json.dumps({"code": 103, "msg": "it is down", "details": "up: expected true\nfound false"}))
     (node / "seen.ADD").touch()
     status, out, err = run("check", "blue", str(node / "ns"))
@@ -255,22 +257,22 @@ def test_error_of_a_plugin_is_told_in_parts(run: Run, node: Path) -> None:
     ]
 
 
-def test_failed_add_says_how_to_take_it_back(run: Run, node: Path) -> None:
+def test_failed_add_hints_at_del(run: Run, node: Path) -> None:
     (node / "bin" / "fake").write_text('#!/bin/sh\necho \'{"code": 11, "msg": "later"}\'; exit 1\n')
     status, out, err = run("add", "blue", str(node / "ns"), "--ifname", "net1")
     assert (status, out) == (1, "")
-    assert f"hint: what was made by then is taken back by: cni-py del blue {node}/ns --ifname net1\n" in err
-    assert "taken back" not in run("add", "blue", str(node / "ns"), "--ifname", "a/b")[2]
+    assert f"hint: to undo what was created: cni-py del blue {node}/ns --ifname net1\n" in err
+    assert "to undo" not in run("add", "blue", str(node / "ns"), "--ifname", "a/b")[2]
 
 
-def test_control_characters_are_shown_and_never_sent(run: Run, node: Path) -> None:
+def test_control_characters_are_escaped(run: Run, node: Path) -> None:
     (node / "fail").write_text(json.dumps({"code": 5, "msg": "red \x1b[31m \u202e\x9b"}))
     err = run("status", "blue")[2]
     assert r"red \x1b[31m \u202e\x9b" in err
-    assert cli.printable("a\udcffb\tc\nd\x7f") == "a\\udcffb\\tc\nd\\x7f"
+    assert printable("a\udcffb\tc\nd\x7f") == "a\\udcffb\\tc\nd\\x7f"
 
 
-def test_unknown_network_lists_those_that_are_there(run: Run, node: Path) -> None:
+def test_unknown_network_lists_existing_ones(run: Run, node: Path) -> None:
     status, _, err = run("add", "green", str(node / "ns"))
     assert status == 1
     assert f'no net configuration with name "green" in {node}/net.d' in err
@@ -281,7 +283,7 @@ def test_broken_file_is_a_warning(run: Run, node: Path) -> None:
     (node / "net.d" / "00.conflist").write_text("{")
     status, _, err = run("status", "blue")
     assert status == 0
-    assert err.startswith(f"cni-py: warning: left out {node}/net.d/00.conflist: ")
+    assert err.startswith(f"cni-py: warning: skipped {node}/net.d/00.conflist: ")
 
 
 def test_missing_plugin_is_named(run: Run, node: Path) -> None:
@@ -292,7 +294,7 @@ def test_missing_plugin_is_named(run: Run, node: Path) -> None:
 
 
 @pytest.mark.parametrize(("user", "hinted"), [(1000, True), (0, False)])
-def test_somebody_else_than_root_is_told_so(
+def test_other_users_get_a_hint_to_run_it_as_root(
     run: Run, node: Path, monkeypatch: pytest.MonkeyPatch, user: int, hinted: bool
 ) -> None:
     (node / "fail").write_text(json.dumps({"code": 101, "msg": "the kernel refused", "details": "Operation not permitted"}))
@@ -339,7 +341,7 @@ def test_status_without_network_asks_the_agent(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr("cni_py.protocol.SOCKET_PATH", str(tmp_path / "none.sock"))
     status, out, err = run("status")
     assert (status, out) == (1, "")
-    assert "no agent answers" in err
+    assert "could not query the agent" in err
 
 
 @pytest.mark.parametrize(
@@ -361,10 +363,43 @@ def test_wrong_usage_is_exit_status_2(run: Run, argv: list[str]) -> None:
     assert "usage: cni-py" in err
 
 
-def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([])
-    assert "COMMAND" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "same"),
+    [
+        ([], ["--help"]),
+        (["help"], ["--help"]),
+        (["help", "add"], ["add", "--help"]),
+        (["help", "config", "set"], ["config", "set", "--help"]),
+        (["help", "lab", "up"], ["lab", "up", "--help"]),
+    ],
+)
+def test_help_and_no_command_print_help(capsys: pytest.CaptureFixture[str], argv: list[str], same: list[str]) -> None:
+    printed = []
+    for words in (argv, same):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(words)
+        printed.append(capsys.readouterr())
+    assert printed[0] == printed[1]
+    assert printed[0].out.startswith("usage: cni-py ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["ad", "blue", "ns"], 'cni-py: error: unknown command "ad": did you mean "add"?'),
+        (["help", "explian"], 'cni-py: error: unknown command "explian": did you mean "explain"?'),
+        (["lab", "statsu"], 'cni-py lab: error: unknown command "statsu": did you mean "status"?'),
+        (["qqq"], 'cni-py: error: unknown command "qqq"'),
+        (
+            ["config", "set", "FILE", "-datastore=file:/x"],
+            'unrecognized arguments: -datastore=file:/x (flanneld\'s options must follow "--")',
+        ),
+    ],
+)
+def test_near_miss_is_suggested(run: Run, argv: list[str], error: str) -> None:
+    status, out, err = run(*argv)
+    assert (status, out) == (2, "")
+    assert err.endswith(f"{error}\n")
 
 
 @pytest.mark.parametrize("command", ["add", "check", "del", "gc", "status", "explain", "version", "config"])
@@ -458,8 +493,8 @@ def test_explain_prefers_the_whole_id(run: Run, journals: Path) -> None:
     assert "longer" not in run("explain", "abc1")[1]
 
 
-def test_explain_of_an_unknown_id_says_what_there_is(run: Run, journals: Path) -> None:
-    assert "there are journals of abc1, abd2" in run("explain", "x")[2]
+def test_explain_of_an_unknown_id_lists_the_others(run: Run, journals: Path) -> None:
+    assert "journals exist for abc1, abd2" in run("explain", "x")[2]
 
 
 def test_explain_without_any_journal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +512,7 @@ def test_explain_finds_ids_that_were_cut_in_the_name_of_the_file() -> None:
         explain.select([entry], "b" * 200)
 
 
-def test_explain_of_a_journal_that_went_meanwhile(journals: Path) -> None:
+def test_explain_of_a_journal_that_was_deleted_meanwhile(journals: Path) -> None:
     entry = explain.entries()[0]
     Path(entry.path).unlink()
     assert len(list(explain.render_journal(entry))) == 1
@@ -493,16 +528,16 @@ def test_version(run: Run) -> None:
 
 @pytest.fixture
 def asks_the_kernel() -> Iterator[None]:
-    """What is kept for reuse belongs to this namespace: tests after this one fork into others."""
+    """Close handles that are kept for reuse: they belong to this namespace, and later tests fork into others."""
     yield
-    while nfnetlink._idle:
-        nfnetlink._idle.pop().close()
+    while netfilter._idle:
+        netfilter._idle.pop().close()
     while libnftables._idle:
         libnftables._idle.pop().close()
 
 
 @pytest.mark.usefixtures("asks_the_kernel")
-def test_version_in_full_says_what_there_is(run: Run, node: Path) -> None:
+def test_verbose_version_reports_on_the_host(run: Run, node: Path) -> None:
     (node / "bin" / "flannel").write_text("#!/usr/bin/python3\nfrom cni_py.client import main\n")
     (node / "bin" / "bridge").write_bytes(b"\x7fELF\xff")
     status, out, err = run("version", "-v")
@@ -512,7 +547,7 @@ def test_version_in_full_says_what_there_is(run: Run, node: Path) -> None:
     assert found["python"].startswith(sys.version.split()[0])
     assert found["kernel"].startswith(os.uname().release)
     assert found["plugin flannel"] == f"{node}/bin/flannel (ours)"
-    assert found["plugin bridge"] == f"{node}/bin/bridge (of somebody else)"
+    assert found["plugin bridge"] == f"{node}/bin/bridge (third-party)"
     assert found["plugin loopback"].startswith("not in CNI_PATH")
     assert {
         "pyroute2",
@@ -525,7 +560,7 @@ def test_version_in_full_says_what_there_is(run: Run, node: Path) -> None:
     } <= found.keys()
 
 
-def test_report_says_what_fails_instead_of_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_shows_failures_instead_of_failing(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> str:
         raise RuntimeError("it broke")
 
@@ -537,10 +572,10 @@ def test_report_says_what_fails_instead_of_failing(monkeypatch: pytest.MonkeyPat
     assert host_report._package("no-such-package-anywhere") == "not installed"
 
 
-def test_report_does_not_ask_the_kernel_what_only_root_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_queries_the_kernel_as_root_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     found = dict(host_report.report([]))
-    assert found["libnftables"] == found["masquerade"] == "unknown: only root may ask the kernel"
+    assert found["libnftables"] == found["masquerade"] == "unknown: requires root"
 
 
 def test_configuration_reference_is_up_to_date() -> None:
@@ -549,10 +584,9 @@ def test_configuration_reference_is_up_to_date() -> None:
 
 
 def test_configuration_reference_names_every_plugin_and_key() -> None:
-    assert len(reference.PLUGINS) == len(models.PLUGIN_MODELS)
-    assert {"flannel", "bridge", "host-local", "loopback"} <= reference.PLUGINS.keys()
     text = reference.render_reference()
-    for model in models.PLUGIN_MODELS:
+    for plugin, model in models.PLUGIN_MODELS.items():
+        assert f"\n## {plugin}\n" in text
         for field in model.model_fields.values():
             assert f"`{field.alias}`" in text
 
@@ -564,3 +598,15 @@ def test_config_command_prints_the_reference(run: Run) -> None:
     assert "  ipam.ranges[][].subnet  (string, default none)" in out
     assert "isGateway" not in out
     assert "isGateway" in run("config")[1]
+    for argv in (["--markdown"], ["host-local"], []):
+        assert run("config", "keys", *argv) == run("config", *argv)
+
+
+def test_unknown_plugin_of_config_is_an_error_with_a_suggestion(run: Run) -> None:
+    assert run("config", "brigde")[::2] == (
+        1,
+        """cni-py: unknown plugin "brigde": did you mean "bridge"?
+  hint: one of flannel, bridge, host-local, portmap, loopback
+""",
+    )
+    assert 'did you mean "get"?' in run("config", "gett")[2]

@@ -38,7 +38,7 @@ def test_input_may_be_so_large_and_no_larger() -> None:
 
 
 def test_last_of_equal_keys_counts() -> None:
-    """As in Go."""
+    """Go's decoder does the same."""
     assert decode(b'{"a":1,"a":2}') == {"a": 2}
 
 
@@ -59,7 +59,7 @@ def test_error_names_the_key_and_what_was_there(raw: dict[str, Any], path: str) 
     assert error.value.msg.startswith(f"network config is invalid: {path}: ")
 
 
-def test_all_faults_are_told_but_not_without_end() -> None:
+def test_all_faults_are_reported_up_to_a_limit() -> None:
     with pytest.raises(InvalidConfig) as error:
         parse("HostLocalConfig", {"ipam": {"routes": [7] * 1000, "dataDir": "x" * 10_000}})
     assert error.value.details.count(";") == 4
@@ -73,7 +73,7 @@ def test_what_is_named(what: str) -> None:
 
 
 def test_null_counts_as_absent_at_every_depth() -> None:
-    """As in Go."""
+    """Go does the same."""
     raw = {
         "bridge": None,
         "mtu": None,

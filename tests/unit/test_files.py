@@ -56,7 +56,7 @@ def test_write_replaces_in_one_step(tmp_path: Path) -> None:
 
 
 def test_new_file_has_no_name_before_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is killed while writing leaves nothing behind, not even under another name."""
+    """Killed writers leak nothing, not even under another name."""
     names: list[list[str]] = []
     write = posix.write
 
@@ -119,7 +119,7 @@ def test_write_goes_on_after_a_short_one(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("is_link", [False, True])
 def test_write_takes_away_what_bears_its_name_for_a_new_file(tmp_path: Path, is_link: bool) -> None:
-    """Of a writer who was killed; or somebody has planted it, who must not choose what is written over, nor who may read it."""
+    """A killed writer's temporary, or a planted one, must not choose the file to overwrite, nor its readers."""
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "f").write_text("old")
     (tmp_path / ".f.tmp").symlink_to(tmp_path / "victim") if is_link else (tmp_path / ".f.tmp").hardlink_to(tmp_path / "victim")
@@ -131,7 +131,7 @@ def test_write_takes_away_what_bears_its_name_for_a_new_file(tmp_path: Path, is_
 
 
 def test_write_of_a_path_without_a_folder_is_in_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On its file system, which need not be that of "/"."""
+    """Temporaries are on the file's own file system, which need not be that of "/"."""
     opened, plain = [], posix.open
     monkeypatch.setattr(posix, "open", lambda path, *how: opened.append(path) or plain(path, *how))
     monkeypatch.chdir(tmp_path)
@@ -213,7 +213,7 @@ def kill_before(call: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "link", "rename"])
-def test_writers_who_are_killed_leave_one_file_at_most_that_nobody_sees(tmp_path: Path, call: str) -> None:
+def test_killed_writers_leave_at_most_one_hidden_file(tmp_path: Path, call: str) -> None:
     path = tmp_path / "f"
     path.write_text("old")
     for _ in range(3):

@@ -30,8 +30,10 @@ from cni_py.kernel import wireguard as kernel_wireguard
 from cni_py.kernel.ipip import device_data
 from cni_py.kernel.wireguard import Peer, peer_data
 from cni_py.netlink import socket as rtnl
+from cni_py.netlink.constants import RTM_DELLINK
 from cni_py.node.desired import DeviceAddress, Route, Sysctl, forwarding
 from cni_py.node.stop import Stop
+from support.waiting import until
 
 V4 = {"Network": "10.244.0.0/16"}
 V6 = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
@@ -432,9 +434,7 @@ def test_extension_run_follows_until_it_is_stopped(tmp_path: Path) -> None:
     thread = threading.Thread(target=backend.run, args=(stop,))
     thread.start()
     backend.follow(own, came(lease(2, "extension")))
-    deadline = time.monotonic() + 10
-    while not told(log) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: told(log), "the command has run")
     stop.set()
     thread.join(10)
     assert len(told(log)) == 1
@@ -507,10 +507,8 @@ def test_extension_command_that_hangs_is_killed_with_what_it_started(tmp_path: P
         extension.run_command(f"sh -c 'sleep 9 & echo $! >{ready}; wait'", {})
     assert time.monotonic() - began < 1.5
     command_line = Path(f"/proc/{ready.read_text().strip()}/cmdline")
-    deadline = time.monotonic() + 5
-    while command_line.exists() and command_line.read_bytes():  # without a command line it waits for its parent to look
-        assert time.monotonic() < deadline, "it still runs"  # a killed process goes in its own time
-        time.sleep(0.01)
+    # a killed process goes in its own time; without a command line it waits for its parent to look
+    until(lambda: not command_line.exists() or not command_line.read_bytes(), "what it started has ended")
 
 
 def test_extension_does_not_wait_for_what_a_command_leaves_running(capfd: pytest.CaptureFixture[str]) -> None:
@@ -568,7 +566,7 @@ class Kernel:
     def change(self, message: bytes, kind: int, flags: int = 0) -> None:
         self.requests.append(kind)
         found = dict(device.attributes(message[16:]))
-        if kind == rtnl.RTM_DELLINK:
+        if kind == RTM_DELLINK:
             del self.links[found[3].rstrip(b"\0").decode()]
         elif 3 in found:
             info = dict(device.attributes(found[18]))
@@ -588,10 +586,10 @@ def test_device_is_kept_while_it_is_as_wanted_and_made_anew_where_not() -> None:
     first = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(HERE))
     again = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(HERE))
     assert (first.ifindex, first.kind, first.mtu) == (again.ifindex, "ipip", 1480)
-    assert rtnl.RTM_DELLINK not in kernel.requests
+    assert RTM_DELLINK not in kernel.requests
     other = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(THERE))
     assert other.ifindex != first.ifindex
-    assert kernel.requests.count(rtnl.RTM_DELLINK) == 1
+    assert kernel.requests.count(RTM_DELLINK) == 1
 
 
 def test_device_of_another_kind_is_left_to_its_owner() -> None:
@@ -599,7 +597,7 @@ def test_device_of_another_kind_is_left_to_its_owner() -> None:
     device.ensure_device(kernel, "flannel.ipip", "bridge", 1500)
     with pytest.raises(KernelRefused, match=r"isn't a device of kind ipip.*ip link del flannel\.ipip"):
         device.ensure_device(kernel, "flannel.ipip", "ipip", 1480)
-    assert rtnl.RTM_DELLINK not in kernel.requests
+    assert RTM_DELLINK not in kernel.requests
 
 
 # ---- wireguard --------------------------------------------------------------------------------

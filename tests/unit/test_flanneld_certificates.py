@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import pki
 from cni_py.datastore.etcd import TlsFiles
 from cni_py.datastore.tls import stamp, what_is_invalid
 from cni_py.errors import InvalidConfig
+from support import pki
 
 NOTHING = ("", b"")
 

@@ -24,7 +24,8 @@ from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, LeaseTaken, PoolExhausted, shared_file
 from cni_py.flanneld.stores.file import FileStore
 from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
-from watching import Watching
+from support.waiting import until
+from support.watching import Watching
 
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 NETWORK = NetworkConfig.parse(json.dumps(CONFIG))
@@ -70,6 +71,18 @@ class LeasesFile:
 @pytest.fixture
 def file(tmp_path: Path) -> LeasesFile:
     return LeasesFile(tmp_path / "leases.json")
+
+
+class Log:
+    """Standard error until now."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd, self._text = capfd, ""
+
+    @property
+    def text(self) -> str:
+        self._text += self._capfd.readouterr().err
+        return self._text
 
 
 # A node's subnet
@@ -496,29 +509,25 @@ def test_watch_keeps_the_last_good_leases_of_a_damaged_file(
 ) -> None:
     good = file.path.read_bytes()
     file.path.write_bytes(good[:-5])
-    log = ""
-    while "damaged" not in log:
-        log += capfd.readouterr().err
-        time.sleep(0.01)
+    log = Log(capfd)
+    until(lambda: "damaged" in log.text)
     file.path.write_bytes(b"")
     file.path.unlink()
-    time.sleep(0.5)
+    looks = watcher.stop.waits
+    until(lambda: watcher.stop.waits > looks + 2, "it is looked for")
     assert watcher.events == [SNAPSHOT_COMPLETE]
     file.path.write_bytes(good)
     watcher.until(lambda _: True, after=1)
     assert watcher.events == [SNAPSHOT_COMPLETE, SNAPSHOT_COMPLETE]
-    log += capfd.readouterr().err
-    assert log.count("last good leases stay") == 1
-    assert log.count("can be read again") == 1
+    assert log.text.count("last good leases stay") == 1
+    assert log.text.count("can be read again") == 1
 
 
 def test_watch_of_a_file_that_comes_later(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "leases.json"
     with Watching(FileStore(str(path), "node1")) as watcher:
-        log = ""
-        while "until then nothing is done" not in log:
-            log += capfd.readouterr().err
-            time.sleep(0.01)
+        log = Log(capfd)
+        until(lambda: "until then nothing is done" in log.text)
         assert not watcher.sets
         LeasesFile(path)
         watcher.until(lambda leases: leases == {})

@@ -173,7 +173,7 @@ POLICIES = ["-P INPUT DROP", "-P FORWARD ACCEPT", "-P OUTPUT ACCEPT"]
     ],
 )
 def test_who_does_not_drop(listing: list[str]) -> None:
-    assert rules.why_dropped(listing) == ""
+    assert rules.reason_dropped(listing) == ""
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_who_does_not_drop(listing: list[str]) -> None:
     ],
 )
 def test_rule_that_drops_is_named(rule: str, listing: list[str]) -> None:
-    assert rules.why_dropped([*POLICIES, *listing, rule]) == f"it comes to the rule {rule}"
+    assert rules.reason_dropped([*POLICIES, *listing, rule]) == f"it has the rule {rule}"
 
 
 def test_policy_that_drops_is_named() -> None:
-    assert rules.why_dropped(["-P FORWARD DROP", JUMP, *WANTED]) == "its policy is DROP"
+    assert rules.reason_dropped(["-P FORWARD DROP", JUMP, *WANTED]) == "its policy is DROP"

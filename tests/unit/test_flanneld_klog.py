@@ -129,7 +129,7 @@ def test_notify_without_a_service_manager_does_nothing(address: str, monkeypatch
 @pytest.mark.parametrize(
     ("microseconds", "pid", "seconds"),
     [
-        ("30000000", str(os.getpid()), 30.0),
+        ("30000000", "own", 30.0),
         ("30000000", "", 30.0),
         ("30000000", "1", 0.0),
         ("", "", 0.0),
@@ -139,5 +139,5 @@ def test_notify_without_a_service_manager_does_nothing(address: str, monkeypatch
 )
 def test_watchdog_seconds(microseconds: str, pid: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)
-    monkeypatch.setenv("WATCHDOG_PID", pid)
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
     assert systemd.watchdog_seconds() == seconds

@@ -22,8 +22,6 @@ from typing import Any
 
 import pytest
 
-import pki
-from apiserver import ApiServer, Handler, node, status, vxlan
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes import api as kube_api
 from cni_py.datastore.kubernetes import exec as kube_exec
@@ -37,7 +35,10 @@ from cni_py.flanneld.stores import kubernetes as kube_store
 from cni_py.flanneld.stores.kubernetes import KubeStore
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations
 from cni_py.node.stop import Stop
-from watching import Watching
+from support import pki
+from support.apiserver import ApiServer, Handler, node, status, vxlan
+from support.waiting import until
+from support.watching import Watching
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
@@ -444,7 +445,7 @@ def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster,
         cluster.server.wait_for_watch()
         with cluster.server.changed:  # somebody else's objects: nothing to see but the bookmark
             cluster.server.version += 1000
-        wait_until(lambda: len(cluster.server.asked("GET", "'watch'")) == 2)
+        until(lambda: len(cluster.server.asked("GET", "'watch'")) == 2)
         cluster.server.wait_for_watch()
         cluster.server.put(node(2, **vxlan(2)))
         count(watcher, 1)
@@ -567,7 +568,7 @@ def test_outage_of_any_kind_keeps_the_leases_and_heals(
     count(watcher, 1)
     cluster.server.faults += [FAULTS[name]] * 3
     cluster.server.disconnect()
-    wait_until(lambda: not cluster.server.faults)
+    until(lambda: not cluster.server.faults)
     cluster.server.wait_for_watch()
     cluster.server.put(node(3, **vxlan(3)))
     count(watcher, 2)
@@ -602,7 +603,7 @@ def test_slow_server_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPat
 def test_watch_whose_server_falls_silent_is_begun_anew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "WATCH_READ_SECONDS", 0.3)
     with Watching(cluster.store) as watcher:
-        wait_until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
+        until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
         cluster.server.put(node(2, **vxlan(2)))
         count(watcher, 1)
 
@@ -612,7 +613,7 @@ def test_server_that_comes_later_and_goes_and_comes(tmp_path: Path, capfd: pytes
         cluster = Cluster(server, tmp_path)
         server.put(node(2, **vxlan(2)))
     with Watching(cluster.store) as watcher:
-        wait_until(lambda: "Connection refused" in capfd.readouterr().err)
+        until(lambda: "Connection refused" in capfd.readouterr().err)
         assert not watcher.sets
         with server:
             count(watcher, 1)
@@ -631,13 +632,13 @@ def test_watch_stops_at_once(cluster: Cluster, watcher: Watching) -> None:
     began = time.monotonic()
     watcher.__exit__()
     assert time.monotonic() - began < 1.0
-    wait_until(lambda: not any(thread.name == "kube-watch" for thread in threading.enumerate()))
+    until(lambda: not any(thread.name == "kube-watch" for thread in threading.enumerate()))
 
 
 def test_config_that_is_wrong_is_waited_for(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.configure({"Network": "ten"})
     with Watching(cluster.store) as watcher:
-        wait_until(lambda: "error parsing subnet config" in capfd.readouterr().err)
+        until(lambda: "error parsing subnet config" in capfd.readouterr().err)
         cluster.configure(CONFIG)
         count(watcher, 0)
 
@@ -858,7 +859,7 @@ def test_client_certificate_expires_and_is_replaced(
             count(watcher, 1)
             server.disconnect()
             words = f'our client certificate "client.crt" has expired, on {ends:%Y-%m-%d %H:%M:%S} UTC; put a new one there'
-            wait_until(lambda: words in capfd.readouterr().err)
+            until(lambda: words in capfd.readouterr().err)
             with pytest.raises(StoreError, match=re.escape(words)):
                 store.ready()
             pki.sign(tmp_path, began, ends + timedelta(days=1), "client.crt", *by)
@@ -1140,10 +1141,3 @@ def test_lease_of_a_node_as_go_wrote_it() -> None:
     assert annotations.lease(old, ipv4=True, ipv6=False) == Lease(subnet("10.244.1.0/24"), OURS)
     with pytest.raises(NotALease, match=r"missing IPv6 address on n\.Spec\.PodCIDRs"):
         annotations.lease(old, ipv4=True, ipv6=True)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)

@@ -128,6 +128,37 @@ def test_repeatable() -> None:
     assert (options.iface, options.iface_regex) == (("eth0", "10.0.0.1"), ("10\\.4.*", "eth.*"))
 
 
+def test_networks_of_the_interface() -> None:
+    options = parse(["-iface-cidr=192.168.1.2/16", "-iface-cidr", "FD00::1/8"], {})
+    assert options.iface_cidr == ("192.168.0.0/16", "fd00::/8")
+    assert parse(["-iface-node-ip", "-kube-subnet-mgr"], {}).iface_node_ip
+    assert parse([], {"FLANNELD_IFACE_CIDR": "10.0.0.0/8"}).iface_cidr == ("10.0.0.0/8",)
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        ("/coreos.com/network", "/coreos.com/network"),
+        ("/kube//network", "/kube/network"),
+        ("//kube/network//", "/kube/network"),
+        ("/kube/./network/.", "/kube/network"),
+        ("/kube/x/../network", "/kube/network"),
+        ("/../kube", "/kube"),
+        ("kube/network/", "kube/network"),
+        ("../kube", "../kube"),
+        ("a//b/../../..", ".."),
+        ("/", "/"),
+        ("///", "/"),
+        ("", ""),
+        ("./", ""),
+        ("/ku be/é", "/ku be/é"),
+    ],
+)
+def test_prefix_is_cleaned_as_go_cleans_it(text: str, prefix: str) -> None:
+    """Expected: what Go's path.Join(text, "config") returns (go run, Go 1.26), without "config"."""
+    assert parse([f"-etcd-prefix={text}"], {}).etcd_prefix == prefix
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("10", 10), ("+10", 10), ("0x0A", 10), ("012", 10), ("0o12", 10), ("0b1010", 10), ("0", 0)]
 )
@@ -161,7 +192,7 @@ def test_numbers_are_written_as_in_go(text: str, number: int) -> None:
         (["-subnet-lease-renew-margin=1440"], "Invalid subnet-lease-renew-margin option, out of acceptable range"),
         (["-subnet-file="], "it is empty"),
         (["-iface="], "it is empty"),
-        (["-iface-regex=("], 'invalid value "(" for flag -iface-regex: it is no regular expression'),
+        (["-iface-regex=("], 'invalid value "(" for flag -iface-regex: invalid regular expression: missing ): ('),
         (["-iface-can-reach=eth0"], 'invalid value "eth0" for flag -iface-can-reach'),
         (["-public-ip=::1"], 'invalid value "::1" for flag -public-ip: it is an IPv4 address'),
         (["-public-ipv6=10.0.0.1"], 'invalid value "10.0.0.1" for flag -public-ipv6: it is an IPv6 address'),
@@ -183,6 +214,11 @@ def test_numbers_are_written_as_in_go(text: str, number: int) -> None:
         (["-etcd-endpoints=http://h:2379 http://i:2379"], "is none: write http://HOST:PORT"),
         (["-etcd-endpoints=unix://"], "it is empty"),
         (["-etcd-endpoints="], "it is a list of URLs"),
+        (["-iface-cidr=192.168.1.2"], 'invalid value "192.168.1.2" for flag -iface-cidr: it is a network such as 192.168.0.0/16'),
+        (["-iface-cidr=192.168.1.0/33"], 'invalid value "192.168.1.0/33" for flag -iface-cidr'),
+        (["-iface-cidr=fe80::%eth0/64"], "it is a network such as"),
+        (["-iface-node-ip"], "-iface-node-ip needs -kube-subnet-mgr: the node's InternalIP is in the Kubernetes API"),
+        (["-host-network-overlap=off"], 'invalid value "off" for flag -host-network-overlap: it is refuse or warn'),
         (["-datastore=/x"], 'invalid value "/x" for flag -datastore: it is file:PATH'),
         (["-datastore=file:"], "it is file:PATH"),
         (["-datastore=file:/x", "-kube-subnet-mgr"], "there is one datastore"),
@@ -263,7 +299,8 @@ def test_version_comes_before_the_environment() -> None:
 
 
 def test_dump_is_gos_with_our_own_at_its_end() -> None:
-    assert Options().redacted() == f"{GO_DUMP} datastore:}}"
+    ours = "datastore: ifaceCIDR:[] ifaceNodeIP:false hostNetworkOverlap:refuse"
+    assert Options().redacted() == f"{GO_DUMP} {ours}}}"
     assert (
         " iface:[eth0 10.0.0.1] ifaceRegex:[] ipMasq:true "
         in parse(["-iface=eth0", "-iface=10.0.0.1", "-ip-masq"], {}).redacted()

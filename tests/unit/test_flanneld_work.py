@@ -33,7 +33,7 @@ from cni_py.node import reconcile
 from cni_py.node.health import Health
 from cni_py.node.reconcile import Reconciler
 from cni_py.node.stop import Stop
-from stub_kernel import StubKernel
+from support.stub_kernel import StubKernel
 
 FEW, MANY = 100, 2000
 LESS_THAN_HALF = 1.5

@@ -1,6 +1,6 @@
 """integration/install: what it puts where, what it leaves alone, and what is left when it is killed.
 
-Installed is a small checkout, made here: the real installer and launchers, a cni_py that only answers VERSION.
+Installed is a small checkout, made here: the real installer and launchers, a cni_py that only implements VERSION.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from cni_py.plugin_table import PLUGINS
+
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = sorted(link.name for link in (ROOT / "bin").iterdir() if link.is_symlink())
 
 # run with the installer's arguments: ends the process before the Nth change that it makes to the file system
 KILLED_AT = """
@@ -41,7 +42,7 @@ def main():
 
 
 class Checkout:
-    """What is installed from, in a version that a test chooses."""
+    """Create the checkout to install from, in a version that a test chooses."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,6 +53,7 @@ class Checkout:
         (path / "build" / "runtime" / "pydantic_core" / "__init__.py").write_text("")
         (path / "cni_py" / "client.py").write_text(CLIENT)
         (path / "cni_py" / "cli.py").write_text(CLIENT)
+        shutil.copy(ROOT / "cni_py" / "plugin_table.py", path / "cni_py")
         shutil.copy(ROOT / "integration" / "install", self.install)
         shutil.copy(ROOT / "LICENSE", path)
         shutil.copytree(ROOT / "bin", path / "bin", symlinks=True)
@@ -102,7 +104,7 @@ def prefix(tmp_path: Path) -> Prefix:
 
 
 def version(plugin: Path) -> str | None:
-    """The version of cni-py that answers when the plugin is executed, if one does."""
+    """Return the version of cni-py that the executed plugin reports, or None."""
     done = subprocess.run([plugin], env={}, capture_output=True, text=True, check=False)
     try:
         return str(json.loads(done.stdout)["of"])
@@ -178,7 +180,7 @@ UNITS = ("cni-agent.service", "cni-agent.socket", "flanneld.service")
 
 
 def enable(folder: Path, conf: Path | str) -> set[str]:
-    """What `systemctl enable` makes for units that are linked, and what others have there; answers theirs."""
+    """Create links as `systemctl enable` does for linked units, and third-party ones. Returns the latter."""
     for wants in ("multi-user.target.wants", "sockets.target.wants", "kubelet.service.requires"):
         (folder / wants).mkdir(parents=True)
     (folder / "multi-user.target.wants" / "flanneld.service").symlink_to(f"{conf}/flanneld.service")
@@ -203,7 +205,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def test_links_of_systemd_go_with_a_staged_installation(prefix: Prefix, tmp_path: Path) -> None:
-    """As in an image: `systemctl --root=… enable /opt/cni-py/conf/flanneld.service`."""
+    """Enable a unit in an image: `systemctl --root=… enable /opt/cni-py/conf/flanneld.service`."""
     options = ["--destdir", str(tmp_path / "stage"), "--prefix", "/opt"]
     assert prefix.install(*options).returncode == 0
     units = tmp_path / "stage" / "etc" / "systemd" / "system"
@@ -229,7 +231,7 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
     """The folder of units is one of the test's own."""
     script = tmp_path / "script"
     script.write_text(
-        f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'unit'), str(ROOT / 'tests')]!r}\n"
+        f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'unit'), str(ROOT / 'tests'), str(ROOT)]!r}\n"
         "from pathlib import Path\n"
         "from test_install import Checkout, Prefix, UNITS, enable, files_in\n"
         f"prefix = Prefix.__new__(Prefix); prefix.no_units = (); prefix.path = Path({str(prefix.path)!r})\n"
@@ -324,7 +326,7 @@ GO = "#!/bin/sh\necho Go\n"
 
 
 def test_installation_killed_at_any_point(prefix: Prefix) -> None:
-    """A first installation, over a foreign plugin, killed before each change in turn, and now and then taken back."""
+    """Kill a first installation, over a third-party plugin, before each change in turn; uninstall it now and then."""
     bridge = prefix.bin / "bridge"
     foreign(bridge, GO)
     points = 0

@@ -28,7 +28,7 @@ LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{6}  (.*)")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the journals are, instead of /run/cni-py/journal."""
+    """Redirect the journals from /run/cni-py/journal."""
     monkeypatch.setattr(journal, "RUN_DIR", str(tmp_path / "cni-py"))
     monkeypatch.setattr(journal, "JOURNAL_DIR", str(tmp_path / "cni-py" / "journal"))
     return tmp_path / "cni-py" / "journal"
@@ -96,11 +96,11 @@ def test_file_has_head_steps_and_end(folder: Path) -> None:
     with Journal("ADD bridge, network net", NAME):
         with step("ip", "link", "add", "a b"):
             pass
-        note("a remark")
+        note("a comment")
     assert (folder / NAME).exists()
     head, *rest = lines(folder / NAME)
     assert re.fullmatch(r"# \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ADD bridge, network net", head)
-    assert rest == ["ip link add 'a b'", "# a remark", "# done"]
+    assert rest == ["ip link add 'a b'", "# a comment", "# done"]
     assert stat.S_IMODE((folder / NAME).stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -120,7 +120,7 @@ def test_calls_add_to_the_file(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_failure_is_told_with_the_line(folder: Path) -> None:
+def test_failure_is_logged_with_the_line(folder: Path) -> None:
     with pytest.raises(KernelRefused) as error, Journal("ADD", NAME), step("ip", "link", "del", "x"):
         raise OSError(errno.ENODEV, "No such device")
     assert error.value.msg == 'the kernel refused: "ip link del x"'
@@ -151,7 +151,7 @@ def test_step_without_a_journal_is_fine() -> None:
 
 
 def test_words_of_others_cannot_look_like_a_step(folder: Path) -> None:
-    """A foreign plugin's message stands in the journal that people copy commands from."""
+    """A third-party plugin's message must not look like a command in the journal."""
     with pytest.raises(InvalidConfig), Journal("ADD", NAME):
         note("it said: a\nrm -rf /")
         with pytest.raises(KernelRefused), step("ip", "link"):

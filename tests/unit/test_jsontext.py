@@ -39,14 +39,14 @@ def test_tuple_is_a_list() -> None:
 
 @pytest.mark.parametrize("text", ['{"a":1e999}', '{"a":-1e999}', '{"a":[1e400,{"b":-1e400}]}'])
 def test_number_that_no_float_can_hold_stays_json(text: str) -> None:
-    """It is read as infinity, and JSON has no word for that."""
+    """1e999 is read as infinity, which JSON cannot express."""
     value = decode(text.encode())
     assert decode(encode(value)) == value
     assert b"inf" not in encode(value).lower()
 
 
 def test_text_of_the_environment_that_is_no_utf8() -> None:
-    """It comes as lone surrogates, and must not fail the error that names it."""
+    """Invalid bytes become lone surrogates, and must not fail the error that names them."""
     assert json.loads(encode({"msg": "a\udcff"})) == {"msg": "a\udcff"}
 
 

@@ -88,7 +88,7 @@ def test_datastore_by_variable(run: Run, datastore: Path, monkeypatch: pytest.Mo
         ("[]", "not an object"),
         ("{", "no JSON"),
         ("", "no JSON"),
-        ("\udcff", "no text"),
+        ("\udcff", "not text"),
     ],
 )
 def test_wrong_configuration_is_not_written(run: Run, datastore: Path, tmp_path: Path, text: str, key: str) -> None:
@@ -104,7 +104,7 @@ def test_wrong_configuration_is_not_written(run: Run, datastore: Path, tmp_path:
 
 @pytest.mark.parametrize("source", network.STDIN)
 def test_pipe_that_does_not_wait_is_waited_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is in it before somebody waits, and the rest comes later."""
+    """Feed a pipe that is empty at first, and is completed later."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     parts = [CONFIG[:20], CONFIG[20:]]
@@ -122,7 +122,7 @@ def test_pipe_that_does_not_wait_is_waited_for(source: str, monkeypatch: pytest.
 
 
 def test_named_pipe_is_waited_for(tmp_path: Path) -> None:
-    """As a shell's ``<(…)``."""
+    """Read a pipe like a shell's ``<(…)``."""
     os.mkfifo(tmp_path / "pipe")
     with ThreadPoolExecutor() as pool:
         written = pool.submit((tmp_path / "pipe").write_text, CONFIG)
@@ -137,7 +137,7 @@ def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert "larger than 1048576 bytes" in capsys.readouterr().err
 
 
-def test_check_tells_what_is_probably_not_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_warns_of_probable_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "net-conf.json"
     source.write_text('{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"type":"vxlan","DirectRoutng":true}}')
     assert check_config(str(source)) == 0
@@ -149,7 +149,7 @@ def test_check_tells_what_is_probably_not_meant(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == "flanneld: /nonexistent: No such file or directory\n"
 
 
-def test_warnings_are_told(run: Run) -> None:
+def test_warnings_are_printed(run: Run) -> None:
     status, _, err = run("set", "-", stdin='{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"Type":"vxlan"}}')
     assert status == 0
     assert '"Netwrok" is no key of a network configuration' in err
@@ -159,13 +159,13 @@ def test_warnings_are_told(run: Run) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"Network":"10.9.0.0/16","Backend":{"Type":"vxlan"}}', "1 of 1 leases do not fit 10.9.0.0/16"),
+        ('{"Network":"10.9.0.0/16","Backend":{"Type":"vxlan"}}', "leases that do not fit 10.9.0.0/16"),
         ('{"Network":"10.244.0.0/16","SubnetLen":25,"Backend":{"Type":"vxlan"}}', "192.168.123.11 (10.244.91.0/24)"),
         ('{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}', "192.168.123.11 (10.244.91.0/24) has vxlan"),
-        (DUAL, "1 of 1 leases do not fit"),
+        (DUAL, "leases that do not fit"),
     ],
 )
-def test_change_that_nodes_would_suffer_by_needs_force(run: Run, datastore: Path, text: str, reason: str) -> None:
+def test_change_that_conflicts_with_leases_needs_force(run: Run, datastore: Path, text: str, reason: str) -> None:
     write(datastore, {"10.244.91.0-24": LEASE})
     before = datastore.read_bytes()
     status, _, err = run("set", "-", stdin=text)
@@ -178,12 +178,12 @@ def test_change_that_nodes_would_suffer_by_needs_force(run: Run, datastore: Path
     assert (after["config"], after["leases"], after["note"]) == (json.loads(text), {"10.244.91.0-24": LEASE}, "mine")
 
 
-def test_change_that_suits_all_is_written_and_says_who_has_to_be_restarted(run: Run, datastore: Path) -> None:
+def test_change_that_fits_the_leases_is_written_and_names_the_nodes_to_restart(run: Run, datastore: Path) -> None:
     write(datastore, {"10.244.91.0-24": LEASE})
     text = '{"Network":"10.244.0.0/15","SubnetLen":24,"Backend":{"Type":"vxlan","DirectRouting":true}}'
     status, _, err = run("set", "-", stdin=text)
     assert status == 0
-    assert "1 have a lease: 192.168.123.11 (10.244.91.0/24)" in err
+    assert "nodes with a lease: 192.168.123.11 (10.244.91.0/24)" in err
 
 
 def test_get_of_what_cannot_be_used(run: Run, datastore: Path) -> None:
@@ -206,7 +206,7 @@ def test_reserve_and_release(run: Run, datastore: Path) -> None:
     assert leases["10.244.92.0-24"] == {"PublicIP": "192.168.123.12", "PublicIPv6": None, "Expires": None}
     status, _, err = run("release", "10.244.91.0/24")
     assert status == 0
-    assert "ends in 24 hours" in err
+    assert "expires in 24 hours" in err
     assert json.loads(datastore.read_text())["leases"]["10.244.91.0-24"]["Expires"] is not None
     status, _, err = run("release", "10.244.91.0/24")
     assert status == 1
@@ -218,16 +218,16 @@ def test_reserve_and_release(run: Run, datastore: Path) -> None:
     [
         (("10.244.91.0/24", "192.168.123.12"), "10.244.91.0/24 is leased to 192.168.123.11"),
         (("10.244.7.0/24", "192.168.123.12"), "cannot be understood has 10.244.7.0/24"),
-        (("10.244.92.0/25", "192.168.123.12"), "10.244.92.0/25 is no subnet that a node can have"),
-        (("10.244.0.0/24", "192.168.123.12"), "10.244.0.0/24 is no subnet that a node can have"),
-        (("fd00::/64", "192.168.123.12"), "is no subnet that a node can have"),
-        (("10.244.92.1/24", "192.168.123.12"), '"10.244.92.1/24" is no subnet'),
-        (("10.244.92.0/24", "node2"), '"node2" is no IP address'),
-        (("10.244.92.0/24", "fd00::2"), "known by their IPv4 address"),
+        (("10.244.92.0/25", "192.168.123.12"), "subnet 10.244.92.0/25 does not fit the network"),
+        (("10.244.0.0/24", "192.168.123.12"), "subnet 10.244.0.0/24 does not fit the network"),
+        (("fd00::/64", "192.168.123.12"), "does not fit the network"),
+        (("10.244.92.1/24", "192.168.123.12"), 'invalid subnet "10.244.92.1/24"'),
+        (("10.244.92.0/24", "node2"), 'invalid IP address of a node: "node2"'),
+        (("10.244.92.0/24", "fd00::2"), "identified by their IPv4 address"),
         (("10.244.92.0/24", "0.0.0.0"), "it is no host's"),
         (("10.244.92.0/24", "224.0.0.5"), "it is multicast"),
         (("10.244.92.0/24", "127.0.0.1"), "it is loopback"),
-        (("10.244.92.0/24", "255.255.255.255"), '"255.255.255.255" is no IP address of a node'),
+        (("10.244.92.0/24", "255.255.255.255"), 'invalid IP address of a node: "255.255.255.255"'),
         (("10.244.92.0/24", "fe80::1%eth0"), "it is link-local, with a zone"),
     ],
 )
@@ -249,7 +249,7 @@ def test_subnets_of_both_families() -> None:
 # ---- which datastore --------------------------------------------------------------------------
 
 
-def test_file_that_nobody_may_write(run: Run, datastore: Path) -> None:
+def test_file_that_cannot_be_written(run: Run, datastore: Path) -> None:
     write(datastore, {})
     datastore.chmod(0o444)
     for argv in (("set", "-"), ("reserve", "10.244.92.0/24", "192.168.123.12"), ("release", "10.244.92.0/24")):
@@ -263,8 +263,8 @@ def test_file_that_nobody_may_write(run: Run, datastore: Path) -> None:
     ("options", "status", "words"),
     [
         (("-nonsense",), 2, "flag provided but not defined: -nonsense"),
-        (("-cleanup",), 2, "options of flanneld that name the datastore"),
-        (("-version",), 2, "options of flanneld that name the datastore"),
+        (("-cleanup",), 2, "flanneld options that select the datastore"),
+        (("-version",), 2, "flanneld options that select the datastore"),
         (("-etcd-certfile=x",), 2, "a client certificate needs both"),
         (
             ("-etcd-cafile=/no/such/file", "-etcd-endpoints=https://127.0.0.1:1"),

@@ -62,7 +62,7 @@ def test_range_fills_in_what_is_left_out(texts: tuple[str, ...], start: str, end
         (("10.1.2.0/33",), "invalid CIDR address: 10.1.2.0/33"),
         (("10.1.2.0/" + "9" * 5000,), "invalid CIDR address: 10.1.2.0/999"),
         (("fe80::%eth0/64",), "invalid CIDR address: fe80::%eth0/64"),
-        (("",), 'a range has no "subnet"'),
+        (("",), 'missing "subnet" of a range'),
     ],
 )
 def test_range_that_cannot_be_says_why(texts: tuple[str, ...], words: str) -> None:

@@ -75,7 +75,7 @@ def test_form_of_each_version(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
 def test_empty_result(version: str) -> None:
-    """Only dns is always there, up to 0.4.0: as with Go."""
+    """Empty dns is a member only up to 0.4.0, as with Go."""
     assert Result().as_version(version) == {"cniVersion": version} | ({} if version >= "1" else {"dns": {}})
     assert from_json({"cniVersion": version}) == Result()
 

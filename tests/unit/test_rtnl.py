@@ -6,7 +6,7 @@ from struct import pack
 
 import pytest
 
-from cni_py.netlink import socket as rtnl
+from cni_py.netlink import attributes as rtnl
 from cni_py.netlink.attributes import attribute, attributes
 
 IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 4, 10, 18

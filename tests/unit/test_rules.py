@@ -1,4 +1,4 @@
-"""Rulesets as text: names, owners, what spares what."""
+"""Rulesets as text: names, owners, what is excluded from masquerading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from ipaddress import ip_interface, ip_network
 import pytest
 
 from cni_py.errors import InvalidConfig
-from cni_py.packetfilter import iptables, ownership
+from cni_py.packetfilter import iptables, macspoof_ruleset, ownership
+from cni_py.packetfilter import masquerade_ruleset as ruleset
 from cni_py.packetfilter.ownership import Owner
 
 LONG = "c" + "0123456789" * 20
@@ -62,55 +63,55 @@ def test_go_names() -> None:
 # --- masquerading -----------------------------------------------------------------------------------------------------
 
 
-def test_chain_spares_the_own_subnet() -> None:
-    spared = ownership.spared_networks(ip_interface("10.244.91.2/24"))
-    assert ownership.beyond_chain(spared) == "beyond-10.244.91.0_24"
-    assert ownership.beyond_rules(spared) == ['ip daddr != 10.244.91.0/24 masquerade comment "beyond 10.244.91.0/24"']
+def test_chain_excludes_the_own_subnet() -> None:
+    excluded = ruleset.excluded_networks(ip_interface("10.244.91.2/24"))
+    assert ruleset.beyond_chain(excluded) == "beyond-10.244.91.0_24"
+    assert ruleset.beyond_rules(excluded) == ['ip daddr != 10.244.91.0/24 masquerade comment "beyond 10.244.91.0/24"']
 
 
 def test_chain_of_ipv6_has_no_colon_in_its_name() -> None:
-    spared = ownership.spared_networks(ip_interface("fd00:10:244:91::2/64"))
-    assert ownership.beyond_chain(spared) == "beyond-fd00-10-244-91--_64"
-    assert ownership.beyond_rules(spared) == [
+    excluded = ruleset.excluded_networks(ip_interface("fd00:10:244:91::2/64"))
+    assert ruleset.beyond_chain(excluded) == "beyond-fd00-10-244-91--_64"
+    assert ruleset.beyond_rules(excluded) == [
         'ip6 daddr != fd00:10:244:91::/64 masquerade comment "beyond fd00:10:244:91::/64"'
     ]
 
 
-def test_further_networks_of_the_same_family_are_spared() -> None:
-    spare = [ip_network("10.96.0.0/12"), ip_network("fd00::/16")]
-    spared = ownership.spared_networks(ip_interface("10.244.91.2/24"), spare)
-    assert ownership.beyond_chain(spared) == "beyond-10.96.0.0_12-and-10.244.91.0_24"
-    assert ownership.beyond_rules(spared) == [
+def test_further_networks_of_the_same_family_are_excluded() -> None:
+    exclude = [ip_network("10.96.0.0/12"), ip_network("fd00::/16")]
+    excluded = ruleset.excluded_networks(ip_interface("10.244.91.2/24"), exclude)
+    assert ruleset.beyond_chain(excluded) == "beyond-10.96.0.0_12-and-10.244.91.0_24"
+    assert ruleset.beyond_rules(excluded) == [
         'ip daddr 10.96.0.0/12 return comment "not to 10.96.0.0/12"',
         'ip daddr != 10.244.91.0/24 masquerade comment "beyond 10.244.91.0/24"',
     ]
 
 
 def test_every_rule_is_known_by_its_comment() -> None:
-    spared = [ip_network("10.0.0.0/24"), ip_network("10.1.0.0/16"), ip_network("10.8.0.0/16")]
-    lines = [*ownership.POSTROUTING, *ownership.SPOOF_PREROUTING, *ownership.beyond_rules(spared)]
+    excluded = [ip_network("10.0.0.0/24"), ip_network("10.1.0.0/16"), ip_network("10.8.0.0/16")]
+    lines = [*ruleset.POSTROUTING, *macspoof_ruleset.RULES, *ruleset.beyond_rules(excluded)]
     comments = ownership.rule_comments(lines)
     assert all(comments)
     assert len(set(comments)) == len(comments)
 
 
 def test_network_around_the_subnet_takes_its_place() -> None:
-    assert ownership.spared_networks(ip_interface("10.244.91.2/24"), [ip_network("10.244.0.0/16")]) == [
+    assert ruleset.excluded_networks(ip_interface("10.244.91.2/24"), [ip_network("10.244.0.0/16")]) == [
         ip_network("10.244.0.0/16")
     ]
 
 
 def test_chain_name_of_many_networks_is_short_enough() -> None:
-    spare = [ip_network(f"10.{n}.0.0/16") for n in range(1, 60, 2)]
-    first = ownership.beyond_chain(ownership.spared_networks(ip_interface("10.244.91.2/24"), spare))
-    second = ownership.beyond_chain(ownership.spared_networks(ip_interface("10.244.91.2/24"), spare[1:]))
+    exclude = [ip_network(f"10.{n}.0.0/16") for n in range(1, 60, 2)]
+    first = ruleset.beyond_chain(ruleset.excluded_networks(ip_interface("10.244.91.2/24"), exclude))
+    second = ruleset.beyond_chain(ruleset.excluded_networks(ip_interface("10.244.91.2/24"), exclude[1:]))
     assert len(first) <= ownership.MAX_CHAIN_NAME
     assert first != second
 
 
 def test_base_adds_each_chain_once_before_it_is_filled() -> None:
     addresses = [ip_interface("10.1.0.2/24"), ip_interface("10.1.0.3/24"), ip_interface("fd00::2/64")]
-    commands = ownership.masquerade_base(ownership.wanted_chains(addresses))
+    commands = ruleset.base(ruleset.wanted_chains(addresses))
     assert commands.count("add chain inet cni_py beyond-10.1.0.0_24") == 1
     for chain in ("beyond-10.1.0.0_24", "beyond-fd00--_64", "postrouting"):
         mine = [command for command in commands if f"inet cni_py {chain}" in command]
@@ -119,7 +120,7 @@ def test_base_adds_each_chain_once_before_it_is_filled() -> None:
 
 def test_replaced_element_is_deleted_first() -> None:
     address = ip_interface("10.1.0.2/24")
-    commands = ownership.masquerade_elements(Owner("c1", "eth0", "n"), [address], replaced=[address])
+    commands = ruleset.element_commands(Owner("c1", "eth0", "n"), [address], replaced=[address])
     assert [command.split("{")[0] for command in commands] == [
         "delete element inet cni_py masq4 ",
         "add element inet cni_py masq4 ",
@@ -130,21 +131,21 @@ def test_replaced_element_is_deleted_first() -> None:
 
 
 def test_stale_is_what_the_list_does_not_name() -> None:
-    doomed = ownership.stale("n", [("c1", "eth0"), (LONG, "eth0")], None)
-    assert not doomed(Owner("c1", "eth0", "n").comment())
-    assert not doomed(Owner(LONG, "eth0", "n").comment())
-    assert doomed(Owner("c1", "eth1", "n").comment())
-    assert doomed(Owner("c2", "eth0", "n").comment())
-    assert not doomed(Owner("c2", "eth0", "other").comment())
-    assert not doomed("somebody's")
+    is_stale = ownership.stale_test("n", [("c1", "eth0"), (LONG, "eth0")], None)
+    assert not is_stale(Owner("c1", "eth0", "n").comment())
+    assert not is_stale(Owner(LONG, "eth0", "n").comment())
+    assert is_stale(Owner("c1", "eth1", "n").comment())
+    assert is_stale(Owner("c2", "eth0", "n").comment())
+    assert not is_stale(Owner("c2", "eth0", "other").comment())
+    assert not is_stale("somebody's")
 
 
 def test_without_a_list_only_what_is_known_to_be_dead_is_stale() -> None:
-    doomed = ownership.stale("n", None, lambda container_id, ifname: container_id != "c1")
-    assert not doomed(Owner("c1", "eth0", "n").comment())
-    assert doomed(Owner("c2", "eth0", "n").comment())
-    assert not doomed(Owner(LONG, "eth0", "n").comment()), "its whole id is not known"
-    assert not ownership.stale("n", None, None)(Owner("c2", "eth0", "n").comment())
+    is_stale = ownership.stale_test("n", None, lambda container_id, ifname: container_id != "c1")
+    assert not is_stale(Owner("c1", "eth0", "n").comment())
+    assert is_stale(Owner("c2", "eth0", "n").comment())
+    assert not is_stale(Owner(LONG, "eth0", "n").comment()), "its whole id is not known"
+    assert not ownership.stale_test("n", None, None)(Owner("c2", "eth0", "n").comment())
 
 
 # --- macspoofchk, iptables --------------------------------------------------------------------------------------------
@@ -153,13 +154,13 @@ def test_without_a_list_only_what_is_known_to_be_dead_is_stale() -> None:
 @pytest.mark.parametrize("port", ["", 'a"b', "veth*", "a\\b", "a\nb"])
 def test_port_that_nft_cannot_name_is_refused(port: str) -> None:
     with pytest.raises(InvalidConfig):
-        ownership.mac_elements(Owner("c1", "eth0", "n"), port, "02:00:00:00:00:01")
+        macspoof_ruleset.element_commands(Owner("c1", "eth0", "n"), port, "02:00:00:00:00:01")
 
 
 @pytest.mark.parametrize("mac", ["", "02:00", "02:00:00:00:00:0g", "02:00:00:00:00:01; flush ruleset"])
 def test_what_is_no_mac_address_is_refused(mac: str) -> None:
     with pytest.raises(InvalidConfig):
-        ownership.mac_elements(Owner("c1", "eth0", "n"), "veth0", mac)
+        macspoof_ruleset.element_commands(Owner("c1", "eth0", "n"), "veth0", mac)
 
 
 def test_iptables_rules_have_the_form_of_the_go_plugins() -> None:

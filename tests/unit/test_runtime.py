@@ -222,7 +222,7 @@ def test_sibling_folder_is_left_out_where_only_inlined_plugins_count(tmp_path: P
     ("raw", "message"),
     [
         ({"name": "net"}, "no plugin configs found"),
-        ({"name": "net", "plugins": []}, '"plugins" must be a list of one plugin or more'),
+        ({"name": "net", "plugins": []}, '"plugins" must be a list of at least one plugin'),
         ({"name": "net", "plugins": {}}, '"plugins" must be a list'),
         ({"name": "net", "plugins": None}, '"plugins" must be a list'),
         ({"name": "net", "plugins": ["one"]}, "plugin 0: a plugin must be an object"),
@@ -231,22 +231,22 @@ def test_sibling_folder_is_left_out_where_only_inlined_plugins_count(tmp_path: P
         ({"name": "net", "plugins": [{"type": "x", "capabilities": []}]}, '"capabilities" must be an object'),
         ({"name": "net", "plugins": [{"type": "x", "capabilities": {"mac": 1}}]}, '"capabilities.mac" must be true or false'),
         ({"name": "net", "plugins": [{"type": "x", "ipam": "host-local"}]}, '"ipam" must be an object'),
-        ({"name": "net", "loadOnlyInlinedPlugins": True}, 'there is no "plugins"'),
+        ({"name": "net", "loadOnlyInlinedPlugins": True}, '"plugins" is missing'),
         (listed(disableCheck="maybe"), '"disableCheck" must be true or false'),
         (listed(disableGC=1), '"disableGC" must be true or false'),
         (listed(cniVersion=1), '"cniVersion" must be a string'),
         (listed(cniVersions="1.0.0"), '"cniVersions" must be a list of strings'),
-        (listed(cniVersions=["one"]), '"one" is no version'),
+        (listed(cniVersions=["one"]), '"one" is not a version'),
     ],
 )
 def test_parse_list_refuses(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         network_config.parse_list("/nowhere/x.conflist", b"", raw)
     assert message in caught.value.msg
-    assert caught.value.msg.startswith("/nowhere/x.conflist") or "is no version" in message
+    assert caught.value.msg.startswith("/nowhere/x.conflist") or "is not a version" in message
 
 
-def test_a_null_counts_as_left_out() -> None:
+def test_a_null_counts_as_absent() -> None:
     network_config.check_plugin("here", {"type": "x", "capabilities": None, "ipam": None, "name": None, "prevResult": None})
 
 
@@ -326,15 +326,17 @@ def test_plugins_get_the_parameters_and_the_rest_of_the_environment(
 
 
 def test_narration_switches_the_journal_on(fakes: Fakes, tmp_path: Path) -> None:
-    told: list[str] = []
-    Runtime([str(fakes.bin)], str(tmp_path / "cache"), say=told.append, narrate=told.append).add(network(), attachment())
+    messages: list[str] = []
+    Runtime([str(fakes.bin)], str(tmp_path / "cache"), say=messages.append, narrate=messages.append).add(
+        network(), attachment()
+    )
     assert fakes.environments()[0]["CNI_PY_EXPLAIN"] == "1"
-    assert told[0] == f"ADD net: one ({fakes.bin}/one)"
-    assert told[1].startswith("ADD net: one done, ")
-    assert len(told) == 4
+    assert messages[0] == f"ADD net: one ({fakes.bin}/one)"
+    assert messages[1].startswith("ADD net: one done, ")
+    assert len(messages) == 4
 
 
-def test_add_tells_the_result_in_the_version_of_the_network(run: Runtime, fakes: Fakes) -> None:
+def test_add_returns_the_result_in_the_version_of_the_network(run: Runtime, fakes: Fakes) -> None:
     fakes.answer("one", "ADD", {"cniVersion": "0.2.0", "ip4": {"ip": "10.1.0.2/24", "gateway": "10.1.0.1"}})
     run.add(network("0.4.0"), attachment())
     assert fakes.calls()[1][2]["prevResult"] == {
@@ -383,7 +385,7 @@ def test_add_stops_at_the_first_error_and_hands_it_on(run: Runtime, fakes: Fakes
     ("reply", "words"),
     [
         ("", "netplugin failed with no error message: exit status 3"),
-        ("not json", "is no error object: not json"),
+        ("not json", "is not an error object: not json"),
         ("{}", "netplugin failed without a message: exit status 3"),
         ('{"code": "x", "msg": 5}', "failed (add): 5"),
     ],
@@ -569,7 +571,7 @@ def test_cached_result_of_old_libcni_is_the_result_alone(tmp_path: Path) -> None
     assert result_cache.cached_result(str(tmp_path / "cache"), network(), attachment()) == RESULT
 
 
-def test_cached_result_is_told_in_the_version_of_the_network(run: Runtime) -> None:
+def test_cached_result_is_in_the_version_of_the_network(run: Runtime) -> None:
     run.add(network("1.0.0"), attachment())
     assert result_cache.cached_result(run.cache_dir, network("0.4.0"), attachment()) == {
         "cniVersion": "0.4.0",
@@ -619,14 +621,14 @@ def test_delete_of_what_was_never_added_runs_without_result(run: Runtime, fakes:
     assert not said
 
 
-def test_delete_drops_a_record_that_is_of_no_use(run: Runtime, fakes: Fakes, tmp_path: Path, said: list[str]) -> None:
+def test_delete_drops_an_invalid_record(run: Runtime, fakes: Fakes, tmp_path: Path, said: list[str]) -> None:
     cache_file(tmp_path).parent.mkdir(parents=True)
     cache_file(tmp_path).write_text("broken")
     fakes.answer("two", "DEL", {"code": 5, "msg": "no"}, status=1)
     with pytest.raises(PluginFailed):
         run.delete(network(), attachment())
     assert not cache_file(tmp_path).exists()
-    assert "dropped" in said[0]
+    assert "ignoring and deleting" in said[0]
 
 
 def test_delete_stops_at_an_error_and_keeps_the_record(run: Runtime, fakes: Fakes, tmp_path: Path) -> None:
@@ -700,10 +702,10 @@ def test_status_stops_at_the_first_plugin_that_is_not_ready(run: Runtime, fakes:
     assert verbs(fakes) == ["STATUS one"]
 
 
-def test_status_below_1_1_0_asks_nobody(run: Runtime, fakes: Fakes, said: list[str]) -> None:
+def test_status_below_1_1_0_calls_no_plugin(run: Runtime, fakes: Fakes, said: list[str]) -> None:
     run.status(network("1.0.0"))
     assert not fakes.calls()
-    assert "has no STATUS" in said[0]
+    assert "does not support the STATUS command" in said[0]
 
 
 # ---- GC ---------------------------------------------------------------------------------------
@@ -711,7 +713,7 @@ def test_status_below_1_1_0_asks_nobody(run: Runtime, fakes: Fakes, said: list[s
 
 @pytest.fixture
 def three(run: Runtime, fakes: Fakes) -> Callable[[str], Network]:
-    """Adds three attachments, the last one to another network; answers the network in a version."""
+    """Add three attachments, the last one to another network. Returns the network in a version."""
 
     def make(version: str) -> Network:
         net = network(version, {"type": "one"})

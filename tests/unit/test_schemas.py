@@ -12,6 +12,7 @@ import pytest
 from cni_py import dispatch
 from cni_py.config import models
 from cni_py.config._schemas import SCHEMAS, Parsed
+from cni_py.plugin_table import PLUGINS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,9 +27,10 @@ def test_every_model_has_its_schema() -> None:
     assert list(SCHEMAS) == [model.__name__ for model in models.MODELS]
 
 
-@pytest.mark.parametrize("plugin", dispatch.MODULES)
+@pytest.mark.parametrize("plugin", PLUGINS)
 def test_every_plugin_has_a_model(plugin: str) -> None:
     module = dispatch.load(plugin)
+    assert PLUGINS[plugin].model == module.CONFIG
     assert module.CONFIG in SCHEMAS
     assert all(callable(getattr(module, name)) for name in ("add", "delete", "check", "gc", "status"))
 

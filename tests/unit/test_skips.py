@@ -33,9 +33,9 @@ def test_wrong():
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project with this one's conftest.py and tests that skip."""
-    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "support").mkdir(parents=True)
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    shutil.copy(ROOT / "tests" / "namespaces.py", tmp_path / "tests")
+    shutil.copy(ROOT / "tests" / "support" / "namespaces.py", tmp_path / "tests" / "support")
     (tmp_path / "tests" / "allowed-skips.txt").write_text("# why\ntests/test_tools.py::*: no tool (known)\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = tests\nmarkers = netns: x\n")
     (tmp_path / "tests" / "test_tools.py").write_text(SKIPPING)

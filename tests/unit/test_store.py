@@ -146,7 +146,7 @@ def test_no_descriptor_is_left_open(pool: Pool) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-# Old files, damage and strange things
+# Old files, damage and files of other types
 
 
 def test_old_file_is_freed_where_nothing_matches_exactly(pool: Pool) -> None:
@@ -294,7 +294,7 @@ def test_del_goes_on_past_a_failure_and_names_what_is_left(pool: Pool, monkeypat
     pool.conf["ipam"] = sets("10.1.2.0/29", "fd00::/126", "10.1.3.0/29", data_dir=pool.data_dir)
     pool.add("c1")
     failing(monkeypatch, "unlink", errno.EIO, b"fd00::2")
-    with pytest.raises(IOFailure, match="could not free fd00::2 in"):
+    with pytest.raises(IOFailure, match="could not release fd00::2 in"):
         pool.delete("c1")
     assert set(pool.texts()) == {"fd00::2"}
     pool.delete("c1")
@@ -546,7 +546,7 @@ def test_gc_goes_on_past_a_failure(pool: Pool, monkeypatch: pytest.MonkeyPatch) 
     for n in range(3):
         pool.add(f"c{n}")
     failing(monkeypatch, "unlink", errno.EIO)
-    with pytest.raises(IOFailure, match="could not free"):
+    with pytest.raises(IOFailure, match="could not release"):
         pool.call("GC", "", **{"cni.dev/valid-attachments": []})
     assert len(pool.texts()) == 1
 
@@ -623,7 +623,7 @@ def test_a_process_of_one_call_leaves_the_folders_time_alone(pool: Pool, kept: b
 
 
 def test_what_others_change_is_noticed_at_once(keeping: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However quickly: the kernel's clock for files stands still for milliseconds."""
+    """Changes are seen however fast they follow: the kernel's clock for files has a resolution of milliseconds."""
     for number in range(300):
         of_others(keeping, monkeypatch, "DEL", "c3")
         of_others(keeping, monkeypatch, "ADD", f"x{number}", args=(("IP", "10.1.2.5"),))
@@ -641,7 +641,7 @@ def test_a_kept_text_that_changed_in_its_file_decides_nothing(keeping: Pool) -> 
     assert [keeping.add("c7"), keeping.add("c8")] == ["10.1.2.6", "10.1.2.4"]
 
 
-def test_a_folder_that_was_made_anew_is_read(keeping: Pool) -> None:
+def test_a_folder_that_was_recreated_is_read(keeping: Pool) -> None:
     for path in keeping.folder.iterdir():
         path.unlink()
     keeping.folder.rmdir()

@@ -112,7 +112,7 @@ def test_one_error_names_all_that_is_left(capfd: pytest.CaptureFixture[str]) -> 
     assert error.value.msg == "DEL left behind: the veth, addresses"
     assert error.value.details == "no: words; full"
     assert isinstance(error.value.__cause__, KernelRefused)
-    assert notes(capfd)[:2] == ["# could not do all: the veth: no: words", "# could not do all: addresses: full"]
+    assert notes(capfd)[:2] == ["# incomplete: the veth: no: words", "# incomplete: addresses: full"]
 
 
 def test_error_of_the_system_is_code_5() -> None:

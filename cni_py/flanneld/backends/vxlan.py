@@ -84,8 +84,8 @@ class Backend(backends.Backend):
         outer = config.mtu or external.mtu
         self._mtus = {
             version: pod_mtu(outer, OVERHEAD[version], version, f"the MTU of {external.name}")
-            for version, local in ((4, external.public_ip), (6, external.public_ipv6))
-            if local is not None and (network.ipv4 if version == 4 else network.ipv6)
+            for version, is_used in ((4, network.ipv4), (6, network.ipv6))
+            if is_used and external.source(version) is not None
         }
         self.mtu = min(self._mtus.values())
         self._vxlans: dict[int, Vxlan] = {}
@@ -114,7 +114,7 @@ class Backend(backends.Backend):
             self._vxlans[version] = self._device(version, name, mac or random_mac())
 
     def _device(self, version: int, name: str, mac: str) -> Vxlan:
-        local = self.external.public_ip if version == 4 else self.external.public_ipv6
+        local = self.external.source(version)
         assert local is not None, "else there is no device of this family"
         return Vxlan(
             name=name,

@@ -1,7 +1,6 @@
-"""CHECK of host ports: every mapping and every chain on its way, expected and found. Changes nothing.
+"""CHECK of host ports: compare every mapping and every chain on its path with what ADD configured. Changes nothing.
 
-Knows as well what the Go plugin made: it counts where neither the configuration names a back end nor there is
-anything of ours.
+Rules of the Go plugin are accepted if the configuration names no back end and we have none.
 """
 
 from __future__ import annotations
@@ -9,8 +8,15 @@ from __future__ import annotations
 from cni_py.errors import CheckFailed
 from cni_py.kernel import sysctl
 from cni_py.packetfilter import libnftables, nfnetlink
-from cni_py.packetfilter.hostports import GO_TABLES, choose_backend, iptables, localhost_links, unprotected, wanted_elements
+from cni_py.packetfilter.hostports import iptables
 from cni_py.packetfilter.hostports import rules as portmap_rules
+from cni_py.packetfilter.hostports.forwarding import (
+    GO_TABLES,
+    choose_backend,
+    localhost_links,
+    unprotected,
+    wanted_elements,
+)
 from cni_py.packetfilter.hostports.rules import HOSTPORTS, LOCALNET
 from cni_py.packetfilter.ownership import TABLE, rule_comments
 
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def check(wanted: Wanted, backend: str = "") -> None:
-    """Raises: CheckFailed where a connection to one of the ports would not be treated as ADD arranged it."""
+    """Raises: CheckFailed if connections to one of the ports would not be translated as ADD configured it."""
     ours = any(nfnetlink.elements(name, wanted.owner.comment()) for name in HOSTPORTS)
     if choose_backend(backend) == "iptables" or (not backend and not ours and iptables.made(wanted.owner)):
         missing = iptables.missing(wanted)
@@ -40,7 +46,7 @@ def check(wanted: Wanted, backend: str = "") -> None:
 
 
 def _go_rules_suffice(wanted: Wanted) -> bool:
-    """Whether the Go plugin's nftables back end has a rule for each mapping."""
+    """Return whether the Go plugin's nftables back end has a rule for each mapping."""
     for version in wanted.versions:
         comments = nfnetlink.rule_comments(f"{GO_TABLES[version == 6]} hostports")
         if comments.count(wanted.owner.container_id) < len(wanted.of(version)):
@@ -67,14 +73,14 @@ def _in_words(element: Element | None) -> str:
 
 
 def _check_chains(wanted: Wanted) -> None:
-    """Rules are compared as nft prints them, but for conditions, which nft may print in another way."""
+    """Raises: CheckFailed."""
     with libnftables.borrowed() as handle:
         chains = handle.chain_lines(TABLE)
     for chain, (_, lines) in portmap_rules.wanted_chains(wanted).items():
         name = chain.removeprefix(f"{TABLE} ")
         found = [portmap_rules.as_printed(line) for line in chains.get(name, ())]
         expected = [portmap_rules.as_printed(line) for line in lines]
-        if name.startswith(portmap_rules.IF):
+        if name.startswith(portmap_rules.IF):  # nft may print conditions in another way than the configuration has them
             found, expected = rule_comments(found), rule_comments(expected)
         if found != expected:
             raise CheckFailed(
@@ -87,7 +93,7 @@ def _check_chains(wanted: Wanted) -> None:
 def _check_protection(wanted: Wanted) -> None:
     for link in unprotected(localhost_links(wanted)):
         raise CheckFailed(
-            f'the pods behind "{link}" can connect to the loopback addresses of the host',
+            f'pods behind "{link}" can connect to loopback addresses of the host',
             f'in set "{LOCALNET}" expected "{link}", found none',
             f"nft list set {LOCALNET}",
         )

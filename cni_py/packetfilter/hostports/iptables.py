@@ -1,19 +1,19 @@
-"""Host ports by iptables, in the form of the Go plugin: where nftables cannot be used, or for ``externalSetMarkChain``.
+"""Host ports by iptables, in the form of the Go plugin: on hosts without nftables, or for ``externalSetMarkChain``.
 
 Owns, in the table ``nat`` of IPv4 and IPv6: a chain ``CNI-DN-<hash>`` per attachment and the rules of
 ``CNI-HOSTPORT-DNAT`` that jump to it; shared ``CNI-HOSTPORT-DNAT``, ``-SETMARK``, ``-MASQ`` and the jumps to
-them. Go's DEL takes ours away, ours takes Go's.
+them. Go's DEL deletes ours, ours deletes Go's.
 
-A change is one ``iptables-restore --noflush``. The jump to a new attachment goes before those of
+A change is one ``iptables-restore --noflush``. The jump to a new attachment is inserted before those of
 others: the newest mapping of a port wins (the Go plugin appends: the oldest wins). Go-compatible:
-plugins/meta/portmap/portmap_iptables.go, chain.go. The chain's name has no interface in it.
+plugins/meta/portmap/portmap_iptables.go, chain.go. The chain's name does not depend on the interface.
 """
 
 from __future__ import annotations
 
 from cni_py.journal import note
 from cni_py.packetfilter import iptables
-from cni_py.packetfilter.iptables import Iptables, not_there, quoted
+from cni_py.packetfilter.iptables import Iptables, missing_lines, quoted
 from cni_py.packetfilter.ownership import digest
 
 TYPE_CHECKING = False
@@ -35,7 +35,7 @@ def dnat_chain(owner: Owner) -> str:
 
 
 def old_snat_chain(owner: Owner) -> str:
-    """A chain that Go plugins before 0.8 made."""
+    """A chain that Go plugins before 0.8 created."""
     return f"CNI-SN-{digest(owner.network + owner.container_id)[:21]}"
 
 
@@ -54,7 +54,7 @@ def inside(wanted: Wanted, version: int) -> list[str]:
 
 
 def _rules(mapping: Mapping, wanted: Wanted) -> list[str]:
-    """Mark what is to be masqueraded, then translate."""
+    """Mark the sources to masquerade, then translate."""
     to = f"-d {mapping.host_address}/{mapping.pod.max_prefixlen} " if mapping.host_address else ""
     port = f"{to}-p {mapping.protocol} -m {mapping.protocol} --dport {mapping.host_port}"
     pod = f"[{mapping.pod.ip}]" if mapping.version == 6 else str(mapping.pod.ip)
@@ -68,7 +68,7 @@ def _rules(mapping: Mapping, wanted: Wanted) -> list[str]:
 
 
 def jumps(wanted: Wanted, version: int) -> list[str]:
-    """The jumps to the attachment's chain: Go-compatible in naming every port, of the other IP version too."""
+    """The jumps to the attachment's chain. Go-compatible: they name every port, of the other IP version too."""
     chain, lines = dnat_chain(wanted.owner), []
     conditions = "".join([f"{word if _PLAIN.issuperset(word) else quoted(word)} " for word in wanted.words(version)])
     for protocol in sorted({protocol for protocol, _ in wanted.ports}):
@@ -88,7 +88,7 @@ def shared(wanted: Wanted) -> dict[str, list[str]]:
         mark = f"{1 << wanted.mark_bit:#x}/{1 << wanted.mark_bit:#x}"
         lines[SETMARK] = [f'-A {SETMARK} -m comment --comment "CNI portfwd masquerade mark" -j MARK --set-xmark {mark}']
         lines[MASQUERADE] = [f"-A {MASQUERADE} -m mark --mark {mark} -j MASQUERADE"]
-        # before the rules of bridge and ptp, which end the way through the table
+        # Inserted first: rules of bridge and ptp end the traversal of the table.
         lines["POSTROUTING"] = [f'-A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j {MASQUERADE}']
     return lines
 
@@ -97,19 +97,19 @@ def shared(wanted: Wanted) -> dict[str, list[str]]:
 
 
 def add(wanted: Wanted) -> None:
-    """Make the mappings, for each IP version in one step. May be repeated. Raises: NotAvailable, KernelRefused."""
+    """Map the ports, each IP version in one step. Idempotent. Raises: NotAvailable, KernelRefused."""
     for version in wanted.versions:
         tool = Iptables(version)
         tool.apply(add_commands(wanted, version, tool.table()))
 
 
 def add_commands(wanted: Wanted, version: int, there: dict[str, list[str]]) -> list[str]:
-    """The commands that make the mappings, beside what is there: pure, but for what it notes."""
+    """The commands that map the ports, given the chains that exist. Pure, except for notes in the journal."""
     chain = dnat_chain(wanted.owner)
     commands = []
     for name, lines in shared(wanted).items():
         commands += [f":{name} - [0:0]"] if name not in there else []
-        for line in not_there(lines, there.get(name, [])):
+        for line in missing_lines(lines, there.get(name, [])):
             commands.append(line if name != "POSTROUTING" else "-I POSTROUTING 1" + line.removeprefix("-A POSTROUTING"))
     entries = there.get(DNAT, [])
     old = ["-D" + line.removeprefix("-A") for line in entries if line.endswith(f" -j {chain}")]
@@ -119,39 +119,39 @@ def add_commands(wanted: Wanted, version: int, there: dict[str, list[str]]) -> l
 
 
 def _note_others(entries: list[str], wanted: Wanted) -> None:
-    """Say whose ports are taken over."""
+    """Note the ports that other attachments have had."""
     for line in entries:
         theirs = line.partition(" --dports ")[2].partition(" ")[0].split(",")
         for protocol, port in wanted.ports:
             if str(port) in theirs and f" -p {protocol} " in line:
                 whose = line.partition('--comment "')[2].partition('" -m ')[0].replace('\\"', '"')
-                note(f'host port {protocol} {port} goes over from {whose or line} to "{wanted.owner}"')
+                note(f'host port {protocol} {port} reassigned from {whose or line} to "{wanted.owner}"')
 
 
 def missing(wanted: Wanted) -> list[str]:
-    """Rules that are not there, as ``-A`` lines. Conditions are printed in iptables' own way, and not compared."""
+    """Missing rules, as ``-A`` lines. Conditions are not compared: iptables prints them in its own way."""
     found: list[str] = []
     bare = wanted.replace(conditions=())
     for version in wanted.versions:
         there = Iptables(version).table()
         entries = [set(line.split()) for line in there.get(DNAT, [])]
-        found += not_there(inside(wanted, version), there.get(dnat_chain(wanted.owner), []))
+        found += missing_lines(inside(wanted, version), there.get(dnat_chain(wanted.owner), []))
         found += [line for line in jumps(bare, version) if not any(entry >= set(line.split()) for entry in entries)]
         for name, lines in shared(wanted).items():
-            found += not_there(lines, there.get(name, []))
+            found += missing_lines(lines, there.get(name, []))
     return found
 
 
 def made(owner: Owner) -> bool:
-    """Whether the Go plugin, or we on a host without nftables, made this attachment's mappings."""
-    return bool(iptables.homes(dnat_chain(owner)))
+    """Return whether this attachment's mappings are in iptables: from the Go plugin, or from us on a host without nftables."""
+    return bool(iptables.tools_with(dnat_chain(owner)))
 
 
 def delete(owner: Owner) -> bool:
-    """Delete the attachment's chains; absence is success. Answers whether there was one. Raises: KernelRefused."""
+    """Delete the attachment's chains; absence is success. Returns: whether there was one. Raises: KernelRefused."""
     found = False
     for chain, parent in ((dnat_chain(owner), DNAT), (old_snat_chain(owner), OLD_SNAT)):
-        for tool in iptables.homes(chain):
+        for tool in iptables.tools_with(chain):
             found = True
             iptables.delete(tool, chain, parent=parent)
     return found

@@ -1,10 +1,10 @@
 """Host ports as rulesets: pure, nothing here touches the kernel.
 
-How it works. Everything stands in ``table inet cni_py``, beside the masquerade of ``rules.py``; here
+How it works. Everything is in ``table inet cni_py``, beside the masquerade of masquerade_ruleset.py; here
 for IPv4, the same with a 6 for IPv6::
 
     map hostports4    { tcp . 8080 comment "c1 eth0 1f3a…" : 10.244.91.2 . 80 }            # any address of the host
-    map hostports4_at { 192.0.2.1 . udp . 53 comment "c2 …" : 10.244.91.3 . 53 }           # one address alone
+    map hostports4_at { 192.0.2.1 . udp . 53 comment "c2 …" : 10.244.91.3 . 53 }           # one address only
     map sources4      { tcp . 8080 comment "c1 …" : jump mark13-from-10.244.91.0_24 }      # and sources4_at
     chain prerouting, output {                   # type nat, priority dstnat
         meta nfproto ipv4 fib daddr type local jump hostports4
@@ -26,18 +26,17 @@ for IPv4, the same with a 6 for IPv6::
         iifname @localnet ip daddr 127.0.0.0/8 drop
     }
 
-A connection costs at most four lookups, a mapping two elements, be there one or 250. The mapping of
-one address goes before that of any, as with sockets. An element's comment names its owner, as in
-``rules.py``.
+A connection costs at most four lookups and a mapping two elements, with one mapping or with 250. The mapping of
+one address takes precedence over that of any, as with sockets. An element's comment names its owner.
 
-Which sources are masqueraded (the mark says so to ``masquerade-mark13``, as in the Go plugin's
-iptables rules): the pod itself, which would not take an answer from itself; its neighbours, to whom it
-would answer directly, past the translation; the loopback address, which cannot leave the
-host. All others are seen by the pod as they are. ``conditionsV4`` and ``conditionsV6`` go before
+Masqueraded sources (marked for ``masquerade-mark13``, as in the Go plugin's
+iptables rules): the pod itself, which would not accept a reply from itself; its neighbours, to which it
+would reply directly, bypassing the translation; the loopback address, which cannot leave the
+host. The pod sees the address of all others. ``conditionsV4`` and ``conditionsV6`` come before
 that, in a chain ``if-<hash>`` that all pods of the configuration share.
 
-``localnet`` closes what ``route_localnet`` opens: with it the kernel takes packets for 127.0.0.0/8
-from that link, so any pod could reach what listens on the host's loopback address alone. An answer
+``localnet`` closes what ``route_localnet`` opens: with it the kernel accepts packets to 127.0.0.0/8
+from that link, so any pod could reach services that listen only on the host's loopback address. A reply
 never has such an address on the wire. Source: containernetworking/plugins plugins/meta/portmap.
 """
 
@@ -57,15 +56,15 @@ if TYPE_CHECKING:
     """Chain to its hook (empty: none) and its rules."""
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # as IP numbers them; nft and iptables take the names
-LOCALNET = f"{TABLE} localnet"  # the set of links, and the chain that asks for them
-MARK, IF = "mark", "if-"  # how the names of chains begin that may fall out of use
+LOCALNET = f"{TABLE} localnet"  # the set of links, and the chain that looks them up
+MARK, IF = "mark", "if-"  # prefixes of chains that may become unused
 _IP = {4: "ip", 6: "ip6"}
 _TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
-_LOOPBACK = "127.0.0.0/8"  # an answer to ::1 the kernel takes from lo alone, whatever it is told
+_LOOPBACK = "127.0.0.0/8"  # IPv4 only: the kernel accepts replies to ::1 from lo alone, with any setting
 
 
 class Mapping(Value):
-    """One port of the host that leads to a port of a pod; ``host_address`` None: any address of the host."""
+    """A port of the host that is forwarded to a port of a pod; ``host_address`` None: any address of the host."""
 
     protocol: str
     host_port: int
@@ -79,12 +78,12 @@ class Mapping(Value):
 
     @property
     def suffix(self) -> str:
-        """Of the maps' names."""
+        """Suffix of its maps' names."""
         return f"{self.version}_at" if self.host_address else str(self.version)
 
     @property
     def is_for_localhost(self) -> bool:
-        """Whether 127.0.0.1 may connect to it."""
+        """True if 127.0.0.1 may connect to it."""
         return self.version == 4 and (self.host_address is None or self.host_address.is_loopback)
 
     def __str__(self) -> str:
@@ -96,11 +95,11 @@ class Wanted(Value):
     """The mappings of one attachment, and how connections to them are treated.
 
     Args:
-        ports: protocol and host port of all that was asked for, of whichever IP version.
-        snat: masquerade the sources that cannot do without; ``masq_all``: every source.
-        mark_bit: 0 to 31, the bit of the packet's mark that says so.
-        conditions: IP version to further matches, in the words of the back end.
-        set_mark_chain: iptables only: somebody else's chain that sets the mark.
+        ports: protocol and host port of every requested mapping, of either IP version.
+        snat: masquerade the sources that need it; ``masq_all``: every source.
+        mark_bit: 0 to 31, the bit of the packet's mark for it.
+        conditions: IP version to further matches, in the syntax of the back end.
+        set_mark_chain: iptables only: an external chain that sets the mark.
     """
 
     owner: Owner
@@ -140,18 +139,18 @@ SOURCES = tuple([f"{TABLE} sources{suffix}" for suffix in ("4", "4_at", "6", "6_
 
 
 def key_of(mapping: Mapping) -> bytes:
-    """The key in both maps: address if it is one, protocol and port, each padded to four bytes."""
+    """The key in both maps: address if it has one, protocol and port, each padded to four bytes."""
     address = mapping.host_address.packed if mapping.host_address else b""
     return address + bytes([PROTOCOLS[mapping.protocol], 0, 0, 0]) + mapping.host_port.to_bytes(2, "big") + b"\0\0"
 
 
 def target_of(mapping: Mapping) -> bytes:
-    """What the key leads to: address and port."""
+    """The value of the key: address and port."""
     return mapping.pod.ip.packed + mapping.pod_port.to_bytes(2, "big") + b"\0\0"
 
 
 def key_text(key: bytes) -> str:
-    """A key in the language of nft."""
+    """A key in nft's syntax."""
     protocol, port = key_protocol_port(key)
     address = f"{address_text(key[:-8])} . " if len(key) > 8 else ""
     names = {number: name for name, number in PROTOCOLS.items()}
@@ -163,7 +162,7 @@ def key_protocol_port(key: bytes) -> tuple[int, int]:
 
 
 def target_text(target: bytes) -> str:
-    """The data of an element in the language of nft."""
+    """The value of an element in nft's syntax."""
     return f"{address_text(target[:-4])} . {int.from_bytes(target[-4:-2], 'big')}" if target else "none"
 
 
@@ -179,7 +178,7 @@ def address_text(packed: bytes) -> str:
 
 
 def base() -> list[str]:
-    """Commands that make table and maps, or leave them as they are."""
+    """Commands that create table and maps unless they exist."""
     commands = [TABLE_BASE]
     for version in (4, 6):
         port = "inet_proto . inet_service"
@@ -190,7 +189,7 @@ def base() -> list[str]:
 
 
 def hostports_rules(version: int) -> list[str]:
-    """Translate a connection to this host; the mapping of one address goes before that of any."""
+    """Translate a connection to this host; the mapping of one address takes precedence over that of any."""
     port, ip = "meta l4proto . th dport", _IP[version]
     return [
         f'{ip} daddr . {port} vmap @sources{version}_at comment "of one address: by source"',
@@ -215,7 +214,7 @@ BASE_CHAINS: Chains = {
 
 
 def mark_chain(mapping: Mapping, wanted: Wanted) -> str:
-    """The chain that marks the sources which are masqueraded; it holds the pod's subnet and the bit in its name."""
+    """The chain that marks the masqueraded sources; its name holds the pod's subnet and the bit."""
     network = "all" if wanted.masq_all else str(mapping.pod.network).replace("/", "_").replace(":", "-")
     return f"{MARK}{wanted.mark_bit}-from-{network}"
 
@@ -231,13 +230,13 @@ def mark_rules(mapping: Mapping, wanted: Wanted) -> list[str]:
 
 
 def condition_chain(mapping: Mapping, wanted: Wanted) -> str:
-    """The chain of a configuration's conditions; its name is a hash of all that stands in it."""
+    """The chain of a configuration's conditions; its name is a hash of its content."""
     onward = mark_chain(mapping, wanted) if wanted.snat else ""
     return f"{IF}{digest(' '.join([str(mapping.version), *wanted.words(mapping.version), onward]))[:24]}"
 
 
 def condition_rules(mapping: Mapping, wanted: Wanted) -> list[str]:
-    """What meets the conditions goes on; what does not is left alone."""
+    """Translate connections that meet the conditions, and no others."""
     onward = f"goto {mark_chain(mapping, wanted)}" if wanted.snat else "return"
     conditions = " ".join(wanted.words(mapping.version))
     return [
@@ -247,7 +246,7 @@ def condition_rules(mapping: Mapping, wanted: Wanted) -> list[str]:
 
 
 def source_chain(mapping: Mapping, wanted: Wanted) -> str:
-    """Where the mapping's element in ``sources…`` leads to; empty: it needs none."""
+    """The target of the mapping's element in ``sources…``; empty: it needs none."""
     if wanted.words(mapping.version):
         return condition_chain(mapping, wanted)
     return mark_chain(mapping, wanted) if wanted.snat else ""
@@ -266,7 +265,7 @@ def _hex(bit: int) -> str:
 
 
 def wanted_chains(wanted: Wanted) -> Chains:
-    """All chains that these mappings need: hook and rules of each. A chain stands after those that it goes to."""
+    """Return the chains that these mappings need: hook and rules of each, a chain after those that it refers to."""
     chains: Chains = {}
     for mapping in wanted.mappings:
         if wanted.snat:
@@ -279,13 +278,13 @@ def wanted_chains(wanted: Wanted) -> Chains:
 
 
 def chain_commands(chains: Chains) -> list[str]:
-    """Commands that make these chains and leave exactly these rules in them."""
+    """Commands that create these chains and leave exactly these rules in them."""
     made = [f"add chain {chain}" + (f" {{ {hook} }}" if hook else "") for chain, (hook, _) in chains.items()]
     return made + [command for chain, (_, lines) in chains.items() for command in refill(chain, lines)]
 
 
 def as_printed(line: str) -> str:
-    """A rule in one form: ``nft`` before 1.0 needs and prints "addr . port", later ones take bit 31 for a prefix."""
+    """A rule in one form: ``nft`` before 1.0 needs and prints "addr . port", later versions print bit 31 as a prefix."""
     return line.replace(" addr . port to ", " to ").replace("mark 0x80000000/1", "mark & 0x80000000 == 0x80000000")
 
 
@@ -307,10 +306,15 @@ def delete_command(name: str, keys: Iterable[bytes]) -> str:
 
 
 def is_quotable(link: str) -> bool:
-    """Whether nft can be told this name. What it cannot is not kept from 127.0.0.1; such names are nobody's habit."""
+    """Return whether nft's syntax can express this name. Links with other names, which are unusual, stay unprotected."""
     return not any(c in '"\\*' or not c.isprintable() for c in link)
 
 
+def link_key(link: str) -> bytes:
+    """The key of a link in the set ``localnet``."""
+    return link.encode(errors="surrogateescape").ljust(16, b"\0")
+
+
 def localnet_command(link: str) -> str:
-    """Drop what comes from this link to a loopback address."""
+    """Drop packets from this link to a loopback address."""
     return f'add element {LOCALNET} {{ "{link}" }}'

@@ -23,8 +23,9 @@ from cni_py.undo import Undo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
-    from typing import Any
 
+    from cni_py.config.models import HostLocalConfig, HostLocalIpam
+    from cni_py.config.models import Range as ConfiguredRange
     from cni_py.ipam.ranges import Range, RangeSet
     from cni_py.spec.call import Call
 
@@ -37,7 +38,7 @@ DATA_DIR = "/var/lib/cni/networks"
 MAX_PATH = 1024
 
 
-def add(call: Call, config: Any) -> Result:
+def add(call: Call, config: HostLocalConfig) -> Result:
     """Take one address of each range set; all of them or none."""
     range_sets = _range_sets(call, config)
     wanted = _distribute(_requested(call, config), range_sets)
@@ -52,13 +53,13 @@ def add(call: Call, config: Any) -> Result:
     return Result(ips=tuple(ips), routes=routes, dns=dns)
 
 
-def delete(call: Call, config: Any) -> None:
+def delete(call: Call, config: HostLocalConfig) -> None:
     """Free all that the attachment holds, whatever the ranges are by now."""
     with Store(*_place(call, config)) as store:
         store.release(store.held_by(call.container_id, call.ifname))
 
 
-def check(call: Call, config: Any) -> None:
+def check(call: Call, config: HostLocalConfig) -> None:
     """The attachment holds the addresses of our ranges that prevResult names; where it names none, any."""
     range_sets = _range_sets(call, config)
     _requested(call, config)
@@ -84,7 +85,7 @@ def check(call: Call, config: Any) -> None:
             )
 
 
-def status(call: Call, config: Any) -> None:
+def status(call: Call, config: HostLocalConfig) -> None:
     """Every range set has an address left. Raises: NotAvailable."""
     try:
         if _may_get_ranges(call, config):
@@ -99,7 +100,7 @@ def status(call: Call, config: Any) -> None:
         raise NotAvailable(error.msg, error.details, error.hint) from error
 
 
-def usage(call: Call, config: Any) -> list[tuple[RangeSet, int]]:
+def usage(call: Call, config: HostLocalConfig) -> list[tuple[RangeSet, int]]:
     """Each range set, and how many of its addresses have a file: arithmetic, by the names alone. Raises: CniError."""
     range_sets = _range_sets(call, config)
     data_dir, network = _place(call, config)
@@ -107,7 +108,7 @@ def usage(call: Call, config: Any) -> list[tuple[RangeSet, int]]:
     return [(range_set, sum(map(range_set.can_give, addresses))) for range_set in range_sets]
 
 
-def gc(call: Call, config: Any) -> None:
+def gc(call: Call, config: HostLocalConfig) -> None:
     """Free what belongs to attachments that have gone, and damaged files."""
     from cni_py.attachment.record import stale_test
 
@@ -165,7 +166,7 @@ def _exhausted(folder: str, range_set: RangeSet) -> AddressesExhausted:
     )
 
 
-def _place(call: Call, config: Any) -> tuple[str, str]:
+def _place(call: Call, config: HostLocalConfig) -> tuple[str, str]:
     """dataDir and network. Raises: InvalidConfig."""
     check_network_name(call.network)
     data_dir = (config.ipam.data_dir if config.ipam else "") or DATA_DIR
@@ -183,12 +184,11 @@ def _checked_path(key: str, path: str) -> str:
     return "/" + "/".join(parts)
 
 
-def _range_sets(call: Call, config: Any) -> tuple[RangeSet, ...]:
+def _range_sets(call: Call, config: HostLocalConfig) -> tuple[RangeSet, ...]:
     """The range sets in order: the capability's, that of the old form, the configuration's. Raises: InvalidConfig."""
-    ipam = config.ipam
-    if ipam is None:
-        raise InvalidConfig("IPAM config missing 'ipam' key", hint='it needs "ipam": {"type": "host-local", "ranges": …}')
-    sets = [*config.runtime_config.ip_ranges, *([[ipam]] if ipam.subnet else []), *ipam.ranges]
+    ipam = _ipam(config)
+    old_form: list[list[ConfiguredRange]] = [[ipam]] if ipam.subnet else []
+    sets = [*config.runtime_config.ip_ranges, *old_form, *ipam.ranges]
     if not sets:
         raise InvalidConfig("no IP ranges specified", hint='"ipam" needs "ranges": [[{"subnet": "10.1.2.0/24"}]]')
     range_sets = parse_range_sets([[(r.subnet, r.range_start, r.range_end, r.gateway) for r in ranges] for ranges in sets])
@@ -198,14 +198,21 @@ def _range_sets(call: Call, config: Any) -> tuple[RangeSet, ...]:
     return range_sets
 
 
-def _may_get_ranges(call: Call, config: Any) -> bool:
+def _ipam(config: HostLocalConfig) -> HostLocalIpam:
+    """Raises: InvalidConfig."""
+    if config.ipam is None:
+        raise InvalidConfig("IPAM config missing 'ipam' key", hint='it needs "ipam": {"type": "host-local", "ranges": …}')
+    return config.ipam
+
+
+def _may_get_ranges(call: Call, config: HostLocalConfig) -> bool:
     """Whether there are no ranges but those that the runtime will give with ADD alone (capability ``ipRanges``)."""
     capabilities = call.conf.get("capabilities")
     is_capable = isinstance(capabilities, dict) and capabilities.get("ipRanges") is True
     return is_capable and config.ipam is not None and not config.ipam.ranges and not config.ipam.subnet
 
 
-def _requested(call: Call, config: Any) -> Requests:
+def _requested(call: Call, config: HostLocalConfig) -> Requests:
     """The addresses that were asked for, and which error it is if one cannot be given.
 
     From CNI_ARGS, ``args.cni.ips`` and the capability ``ips``. Raises: InvalidEnvironment, InvalidConfig.
@@ -268,11 +275,12 @@ def _distribute(requested: Requests, range_sets: tuple[RangeSet, ...]) -> list[C
     return out
 
 
-def _dns(config: Any) -> DNS:
+def _dns(config: HostLocalConfig) -> DNS:
     """The settings of ``resolvConf``. Raises: IOFailure, InvalidConfig."""
-    if not config.ipam.resolv_conf:
+    resolv_conf_path = _ipam(config).resolv_conf
+    if not resolv_conf_path:
         return DNS()
-    path = _checked_path("ipam.resolvConf", config.ipam.resolv_conf)
+    path = _checked_path("ipam.resolvConf", resolv_conf_path)
     try:
         text = files.read(path).decode(errors="replace")
     except OSError as error:
@@ -280,10 +288,10 @@ def _dns(config: Any) -> DNS:
     return DNS(*resolv_conf.parse(text))
 
 
-def _routes(config: Any) -> tuple[Route, ...]:
+def _routes(config: HostLocalConfig) -> tuple[Route, ...]:
     """The configured routes, handed back in the result. Raises: InvalidConfig."""
     out = []
-    for index, r in enumerate(config.ipam.routes):
+    for index, r in enumerate(_ipam(config).routes):
         try:
             gateway = parse_address(r.gw) if r.gw else None
             out.append(Route(parse_cidr(r.dst), gateway, r.mtu, r.advmss, r.priority, r.table, r.scope))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from cni_py.config.models import LoopbackConfig
     from cni_py.netlink.socket import Rtnl
     from cni_py.spec.call import Call
 
@@ -24,7 +25,7 @@ CONFIG = "LoopbackConfig"
 NO_MAC = "00:00:00:00:00:00"
 
 
-def add(call: Call, config: Any) -> Mapping[str, Any]:
+def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
     """Set ``lo`` up; a previous result is handed on as it came."""
     if config.prev_result is not None:
         from_json(config.prev_result)
@@ -47,7 +48,7 @@ def add(call: Call, config: Any) -> Mapping[str, Any]:
     return result.as_version(form) | {"cniVersion": call.cni_version}
 
 
-def delete(call: Call, config: Any) -> None:
+def delete(call: Call, config: LoopbackConfig) -> None:
     """Set ``lo`` down; a namespace that has gone is success."""
     if not call.netns:
         return
@@ -58,7 +59,7 @@ def delete(call: Call, config: Any) -> None:
         pass
 
 
-def check(call: Call, config: Any) -> None:
+def check(call: Call, config: LoopbackConfig) -> None:
     """``lo`` must be up."""
     with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
         if not _lo(sandbox).is_up:
@@ -67,11 +68,11 @@ def check(call: Call, config: Any) -> None:
             )
 
 
-def gc(call: Call, config: Any) -> None:
+def gc(call: Call, config: LoopbackConfig) -> None:
     """Nothing is left behind: ``lo`` goes with its namespace."""
 
 
-def status(call: Call, config: Any) -> None:
+def status(call: Call, config: LoopbackConfig) -> None:
     """Always ready."""
 
 

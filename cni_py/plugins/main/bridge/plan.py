@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_interface, ip_network
 
 from cni_py.errors import CniError, InvalidConfig
-from cni_py.kernel.address import RT_SCOPE_LINK, RT_TABLE_MAIN, KernelRoute
+from cni_py.kernel.address import KernelRoute
+from cni_py.netlink.constants import RT_SCOPE_LINK, RT_TABLE_MAIN
 from cni_py.spec.environment import link_name_fault
 from cni_py.spec.result import IPConfig, Result, Route, from_json
 from cni_py.value import Value

@@ -105,6 +105,6 @@ def _plan(call: Call, config: PortmapConfig) -> tuple[str, Wanted]:
 
 def _kernel() -> ModuleType:
     """``kernel.portmap``, imported where a port is mapped or may have been."""
-    from cni_py.packetfilter import hostports
+    from cni_py.packetfilter.hostports import forwarding
 
-    return hostports
+    return forwarding

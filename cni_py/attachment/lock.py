@@ -1,0 +1,55 @@
+"""Serialize ADD and DEL of one attachment, across every process of this host.
+
+Owns: ``/run/cni-py/turns.lock``. It holds nothing: each attachment has a byte in it that is locked, so nothing stale
+is left behind, and two attachments that share a byte by chance only wait for each other.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from cni_py import files
+from cni_py.errors import IOFailure
+from cni_py.journal import RUN_DIR
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cni_py.spec.call import Call
+
+PATH = f"{RUN_DIR}/turns.lock"
+_BYTES = (1 << 61) - 1
+
+
+class AttachmentLock:
+    """``with AttachmentLock(call):`` — only one ADD or DEL of this attachment at a time.
+
+    A runtime that loses patience kills its plugin and calls DEL. The agent goes on with the ADD that it began, and the
+    DEL may reach its successor, or run in one shot: it has to find everything that the ADD makes.
+
+    Plugins of ours that a foreign plugin executes for a call of ours do not lock: that call holds the lock.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._name = f"{call.container_id}:{call.ifname}" if call.verb in ("ADD", "DEL") and not call.is_nested else ""
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        if not self._name:
+            return
+        from fcntl import F_OFD_SETLKW, F_WRLCK, fcntl
+        from struct import pack
+
+        number = int.from_bytes(self._name.encode(errors="surrogateescape"), "big") % _BYTES
+        try:
+            files.make_folder(RUN_DIR, 0o700)
+            self._fd = posix.open(PATH, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
+            # of an open file description: locks of a process would be shared by the agent's threads
+            fcntl(self._fd, F_OFD_SETLKW, pack("hhqqi4x", F_WRLCK, 0, number, 1, 0))
+        except (OSError, IOFailure):
+            pass  # a lock that cannot be had costs no pod its network
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._fd >= 0:
+            posix.close(self._fd)

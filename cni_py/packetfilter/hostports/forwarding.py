@@ -1,0 +1,284 @@
+"""Host ports: forward connections to a port of the host to a pod.
+
+Owns: in ``table inet cni_py`` the maps, sets and chains that ``rules.py`` describes; on hosts without nftables,
+iptables chains as the Go plugin creates them (``iptables.py``); ``route_localnet``
+of links to pods that 127.0.0.1 may connect to. Deletes these, and what the Go plugin created for the
+same container, in nftables too: rules of ``ip cni_hostport`` and ``ip6 cni_hostport``.
+
+As in ``masquerade.py``: read, compare, write runs under one lock, since a port may have been given to a new
+owner before the DEL of its old one comes; a call is one transaction; elements are read by raw netlink, so that
+a DEL with nothing to delete costs almost nothing. CHECK is in ``check.py``.
+"""
+
+from __future__ import annotations
+
+from cni_py.errors import InvalidConfig, KernelRefused, NotAvailable
+from cni_py.journal import note
+from cni_py.kernel import sysctl
+from cni_py.kernel.route import route_to
+from cni_py.netlink.constants import RTN_UNICAST
+from cni_py.packetfilter import libnftables, nfnetlink
+from cni_py.packetfilter.hostports import connections, iptables
+from cni_py.packetfilter.hostports import rules as portmap_rules
+from cni_py.packetfilter.hostports.rules import HOSTPORTS, LOCALNET, SOURCES, is_quotable
+from cni_py.packetfilter.iptables import Iptables
+from cni_py.packetfilter.masquerade import lock
+from cni_py.packetfilter.ownership import TABLE, Owner, rule_comments, stale_test
+from cni_py.undo import Attempts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from cni_py.packetfilter.hostports.rules import Chains, Mapping, Wanted
+    from cni_py.packetfilter.nfnetlink import Element
+
+MAPS = (*HOSTPORTS, *SOURCES)
+GO_TABLES = ("ip cni_hostport", "ip6 cni_hostport")
+GO_CHAINS = ("hostports", "hostip_hostports", "masquerading")
+
+
+def choose_backend(wanted: str) -> str:
+    """``nftables`` or ``iptables``; empty: whichever works, nftables first. Raises: NotAvailable if neither does."""
+    if wanted:
+        return wanted
+    reason = libnftables.works()
+    if not reason:
+        return "nftables"
+    if Iptables(4).find() or Iptables(6).find():
+        return "iptables"
+    raise NotAvailable("neither nftables nor iptables is available", reason, "install libnftables1 or iptables")
+
+
+def check_backend(wanted: str) -> None:
+    """Raises: NotAvailable if the back end does not work on this host."""
+    backend = choose_backend(wanted)
+    reason = libnftables.works() if backend == "nftables" else ""
+    if backend == "iptables" and not (Iptables(4).find() or Iptables(6).find()):
+        reason = "neither iptables nor ip6tables is installed"
+    if reason:
+        raise NotAvailable(f'the back end "{backend}" cannot be used', reason)
+
+
+# ---- ADD --------------------------------------------------------------------------------------
+
+
+def add(wanted: Wanted, backend: str = "") -> None:
+    """Map the ports. Idempotent. Raises: NotAvailable, KernelRefused, InvalidConfig for conditions that nft rejects."""
+    backend = choose_backend(backend)
+    with lock():
+        links = localhost_links(wanted)
+        if backend == "iptables":
+            iptables.add(wanted)
+        else:
+            _add_elements(wanted, links)
+        for link in links:
+            _enable_route_localnet(link)
+    connections.delete_to([m for m in wanted.mappings if m.protocol == "udp"])
+
+
+def _add_elements(wanted: Wanted, links: Sequence[str]) -> None:
+    """One transaction: damaged chains, elements, and the links from which packets to 127.0.0.1 are dropped."""
+    chains = _damaged(portmap_rules.wanted_chains(wanted))
+    replaced = [(name, portmap_rules.key_of(mapping)) for mapping in wanted.mappings for name in _replaced(mapping, wanted)]
+    new = [pair for mapping in wanted.mappings for pair in wanted_elements(mapping, wanted).items()]
+    closed = unprotected(links)
+    commands = [portmap_rules.delete_command(name, [key]) for name, key in replaced]
+    commands += [command for mapping in wanted.mappings for command in portmap_rules.element_commands(mapping, wanted)]
+    commands += [portmap_rules.localnet_command(link) for link in closed]
+    if not chains:
+        elements = [(name, element) for name, element in new if element]
+        elements += [(LOCALNET, nfnetlink.Element(portmap_rules.link_key(link), "")) for link in closed]
+        libnftables.change(libnftables.by_name(replaced), libnftables.by_name(elements), "; ".join(commands))
+        return
+    base = portmap_rules.base() if chains.keys() & portmap_rules.BASE_CHAINS.keys() else []
+    try:
+        with libnftables.borrowed() as handle:
+            handle.run("; ".join([*base, *portmap_rules.chain_commands(chains), *commands]))
+    except KernelRefused as error:
+        conditions = "; ".join([" ".join(words) for _, words in wanted.conditions if words])
+        if conditions and any(chain.startswith(f"{TABLE} {portmap_rules.IF}") for chain in chains):
+            raise InvalidConfig(f'nftables refuses the conditions "{conditions[:200]}"', error.details) from error
+        raise
+
+
+def _damaged(chains: Chains) -> Chains:
+    """Return the chains that are missing or hold other rules than wanted, as their comments show."""
+    return {
+        chain: (hook, lines)
+        for chain, (hook, lines) in chains.items()
+        if nfnetlink.rule_comments(chain) != rule_comments(lines)
+    }
+
+
+def _replaced(mapping: Mapping, wanted: Wanted) -> list[str]:
+    """The maps that hold a different element under the mapping's key, which has to be deleted first."""
+    names, key = [], portmap_rules.key_of(mapping)
+    for name, element in wanted_elements(mapping, wanted).items():
+        there = nfnetlink.element(name, key)
+        if there is None or there == element:
+            continue
+        names.append(name)
+        if there.comment != wanted.owner.comment() and name in HOSTPORTS:
+            port = f"host port {portmap_rules.key_text(key)}"
+            note(f'{port} reassigned from "{there.comment}" to "{wanted.owner.comment()}": the newest wins')
+    return names
+
+
+def wanted_elements(mapping: Mapping, wanted: Wanted) -> dict[str, Element | None]:
+    """The mapping's element in each map; None: it should have none."""
+    key, comment = portmap_rules.key_of(mapping), wanted.owner.comment()
+    chain = portmap_rules.source_chain(mapping, wanted)
+    return {
+        portmap_rules.hostports_map(mapping): nfnetlink.Element(key, comment, "", portmap_rules.target_of(mapping)),
+        portmap_rules.sources_map(mapping): nfnetlink.Element(key, comment, chain, jumps=True) if chain else None,
+    }
+
+
+def localhost_links(wanted: Wanted) -> list[str]:
+    """The links to pods that 127.0.0.1 may connect to: they need ``route_localnet``."""
+    from _socket import if_indextoname
+
+    if not wanted.snat:
+        return []
+    links: dict[str, None] = {}
+    for packed in dict.fromkeys([m.pod.ip.packed for m in wanted.mappings if m.is_for_localhost]):
+        kind, ifindex = route_to(packed)
+        if kind == RTN_UNICAST:
+            links[if_indextoname(ifindex)] = None
+        else:
+            note(f"no link leads to {portmap_rules.address_text(packed)}: its ports are unreachable from 127.0.0.1")
+    return list(links)
+
+
+def unprotected(links: Sequence[str]) -> list[str]:
+    """The links on which packets to 127.0.0.1 are not dropped yet."""
+    return [link for link in links if is_quotable(link) and nfnetlink.element(LOCALNET, portmap_rules.link_key(link)) is None]
+
+
+def _enable_route_localnet(link: str) -> None:
+    """Let the kernel accept replies to 127.0.0.1 from this link. Raises: KernelRefused."""
+    try:
+        sysctl.ensure(f"net/ipv4/conf/{link}/route_localnet", "1")
+    except OSError as error:
+        raise KernelRefused(f'unable to enable route_localnet of "{link}"', error.strerror or "") from error
+
+
+# ---- DEL --------------------------------------------------------------------------------------
+
+
+def delete(owner: Owner, udp_ports: Collection[int] = ()) -> set[tuple[int, bytes]]:
+    """Delete every mapping of this attachment, created by us or by Go; absence is success.
+
+    Args:
+        udp_ports: host ports that it may have had, for rules of iptables and Go, which are not read one by one.
+
+    Returns: the deleted elements: length of the target, which gives the IP version, and key.
+
+    Raises: Incomplete, with what is left, after everything else was deleted.
+    """
+    attempts = Attempts()
+    gone: list[Element] = []
+    others = False
+    with lock():
+        with attempts.attempt(f'elements of "{TABLE}"'):
+            gone = _delete_elements(owner.comment().__eq__, owner.comment())
+        with attempts.attempt(f'rules of "{GO_TABLES[0]}"'):
+            others |= _delete_go_rules(owner.container_id)
+        with attempts.attempt(f"chain {iptables.dnat_chain(owner)}"):
+            others |= iptables.delete(owner)
+    connections.delete_of(gone)
+    if others:
+        connections.delete_to_ports(4, {port: set() for port in udp_ports})
+        connections.delete_to_ports(6, {port: set() for port in udp_ports})
+    attempts.raise_if_failed("deleting port mappings")
+    return {(len(element.data), element.key) for element in gone}
+
+
+def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> list[Element]:
+    """Delete the elements whose comment ``selects`` returns True for, in one transaction. Returns: those of host ports."""
+    for last_try in (False, True):
+        found = {name: [e for e in nfnetlink.elements(name, holding) if selects(e.comment)] for name in MAPS}
+        keys = {name: [element.key for element in some] for name, some in found.items() if some}
+        if not keys:
+            return []
+        try:
+            libnftables.change(
+                keys, {}, "; ".join([portmap_rules.delete_command(name, of_map) for name, of_map in keys.items()])
+            )
+            break
+        except KernelRefused as error:  # another process may have flushed the ruleset since it was read
+            if error.errno != nfnetlink.ENOENT or last_try:
+                raise
+    return [element for name in HOSTPORTS for element in found[name]]
+
+
+def _delete_go_rules(container_id: str) -> bool:
+    """Delete the rules of the Go plugin's nftables back end. Go-compatible: its comments name only the container."""
+    commands = []
+    for table in [table for table in GO_TABLES if nfnetlink.exists(table)]:
+        for chain in GO_CHAINS:
+            rules = nfnetlink.rule_handles(f"{table} {chain}")
+            commands += [f"delete rule {table} {chain} handle {number}" for number, of in rules if of == container_id]
+    if not commands or not libnftables.deletable(commands[0].split(" handle ")[0].removeprefix("delete rule ")):
+        return False
+    with libnftables.borrowed() as handle:
+        handle.run("; ".join(commands))
+    return True
+
+
+# ---- GC ---------------------------------------------------------------------------------------
+
+
+def delete_stale(
+    network: str, valid: Collection[tuple[str, str]] | None, is_stale: Callable[[str, str], bool] | None = None
+) -> None:
+    """Delete the mappings of this network's stale attachments, and repair the base chains of the others.
+
+    The rules of Go's nftables back end name no network: only DEL deletes them.
+
+    Args:
+        valid: (container id, interface name) of the attachments to keep; all others of the network are deleted.
+        is_stale: called if there is no such list; iptables rules do not name their interface, and stay.
+
+    Raises: Incomplete, with what is left, after everything else was deleted.
+    """
+    attempts = Attempts()
+    gone: list[Element] = []
+    with lock():
+        with attempts.attempt(f'elements of "{TABLE}"'):
+            gone = _delete_elements(stale_test(network, valid, is_stale))
+        if valid is not None:
+            with attempts.attempt("iptables chains"):
+                iptables.delete_stale(network, frozenset([container_id for container_id, _ in valid]))
+        with attempts.attempt("shared chains"):
+            _repair_base()
+        with attempts.attempt("unused chains"):
+            _delete_unused_chains()
+    connections.delete_of(gone)
+    attempts.raise_if_failed("deleting stale port mappings")
+
+
+def _repair_base() -> None:
+    """Restore the chains that lead to the maps, if there is a mapping."""
+    damaged = _damaged(portmap_rules.BASE_CHAINS)
+    if not damaged or not any(nfnetlink.elements(name) for name in HOSTPORTS) or not libnftables.deletable(TABLE):
+        return
+    with libnftables.borrowed() as handle:
+        handle.run("; ".join([*portmap_rules.base(), *portmap_rules.chain_commands(damaged)]))
+
+
+def _delete_unused_chains() -> None:
+    """Delete the chains of subnets and conditions that no mapping refers to any more."""
+    if not nfnetlink.exists(f"{TABLE} hostports4") or not libnftables.deletable(TABLE):
+        return
+    with libnftables.borrowed() as handle:
+        chains = handle.chain_lines(TABLE)
+        used = {element.target for name in SOURCES for element in nfnetlink.elements(name)}
+        used |= {line.partition(" goto ")[2].partition(" ")[0] for name in used for line in chains.get(name, ())}
+        unused = [name for name in chains if name.startswith((portmap_rules.IF, portmap_rules.MARK)) and name not in used]
+        marks = {name.partition("-")[0] for name in chains if name.startswith(portmap_rules.MARK) and name not in unused}
+        of_marks = f"masquerade-{portmap_rules.MARK}"
+        unused += [name for name in chains if name.startswith(of_marks) and name.partition("-")[2] not in marks]
+        if unused:  # flush all before deleting: some refer to others of them
+            handle.run("; ".join([f"{verb} chain {TABLE} {name}" for verb in ("flush", "delete") for name in unused]))

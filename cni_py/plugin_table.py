@@ -1,0 +1,55 @@
+"""The table of plugins: one row per plugin, with everything that other modules know about a plugin by its name.
+
+A new plugin is a module, a model of its configuration in config/models.py, and a row here: docs/contributing.md
+adds one. Literals only, and nothing is imported: the client loads this file with every call.
+"""
+
+
+class Row:
+    """What the rest of cni-py has to know about a plugin.
+
+    ``module`` has the functions of ``dispatch.Plugin``; ``kind`` is its directory in plugins/; ``model`` is a class of
+    config/models.py.
+
+    ``record`` says how an attachment is remembered from ADD to DEL (attachment/record.py): "shared" with the other
+    plugins of the network, written by the engine; "own", written by the plugin itself, for a meta plugin, whose DEL
+    comes before that of the plugin in front of it; "" for not at all.
+
+    ``gives_addresses``: its network has a pool of addresses, whether the plugin or its delegate keeps it. ``files``
+    says what the sweep finds in the configuration's ``dataDir``: "reservations", "delegate configurations" or "".
+    """
+
+    def __init__(
+        self, module: str, kind: str, model: str, record: str = "", gives_addresses: bool = False, files: str = ""
+    ) -> None:
+        self.module, self.kind, self.model = module, kind, model
+        self.record, self.gives_addresses, self.files = record, gives_addresses, files
+
+
+PLUGINS = {
+    "flannel": Row(
+        "cni_py.plugins.meta.flannel",
+        kind="meta",
+        model="FlannelConfig",
+        record="shared",
+        gives_addresses=True,
+        files="delegate configurations",
+    ),
+    "bridge": Row(
+        "cni_py.plugins.main.bridge",
+        kind="main",
+        model="BridgeConfig",
+        record="shared",
+        gives_addresses=True,
+    ),
+    "host-local": Row(
+        "cni_py.plugins.ipam.host_local",
+        kind="ipam",
+        model="HostLocalConfig",
+        record="shared",
+        gives_addresses=True,
+        files="reservations",
+    ),
+    "portmap": Row("cni_py.plugins.meta.portmap", kind="meta", model="PortmapConfig", record="own"),
+    "loopback": Row("cni_py.plugins.main.loopback", kind="main", model="LoopbackConfig"),
+}

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""The tests of what the kernel here may lack, in two machines that have it, side by side. `make test-kernel` calls this.
+
+    run.py [uml|qemu] [--limit SECONDS] [PYTEST-ARGUMENT …]     (arguments take the place of the machine's list of tests)
+
+    uml    user-mode Linux 6.1: bridge VLANs, vlan, ipvlan, vrf, dummy, ipip; of nftables it has the family `bridge` alone
+    qemu   Debian's kernel under software emulation: WireGuard, and what needs nftables' family `inet`
+
+How it works. A machine is one process here; its root is this machine's file system, read-only. In it one pytest runs
+all of its list. Each line is shown as it comes, under the machine's name; the last one adds up both closing lines.
+Where user-mode Linux does not start, its tests run in qemu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+HERE = CHECKOUT / "integration" / "kernel"
+BUILD = CHECKOUT / "build" / "kernel"
+UML = CHECKOUT / "integration" / "golden-plugins" / "uml.sh"
+PYTHON = CHECKOUT / "build" / "venv" / "bin" / "python"
+BIN_DIR = CHECKOUT / "build" / "test" / "cni" / "bin"
+TESTS = {
+    "uml": [
+        "integration/kernel/test_bridge_vlan.py",
+        "integration/kernel/test_flanneld_ipip.py",
+        "integration/kernel/test_recorded.py",
+        "tests/netns/test_bridge_options.py::test_vlan",
+    ],
+    "qemu": [
+        "integration/kernel/test_flanneld_wireguard.py",
+    ],
+}
+ADDOPTS = "--strict-markers --strict-config -ra -p no:cacheprovider --import-mode=importlib"
+TEST_SECONDS = 300
+LIMIT_SECONDS = 1200
+CLOSING = re.compile(r"=+ (.*) in [\d.]+s.*=+$")
+MEGABYTES = 1024
+_lock = threading.Lock()
+
+
+@dataclass
+class Machine:
+    """``counts``: of pytest's closing line; empty where it never came to one."""
+
+    name: str
+    tests: list[str]
+    limit: float
+    counts: Counter[str] = field(default_factory=Counter)
+    status: int | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def run(self) -> None:
+        """Until its process ends, of itself or at the limit."""
+        command = uml_command(self.tests) if self.name == "uml" else qemu_command(self.tests)
+        environment = os.environ | {"PATH": f"{BUILD / 'bin'}:{os.environ['PATH']}", "LIMIT": f"{self.limit:.0f}"}
+        self.say(f"starts, with {' '.join(self.tests)}")
+        process = subprocess.Popen(
+            ["nice", "timeout", "--kill-after=5", f"{self.limit:.0f}", *command],
+            cwd=CHECKOUT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self.hear(line.rstrip())
+        process.wait()
+        if not self.counts:
+            self.say(f"did not come to pytest's closing line (limit: {self.limit:.0f} s)")
+
+    def hear(self, line: str) -> None:
+        if line.startswith("exit status "):
+            self.status = int(line.split()[2])
+        elif line:
+            self.say(line)
+        if found := CLOSING.search(line):
+            self.counts.update({kind: int(number) for number, kind in re.findall(r"(\d+) ([a-z]+)", found[1])})
+
+    def say(self, line: str) -> None:
+        with _lock:
+            print(f"{self.name:4} {time.monotonic() - self.began:4.0f} s  {line}", flush=True)
+
+    @property
+    def has_passed(self) -> bool:
+        return self.status == 0 and self.counts["passed"] > 0
+
+
+def guest_command(modules: str, tests: list[str]) -> list[str]:
+    pytest = [str(PYTHON), "-m", "pytest", "-p", "pytest_timeout", "-v", "--color=no", "-o", f"timeout={TEST_SECONDS}"]
+    guest = [str(HERE / "guest"), modules, "env", f"TEST_BIN_DIR={BIN_DIR}"]
+    return ["sh", *guest, *pytest, "-o", f"addopts={ADDOPTS}", *tests]
+
+
+def uml_command(tests: list[str]) -> list[str]:
+    return [str(UML), *guest_command("/run/modprobe", tests)]
+
+
+def qemu_command(tests: list[str]) -> list[str]:
+    (BUILD / "command").write_text(shlex.join(guest_command(str(BUILD / "linux"), tests)) + "\n")
+    machine = ["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", str(MEGABYTES)]
+    console = ["-display", "none", "-monitor", "none", "-serial", "stdio", "-serial", f"file:{BUILD / 'console'}"]
+    kernel = ["-kernel", str(BUILD / "linux" / "vmlinuz"), "-initrd", str(BUILD / "initramfs"), "-no-reboot"]
+    kernel += ["-append", f"console=ttyS1 quiet panic=-1 checkout={CHECKOUT}"]
+    files = ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
+    return ["qemu-system-x86_64", "-nic", "none", *machine, *console, *kernel, *files]
+
+
+def uml_starts() -> bool:
+    environment = os.environ | {"PATH": f"{BUILD / 'bin'}:{os.environ['PATH']}", "LIMIT": "60"}
+    return subprocess.run([UML, "true"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def planned(chosen: str, arguments: list[str], limit: float) -> list[Machine]:
+    """The machines, each with its tests."""
+    tests = {name: arguments or TESTS[name] for name in ([chosen] if chosen else TESTS)}
+    if "uml" in tests and not uml_starts():
+        print("user-mode Linux does not start here (uml.sh true): its tests run in qemu", flush=True)
+        tests = {"qemu": [*dict.fromkeys(tests.get("qemu", []) + tests["uml"])]}
+    return [Machine(name, of_it, limit) for name, of_it in tests.items()]
+
+
+def closing_line(machines: list[Machine], seconds: float) -> str:
+    """As pytest's."""
+    counts = sum((machine.counts for machine in machines), Counter())
+    lost = sum(not machine.counts for machine in machines)
+    counts["errors"] += counts.pop("error", 0) + lost
+    kinds = [kind for kind in ("failed", "passed", "skipped", "deselected", "xfailed", "errors") if counts[kind]]
+    words = ", ".join(f"{counts[kind]} {kind}" for kind in kinds) or "no tests ran"
+    return f" {words} in {seconds:.2f}s ".center(100, "=")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("machine", nargs="?", default="")
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS)
+    options, arguments = parser.parse_known_args()
+    if options.machine and options.machine not in TESTS:
+        arguments, options.machine = [options.machine, *arguments], ""
+    began = time.monotonic()
+    machines = planned(options.machine, arguments, options.limit)
+    threads = [threading.Thread(target=machine.run) for machine in machines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(closing_line(machines, time.monotonic() - began), flush=True)
+    return 0 if all(machine.has_passed for machine in machines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,417 @@
+"""A host of its own for a test: network, mount, process and System V namespaces, thrown away afterwards.
+
+    def test_second_pod_gets_next_address(host):
+        pod = host.netns("c1")
+        rc, result = host.call("bridge", "ADD", CONF, sandbox=pod)
+        assert host.run("ip -br addr show eth0", pod).split()[2] == "10.1.0.2/24"
+
+How it works. `unshare` starts a shell as process 1 of new namespaces; it mounts what plugins write to
+(/run, /var/lib/cni, /var/lib/cni-py, /etc/cni) as empty tmpfs's and then waits on a pipe. Commands enter its namespaces with
+nsenter(1); a Python function enters them in a forked child with the nsenter package (`host.do`). When the pipe closes,
+by close() or because the test run died, process 1 ends, and the kernel removes everything that was in there:
+processes, interfaces, rules, mounts. Nothing is cleaned up by name, and the machine's own network is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
+CLOSE_SECONDS = 20.0
+GONE = "/run/netns/gone"  # a sandbox that does not exist
+SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+
+# process 1 ends with its standard input, and reaps what is left to it: dash cannot ignore SIGCHLD, and ends a `read` by it
+SETUP = """
+mount --make-rprivate /
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /run
+mkdir -p /run/netns /run/lock /run/flannel /var/lib/cni /var/lib/cni-py /etc/cni
+mount -t tmpfs tmpfs /var/lib/cni
+mount -t tmpfs tmpfs /var/lib/cni-py
+mount -t tmpfs tmpfs /etc/cni
+mount --make-rshared /run
+ip link set lo up
+echo 0 >/proc/sys/net/ipv4/ip_forward
+echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
+exec 3<&0
+cat <&3 >/dev/null &
+echo ready
+wait $!
+"""
+
+
+class Stuck(AssertionError):
+    """A process has not ended in the time it may take: it hangs, or it is stopped."""
+
+
+def what_it_does(pid: int) -> str:
+    """Name, state and where in the kernel a process is: for a message about one that does not end."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        name, state = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2]
+        state = {"T": "T, it is stopped (SIGSTOP)", "t": "t, it is stopped by its tracer"}.get(state, state)
+        where = Path(f"/proc/{pid}/wchan").read_text() or "?"
+    except OSError:
+        return f"{pid}: gone"
+    return f"{pid} {name}: state {state}, in {where}"
+
+
+def wait_for_end(process: subprocess.Popen[Any], seconds: float = 20.0, words: str = "") -> int:
+    """The exit status of a process, which is killed if it takes longer: SIGKILL ends one that is stopped, too. Raises: Stuck."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        doing = what_it_does(process.pid)
+        process.kill()
+        process.wait(seconds)
+        raise Stuck(f"not at its end after {seconds:g} s: {doing}\n{words}") from None
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A container's network namespace on a Host; `str()` is its path."""
+
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"/run/netns/{self.name}"
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Reply of a plugin: `rc, value = host.call(…)`."""
+
+    rc: int
+    json: Any  # its standard output; None if that was empty
+    stderr: str = field(default="", repr=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.rc, self.json))
+
+    @property
+    def code(self) -> int | None:
+        """The CNI error code, if this is an error."""
+        return self.json.get("code") if self.rc and isinstance(self.json, dict) else None
+
+
+class Host:
+    """Namespaces of its own, as a machine that runs containers. A context manager; `close()` ends everything in it.
+
+    `bin_dir`: where `call` finds plugins that are named without a path, and the default of CNI_PATH.
+    """
+
+    def __init__(self, bin_dir: str | Path = "") -> None:
+        self.bin_dir = str(bin_dir)
+        self._unshare = subprocess.Popen(
+            [
+                "unshare",
+                "--net",
+                "--mount",
+                "--pid",
+                "--ipc",
+                "--fork",
+                "--kill-child=KILL",
+                "--mount-proc",
+                "sh",
+                "-ec",
+                SETUP,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._unshare.stdout is not None
+        if self._unshare.stdout.readline() != "ready\n":
+            words = self._unshare.communicate()[1]
+            raise RuntimeError(f"no namespaces can be made here: {words.strip()}")
+        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
+        self.pid = int(children[0])
+        """Process 1 of the host, as seen from outside: /proc/PID/ns/… are its namespaces."""
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End everything in the host. Twice is fine."""
+        try:
+            self._unshare.communicate(timeout=CLOSE_SECONDS)  # closes its standard input, and waits
+        except subprocess.TimeoutExpired:  # a child of a test that was given up holds it open
+            self._unshare.kill()
+            self._unshare.communicate()
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def command(self, *argv: str, sandbox: Sandbox | str | None = None) -> list[str]:
+        """`argv` as run in this host, or in one of its sandboxes: for subprocess.Popen and the like."""
+        enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--pid", "--ipc", "--root", "--wd=/"]
+        inside = ["ip", "netns", "exec", Path(str(sandbox)).name] if sandbox is not None else []
+        return [*enter, *inside, *argv]
+
+    def run(self, script: str, sandbox: Sandbox | str | None = None, *, check: bool = True, stdin: str | None = None) -> str:
+        """Run a shell script (`sh -e`) and return what it printed.
+
+        Raises: AssertionError, with its words, if it fails; `check=False`: never.
+        """
+        done = self.execute(["sh", "-ec", script], sandbox=sandbox, stdin=stdin)
+        assert not check or done.returncode == 0, f"{script!r} failed with {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def execute(
+        self,
+        argv: list[str],
+        *,
+        sandbox: Sandbox | str | None = None,
+        stdin: str | None = None,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program with exactly this environment (default: PATH alone) and return what it did."""
+        return subprocess.run(
+            self.command(*argv, sandbox=sandbox),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            env={"PATH": PATH, "LC_ALL": "C.UTF-8"} if env is None else env,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    def json(self, command: str, sandbox: Sandbox | str | None = None) -> Any:
+        """Return the decoded output of an `ip -j …`, `bridge -j …` or `nft -j …` command."""
+        text = self.run(command, sandbox)
+        return decode_json(text) if text.strip() else []
+
+    def do(self, function: Callable[..., T], *args: Any, sandbox: Sandbox | str | None = None) -> T:
+        """Call a Python function in this host (or in a sandbox of it), in a forked child; returns its value.
+
+        Arguments may be anything; the value and an exception must be picklable, or their text is what
+        arrives. What the function changes in memory stays in the child.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        read_fd, write_fd = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(read_fd)
+            self._answer(write_fd, function, args, sandbox)
+        os.close(write_fd)
+        with open(read_fd, "rb") as answer:
+            data = answer.read()
+        _, status = os.waitpid(child, 0)
+        assert data, f"{function} in a child: no answer, exit status {os.waitstatus_to_exitcode(status)}"
+        ok, value, words = pickle.loads(data)
+        if ok:
+            return value
+        if isinstance(value, BaseException):
+            value.add_note(words)
+            raise value
+        raise AssertionError(words)
+
+    def _answer(
+        self, write_fd: int, function: Callable[..., Any], args: tuple[Any, ...], sandbox: Sandbox | str | None
+    ) -> None:
+        """The forked child: enter, fork (a process namespace is entered by children only), call, answer, end."""
+        from nsenter import Namespace
+
+        status = 1
+        try:
+            net = (
+                f"/proc/{self.pid}/root{Path('/run/netns') / Path(str(sandbox)).name}" if sandbox is not None else str(self.pid)
+            )
+            spaces = [Namespace(net, "net"), *(Namespace(str(self.pid), kind) for kind in ("ipc", "pid", "mnt"))]
+            root = os.open(f"/proc/{self.pid}/root", os.O_PATH)
+            for space in spaces:
+                space.__enter__()
+            os.fchdir(root)  # entering a mount namespace leads to its own root, out of a chroot that the tests may run in
+            os.chroot(".")
+            os.chdir("/")
+            child = os.fork()
+            if child == 0:
+                with open(write_fd, "wb") as pipe:
+                    pipe.write(_outcome(function, args))
+            else:
+                os.close(write_fd)
+                os.waitpid(child, 0)
+            status = 0
+        finally:
+            os._exit(status)
+
+    # --- containers and plugins ---------------------------------------------------------------------------------------
+
+    def netns(self, name: str) -> Sandbox:
+        """Make a container's network namespace, /run/netns/NAME."""
+        self.run(f"ip netns add {name}")
+        return Sandbox(name)
+
+    def delete_netns(self, sandbox: Sandbox) -> None:
+        """Remove a container's namespace, as a runtime does after the container has exited."""
+        self.run(f"ip netns delete {sandbox.name}")
+
+    def path(self, path: str) -> Path:
+        """A file of this host as seen from outside: `host.path("/run/flannel/subnet.env").write_text(…)`.
+
+        Directories under /run, /var/lib/cni, /var/lib/cni-py and /etc/cni are the host's; all others are the machine's.
+        """
+        return Path(f"/proc/{self.pid}/root{path}")
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file of this host, with the directories above it."""
+        file = self.path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def write_subnet_env(self, text: str = SUBNET_ENV) -> None:
+        """Write /run/flannel/subnet.env; default: that of the deployment guide."""
+        self.write("/run/flannel/subnet.env", text)
+
+    def call(
+        self,
+        plugin: str,
+        verb: str,
+        conf: dict[str, Any] | str,
+        *,
+        sandbox: Sandbox | str | None = None,
+        container_id: str = "c1",
+        ifname: str = "eth0",
+        args: str = "",
+        cni_path: str | None = None,
+        prev: dict[str, Any] | None = None,
+        env: dict[str, str | None] | None = None,
+    ) -> Reply:
+        """Execute a plugin as a runtime does.
+
+        `plugin`: a name in `bin_dir`, or a path. `conf`: the configuration, or text for standard input as it is.
+        `sandbox`: CNI_NETNS; None: empty for ADD, CHECK and DEL. `prev`: becomes prevResult. `env` sets a variable, or with
+        None removes it. STATUS, GC and VERSION get no container, sandbox and interface name.
+        """
+        if isinstance(conf, dict):
+            conf = json.dumps(conf | ({"prevResult": prev} if prev is not None else {}))
+        program = plugin if "/" in plugin else f"{self.bin_dir}/{plugin}"
+        environment = {"PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": self.bin_dir if cni_path is None else cni_path}
+        if verb not in ("STATUS", "GC", "VERSION"):
+            netns = "" if sandbox is None else str(sandbox)
+            environment |= {"CNI_CONTAINERID": container_id, "CNI_NETNS": netns, "CNI_IFNAME": ifname}
+        if args:
+            environment["CNI_ARGS"] = args
+        for name, value in (env or {}).items():
+            environment.pop(name, None)
+            if value is not None:
+                environment[name] = value
+        done = self.execute([program], stdin=conf, env=environment)
+        try:
+            value = json.loads(done.stdout) if done.stdout.strip() else None
+        except ValueError:
+            raise AssertionError(f"{plugin} {verb} printed no JSON:\n{done.stdout}\n{done.stderr}") from None
+        return Reply(done.returncode, value, done.stderr)
+
+    def ok(self, plugin: str, verb: str, conf: dict[str, Any] | str, **options: Any) -> Any:
+        """`call`, which must succeed; returns what the plugin printed, as JSON."""
+        reply = self.call(plugin, verb, conf, **options)
+        assert reply.rc == 0, f"{plugin} {verb}: {reply.json}\n{reply.stderr}"
+        return reply.json
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def host_ends(self) -> list[str]:
+        """Names of the veths on the host."""
+        return sorted(link["ifname"] for link in self.json("ip -j link show type veth"))
+
+    def files(self, *folders: str) -> dict[str, str]:
+        """Path to content of all files in these directories (default: what plugins write, but for locks)."""
+        found = {}
+        for folder in folders or ("/var/lib/cni", "/run/cni-state", "/etc/cni"):
+            for file in sorted(self.path(folder).rglob("*")):
+                if file.is_file() and file.name != "lock":
+                    found[folder + "/" + str(file.relative_to(self.path(folder)))] = file.read_bytes().decode(errors="replace")
+        return found
+
+    def snapshot(self, *sandboxes: Sandbox | str) -> dict[str, Any]:
+        """Everything a plugin could have changed, as comparable values: `assert before == host.snapshot()`.
+
+        Left out: counters, times, handles; what all attachments of a host share (last_reserved_ip, lock files); the journal
+        under /run/cni-py, which outlives an attachment; link-local addresses and their routes, which the kernel adds
+        of itself when duplicate address detection is over.
+        """
+        files = {name: text for name, text in self.files().items() if "last_reserved_ip" not in name}
+        state: dict[str, Any] = {"host": self._network(None), "files": files}
+        for sandbox in sandboxes:
+            state[str(sandbox)] = self._network(sandbox)
+        return state
+
+    def _network(self, sandbox: Sandbox | str | None) -> dict[str, Any]:
+        """Links, addresses, routes, rules, packet filter and the sysctls that plugins set, in one namespace."""
+        script = (
+            "ip -j -d addr show; echo; ip -j -4 route show table all; echo; ip -j -6 route show table all; echo;"
+            "ip -j -4 rule; echo; ip -j -6 rule; echo; bridge -j link; echo; bridge -j vlan; echo; nft -j list ruleset; echo;"
+            "cd /proc/sys/net; grep -sH . ipv4/ip_forward ipv4/conf/*/* ipv6/conf/*/* || true"
+        )
+        lines = [line for line in self.run(script, sandbox).splitlines() if line]
+        names = ["addresses", "routes4", "routes6", "rules4", "rules6", "ports", "vlans", "nft"]
+        values = {name: decode_json(line) for name, line in zip(names, lines, strict=False)}
+        values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
+        for link in values["addresses"]:
+            link["addr_info"] = [item for item in link["addr_info"] if not _is_link_local(item.get("local", ""))]
+        values["routes6"] = [route for route in values["routes6"] if not _is_link_local(route["dst"])]
+        shown = {name: _without_noise(value) for name, value in values.items()}
+        shown["sysctls"] = sorted(line for line in lines[len(names) :] if "/stable_secret" not in line)
+        return shown
+
+
+def decode_json(text: str) -> Any:
+    """Decode ``ip -j``: Ubuntu's writes "fan-map" into the details of a VXLAN device, which is not JSON."""
+    return json.loads(text.replace("fan-map ", ""))
+
+
+def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    """Call the function; pickled: whether it returned, its value or exception, words for a person."""
+    try:
+        return pickle.dumps((True, function(*args), ""))
+    except BaseException as error:  # noqa: BLE001 — carried over to the parent
+        words = "in a child process:\n" + traceback.format_exc()
+        try:
+            data = pickle.dumps((False, error, words))
+            pickle.loads(data)
+        except Exception:  # noqa: BLE001 — an exception that cannot be pickled
+            data = pickle.dumps((False, None, words))
+        return data
+
+
+NOISE = {
+    "ifindex", "link_index", "handle", "packets", "bytes", "valid_life_time", "preferred_life_time", "tentative", "gc_timer",
+    "hello_timer", "tcn_timer", "topology_change_timer", "hold_timer", "message_age_timer", "forward_delay_timer", "stats64",
+    "expires", "used", "age", "cache", "operstate", "config_pending", "topology_change_ack",
+    "fdb_n_learned",
+}  # fmt: skip
+
+
+def _is_link_local(address: str) -> bool:
+    return address.startswith(("fe80:", "ff00:"))
+
+
+def _without_noise(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_noise(member) for key, member in value.items() if key not in NOISE}
+    if isinstance(value, list):
+        return [_without_noise(item) for item in value]
+    return value

@@ -1,0 +1,156 @@
+"""Recorded cases and how they are compared: for integration/golden and integration/golden-plugins, which both use the newer runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_py.plugin_table import PLUGINS
+from cni_py.spec.environment import fault_in
+
+INTEGRATION = Path(__file__).resolve().parents[2] / "integration"
+RUNNER = INTEGRATION / "golden-plugins" / "golden.py"
+SHARED = INTEGRATION.parents[1] / "shared"
+
+Case = dict[str, Any]
+
+
+# --- which cases the tree can run -------------------------------------------------------------------------------------
+
+
+@cache
+def load(directory: Path) -> dict[Path, list[Case]]:
+    """The cases of each file."""
+    return {file: json.loads(file.read_text()) for file in sorted(directory.glob("*.json"))}
+
+
+@cache
+def called_plugins(directory: Path) -> frozenset[str]:
+    """Every plugin that a case of the directory calls.
+
+    Not among them: `nonesuch` and `none`, which some configurations name as IPAM, and a plugin that is called as delegate alone,
+    out of /usr/lib/cni.
+    """
+    every = [case for cases in load(directory).values() for case in cases]
+    return frozenset(step["plugin"] for case in every for step in case["steps"] if "plugin" in step)
+
+
+def types(value: Any) -> Iterator[str]:
+    """Every `type` in a configuration: of the plugin, its IPAM, its delegate."""
+    if isinstance(value, list):
+        for member in value:
+            yield from types(member)
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str):
+            yield value["type"]
+        yield from types(list(value.values()))
+
+
+def missing_plugins(file: Path, case: Case) -> set[str]:
+    """The plugins that a case of the file needs and this tree lacks."""
+    named = {step["plugin"] for step in case["steps"] if "plugin" in step} | set(types(case["steps"]))
+    return named & called_plugins(file.parent) - PLUGINS.keys()
+
+
+def parameters(directory: Path) -> list[Any]:
+    """Each case with its file, as parameters of a test; one that needs a plugin which this tree lacks is skipped."""
+    return [
+        pytest.param(file, case, id=case["name"], marks=skip_without_plugins(file, case))
+        for file, cases in load(directory).items()
+        for case in cases
+    ]
+
+
+def skip_without_plugins(file: Path, case: Case) -> list[pytest.MarkDecorator]:
+    missing = missing_plugins(file, case)
+    return [pytest.mark.skip(reason=f"this tree has no {', '.join(sorted(missing))}")] if missing else []
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def compare(file: Path, cases: list[Case], bin_dir: Path, companion: Path | None = None) -> list[Case]:
+    """Run these cases of a file against the installed plugins; returns those that were compared.
+
+    Raises: AssertionError, with the differences.
+    """
+    skip_without_ptp(cases)
+    only = "|".join(re.escape(case["name"]) for case in cases)
+    command = [sys.executable, RUNNER, "compare", "--bin-dir", bin_dir, "--cases", file, "--only", f"^({only})$", "-v"]
+    command += ["--with", companion] if companion else []
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    why = "".join(case.get("why", "") for case in cases) if len(cases) == 1 else ""
+    assert done.returncode == 0, f"{why}\n{done.stdout}{done.stderr}"
+    skipped = dict(re.findall(r"^SKIPPED (\S+): (.*)$", done.stdout, re.MULTILINE))
+    if len(skipped) == len(cases):
+        pytest.skip(next(iter(skipped.values())))
+    assert f"{len(cases) - len(skipped)} passed, 0 failed" in done.stdout
+    return [case for case in cases if case["name"] not in skipped]
+
+
+def skip_without_ptp(cases: list[Case]) -> None:
+    if "/usr/lib/cni" in json.dumps([case["steps"] for case in cases]) and not os.access("/usr/lib/cni/ptp", os.X_OK):
+        pytest.skip("no ptp in /usr/lib/cni (package containernetworking-plugins)")
+
+
+def outdated(directory: Path, *names: str) -> list[str]:
+    """Files of ../shared that the directory of the same name lacks or has otherwise; skips where there is no ../shared."""
+    origin = SHARED / directory.name
+    if not origin.is_dir():
+        pytest.skip(f"no ../shared/{directory.name} beside this checkout")
+    names = (*names, *(f"cases/{file.name}" for file in sorted((origin / "cases").glob("*.json"))))
+    copies = {name: directory / name for name in names}
+    return [name for name, copy in copies.items() if not copy.exists() or copy.read_bytes() != (origin / name).read_bytes()]
+
+
+# --- with the agent ---------------------------------------------------------------------------------------------------
+
+# An agent that writes down each call that it handles, in the machine's own file system: a case's host ends with the case.
+COUNTING = """
+from cni_py import engine
+plain = engine.handle
+def handle(call, stdin):
+    with open({answered!r}, "a") as file:
+        file.write(f"{{call.plugin}} {{call.verb}}\\n")
+    return plain(call, stdin)
+engine.handle = handle
+"""
+
+
+def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
+    """Run the cases of a file in one go, but those that need a plugin which this tree lacks; the agent has to answer every call."""
+    cases = [case for case in load(file.parent)[file] if not missing_plugins(file, case)]
+    if not cases:
+        pytest.skip("this tree has no plugins for any case of this file")
+    launcher = (bin_dir.parent.parent / "bin" / "cni-agent").read_text()
+    program, answered = tmp_path / "cni-agent", tmp_path / "answered"
+    counting = COUNTING.format(answered=str(answered))
+    program.write_text(launcher.replace("\nsys.exit(main())\n", f"\n{counting}\nsys.exit(main())\n"))
+    program.chmod(0o755)
+    compared = compare(file, cases, bin_dir, program)
+    assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(compared)
+
+
+def calls_for_the_agent(cases: list[Case]) -> Counter[str]:
+    """Count the calls but those that the client handles itself: VERSION, and errors of the environment."""
+    found: Counter[str] = Counter()
+    for step in [step for case in cases for step in case["steps"] if "plugin" in step]:
+        environ = {"CNI_COMMAND": step["verb"], "CNI_PATH": step.get("path", "/bin"), "CNI_ARGS": step.get("args", "")}
+        if step["verb"] not in ("STATUS", "GC"):
+            netns = "" if step.get("ns", 1) is None else "/run/netns/any"
+            environ |= {"CNI_CONTAINERID": step.get("id", "c1"), "CNI_NETNS": netns, "CNI_IFNAME": step.get("ifname", "eth0")}
+        environ |= step.get("env") or {}
+        environ = {name: value for name, value in environ.items() if value is not None}
+        if step["verb"] != "VERSION" and environ.get("CNI_COMMAND") and not fault_in(environ):
+            found[f"{step['plugin']} {step['verb']}"] += 1
+    return found

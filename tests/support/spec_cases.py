@@ -1,0 +1,104 @@
+"""Shared parts of the files in spec/: the spec's versions and verbs, a configuration per plugin, raw calls."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from itertools import count
+from typing import Any
+
+from cni_py import plugin_table
+from support.namespaces import PATH, Host, Reply, Sandbox
+
+PLUGINS = tuple(name for name in plugin_table.PLUGINS if name != "portmap")  # which has tests of its own, behind bridge
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
+FIRST_VERSION = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
+
+_numbers = count()
+
+
+def has(version: str, verb: str) -> bool:
+    """Return whether this version of the spec has the verb."""
+    return VERSIONS.index(version) >= VERSIONS.index(FIRST_VERSION.get(verb, "0.1.0"))
+
+
+def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
+    """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's."""
+    ipam = {
+        "type": "host-local",
+        "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "10.9.0.0/16", "gw": "10.1.2.9", "mtu": 1400, "priority": 7}],
+    }
+    own: dict[str, Any] = {
+        "flannel": {"delegate": {"bridge": "flannel0", "isDefaultGateway": True}},
+        "bridge": {"bridge": "bridge0", "isGateway": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"], "search": ["a"]}},
+        "host-local": {"ipam": ipam},
+        "loopback": {},
+    }[plugin]
+    about = {"name": f"{plugin}-net", "type": plugin} | ({} if version is None else {"cniVersion": version})
+    return about | own | keys
+
+
+def new_sandbox(host: Host) -> Sandbox:
+    """A sandbox whose name no other test has."""
+    return host.netns(f"box{next(_numbers)}")
+
+
+def new_id() -> str:
+    """A container id that no other test has."""
+    return f"container{next(_numbers)}"
+
+
+def execute(
+    host: Host,
+    program: str,
+    env: dict[str, str | bytes],
+    stdin: bytes = b"",
+    redirect: str = "",
+    wrap: tuple[str, ...] = (),
+    timeout_seconds: float = 30,
+) -> tuple[int, bytes, bytes]:
+    """Execute a plugin (a name in bin_dir, or a path) with exactly this environment: status, stdout, stderr.
+
+    `redirect`: for the shell, as in "<&-". `wrap`: the command goes behind these words.
+    """
+    path = program if "/" in program else f"{host.bin_dir}/{program}"
+    argv = [*wrap, path] if not redirect else ["sh", "-c", f'exec "$0" {redirect}', path]
+    done = subprocess.run(host.command(*argv), input=stdin, env=env, capture_output=True, timeout=timeout_seconds, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def environment(host: Host, verb: str, sandbox: Sandbox | str = "", container_id: str = "c1") -> dict[str, str | bytes]:
+    """Return the variables that a runtime sets."""
+    of_attachment = {"CNI_CONTAINERID": container_id, "CNI_NETNS": str(sandbox), "CNI_IFNAME": "eth0"}
+    return {"PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": host.bin_dir} | (of_attachment if has_attachment(verb) else {})
+
+
+def has_attachment(verb: str) -> bool:
+    """Return whether the verb is about one container."""
+    return verb in ("ADD", "DEL", "CHECK")
+
+
+def error_of(reply: Reply | tuple[int, bytes, bytes]) -> dict[str, Any]:
+    """The error object, checked: as the spec has it, alone on standard output, exit status not 0, no traceback."""
+    if isinstance(reply, Reply):
+        rc, error, stderr = reply.rc, reply.json, reply.stderr
+    else:
+        rc, error, stderr = reply[0], json.loads(reply[1]), reply[2].decode(errors="replace")
+    assert "Traceback" not in stderr, stderr
+    assert rc == 1, error
+    assert error is not None
+    assert set(error) <= {"cniVersion", "code", "msg", "details"}
+    assert error["cniVersion"] in VERSIONS
+    assert type(error["code"]) is int
+    assert error["code"] > 0
+    assert isinstance(error["msg"], str)
+    assert error["msg"]
+    assert isinstance(error.get("details", ""), str)
+    assert "Traceback" not in error["msg"] + error.get("details", "")
+    return error
+
+
+def code_of(reply: Reply | tuple[int, bytes, bytes]) -> int:
+    return error_of(reply)["code"]

@@ -1,0 +1,21 @@
+"""Waiting for an event, never for a time: a condition is checked until it is true, or a deadline has passed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+SECONDS = 30.0
+"""The deadline: what comes at all comes long before, even where the machine has a lot else to do."""
+LOOK_SECONDS = 0.02
+
+
+def until(condition: Callable[[], object], what: str | Callable[[], str] = "", seconds: float = SECONDS) -> float:
+    """Wait until it is true. Returns: how long that took. Raises: AssertionError, with ``what`` as it is then."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, (
+            f"not within {seconds:g} s: {what() if callable(what) else what or condition}"
+        )
+        time.sleep(LOOK_SECONDS)
+    return time.monotonic() - began
