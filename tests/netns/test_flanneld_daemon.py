@@ -580,9 +580,10 @@ def test_leases_with_addresses_that_no_node_has_are_told_once(two: Net) -> None:
 def test_saved_lease_that_has_ended_is_not_used(two: Net) -> None:
     first = two.nodes[0]
     two.reboot(first)
-    saved = json.loads(first.host.path(SAVED).read_text())
+    header, *leases = first.host.path(SAVED).read_text().splitlines(keepends=True)
+    saved = json.loads(header)
     saved["own"]["expires"] = time.time() - 1
-    first.host.write(SAVED, json.dumps(saved))
+    first.host.write(SAVED, json.dumps(saved) + "\n" + "".join(leases))
     away = two.datastore.rename(two.datastore.with_suffix(".away"))
     flanneld = first.start()
     flanneld.wait_for_notice("STATUS=no network configuration")
@@ -609,7 +610,7 @@ def test_damaged_saved_leases_are_as_none(net: Net, text: str) -> None:
     node.host.write(SAVED, text)
     flanneld = node.start().wait_ready()
     assert f"what was saved in {SAVED} cannot be used" in flanneld.log
-    assert json.loads(node.host.path(SAVED).read_text())["own"]["key"] == f"{node.subnet}.0-24"
+    assert json.loads(node.host.path(SAVED).read_text().splitlines()[0])["own"]["key"] == f"{node.subnet}.0-24"
     assert node.host.path(SAVED).stat().st_mode & 0o777 == 0o600
 
 
