@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import; else each failure is on standard error twice
 
 import grpc
+import grpc.experimental
 from etcd3 import etcdrpc as rpc
 
 from cni_py import files
@@ -46,6 +47,7 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2_000),  # by default a server that is back is found after up to 2 minutes
     ("grpc.max_receive_message_length", -1),  # by default 4 MiB, some 20,000 subnets
     ("grpc.enable_http_proxy", 0),  # as etcd's own client
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),  # for the watch, see open_member()
 )
 PAGE = 500
 """Keys in an answer."""
@@ -342,8 +344,7 @@ class Watch:
 
     def __init__(self, member: Member, request: Any, metadata: Any, from_revision: int) -> None:
         self._member, self._from_revision = member, from_revision
-        self._done = threading.Event()
-        self._responses = member.watch.Watch(held_open(request, self._done), metadata=metadata)
+        self._responses = member.watch(request, metadata=metadata)
 
     def __iter__(self) -> Iterator[list[KeyValue]]:
         """Yield the changes in order, those of one revision together; first an empty list: etcd has the watch.
@@ -358,7 +359,6 @@ class Watch:
 
     def cancel(self) -> None:
         """End it, from any thread. Twice is fine."""
-        self._done.set()
         self._responses.cancel()
 
 
@@ -391,12 +391,6 @@ def check_watch(response: Any, from_revision: int) -> None:
         raise EtcdError("etcd refuses the watch", response.cancel_reason)
     if response.created and response.header.revision + 1 < from_revision:  # restored from a backup; it would just wait
         raise Compacted(response.header.revision, f"it has not reached {from_revision}")
-
-
-def held_open(request: Any, done: threading.Event) -> Iterator[Any]:
-    """What a watch sends: one request, and then no end."""
-    yield request
-    done.wait()
 
 
 class TlsFiles:
@@ -486,8 +480,14 @@ def open_member(endpoint: str, credentials: Any, has_tls: bool) -> Member:
         channel = grpc.insecure_channel(address, OPTIONS)
     else:
         raise InvalidConfig(f'"{endpoint}" is no endpoint of etcd', hint="write http://host:port or https://host:port")
-    stubs = (rpc.KVStub(channel), rpc.LeaseStub(channel), rpc.WatchStub(channel), rpc.AuthStub(channel))
-    return Member(endpoint, channel, *stubs)
+    # As a call with one request, whose messages are read by the thread that waits for them: otherwise each would pass through
+    # another thread, and the one that waits would look ten times a second. etcd goes on after the end of the requests.
+    watch = channel.unary_stream(
+        "/etcdserverpb.Watch/Watch",
+        request_serializer=rpc.WatchRequest.SerializeToString,
+        response_deserializer=rpc.WatchResponse.FromString,
+    )
+    return Member(endpoint, channel, rpc.KVStub(channel), rpc.LeaseStub(channel), watch, rpc.AuthStub(channel))
 
 
 def key_value(kv: Any) -> KeyValue:

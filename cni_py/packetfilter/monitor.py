@@ -49,6 +49,10 @@ class NftWatch:
     def close(self) -> None:
         self._listener.close()
 
+    def fileno(self) -> int:
+        """For ``select``."""
+        return self._listener.fileno()
+
     def wait(self, seconds: float) -> bool:
         """Whether one of the tables was changed, and all that is to be read was; False when the time has passed."""
         until = monotonic() + seconds
