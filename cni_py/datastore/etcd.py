@@ -166,17 +166,11 @@ class Etcd:
         found = self._range(request).kvs
         return key_value(found[0]) if found else None
 
-    def get_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
-        """The keys below, sorted, and the revision they are of: watch from the next one on. Raises: EtcdError."""
-        request = rpc.RangeRequest(key=encode(prefix), range_end=end_of(prefix))
-        response = self._range(request)
-        return [key_value(kv) for kv in response.kvs], int(response.header.revision)
-
     def _range(self, request: Any) -> Any:
         return self._ask(lambda member, how: member.kv.Range(request, **how))
 
     def pages(self, prefix: str) -> Iterator[tuple[list[KeyValue], int]]:
-        """The same, some at a time, as all of them were at one revision: thousands need not be in memory at once.
+        """The keys below, sorted, some at a time, and the revision that all are of: watch from the next one on.
 
         Raises: Compacted where the history of that revision was dropped meanwhile; EtcdError.
         """

@@ -96,8 +96,12 @@ class EtcdStore(Store):
         """Go on with the lease of our public address, or with ``previous``, or choose. Raises: StoreError."""
         with translated():
             for number in tries("acquire a subnet"):
-                leases, revision = self._leases.read()
-                mine = self._of_node(config, attributes, leases)
+                # first what may be ours: of thousands of leases, only those that are chosen among have to be kept in memory
+                ours, revision = self._leases.read(lambda kv: self._may_be_ours(kv.value, attributes))
+                mine, leases = self._of_node(config, attributes, ours), list[Found]()
+                if mine is None:
+                    leases, revision = self._leases.read()
+                    mine = self._of_node(config, attributes, leases)
                 if mine is not None:
                     lease = self._refresh(mine, attributes)
                 else:
@@ -113,7 +117,7 @@ class EtcdStore(Store):
         """Prolong it, publish what has changed, make it again where it has gone. Raises: Unavailable; LeaseTaken."""
         with translated():
             for _ in tries("renew the lease"):
-                leases, revision = self._leases.read()
+                leases, revision = self._leases.read(lambda kv: self._leases.touches(kv, lease.subnets))
                 found = only_ours(leases, lease.subnets, lambda found: self._is_ours(found, lease.attributes))
                 if found is not None:
                     renewed = self._refresh(found, lease.attributes)
@@ -123,6 +127,11 @@ class EtcdStore(Store):
                 if renewed is not None:
                     return renewed
         raise AssertionError("tries() ends by raising")
+
+    def _may_be_ours(self, value: bytes, attributes: Attributes) -> bool:
+        """Whether it is worth decoding. An IPv4 address is written in one way, unless JSON escapes it."""
+        address = attributes.public_ip
+        return value == self._written or address is None or str(address).encode() in value or b"\\u" in value
 
     def _is_ours(self, found: Found, attributes: Attributes) -> bool:
         if found.attributes is None or found.kv.value == self._written:  # somebody damaged it; our address has changed
@@ -192,7 +201,7 @@ class EtcdStore(Store):
         newest, value = self._leases.folder, attributes.as_json().encode()
         with translated():
             for _ in tries("reserve a subnet"):
-                leases, revision = self._leases.read()
+                leases, revision = self._leases.read(lambda kv: self._leases.touches(kv, subnets))
                 found = only_ours(
                     leases, subnets, lambda found: bool(found.attributes and public_ip in found.attributes.addresses)
                 )
@@ -240,7 +249,8 @@ def translated() -> Iterator[None]:
     """The client's errors as those of a store."""
     try:
         yield
-    except (etcd.Unavailable, etcd.LeaseGone) as error:  # a lease that was just granted: etcd was restored meanwhile
+    # LeaseGone: of a lease that was just granted, so etcd was restored meanwhile; Compacted: between two pages
+    except (etcd.Unavailable, etcd.LeaseGone, etcd.Compacted) as error:
         raise Unavailable(": ".join(filter(None, (error.msg, error.details))), error.hint) from error
     except etcd.EtcdError as error:
         raise Refused(": ".join(filter(None, (error.msg, error.details))), error.hint) from error

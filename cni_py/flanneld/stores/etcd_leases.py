@@ -8,7 +8,7 @@ Source: flannel-io/flannel pkg/subnet/etcd/registry.go, whose log texts these ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import monotonic
 
@@ -51,10 +51,19 @@ class Leases:
     def key(self, subnets: Subnets) -> str:
         return self.folder + subnets.as_key()
 
-    def read(self) -> tuple[list[Found], int]:
-        """All of them in the order of keys, and the revision that they are of. Raises: EtcdError."""
-        kvs, revision = self.etcd.get_prefix(self.folder)
-        return [found for kv in kvs if (found := self.parse(kv)) is not None], revision
+    def read(self, is_wanted: Callable[[KeyValue], bool] = lambda _: True) -> tuple[list[Found], int]:
+        """Those that are wanted, in the order of keys, and the revision that they are of. Raises: EtcdError."""
+        found, revision = list[Found](), 0
+        for kvs, revision in self.etcd.pages(self.folder):  # noqa: B007 — the same for all pages
+            found += [each for kv in kvs if is_wanted(kv) and (each := self.parse(kv)) is not None]
+        return found, revision
+
+    def touches(self, kv: KeyValue, subnets: Subnets) -> bool:
+        """Whether the key names a part of these."""
+        try:
+            return Subnets.from_key(kv.key.removeprefix(self.folder)).overlap(subnets)
+        except NotALease:
+            return False
 
     def parse(self, kv: KeyValue) -> Found | None:
         """``None`` where the key names no subnets. What is not understood is logged once for each key."""
