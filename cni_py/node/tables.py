@@ -114,6 +114,10 @@ class Sysctls(Table[Sysctl]):
         return []
 
     def find(self, rtnl: Rtnl, entry: Sysctl, name_of: Callable[[int], str]) -> Sysctl | None:  # noqa: ARG002
+        return self.read(entry)
+
+    def read(self, entry: Sysctl) -> Sysctl | None:
+        """Return the parameter as it is; None if this kernel, or this device, has none of the name."""
         try:
             return Sysctl(entry.name, sysctl.read(entry.name))
         except KernelRefused:
