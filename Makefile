@@ -7,6 +7,8 @@ UNITS ?=
 TESTS ?=
 # processes for pytest: tests wait more than they compute, so more than there are cores; a selection starts none
 WORKERS ?= $(if $(TESTS),0,5)
+# arguments of integration/kernel/run.py: make test-kernel KERNEL="uml integration/kernel/test_bridge_vlan.py"
+KERNEL ?=
 BENCH ?=
 SCALE ?=
 
@@ -15,7 +17,7 @@ SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cn
 INSTALL := $(TOOLS)/python integration/install
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
+.PHONY: help demo test test-long test-kernel check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
 
 help:  ## this list
 	@echo 'cni-py: the flannel CNI suite in Python'
@@ -37,6 +39,13 @@ test:  ## everything, with what it needs installed (as root; otherwise much is s
 
 test-long:  ## the same, with ten times as many kills and faults
 	@$(MAKE) --no-print-directory test TESTS='--longer 10 $(TESTS)' WORKERS='$(WORKERS)'
+
+test-kernel:  ## what the kernel here may lack (bridge VLANs, ipip, wireguard …), in user-mode Linux and in qemu (as root)
+	@integration/system-packages kernel
+	@integration/prepare dev
+	@$(INSTALL) install --prefix build/test >/dev/null
+	@integration/kernel/prepare
+	@$(TOOLS)/python integration/kernel/run.py $(KERNEL)
 
 check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)

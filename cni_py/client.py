@@ -21,11 +21,11 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 def main() -> None:
-    """Answer one call and leave at once: taking the interpreter down costs a millisecond."""
+    """Handle one call and exit at once: taking the interpreter down costs a millisecond."""
     try:
         status = _answer()
-    except OSError as error:  # nobody reads, or standard output is closed
-        _say(f"{sys.argv[0]}: could not write the answer: {error}\n")
+    except OSError as error:  # the reader has exited, or standard output is closed
+        _say(f"{sys.argv[0]}: could not write the reply: {error}\n")
         status = 1
     posix._exit(status)
 
@@ -72,10 +72,10 @@ def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: byte
 
 
 def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes] | None:
-    """The agent's answer; None where there is no agent, or it will not do it: then we do.
+    """Return the agent's reply; None if there is no agent, or it refuses: then we do the work.
 
-    Once it has begun, a connection that breaks leaves its work half done. What may be repeated is
-    done again here; an ADD is taken back by a DEL, and fails.
+    Once it has begun, a broken connection leaves its work incomplete. Idempotent verbs are
+    repeated here; an ADD is undone by a DEL, and fails.
     """
     from cni_py import protocol
 
@@ -83,23 +83,23 @@ def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes
     try:
         return protocol.ask_agent(plugin, launcher, environ.get("CNI_NETNS", "") if verb in REQUIRED else "", stdin)
     except protocol.BrokeOff as error:
-        _say(f"the agent broke off in the middle of {verb}: {error}\n")
-    return _take_back(plugin, launcher, environ, stdin) if verb == "ADD" else None
+        _say(f"the agent disconnected during {verb}: {error}\n")
+    return _undo_add(plugin, launcher, environ, stdin) if verb == "ADD" else None
 
 
-def _take_back(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
-    """The answer to an ADD that somebody else did in part."""
+def _undo_add(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
+    """Reply to an ADD that the agent did in part: undo it, and ask for a retry."""
     from cni_py.errors import TryAgainLater
 
     failed, _ = _work_alone(plugin, launcher, environ | {"CNI_COMMAND": "DEL"}, stdin)
-    left = "DEL has to take back what it had made" if failed else "what it had made was taken back"
-    lost = TryAgainLater("the agent broke off in the middle of ADD", left, "see its log: journalctl -u cni-agent")
+    left = "undoing it failed: DEL is required" if failed else "it was undone"
+    lost = TryAgainLater("the agent disconnected during ADD", left, "see its log: journalctl -u cni-agent")
     return 1, _as_json(lost)
 
 
 def _unknown(plugin: str) -> "Fault":
     return (
-        f'"{plugin}" is no plugin of cni-py',
+        f'unknown plugin "{plugin}"',
         f"plugins: {', '.join(PLUGINS)}",
         "execute the launcher by one of these names",
     )
@@ -124,7 +124,7 @@ def _environ() -> dict[str, str]:
 
 
 def _read_stdin() -> bytes:
-    """All of standard input, at most one block more than may be. Raises: OSError."""
+    """Read standard input, at most one block more than allowed. Raises: OSError."""
     data = b""
     while len(data) <= MAX_STDIN and (block := posix.read(_STDIN, 1 << 16)):
         data += block
@@ -132,10 +132,10 @@ def _read_stdin() -> bytes:
 
 
 def _requested_version() -> str:
-    """The cniVersion of a request for VERSION, "" where it names none.
+    """Return the cniVersion of a request for VERSION, "" if it has none.
 
-    By hand and from Go's older libraries there is no request, and its pipe may stay open: the end
-    of the input is not waited for, nor its beginning for long.
+    By hand and from Go's older libraries there is no request, and the pipe may stay open: neither the end
+    of the input is waited for, nor its beginning for long.
     """
     from select import select
 
@@ -145,13 +145,13 @@ def _requested_version() -> str:
             if not select([_STDIN], [], [], 1.0 if data else 0.1)[0] or not (block := posix.read(_STDIN, 1 << 16)):
                 break
             data += block
-    except OSError:  # closed, or a folder
+    except OSError:  # closed, or a directory
         return ""
     return version
 
 
 def _version_in(request: bytes) -> str:
-    """The value of cniVersion, once its closing quote is there; decoding JSON would cost more than all of VERSION."""
+    """Return the value of cniVersion, once its closing quote was read; decoding JSON would cost more than all of VERSION."""
     after = request.partition(b'"cniVersion"')[2].lstrip(b" \t\r\n:")
     version, end, _ = after[1:].partition(b'"')
     return version.decode("ascii", "replace") if after[:1] == b'"' and end else ""
@@ -163,7 +163,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _say(text: str) -> None:
-    """To standard error, where there is one."""
+    """Write to standard error, if it is open."""
     try:
         _write(_STDERR, text.encode(errors="backslashreplace"))
     except OSError:

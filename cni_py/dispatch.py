@@ -30,16 +30,16 @@ if TYPE_CHECKING:
         CONFIG: str
 
         def add(self, call: Call, config: Model_contra) -> Result | Mapping[str, Any]:
-            """Make the attachment, or add to it; returns a result, or the previous one as it came."""
+            """Create the attachment, or add to it. Returns: a result, or the previous one unchanged."""
 
         def delete(self, call: Call, config: Model_contra) -> None:
-            """Take away what ADD made, whatever of it is left; absence is success."""
+            """Delete what ADD created, as far as it exists; absence is success."""
 
         def check(self, call: Call, config: Model_contra) -> None:
-            """Compare the attachment with what ADD made. Raises: CheckFailed."""
+            """Compare the attachment with what ADD created. Raises: CheckFailed."""
 
         def gc(self, call: Call, config: Model_contra) -> None:
-            """Take away what belongs to attachments of this network that no longer exist."""
+            """Delete what belongs to attachments of this network that no longer exist."""
 
         def status(self, call: Call, config: Model_contra) -> None:
             """Check that an ADD could succeed now. Raises: NotAvailable."""
@@ -54,7 +54,7 @@ def load(plugin: str) -> Plugin[Any]:
 
 
 def run(call: Call) -> Result | Mapping[str, Any] | None:
-    """Do what the call asks for, in this process; only ADD returns something. Raises: CniError."""
+    """Run the call's verb in this process; only ADD returns a result. Raises: CniError."""
     plugin = load(call.plugin)
     settings = config.parse(plugin.CONFIG, call.conf)
     if call.verb == "ADD":

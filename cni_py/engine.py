@@ -1,6 +1,6 @@
 """Run one call and return its reply: the only module where an error becomes JSON.
 
-One-shot calls and the agent use the same :func:`handle`. Whoever calls it holds the attachment's lock, and has swept
+One-shot calls and the agent use the same :func:`handle`. The caller holds the attachment's lock, and has swept
 if this is the first call of a boot. Source: CNI spec sections 2 and 5.
 """
 
@@ -66,12 +66,12 @@ def _run(call: Call) -> bytes:
     with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
         if call.verb == "ADD":
             reply = _add(call)
+        elif call.verb == "DEL":
+            _delete(call)
         else:
             dispatch.run(call)
-        if call.verb == "DEL" and PLUGINS[call.plugin].record:
-            record.forget(call)
-        if call.verb == "GC" and PLUGINS[call.plugin].record:
-            record.forget_stale(call)
+            if call.verb == "GC" and PLUGINS[call.plugin].record:
+                record.forget_stale(call)
     if call.verb == "DEL":
         journal.retire(name)
     return reply
@@ -81,7 +81,14 @@ def _add(call: Call) -> bytes:
     """Run ADD, all or nothing. Raises: CniError; InvalidConfig if this version of the spec cannot express the result."""
     with Undo() as undo:
         if PLUGINS[call.plugin].record == "shared":
-            undo.once_clean("the record as before", record.restore, call, record.remember(call))
+            undo.on_failure_if_clean("the record as before", record.restore, call, record.remember(call))
         result = dispatch.run(call)
-        undo.on_failure("the attachment", dispatch.run, call.replace(verb="DEL"))
+        undo.on_failure("the attachment", _delete, call.replace(verb="DEL"))
         return encode(result.as_version(call.cni_version) if isinstance(result, Result) else result)
+
+
+def _delete(call: Call) -> None:
+    """Run DEL, then delete the record, which DEL may need. Raises: CniError."""
+    dispatch.run(call)
+    if PLUGINS[call.plugin].record:
+        record.forget(call)

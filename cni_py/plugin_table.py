@@ -6,7 +6,7 @@ adds one. Literals only, and nothing is imported: the client loads this file wit
 
 
 class Row:
-    """What the rest of cni-py has to know about a plugin.
+    """Properties of a plugin that other modules need.
 
     ``module`` has the functions of ``dispatch.Plugin``; ``kind`` is its directory in plugins/; ``model`` is a class of
     config/models.py.

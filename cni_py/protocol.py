@@ -1,7 +1,7 @@
-"""One request and one reply between ``client.py`` and ``agent.py``: the contract, and the client's side of it.
+"""Protocol between ``client.py`` and the agent, one request and one reply: the contract, and the client's side of it.
 
 The client connects to ``/run/cni-py/agent.sock`` and sends one message. Its first ``sendmsg`` carries
-file descriptors (SCM_RIGHTS): standard error, and the sandbox's namespace where CNI_NETNS names one.
+file descriptors (SCM_RIGHTS): standard error, and the sandbox's namespace if CNI_NETNS names one.
 Everything is big-endian::
 
     request   4  magic "CNI>"      1  PROTOCOL     1  number of descriptors    2  zero
@@ -13,17 +13,17 @@ Everything is big-endian::
               2  zero              4  exit status   4  bytes of standard output
               standard output
 
-The agent answers first with a reply of kind BEGUN, just before it starts, or REFUSED, and then does
-not start: another protocol, namespaces that are not its own, an agent that is leaving. Only then, or
-when the connection breaks before BEGUN, may the client do the work itself. DONE carries the result.
+The agent first sends a reply of kind BEGUN, just before it starts, or REFUSED, and then does
+not start: another protocol version, other namespaces than its own, an agent that is shutting down. Only then, or
+if the connection breaks before BEGUN, may the client do the work itself. DONE carries the result.
 
-A plugin of others that ours executes may execute one of ours in turn (flannel, ptp, host-local). It
+A third-party plugin that ours executes may execute one of our plugins in turn (flannel, ptp, host-local). It
 finds ``CNI_PY_NESTED`` in its environment and works alone: it would wait for its own caller's end.
 
-A request or reply whose pieces stay away for ``REQUEST_SECONDS`` is given up, an agent that has not begun
-after ``BEGIN_SECONDS`` too; the work itself takes what it takes.
+A request or reply is abandoned if its pieces do not arrive within ``REQUEST_SECONDS``, and an agent that has not begun
+after ``BEGIN_SECONDS`` too; the work itself has no time limit.
 
-The client loads this only where a plugin has work to do: one module, for each takes a tenth of a millisecond.
+The client loads this only if a plugin has work to do: one module, because each takes a tenth of a millisecond.
 """
 
 import posix
@@ -41,7 +41,7 @@ PROTOCOL = 1
 REQUEST_MAGIC, REPLY_MAGIC = b"CNI>", b"CNI<"
 BEGUN, REFUSED, DONE = 1, 2, 3
 STATUS_REQUEST = "status"
-"""In place of a plugin's name: the agent's own figures, as JSON."""
+"""Sent instead of a plugin's name: request for the agent's statistics, as JSON."""
 REQUEST_HEAD, REPLY_HEAD = 48, 16
 MAX_HEAD, MAX_STDIN, MAX_STDOUT = 1 << 20, 4 << 20, 4 << 20
 REQUEST_SECONDS, BEGIN_SECONDS = 10.0, 30.0
@@ -74,7 +74,7 @@ def pack_request(
 def unpack_request_head(data: bytes) -> tuple[int, int, int, tuple[int, int, int, int]]:
     """Number of descriptors, bytes of head and standard input, namespaces. Raises: FrameError."""
     if data[:4] != REQUEST_MAGIC:
-        raise FrameError("no request of cni-py")
+        raise FrameError("not a request of cni-py")
     if data[4] != PROTOCOL:
         raise FrameError(f"protocol {data[4]}, this is {PROTOCOL}")
     head, stdin = int.from_bytes(data[8:12], "big"), int.from_bytes(data[12:16], "big")
@@ -146,31 +146,31 @@ def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int
 
 
 def _send_request(sock: socket, plugin: str, launcher: str, netns: str, stdin: bytes) -> None:
-    """Raises: OSError, also where standard error or the sandbox cannot be handed over: then we work alone."""
+    """Send the request. Raises: OSError, also if standard error or the sandbox cannot be passed: then we work alone."""
     net, mount = posix.stat("/proc/self/ns/net"), posix.stat("/proc/self/ns/mnt")
     descriptors = [_STDERR]
     if netns:
         try:
             descriptors.append(posix.open(netns, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK))
-        except OSError:  # gone: for DEL that is no error, and for the others the agent says so
+        except OSError:  # deleted: not an error for DEL, and for the others the agent reports it
             pass
     namespaces = net.st_dev, net.st_ino, mount.st_dev, mount.st_ino
     request = pack_request(plugin, launcher, posix.environ.items(), stdin, namespaces, len(descriptors))
     rights = b"".join([fd.to_bytes(4, byteorder) for fd in descriptors])
     sent = sock.sendmsg([request], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-    if sent < len(request):  # else the agent has it all, and may have answered and left by now
+    if sent < len(request):  # otherwise the agent has it all, and may have replied and exited already
         sock.sendall(request[sent:])
 
 
 def _first_reply(sock: socket) -> tuple[int, int, bytes]:
-    """BEGUN, REFUSED or DONE; an agent that does not answer in time is kept from beginning. Raises: FrameError, OSError."""
+    """Return BEGUN, REFUSED or DONE; prevents an agent that is late from beginning. Raises: FrameError, OSError."""
     sock.settimeout(BEGIN_SECONDS)
     try:
         return read_reply(sock)
     except TimeoutError:
         pass
     sock.shutdown(SHUT_RD)  # from here on it cannot send BEGUN any more, and without that it does not begin
-    reply = read_reply(sock)  # the end; or else it had begun just before: its work ends before we do it again
+    reply = read_reply(sock)  # the end; or it had begun just before: its work ends before we repeat it
     _wait_until_closed(sock)
     return reply
 
@@ -179,5 +179,5 @@ def _wait_until_closed(sock: socket) -> None:
     from select import poll
 
     waiting = poll()
-    waiting.register(sock, 0)  # an end of the other side is always told
+    waiting.register(sock, 0)  # a hangup is always reported
     waiting.poll()

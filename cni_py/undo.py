@@ -16,7 +16,7 @@ class Undo:
     """``with Undo() as undo:`` — if the block raises, the registered functions run, newest first.
 
     An undo step that fails is noted in the journal and never hides the original error. DEL then needs
-    the records to find the rest: steps of :meth:`once_clean` do not run.
+    the records to find the rest: steps of :meth:`on_failure_if_clean` do not run.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Undo:
         """Register ``function(*args)``; call it on the line after the one that created the object."""
         self._steps.append((what, function, args, False))
 
-    def once_clean(self, what: str, function: Callable[..., object], *args: Any) -> None:
+    def on_failure_if_clean(self, what: str, function: Callable[..., object], *args: Any) -> None:
         """Register the removal of a record that DEL relies on: it runs only if all later steps were undone."""
         self._steps.append((what, function, args, True))
 

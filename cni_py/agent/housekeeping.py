@@ -1,22 +1,20 @@
-"""What the agent does between calls: free what belongs to no live namespace, check what it made.
+"""The agent's work between calls: remove leaked resources, check the attachments that it created.
 
-A sweep (``sweep.py``) runs on a timer and, when the kernel tells that a network namespace has gone,
-after its grace time. Attachments that were made through this agent are CHECKed on a timer; what
-differs is logged and counted, never changed: the runtime owns the pod.
+A sweep (sweep/sweep.py) runs on a timer and, after its grace time, when the kernel notifies that a network
+namespace was deleted. Attachments that were created through this agent are CHECKed on a timer; a
+difference is logged and counted, never repaired: the runtime owns the pod.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cni_py import config, dispatch, files
-from cni_py.agent.ipam_usage import Networks
-from cni_py.agent.statistics import Statistics
+from cni_py.agent.ipam_usage import IpamUsage
+from cni_py.agent.log import log
 from cni_py.attachment import record
 from cni_py.errors import CniError
 from cni_py.netlink.constants import NETLINK_ROUTE, RTNLGRP_NSID
@@ -26,15 +24,24 @@ from cni_py.spec.result import from_json
 from cni_py.sweep import report as sweep_report
 from cni_py.sweep import sweep
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_py.agent.metrics import AgentMetrics
+    from cni_py.agent.serializer import Serializer
+
 GRACE_SECONDS = 300.0
 AGAIN_SECONDS = 1.0
 MAX_ATTACHMENTS = 4096
 CHECK_VERSION = "1.0.0"
-_WITHOUT_CHECK = (1, 4)  # a delegate that knows no CHECK in the network's version
+_WITHOUT_CHECK = (1, 4)
+"""Codes of a delegate that has no CHECK in the network's version."""
+Key = tuple[str, str, str]
+"""Container id, interface name, network."""
 
 
 class Attachment:
-    """The calls that made an attachment, a plugin each, and the result of the last of them."""
+    """The ADD of each plugin in an attachment's chain, and the result of the last one."""
 
     def __init__(self) -> None:
         self.calls: dict[str, Call] = {}
@@ -47,33 +54,29 @@ class Attachment:
         for call in self.calls.values():
             dispatch.run(call.replace(conf={**call.conf, "cniVersion": CHECK_VERSION, "prevResult": previous}))
 
-    def has_ended(self) -> bool:
-        """Whether it was deleted by somebody else, or its sandbox has gone."""
+    def was_deleted(self) -> bool:
+        """Return True if another process has deleted it or its sandbox."""
         call = next(iter(self.calls.values()))
         has_record = record.is_remembered(call.container_id, call.ifname, call.network)
         return not files.exists(call.netns) or (self.has_record and not has_record)
 
 
-class Caretaker:
-    """A thread of its own; ``*_seconds`` 0 switches a duty off.
+class Housekeeper:
+    """A thread of its own.
 
-    ``serialized``: the agent's, so that our CHECK waits for the earlier calls of the attachment.
+    Args:
+        serializer: the agent's, so that a CHECK waits for earlier calls of the attachment.
+        sweep_seconds, check_seconds: intervals; 0: never.
     """
 
-    def __init__(
-        self,
-        statistics: Statistics,
-        serialized: Callable[[str], AbstractContextManager[None]],
-        sweep_seconds: float,
-        check_seconds: float,
-    ) -> None:
-        self.statistics, self.sweep_seconds, self.check_seconds = statistics, sweep_seconds, check_seconds
-        self.networks = Networks()
-        self._serialized = serialized
-        self._attachments: dict[tuple[str, str, str], Attachment] = {}
+    def __init__(self, metrics: AgentMetrics, serializer: Serializer, sweep_seconds: float, check_seconds: float) -> None:
+        self.metrics, self.sweep_seconds, self.check_seconds = metrics, sweep_seconds, check_seconds
+        self.usage = IpamUsage()
+        self._serializer = serializer
+        self._attachments: dict[Key, Attachment] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -84,19 +87,19 @@ class Caretaker:
 
     @property
     def attachments(self) -> int:
-        """How many attachments are known."""
+        """The number of attachments that were created through this agent."""
         with self._lock:
             return len(self._attachments)
 
-    def saw(self, call: Call, stdin: bytes, status: int, stdout: bytes) -> None:
-        """Take note of a call that was answered."""
+    def record_call(self, call: Call, stdin: bytes, status: int, stdout: bytes) -> None:
+        """Remember a call that was handled."""
         if call.verb not in ("ADD", "DEL", "STATUS"):
             return
         try:
             conf = config.decode(stdin)
         except CniError:
             return
-        self.networks.saw(call.replace(conf=conf))
+        self.usage.record_call(call.replace(conf=conf))
         if status or call.verb == "STATUS":
             return
         key = (call.container_id, call.ifname, str(conf.get("name")))
@@ -111,30 +114,31 @@ class Caretaker:
                 attachment.has_record = record.is_remembered(*key)
 
     def check_all(self) -> int:
-        """CHECK every known attachment; answers how many differ from what was made."""
+        """CHECK every known attachment. Returns: the number of those that differ from what ADD configured."""
         with self._lock:
             known = list(self._attachments.items())
         differing = 0
         for key, attachment in known:
             error = None if self._stop.is_set() else self._difference(key, attachment)
-            if error is not None and not self._stop.wait(AGAIN_SECONDS):  # a DEL without the agent may be at work
+            # Twice: a DEL that does not go through the agent may be deleting it at this moment.
+            if error is not None and not self._stop.wait(AGAIN_SECONDS):
                 error = self._difference(key, attachment)
             if error is not None:
                 differing += 1
-                self.statistics.count("attachments that differ")
-                print(f"container {key[0]}, {key[1]}, network {key[2]}: {error}", file=sys.stderr, flush=True)
+                self.metrics.count("attachments that differ")
+                log(f"container {key[0]}, {key[1]}, network {key[2]}: {error}")
         return differing
 
-    def _difference(self, key: tuple[str, str, str], attachment: Attachment) -> CniError | None:
-        """What CHECK says of an attachment that has not ended; one that has is forgotten."""
-        with self._serialized(f"{key[0]}:{key[1]}"):
+    def _difference(self, key: Key, attachment: Attachment) -> CniError | None:
+        """The error that CHECK returns. An attachment that was deleted is forgotten."""
+        with self._serializer.serialized(f"{key[0]}:{key[1]}"):
             with self._lock:
                 if self._attachments.get(key) is not attachment:
                     return None
             try:
                 attachment.check()
             except CniError as error:
-                if not attachment.has_ended():
+                if not attachment.was_deleted():
                     return None if error.code in _WITHOUT_CHECK else error
                 with self._lock:
                     self._attachments.pop(key, None)
@@ -152,32 +156,31 @@ class Caretaker:
                     self._attempt(self._sweep)
                     sweep_at = monotonic() + self.sweep_seconds
                 if self.check_seconds and now >= check_at:
-                    self.statistics.count("checks")
+                    self.metrics.count("checks")
                     self._attempt(self.check_all)
                     check_at = monotonic() + self.check_seconds
 
     def _attempt(self, duty: Callable[[], object]) -> None:
-        """A bug in one duty ends neither the thread nor the other duty."""
         try:
             duty()
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 — a bug in one duty must end neither the thread nor the other duty
             sys.excepthook(*sys.exc_info())
 
     def _sweep(self) -> None:
-        self.statistics.count("sweeps")
+        self.metrics.count("sweeps")
         try:
             report = sweep.run(GRACE_SECONDS, dry_run=False)
         except (CniError, OSError) as error:
-            print(f"sweep: {error}", file=sys.stderr, flush=True)
+            log(f"sweep: {error}")
             return
         freed = sum(finding.outcome == sweep_report.REMOVED for finding in report.findings)
         if freed:
-            self.statistics.count("repairs", freed)
+            self.metrics.count("repairs", freed)
 
 
 def _drain(notices: Listener) -> bool:
-    """Whether there were notifications; they are read away."""
-    heard = False
-    while notices.receive(0.0) != []:
-        heard = True
-    return heard
+    """Read all notifications. Returns: whether there were any."""
+    found = False
+    while notices.receive(0.0) != []:  # None: there were too many to queue
+        found = True
+    return found

@@ -1,8 +1,8 @@
-"""How many addresses the networks have left, for ``cni-py status`` and the agent's metrics.
+"""Free addresses of the networks, for ``cni-py status`` and the agent's metrics.
 
-A network is known from the calls that the agent has answered: ADD, also one that failed because nothing
-was left, and STATUS. Its ranges are worked out when they are asked for, as the plugin would do it now: a
-subnet.env that has changed counts. What is taken is told by the names of the reservations.
+A network is known from calls that the agent has handled: ADD, also one that failed because no address
+was free, and STATUS. Its ranges are computed for each report, as the plugin would do it now: a
+changed subnet.env counts. Taken addresses are the file names of the reservations.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cni_py.ipam.ranges import RangeSet
 
 MAX_NETWORKS = 256
 
 
-class Pool(Value):
-    """The addresses of one range set; ``total``: how many can be given."""
+class RangeSetUsage(Value):
+    """The addresses of one range set; ``total``: the number that can be allocated."""
 
     network: str
     range_set: str
@@ -37,7 +39,8 @@ class Pool(Value):
     def free(self) -> int:
         return self.total - self.taken
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
+        """JSON object of ``cni-py status``."""
         return {
             "network": self.network,
             "range_set": self.range_set,
@@ -47,50 +50,39 @@ class Pool(Value):
         }
 
 
-class Networks:
-    """The networks that calls have named; every method may be called from any thread."""
+class IpamUsage:
+    """The networks of past calls, and their usage; every method may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: dict[str, Call] = {}
 
-    def saw(self, call: Call) -> None:
-        """Take note of the configuration of a call that was answered."""
+    def record_call(self, call: Call) -> None:
+        """Remember the network of a call."""
         if call.verb not in ("ADD", "STATUS") or not PLUGINS[call.plugin].gives_addresses or not is_name(call.network):
             return
         with self._lock:
-            self._calls.pop(call.network, None)  # the one that was not named for the longest time is the first
+            self._calls.pop(call.network, None)  # so that the network with the oldest call comes first
             self._calls[call.network] = call.replace(sandbox_fd=-1, stderr_fd=2)
             if len(self._calls) > MAX_NETWORKS:
                 del self._calls[next(iter(self._calls))]
 
-    def pools(self) -> list[Pool]:
-        """By network, its range sets in order; nothing of a network whose ranges cannot be told now."""
+    def range_sets(self) -> list[RangeSetUsage]:
+        """The range sets of all networks, sorted by network; without those whose ranges are unknown now."""
         with self._lock:
             calls = sorted(self._calls.items())
         found = []
         for network, call in calls:
             try:
                 usage = _usage(call)
-            except CniError:  # subnet.env is missing, say: the network's STATUS tells of it
+            except CniError:  # such as a missing subnet.env, which the network's STATUS reports
                 continue
-            found += [Pool(network, str(range_set), range_set.capacity(), taken) for range_set, taken in usage]
+            found += [RangeSetUsage(network, str(range_set), range_set.capacity(), taken) for range_set, taken in usage]
         return found
 
 
-def as_prometheus(pools: list[Pool]) -> str:
-    """Gauges, a line for each range set."""
-    lines = []
-    for gauge, key in (("addresses", "total"), ("addresses_taken", "taken"), ("addresses_free", "free")):
-        lines.append(f"# TYPE cni_py_{gauge} gauge")
-        lines += [
-            f'cni_py_{gauge}{{network="{pool.network}",range_set="{pool.range_set}"}} {pool.as_json()[key]}' for pool in pools
-        ]
-    return "\n".join(lines) + "\n"
-
-
 def _usage(call: Call) -> list[tuple[RangeSet, int]]:
-    """Range sets and how much of each is taken; none where host-local does not give the addresses. Raises: CniError."""
+    """Range sets and the number of addresses taken of each; empty without host-local. Raises: CniError."""
     conf = call.conf
     if call.plugin == "flannel":
         settings = config.parse(flannel.CONFIG, conf)

@@ -1,75 +1,74 @@
-"""The agent's figures as Prometheus text, on a Unix socket or a loopback port; off unless asked for."""
+"""The agent's metrics: calls, failures, latencies, events, free addresses; for Prometheus and for ``cni-py status``."""
 
 from __future__ import annotations
 
-import os
-import socketserver
-import threading
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler
-from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from cni_py.node.metrics import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping, Sequence
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+    from cni_py.agent.ipam_usage import RangeSetUsage
 
-
-def parse_address(text: str) -> str:
-    """``unix:/PATH`` or ``127.0.0.1:PORT``, as it came. Raises: ValueError."""
-    if not text.startswith("unix:/"):
-        host, _, port = text.rpartition(":")
-        if not ip_address(host).is_loopback or ip_address(host).version == 6 or not 0 < int(port) < 65536:
-            raise ValueError(f'"{text}" is neither unix:/PATH nor a port of 127.0.0.1: the figures are for this node')
-    return text
+QUANTILES = (0.5, 0.95, 0.99)
 
 
-def serve(address: str, text: Callable[[], str]) -> None:
-    """Answer GET /metrics at the address with what ``text`` returns, from a thread. Raises: OSError."""
+class AgentMetrics:
+    """Every method may be called from any thread."""
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 5.0
+    def __init__(self) -> None:
+        self.started = time()
+        self.registry = registry = Registry("cni_py_")
+        self.calls = registry.counter("calls_total", "Calls of plugins that were handled.", ("plugin", "verb"))
+        self.failures = registry.counter(
+            "failures_total", "Calls that returned an error, by its code.", ("plugin", "verb", "code")
+        )
+        self.latency = registry.histogram("call_seconds", "Time that a call took.", ("verb",))
+        self.events = registry.counter("events_total", "Sweeps, checks, repairs, and faults of connections.", ("event",))
+        self._addresses = {
+            "total": registry.gauge("addresses", "Addresses of a range set that can be allocated.", ("network", "range_set")),
+            "taken": registry.gauge("addresses_taken", "Those that are reserved.", ("network", "range_set")),
+            "free": registry.gauge("addresses_free", "Those that are not.", ("network", "range_set")),
+        }
 
-        def do_GET(self) -> None:
-            if self.path != "/metrics":
-                self.send_error(404)
-                return
-            body = text().encode()
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def count_call(self, plugin: str, verb: str, code: int, seconds: float) -> None:
+        """Count a call that was handled; ``code`` 0 is success."""
+        self.calls.add(plugin, verb)
+        if code:
+            self.failures.add(plugin, verb, str(code))
+        self.latency.observe(seconds, verb)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — its name in the library
-            """Nothing: the agent's log is for the pods."""
+    def count(self, event: str, n: int = 1) -> None:
+        """Count anything else: broken connections, repairs, what a sweep freed."""
+        self.events.add(event, n=n)
 
-        def address_string(self) -> str:
-            return "client"
+    def set_gauges(self, values: Mapping[str, int]) -> None:
+        for name, value in values.items():
+            self.registry.gauge(name, _HELP[name]).set(value)
 
-    server = _server(address, Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    def set_usage(self, usage: Sequence[RangeSetUsage]) -> None:
+        """Replace the gauges of addresses."""
+        for key, gauge in self._addresses.items():
+            gauge.replace({(one.network, one.range_set): one.as_json()[key] for one in usage})
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON object of ``cni-py status``."""
+        return {
+            "up_seconds": int(time() - self.started),
+            "calls": {" ".join(labels): n for labels, n in self.calls.values().items()},
+            "failures": {f"{plugin} {verb} code {code}": n for (plugin, verb, code), n in self.failures.values().items()},
+            "latencies": {
+                verb: {f"p{int(q * 100)}_ms": round(self.latency.quantile(q, verb) * 1000, 2) for q in QUANTILES}
+                for (verb,) in self.latency.values()
+            },
+            "events": {event: n for (event,), n in self.events.values().items()},
+        }
 
 
-class _TCPServer(socketserver.ThreadingTCPServer):
-    """While an agent is replaced, both have the port."""
-
-    allow_reuse_address = allow_reuse_port = True
-
-
-def _server(
-    address: str, handler: type[BaseHTTPRequestHandler]
-) -> socketserver.ThreadingUnixStreamServer | socketserver.ThreadingTCPServer:
-    if address.startswith("unix:/"):
-        path = address.removeprefix("unix:")
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        old = os.umask(0o177)
-        try:
-            return socketserver.ThreadingUnixStreamServer(path, handler)
-        finally:
-            os.umask(old)
-    host, _, port = address.rpartition(":")
-    return _TCPServer((host, int(port)), handler)
+_HELP = {
+    "attachments": "Attachments that were created through this agent and not deleted.",
+    "calls_in_progress": "Calls that wait or are being handled.",
+    "workers": "Threads for calls.",
+}

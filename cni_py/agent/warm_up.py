@@ -1,4 +1,4 @@
-"""Load everything before the first call."""
+"""Load all modules before the first call."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from cni_py.packetfilter import libnftables
 
 
 def warm_up() -> None:
-    """Load all that any call may need, for a process that answers many, in threads.
-
-    All of it: what is loaded later may come from another version, which was installed meanwhile. None of it is ever garbage.
-    """
+    """Load every module that any call may need, for a process that handles many in threads."""
+    # Every one: a module that is loaded later could be of another version, which was installed in the meantime.
     keep_without_init("pydantic_core", "pyroute2")
     for package in ("attachment", "ipam", "kernel", "netlink", "packetfilter", "plugins", "sweep"):
         _import_all(f"{os.path.dirname(cni_py.__file__)}/{package}", f"cni_py.{package}")
     load_message_classes()
     libnftables.works()
     store.keep_between_calls()
-    gc.freeze()
+    gc.freeze()  # nothing of this is ever garbage: later collections need not look at it
 
 
 def _import_all(path: str, package: str) -> None:

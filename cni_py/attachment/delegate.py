@@ -1,7 +1,7 @@
-"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM of bridge.
+"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM plugin of bridge.
 
-Ours run in this process, which saves an interpreter's start; foreign ones are executed as a
-runtime would do it. Which of the two is chosen: :func:`choose`.
+Ours run in this process, which saves an interpreter's start; third-party ones are executed as by a
+runtime. :func:`choose` selects one of the two.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from cni_py.undo import Undo
 
 MAX_OUTPUT = 1 << 20
-"""Bytes of a plugin's answer."""
+"""Maximum size of a plugin's output."""
 
 
 def add(call: Call, plugin: str, conf: Mapping[str, Any], mode: str, undo: Undo | None) -> Result:
-    """ADD by another plugin; DEL if it or what comes after it fails. Raises: CniError; the delegate's own code is kept.
+    """Run ADD of another plugin; run its DEL if it or a later step fails. Raises: CniError; the delegate's own code is kept.
 
-    One that is executed and fails gets a DEL, too (spec section 4). Ours have taken back themselves what
-    they did, and a refusal ("has been allocated to") must not cost the attachment that is there.
+    One that is executed and fails gets a DEL, too (spec section 4). Ours have undone their changes
+    themselves, and a rejection ("has been allocated to") must not cost the existing attachment.
 
     Args:
         undo: of the caller; None: no DEL.
     """
-    take_back = (f"DEL of {plugin}", delete, call, plugin, conf, mode)
+    inverse = (f"DEL of {plugin}", delete, call, plugin, conf, mode)
     inner, executable = _prepared(call, "ADD", plugin, conf, mode)
     try:
         answer = _execute(inner, executable) if executable else dispatch.run(inner)
     except CniError as error:
         if executable and undo and not isinstance(error, CouldNotRun):
             refused = error.code == IncompatibleVersion.code
-            undo.on_failure(take_back[0], _delete_if_it_can if refused else delete, *take_back[2:])
+            undo.on_failure(inverse[0], _delete_if_it_can if refused else delete, *inverse[2:])
         raise
     if undo:
-        undo.on_failure(*take_back)
+        undo.on_failure(*inverse)
     if isinstance(answer, Result):
         return answer
     return from_json({"cniVersion": call.cni_version, **(answer or {})}, f'result of "{plugin}"')
@@ -60,7 +60,7 @@ def delete(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
 
 
 def _delete_if_it_can(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
-    """DEL of one that refused ADD for its version: it has done nothing, and may refuse this, too. Raises: CniError."""
+    """Run DEL of one that rejected ADD for its version: it has done nothing, and may reject this, too. Raises: CniError."""
     try:
         delete(call, plugin, conf, mode)
     except DelegateFailed as error:
@@ -77,10 +77,10 @@ def check(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
 
 
 def with_gateways(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same result with the gateway of the addresses in every route that names none. Pure.
+    """Return the result with the gateway of the addresses in every route without one. Pure.
 
-    It means the same (spec section 5, "routes"), but Go plugins up to 1.1 look for the routes in the
-    kernel as the result has them, and then miss their own. Forms before 0.3.0 are left alone.
+    The meaning is the same (spec section 5, "routes"), but Go plugins up to 1.1 compare the kernel's routes with
+    those of the result, and then miss their own. Forms before 0.3.0 are not changed.
     """
     if "ip4" in result or "ip6" in result or not at_least(str(result.get("cniVersion") or CURRENT), "0.3.0"):
         return result
@@ -96,7 +96,7 @@ def with_gateways(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def gc(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
-    """GC by another plugin; one that does not know the verb has nothing to do. Raises: CniError."""
+    """Run GC of another plugin; one without this verb has nothing to do. Raises: CniError."""
     try:
         _invoke(call, "GC", plugin, conf, mode)
     except DelegateFailed as error:
@@ -121,15 +121,15 @@ def _invoke(call: Call, verb: str, plugin: str, conf: Mapping[str, Any], mode: s
 
 
 def _prepared(call: Call, verb: str, plugin: str, conf: Mapping[str, Any], mode: str) -> tuple[Call, str]:
-    """The inner call, and the executable for it, "" to do it here. Raises: InvalidConfig."""
+    """Return the inner call, and the executable for it, "" to run it here. Raises: InvalidConfig."""
     inner = call.replace(verb=verb, plugin=plugin, conf=conf, callers=(*call.callers, call.plugin))
     return inner, choose(inner, mode)
 
 
 def choose(call: Call, mode: str) -> str:
-    """The executable to run for ``call.plugin``, or "" to run it in this process.
+    """Return the executable to run for ``call.plugin``, or "" to run it in this process.
 
-    ``mode`` is the configuration's ``delegateMode``. Raises: InvalidConfig where there is none.
+    ``mode`` is the configuration's ``delegateMode``. Raises: InvalidConfig if there is none.
     """
     if not is_name(call.plugin):
         raise InvalidConfig(f"plugin type {call.plugin!r} cannot be the name of an executable", hint='a "type" has no slashes')
@@ -155,18 +155,18 @@ def choose(call: Call, mode: str) -> str:
 
 
 def _is_ours(path: str, launcher: str) -> bool:
-    """Whether an executable is the launcher that was started, or a copy of it."""
+    """Return whether an executable is the launcher that was started, or a copy of it."""
     try:
-        there, here = posix.stat(path), posix.stat(launcher)
-        if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+        found, own = posix.stat(path), posix.stat(launcher)
+        if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
             return True
-        return there.st_size == here.st_size < 4096 and files.read(path) == files.read(launcher)
+        return found.st_size == own.st_size < 4096 and files.read(path) == files.read(launcher)
     except OSError:
         return False
 
 
 def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
-    """Run a foreign plugin; its standard error is ours. Raises: DelegateFailed."""
+    """Execute a third-party plugin; its standard error is ours. Raises: DelegateFailed."""
     environ = dict(call.environ) | {
         "CNI_COMMAND": call.verb,
         "CNI_CONTAINERID": call.container_id,
@@ -178,7 +178,7 @@ def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
     note(f"run {executable} {call.verb}")
     status, output = program.run([executable], encode(call.conf), environ, MAX_OUTPUT, stderr_fd=call.stderr_fd)
     answer: Mapping[str, Any] = {}
-    if output.strip() and (status or call.verb == "ADD"):  # the other verbs have no result: what is said besides is no error
+    if output.strip() and (status or call.verb == "ADD"):  # the other verbs have no result: other output is not an error
         try:
             answer = config.decode(output, f'answer of "{executable}"')
         except CniError as error:

@@ -28,7 +28,7 @@ class AttachmentLock:
     A runtime that loses patience kills its plugin and calls DEL. The agent goes on with the ADD that it began, and the
     DEL may reach its successor, or run in one shot: it has to find everything that the ADD makes.
 
-    Plugins of ours that a foreign plugin executes for a call of ours do not lock: that call holds the lock.
+    Our plugins that a third-party plugin executes within one of our calls do not lock: that call holds the lock.
     """
 
     def __init__(self, call: Call) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cni_py.spec.call import Call
 
 DIRECTORY = f"{RUN_DIR}/attachments"
+ALIAS = "cni:"
+"""Prefix of the alias of host ends (attachment/veth.py)."""
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 _is_known_boot = False
 
@@ -132,7 +134,7 @@ def forget_stale(call: Call) -> None:
 
 
 def stale_test(call: Call) -> Callable[[str, str], bool]:
-    """For GC: returns a test whether an attachment (container id, interface name) of the network no longer exists.
+    """Return a test for GC whether an attachment (container id, interface name) of the network no longer exists.
 
     With ``cni.dev/valid-attachments`` (libcni: also ``cni.dev/attachments``), everything that is not in the list is
     stale; without a list, only an attachment whose recorded namespace no longer exists. Reservations of old plugins
@@ -174,7 +176,7 @@ def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = 
     """Container id and interface name of every recorded attachment of a network; of a damaged record, as in its name.
 
     Args:
-        container_id: only those of this container; records of others are not read.
+        container_id: only those of this container; other records are not read.
     """
     found = []
     for name in _names(directory, container_id):

@@ -10,15 +10,22 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from cni_py.cli.output import EXIT_FAILED, print_error, say, show
+from cni_py.errors import InvalidConfig
+from cni_py.flanneld.host_networks import HostNetwork, warnings
+from cni_py.flanneld.network import NetworkConfig
 from cni_py.lab import faults
-from cni_py.lab.lab import FOLDER, Lab, listed
-from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_WAYS
+from cni_py.lab.build import listed
+from cni_py.lab.lab import DIRECTORY, Lab
+from cni_py.lab.plan import OUTSIDE, OUTSIDE6, WITHOUT_ROUTES, as_json, lan_networks
 from cni_py.lab.programs import LabFailed, WrongUsage
 from cni_py.lab.state import take_down
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
+
+    from cni_py.lab.plan import Settings
+    from cni_py.lab.site import Site
 
 LOCK_TRIES = 100
 """Attempts to create the lab's directory while other commands remove it."""
@@ -56,14 +63,16 @@ def up(options: argparse.Namespace) -> int:
         config=_read_config(options.net_conf) if options.net_conf else None,
         flanneld=options.flanneld,
         flanneld_options=options.flanneld_option,
-        folder=options.directory,
+        directory=options.directory,
         progress=progress,
     )
+    for line in overlaps(lab.settings):
+        say(line)
     with _alone(options.directory):
         lab.up()
         lab.stay()
     took = time.monotonic() - began
-    if lab.settings.backend in WITHOUT_WAYS:
+    if lab.settings.backend in WITHOUT_ROUTES:
         show(f"up in {took:.1f} s; {lab.settings.backend} creates no routes to other nodes' pods; try: cni-py lab status")
         return 0
     matrix = lab.wait_connected(outside=True)
@@ -76,6 +85,15 @@ def up(options: argparse.Namespace) -> int:
     missing = listed([f"{pair.source} to {pair.target} ({pair.address}): {pair.why}" for pair in matrix.failed])
     say(f"not all pods reach one another: {missing}. The lab is kept; see cni-py lab ping, and cni-py lab log node1")
     return EXIT_FAILED
+
+
+def overlaps(settings: Settings) -> list[str]:
+    """Return what flanneld will report of a network that overlaps the lab's own."""
+    try:
+        networks = NetworkConfig.parse(as_json(settings.config)).networks
+    except InvalidConfig:  # flanneld itself reports why
+        return []
+    return warnings(networks, [HostNetwork(network, "eth0") for network in lan_networks(settings)])
 
 
 def _next_steps(lab: Lab) -> str:
@@ -144,7 +162,7 @@ def status(options: argparse.Namespace) -> int:
     return 0 if report["ok"] else EXIT_FAILED
 
 
-def describe(lab: Lab) -> dict[str, Any]:
+def describe(lab: Site) -> dict[str, Any]:
     """Describe the state, as values for JSON."""
     state, settings = lab.state, lab.settings
     nodes = []
@@ -169,7 +187,7 @@ def describe(lab: Lab) -> dict[str, Any]:
     return {
         "ok": ok and etcd is not False,
         "since": state.since,
-        "directory": lab.folder,
+        "directory": lab.directory,
         "config": settings.config,
         "datastore": settings.datastore,
         "etcd": etcd,
@@ -246,31 +264,31 @@ def heal(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _alone(folder: str) -> Iterator[None]:
+def _alone(directory: str) -> Iterator[None]:
     """Serialize commands that change the lab. Raises: LabFailed."""
-    fd = _lock(folder)
+    fd = _lock(directory)
     try:
         yield
     finally:
         with suppress(OSError):  # not empty, or removed with the lab
-            os.rmdir(folder)
+            os.rmdir(directory)
         with suppress(OSError):  # plugins, agent or flanneld use it
-            if folder == FOLDER:
-                os.rmdir(os.path.dirname(folder))
+            if directory == DIRECTORY:
+                os.rmdir(os.path.dirname(directory))
         os.close(fd)
 
 
-def _lock(folder: str) -> int:
+def _lock(directory: str) -> int:
     """Create the lab's directory if necessary and lock it. Returns: descriptor of a directory that still exists."""
     for _ in range(LOCK_TRIES):
         try:
-            os.makedirs(folder, 0o700, exist_ok=True)
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            os.makedirs(directory, 0o700, exist_ok=True)
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # removed in between; or it can never be created
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(folder)):
+            if os.path.samestat(os.fstat(fd), os.stat(directory)):
                 return fd
         except BlockingIOError:
             os.close(fd)
@@ -278,7 +296,9 @@ def _lock(folder: str) -> int:
         except FileNotFoundError:
             pass
         os.close(fd)
-    raise LabFailed(f'could not create the directory "{folder}"', hint=f"check for a dangling symbolic link: namei {folder}")
+    raise LabFailed(
+        f'could not create the directory "{directory}"', hint=f"check for a dangling symbolic link: namei {directory}"
+    )
 
 
 def _flush() -> None:

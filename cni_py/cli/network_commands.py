@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.errors import CniError, InvalidConfig, NotAvailable
 from cni_py.flanneld import allocate, backends
+from cni_py.flanneld.host_networks import warnings_here
 from cni_py.flanneld.lease import Subnets, why_no_node
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.options import UsageError, parse
@@ -96,7 +97,7 @@ def write(store: Datastore, text: str, *, is_forced: bool = False) -> Output:
             "and re-create the pods of nodes whose subnet changes",
         )
     store.write_network_config(text)
-    messages = [*backends.remarks(config), f"written: {config}"]
+    messages = [*backends.remarks(config), *warnings_here(config.networks), f"written: {config}"]
     if leases:
         messages.append(f"flanneld reads it when it starts; nodes with a lease: {names_of(leases)}")
     return [], messages
@@ -110,7 +111,12 @@ def reserve(store: Datastore, subnets: Subnets, public_ip: IPv4Address | IPv6Add
     if config.ipv4 and public_ip.version != 4:
         raise InvalidConfig(f"invalid address {public_ip}: nodes of this network are identified by their IPv4 address")
     store.reserve(subnets, public_ip)
-    return [], [f"{subnets} is reserved for {public_ip}; flanneld uses it when it starts there"]
+    messages = [f"{subnets} is reserved for {public_ip}; flanneld uses it when it starts there"]
+    if any(public_ip in subnet for subnet in subnets.each()):
+        messages.append(
+            f"warning: {subnets} contains {public_ip}, the node's own address; flanneld refuses that on the node's LAN"
+        )
+    return [], messages
 
 
 def release(store: Datastore, subnets: Subnets) -> Output:

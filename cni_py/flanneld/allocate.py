@@ -114,7 +114,8 @@ def free(
         endless: those of ``taken`` that never expire.
         nodes: addresses of nodes, none of which a subnet may hold.
     """
-    taken, nodes = list(taken), list(nodes)
+    taken = list(taken)
+    nodes = [node for node in nodes if any(node in network for network in config.networks)]
     why_full = _why_full(config, taken, endless)
     first, second = pool4(config), pool6(config)
     ipv4 = ipv6 = None
@@ -155,6 +156,15 @@ def _why_full(config: NetworkConfig, taken: Sequence[Subnets], endless: Collecti
     if found := [each for network in config.networks for each in overlapping(network, config.host_networks)]:
         lines.append(f"what overlaps {in_words(found)}, networks of this host itself, is not chosen")
     return "; ".join([*lines, "a larger Network or SubnetLen has room for more nodes"])
+
+
+def in_words_without_end(subnets: Subnets) -> str:
+    """Return the message about this node's own lease if it never expires."""
+    key = ",".join(str(subnet) for subnet in subnets.each())
+    return (
+        f"our lease of {subnets} has no end: it is a reservation, kept for this node's address also when the node is deleted; "
+        f"cni-py config release {key} turns it into a lease of 24 hours"
+    )
 
 
 def check_host_networks(subnets: Subnets, config: NetworkConfig, has_run: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_py import files
 from cni_py.errors import CniError
-from cni_py.flanneld import backends, iface, saved
+from cni_py.flanneld import backends, host_networks, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.kernel.link import delete_link, list_links
@@ -64,7 +64,7 @@ def check_config(source: str) -> int:
         words = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
         print(f"flanneld: {source}: {words}", file=sys.stderr)
         return 1
-    for remark in backends.remarks(config):
+    for remark in [*backends.remarks(config), *host_networks.warnings_here(config.networks)]:
         print(f"flanneld: {source}: {remark}", file=sys.stderr)
     print(f"{source}: a network configuration for {config.backend_type} that can be used")
     return 0

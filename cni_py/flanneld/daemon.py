@@ -19,19 +19,20 @@ from typing import TYPE_CHECKING
 
 from cni_py import __version__
 from cni_py.datastore.errors import StoreError
-from cni_py.errors import CniError
+from cni_py.errors import CniError, NotAvailable
 from cni_py.flanneld import backends, commands, iface, saved
+from cni_py.flanneld.host_networks import HostNetworks
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import Session, read_subnets
 from cni_py.netlink.monitor import Watch
-from cni_py.node import systemd
+from cni_py.node import bridge_netfilter, systemd
 from cni_py.node.health import Health
-from cni_py.node.log import error, info, log_changes, set_verbosity, shortened, warning
+from cni_py.node.log import error, info, log_changes, set_verbosity, shortened, warning, warning_once
 from cni_py.node.status import RETRY_SECONDS, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from cni_py.flanneld.lease import Attributes, Lease, Subnets
     from cni_py.flanneld.stores import Store
@@ -48,6 +49,8 @@ class Daemon:
         health = Health(options.healthz_ip, options.healthz_port)
         self.status = Status("flannel", health, self._publish, self._wake)
         self.session: Session | None = None
+        self.host_networks = HostNetworks(options)
+        self._said: set[str] = set()
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; answers the exit status. Raises: CniError where it cannot begin."""
@@ -59,7 +62,7 @@ class Daemon:
             # in a thread: the main thread may be holding the lock of the event that is to be set
             signal.signal(number, lambda *_: _thread.start_new_thread(self.status.end, ()))
         if self.options.healthz_port:
-            self.status.health.start()
+            self._start_health()
         is_first, trouble, pause_seconds = True, "", RETRY_SECONDS
         while not self.status.stop.is_set():
             try:
@@ -82,6 +85,17 @@ class Daemon:
         self.store.close()
         info("Exiting cleanly...")
         return 1 if self.status.has_failed else 0
+
+    def _start_health(self) -> None:
+        """Raises: NotAvailable."""
+        ip, port = self.options.healthz_ip, self.options.healthz_port
+        try:
+            self.status.health.start()
+        except OSError as error:
+            hint = f"choose another -healthz-port, or see: ss -tlnp sport = :{port}"
+            raise NotAvailable(
+                f"the health server cannot listen on {ip}, TCP port {port}", error.strerror or "", hint
+            ) from error
 
     def _wake(self) -> None:
         """End what waits, in whatever thread."""
@@ -118,10 +132,20 @@ class Daemon:
         config_text = known.config if known is not None and text is None else str(text)
         config = NetworkConfig.parse(config_text)
         self._take_stored_addresses()
+        if self.options.iface_node_ip:
+            self._take_node_addresses(known.own.attributes if known else None)
+            if self.status.stop.is_set():
+                return
         external = iface.find(self.options, config.ipv4, config.ipv6)
         former = known.own.attributes if known else self._stored_attributes(config)
+        for fault in bridge_netfilter.faults(config.ipv4, config.ipv6):
+            warning_once(fault, self._said)
+        own = known.own.subnets if known else read_subnets(self.options.subnet_file)
+        self.host_networks.begin(config.networks, own, _subnets_of(known))
         networks = NetworkConfig.parse(known.config).networks if known else []
-        session = self.session = Session(self.options, self.store, self.status, config_text, external, former, networks)
+        session = self.session = Session(
+            self.options, self.store, self.status, config_text, external, former, self.host_networks, networks
+        )
         try:
             if leases is not None and known is not None:
                 session.own.lease = replace(known.own, attributes=session.own.attributes)
@@ -143,6 +167,21 @@ class Daemon:
             return
         public_ip, public_ipv6 = str(ipv4 or self.options.public_ip), str(ipv6 or self.options.public_ipv6)
         self.options = replace(self.options, public_ip=public_ip, public_ipv6=public_ipv6)
+
+    def _take_node_addresses(self, former: Attributes | None) -> None:
+        """By which Kubernetes knows the node, waited for; if there is a last lease, its addresses until the API answers."""
+        while not self.status.stop.is_set():
+            try:
+                found = self.store.node_addresses()
+            except StoreError as fault:
+                self.status.say_once(f"the node's InternalIP is not known: {fault}")
+                if former is None:
+                    self.status.not_ready(f"the node's InternalIP is not known: {fault}")
+                    self.status.pause()
+                    continue
+                found = former.addresses
+            self.options = replace(self.options, node_addresses=tuple(map(str, found)))
+            return
 
     def _stored_attributes(self, config: NetworkConfig) -> Attributes | None:
         """What a node's own entry keeps of our last lease (Kubernetes): the MAC address of its VXLAN device."""
@@ -171,6 +210,11 @@ class Daemon:
                     warning(remark)
                 return text
         return None
+
+
+def _subnets_of(known: saved.Saved | None) -> Iterator[Subnets]:
+    """The subnets of the saved leases; they are read where they are asked for."""
+    yield from (known.leases() or ()) if known is not None else ()
 
 
 def open_store(options: Options) -> Store:

@@ -8,6 +8,7 @@ together.
 
 from __future__ import annotations
 
+import threading
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ class Following:
         own: the node's own lease, as it is now.
         leases: where those are kept that are followed.
         changed: called with the subnets whose leases are others now.
+        why_not_here: why the subnets of a lease cannot be followed on this host; empty: they can.
     """
 
     def __init__(
@@ -50,9 +52,12 @@ class Following:
         health: Health,
         leases: dict[Subnets, Lease],
         changed: Callable[[Iterable[Subnets]], None],
+        why_not_here: Callable[[Subnets], str],
     ) -> None:
         self._config, self._own, self._backend, self._reconciler = config, own, backend, reconciler
-        self._health, self.leases, self._changed = health, leases, changed
+        self._health, self.leases, self._changed, self._why_not_here = health, leases, changed, why_not_here
+        self._queue: SimpleQueue[list[Event]] = SimpleQueue()
+        self._must_judge_all = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
         """Those that are not followed; one that says something else now is judged again."""
         self._vanished = Vanished()
@@ -66,17 +71,26 @@ class Following:
         ``is_confirmed``: the datastore has told of all leases, so these are all; otherwise they were saved.
         """
         self._follow(leases.values(), monotonic())
-        self._unconfirmed = None if is_confirmed else set(self.leases)
+        self._unconfirmed = None if is_confirmed else {*self.leases, *self._ignored}
 
-    def run(self, stop: Stop, events: SimpleQueue[list[Event]]) -> None:
-        """Follow the events of this queue until ``stop``."""
+    def put(self, events: list[Event]) -> None:
+        """Have them followed by :meth:`run`, in whatever thread."""
+        self._queue.put(events)
+
+    def judge_all(self) -> None:
+        """Have every lease judged again: ``why_not_here`` has other answers now."""
+        self._must_judge_all.set()
+        self._queue.put([])
+
+    def run(self, stop: Stop) -> None:
+        """Follow what is put, until ``stop``."""
         last = 0.0
-        with stop.calling(lambda: events.put([])):
+        with stop.calling(lambda: self._queue.put([])):
             while not stop.is_set():
-                batch = self._next(events)
+                batch = self._next()
                 if batch and (pause := last + GATHER_SECONDS - monotonic()) > 0:
                     stop.wait(pause)
-                batch += _rest(events)
+                batch += self._rest()
                 try:
                     self.take(batch, monotonic())
                 except CniError as fault:  # a look at the kernel tries again
@@ -90,21 +104,35 @@ class Following:
         finally:
             self._reconciler.settle()
 
-    def _next(self, events: SimpleQueue[list[Event]]) -> list[Event]:
+    def _next(self) -> list[Event]:
         """The next events, or none where a vanished lease ceases to count before."""
         end = self._vanished.next_end()
         try:
-            return list(events.get(timeout=None if end is None else max(end - monotonic(), 0.0)))
+            return list(self._queue.get(timeout=None if end is None else max(end - monotonic(), 0.0)))
         except Empty:
             return []
+
+    def _rest(self) -> list[Event]:
+        """What is in the queue by now."""
+        rest: list[Event] = []
+        while True:
+            try:
+                rest += self._queue.get_nowait()
+            except Empty:
+                return rest
 
     # ---- one event after the other --------------------------------------------------------------
 
     def _follow(self, events: Iterable[Event], now: float) -> None:
         """Raises: CniError."""
         before: dict[Subnets, Lease | None] = {}
+        if self._must_judge_all.is_set():
+            self._must_judge_all.clear()
+            self._judge_all(before)
         for event in events:
             if isinstance(event, Lease):
+                if self._unconfirmed is not None:
+                    self._unconfirmed.discard(event.subnets)
                 self._put(event, before)
             elif isinstance(event, Gone):
                 self._take_away(event, before, now)
@@ -125,15 +153,10 @@ class Following:
 
     def _put(self, lease: Lease, before: dict[Subnets, Lease | None]) -> None:
         subnets, former = lease.subnets, self.leases.get(lease.subnets)
-        if self._unconfirmed is not None:
-            self._unconfirmed.discard(subnets)
         if subnets == self._own().subnets:
             return
         if (former is None or former.attributes != lease.attributes) and (why_not := self._why_not(lease)):
-            if self._ignored.get(subnets) != lease:
-                warning(f"ignoring the lease of {subnets}: {why_not}")
-            self._ignored[subnets] = lease
-            self._drop(subnets, before)
+            self._ignore(lease, why_not, before)
             return
         self._ignored.pop(subnets, None)
         self._vanished.discard(subnets)
@@ -142,6 +165,19 @@ class Following:
                 self._drop(vanished, before)
         before.setdefault(subnets, former)
         self.leases[subnets] = lease
+
+    def _ignore(self, lease: Lease, why_not: str, before: dict[Subnets, Lease | None]) -> None:
+        if self._ignored.get(lease.subnets) != lease:
+            warning(f"ignoring the lease of {lease.subnets}: {why_not}")
+        self._ignored[lease.subnets] = lease
+        self._drop(lease.subnets, before)
+
+    def _judge_all(self, before: dict[Subnets, Lease | None]) -> None:
+        for subnets, lease in list(self.leases.items()):
+            if subnets not in self._vanished and (why_not := self._why_not(lease)):
+                self._ignore(lease, why_not, before)
+        for lease in list(self._ignored.values()):
+            self._put(lease, before)
 
     def _take_away(self, gone: Gone, before: dict[Subnets, Lease | None], now: float) -> None:
         self._ignored.pop(gone.subnets, None)
@@ -179,7 +215,7 @@ class Following:
             return f"{its.public_ipv6} is link-local, and our address is not"
         if not self._config.holds(subnets):
             return "it is not in the network; if the configuration is another now, start flanneld again"
-        return f"it overlaps our own, {own}" if subnets.overlap(own) else ""
+        return f"it overlaps our own, {own}" if subnets.overlap(own) else self._why_not_here(subnets)
 
 
 def _says(lease: Lease | None) -> Attributes | None:
@@ -189,13 +225,3 @@ def _says(lease: Lease | None) -> Attributes | None:
 
 def _is_link_local(its: Attributes) -> bool:
     return its.public_ipv6 is not None and its.public_ipv6.is_link_local
-
-
-def _rest(events: SimpleQueue[list[Event]]) -> list[Event]:
-    """What is in the queue by now."""
-    rest: list[Event] = []
-    while True:
-        try:
-            rest += events.get_nowait()
-        except Empty:
-            return rest

@@ -137,11 +137,11 @@ class _Search:
         self._all_addresses = list_host_addresses(host)
         self._addresses = sorted(filter(_is_usable, self._all_addresses), key=_preference)
         self.own = own_devices(self._links, self._all_addresses, gateways)
-        """What flanneld and the plugins created: what each of them is, by ifindex."""
+        """The links that flanneld and the plugins created, and what each of them is, by ifindex."""
         self._others = [link for link in self._links if link.ifindex not in self.own]
 
     def has(self, address: Address) -> bool:
-        """Whether a link of this host has it."""
+        """Return whether a link of this host has it."""
         return any(at.address == address for at in self._all_addresses)
 
     def check_public(self, address: Address, chosen: Link) -> None:

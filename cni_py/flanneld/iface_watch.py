@@ -1,4 +1,7 @@
-"""Watch the external interface: where it, its addresses or its MTU are others, everything begins again with the new one."""
+"""Watch the external interface, and the host's own networks.
+
+Where the interface, its addresses or its MTU are others, everything begins again with the new one.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,33 @@ LOOK_SECONDS = 10.0
 
 
 def watch_interface(
-    options: Options, config: NetworkConfig, external: ExternalInterface, stop: Stop, changed: Callable[[], None]
+    options: Options,
+    config: NetworkConfig,
+    external: ExternalInterface,
+    stop: Stop,
+    changed: Callable[[], None],
+    look_at_host: Callable[[], None],
 ) -> None:
-    """Call ``changed`` when the external interface is no longer as ``external``; returns then, or at ``stop``."""
+    """Watch until ``stop``, or until the external interface has changed.
+
+    Args:
+        external: the interface as it was.
+        changed: called when it has changed.
+        look_at_host: called when an address of the host may have changed. Raises: CniError.
+    """
     with Watch(("link", "addr")) as watch, Wake() as wake, stop.calling(wake.set):
         next_look = monotonic()  # it may have changed since this session's beginning
         while not stop.is_set():
             select.select([watch.fileno(), wake.fileno()], [], [], max(next_look - monotonic(), 0.0))
-            if stop.is_set() or (not watch.wait(0) and monotonic() < next_look):
+            if stop.is_set():
+                return
+            reported = watch.wait(0)
+            if not reported and monotonic() < next_look:
                 continue
             next_look = monotonic() + LOOK_SECONDS
             try:
+                if "link" not in reported or "addr" in reported:
+                    look_at_host()
                 now = iface.find(options, config.ipv4, config.ipv6, quiet=True)
             except CniError:  # down for a moment: what was set up comes back with it
                 continue

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.host_networks import HostNetwork, overlapping
+from cni_py.flanneld.host_networks import HostNetwork, HostNetworks, overlapping
 from cni_py.node.log import shortened
 
 if TYPE_CHECKING:
@@ -122,10 +122,10 @@ class NetworkConfig(BaseModel):
     def ipv6(self) -> bool:
         return self.ipv6_network is not None
 
-    def on_host(self, found: Iterable[HostNetwork], may_overlap: bool) -> NetworkConfig:
-        """The same on a host with these networks; those that are elsewhere are left out."""
-        near = [each for network in self.networks for each in overlapping(network, found)]
-        return self.model_copy(update={"host_networks": tuple(near), "may_overlap": may_overlap})
+    def on_host(self, host: HostNetworks) -> NetworkConfig:
+        """Return the same with the host's networks that overlap it."""
+        near = [each for network in self.networks for each in overlapping(network, host.found)]
+        return self.model_copy(update={"host_networks": tuple(near), "may_overlap": not host.refuses})
 
     @property
     def networks(self) -> list[IPv4Network | IPv6Network]:

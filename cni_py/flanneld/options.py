@@ -109,7 +109,7 @@ def _endpoint(text: str) -> str:
 
 
 def _key(text: str) -> str:
-    """Without empty, ``.`` and ``..`` parts, as Go's ``path.Join`` writes it into every key; "" is no part at all."""
+    """Clean a key as Go's ``path.Join`` does, of empty, ``.`` and ``..`` parts; "" is no part at all."""
     cleaned = re.sub("^//", "/", normpath(text))
     return "" if cleaned == "." else cleaned
 
@@ -318,7 +318,7 @@ class Options:
     warnings: tuple[str, ...] = ()
     """What was given and has no effect; for the log."""
     node_addresses: tuple[str, ...] = ()
-    """With ``iface_node_ip``: the node's InternalIPs, which the daemon reads."""
+    """The node's InternalIPs, which the daemon reads with ``iface_node_ip``."""
 
     def redacted(self) -> str:
         """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""

@@ -1,4 +1,4 @@
-"""Which links of the host flanneld and the plugins created: none of them leads to the other nodes.
+"""Links of the host that flanneld and the plugins created: none of them leads to another node.
 
     own_devices(links, addresses, gateways) -> {ifindex: "the bridge of the pods", …}        pure
 
@@ -33,7 +33,7 @@ _ALIAS = "cni:"
 def own_devices(
     links: Iterable[Link], addresses: Iterable[HostAddress], gateways: Collection[IPv4Address | IPv6Address]
 ) -> dict[int, str]:
-    """What each of them is, by ifindex; links that are not ours are left out. ``gateways``: the addresses in subnet.env."""
+    """Return what each of our links is, by ifindex. ``gateways``: the addresses in subnet.env."""
     links = list(links)
     bridges = {link.ifindex for link in links if link.kind == "bridge"}
     with_gateway = bridges & {at.ifindex for at in addresses if at.address in gateways}

@@ -9,6 +9,7 @@ from time import CLOCK_BOOTTIME, clock_gettime, monotonic, time
 from typing import TYPE_CHECKING
 
 from cni_py.datastore.errors import StoreError
+from cni_py.flanneld.allocate import in_words_without_end
 from cni_py.flanneld.lease import Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, LeaseTaken
@@ -18,6 +19,7 @@ from cni_py.node.status import RETRY_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from cni_py.flanneld.host_networks import HostNetworks
     from cni_py.flanneld.lease import Attributes
     from cni_py.flanneld.options import Options
     from cni_py.flanneld.stores import Event, Store
@@ -51,10 +53,11 @@ class OwnLease:
         attributes: Attributes,
         ended: Stop,
         changed: Callable[[], None],
+        host_networks: HostNetworks,
     ) -> None:
         self._options, self._store, self._status = options, store, status
         self._config_text, self._config = config_text, NetworkConfig.parse(config_text)
-        self._ended, self._changed = ended, changed
+        self._ended, self._changed, self._host_networks = ended, changed, host_networks
         self.attributes = attributes
         self.lease = Lease(Subnets(), attributes)
         """As the datastore has it: where people overrule our address there (Kubernetes), with theirs."""
@@ -72,15 +75,22 @@ class OwnLease:
     def acquire(self, previous: Subnets | None) -> bool:
         """Lease a subnet, however long it takes; False where the process is to end."""
         while not self._status.stop.is_set():
+            self._host_networks.look()
             try:
-                self.lease = self._store.acquire(self._config, self.attributes, previous)
+                self.lease = self._store.acquire(self._here(), self.attributes, previous)
             except StoreError as fault:
                 self._status.say_once(f"Error registering network: failed to acquire lease: {fault}", error)
                 self._status.not_ready(f"no subnet is leased: {fault}")
                 self._status.pause()
             else:
+                if self.lease.expires is None and not self._options.kube_subnet_mgr:
+                    info(in_words_without_end(self.lease.subnets))
                 return True
         return False
+
+    def _here(self) -> NetworkConfig:
+        """The configuration, with the host's own networks, in which no subnet is chosen."""
+        return self._config.on_host(self._host_networks)
 
     # ---- what the datastore tells of it ---------------------------------------------------------
 
@@ -182,7 +192,7 @@ class OwnLease:
                 info("the network configuration is another than the saved one: starting anew")
                 self._ended.set()
                 return False
-            lease = self._store.acquire(self._config, self.attributes, self.lease.subnets)
+            lease = self._store.acquire(self._here(), self.attributes, self.lease.subnets)
         except StoreError as fault:
             self._status.say_once(f"still without the datastore, forwarding by what was saved: {fault}")
             return False

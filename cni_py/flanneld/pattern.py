@@ -25,7 +25,7 @@ class Pattern:
         self._compiled = _compile(text)
 
     def matches(self, text: str) -> bool:
-        """Whether it is found. A name that is not UTF-8 has a question mark for each such byte."""
+        """Return whether it is found. A name that is not UTF-8 has a question mark for each such byte."""
         return self._compiled.search(text.encode(errors="replace")) is not None
 
 

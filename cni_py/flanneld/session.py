@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from cni_py import files, subnet_env
@@ -35,6 +34,7 @@ from cni_py.subnet_env import SubnetEnv
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from cni_py.flanneld.host_networks import HostNetworks
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Attributes, Lease
     from cni_py.flanneld.options import Options
@@ -59,10 +59,11 @@ class Session:
         config_text: str,
         external: ExternalInterface,
         former: Attributes | None,
+        host_networks: HostNetworks,
         networks: Iterable[Network] = (),
     ) -> None:
         """Raises: CniError."""
-        self.options, self.store, self.status = options, store, status
+        self.options, self.store, self.status, self.host_networks = options, store, status, host_networks
         self.config, self.external = NetworkConfig.parse(config_text), external
         self.ended = Stop()
         self.backend = backends.create(self.config, external)
@@ -75,13 +76,19 @@ class Session:
             raise
         leases: dict[Subnets, Lease] = {}
         attributes = self.backend.attributes()
-        self.own = OwnLease(options, store, status, config_text, attributes, self.ended, self._own_changed)
+        self.own = OwnLease(options, store, status, config_text, attributes, self.ended, self._own_changed, host_networks)
         self._saver = Saver(saved.path_for(options.subnet_file), config_text, self.own.as_saved, leases)
         self._following = Following(
-            self.config, lambda: self.own.lease, self.backend, self.reconciler, status.health, leases, self._saver.changed
+            self.config,
+            lambda: self.own.lease,
+            self.backend,
+            self.reconciler,
+            status.health,
+            leases,
+            self._saver.changed,
+            host_networks.why_not,
         )
         self._watched = store.watch(self.ended)
-        self._events: SimpleQueue[list[Event]] = SimpleQueue()
 
     def _own_changed(self) -> None:
         self._saver.changed()
@@ -108,6 +115,7 @@ class Session:
     def set_up(self, leases: Mapping[Subnets, Lease], *, is_confirmed: bool) -> None:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.own.lease.subnets
+        self.host_networks.start_on(own)
         self.firewall = Firewall(self.options, self.config, own)
         self.firewall.ensure()
         for device in self.backend.devices:
@@ -128,11 +136,11 @@ class Session:
         info("Running backend.")
         tasks: dict[str, Callable[[], None]] = {
             "watch": self._watch_leases,
-            "leases": lambda: self._following.run(self.ended, self._events),
+            "leases": lambda: self._following.run(self.ended),
             "renewal": lambda: self.own.keep(is_confirmed, confirmed=lambda: self._tell_ready(is_confirmed=True)),
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
-            "interface": lambda: watch_interface(self.options, self.config, self.external, self.ended, self._begin_again),
+            "interface": self._watch_interface,
             "saving": lambda: self._saver.run(self.ended),
             "back end": lambda: self.backend.run(self.ended),
         }
@@ -169,7 +177,18 @@ class Session:
     def _watch_leases(self) -> None:
         info("watching for new subnet leases")
         for events in self._heard():
-            self._events.put(events)
+            self._following.put(events)
+
+    def _watch_interface(self) -> None:
+        watch_interface(self.options, self.config, self.external, self.ended, self._begin_again, self._look_at_host)
+
+    def _look_at_host(self) -> None:
+        """Judge the leases again where the host has another network now. Raises: CniError."""
+        own = self.own.lease.subnets
+        if self.host_networks.look(own):
+            self.host_networks.warn(self.config.networks)
+            self.host_networks.warn_of_own(own)
+            self._following.judge_all()
 
     def _begin_again(self) -> None:
         self.ended.set()

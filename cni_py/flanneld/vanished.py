@@ -33,6 +33,9 @@ class Vanished:
         self._by_prefix: dict[tuple[int, int], dict[int, Subnets]] = defaultdict(dict)
         """By version and prefix length, then by prefix."""
 
+    def __contains__(self, subnets: Subnets) -> bool:
+        return subnets in self._ends
+
     def add(self, subnets: Subnets, now: float) -> None:
         self.discard(subnets)
         self._ends[subnets] = now + LINGER_SECONDS

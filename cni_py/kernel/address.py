@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from errno import EADDRNOTAVAIL, EEXIST
+from errno import EACCES, EADDRNOTAVAIL, EEXIST
 from ipaddress import ip_address, ip_interface
 from struct import pack, unpack_from
 
+from cni_py.errors import KernelRefused
 from cni_py.journal import step
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import attribute, attributes, made_of, number
@@ -91,12 +92,18 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
     if address.version == 6 and not detect_duplicates:
         more.append(("IFA_FLAGS", IFA_F_NODAD))
         words.append("nodad")
-    with step(*rtnl.enter, *words, "dev", link.name):
-        try:
-            rtnl.change(_address_message(link, address, *more), RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
-        except nl.NetlinkError as error:
-            if error.errno != EEXIST:
-                raise
+    try:
+        with step(*rtnl.enter, *words, "dev", link.name):
+            try:
+                rtnl.change(_address_message(link, address, *more), RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
+            except nl.NetlinkError as error:
+                if error.errno != EEXIST:
+                    raise
+    except KernelRefused as refused:
+        if refused.errno == EACCES and address.version == 6:  # "Permission denied", whatever rights the caller has
+            command = [*rtnl.enter, "sysctl", "-w", f"net/ipv6/conf/{link.name}/disable_ipv6=0"]
+            refused.hint = f'IPv6 is switched off on "{link.name}": {" ".join(command)}'
+        raise
 
 
 def delete_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix) -> None:

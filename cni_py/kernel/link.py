@@ -91,6 +91,14 @@ def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
     return None
 
 
+def get_link(rtnl: Rtnl, name: str) -> Link:
+    """Raises: KernelRefused, also if there is no such link."""
+    link = find_link(rtnl, name)
+    if link is None:
+        raise KernelRefused(f'the link "{name}" does not exist', "another process deleted it", f"ip link show {name}")
+    return link
+
+
 def list_links(rtnl: Rtnl, alias: str = "") -> list[Link]:
     """Every link of the namespace, or those of this alias. Raises: KernelRefused.
 
@@ -132,18 +140,26 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
                 raise
 
 
-def create_veth(rtnl: Rtnl, bridge: Link, sandbox: NetNS, ifname: str, mtu: int, mac: str, alias: str) -> str:
-    """Make a veth whose one end is a port of the bridge, the other ``ifname`` in the sandbox.
+def create_veth(
+    rtnl: Rtnl, sandbox: NetNS, ifname: str, alias: str, *, mtu: int = 0, mac: str = "", master: Link | None = None
+) -> str:
+    """Create a veth with one end on the host and the other, ``ifname``, in the sandbox.
 
-    The host end says in its alias whose it is, from its birth: GC finds it, whenever an ADD is killed.
+    The host end has its alias from the start: GC finds it whenever an ADD is killed. Both ends are down: the kernel
+    refuses a peer that is created up (ENOTCONN).
 
-    Both ends are down: a peer that is born up is refused (ENOTCONN). Answers the host end's name,
-    "veth" and eight hex digits. Raises: KernelRefused, EEXIST where ``ifname`` is taken.
+    Args:
+        mtu: of both ends; 0: the kernel's choice.
+        mac: of the sandbox's end; "": the kernel's choice.
+        master: the bridge that the host end is a port of.
+
+    Returns: the name of the host end, "veth" and eight hex digits. Raises: KernelRefused, EEXIST if ``ifname`` is taken.
     """
     peer: list[Attribute] = [("IFLA_IFNAME", ifname), ("IFLA_NET_NS_FD", sandbox.fd)]
     peer += [("IFLA_ADDRESS", mac)] if mac else []
     peer += [("IFLA_MTU", mtu)] if mtu else []
-    attributes: list[Attribute] = [("IFLA_MASTER", bridge.ifindex), _linkinfo("veth", (("VETH_INFO_PEER", tuple(peer)),))]
+    attributes: list[Attribute] = [("IFLA_MASTER", master.ifindex)] if master else []
+    attributes.append(_linkinfo("veth", (("VETH_INFO_PEER", tuple(peer)),)))
     attributes += [("IFLA_MTU", mtu)] if mtu else []
     for last in (False, False, True):
         name = f"veth{urandom(4).hex()}"
@@ -156,8 +172,7 @@ def create_veth(rtnl: Rtnl, bridge: Link, sandbox: NetNS, ifname: str, mtu: int,
                 "add",
                 name,
                 *size,
-                "master",
-                bridge.name,
+                *(("master", master.name) if master else ()),
                 "type",
                 "veth",
                 "peer",
@@ -267,13 +282,13 @@ def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
     """Raises: KernelRefused."""
-    with step("ip", "link", "set", link.name, "address", mac):
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "address", mac):
         rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))), RTM_NEWLINK)
 
 
 def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
     """Raises: KernelRefused."""
-    with step("ip", "link", "set", link.name, "mtu", str(mtu)):
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu)):
         rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MTU, pack("=I", mtu)), RTM_NEWLINK)
 
 

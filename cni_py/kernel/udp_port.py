@@ -1,6 +1,6 @@
-"""The owner of a UDP port that a device of ours needs, which the kernel's "Address already in use" does not name.
+"""The owner of a UDP port that our device needs, which the kernel's "Address already in use" does not name.
 
-    with port_taken(rtnl, "flannel.1", 8472, "Backend.Port"): …     KernelRefused names the port, its owner and the key
+    with port_named(rtnl, "flannel.1"): …        KernelRefused names the port, its owner and "Backend.Port"
     owner_of(rtnl, 8472) -> 'the VXLAN device "cilium_vxlan"'
 
 How it works. The socket of a tunnel device belongs to no process, so VXLAN devices are searched first. Then /proc/net/udp
@@ -27,16 +27,22 @@ _TABLES = ("/proc/net/udp", "/proc/net/udp6")
 
 
 @contextmanager
-def port_taken(rtnl: Rtnl, device: str, port: int, key: str) -> Iterator[None]:
-    """Explain a refusal inside. ``key``: of the network configuration, names the port. Raises: KernelRefused."""
+def port_named(rtnl: Rtnl, device: str, port: int = 0, key: str = "Backend.Port") -> Iterator[None]:
+    """Explain that a port is taken. ``port`` 0: that of the VXLAN device; ``key``: of the network configuration.
+
+    Raises: KernelRefused.
+    """
     try:
         yield
     except KernelRefused as error:
         if error.errno != EADDRINUSE:
             raise
+        port = port or next((each.port for each in list_vxlans(rtnl) if each.name == device), 0)
+        if not port:
+            raise
         hint = f'stop it, or choose another port for all nodes, "{key}" in their configuration; see: ss -ulnp sport = :{port}'
         msg = f'"{device}" cannot receive: UDP port {port} is taken by {owner_of(rtnl, port, device)}'
-        raise KernelRefused(msg, error.msg, hint, errno=EADDRINUSE) from error
+        raise KernelRefused(msg, f"{error.msg}: {error.details}", hint, errno=EADDRINUSE) from error
 
 
 def owner_of(rtnl: Rtnl, port: int, but: str = "") -> str:

@@ -1,4 +1,4 @@
-"""``cni-py lab``: a flannel network on one machine. Nodes, their switch, etcd and pods are namespaces.
+"""A flannel network on one machine (``cni-py lab``): nodes, their switch, etcd and pods are namespaces.
 
 ::
 
@@ -6,13 +6,16 @@
         assert lab.ping().is_complete
         lab.run("pod1", "ping -c 1 10.244.85.2")
 
-How it works. One process, the keeper, is process 1 of a process namespace, and everything else runs in there: the
-machines (nodes, router, outside, etcd; `machine.py`), what runs on them (`services.py`) and their pods. The switch is the
-keeper's own network namespace. So whatever was killed, ending the keeper ends all of it, and the kernel removes
-every interface, rule and mount with it: nothing is cleaned up one by one. Until a lab is told to stay it ends with whoever
-made it, by a pipe that closes.
+How it works. One process, the keeper, is process 1 of a PID namespace, and everything else runs inside: the
+machines (nodes, router, outside, etcd; `machine.py`), their daemons (`services.py`) and their pods. The switch is the
+keeper's own network namespace. When the keeper exits, the kernel kills everything in the lab and removes
+every interface, rule and mount with it: nothing is removed one by one, and no kill leaves anything. Until :meth:`Lab.stay`
+the keeper exits with the process that created the lab, by a pipe that closes.
 
-Owns: the lab's folder (`/run/cni-py/lab`: state, logs, the file datastore; machines see it as `/run/lab`), and names
+`lab.py` creates and removes a lab, with the parts of `build.py`; `site.py` is for everything that a running lab is used
+for; `plan.py` has addresses and commands as values; `faults.py` breaks it.
+
+Owns: the lab's directory (`/run/cni-py/lab`: state, logs, the file datastore; machines see it as `/run/lab`), and names
 `/run/netns/cni-lab-…`, links into `/proc` that keep nothing alive.
 """
 

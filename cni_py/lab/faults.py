@@ -1,8 +1,8 @@
-"""What can be broken in a lab, and how it is healed.
+"""Faults of a lab: inject and repair them.
 
-A cable, a daemon, or a node's way to the pods of other nodes, in the three parts that VXLAN needs: route, ARP and FDB entry.
-Of these each kind has a list of what is there now, with the command that deletes an entry and the one that
-puts it back; flanneld is expected to be quicker.
+A cable, a daemon, or the entries by which a node reaches pods of other nodes, of the three kinds that VXLAN needs: route, ARP
+and FDB entry. Each entry is read with the command that deletes it and the one that
+restores it; flanneld is expected to restore it first.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
+from cni_py.lab.build import Builder
 from cni_py.lab.programs import LabFailed, WrongUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ipaddress import IPv4Network, IPv6Network
 
-    from cni_py.lab.lab import Lab
+    from cni_py.lab.site import Site
 
     Network = IPv4Network | IPv6Network
     Run = Callable[..., str]
@@ -32,7 +33,7 @@ _NOT_SETTINGS = ("linkdown", "dead", "offload", "trap", "rt_offload", "rt_trap")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``key`` says which it is: an entry with the same key is the same one, put back."""
+    """An entry; another one with the same ``key`` is this one, restored."""
 
     key: str
     delete: list[str]
@@ -53,7 +54,7 @@ def routes(run: Run, networks: Iterable[Network]) -> list[Entry]:
 
 
 def is_to_peer(words: list[str], networks: Iterable[Network]) -> bool:
-    """Whether the words of an ``ip route`` line are such a route; one that came with an address ("proto kernel") is not."""
+    """Return whether an ``ip route`` line is such a route; one that belongs to an address ("proto kernel") is not."""
     try:
         destination = ip_network(words[0])
     except ValueError:  # "default", "unreachable", "blackhole"
@@ -97,8 +98,8 @@ def vxlan_devices(run: Run) -> list[str]:
 
 
 def _json(text: str) -> list[dict[str, str]]:
-    """iproute2 prints nothing at all where its list is empty."""
-    found: list[dict[str, str]] = json.loads(text) if text.strip() else []
+    """Parse the output of iproute2."""
+    found: list[dict[str, str]] = json.loads(text) if text.strip() else []  # an empty list is printed as nothing
     return found
 
 
@@ -107,126 +108,128 @@ def _json(text: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``healed_seconds``: when flanneld had put it back; None: it did not, or it is not its task."""
+    """``healed_seconds``: the time until flanneld had restored it; None: it did not, or does not repair such faults."""
 
     what: str
     removed: int
     healed_seconds: float | None
 
 
-def break_(lab: Lab, what: str, node: str = "") -> Fault:
-    """Break something, and for what flanneld puts back wait until it has, or ``HEALED_SECONDS`` are over.
+def break_(site: Site, what: str, node: str = "") -> Fault:
+    """Inject a fault; if flanneld repairs its kind, wait until it has, or for ``HEALED_SECONDS``. Raises: LabFailed.
 
-    ``link``: the node's cable is pulled. ``flanneld``, ``etcd``: SIGKILL. ``route``, ``arp``, ``fdb``: the
-    entries that lead to other nodes are deleted. Raises: LabFailed.
+    ``link``: the node's cable is unplugged. ``flanneld``, ``etcd``: SIGKILL. ``route``, ``arp``, ``fdb``: the
+    entries for other nodes are deleted.
     """
-    which = _name(lab, what, node)
+    which = _name(site, what, node)
     if what in ENTRIES:
-        return _delete_entries(lab, which, what, node)
-    if which in lab.state.broken:
-        raise LabFailed(f'"{which}" is broken already', hint=f"cni-py lab heal {which}")
+        return _delete_entries(site, which, what, node)
+    if which in site.state.broken:
+        raise LabFailed(f'"{which}" is already broken', hint=f"cni-py lab heal {which}")
     if what == "link":
-        lab.switch.configure([f"link set {node} down"])
+        site.switch.configure([f"link set {node} down"])
     else:
-        lab.service(what, node).kill()
-    lab.state.broken[which] = []
-    lab.save()
+        site.service(what, node).kill()
+    site.state.broken[which] = []
+    site.save()
     return Fault(which, 1, None)
 
 
-def _delete_entries(lab: Lab, which: str, what: str, node: str) -> Fault:
-    found = entries(lab, what, node)
+def _delete_entries(site: Site, which: str, what: str, node: str) -> Fault:
+    found = entries(site, what, node)
     if not found:
         hint = (
-            f"cni-py lab log {node}" if what == "route" else f"vxlan has such entries; the back end is {lab.settings.backend}"
+            f"cni-py lab log {node}"
+            if what == "route"
+            else f"only vxlan has such entries; the back end is {site.settings.backend}"
         )
-        raise LabFailed(f"{node} has no {what} entry that leads to another node", hint=hint)
-    lab.state.broken[which] = [[entry.key, *entry.restore] for entry in found]
-    lab.save()
+        raise LabFailed(f"{node} has no {what} entry for another node", hint=hint)
+    site.state.broken[which] = [[entry.key, *entry.restore] for entry in found]
+    site.save()
     began = time.monotonic()
     for entry in found:
-        lab.machine(node).run("sh", "-c", '"$@" || true', "sh", *entry.delete)  # it may go with the one before it
-    healed_seconds = _watch_healing(lab, what, node, {entry.key for entry in found}, began)
+        site.machine(node).run("sh", "-c", '"$@" || true', "sh", *entry.delete)  # deleted with the one before it, perhaps
+    healed_seconds = _watch_healing(site, what, node, {entry.key for entry in found}, began)
     if healed_seconds is not None:
-        del lab.state.broken[which]
-        lab.save()
+        del site.state.broken[which]
+        site.save()
     return Fault(which, len(found), healed_seconds)
 
 
-def _watch_healing(lab: Lab, what: str, node: str, keys: set[str], began: float) -> float | None:
-    """When all of these entries were there again."""
+def _watch_healing(site: Site, what: str, node: str, keys: set[str], began: float) -> float | None:
+    """Returns: the seconds until all of these entries existed again; None: they do not."""
     while (took := time.monotonic() - began) < HEALED_SECONDS:
-        if keys <= {entry.key for entry in entries(lab, what, node)}:
+        if keys <= {entry.key for entry in entries(site, what, node)}:
             return took
-        if not lab.flanneld(node).is_alive:
+        if not site.flanneld(node).is_alive:
             return None
         time.sleep(0.01)
     return None
 
 
-def heal(lab: Lab, what: str, node: str = "") -> None:
-    """Put back what ``break_`` broke. Where nothing is broken, nothing is done. Raises: LabFailed."""
-    which = _name(lab, what, node)
-    if which not in lab.state.broken:
+def heal(site: Site, what: str, node: str = "") -> None:
+    """Repair a fault, if it exists. Raises: LabFailed."""
+    which = _name(site, what, node)
+    if which not in site.state.broken:
         return
     if what == "link":
-        lab.switch.configure([f"link set {node} up"])
+        site.switch.configure([f"link set {node} up"])
     elif what == "etcd":
-        lab.start_etcd()
+        Builder(site).start_etcd()
     elif what == "flanneld":
-        lab.state.flanneld[node] = lab.start_flanneld(lab.node(node)).pid
-        _forget_what_it_healed(lab, node)
+        site.state.flanneld[node] = Builder(site).start_flanneld(site.node(node)).pid
+        _forget_restored(site, node)
     else:
-        there = {entry.key for entry in entries(lab, what, node)}
-        for key, *command in lab.state.broken[which]:
-            if key not in there:
-                lab.machine(node).run(*command)
-    del lab.state.broken[which]
-    lab.save()
+        existing = {entry.key for entry in entries(site, what, node)}
+        for key, *command in site.state.broken[which]:
+            if key not in existing:
+                site.machine(node).run(*command)
+    del site.state.broken[which]
+    site.save()
 
 
-def _forget_what_it_healed(lab: Lab, node: str) -> None:
-    """A flanneld that has begun puts back what was deleted while there was none."""
+def _forget_restored(site: Site, node: str) -> None:
+    """Forget faults that flanneld has repaired when it started."""
     for what in ENTRIES:
-        keys = {entry[0] for entry in lab.state.broken.get(f"{what} {node}", [])}
-        if keys and _watch_healing(lab, what, node, keys, time.monotonic()) is not None:
-            del lab.state.broken[f"{what} {node}"]
+        keys = {entry[0] for entry in site.state.broken.get(f"{what} {node}", [])}
+        if keys and _watch_healing(site, what, node, keys, time.monotonic()) is not None:
+            del site.state.broken[f"{what} {node}"]
 
 
-def still_broken(lab: Lab) -> list[str]:
-    """What was broken and is so now: entries are looked at, for flanneld or a person may have put them back since."""
+def still_broken(site: Site) -> list[str]:
+    """Faults that still exist: flanneld or a user may have restored deleted entries."""
     found = []
-    for which, removed in sorted(lab.state.broken.items()):
+    for which, removed in sorted(site.state.broken.items()):
         what, _, node = which.partition(" ")
-        is_back = what in ENTRIES and lab.machine(node).is_alive
-        if not is_back or not {entry[0] for entry in removed} <= {entry.key for entry in entries(lab, what, node)}:
+        is_back = what in ENTRIES and site.machine(node).is_alive
+        if not is_back or not {entry[0] for entry in removed} <= {entry.key for entry in entries(site, what, node)}:
             found.append(which)
     return found
 
 
-def _name(lab: Lab, what: str, node: str) -> str:
-    """The name of a fault: "route node1", "etcd". Raises: LabFailed where there is no such thing; WrongUsage."""
+def _name(site: Site, what: str, node: str) -> str:
+    """The name of a fault: "route node1", "etcd". Raises: LabFailed if it is impossible; WrongUsage."""
     known = (*DAEMONS_AND_CABLES, *ENTRIES)
     if what not in known:
-        raise LabFailed(f'"{what}" cannot be broken', hint=f"what can: {', '.join(known)}")
+        raise LabFailed(f'unknown fault "{what}"', hint=f"faults: {', '.join(known)}")
     if what == "etcd" and node:
-        raise WrongUsage(f'etcd is not on "{node}": it has a machine of its own', hint="without a node: cni-py lab break etcd")
+        raise WrongUsage(f'etcd does not run on "{node}" but on its own machine', hint="without a node: cni-py lab break etcd")
     if what != "etcd" and not node:
         raise WrongUsage(
-            f'"{what}" needs a node', hint=f"cni-py lab break {what} {lab.nodes[0]}; nodes: {', '.join(lab.nodes)}"
+            f'"{what}" requires a node', hint=f"cni-py lab break {what} {site.nodes[0]}; nodes: {', '.join(site.nodes)}"
         )
     if what != "etcd":
-        lab.node(node)
+        site.node(node)
         return f"{what} {node}"
-    if lab.settings.datastore != "etcd":
-        raise LabFailed("this lab has no etcd", hint="cni-py lab up --datastore etcd")
+    if site.settings.datastore != "etcd":
+        raise LabFailed("this lab runs without etcd", hint="cni-py lab up --datastore etcd")
     return what
 
 
-def entries(lab: Lab, what: str, node: str) -> list[Entry]:
-    """What leads from a node to others: its routes, ARP or FDB entries."""
-    run = lab.machine(node).run
+def entries(site: Site, what: str, node: str) -> list[Entry]:
+    """The entries for other nodes: routes, ARP or FDB entries."""
+    run = site.machine(node).run
     if what == "route":
         keys = ("Network", "IPv6Network")
-        return routes(run, [ip_network(lab.settings.config[key]) for key in keys if key in lab.settings.config])
+        return routes(run, [ip_network(site.settings.config[key]) for key in keys if key in site.settings.config])
     return neighbours(run) if what == "arp" else forwarding(run)

@@ -1,8 +1,8 @@
-"""A machine of the lab: network, mount, process, IPC and host name namespaces, kept by a small process 1.
+"""A machine of the lab: network, mount, PID, IPC and UTS namespaces, held by a small process 1.
 
-The machine has empty folders where plugins and flanneld write: ``/run`` (with the lab's folder as ``/run/lab``),
-``/var/lib/cni``, ``/var/lib/cni-py`` and ``/etc/cni``. Everything else is the real machine's. Process ids are those of
-outside, together with the time of their start: a number that was given to another process since is not taken for ours.
+The machine has empty directories where plugins and flanneld write: ``/run`` (with the lab's directory as ``/run/lab``),
+``/var/lib/cni``, ``/var/lib/cni-py`` and ``/etc/cni``. Everything else is the real machine's. Process ids are those
+outside of the lab, together with their start time, so that a reused id is not mistaken for ours.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 END_SECONDS = 10
 MOUNT_POINTS = ("/var/lib/cni", "/var/lib/cni-py", "/etc/cni")
 
-# The keeper: process 1 of the lab, in the switch. It stays while its helper does, and that ends with the pipe from
-# whoever makes the lab, or stays when it reads "stay". (The shell waits and does not read itself: a `read` ends with
-# every child that is left to it.) /proc is still that of outside here, so the number in it is the one that others see.
+# The keeper: process 1 of the lab, in the switch. It lives as long as its helper, which exits when the pipe from the
+# lab's creator closes, unless it has read "stay". (The shell waits and does not read itself: a `read` returns with
+# every orphaned child.) /proc is still the one outside, so the id in it is the one that other processes see.
 _KEEPER = """
 exec 3<&0
 read -r pid rest </proc/self/stat
@@ -35,14 +35,14 @@ exec >/dev/null 2>&1
 wait $!
 """
 
-# A machine: name, lab's folder, whether it forwards. Process 1 reaps what is left to it, and never ends by itself.
+# A machine: name, lab's directory, whether it forwards. Process 1 reaps orphans and never exits by itself.
 _MACHINE = """
-name=$1 folder=$2 forwarding=$3
+name=$1 directory=$2 forwarding=$3
 read -r pid rest </proc/self/stat
-mount -t tmpfs -o mode=755 tmpfs "$folder/stage"
-mkdir "$folder/stage/lab" "$folder/stage/netns" "$folder/stage/lock" "$folder/stage/flannel"
-mount --bind "$folder" "$folder/stage/lab"
-mount -n --move "$folder/stage" /run
+mount -t tmpfs -o mode=755 tmpfs "$directory/stage"
+mkdir "$directory/stage/lab" "$directory/stage/netns" "$directory/stage/lock" "$directory/stage/flannel"
+mount --bind "$directory" "$directory/stage/lab"
+mount -n --move "$directory/stage" /run
 mount --make-rshared /run
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni-py
@@ -68,7 +68,7 @@ _IN_BACKGROUND = 'unshare --net --mount --pid --ipc --uts --fork sh -ec "$0" sh 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``pid``: of its process 1; ``started``: when that started, in the kernel's ticks."""
+    """``pid`` of its process 1; ``started``: its start time, in the kernel's ticks."""
 
     name: str
     pid: int
@@ -84,11 +84,11 @@ class Machine:
         return ["nsenter", f"--target={self.pid}", *spaces, "--", *argv]
 
     def run(self, *argv: str, stdin: str = "", env: dict[str, str] | None = None) -> str:
-        """Run a program there; answer what it printed. Raises: LabFailed, with its words."""
+        """Run a program on it. Returns: its output. Raises: LabFailed, with its error messages."""
         return run(self.command(*argv), stdin, env, what=f"on {self.name}: {' '.join(argv)}")
 
     def configure(self, lines: Sequence[str]) -> None:
-        """Run these commands of ``ip`` in its network namespace. Raises: LabFailed."""
+        """Run commands of ``ip`` in its network namespace. Raises: LabFailed."""
         argv = ["nsenter", f"--target={self.pid}", "--net", "ip", "-batch", "-"]
         run(argv, "".join(f"{line}\n" for line in lines), what=f"ip on {self.name}")
 
@@ -97,7 +97,7 @@ class Machine:
         return f"/proc/{self.pid}/root{path}"
 
     def kill(self) -> None:
-        """End it with everything in it, and wait until that is done. Absence is success. Raises: LabFailed."""
+        """Kill it with everything in it, and wait until it has exited. Absence is success. Raises: LabFailed."""
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -107,7 +107,7 @@ class Machine:
                 return
             signal.pidfd_send_signal(fd, signal.SIGKILL)
             if not select.select([fd], [], [], END_SECONDS)[0]:
-                raise LabFailed(f"{self.name} does not end: process {self.pid}", hint=f"see why: cat /proc/{self.pid}/stack")
+                raise LabFailed(f"{self.name} does not exit: process {self.pid}", hint=f"see: cat /proc/{self.pid}/stack")
         except ProcessLookupError:
             return
         finally:
@@ -115,7 +115,7 @@ class Machine:
 
 
 def start_time(pid: int) -> int:
-    """When a process started; 0 where there is none, or only what its parent has not asked for yet."""
+    """The start time of a process; 0 if it does not exist, or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -125,7 +125,7 @@ def start_time(pid: int) -> int:
 
 
 class Keeper:
-    """The lab's first process, as its parent sees it. ``close()`` or our end ends it, unless it was told to stay."""
+    """The lab's first process, as its parent sees it: it exits on ``close()`` or with us, unless :meth:`stay` was called."""
 
     def __init__(self) -> None:
         argv = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL"]
@@ -135,7 +135,7 @@ class Keeper:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for us: the lab is taken down in order
+            start_new_session=True,  # Ctrl-C must not reach it: we take the lab down in order
         )
         try:
             self.machine = _first_words(self._process, "switch")
@@ -144,25 +144,25 @@ class Keeper:
             raise
 
     def stay(self) -> None:
-        """The lab outlives us."""
+        """Keep it when this process ends."""
         assert self._process.stdin is not None
         self._process.stdin.write("stay\n")
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """Let go of it; where it was not told to stay, that ends it. Twice is fine."""
+        """Close the pipe; unless it stays, it exits. Can be repeated."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(END_SECONDS)
         _close_outputs(self._process)
 
 
-def start(keeper: Machine, folder: str, names: Sequence[str], forwarding: Sequence[str]) -> list[Machine]:
-    """Machines inside the lab, all at once; those named in ``forwarding`` route packets. Raises: LabFailed."""
+def start(keeper: Machine, directory: str, names: Sequence[str], forwarding: Sequence[str]) -> list[Machine]:
+    """Start machines inside the lab, in parallel; those in ``forwarding`` route packets. Raises: LabFailed."""
     enter = ["nsenter", f"--target={keeper.pid}", "--mount", "--pid", "--root", "--wd", "--"]
     starting = [
         subprocess.Popen(
-            [*enter, "sh", "-c", _IN_BACKGROUND, _MACHINE, name, folder, str(int(name in forwarding))],
+            [*enter, "sh", "-c", _IN_BACKGROUND, _MACHINE, name, directory, str(int(name in forwarding))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -174,13 +174,13 @@ def start(keeper: Machine, folder: str, names: Sequence[str], forwarding: Sequen
     try:
         return [_first_words(process, name) for process, name in zip(starting, names, strict=True)]
     finally:
-        for process in starting:  # no end of file is waited for: unshare, in the lab, has these pipes for good
+        for process in starting:  # not communicate(): unshare, in the lab, holds these pipes open
             process.wait()
             _close_outputs(process)
 
 
 def _first_words(process: subprocess.Popen[str], name: str) -> Machine:
-    """The machine whose process 1 says its number. Raises: LabFailed."""
+    """The machine whose process 1 prints its id. Raises: LabFailed."""
     assert process.stdout is not None
     assert process.stderr is not None
     word = process.stdout.readline().strip()
@@ -188,7 +188,7 @@ def _first_words(process: subprocess.Popen[str], name: str) -> Machine:
     if not started:
         words = process.stderr.read().strip()
         hint = "a container needs CAP_SYS_ADMIN for this (docker run --privileged)" if "not permitted" in words else ""
-        raise LabFailed(f"no namespaces can be made for {name}", words, hint)
+        raise LabFailed(f"could not create namespaces for {name}", words, hint)
     return Machine(name, int(word), started)
 
 
@@ -199,21 +199,21 @@ def _close_outputs(process: subprocess.Popen[str]) -> None:
 
 
 def make_mount_points() -> list[str]:
-    """The folders of the real machine that the lab's are mounted on; answers those that were not there."""
+    """Create the directories of the real machine that the lab's are mounted on. Returns: those that did not exist."""
     made: list[str] = []
     for path in MOUNT_POINTS:
         parts = path.strip("/").split("/")
-        for folder in ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]:
-            if not os.path.isdir(folder):
-                os.mkdir(folder, 0o755)
-                made.append(folder)
+        for directory in ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]:
+            if not os.path.isdir(directory):
+                os.mkdir(directory, 0o755)
+                made.append(directory)
     return made
 
 
 def remove_mount_points(made: Sequence[str]) -> None:
-    """Remove those that were made for the lab, unless something is in them by now."""
-    for folder in reversed(made):
+    """Remove directories that were created for the lab, unless other software uses them."""
+    for directory in reversed(made):
         try:
-            os.rmdir(folder)
-        except OSError:
+            os.rmdir(directory)
+        except OSError:  # not empty
             continue

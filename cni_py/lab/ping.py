@@ -1,4 +1,4 @@
-"""Who reaches whom: every pod pings every other one, small and with full-sized packets, and the answer is a table."""
+"""Connectivity between pods: pings from each to each, with small and with full-sized packets, as a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PINGER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pinger.py")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One direction. ``size``: of the full-sized IP packet; ``ms`` and ``full_ms``: None where no answer came."""
+    """One direction. ``size``: of the full-sized IP packet; ``ms`` and ``full_ms``: None without a reply."""
 
     source: str
     target: str
@@ -42,7 +42,7 @@ class Matrix:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everybody reaches everybody, with full-sized packets too."""
+        """True if all pods reach each other, with full-sized packets too."""
         return all(pair.is_ok for pair in self.pairs)
 
     @property
@@ -50,7 +50,7 @@ class Matrix:
         return [pair for pair in self.pairs if not pair.is_ok]
 
     def lines(self) -> list[str]:
-        """A table of each family: milliseconds of the small packet and of the full-sized one."""
+        """A table per family: milliseconds of the small packet and of the full-sized one."""
         lines: list[str] = []
         for family, colon in (("IPv4", False), ("IPv6", True)):
             pairs = [pair for pair in self.pairs if (":" in pair.address) == colon]
@@ -59,7 +59,7 @@ class Matrix:
         return lines
 
     def summary(self) -> str:
-        """What is counted: an address of a pod, or of the host outside, from a pod."""
+        """Totals, counted by address of a pod, or of the host outside."""
         counted = []
         for words, is_outside in (("from pod to pod", False), ("from pod to outside", True)):
             pairs = [pair for pair in self.pairs if (pair.target == OUTSIDE_NAME) == is_outside]
@@ -67,7 +67,7 @@ class Matrix:
                 counted.append(f"{sum(pair.is_ok for pair in pairs)} of {len(pairs)} {words}")
         sizes = sorted({pair.size for pair in self.pairs})
         with_df = f", packets of {'/'.join(map(str, sizes))} bytes with DF too" if sizes else ""
-        return (" and ".join(counted) or "there is no other pod") + with_df
+        return (" and ".join(counted) or "no other pod") + with_df
 
 
 def _table(family: str, pairs: Sequence[Pair]) -> list[str]:
@@ -91,8 +91,8 @@ def ping(commands: Mapping[str, list[str]], asked: Mapping[str, Sequence[tuple[s
     """Ping from several places at once.
 
     Args:
-        commands: how a program is started in the source's network namespace.
-        asked: by source, whom it pings: name, address, size of a full packet.
+        commands: by source, the words that start a program in its network namespace.
+        asked: by source, its targets: name, address, size of a full packet.
     """
     running = {
         source: subprocess.Popen(
@@ -104,20 +104,20 @@ def ping(commands: Mapping[str, list[str]], asked: Mapping[str, Sequence[tuple[s
     for source, process in running.items():
         targets = [[address, each] for _, address, size in asked[source] for each in (0, size)]
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # what it has to say about it is read below
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # its error message is read below
             process.stdin.write(json.dumps({"seconds": seconds, "targets": targets}).encode())
-        process.stdin = None  # closed, so that all ping at the same time; communicate() is to leave it alone
+        process.stdin = None  # closed, so that all ping at the same time; communicate() must not use it
     pairs: list[Pair] = []
-    trouble: list[str] = []
+    errors: list[str] = []
     for source, process in running.items():
         output, words = process.communicate()
         if process.returncode != 0:
-            trouble.append(f"{source}: {words.decode(errors='replace').strip()[-300:]}")
+            errors.append(f"{source}: {words.decode(errors='replace').strip()[-300:]}")
             continue
         answers = iter(json.loads(output))
         for target, address, size in asked[source]:
             (ms, why), (full_ms, full_why) = next(answers), next(answers)
             pairs.append(Pair(source, target, address, size, ms, full_ms, why or (full_why and f"{size} bytes: {full_why}")))
-    if trouble:
-        raise LabFailed("cannot ping from there", "\n".join(trouble), "cni-py lab status")
+    if errors:
+        raise LabFailed("could not ping", "\n".join(errors), "cni-py lab status")
     return Matrix(tuple(pairs))

@@ -1,9 +1,9 @@
-"""Ping many addresses at once, from the network namespace it is started in: a program of its own.
+"""Ping many addresses at once, from the network namespace that it is started in: a program of its own.
 
-Started as ``python3 -IS pinger.py``, with the standard library alone: a process for each pod, however many it pings.
+Started as ``python3 -IS pinger.py``, with the standard library only: one process per pod, however many it pings.
 Standard input: ``{"seconds": 1.0, "targets": [["10.244.85.2", 1450], …]}``; the number is the size of the IP packet,
-0 for a small one. Every packet has DF set, and what is not answered is sent again. Standard output: a list
-``[milliseconds or null, "why not"]`` in the order of the targets.
+0 for a small one. Every packet has DF set, and is sent again until there is a reply. Standard output: a list
+``[milliseconds or null, "reason"]`` in the order of the targets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from errno import EMSGSIZE
 AGAIN_SECONDS = 0.25
 SMALL_PACKET = 64
 _MTU_DISCOVER = {socket.AF_INET: (socket.IPPROTO_IP, 10), socket.AF_INET6: (socket.IPPROTO_IPV6, 23)}
-_PMTUDISC_DO = 2  # set DF; refuse what is larger than the path carries
+_PMTUDISC_DO = 2  # set DF, and reject packets that are larger than the path's MTU
 _HEADERS = {socket.AF_INET: 20, socket.AF_INET6: 40}
 _ECHO = {socket.AF_INET: 8, socket.AF_INET6: 128}
 _REPLY = {socket.AF_INET: 0, socket.AF_INET6: 129}
@@ -34,19 +34,19 @@ def main() -> None:
 
 
 def ping(targets: list[tuple[str, int]], seconds: float) -> list[tuple[float | None, str]]:
-    """Milliseconds, or why there was no answer."""
+    """Returns: milliseconds, or the reason why there was no reply, for each target."""
     families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address, _ in targets]
     sockets = {family: _open(family) for family in set(families)}
     answers: dict[int, float] = {}
-    reasons = dict.fromkeys(range(len(targets)), "no answer")
-    hopeless: set[int] = set()
+    reasons = dict.fromkeys(range(len(targets)), "no reply")
+    too_large_ones: set[int] = set()
     sent_at: dict[int, float] = {}
     ident = os.getpid() & 0xFFFF
     deadline, again = time.monotonic() + seconds, 0.0
-    while len(answers) + len(hopeless) < len(targets) and (now := time.monotonic()) < deadline:
+    while len(answers) + len(too_large_ones) < len(targets) and (now := time.monotonic()) < deadline:
         if now >= again:
             again = now + AGAIN_SECONDS
-            for number in [n for n in reasons if n not in answers and n not in hopeless]:
+            for number in [n for n in reasons if n not in answers and n not in too_large_ones]:
                 address, size = targets[number]
                 try:
                     sent_at[number] = time.monotonic()
@@ -54,7 +54,7 @@ def ping(targets: list[tuple[str, int]], seconds: float) -> list[tuple[float | N
                 except OSError as error:
                     reasons[number] = "too large for the path" if error.errno == EMSGSIZE else (error.strerror or str(error))
                     if error.errno == EMSGSIZE:
-                        hopeless.add(number)
+                        too_large_ones.add(number)
         for sock in select.select(list(sockets.values()), [], [], max(0.0, min(again, deadline) - time.monotonic()))[0]:
             came = time.monotonic()
             number, why = _read(sock, ident)
@@ -77,7 +77,7 @@ def _open(family: socket.AddressFamily) -> socket.socket:
 
 
 def _packet(family: socket.AddressFamily, ident: int, number: int, size: int) -> bytes:
-    """An echo request, so long that the IP packet has this size. The kernel adds the checksum of IPv6's."""
+    """An echo request for an IP packet of this size. (The kernel adds the checksum of ICMPv6.)"""
     data = bytes((size or SMALL_PACKET) - _HEADERS[family] - 8)
     head = struct.pack("!BBHHH", _ECHO[family], 0, 0, ident, number)
     if family == socket.AF_INET:
@@ -89,7 +89,7 @@ def _packet(family: socket.AddressFamily, ident: int, number: int, size: int) ->
 
 
 def _read(sock: socket.socket, ident: int) -> tuple[int, str]:
-    """Which target a packet is about, and what it says against it; -1: none of ours."""
+    """Returns: the target that a packet belongs to (-1: not our packet), and an error if it reports one."""
     family = socket.AddressFamily(sock.family)
     packet, (sender, *_) = sock.recvfrom(65536)
     if family == socket.AF_INET:
@@ -100,14 +100,14 @@ def _read(sock: socket.socket, ident: int) -> tuple[int, str]:
     too_large = (kind, code) == (3, 4) if family == socket.AF_INET else kind == 2
     if not too_large and kind != _UNREACHABLE[family]:
         return -1, ""
-    inner = packet[8:]  # the head of the packet that did not get there
+    inner = packet[8:]  # the beginning of the packet that was not delivered
     inner = inner[(inner[0] & 15) * 4 :] if family == socket.AF_INET else inner[40:]
     if len(inner) < 8:
         return -1, ""
     kind, _, _, found, number = struct.unpack("!BBHHH", inner[:8])
     if kind != _ECHO[family] or found != ident:
         return -1, ""
-    return number, "too large for the path" if too_large else f"unreachable, says {sender}"
+    return number, "too large for the path" if too_large else f"unreachable, reported by {sender}"
 
 
 if __name__ == "__main__":

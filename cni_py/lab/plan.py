@@ -1,4 +1,4 @@
-"""What a lab looks like: addresses, links and configuration as values. Nothing is changed here.
+"""The plan of a lab: addresses, links and configuration as values. Changes nothing.
 
 ::
 
@@ -13,13 +13,14 @@
             |    |                |
           pod1 pod3             pod2
 
-With one segment all nodes are on the first. The addresses of the first nodes are those of the deployment guide.
+With one segment, all nodes are on it. The addresses of the first nodes are those of the deployment guide.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any
 
 from cni_py.lab.programs import LabFailed
@@ -32,13 +33,13 @@ OUTSIDE, OUTSIDE6 = "192.0.2.2", "2001:db8::2"
 ETCD_ADDRESS, ETCD_ADDRESS6 = "192.168.123.2", "fd00:123::2"
 CONFIG_KEY = "/coreos.com/network/config"
 DATASTORES = ("file", "etcd")
-WITHOUT_WAYS = ("alloc",)
-"""Back ends by which no pod reaches one of another node."""
+WITHOUT_ROUTES = ("alloc",)
+"""Back ends that create no routes to pods of other nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was asked for. ``pods``: on each node. ``config``: the network's configuration, flannel's JSON object."""
+    """The requested lab. ``pods``: on each node. ``config``: the network's configuration, flannel's JSON object."""
 
     nodes: int
     ipv4: bool
@@ -57,7 +58,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Number 1 is ``node1``, on the segment 1."""
+    """A node; number 1 is ``node1``, on segment 1."""
 
     number: int
     segments: int
@@ -93,7 +94,7 @@ def make_settings(
     flanneld: str,
     flanneld_options: Iterable[str],
 ) -> Settings:
-    """Raises: LabFailed."""
+    """Check the arguments of a lab. Raises: LabFailed."""
     if not 1 <= nodes <= MAX_NODES:
         raise LabFailed(f"{nodes} nodes: a lab has 1 to {MAX_NODES}")
     if not 0 <= pods <= 200:
@@ -101,7 +102,7 @@ def make_settings(
     if segments not in (1, 2):
         raise LabFailed(f"{segments} segments: a lab has 1 or 2")
     if datastore not in DATASTORES:
-        raise LabFailed(f'no datastore "{datastore}"', hint=f"one of {', '.join(DATASTORES)}")
+        raise LabFailed(f'unknown datastore "{datastore}"', hint=f"one of {', '.join(DATASTORES)}")
     if config is None:
         config = network_config(backend, ipv4, ipv6, backend_options)
     ipv4, ipv6 = bool(config.get("EnableIPv4", True)), bool(config.get("EnableIPv6", False))
@@ -132,7 +133,7 @@ def flanneld_command(program: str, node: Node, settings: Settings) -> list[str]:
 
 
 def etcd_command(folder: str) -> list[str]:
-    """A single member, over plain HTTP; a short election time-out makes it answer at once."""
+    """The command line of a single member, over plain HTTP; a short election timeout makes it ready at once."""
     return [
         "etcd",
         *("--name", "lab", "--data-dir", folder, "--heartbeat-interval", "20", "--election-timeout", "200"),
@@ -146,7 +147,7 @@ def etcd_command(folder: str) -> list[str]:
 
 
 def switch_commands(segments: int, router: int, outside: int) -> list[str]:
-    """In the switch: a bridge for each segment, and the router between them and the outside (by their process ids)."""
+    """Bridges of the switch, one for each segment, and the cables of router and outside (given by their process ids)."""
     lines = [f"link add eth0 netns {router} type veth peer name eth0 netns {outside}"]
     for segment in range(1, segments + 1):
         lines += [
@@ -158,11 +159,18 @@ def switch_commands(segments: int, router: int, outside: int) -> list[str]:
 
 
 def port_commands(port: str, segment: int, pid: int, ifname: str = "eth0") -> list[str]:
-    """In the switch: a cable from a port of it to an interface of the machine."""
+    """A cable from a port of the switch to an interface of a machine."""
     return [
         f"link add {port} type veth peer name {ifname} netns {pid}",
         f"link set {port} master segment{segment} up",
     ]
+
+
+def lan_networks(settings: Settings) -> list[IPv4Network | IPv6Network]:
+    """The networks of the segments, which the nodes' eth0 are in."""
+    numbers = range(123, 123 + settings.segments)
+    found: list[IPv4Network | IPv6Network] = [IPv4Network(f"192.168.{number}.0/24") for number in numbers]
+    return found + ([IPv6Network(f"fd00:{number}::/64") for number in numbers] if settings.ipv6 else [])
 
 
 def router_commands(settings: Settings) -> list[str]:
@@ -173,7 +181,7 @@ def router_commands(settings: Settings) -> list[str]:
 
 
 def outside_commands(settings: Settings) -> list[str]:
-    """It knows the way to the segments and none to the pods: what reaches it from there was masqueraded."""
+    """Routes to the segments and none to the pods: their packets have to be masqueraded."""
     lines = _interface("eth0", f"{OUTSIDE}/24", f"{OUTSIDE6}/64", settings)
     lines += ["route add 192.168.0.0/16 via 192.0.2.1"]
     return lines + (["route add fd00:120::/28 via 2001:db8::1"] if settings.ipv6 else [])
@@ -194,12 +202,12 @@ def _host(address: str, address6: str, segment: int, settings: Settings) -> list
 
 
 def _interface(ifname: str, address: str, address6: str, settings: Settings) -> list[str]:
-    """IPv4 is there in every lab: the switch network is the people's way in, whatever the pods have."""
-    lines = [f"addr add {address} brd + dev {ifname}"]
+    """Addresses of an interface, which is then set up."""
+    lines = [f"addr add {address} brd + dev {ifname}"]  # also with --no-ipv4, which is about pods: etcd is reached by IPv4
     lines += [f"addr add {address6} dev {ifname} nodad"] if settings.ipv6 else []
     return [*lines, f"link set {ifname} up"]
 
 
 def as_json(config: Mapping[str, Any]) -> str:
-    """As one would type it for etcdctl."""
+    """Compact, as typed for etcdctl."""
     return json.dumps(config, separators=(",", ":"))

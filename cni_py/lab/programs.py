@@ -1,4 +1,4 @@
-"""The programs that a lab runs: those of this installation, and those of the system with the Debian package they are in."""
+"""Programs that a lab runs: of this installation, and of the system with their Debian packages."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ PACKAGES = {
 }
 ETCD_PACKAGES = {"etcd": "etcd-server", "etcdctl": "etcd-client"}
 HIDDEN = ("/run/", "/var/run/", "/var/lib/cni/", "/var/lib/cni-py/", "/etc/cni/")
-"""What machines have of their own: an installation in there could not be seen by them."""
+"""Directories that machines have of their own: they could not see an installation in these."""
 
 
 class LabFailed(CniError):
-    """What the lab could not do."""
+    """A lab could not be created or used."""
 
 
 class WrongUsage(LabFailed):
-    """A command names too little or too much; ``status``: what it ends with."""
+    """A command has too few or too many arguments; ``status``: its exit status."""
 
     status = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Paths of this installation. ``cni_path``: the folder of plugins; ``conflist``: the network's configuration."""
+    """Paths of an installation. ``cni_path``: the directory of plugins; ``conflist``: the network's configuration."""
 
     cni_py: str
     flanneld: str
@@ -48,7 +48,7 @@ class Programs:
 
     @classmethod
     def of(cls, prefix: str = "") -> Programs:
-        """Those that this code belongs to: a checkout's ``bin/``, or below a prefix. ``prefix``: those installed there."""
+        """The installation that this code belongs to: a checkout's ``bin/``, or a prefix. ``prefix``: another one."""
         library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         if not prefix and os.path.exists(f"{library}/bin/cni-plugin"):
             home = library
@@ -58,8 +58,9 @@ class Programs:
         return cls(f"{root}/bin/cni-py", f"{root}/bin/flanneld", f"{root}/cni/bin", conflist)
 
     def environment(self) -> dict[str, str]:
-        """What every command in the lab finds set. Our folder is last: a checkout's has a ``bridge``, too."""
+        """The environment of every command in the lab."""
         return {
+            # Ours last: the bin/ of a checkout has plugins, one of which has the name of iproute2's bridge.
             "PATH": f"{SYSTEM_PATH}:{os.path.dirname(self.cni_py)}",
             "CNI_PATH": self.cni_path,
             "NETCONFPATH": "/etc/cni/net.d",
@@ -68,26 +69,28 @@ class Programs:
 
 
 def check(programs: Programs, *, flanneld: str, with_etcd: bool) -> None:
-    """Raises: LabFailed, with all that is missing, before anything is made."""
+    """Check that everything a lab needs exists. Raises: LabFailed, with everything that is missing."""
     if os.geteuid() != 0:
-        raise LabFailed("a lab needs root: it makes network, mount and process namespaces", hint="sudo cni-py lab ...")
+        raise LabFailed(
+            "a lab must be created as root: it consists of network, mount and PID namespaces", hint="sudo cni-py lab ..."
+        )
     wanted = PACKAGES | (ETCD_PACKAGES if with_etcd else {})
     missing = [name for name in wanted if shutil.which(name, path=SYSTEM_PATH) is None]
     if missing:
         packages = " ".join(dict.fromkeys(wanted[name] for name in missing))
         hint = f"install them (names as in Debian): apt-get install {packages}"
         if set(missing) <= set(ETCD_PACKAGES):
-            hint += '; or do without: "--datastore file"'
+            hint += '; or use "--datastore file"'
         raise LabFailed(f"programs are missing: {', '.join(missing)}", hint=hint)
     for path, what in ((programs.cni_py, "cni-py"), (programs.conflist, "network configuration"), (flanneld, "flanneld")):
         if not os.path.isfile(path):
-            raise LabFailed(f'there is no {what}: "{path}"', hint="make install installs all of it")
+            raise LabFailed(f'{what} is missing: "{path}"', hint="make install installs it")
         if path.startswith(HIDDEN):
-            raise LabFailed(f'"{path}" cannot be seen in a lab: nodes have a {path.split("/")[1]} of their own', hint="move it")
+            raise LabFailed(f'"{path}" is invisible in a lab: nodes have a /{path.split("/")[1]} of their own', hint="move it")
 
 
 def run(argv: Sequence[str], stdin: str = "", env: dict[str, str] | None = None, *, what: str = "") -> str:
-    """Run a program to its end; answer what it printed. Raises: LabFailed, with its words."""
+    """Run a program until it exits. Returns: its output. Raises: LabFailed, with its error messages."""
     done = subprocess.run(argv, input=stdin, env=env, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip()

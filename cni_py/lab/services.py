@@ -1,4 +1,4 @@
-"""What runs on the lab's machines: flanneld on every node, and etcd. Each has a log in the lab's folder."""
+"""Daemons on the lab's machines: flanneld on every node, and etcd. Each has a log in the lab's directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _IN_BACKGROUND = 'setsid "$@" </dev/null >&2 & echo $!'
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A process on a machine; ``pid`` as the machine sees it."""
+    """A process on a machine; ``pid`` in the machine's PID namespace."""
 
     machine: Machine
     pid: int
@@ -43,7 +43,7 @@ class Service:
         while self.is_alive:
             time.sleep(0.002)
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The end of its log."""
         try:
             with open(self.log_path, errors="replace") as file:
@@ -65,24 +65,25 @@ def start(machine: Machine, argv: Sequence[str], log_path: str, env: dict[str, s
             check=False,
         )
     if not done.stdout.strip().isdecimal():
-        raise LabFailed(f"could not start {argv[0]} on {machine.name}", f"its log: {log_path}")
+        raise LabFailed(f"could not start {argv[0]} on {machine.name}", f"see its log: {log_path}")
     return Service(machine, int(done.stdout), log_path)
 
 
 class Notice:
-    """The other end of a service's ``NOTIFY_SOCKET``: ``wait_ready`` returns when it has said READY=1."""
+    """The receiving end of a service's ``NOTIFY_SOCKET``."""
 
-    def __init__(self, folder: str, machine: Machine) -> None:
+    def __init__(self, directory: str, machine: Machine) -> None:
         self.environment = {"NOTIFY_SOCKET": f"/run/lab/notify/{machine.name}"}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        os.makedirs(f"{folder}/notify", exist_ok=True)
-        self._folder_fd = os.open(f"{folder}/notify", os.O_PATH | os.O_DIRECTORY)
+        os.makedirs(f"{directory}/notify", exist_ok=True)
+        self._directory_fd = os.open(f"{directory}/notify", os.O_PATH | os.O_DIRECTORY)
         self._name = machine.name
         self._remove()
-        self._socket.bind(f"/proc/self/fd/{self._folder_fd}/{machine.name}")  # a socket's path has 107 bytes at most
+        # By way of the descriptor: a socket's path has 107 bytes at most, and the lab's directory may be longer.
+        self._socket.bind(f"/proc/self/fd/{self._directory_fd}/{machine.name}")
 
     def wait_ready(self, service: Service, stop: Event, seconds: float = READY_SECONDS) -> None:
-        """Raises: LabFailed where the service ends, is not ready in time, or ``stop`` is set."""
+        """Wait for READY=1. Raises: LabFailed if the service exits, is not ready in time, or ``stop`` is set."""
         deadline = time.monotonic() + seconds
         self._socket.settimeout(0.02)
         while time.monotonic() < deadline and not stop.is_set():
@@ -91,28 +92,28 @@ class Notice:
                     return
             except TimeoutError:
                 if not service.is_alive:
-                    raise _told(f"flanneld on {service.machine.name} has ended", service) from None
-        raise _told(f"flanneld on {service.machine.name} was not ready in {seconds:g} seconds", service)
+                    raise _failure(f"flanneld on {service.machine.name} has exited", service) from None
+        raise _failure(f"flanneld on {service.machine.name} was not ready in {seconds:g} seconds", service)
 
     def close(self) -> None:
-        """Who notifies later is refused, which sd_notify is allowed to ignore."""
+        """Later notifications are refused, which services ignore, as sd_notify(3) asks for."""
         self._socket.close()
         self._remove()
-        os.close(self._folder_fd)
+        os.close(self._directory_fd)
 
     def _remove(self) -> None:
         try:
-            os.unlink(self._name, dir_fd=self._folder_fd)
+            os.unlink(self._name, dir_fd=self._directory_fd)
         except FileNotFoundError:
             pass
 
 
-def _told(what: str, service: Service) -> LabFailed:
-    return LabFailed(what, service.last_words() or "it said nothing")
+def _failure(what: str, service: Service) -> LabFailed:
+    return LabFailed(what, service.last_lines() or "its log is empty")
 
 
 def wait_for_etcd(etcd: Service, seconds: float = READY_SECONDS) -> None:
-    """Raises: LabFailed where it ends, or does not answer in time."""
+    """Wait until it is healthy. Raises: LabFailed if it exits, or is not healthy in time."""
     deadline = time.monotonic() + seconds
     while etcd.is_alive and time.monotonic() < deadline:
         try:
@@ -121,11 +122,11 @@ def wait_for_etcd(etcd: Service, seconds: float = READY_SECONDS) -> None:
             time.sleep(0.02)
         else:
             return
-    raise _told("etcd does not answer" if etcd.is_alive else "etcd has ended", etcd)
+    raise _failure("etcd does not reply" if etcd.is_alive else "etcd has exited", etcd)
 
 
 def put_config(etcd: Service, config: str) -> None:
-    """As the deployment guide does."""
+    """Write flannel's network configuration, as the deployment guide does."""
     etcdctl(etcd.machine, "put", CONFIG_KEY, config)
 
 

@@ -1,4 +1,4 @@
-"""What a lab is made of, kept in its folder as ``state.json``: written whole, before and after each step."""
+"""The state of a lab, in its directory as ``state.json``: written as a whole, before and after each step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cni_py.lab.programs import LabFailed
 
 STATE_FILE, KEEPER_FILE = "state.json", "keeper"
 CONTENT = ("stage", "notify", "shared", "log", f"{STATE_FILE}.new", KEEPER_FILE, STATE_FILE)
-"""Of the lab's folder; nothing else in there is ours."""
-FORM = 1
-"""Of the file: another one is not understood."""
+"""Files and directories in the lab's directory; nothing else in there is ours."""
+FORM = 2
+"""Version of the file's format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A network namespace on a node; ``addresses`` as the plugins gave them, without prefix lengths."""
+    """A network namespace on a node; ``addresses`` from the plugins' result, without prefix lengths."""
 
     name: str
     node: str
@@ -31,10 +31,11 @@ class Pod:
 
 @dataclass(slots=True)
 class State:
-    """All of it.
+    """The whole lab.
 
-    ``broken``: by "route node1", each entry's key and the command that would put it back. ``folders``: made on the real
-    machine, to be removed again. ``names``: likewise, in ``/run/netns``.
+    Attributes:
+        broken: by "route node1", each entry's key and the command that restores it.
+        directories: created on the real machine, to be removed again; ``names``: likewise, in ``/run/netns``.
     """
 
     settings: Settings
@@ -48,74 +49,74 @@ class State:
     flanneld: dict[str, int] = field(default_factory=dict)
     etcd: int = 0
     broken: dict[str, list[list[str]]] = field(default_factory=dict)
-    folders: list[str] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
     @property
     def is_alive(self) -> bool:
         return self.keeper is not None and self.keeper.is_alive
 
-    def write(self, folder: str) -> None:
-        path = f"{folder}/{STATE_FILE}"
+    def write(self, directory: str) -> None:
+        path = f"{directory}/{STATE_FILE}"
         with open(f"{path}.new", "w") as file:
             json.dump({"form": FORM} | asdict(self), file, indent=1)
         os.replace(f"{path}.new", path)
 
     @classmethod
-    def read(cls, folder: str) -> State | None:
-        """None where there is no lab. Raises: LabFailed where its file cannot be understood."""
-        path = f"{folder}/{STATE_FILE}"
+    def read(cls, directory: str) -> State | None:
+        """Returns: None if there is no lab. Raises: LabFailed if its file is damaged."""
+        path = f"{directory}/{STATE_FILE}"
         try:
             with open(path) as file:
                 raw: dict[str, Any] = json.load(file)
             if raw.pop("form") != FORM:
-                raise LabFailed(f'"{path}" is of another version of cni-py', hint="take the lab down with that one")
+                raise LabFailed(f'"{path}" was written by another version of cni-py', hint="remove the lab with that one")
             return _from_json(raw)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LabFailed(f'"{path}" is damaged', str(error), "cni-py lab down removes what is there") from error
+            raise LabFailed(f'"{path}" is damaged', str(error), "cni-py lab down removes the lab") from error
 
 
-def write_keeper(folder: str, keeper: Machine) -> None:
-    """Once more the one number that ``down`` cannot do without."""
-    with open(f"{folder}/{KEEPER_FILE}", "w") as file:
+def write_keeper(directory: str, keeper: Machine) -> None:
+    """Write the keeper's process id to a file of its own: ``down`` needs it even if the state file is damaged."""
+    with open(f"{directory}/{KEEPER_FILE}", "w") as file:
         file.write(f"{keeper.pid} {keeper.started}\n")
 
 
-def read_keeper(folder: str) -> Machine | None:
+def read_keeper(directory: str) -> Machine | None:
     try:
-        with open(f"{folder}/{KEEPER_FILE}") as file:
+        with open(f"{directory}/{KEEPER_FILE}") as file:
             pid, started = file.read().split()
         return Machine("switch", int(pid), int(started))
     except (OSError, ValueError):
         return None
 
 
-def take_down(folder: str) -> bool:
-    """End the lab in this folder and remove what it left; whether there was one. Raises: LabFailed."""
-    if not folder or not os.path.exists(f"{folder}/{STATE_FILE}"):
+def take_down(directory: str) -> bool:
+    """End the lab in this directory and remove everything. Returns: whether there was one. Raises: LabFailed."""
+    if not directory or not os.path.exists(f"{directory}/{STATE_FILE}"):
         return False
     try:
-        state = State.read(folder)
-    except LabFailed:  # damaged by hand; the keeper has a file of its own for that
+        state = State.read(directory)
+    except LabFailed:
         state = None
-    keeper = state.keeper if state is not None else read_keeper(folder)
+    keeper = state.keeper if state is not None else read_keeper(directory)
     if keeper is not None:
         keeper.kill()
     if state is not None:
         for link in state.names:
             if os.path.islink(link):
                 os.unlink(link)
-        remove_mount_points(state.folders)
-    for name in CONTENT:  # the state is last: until then this can be done again
-        path = f"{folder}/{name}"
+        remove_mount_points(state.directories)
+    for name in CONTENT:  # the state file last: until then, a take_down() that was killed can be repeated
+        path = f"{directory}/{name}"
         if os.path.isdir(path):
             shutil.rmtree(path)
         elif os.path.lexists(path):
             os.unlink(path)
-    with suppress(OSError):  # something of somebody else is in it
-        os.rmdir(folder)
+    with suppress(OSError):  # it holds files that are not ours
+        os.rmdir(directory)
     return True
 
 

@@ -1,6 +1,6 @@
 """The health of a daemon: whether it runs, whether it is ready and why not, and its metrics, over HTTP.
 
-``/healthz`` answers as long as the process lives, ``/readyz`` 200, or 503 with one reason per line, ``/metrics``
+``/healthz`` returns 200 as long as the process lives, ``/readyz`` 200, or 503 with one reason per line, ``/metrics``
 the text format of Prometheus. The texts of the first two are Go's (flannel main.go).
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Health:
-    """The state of a daemon, and the server that tells it. Every method may be called from any thread.
+    """The state of a daemon, and its server. Every method may be called from any thread.
 
     Args:
         ip, port: where :meth:`start` listens by default; port 0: nowhere.
@@ -97,6 +97,6 @@ class Health:
     def _exposition(self) -> tuple[int, str, str]:
         try:
             return 200, metrics.CONTENT_TYPE, self.metrics.exposition()
-        except Exception:  # noqa: BLE001 — a bug in one metric must not end the thread that answers the probes
+        except Exception:  # noqa: BLE001 — a bug in one metric must not end the thread that serves the probes
             sys.excepthook(*sys.exc_info())
             return 500, TEXT, "500 internal server error\n"

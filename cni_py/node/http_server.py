@@ -80,7 +80,7 @@ def listen_unix(path: str) -> socket.socket:
 
 
 class Server:
-    """Answers requests in a thread of its own, from :meth:`start` to :meth:`stop`."""
+    """Handles requests in a thread of its own, from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, listener: socket.socket, answer: Answer, name: str) -> None:
         self._listener, self._answer = listener, answer
@@ -218,12 +218,13 @@ def _victim(connections: list[_Connection]) -> _Connection:
 
 
 def _source(address: object) -> str:
-    """Who shares a bound: an IPv4 address, an IPv6 /64 (a host has as many addresses of that as it likes)."""
+    """The key for the bound of a source: an IPv4 address, or an IPv6 /64."""
     if not isinstance(address, tuple):
         return "unix"
     ip = ip_address(str(address[0]).partition("%")[0])
     if ip.version == 4:
         return str(ip)
+    # By /64: a single host can use as many addresses of that as it likes.
     return str(ip.ipv4_mapped) if ip.ipv4_mapped else ip.packed[:8].hex()
 
 

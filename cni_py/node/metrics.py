@@ -118,7 +118,7 @@ M = TypeVar("M", bound=Metric)
 
 
 class Registry:
-    """All metrics of a process; ``prefix`` begins each of their names."""
+    """The metrics of a process; ``prefix`` begins each of their names."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix

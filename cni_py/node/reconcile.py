@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from cni_py.errors import CniError, KernelRefused
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.routes import PROTOCOL, list_routes
+from cni_py.kernel.udp_port import port_named
 from cni_py.netlink.constants import RTPROT_KERNEL
 from cni_py.netlink.notifications import Notifications
 from cni_py.netlink.socket import open_host
@@ -117,6 +118,7 @@ class Reconciler:
             try:
                 if changes.wanted[SYSCTLS]:
                     self._put_sysctls()
+                    self._writer.warn_of_unsettable()
                 for table in ORDER:
                     self._put(table, changes.wanted[table])
                 for table in reversed(ORDER):
@@ -172,7 +174,9 @@ class Reconciler:
         batch, now = self._reports.take(), monotonic()
         if now >= self._sysctls_at:
             self._sysctls_at = now + SYSCTL_SECONDS
-            if restored := self._put_sysctls():
+            restored = self._put_sysctls()
+            self._writer.warn_of_unsettable()
+            if restored:
                 info(f"restored {restored} kernel parameters that another process had changed")
         if batch.is_lost or now >= self._check_all_at or (self._problem and (batch.devices or batch.may_retry)):
             changes = self._check_all()
@@ -250,6 +254,7 @@ class Reconciler:
         self._read_connected()
         changes += self._put_sysctls() + self._check_routes()
         self._writer.end_check()
+        self._writer.warn_of_unsettable()
         self._round, self._check_next_at = [], monotonic() + CHECK_SECONDS / len(self._checks())
         self.health.gauge("reconcile_seconds", "How long the last check of all tables took.", monotonic() - began)
         return changes
@@ -282,7 +287,8 @@ class Reconciler:
         changes = self._put_sysctls()  # before its addresses: the kernel refuses an IPv6 address where IPv6 is off
         changes += self._check_table(ADDRESSES, device.name)
         if not link.is_up:
-            set_up(self._host, link)
+            with port_named(self._host, link.name):
+                set_up(self._host, link)
             self._links[device.name] = find_link(self._host, device.name) or link
         is_emptied = before is None or not before.is_up or known is None or known.ifindex != link.ifindex
         if before is None or before.ifindex != link.ifindex or not device.matches(before):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cni_py.node.desired import FORWARDING
 from cni_py.node.log import error, warning
 from cni_py.node.tables import SYSCTLS, Sysctl
+from cni_py.node.unsettable import Unsettable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -48,8 +49,7 @@ class Writer:
         self.retry_at = inf
         self._before: dict[Place, str] = {}
         """The same at the beginning of the check of all tables that is in progress."""
-        self._unsettable: set[str] = set()
-        """Kernel parameters that could not be set: logged once, and not retried."""
+        self._unsettable = Unsettable()
 
     def put(self, table: Table[Any], entries: Sequence[Any]) -> int:
         """Make the entries; return how many were made. Raises: CniError if the kernel cannot be asked."""
@@ -76,10 +76,13 @@ class Writer:
                 changes += 1
                 self._warn_of_advertisements(entry)
             elif refused[0].error.errno != ENOENT:  # ENOENT: of a device that was just deleted; else /proc/sys is read-only
-                self._unsettable.add(entry.name)
-                warning(str(refused[0].error))
+                self._unsettable.add(entry.name, entry.value, refused[0].error)
         self.count(changes)
         return changes
+
+    def warn_of_unsettable(self) -> None:
+        """Log which kernel parameters could not be set, each once."""
+        self._unsettable.warn()
 
     def count(self, changes: int) -> None:
         """Add to the figure for Prometheus."""

@@ -4,7 +4,7 @@ Owns ``table inet cni_py_flanneld``, and in iptables' tables the chains ``CNI-PY
 ``CNI-PY-FLANNEL-FWD`` (filter) with the jumps to them; deletes those of Go flannel too.
 
 How a change is detected. What the kernel holds is compared with what it held after we wrote it, which takes 0.1 ms;
-nft's output would not do, since its versions print differently. For iptables-nft the same comparison tells whether
+nft's output would not do, since its versions print differently. For iptables-nft the same comparison detects whether
 anything has changed since the program was last run; legacy iptables has to be run each time.
 """
 
@@ -31,7 +31,7 @@ Written = list[nft_chains.RuleContent]
 
 
 def is_current(pairs: Iterable[Pair], written: Written, *, random_fully: bool) -> bool:
-    """Whether our table holds what :func:`write` returned. Raises: KernelRefused."""
+    """Return True if our table holds what :func:`write` returned. Raises: KernelRefused."""
     chain = nft_chains.find(rules.CHAIN)
     if chain is None or (chain.hook, chain.priority, chain.policy) != _POSTROUTING:
         return False
@@ -124,7 +124,7 @@ def default_tool(version: int) -> Iptables:
 
 
 def is_installed(tool: Iptables) -> bool:
-    """Whether there is a program of this flavour. Raises: CouldNotRun."""
+    """Return True if a program of this flavour is installed. Raises: CouldNotRun."""
     # Asked for its version: where only one flavour is installed, it is found under every name.
     path = tool.find()
     return path is not None and _flavour(path) == tool.flavour
@@ -141,7 +141,7 @@ def _flavour(path: str) -> str:
 
 
 def tools_with_forward(version: int) -> list[Iptables]:
-    """Those whose FORWARD exists in this namespace."""
+    """Programs whose FORWARD exists in this namespace."""
     # Not by running them: that would create it.
     found = [Iptables(version, "-nft")] if nfnetlink.exists(FORWARDERS[version == 6]) else []
     found += [Iptables(version, "-legacy")] if iptables.is_legacy(version, "filter") else []

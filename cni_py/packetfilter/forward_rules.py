@@ -20,7 +20,7 @@ has six rules, of which the first match decides::
 
 (Go's nftables rules differ from its iptables rules in two of them, apparently by mistake; ours follow the latter.)
 
-Accepted packets: those from N and those to N. A chain in a table of ours would not help: an accept
+Accepted packets: those from N and those to N. A chain in our own table would not help: an accept
 ends only the chain that it is in, so it has to come before the rule that would drop. That rule
 is in iptables' FORWARD (Docker sets its policy to DROP), where the accepting rules are inserted, by iptables, first.
 Only chains that filter pods on purpose stay before ours (``DECIDE``): network policies, kube-proxy.
@@ -201,9 +201,9 @@ def target(line: str) -> str:
 
 
 def reason_dropped(listing: Iterable[str]) -> str:
-    """Why FORWARD may drop packets of pods, from the ``iptables -S`` of the table filter; empty if it does not.
+    """Reason why FORWARD may drop packets of pods, from the ``iptables -S`` of the table filter; empty if it does not.
 
-    Rules of ours and of ``DECIDE`` are not considered.
+    Our own rules and those of ``DECIDE`` are not considered.
     """
     chains: dict[str, list[str]] = {}
     for line in listing:

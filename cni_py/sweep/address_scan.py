@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import EINVAL
 
+from cni_py.attachment.record import ALIAS
 from cni_py.sweep import netns_scan
 
 TYPE_CHECKING = False
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from cni_py.kernel.netns import NetNS
     from cni_py.sweep.netns_paths import NetnsPaths
     from cni_py.sweep.netns_scan import HostEnd, Reader
-
-ALIAS = "cni:"
-"""Prefix of the alias of our host ends (plugins/main/bridge)."""
 
 
 class AddressScan:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from cni_py.attachment.record import ALIAS
 from cni_py.ipam.ranges import as_address
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
 from cni_py.spec.environment import is_name
 from cni_py.sweep import netns_scan
-from cni_py.sweep.address_scan import ALIAS
 from cni_py.sweep.leftovers import CHAIN, ELEMENT, VETH, Leftover
 from cni_py.value import Value
 

@@ -1,10 +1,10 @@
-"""What the kernel says of network namespaces that live: host ends that lead into them, addresses in them.
+"""Live network namespaces, from the kernel: host ends that lead into them, addresses in them. Changes nothing.
 
 How it works. One rtnetlink socket of the host reads the addresses of every namespace that has a veth
-to it: the kernel numbers such namespaces (``nsid``) and answers for them (``IFA_TARGET_NETNSID``, Linux
-4.20) in 0.04 ms, where entering one takes a thread and 0.2 ms. Only those without a number are entered.
+to it: the kernel numbers such namespaces (``nsid``) and lists their addresses (``IFA_TARGET_NETNSID``, Linux
+4.20) in 0.04 ms, while entering one takes a thread and 0.2 ms. Only those without a number are entered.
 
-Messages are read raw: of 60 attributes of a link five are wanted. Nothing is changed here.
+Messages are read raw: of 60 attributes of a link, five are wanted.
 
 Source: linux net/core/rtnetlink.c, net/core/net_namespace.c.
 """
@@ -82,15 +82,15 @@ class Reader:
         """
         body = pack("=BBBBI", 0, 0, 0, 0, 0)
         if nsid is not None:
-            if not self.is_strict:  # before Linux 4.20 it answers for this one, whichever is asked for
-                raise OSError(EINVAL, "this kernel does not answer for other namespaces")
+            if not self.is_strict:  # before Linux 4.20 it returns those of this one, whichever is asked for
+                raise OSError(EINVAL, "this kernel does not list addresses of other namespaces")
             body += attribute(_IFA_TARGET_NETNSID, pack("=i", nsid))
         found = map(_address, self._netlink.dump(body, RTM_GETADDR))
         return [(ifindex, address) for ifindex, address in found if not _is_everywhere(address)]
 
 
 def addresses_inside(netns: NetNS) -> list[tuple[int, bytes]]:
-    """As :meth:`Reader.addresses`, by entering the namespace. Raises: OSError."""
+    """List addresses, as :meth:`Reader.addresses`, by entering the namespace. Raises: OSError."""
 
     def read() -> list[tuple[int, bytes]]:
         with Reader() as reader:
@@ -155,7 +155,7 @@ def mountinfo_inside(mount_namespace_fd: int) -> tuple[bytes, dict[str, int]]:
 def namespace_at(path: str, device: int) -> tuple[int, str]:
     """Inode and kind ("net", "mnt", "" for others) of the namespace that ``/proc/…/fd/…`` holds open; 0: it is none.
 
-    Other files are told by their inode alone: ``stat`` would ask their file system, which may be a dead server.
+    Other files are recognized by their inode: ``stat`` would ask their file system, which may be a dead server.
 
     Raises: OSError.
     """
@@ -164,7 +164,7 @@ def namespace_at(path: str, device: int) -> tuple[int, str]:
     info = path.replace("/fd/", "/fdinfo/")
     text = read_all(posix.open(info, posix.O_RDONLY | posix.O_CLOEXEC))
     number = text.partition(b"ino:\t")[2].partition(b"\n")[0]
-    if number and int(number) < FIRST_INODE:  # without it, before Linux 5.14, there is no other way than to ask
+    if number and int(number) < FIRST_INODE:  # before Linux 5.14 it is missing, and stat the only way
         return 0, ""
     status = posix.stat(path)
     if status.st_dev != device:
@@ -178,7 +178,7 @@ def namespace_at(path: str, device: int) -> tuple[int, str]:
 
 
 def read_all(fd: int) -> bytes:
-    """All of an open file, which is closed. Raises: OSError."""
+    """Read all of an open file, and close it. Raises: OSError."""
     try:
         text = b""
         while block := posix.read(fd, 1 << 16):
@@ -189,11 +189,9 @@ def read_all(fd: int) -> bytes:
 
 
 def is_gone(error: OSError, path: str = "") -> bool:
-    """Whether a process ended, or a file went, while it was looked at.
-
-    The kernel says EACCES of a namespace whose process ended between two steps; so does a process that really cannot
-    be looked at, whose ``path`` is still there.
-    """
+    """Return True if a process exited, or a file was deleted, while it was being read."""
+    # EACCES is ambiguous: the kernel returns it for a process that exited between two steps, and for one that really
+    # is unreadable, whose path still exists.
     if error.errno in (ENOENT, ESRCH):
         return True
     try:

@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Event
-from time import sleep
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +24,7 @@ from cni_py.lab.ping import Matrix, ping
 from cni_py.lab.programs import ETCD_PACKAGES, PACKAGES, SYSTEM_PATH, Programs
 from cni_py.lab.services import Notice, Service
 from integration.etcd.servers import ENVIRONMENT, NAMES
+from support.flannel import Ping
 from support.waiting import SECONDS, until
 
 PREFIX = "/coreos.com/network"
@@ -124,33 +122,9 @@ class Cluster:
         """For what needs the pod's network alone; a signal to it reaches the program itself."""
         return ["nsenter", f"--net={self.path(self.pods[pod][0], f'/run/netns/{pod}')}", "--"]
 
-    @contextmanager
-    def traffic(self, source: str, target: str) -> Iterator[Traffic]:
+    def traffic(self, source: str, target: str) -> Ping:
         """Full-sized packets with DF every 20 ms, there and back, as long as this lasts."""
-        argv = [*self._enter(source), "ping", "-n", "-i", "0.02", "-s", "1422", "-M", "do", self.pods[target][1]]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
-            traffic = Traffic(process)
-            try:
-                sleep(0.3)
-                yield traffic
-                sleep(0.3)
-            finally:
-                process.send_signal(signal.SIGINT)
-                traffic.words = process.communicate(timeout=20)[0]
-
-
-class Traffic:
-    """``words``: what ping said, when it has ended."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process, self.words = process, ""
-
-    @property
-    def lost(self) -> int:
-        """Packets that were followed by an answered one, and not answered themselves."""
-        answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", self.words)}
-        assert len(answered) > 10, self.words
-        return max(answered) - len(answered)
+        return Ping([*self._enter(source), "ping", "-n", "-i", "0.02", "-s", "1422", "-M", "do", self.pods[target][1]])
 
 
 class Flanneld:

@@ -81,7 +81,6 @@ def test_etcd_killed_and_restarted(pair: Pair) -> None:
     with pair.cluster.traffic("pod1", "pod2") as traffic:
         pair.etcd.kill()
         pair.daemons["node1"].until_logged("etcd watch channel for /coreos.com/network/subnets closed")
-        sleep(1)
         pair.etcd.start()
         pair.etcd.wait()
         pair.follows(201)

@@ -43,7 +43,7 @@ TESTS = {
     ],
 }
 ADDOPTS = "--strict-markers --strict-config -ra -p no:cacheprovider --import-mode=importlib"
-TEST_SECONDS = 300
+TEST_SECONDS = 600
 LIMIT_SECONDS = 1200
 CLOSING = re.compile(r"=+ (.*) in [\d.]+s.*=+$")
 MEGABYTES = 1024

@@ -84,7 +84,7 @@ def stages(*others: str) -> Iterator[str]:
 
 
 def test_agent_is_killed_in_the_middle_of_add(host: Host, dying: Dying) -> None:
-    """The client takes back what was made and says so; the runtime tries again."""
+    """The client undoes the partial ADD and reports it; the runtime retries."""
     first, pod = host.netns("c1"), host.netns("c2")
     add(host, WHOLE, first)
     before = state(host, first, pod)
@@ -93,8 +93,8 @@ def test_agent_is_killed_in_the_middle_of_add(host: Host, dying: Dying) -> None:
         if reply is None:
             break
         assert reply.code == 11, (stage, reply)
-        assert "the agent broke off" in reply.json["msg"]
-        assert "taken back" in reply.json["details"]
+        assert "the agent disconnected" in reply.json["msg"]
+        assert "undone" in reply.json["details"]
         assert state(host, first, pod) == before, stage
     else:
         raise AssertionError("no end of steps")
@@ -162,7 +162,7 @@ def test_agent_is_killed_before_it_accepts(host: Host, agent: Agent, verb: str) 
 
 
 def waiting(host: Host) -> int:
-    """How many connections the agent has not accepted yet."""
+    """Count the connections that the agent has not accepted yet."""
     return next(int(line.split()[2]) for line in host.run("ss -Hxl").splitlines() if "agent.sock" in line)
 
 
@@ -178,7 +178,7 @@ def start(
 
 
 def test_agent_that_was_killed_is_followed_by_another(host: Host) -> None:
-    """The socket is still there, and nobody listens."""
+    """Its socket still exists, but no process listens."""
     with Agent(host) as agent:
         agent.kill()
     assert host.path(agents.SOCKET).is_socket()
@@ -217,8 +217,8 @@ def test_backlog_is_full(host: Host) -> None:
 
 
 def test_backlog_of_an_agent_that_stands_still_is_full(host: Host) -> None:
-    """The clients work alone at once; when it goes on, it answers again."""
-    with Agent(host, code="from cni_py import agent; agent.BACKLOG = 3") as agent:
+    """Clients work alone at once; when it continues, it handles calls again."""
+    with Agent(host, code="from cni_py.agent import listener; listener.BACKLOG = 3") as agent:
         agent.signal(signal.SIGSTOP)
         with ExitStack() as stack:
             fill_backlog(host, stack)
@@ -236,7 +236,7 @@ def test_backlog_of_an_agent_that_stands_still_is_full(host: Host) -> None:
      b"CNI<\x01\x03\0\0" + b"\xff" * 8],
     ids=["nothing", "HTTP", "half", "other protocol", "unknown kind", "too long"],
 )  # fmt: skip
-def test_somebody_else_listens(host: Host, answer: bytes) -> None:
+def test_another_process_listens(host: Host, answer: bytes) -> None:
     """Or an agent of another version: it is not taken for an answer."""
     with listening(host, 10) as listener:
         child = os.fork()
@@ -271,19 +271,19 @@ def test_client_lives_in_other_namespaces(host: Host, agent: Agent, kind: str) -
 
 
 def test_peer_is_not_root(host: Host, agent: Agent) -> None:
-    """The folder keeps it out; and if somebody opens that, the agent does."""
+    """The directory's mode keeps the client out; if that is opened, the agent rejects it."""
     with pytest.raises(PermissionError):
-        host.do(speak_as_nobody, b"")
+        host.do(connect_as_another_user, b"")
     host.run(f"chmod 755 /run/cni-py; chmod 666 {agents.SOCKET}")
     request = agents.request_bytes(host, "host-local", "ADD", POOL)
-    assert host.do(speak_as_nobody, request) == b""
+    assert host.do(connect_as_another_user, request) == b""
     assert "the peer is not root" in agent.log()
     assert agent.calls() == 0
     assert agent.events("broken connections") == 1
     assert host.files("/var/lib/cni") == {}
 
 
-def speak_as_nobody(request: bytes) -> bytes:
+def connect_as_another_user(request: bytes) -> bytes:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -340,7 +340,7 @@ def test_clients_send_garbage(host: Host) -> None:
 
 
 def test_clients_send_nothing_or_a_half_or_die(host: Host) -> None:
-    """Nobody else waits for them, they are given up after a time, and their descriptors are closed."""
+    """Other clients do not wait for them, they are dropped after a time, and their descriptors are closed."""
     with Agent(host, code=IMPATIENT) as agent, ExitStack() as stack:
         pod_comes_and_goes(host)
         before = len(agent.descriptors())
@@ -349,7 +349,7 @@ def test_clients_send_nothing_or_a_half_or_die(host: Host) -> None:
             caller = stack.enter_context(Caller(host))
             if length:
                 caller.send(request[:length], 2)
-        for length in (0, 20, len(request) - 1):  # and these are gone at once
+        for length in (0, 20, len(request) - 1):  # and these disconnect at once
             with Caller(host) as caller:
                 if length:
                     caller.send(request[:length], 2)
@@ -426,7 +426,7 @@ def test_delete_waits_for_the_add_that_another_agent_has_begun(host: Host, delet
 
 
 def test_delete_by_the_agent_waits_for_an_add_in_one_shot(host: Host) -> None:
-    """Which is in the middle: a plugin of others that it executed has executed ours in turn, without waiting for itself."""
+    """A third-party plugin, executed by the ADD, has executed one of our plugins in turn, without deadlock."""
     gate = Gate(host)
     hold = f"[ $CNI_COMMAND$CNI_CONTAINERID != ADDslow ] || {{ : >{agents.DIRECTORY}/begun; cat {agents.DIRECTORY}/go; }}"
     host.write("/run/foreign/mine", f"#!/bin/sh\n{hold}\nexec {host.bin_dir}/host-local\n")
@@ -481,7 +481,7 @@ def test_reply_is_larger_than_a_socket_takes_at_once(host: Host, agent: Agent) -
 
 
 def test_agent_has_no_descriptors_left(host: Host, agent: Agent) -> None:
-    """It begins nothing that it could not end: the clients work alone, at once."""
+    """An agent without descriptors begins no call that it could not finish: the clients work alone, at once."""
     first, pod = host.netns("c1"), host.netns("c2")
     add(host, BRIDGE, first)
     delete(host, BRIDGE, first)
@@ -503,7 +503,7 @@ def test_agent_has_no_descriptors_left(host: Host, agent: Agent) -> None:
 
 
 def test_run_is_mounted_over(host: Host, agent: Agent) -> None:
-    """The agent makes its socket anew; and again, when the old one is there again that nobody listens on."""
+    """The agent re-creates its socket; and again, when the old one reappears on which no process listens."""
     pod_comes_and_goes(host)
     assert agent.calls() == 3
     host.run("mount -t tmpfs tmpfs /run; mkdir -p /run/netns")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from typing import Any
 
@@ -26,7 +28,9 @@ from support.pods import (
     port_flags,
     port_of,
     routes,
+    state,
     sysctl,
+    wait_for_dad,
     words,
 )
 
@@ -345,19 +349,8 @@ def test_dual_stack_does_not_wait_for_duplicate_detection(host: Host) -> None:
         shown = host.json("ip -j -6 addr show eth0", pod)[0]["addr_info"]
         assert [bool(a.get("tentative")) for a in shown if a["scope"] == "global"] == [False]
         assert datagram(host, pod, first, ips(one)[1]) == ips(two)[1]
-    assert min(seconds) < 0.5, seconds
+    assert min(seconds) < 1.0, seconds  # duplicate detection waits for one at least
     assert sysctl(host, "ipv6/conf/eth0/accept_dad", first) == "0"
-
-
-def wait_for_dad(host: Host, pod: Sandbox) -> dict[str, Any]:
-    """The IPv6 address of eth0 when the kernel is done with it."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        shown = host.json("ip -j -6 addr show eth0 scope global", pod)[0]["addr_info"]
-        if not shown[0].get("tentative") or shown[0].get("dadfailed"):
-            return dict(shown[0])
-        time.sleep(0.02)
-    raise AssertionError(f"still tentative: {shown}")
 
 
 def test_duplicates_are_detected_if_asked_for(host: Host) -> None:
@@ -542,7 +535,22 @@ def test_vlan(host: Host, keys: dict[str, Any], adopted: bool) -> None:
 
 
 def test_preserve_default_vlan_alone_changes_nothing(host: Host) -> None:
-    add(host, bridge_conf(preserveDefaultVlan=True), host.netns("c1"))
+    """Two pods on a bridge that is there already: what the second one makes is what it makes without the key."""
+    add(host, bridge_conf(), host.netns("c1"))
+    made = []
+    for keys in ({}, {"preserveDefaultVlan": True}):
+        pod = host.netns("c2")
+        add(host, bridge_conf(**keys), pod)
+        made.append(without_names(state(host, pod)))
+        delete(host, bridge_conf(), pod)
+        host.delete_netns(pod)
+    assert made[0] == made[1]
+
+
+def without_names(found: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot without what is another one for each pod: names and addresses of veths, the next IP address."""
+    text = re.sub(r"veth[0-9a-f]{8}|(?:[0-9a-f]{2}:){5}[0-9a-f]{2}|10\.1\.0\.[0-9]+", "any", json.dumps(found, sort_keys=True))
+    return dict(json.loads(text))
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ CASES = [(kind, how) for kind in PLACES for how in DAMAGE if kind in CONTENT_MAT
 SAID = {
     "reservation": "is damaged: ",
     "last reserved": "it holds no address",
-    "saved configuration": "is damaged, worked around it",
+    "saved configuration": "is damaged and ignored",
     "record": "ignored a damaged record",
 }
 """What the journal then says, where the damage makes a difference and can be told from a good file."""

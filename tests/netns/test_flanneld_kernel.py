@@ -39,6 +39,8 @@ from cni_py.netlink.constants import (
 )
 from cni_py.netlink.monitor import KINDS, Watch
 from support.namespaces import Host
+from support.pods import NO_DAD
+from support.waiting import SECONDS
 
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ BOOT = 3  # the protocol number of Go flannel's routes
 def node(host: Host) -> Host:
     """A host with an underlay of both families, eth0, and a second one, eth1."""
     host.run(
-        "ip link add eth0 type veth peer name far0; ip link add eth1 type veth peer name far1;"
+        f"{NO_DAD} ip link add eth0 type veth peer name far0; ip link add eth1 type veth peer name far1;"
         "ip addr add 192.168.123.11/24 dev eth0; ip addr add fd00::11/64 dev eth0 nodad;"
         "for link in eth0 eth1 far0 far1; do ip link set $link up; done"
     )
@@ -516,7 +518,7 @@ def test_each_of_many_changes_is_a_line_of_the_journal(node: Host) -> None:
 # --- notifications ----------------------------------------------------------------------------------------------------
 
 
-def watching(host: Host, *changes: str, timeout_seconds: float = 5.0, **options: Any) -> list[set[str]]:
+def watching(host: Host, *changes: str, timeout_seconds: float = SECONDS, **options: Any) -> list[set[str]]:
     """What a Watch says after each of these commands."""
 
     def inside() -> list[set[str]]:
@@ -581,12 +583,13 @@ def test_watch_does_not_hear_our_own_changes(node: Host) -> None:
         with rtnl.open_host() as ours, rtnl.open_host() as others:
             up(others, wanted)
             with Watch(ignoring=ours) as watch:
-                watch.wait(0.3)  # what the kernel does of itself after a link is up
+                while watch.wait(0.3):  # what the kernel does of itself after a link is up
+                    pass
                 replace_routes(ours, [route4(85)])
                 replace_neighbours(ours, [Neighbour("flannel.1", IPv4Address("10.244.85.0"), MAC)])
                 said = [watch.wait(0.1)]
                 delete_routes(others, [route4(85)])
-                return [*said, watch.wait(5.0)]
+                return [*said, watch.wait(SECONDS)]
 
     wanted = device(node)
     assert node.do(inside) == [set(), {"route"}]
@@ -599,7 +602,7 @@ def test_watch_that_lost_notifications_says_that_all_may_have_changed(node: Host
             for _ in range(2):
                 replace_routes(netlink, routes)
                 delete_routes(netlink, routes)
-            return watch.wait(5.0)
+            return watch.wait(SECONDS)
 
     assert node.do(inside) == {"route", "addr"}
     assert set(KINDS) == {"link", "addr", "route", "neigh"}

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,9 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
             server.delete("node2")
             until(lambda: has_routes("10.244.3.0/24"), "node2's route has gone")
             server.delete("node1")
-            time.sleep(4)  # the first attempt to have the lease again fails
+            until(
+                lambda: "Error renewing lease" in (Path(folder) / "log").read_text(), "the first attempt to have it again fails"
+            )
             fresh = node(1)
             fresh["status"]["conditions"].append({"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"})
             server.put(fresh)
@@ -61,7 +62,7 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
             found["again"] = server.nodes["node1"]["metadata"]["annotations"]
             mac = Path("/sys/class/net/flannel.1/address").read_text().strip()
             daemon.send_signal(signal.SIGTERM)
-            return found | {"mac": mac, "status": daemon.wait(10), "stays": has_routes("10.244.3.0/24")}
+            return found | {"mac": mac, "status": daemon.wait(30), "stays": has_routes("10.244.3.0/24")}
         finally:
             daemon.kill()
             daemon.wait()
@@ -95,3 +96,44 @@ def test_node_of_a_kubernetes_cluster(host: Host, tmp_path: Path) -> None:
     assert found["again"] == found["annotations"]
     assert found["subnet.env"].splitlines()[:2] == ["FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24"]
     assert (found["status"], found["stays"]) == (0, True), (tmp_path / "log").read_text()
+
+
+def interface_of_a_node(folder: str) -> dict[str, Any]:
+    """In a host with a default route over eth0: what flanneld publishes where Kubernetes knows the node by an address of eth1."""
+    second = (
+        EXTERNAL.replace("eth0", "eth1")
+        .replace("peer peer", "peer peer1")
+        .replace("set peer ", "set peer1 ")
+        .replace("123.1", "124.1")
+    )
+    subprocess.run(
+        ["sh", "-ec", f"{EXTERNAL}; {second}; ip route add default via 192.168.123.254"], check=True, env={"PATH": PATH}
+    )
+    (Path(folder) / "net-conf.json").write_text(json.dumps(NET_CONF))
+    with ApiServer() as server:
+        server.put(node(1))
+        options = [
+            "-kube-subnet-mgr",
+            f"-kube-api-url={server.url}",
+            f"-net-config-path={folder}/net-conf.json",
+            "-iface-node-ip",
+        ]
+        log_path = Path(folder) / "log"
+        with log_path.open("wb") as log:
+            env = os.environ | {"PATH": PATH, "NODE_NAME": "node1"}
+            daemon = subprocess.Popen(flanneld_command(*options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        try:
+            until(lambda: "has no valid InternalIP: none is listed" in log_path.read_text(), "it waits for the kubelet")
+            known = node(1)
+            known["status"]["addresses"] = [{"type": "InternalIP", "address": "192.168.124.1"}]
+            server.put(known)
+            until(lambda: condition(server) is not None, log_path.read_text)
+            return {"public-ip": server.nodes["node1"]["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"]}
+        finally:
+            daemon.kill()
+            daemon.wait()
+
+
+def test_interface_is_the_one_by_which_kubernetes_knows_the_node(host: Host, tmp_path: Path) -> None:
+    pytest.importorskip("urllib3", reason="urllib3 is not installed: pip install 'cni-py[flanneld]'")
+    assert host.do(interface_of_a_node, str(tmp_path)) == {"public-ip": "192.168.124.1"}

@@ -476,9 +476,13 @@ def test_iptables_is_chosen_where_nftables_cannot_be_used(host: Host) -> None:
 def test_delete_succeeds_where_nothing_can_be_used(host: Host) -> None:
     host.do(masquerade.add, C2, BOTH)
     host.do(macspoof.add, C2, "v2", OWN)
+    before = list_elements(host)
+    assert {element.comment for element in before} == {C2.comment()}
     host.do(without_anything, masquerade.delete, C1)
     host.do(without_anything, macspoof.delete, C1)
+    assert list_elements(host) == before
     host.do(without_anything, masquerade.delete_stale, "cbr0", [])
+    assert list_elements(host, "masq") == []
 
 
 def without_anything(function: Any, *args: Any) -> None:

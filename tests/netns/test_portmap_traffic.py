@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from support.namespaces import Host, Sandbox, wait_for_end
+from support.pods import NO_DAD
 
 PODS = {"p1": ("cni0", 2), "p2": ("cni0", 3), "p3": ("cni0", 4), "far": ("br1", 2)}
 SUBNETS = {"cni0": ("10.1.0", "fd00:1"), "br1": ("10.2.0", "fd00:3")}
-NO_DAD = "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0\n"
 BRIDGE_NF = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 
 SERVER = """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from support.namespaces import Host
-from support.pods import DUAL_ENV, OPTIONS, add, delete, gc, state
+from support.pods import DUAL_ENV, OPTIONS, add, delete, gc, state, wait_for_dad
 
 
 @pytest.mark.parametrize("verb", ["DEL", "GC"])
@@ -17,6 +17,8 @@ def test_second_pod_leaves_no_trace(host: Host, conf: dict[str, Any], verb: str)
     first, second = host.netns("c1"), host.netns("c2")
     mac: dict[str, Any] = {"runtimeConfig": {"mac": "02:00:00:00:00:02"}} if "args" in conf else {}
     add(host, conf, first)
+    if conf.get("enabledad"):
+        wait_for_dad(host, first)
     before = state(host, first, second)
     add(host, conf | mac, second)
     assert state(host, first, second) != before

@@ -16,7 +16,7 @@ import pytest
 
 from support.namespaces import Host, Sandbox, wait_for_end
 from support.nft import list_elements
-from support.pods import FLANNEL, V6, add, addresses, bridge_conf, delete, records
+from support.pods import FLANNEL, NO_DAD, V6, add, addresses, bridge_conf, delete, records
 
 BRIDGE = bridge_conf(isGateway=True, ipMasq=True)
 SPOOF = bridge_conf(isGateway=True, ipMasq=True, macspoofchk=True)
@@ -352,6 +352,7 @@ def test_live_pod_is_left_alone(host: Host, sweep: Sweep, go_plugins: str, maker
     if maker == "ours":
         add(host, conf, pod)
     else:
+        host.run(NO_DAD)
         go_add(host, pod, go_plugins, conf | {"cniVersion": "1.0.0"})
     host.run(f"exec >/run/said 2>&1\n{HOLDERS[holder]}")
     assert host.run("test -e /run/netns/c1 && echo there || true") == ("there\n" if holder == "mount" else "")

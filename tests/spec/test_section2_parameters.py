@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,17 +21,9 @@ EVERY_REQUIRED = [(verb, f"CNI_{name}") for verb, names in REQUIRED.items() for 
 
 
 @pytest.fixture(scope="module")
-def node(bin_dir: Path) -> Iterator[Host]:
-    """One host for all tests of this file; most of them end before anything is made."""
-    with Host(bin_dir) as host:
-        host.write_subnet_env()
-        yield host
-
-
-@pytest.fixture(scope="module")
-def box(node: Host) -> Sandbox:
+def box(warm_node: Host) -> Sandbox:
     """A sandbox that nothing must ever be put into."""
-    return node.netns("untouched")
+    return new_sandbox(warm_node)
 
 
 # --- CNI_COMMAND ------------------------------------------------------------------------------------------------------

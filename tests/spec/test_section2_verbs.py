@@ -9,13 +9,14 @@ import pty
 import subprocess
 import termios
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.namespaces import GONE, PATH, Host, Sandbox
+from support.nft import list_elements
 from support.spec_cases import (
+    BOTH_FAMILIES,
     FIRST_VERSION,
     PLUGINS,
     VERBS,
@@ -24,6 +25,7 @@ from support.spec_cases import (
     conf,
     environment,
     error_of,
+    every_version,
     execute,
     has,
     has_attachment,
@@ -37,14 +39,6 @@ WITH_IPAM = ("flannel", "bridge", "host-local")
 ALL_VERSIONS = {"supportedVersions": list(VERSIONS)}
 
 
-@pytest.fixture(scope="module")
-def node(bin_dir: Path) -> Iterator[Host]:
-    """One host for all tests of this file: each has a sandbox and a container id of its own."""
-    with Host(bin_dir) as host:
-        host.write_subnet_env()
-        yield host
-
-
 @pytest.fixture
 def sandbox(node: Host) -> Iterator[Sandbox]:
     made = new_sandbox(node)
@@ -54,18 +48,19 @@ def sandbox(node: Host) -> Iterator[Sandbox]:
 
 def left_behind(host: Host, container_id: str) -> list[str]:
     """Return everything that still belongs to a container."""
-    files = host.files("/var/lib/cni", "/run/cni-py/attachments")
+    files = host.files("/var/lib/cni", "/run/cni-py/attachments", "/run/cni-py/portmap")
     links = host.json("ip -j link show")
     return [
         *(name for name, text in files.items() if container_id in name + text),
         *(link["ifname"] for link in links if container_id in link.get("ifalias", "")),
+        *(str(element) for element in list_elements(host) if element.container == container_id),
     ]
 
 
 # --- all verbs in all versions ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_attachment_lives_and_ends(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
     of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
@@ -79,7 +74,7 @@ def test_attachment_lives_and_ends(node: Host, sandbox: Sandbox, plugin: str, ve
     assert not left_behind(node, of["container_id"])
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("verb", FIRST_VERSION)
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_verb_exists_from_its_version_on(node: Host, sandbox: Sandbox, plugin: str, verb: str, version: str) -> None:
@@ -205,7 +200,7 @@ def test_delete_without_netns_variable(node: Host, sandbox: Sandbox, plugin: str
     assert "eth0" not in node.run("ip -br link", sandbox)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_delete_of_what_was_never_added(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
     before = (node.files(), node.host_ends(), node.run("ip addr; ip route", sandbox))
@@ -232,7 +227,7 @@ def test_flannel_delete_needs_no_subnet_env(node: Host, sandbox: Sandbox) -> Non
         assert code_of(node.call("flannel", "ADD", conf("flannel"), **of)) == 11
         node.ok("flannel", "DEL", conf("flannel"), **of)
     finally:
-        node.write_subnet_env()
+        node.write_subnet_env(BOTH_FAMILIES)
     assert not left_behind(node, of["container_id"])
 
 
@@ -396,7 +391,7 @@ def test_gc_with_a_list_that_is_none_frees_nothing(node: Host, sandbox: Sandbox,
 # --- VERSION ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_version_names_that_of_the_request(node: Host, plugin: str, version: str) -> None:
     expected = {"cniVersion": version} | ALL_VERSIONS
@@ -427,7 +422,7 @@ def answer_of_version(node: Host, plugin: str, stdin: Any) -> Any:
         stdin=stdin,
         env=environment(node, "VERSION"),
         capture_output=True,
-        timeout=10,
+        timeout=30,
         check=True,
     )
     return json.loads(done.stdout)
@@ -469,7 +464,7 @@ def test_version_of_a_request_that_comes_in_two_parts(node: Host) -> None:
     while unread:  # until the plugin has read the first part: FIONREAD counts what is still in the pipe
         unread = int.from_bytes(fcntl.ioctl(child.stdin, termios.FIONREAD, b"\0" * 4), "little")
         assert child.poll() is None
-    stdout, _ = child.communicate(b'sion":"0.4.0"}', timeout=10)
+    stdout, _ = child.communicate(b'sion":"0.4.0"}', timeout=30)
     assert json.loads(stdout)["cniVersion"] == "0.4.0"
 
 
@@ -504,7 +499,7 @@ def test_run_by_hand_it_says_what_it_is(node: Host, plugin: str, env: dict[str, 
 def test_run_by_hand_on_a_terminal_it_does_not_wait(node: Host) -> None:
     ours, its = pty.openpty()
     try:
-        done = subprocess.run(node.command(f"{node.bin_dir}/bridge"), stdin=its, env={}, capture_output=True, timeout=10)
+        done = subprocess.run(node.command(f"{node.bin_dir}/bridge"), stdin=its, env={}, capture_output=True, timeout=30)
     finally:
         os.close(ours)
         os.close(its)

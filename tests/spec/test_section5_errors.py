@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.namespaces import Host, Sandbox
-from support.spec_cases import PLUGINS, VERBS, VERSIONS, code_of, conf, environment, error_of, execute, has_attachment
+from support.spec_cases import (
+    PLUGINS,
+    VERBS,
+    VERSIONS,
+    code_of,
+    conf,
+    environment,
+    error_of,
+    execute,
+    has_attachment,
+    new_sandbox,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -54,16 +63,9 @@ UNDECODABLE = {
 
 
 @pytest.fixture(scope="module")
-def node(bin_dir: Path) -> Iterator[Host]:
-    """One host for all tests of this file: none of them changes it."""
-    with Host(bin_dir) as host:
-        host.write_subnet_env()
-        yield host
-
-
-@pytest.fixture(scope="module")
-def sandbox(node: Host) -> Sandbox:
-    return node.netns("untouched")
+def sandbox(warm_node: Host) -> Sandbox:
+    """Nothing must ever be put into it."""
+    return new_sandbox(warm_node)
 
 
 @pytest.mark.parametrize("stdin", UNDECODABLE.values(), ids=UNDECODABLE)
@@ -143,6 +145,18 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ),
     ("host-local", "args", [7, {"cni": {"ips": "10.1.2.3"}}, {"cni": {"ips": ["x"]}}]),
     ("host-local", "runtimeConfig", [7, {"ips": [7]}, {"ipRanges": [7]}, {"ipRanges": [[{"subnet": "10.1.2.0/24"}]]}]),
+    ("portmap", "snat", ["yes", 1]),
+    ("portmap", "masqAll", ["yes", 1]),
+    ("portmap", "markMasqBit", ["1", -1, 32, 1.5, True]),
+    ("portmap", "externalSetMarkChain", [7, {}, []]),
+    ("portmap", "conditionsV4", ["x", [7], {}]),
+    ("portmap", "conditionsV6", ["x", [7], {}]),
+    ("portmap", "backend", [7, "x", []]),
+    (
+        "portmap",
+        "runtimeConfig",
+        [7, "x", {"portMappings": "x"}, {"portMappings": [7]}, {"portMappings": [{"hostPort": "80"}]}],
+    ),
 ]
 
 
@@ -199,7 +213,7 @@ def test_answer_that_cannot_be_written_is_a_failure(node: Host, redirect: str) -
     rc, _, stderr = execute(node, "loopback", environment(node, "VERSION"), b"{}", redirect)
     assert rc == 1
     assert b"Traceback" not in stderr
-    assert (b"could not write the answer" in stderr) == ("2>&-" not in redirect)
+    assert (b"could not write the reply" in stderr) == ("2>&-" not in redirect)
 
 
 def test_error_is_one_line_of_json(node: Host) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.namespaces import Host, Reply, Sandbox
-from support.spec_cases import PLUGINS, VERSIONS, code_of, conf, error_of, new_id, new_sandbox
+from support.spec_cases import BOTH_FAMILIES, PLUGINS, VERSIONS, code_of, conf, error_of, every_version, new_id, new_sandbox
 
 pytestmark = pytest.mark.netns
 
@@ -21,18 +20,6 @@ KEYS_OF_INTERFACE = {"name", "mac", "sandbox"}
 KEYS_OF_ROUTE = {"dst", "gw"}
 NEWEST_OF_INTERFACE = {"mtu", "socketPath", "pciID"}
 NEWEST_OF_ROUTE = {"mtu", "advmss", "priority", "table", "scope"}
-BOTH_FAMILIES = (
-    "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_IPV6_NETWORK=fd00:10::/48\n"
-    "FLANNEL_IPV6_SUBNET=fd00:10:0:5::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
-)
-
-
-@pytest.fixture(scope="module")
-def node(bin_dir: Path) -> Iterator[Host]:
-    """One host for all tests of this file: each has a sandbox and a container id of its own."""
-    with Host(bin_dir) as host:
-        host.write_subnet_env(BOTH_FAMILIES)
-        yield host
 
 
 @pytest.fixture
@@ -108,7 +95,7 @@ def test_form_from_0_3_on(node: Host, sandbox: Sandbox, plugin: str, version: st
             assert interface["mtu"] == kernel["mtu"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 def test_loopback_has_one_form_for_all(node: Host, sandbox: Sandbox, version: str) -> None:
     """Go-compatible: the form of 1.0.0 under every older version's number (golden: loopback/version-0.1.0)."""
     result, _ = add(node, sandbox, "loopback", conf("loopback", version))
@@ -138,7 +125,7 @@ def test_route_says_what_the_version_can_say(node: Host, sandbox: Sandbox) -> No
         assert result["routes"] == [route if version == "1.1.0" else {"dst": route["dst"], "gw": route["gw"]}]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@every_version
 def test_dns_of_the_configuration_is_handed_back(node: Host, sandbox: Sandbox, version: str) -> None:
     dns = {"nameservers": ["10.1.2.1", "fd00::53"], "domain": "d.example", "search": ["a", "b"], "options": ["ndots:2"]}
     result, _ = add(node, sandbox, "bridge", conf("bridge", version, dns=dns))

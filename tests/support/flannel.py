@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ FAMILIES: dict[str, dict[str, Any]] = {"v4": NETWORK, "v6": {"EnableIPv4": False
 PROTOCOL = 122  # of flanneld's routes
 SAVED = "/var/lib/cni-py/flanneld.json"
 SUBNET_ENV = "/run/flannel/subnet.env"
-READY_SECONDS = 30
+READY_SECONDS = SECONDS
+PING_SECONDS, FEWEST_ANSWERS = "0.01", 10
 FORWARDING = """
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
@@ -70,11 +72,11 @@ with socket.create_connection((sys.argv[1], 7000), 20) as s:
 """
 
 
-def flanneld_command(*options: str) -> list[str]:
-    """flanneld of this checkout, as bin/flanneld starts it, by the Python that runs the tests."""
+def flanneld_command(*options: str, code: str = "") -> list[str]:
+    """flanneld of this checkout, as bin/flanneld starts it, by the Python that runs the tests. ``code``: comes first."""
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'flanneld';"
-        "from cni_py.flanneld.daemon import main; sys.exit(main())"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'flanneld'\n"
+        f"{code}\nfrom cni_py.flanneld.daemon import main; sys.exit(main())"
     )
     return [sys.executable, "-I", "-c", script, *options]
 
@@ -195,7 +197,8 @@ class Node:
 
     def command(self, *options: str) -> list[str]:
         """flanneld's, with the options of this network."""
-        return flanneld_command(f"--datastore=file:{self.net.datastore}", "-iface=eth0", *self.net.options, *options)
+        own = (f"--datastore=file:{self.net.datastore}", "-iface=eth0", *self.net.options)
+        return flanneld_command(*own, *options, code=self.net.code)
 
     def start(self, *options: str, env: dict[str, str] | None = None, within: Iterable[str] = ()) -> Flanneld:
         """Start flanneld; ``within``: a command that it is run by."""
@@ -306,6 +309,8 @@ class Net:
         self.folder, self.families, self.segments = folder, families, segments
         self.datastore = folder / "flannel.json"
         self.options: list[str] = []
+        self.code = ""
+        """Code that every flanneld runs first: tests set shorter times in it."""
         self.nodes: list[Node] = []
         self.started: list[Flanneld] = []
         self.write({"config": FAMILIES[families] | {"Backend": backend}, "leases": {}})
@@ -469,3 +474,62 @@ def network(
         yield net
     finally:
         net.close()
+
+
+# ---- traffic that lasts ---------------------------------------------------------------------------
+
+
+@contextmanager
+def traffic(net: Net) -> Iterator[list[Ping]]:
+    """Ping between the pods of the first two nodes, in both directions, by each family, within this block."""
+    first, second = net.nodes[:2]
+    ways = [(first, "pod1", address) for address in second.pods["pod2"]]
+    ways += [(second, "pod2", address) for address in first.pods["pod1"]]
+    with ExitStack() as stack:
+        options = ("-W2", "-i", PING_SECONDS)
+        yield [
+            stack.enter_context(Ping(node.host.command("ping", "-n", *options, address, sandbox=Sandbox(pod))))
+            for node, pod, address in ways
+        ]
+
+
+class Ping:
+    """A ping(8) that runs meanwhile: a context manager, that waits for the first answer and for one more in the end."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._output, self._words = os.memfd_create("ping"), ""
+        self._process = subprocess.Popen(command, stdout=self._output, stdin=subprocess.DEVNULL)
+
+    def __enter__(self) -> Ping:
+        self._wait_for_answers(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._wait_for_answers(len(self.replies) + FEWEST_ANSWERS)
+        finally:
+            pid = self._process.pid  # nsenter's own, if it has entered a PID namespace
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            subprocess.run(["kill", "-INT", *(children or [str(pid)])], check=True)
+            wait_for_end(self._process)
+            self._words = self.words
+            os.close(self._output)
+
+    def _wait_for_answers(self, count: int) -> None:
+        until(lambda: len(self.replies) >= count, lambda: f"{count} replies: {self.words[-500:]}")
+
+    @property
+    def words(self) -> str:
+        """Its whole output."""
+        return self._words or os.pread(self._output, os.fstat(self._output).st_size, 0).decode()
+
+    @property
+    def answered(self) -> set[int]:
+        """Numbers of the packets that were answered."""
+        return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", self.words)}
+
+    @property
+    def lost(self) -> int:
+        """Packets that were followed by an answered one, and not answered themselves: the last may be under way."""
+        answered = self.replies
+        return max(answered) - len(answered)

@@ -20,16 +20,19 @@ import pickle
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from support.waiting import PATIENCE
 
 T = TypeVar("T")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 CLOSE_SECONDS = 20.0
+COMMAND_SECONDS = 50.0 * PATIENCE
 GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
@@ -193,7 +196,7 @@ class Host:
             env={"PATH": PATH, "LC_ALL": "C.UTF-8"} if env is None else env,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=COMMAND_SECONDS,
             check=False,
         )
 
@@ -318,12 +321,20 @@ class Host:
             environment.pop(name, None)
             if value is not None:
                 environment[name] = value
-        done = self.execute([program], stdin=conf, env=environment)
+        status, out, err = self.plugin(program, environment, conf.encode())
+        stdout, stderr = out.decode(), err.decode(errors="replace")
         try:
-            value = json.loads(done.stdout) if done.stdout.strip() else None
+            value = json.loads(stdout) if stdout.strip() else None
         except ValueError:
-            raise AssertionError(f"{plugin} {verb} printed no JSON:\n{done.stdout}\n{done.stderr}") from None
-        return Reply(done.returncode, value, done.stderr)
+            raise AssertionError(f"{plugin} {verb} printed no JSON:\n{stdout}\n{stderr}") from None
+        return Reply(status, value, stderr)
+
+    def plugin(self, program: str, env: Mapping[str, str | bytes], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+        """Execute a program with exactly this environment: exit status, standard output and error."""
+        done = subprocess.run(
+            self.command(program), input=stdin, env=dict(env), capture_output=True, timeout=COMMAND_SECONDS, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
 
     def ok(self, plugin: str, verb: str, conf: dict[str, Any] | str, **options: Any) -> Any:
         """`call`, which must succeed; returns what the plugin printed, as JSON."""

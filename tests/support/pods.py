@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from support.namespaces import Host, Reply, Sandbox
+from support.waiting import until
 
 V4, V6 = [{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]
 DUAL_ENV = (
@@ -78,6 +79,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "flannel-macspoofchk": FLANNEL | {"delegate": {"macspoofchk": True, "portIsolation": True}},
 }  # fmt: skip
 """A configuration for each option; subnet.env is to be that of `DUAL_ENV`."""
+
+
+NO_DAD = "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0\n"
+"""Setting for interfaces created later: otherwise addresses and routes come a second or two later."""
+
+
+def wait_for_dad(host: Host, pod: Sandbox) -> dict[str, Any]:
+    """The IPv6 address of eth0 when the kernel is done with it."""
+    found: list[dict[str, Any]] = []
+
+    def is_done() -> bool:
+        found[:] = host.json("ip -j -6 addr show eth0 scope global", pod)[0]["addr_info"]
+        return not found[0].get("tentative") or bool(found[0].get("dadfailed"))
+
+    until(is_done, lambda: f"no longer tentative: {found}")
+    return found[0]
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------

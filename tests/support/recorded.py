@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,13 @@ def missing_plugins(file: Path, case: Case) -> set[str]:
     return named & called_plugins(file.parent) - PLUGINS.keys()
 
 
-def parameters(directory: Path) -> list[Any]:
-    """Each case with its file, as parameters of a test; one that needs a plugin which this tree lacks is skipped."""
+def parameters(directory: Path, chosen: Callable[[Case], bool] = bool) -> list[Any]:
+    """Return the chosen cases, each with its file, as parameters of a test; one whose plugins this tree lacks is skipped."""
     return [
         pytest.param(file, case, id=case["name"], marks=skip_without_plugins(file, case))
         for file, cases in load(directory).items()
         for case in cases
+        if chosen(case)
     ]
 
 
@@ -128,7 +129,7 @@ engine.handle = handle
 
 
 def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
-    """Run the cases of a file in one go, but those that need a plugin which this tree lacks; the agent has to answer every call."""
+    """Run the cases of a file in one go, but those that need a plugin which this tree lacks. Every call has to reach the agent."""
     cases = [case for case in load(file.parent)[file] if not missing_plugins(file, case)]
     if not cases:
         pytest.skip("this tree has no plugins for any case of this file")

@@ -7,13 +7,29 @@ import subprocess
 from itertools import count
 from typing import Any
 
+import pytest
+
 from cni_py import plugin_table
 from support.namespaces import PATH, Host, Reply, Sandbox
 
-PLUGINS = tuple(name for name in plugin_table.PLUGINS if name != "portmap")  # which has tests of its own, behind bridge
+PLUGINS = tuple(plugin_table.PLUGINS)
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 FIRST_VERSION = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
+
+BOTH_FAMILIES = (
+    "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_IPV6_NETWORK=fd00:10::/48\n"
+    "FLANNEL_IPV6_SUBNET=fd00:10:0:5::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+)
+EXECUTABLE = "executable"
+"""The parameter of the fixture `node` by which its plugins are executed; without it each call is a fork."""
+every_version = pytest.mark.parametrize(
+    ("node", "version"),
+    [*(pytest.param(None, version, id=version) for version in VERSIONS), pytest.param(EXECUTABLE, "1.1.0", id=EXECUTABLE)],
+    indirect=["node"],
+)
+"""Pairs of way and version: all versions without the start of an interpreter, and one of them by the executables."""
+PREVIOUS_IP = "10.1.2.3"
 
 _numbers = count()
 
@@ -24,7 +40,10 @@ def has(version: str, verb: str) -> bool:
 
 
 def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
-    """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's."""
+    """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's.
+
+    portmap follows another plugin, whose result is in it.
+    """
     ipam = {
         "type": "host-local",
         "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]],
@@ -34,10 +53,23 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
         "flannel": {"delegate": {"bridge": "flannel0", "isDefaultGateway": True}},
         "bridge": {"bridge": "bridge0", "isGateway": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"], "search": ["a"]}},
         "host-local": {"ipam": ipam},
+        "portmap": {
+            "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+            "prevResult": previous(version or "0.1.0"),
+        },
         "loopback": {},
     }[plugin]
     about = {"name": f"{plugin}-net", "type": plugin} | ({} if version is None else {"cniVersion": version})
     return about | own | keys
+
+
+def previous(version: str) -> dict[str, Any]:
+    """Return the result of a plugin before portmap, in this version's form."""
+    address, gateway = f"{PREVIOUS_IP}/24", "10.1.2.1"
+    if version in VERSIONS[:2]:
+        return {"cniVersion": version, "ip4": {"ip": address, "gateway": gateway}}
+    family = {} if version in VERSIONS[5:] else {"version": "4"}
+    return {"cniVersion": version, "ips": [{**family, "address": address, "gateway": gateway}]}
 
 
 def new_sandbox(host: Host) -> Sandbox:
@@ -56,16 +88,16 @@ def execute(
     env: dict[str, str | bytes],
     stdin: bytes = b"",
     redirect: str = "",
-    wrap: tuple[str, ...] = (),
-    timeout_seconds: float = 30,
 ) -> tuple[int, bytes, bytes]:
     """Execute a plugin (a name in bin_dir, or a path) with exactly this environment: status, stdout, stderr.
 
-    `redirect`: for the shell, as in "<&-". `wrap`: the command goes behind these words.
+    `redirect`: for the shell, as in "<&-".
     """
     path = program if "/" in program else f"{host.bin_dir}/{program}"
-    argv = [*wrap, path] if not redirect else ["sh", "-c", f'exec "$0" {redirect}', path]
-    done = subprocess.run(host.command(*argv), input=stdin, env=env, capture_output=True, timeout=timeout_seconds, check=False)
+    if not redirect:
+        return host.plugin(path, env, stdin)
+    argv = host.command("sh", "-c", f'exec "$0" {redirect}', path)
+    done = subprocess.run(argv, input=stdin, env=env, capture_output=True, timeout=30, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

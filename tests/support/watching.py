@@ -60,6 +60,10 @@ class Watching:
         assert met, f"not within {seconds} s; {len(self.sets)} sets, the last of {len(self.sets[-1]) if self.sets else 0}"
         return monotonic() - begin
 
+    def wait_for_count(self, count: int) -> None:
+        """Wait until there are so many leases."""
+        self.until(lambda leases: len(leases) == count)
+
     def attributes(self) -> list[dict[str, object]]:
         """What the leases say after each batch, by subnets in words."""
         return [{str(subnets): lease.attributes for subnets, lease in leases.items()} for leases in self.sets]

@@ -22,7 +22,7 @@ from cni_py.spec.environment import NESTED
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the records are, instead of /run/cni-py/attachments."""
+    """Redirect the records from /run/cni-py/attachments."""
     where = str(tmp_path / "cni-py" / "attachments")
     monkeypatch.setattr(attachments, "RUN_DIR", str(tmp_path / "cni-py"))
     monkeypatch.setattr(attachments, "DIRECTORY", where)
@@ -83,7 +83,7 @@ def test_records_of_a_network(folder: Path, sandbox: Path) -> None:
 
 @pytest.mark.parametrize("container_id", ["c1", "a" * 120, "a" * 121, "a" * 230])
 def test_records_of_a_container(folder: Path, sandbox: Path, container_id: str) -> None:
-    """Also where its file name holds the beginning of its id only; the records of others are not read."""
+    """Records are found even if the file name has only a prefix of the id; other records are not read."""
     others = [container_id + "1", container_id[:-1] + "b", "x"]
     for other in (container_id, *others):
         attachments.remember(a_call(other, "eth0", "net", sandbox))
@@ -133,7 +133,7 @@ def test_damaged_record_stops_nothing(folder: Path, sandbox: Path, content: byte
     ],
 )
 def test_record_of_another_shape_stops_nothing(folder: Path, record: dict[str, Any]) -> None:
-    """Written by a newer version, or by somebody else: GC keeps what it does not understand."""
+    """Records of a newer version or of other programs: GC keeps what it does not understand."""
     folder.mkdir(parents=True)
     (folder / "c1:eth0:net").write_text(json.dumps({"containerID": "c1", "ifname": "eth0", "network": "net"} | record))
     assert stale(a_call(), ("c1", "eth0")) == [False]
@@ -240,7 +240,7 @@ def lock_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def is_held_up(call: Call) -> bool:
-    """Whether another one has to end first; each lock has a descriptor of its own, as in another process."""
+    """Return whether another one has to end first; each lock has a descriptor of its own, as in another process."""
     ended = threading.Event()
 
     def take() -> None:

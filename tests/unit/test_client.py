@@ -65,7 +65,7 @@ def test_agent_that_began_in_the_last_moment_is_waited_for(
         read(pair[0])
 
 
-@pytest.mark.parametrize(("failed", "words"), [(0, "was taken back"), (1, "DEL has to take back")])
+@pytest.mark.parametrize(("failed", "words"), [(0, "it was undone"), (1, "DEL is required")])
 def test_add_that_broke_off_says_what_is_left(monkeypatch: pytest.MonkeyPatch, failed: int, words: str) -> None:
     verbs = []
 
@@ -74,7 +74,7 @@ def test_add_that_broke_off_says_what_is_left(monkeypatch: pytest.MonkeyPatch, f
         return failed, b""
 
     monkeypatch.setattr(client, "_work_alone", work_alone)
-    status, reply = client._take_back("bridge", "/bridge", {"CNI_COMMAND": "ADD"}, b"{}")
+    status, reply = client._undo_add("bridge", "/bridge", {"CNI_COMMAND": "ADD"}, b"{}")
     assert (status, verbs) == (1, ["DEL"])
     assert b'"code":11' in reply
     assert words.encode() in reply

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
-from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
@@ -73,11 +72,20 @@ class Peers:
 
     def __init__(self, *leases: Lease, is_confirmed: bool = True, kind: str = "host-gw") -> None:
         self.kernel, self.changed = Kernel(), list[set[Subnets]]()
+        self.host_reasons: dict[Subnets, str] = {}
+        """Why subnets cannot be followed on this host."""
         backend = backends.create(config(kind), ExternalInterface("eth0", 2, 1500, HERE, None, HERE, None))
         kernel: Any = self.kernel
         self.health = Health("", 0)
         self.following = Following(
-            config(kind), lambda: OWN, backend, kernel, self.health, {}, lambda of: self.changed.append(set(of))
+            config(kind),
+            lambda: OWN,
+            backend,
+            kernel,
+            self.health,
+            {},
+            lambda of: self.changed.append(set(of)),
+            lambda subnets: self.host_reasons.get(subnets, ""),
         )
         self.following.start({each.subnets: each for each in leases}, is_confirmed=is_confirmed)
         self.kernel.settle()
@@ -176,6 +184,23 @@ def test_lease_that_becomes_bad_is_left_and_one_that_becomes_good_is_followed() 
     assert peers.take(lease(2)) == ({"2 via 192.0.2.2"}, set())
 
 
+def test_leases_are_judged_again_where_the_host_has_other_networks(capfd: pytest.CaptureFixture[str]) -> None:
+    """But one that has vanished does not count again by that."""
+    peers = Peers(lease(2), lease(3), lease(4))
+    peers.host_reasons = {lease(2).subnets: "it overlaps eth1"}
+    peers.take(gone(4), now=100.0)
+    assert peers.take(lease(2), now=100.1) == (set(), set()), "nothing is new"
+    peers.following.judge_all()
+    assert peers.take(now=100.1) == (set(), {"2 via 192.0.2.2"})
+    peers.following.judge_all()
+    assert peers.take(now=100.1) == (set(), set())
+    assert capfd.readouterr().err.count("ignoring the lease of 10.244.2.0/24: it overlaps eth1") == 1
+    peers.host_reasons = {lease(3).subnets: "it overlaps eth2"}
+    peers.following.judge_all()
+    assert peers.take(now=100.2) == ({"2 via 192.0.2.2"}, {"3 via 192.0.2.3"})
+    assert peers.take(now=100.0 + LINGER_SECONDS) == (set(), {"4 via 192.0.2.4"})
+
+
 def test_two_leases_that_contradict_each_other_are_told_of_once(capfd: pytest.CaptureFixture[str]) -> None:
     """The same subnet in two keys."""
     peers = Peers(lease(2))
@@ -216,12 +241,12 @@ def test_back_end_is_told_and_the_kernel_settled_where_the_back_end_fails(monkey
 
 
 @pytest.fixture
-def running() -> Any:
-    """A Following whose thread runs, and its queue."""
-    peers, stop, events = Peers(lease(2)), Stop(), SimpleQueue[list[Event]]()
-    thread = threading.Thread(target=peers.following.run, args=(stop, events))
+def running() -> Iterator[Peers]:
+    """A Following whose thread runs."""
+    peers, stop = Peers(lease(2)), Stop()
+    thread = threading.Thread(target=peers.following.run, args=(stop,))
     thread.start()
-    yield peers, events
+    yield peers
     stop.set()
     thread.join(5)
     assert not thread.is_alive()
@@ -234,23 +259,21 @@ def _until(peers: Peers, count: int) -> None:
 
 
 def test_single_change_is_followed_at_once_and_those_after_it_are_gathered(
-    running: tuple[Peers, SimpleQueue[list[Event]]], monkeypatch: pytest.MonkeyPatch
+    running: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "GATHER_SECONDS", 0.5)
-    peers, events = running
     began = monotonic()
-    events.put([lease(10)])
-    _until(peers, 2)
+    running.following.put([lease(10)])
+    _until(running, 2)
     assert monotonic() - began < 0.4
     for number in range(11, 20):
-        events.put([lease(number)])
-    _until(peers, 3)
+        running.following.put([lease(number)])
+    _until(running, 3)
     assert monotonic() - began > 0.4
-    assert [len(wanted) for wanted, _ in peers.kernel.settled] == [1, 1, 9]
+    assert [len(wanted) for wanted, _ in running.kernel.settled] == [1, 1, 9]
 
 
-def test_vanished_lease_is_dropped_when_its_time_has_come(running: tuple[Peers, SimpleQueue[list[Event]]]) -> None:
-    peers, events = running
-    events.put([gone(2)])
-    _until(peers, 3)
-    assert peers.kernel.settled[1:] == [(set(), set()), (set(), {"2 via 192.0.2.2"})]
+def test_vanished_lease_is_dropped_when_its_time_has_come(running: Peers) -> None:
+    running.following.put([gone(2)])
+    _until(running, 3)
+    assert running.kernel.settled[1:] == [(set(), set()), (set(), {"2 via 192.0.2.2"})]

@@ -47,6 +47,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
+def configured(config: NetworkConfig, *texts: str, may_overlap: bool = False) -> NetworkConfig:
+    return config.on_host(host(*texts, host_network_overlap="warn" if may_overlap else "refuse"))
+
+
 def host(*texts: str, **options: str) -> HostNetworks:
     made = HostNetworks(Options(**options))  # type: ignore[arg-type]
     made.found = frozenset(on_host(*texts))
@@ -92,7 +96,7 @@ def test_each_family_has_its_line_and_hundreds_of_networks_are_shortened() -> No
 def test_warnings_say_what_follows_by_the_option() -> None:
     found = on_host("10.0.5.0/24 eth0")
     assert "is not leased here, and none of another node is routed" in warnings([ip_network("10.0.0.0/8")], found)[0]
-    assert "takes packets of theirs" in warnings([ip_network("10.0.0.0/8")], found, refuses=False)[0]
+    assert "takes their packets" in warnings([ip_network("10.0.0.0/8")], found, refuses=False)[0]
 
 
 # ---- a peer's route -----------------------------------------------------------------------------
@@ -126,7 +130,7 @@ def test_peer_is_routed_with_a_warning_where_that_is_asked_for(said: list[str]) 
 
 
 def test_what_was_routed_before_goes_on_and_a_new_overlap_does_not(said: list[str]) -> None:
-    """An upgrade, or a mixed cluster, takes no route away; a network that somebody adds later does."""
+    """An upgrade, or a mixed cluster, takes no route away; a network that is added later does."""
     known = host("10.0.0.0/16 eth0")
     known.keep([ip_network("10.0.5.0/24"), ip_network("10.9.0.0/24")])
     assert known.why_not(subnets("10.0.5.0/24")) == ""
@@ -136,6 +140,19 @@ def test_what_was_routed_before_goes_on_and_a_new_overlap_does_not(said: list[st
     assert "it overlaps 10.9.0.0/24 of br1" in known.why_not(subnets("10.9.0.0/24"))
     known.found = frozenset(on_host("10.0.0.0/16 eth1"))
     assert known.why_not(subnets("10.0.5.0/24"))
+
+
+def test_network_that_our_own_subnet_overlaps_at_start_is_lived_with(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = host("10.0.0.0/8 eth0", "172.16.0.0/12 eth1")
+    monkeypatch.setattr(host_networks, "list_host_networks", lambda _: known.found)
+    assert known.why_not(subnets("10.244.5.0/24"))
+    known.start_on(Subnets(IPv4Network("10.244.7.0/24")))
+    assert known.why_not(subnets("10.244.5.0/24")) == ""
+    assert "so does our own subnet" in said[-1]
+    assert known.why_not(subnets("172.20.5.0/24"))
+    known.found = frozenset(on_host("10.244.0.0/16 br9"))
+    known.warn_of_own(Subnets(IPv4Network("10.244.7.0/24")))
+    assert known.why_not(subnets("10.244.6.0/24"))
 
 
 def test_own_subnet_that_overlaps_is_said_once(said: list[str]) -> None:
@@ -167,7 +184,7 @@ HOSTS = st.lists(
 def test_choice_overlaps_no_network_of_the_host_and_holds_no_node(
     networks: list[str], taken: list[int], nodes: list[int], may_overlap: bool
 ) -> None:
-    config = network("10.4.0.0/18").on_host(on_host(*networks), may_overlap)
+    config = configured(network("10.4.0.0/18"), *networks, may_overlap=may_overlap)
     leases = [Subnets(IPv4Network((int(IPv4Address("10.4.0.0")) + number * 256, 24))) for number in taken]
     addresses = [IPv4Address("10.4.0.0") + number for number in nodes]
     pool = allocate.pool4(config)
@@ -186,8 +203,7 @@ def test_choice_overlaps_no_network_of_the_host_and_holds_no_node(
 
 
 def test_each_family_avoids_its_own() -> None:
-    found = on_host("10.4.0.0/25 eth0", "fd00:4::/49 eth0", "10.4.0.200/32 lo")
-    config = network("10.4.0.0/24", 26, "fd00:4::/48").on_host(found, may_overlap=False)
+    config = configured(network("10.4.0.0/24", 26, "fd00:4::/48"), "10.4.0.0/25 eth0", "fd00:4::/49 eth0", "10.4.0.200/32 lo")
     nodes = [ip_address("fd00:4:0:8000::1"), ip_address("192.168.0.1")]
     for _ in range(20):
         with pytest.raises(PoolExhausted, match=r"10\.4\.0\.64 \.\.\. 10\.4\.0\.192 is free"):
@@ -199,7 +215,7 @@ def test_each_family_avoids_its_own() -> None:
 
 
 def test_full_pool_counts_what_is_in_the_way() -> None:
-    config = network("10.4.0.0/22").on_host(on_host("10.4.3.0/24 eth0"), may_overlap=False)
+    config = configured(network("10.4.0.0/22"), "10.4.3.0/24 eth0")
     taken = [Subnets(IPv4Network("10.4.1.0/24")), Subnets(IPv4Network("10.4.2.0/24"))]
     with pytest.raises(PoolExhausted) as full:
         allocate.free(config, taken, endless=taken[:1])
@@ -220,12 +236,12 @@ def test_full_pool_counts_what_is_in_the_way() -> None:
 
 @pytest.mark.parametrize("has_run, may_overlap", [(False, True), (True, False), (True, True)])
 def test_assigned_subnet_is_kept_where_pods_may_run_on_it(has_run: bool, may_overlap: bool) -> None:
-    config = network("10.0.0.0/8").on_host(on_host("10.0.5.0/24 eth0"), may_overlap)
+    config = configured(network("10.0.0.0/8"), "10.0.5.0/24 eth0", may_overlap=may_overlap)
     allocate.check_host_networks(subnets("10.0.5.0/24"), config, has_run)
 
 
 def test_assigned_subnet_is_refused_by_name_where_it_is_new() -> None:
-    config = network("10.0.0.0/8").on_host(on_host("10.0.5.0/24 eth0", "10.0.6.1/32 lo"), may_overlap=False)
+    config = configured(network("10.0.0.0/8"), "10.0.5.0/24 eth0", "10.0.6.1/32 lo")
     with pytest.raises(Refused, match=r"10\.0\.5\.0/25 of this node overlaps 10\.0\.5\.0/24 of eth0"):
         allocate.check_host_networks(subnets("10.0.5.0/25"), config, has_run=False)
     allocate.check_host_networks(subnets("10.0.6.0/24"), config, has_run=False)

@@ -106,7 +106,7 @@ def test_log_without_a_reader_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 @contextmanager
 def service_manager(address: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(20)
         sock.bind("\0" + address[1:] if address[0] == "@" else address)
         yield sock
 

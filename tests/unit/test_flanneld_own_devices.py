@@ -1,4 +1,4 @@
-"""Which links are flanneld's and the plugins': by name, alias and what they do, never by kind."""
+"""Links of flanneld and of the plugins: by name, alias and what they do, never by kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def link(name: str, kind: str = "", ifindex: int = 1, master: int = 0, alias: st
 
 
 def what(*links: Link, addresses: tuple[str, ...] = (), gateways: tuple[str, ...] = ()) -> dict[str, str]:
-    """By name; the addresses are the first link's."""
+    """Return them by name; the addresses are the first link's."""
     interfaces = [ip_interface(text) for text in addresses]
     hosts = [HostAddress(links[0].ifindex, interface.ip, 0, interface.network) for interface in interfaces]
     found = own_devices(links, hosts, {ip_interface(text).ip for text in gateways})

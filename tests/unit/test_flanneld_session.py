@@ -85,7 +85,7 @@ def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_
 
 def test_lease_that_is_lost_again_while_it_is_put_back_is_put_back_again(running: Daemon) -> None:
     store: Any = running.store
-    session = Session(running.options, store, running.status, config("alloc"), EXTERNAL, None)
+    session = Session(running.options, store, running.status, config("alloc"), EXTERNAL, None, running.host_networks)
     store.meanwhile = [session.own.lose, session.ended.set]
     session.own.lose()
     thread = threading.Thread(target=session.own.keep, args=(True, lambda: None), daemon=True)
@@ -107,7 +107,7 @@ def test_lease_that_is_lost_again_while_it_is_put_back_is_put_back_again(running
     ids=["there", "missing", "gone", "changed", "still there"],
 )
 def test_own_lease_is_looked_after_in_what_the_datastore_tells(running: Daemon, events: list[Event], is_lost: bool) -> None:
-    session = Session(running.options, running.store, running.status, config("alloc"), EXTERNAL, None)
+    session = Session(running.options, running.store, running.status, config("alloc"), EXTERNAL, None, running.host_networks)
     session.own.lease = Lease(OURS, Attributes(HERE))
     for event in events:
         session.own.hear([event])

@@ -93,7 +93,9 @@ class Node:
         backend.prepare(self.kernel, None)
         leases: dict[Subnets, Lease] = {}
         self.saver = Saver(str(folder / "saved.json"), "{}", lambda: OWN, leases)
-        self.following = Following(NETWORK, lambda: OWN, backend, self.reconciler, self.health, leases, self.saver.changed)
+        self.following = Following(
+            NETWORK, lambda: OWN, backend, self.reconciler, self.health, leases, self.saver.changed, lambda _: ""
+        )
         self.etcd: Any = StubEtcd(count)
         self.revision = count
         self.events = Leases(self.etcd, FOLDER).follow(Stop())

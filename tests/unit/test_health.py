@@ -61,15 +61,15 @@ def test_readyz_gives_its_reasons(health: Health) -> None:
 def test_metrics(health: Health) -> None:
     health.gauge("peers", "Nodes that we know a way to.", 5000)
     health.gauge("peers", "Nodes that we know a way to.", 4999)
-    health.count("repairs_total", "Put back: \\ and\nmore.", 0)
-    health.count("repairs_total", "Put back: \\ and\nmore.")
-    health.count("repairs_total", "Put back: \\ and\nmore.", 2)
+    health.count("repairs_total", "Restored: \\ and\nmore.", 0)
+    health.count("repairs_total", "Restored: \\ and\nmore.")
+    health.count("repairs_total", "Restored: \\ and\nmore.", 2)
     status, content_type, text = ask(health, "/metrics")
     assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
     lines = text.splitlines()
     assert "# TYPE cni_py_flanneld_peers gauge" in lines
     assert "cni_py_flanneld_peers 4999" in lines
-    assert r"# HELP cni_py_flanneld_repairs_total Put back: \\ and\nmore." in lines
+    assert r"# HELP cni_py_flanneld_repairs_total Restored: \\ and\nmore." in lines
     assert "# TYPE cni_py_flanneld_repairs_total counter" in lines
     assert "cni_py_flanneld_repairs_total 3" in lines
     assert "cni_py_flanneld_ready 0" in lines
@@ -250,7 +250,7 @@ def test_port_0_is_no_server() -> None:
     health.start()
     assert threading.active_count() == threads
     health.set_ready()
-    health.count("repairs_total", "Put back.")
+    health.count("repairs_total", "Restored.")
     health.stop()
 
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from cni_py.cli import main as cli
 from cni_py.cli.network_commands import parse_subnets
-from cni_py.flanneld import network
+from cni_py.flanneld import host_networks, network
 from cni_py.flanneld.commands import check_config
 from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.stores.file import FileStore
@@ -137,6 +138,35 @@ def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert "larger than 1048576 bytes" in capsys.readouterr().err
 
 
+def test_reservation_that_contains_its_node_is_warned_of(run: Run, datastore: Path) -> None:
+    write(datastore, {})
+    assert (
+        "warning: 10.244.7.0/24 contains 10.244.7.9, the node's own address" in run("reserve", "10.244.7.0/24", "10.244.7.9")[2]
+    )
+    assert "warning" not in run("reserve", "10.244.8.0/24", "192.168.0.9")[2]
+
+
+@pytest.fixture
+def lan(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = frozenset((host_networks.HostNetwork(IPv4Network("10.0.5.0/24"), "eth0"),))
+    monkeypatch.setattr(host_networks, "list_host_networks", lambda: found)
+
+
+@pytest.mark.usefixtures("lan")
+def test_network_that_contains_the_lan_is_warned_of_where_it_is_checked_and_written(
+    run: Run, datastore: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "the flannel network 10.0.0.0/8 contains 10.0.5.0/24 of eth0, networks of this host's own links"
+    text = CONFIG.replace("10.244.0.0/16", "10.0.0.0/8")
+    (tmp_path / "net-conf.json").write_text(text)
+    assert check_config(str(tmp_path / "net-conf.json")) == 0
+    assert words in capsys.readouterr().err
+    status, _, err = run("set", "-", stdin=text)
+    assert (status, words in err) == (0, True)
+    assert json.loads(datastore.read_text())["config"]["Network"] == "10.0.0.0/8"
+
+
+@pytest.mark.usefixtures("lan")
 def test_check_warns_of_probable_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "net-conf.json"
     source.write_text('{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"type":"vxlan","DirectRoutng":true}}')

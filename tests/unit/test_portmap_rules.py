@@ -255,7 +255,7 @@ def test_what_a_back_end_cannot_do_names_key_and_value() -> None:
 
 @given(st.lists(st.text(max_size=30), max_size=4), st.text(max_size=30), st.text(max_size=30))
 def test_no_text_gets_out_of_its_place(words: list[str], ip: str, protocol: str) -> None:
-    """Whatever stands in the configuration: refused, or in one command, on one line."""
+    """Any text in the configuration is rejected, or is in one command, on one line."""
     try:
         settings = parsed(port(1, ip=ip, protocol=protocol), prevResult=PREV, conditionsV4=words)
         portmap_plan.check_config(settings)

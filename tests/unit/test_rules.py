@@ -41,7 +41,7 @@ def test_long_ids_that_differ_at_the_end_stay_different() -> None:
 
 
 @pytest.mark.parametrize("comment", ["", "c1", "kube-proxy: a rule", "one two", "a b c d"])
-def test_comment_of_others_belongs_to_nobody(comment: str) -> None:
+def test_third_party_comment_has_no_owner(comment: str) -> None:
     parsed = ownership.parse_owner(comment)
     assert parsed is None or parsed[2] != ownership.network_hash("cbr0")
 
@@ -127,7 +127,7 @@ def test_replaced_element_is_deleted_first() -> None:
     ]
 
 
-# --- who is stale -----------------------------------------------------------------------------------------------------
+# --- stale owners -----------------------------------------------------------------------------------------------------
 
 
 def test_stale_is_what_the_list_does_not_name() -> None:
@@ -137,7 +137,7 @@ def test_stale_is_what_the_list_does_not_name() -> None:
     assert is_stale(Owner("c1", "eth1", "n").comment())
     assert is_stale(Owner("c2", "eth0", "n").comment())
     assert not is_stale(Owner("c2", "eth0", "other").comment())
-    assert not is_stale("somebody's")
+    assert not is_stale("third-party")
 
 
 def test_without_a_list_only_what_is_known_to_be_dead_is_stale() -> None:

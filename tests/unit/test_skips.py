@@ -35,7 +35,8 @@ def project(tmp_path: Path) -> Path:
     """A project with this one's conftest.py and tests that skip."""
     (tmp_path / "tests" / "support").mkdir(parents=True)
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    shutil.copy(ROOT / "tests" / "support" / "namespaces.py", tmp_path / "tests" / "support")
+    for module in ("namespaces.py", "waiting.py"):
+        shutil.copy(ROOT / "tests" / "support" / module, tmp_path / "tests" / "support")
     (tmp_path / "tests" / "allowed-skips.txt").write_text("# why\ntests/test_tools.py::*: no tool (known)\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = tests\nmarkers = netns: x\n")
     (tmp_path / "tests" / "test_tools.py").write_text(SKIPPING)
@@ -43,18 +44,19 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def last_line(project: Path, ci: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+def last_line(project: Path, ci: str, workers: int = 0) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(workers)]
     env = os.environ | {"CI": ci, "PYTHONWARNINGS": ""}
     done = subprocess.run(command, cwd=project, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return done.stdout.strip().splitlines()[-1].partition(" in ")[0]
 
 
-def test_unknown_skip_fails_in_ci(project: Path) -> None:
-    """One of a fixture, one of a module; the known one and the expected failure stay what they are."""
-    assert last_line(project, "true") == "1 error"
+@pytest.mark.parametrize(("workers", "errors"), [(0, "1 error"), (2, "1 skipped, 1 xfailed, 2 errors")])
+def test_unknown_skip_fails_in_ci(project: Path, workers: int, errors: str) -> None:
+    """One of a fixture, one of a module, which ends a run in one process; the known one and the expected failure are no failures."""
+    assert last_line(project, "true", workers) == errors
     (project / "tests" / "test_module.py").unlink()
-    assert last_line(project, "true") == "1 skipped, 1 xfailed, 1 error"
+    assert last_line(project, "true", workers) == "1 skipped, 1 xfailed, 1 error"
 
 
 def test_skip_is_a_skip_elsewhere(project: Path) -> None:

@@ -370,7 +370,7 @@ def test_address_that_is_taken_is_refused_with_its_owner(pool: Pool) -> None:
     with pytest.raises(AddressesExhausted) as error:
         pool.add("c1", args=(("IP", "10.1.2.4"),))
     assert error.value.msg.endswith("requested IP address 10.1.2.4 is not available in range set 10.1.2.1-10.1.2.6")
-    assert "is held by c9 net1" in error.value.details
+    assert "is reserved by c9 net1" in error.value.details
 
 
 def test_ranges_of_the_capability_come_first(pool: Pool) -> None:
@@ -470,7 +470,7 @@ def test_check_compares_with_prev_result(pool: Pool) -> None:
     with pytest.raises(CheckFailed) as error:
         pool.call("CHECK", "c1", prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.4/29"}]})
     assert f'expected: c1 eth0 in "{pool.folder}/10.1.2.4", found: c2 eth0' in error.value.details
-    with pytest.raises(CheckFailed, match="found: nobody's"):
+    with pytest.raises(CheckFailed, match="found: not reserved"):
         pool.call("CHECK", "c1", prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.6/29"}]})
 
 

@@ -25,8 +25,9 @@ from cni_py.errors import InvalidConfig
 from cni_py.flanneld import backends
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.lease import Attributes
+from cni_py.flanneld.vtep_mac import stable_mac
 from cni_py.kernel.address import list_addresses
-from cni_py.kernel.link import find_link, random_mac
+from cni_py.kernel.link import find_link
 from cni_py.kernel.vxlan import Vxlan, find_vxlan
 from cni_py.node.desired import DeviceAddress, Forwarding, Neighbour, Route, device_sysctls, forwarding
 from cni_py.node.log import info, warning_once
@@ -111,18 +112,19 @@ class Backend(backends.Backend):
             name = device_name(self.config.vni, version)
             there = find_link(rtnl, name) if find_vxlan(rtnl, name) is not None else None
             mac = there.mac if there is not None else _former_mac(former, version) if former else ""
-            self._vxlans[version] = self._device(version, name, mac or random_mac())
+            self._vxlans[version] = self._device(version, name, mac)
 
     def _device(self, version: int, name: str, mac: str) -> Vxlan:
         local = self.external.source(version)
-        assert local is not None, "else there is no device of this family"
+        public = self.external.public_ip if version == 4 else self.external.public_ipv6
+        assert local is not None and public is not None, "else there is no device of this family"  # noqa: PT018
         return Vxlan(
             name=name,
             vni=self.config.vni,
             port=self.config.port or DEFAULT_PORT,
             local=local,
             underlay=self.external.ifindex,
-            mac=mac,
+            mac=mac or stable_mac(name, public),
             mtu=self._mtus[version],
             gbp=self.config.gbp,
             learning=self.config.learning,

@@ -135,7 +135,7 @@ class Firewall:
 
     @staticmethod
     def cleanup() -> None:
-        """Delete every rule of ours, of any configuration; no :meth:`run` may be active. Raises: CniError."""
+        """Delete all our rules, of any configuration; no :meth:`run` may be active. Raises: CniError."""
         attempts = Attempts()
         for slot in tables.present(rules.MASQUERADE_CHAIN, rules.FORWARD_CHAIN):
             with attempts.attempt(str(slot)):

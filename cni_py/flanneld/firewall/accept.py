@@ -67,7 +67,7 @@ class Accept:
         return True
 
     def warn_droppers(self) -> None:
-        """Warn of nftables chains that drop forwarded packets: no rule of ours can overrule them. Raises: CniError."""
+        """Warn of nftables chains that drop forwarded packets: our rules cannot overrule them. Raises: CniError."""
         droppers = tables.dropping_forwarders()
         if droppers and droppers != self._droppers:
             networks = " and ".join(str(pair.network) for pair in self._pairs)

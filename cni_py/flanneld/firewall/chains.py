@@ -1,4 +1,4 @@
-"""The iptables chains that this flanneld has written, and their state when it last looked at them."""
+"""The iptables chains that this flanneld has written, and their state when it last checked them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class IptablesChains:
         self._state.clear()
 
     def is_unchanged(self, slot: ChainSlot, state: object | None) -> bool:
-        """Whether it was right with this fingerprint; never without one (legacy iptables)."""
+        """Return True if it was right with this fingerprint; never without one (legacy iptables)."""
         return state is not None and state == self._state.get(slot)
 
     def remember(self, slot: ChainSlot, state: object | None) -> None:

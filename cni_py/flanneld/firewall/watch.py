@@ -1,4 +1,4 @@
-"""When to repair rules: after each change by another process, and at intervals.
+"""Repairs of rules: after each change by another process, and at intervals.
 
 The kernel notifies of changes to nftables, and so to iptables-nft; legacy iptables has to be polled
 (``-iptables-resync``), and so are the others, which costs nothing as long as nothing has changed.

@@ -92,6 +92,10 @@ class Store(ABC):
         StoreError."""
         return None, None
 
+    def node_addresses(self) -> list[IPv4Address | IPv6Address]:
+        """Return the addresses by which the cluster knows the node. Raises: StoreError, Refused where it knows none."""
+        raise Refused(f"no addresses of nodes are known to {self}")
+
     def stored_lease(self, config: NetworkConfig) -> Lease | None:  # noqa: ARG002
         """Return what the node's own entry says since flanneld ran before; None where nodes have none. Raises: StoreError."""
         return None

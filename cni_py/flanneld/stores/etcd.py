@@ -14,7 +14,7 @@ Source: flannel-io/flannel pkg/subnet/etcd (local_manager.go, registry.go), whos
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from time import sleep, time
@@ -98,10 +98,10 @@ class EtcdStore(Store):
             for number in tries("acquire a subnet"):
                 # first what may be ours: of thousands of leases, only those that are chosen among have to be kept in memory
                 ours, revision = self._leases.read(lambda kv: self._may_be_ours(kv.value, attributes))
-                mine, leases = self._of_node(config, attributes, ours), list[Found]()
+                mine, leases = self._of_node(config, attributes, ours, previous), list[Found]()
                 if mine is None:
                     leases, revision = self._leases.read()
-                    mine = self._of_node(config, attributes, leases)
+                    mine = self._of_node(config, attributes, leases, previous)
                 if mine is not None:
                     lease = self._refresh(mine, attributes)
                 else:
@@ -138,7 +138,9 @@ class EtcdStore(Store):
             return True
         return attributes.is_same_node(found.attributes)
 
-    def _of_node(self, config: NetworkConfig, attributes: Attributes, leases: list[Found]) -> Found | None:
+    def _of_node(
+        self, config: NetworkConfig, attributes: Attributes, leases: list[Found], previous: Subnets | None
+    ) -> Found | None:
         """What this node already has, reservations first; a lease that does not fit the network is deleted.
 
         It is taken out of ``leases`` too: the subnet in it may be the one that our pods have, and is free again.
@@ -152,6 +154,8 @@ class EtcdStore(Store):
         for found in sorted(mine, key=lambda found: (not found.is_reservation, found.kv.value != self._written)):
             words = f"Found lease ({found.subnets.in_words()}) for current IP ({attributes.addresses[0]})"
             if allocate.compatible(found.subnets, config):
+                has_run = bool(found.kv.lease or (found.attributes and found.attributes.backend_type))
+                allocate.check_host_networks(found.subnets, config, has_run or found.subnets == previous)
                 klog.info(f"{words}, reusing")
                 return found
             if found.is_reservation:
@@ -266,7 +270,7 @@ def tries(purpose: str) -> Iterator[int]:
     raise Unavailable(f"max retries reached trying to {purpose}: other nodes changed the leases each time")
 
 
-def choose(config: NetworkConfig, leases: Iterable[Found], previous: Subnets | None, *, is_first: bool) -> Subnets:
+def choose(config: NetworkConfig, leases: Collection[Found], previous: Subnets | None, *, is_first: bool) -> Subnets:
     """``previous`` if it fits and nobody has it, else something free; in the log the first time only. Raises: PoolExhausted."""
     taken = [found.subnets for found in leases]
     if previous is not None and not any(previous.overlap(subnets) for subnets in taken):
@@ -281,7 +285,9 @@ def choose(config: NetworkConfig, leases: Iterable[Found], previous: Subnets | N
         klog.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
     if is_first and config.ipv6:
         klog.info(f"Picking ipv6 subnet in range {config.ipv6_subnet_min} ... {config.ipv6_subnet_max}")
-    return allocate.free(config, taken)
+    endless = [found.subnets for found in leases if found.kv.lease == 0]
+    nodes = [address for found in leases if found.attributes for address in found.attributes.addresses]
+    return allocate.free(config, taken, endless, nodes)
 
 
 def only_ours(leases: Iterable[Found], subnets: Subnets, is_ours: Callable[[Found], bool]) -> Found | None:

@@ -97,6 +97,9 @@ class FileStore(Store):
             content = self._read()
             _drop_ended(content)
             own = self._own(config, attributes, content)
+            if own is not None:
+                has_run = own.expires is not None or content.was_used(own.subnets)
+                allocate.check_host_networks(own.subnets, config, has_run or own.subnets == previous)
             for other in content.leases().values():  # a node has one lease
                 if (
                     self._is_ours(other, attributes)
@@ -216,7 +219,9 @@ def _choose(config: NetworkConfig, previous: Subnets | None, content: LeaseFile)
             klog.info(f"Found previously leased subnet ({previous}), reusing")
             return previous
         klog.error(f"Found previously leased subnet ({previous}) that is not compatible with the network config, ignoring")
-    return allocate.free(config, taken)
+    endless = [subnets for subnets, lease in content.leases().items() if lease.expires is None]
+    nodes = [address for lease in content.leases().values() for address in lease.attributes.addresses]
+    return allocate.free(config, taken, endless, nodes)
 
 
 def _found(lease: Lease, attributes: Attributes) -> str:

@@ -19,7 +19,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from cni_py.datastore.kubernetes.api import Event as NodeEvent
 from cni_py.datastore.kubernetes.api import Gone, KubeApi, NotFound, Watch, path_of
 from cni_py.datastore.kubernetes.config import find_access
 from cni_py.errors import CniError, InvalidConfig
+from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.stores import Event, LeaseTaken, Store
@@ -99,14 +101,26 @@ class KubeStore(Store):
         except NotALease as error:
             raise Refused(f'node "{self._name(node)}": {error}') from error
 
+    def node_addresses(self) -> list[IPv4Address | IPv6Address]:
+        """Return the node's addresses of the type InternalIP, in their order. Raises: StoreError; Refused if it has none."""
+        node = self._node()
+        listed = (node.get("status") or {}).get("addresses") or []
+        texts = [str(each.get("address")) for each in listed if isinstance(each, dict) and each.get("type") == "InternalIP"]
+        with suppress(ValueError):
+            if texts:
+                return [ip_address(text) for text in texts]
+        hint = "kubelet sets it, by --node-ip if that is given; or choose the interface with -iface or -iface-cidr"
+        raise Refused(f'node "{self._name(node)}" has no valid InternalIP: {", ".join(texts) or "none is listed"}', hint)
+
     def stored_lease(self, config: NetworkConfig) -> Lease | None:
         """What the node said when flanneld ran before: with the MAC of its VXLAN device. Raises: StoreError."""
         return self._lease_of(config, self._node())
 
-    def acquire(self, config: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:  # noqa: ARG002
+    def acquire(self, config: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:
         """The node's podCIDRs, with our annotations on it; ``previous`` has no say. Raises: StoreError."""
         node = self._node()
         subnets = _subnets_in(config, node)
+        allocate.check_host_networks(subnets, config, subnets == previous or self._lease_of(config, node) is not None)
         changes = self._annotations.changes(node, attributes)
         for key in changes.overridden:
             name = f"{self._annotations.prefix}{key}"

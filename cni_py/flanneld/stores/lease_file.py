@@ -67,6 +67,11 @@ class LeaseFile:
         """Every one, also those that have ended."""
         return dict(self._leases)
 
+    def was_used(self, subnets: Subnets) -> bool:
+        """Whether a flanneld has written this entry: a list by hand needs no name of the node."""
+        entry = self._entries.get(subnets.as_key())
+        return isinstance(entry, dict) and bool(entry.get("Node"))
+
     def unclear(self) -> list[Subnets]:
         """The subnets of entries that cannot be understood: somebody may have them."""
         return list(self._unclear)

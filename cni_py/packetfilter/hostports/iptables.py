@@ -4,7 +4,7 @@ Owns, in the table ``nat`` of IPv4 and IPv6: a chain ``CNI-DN-<hash>`` per attac
 ``CNI-HOSTPORT-DNAT`` that jump to it; shared ``CNI-HOSTPORT-DNAT``, ``-SETMARK``, ``-MASQ`` and the jumps to
 them. Go's DEL deletes ours, ours deletes Go's.
 
-A change is one ``iptables-restore --noflush``. The jump to a new attachment is inserted before those of
+A change is one ``iptables-restore --noflush``. The jump to a new attachment is inserted before all
 others: the newest mapping of a port wins (the Go plugin appends: the oldest wins). Go-compatible:
 plugins/meta/portmap/portmap_iptables.go, chain.go. The chain's name does not depend on the interface.
 """

@@ -3,8 +3,8 @@
 Owns: ``<dataDir>/<network>/`` with everything in it (see ``ipam/store.py``).
 
 Source: plugins/ipam/host-local (main.go, backend/allocator/config.go) of containernetworking/plugins.
-Different from it: STATUS and GC exist, CHECK compares addresses, DEL needs no valid ranges and makes
-no folder, and an address that no range has is refused before any is taken.
+Differences: STATUS and GC exist, CHECK compares addresses, DEL needs no valid ranges and creates
+no directory, and an address outside all ranges is rejected before any is reserved.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_PATH = 1024
 
 
 def add(call: Call, config: HostLocalConfig) -> Result:
-    """Take one address of each range set; all of them or none."""
+    """Reserve one address of each range set; all of them or none."""
     range_sets = _range_sets(call, config)
     wanted = _distribute(_requested(call, config), range_sets)
     dns, routes = _dns(config), _routes(config)
@@ -54,13 +54,13 @@ def add(call: Call, config: HostLocalConfig) -> Result:
 
 
 def delete(call: Call, config: HostLocalConfig) -> None:
-    """Free all that the attachment holds, whatever the ranges are by now."""
+    """Release all addresses of the attachment, whatever the ranges are now."""
     with Store(*_place(call, config)) as store:
         store.release(store.held_by(call.container_id, call.ifname))
 
 
 def check(call: Call, config: HostLocalConfig) -> None:
-    """The attachment holds the addresses of our ranges that prevResult names; where it names none, any."""
+    """Check that the attachment holds the addresses of our ranges in prevResult; if there are none, any."""
     range_sets = _range_sets(call, config)
     _requested(call, config)
     named = [ip.address.ip for ip in from_json(config.prev_result).ips] if config.prev_result else []
@@ -77,7 +77,7 @@ def check(call: Call, config: HostLocalConfig) -> None:
                 f'expected: a reservation of interface "{call.ifname}" in "{store.folder}", found: none',
             )
         for address in wrong:
-            found = " ".join(store.owner_of(address) or ["nobody's"])
+            found = " ".join(store.owner_of(address) or ["not reserved"])
             raise CheckFailed(
                 f'host-local: container {call.container_id} does not hold the address "{address}" of prevResult',
                 f'expected: {call.container_id} {call.ifname} in "{store.folder}/{address}", found: {found}; '
@@ -86,7 +86,7 @@ def check(call: Call, config: HostLocalConfig) -> None:
 
 
 def status(call: Call, config: HostLocalConfig) -> None:
-    """Every range set has an address left. Raises: NotAvailable."""
+    """Check that every range set has a free address. Raises: NotAvailable."""
     try:
         if _may_get_ranges(call, config):
             return
@@ -101,7 +101,7 @@ def status(call: Call, config: HostLocalConfig) -> None:
 
 
 def usage(call: Call, config: HostLocalConfig) -> list[tuple[RangeSet, int]]:
-    """Each range set, and how many of its addresses have a file: arithmetic, by the names alone. Raises: CniError."""
+    """Return each range set, and how many of its addresses have a file: arithmetic, by the names alone. Raises: CniError."""
     range_sets = _range_sets(call, config)
     data_dir, network = _place(call, config)
     addresses = [address for name in reserved_names(f"{data_dir}/{network}") if (address := as_address(name)) is not None]
@@ -109,7 +109,7 @@ def usage(call: Call, config: HostLocalConfig) -> list[tuple[RangeSet, int]]:
 
 
 def gc(call: Call, config: HostLocalConfig) -> None:
-    """Free what belongs to attachments that have gone, and damaged files."""
+    """Release addresses of stale attachments, and remove damaged files."""
     from cni_py.attachment.record import stale_test
 
     is_stale = stale_test(call)
@@ -118,18 +118,18 @@ def gc(call: Call, config: HostLocalConfig) -> None:
 
 
 def _take(call: Call, store: Store, index: int, chosen: Choice) -> Choice:
-    """The address that was asked for."""
+    """Reserve the requested address."""
     address = chosen[1]
     if not store.reserve(address, call.container_id, call.ifname, index):
         raise AddressesExhausted(
             f"failed to allocate for range {index}: requested IP address {address} is not available in range set {chosen[0]}",
-            f'"{store.folder}/{address}" is held by {" ".join(store.owner_of(address) or ["somebody"])}',
+            f'"{store.folder}/{address}" is reserved by {" ".join(store.owner_of(address) or ["an unknown owner"])}',
         )
     return chosen
 
 
 def _take_next(call: Call, store: Store, index: int, range_set: RangeSet) -> Choice:
-    """The next free address after the one given last."""
+    """Reserve the next free address after the last allocated one."""
     _refuse_second_address(call, store, index, range_set)
     for chosen in range_set.candidates(store.last_reserved(index)):
         if store.reserve(chosen[1], call.container_id, call.ifname, index):
@@ -139,7 +139,7 @@ def _take_next(call: Call, store: Store, index: int, range_set: RangeSet) -> Cho
 
 
 def _refuse_second_address(call: Call, store: Store, index: int, range_set: RangeSet) -> None:
-    """Spec, section 2, ADD: an attachment is not added twice without a DEL between."""
+    """Reject a second ADD without a DEL in between (spec, section 2, ADD)."""
     for address in store.held_by(call.container_id, call.ifname):
         if address in range_set:
             raise InvalidEnvironment(
@@ -151,7 +151,7 @@ def _refuse_second_address(call: Call, store: Store, index: int, range_set: Rang
 
 
 def _has_free(data_dir: str, network: str, names: frozenset[str], range_set: RangeSet) -> bool:
-    """By the number of files, by their names, and only if all addresses have one, by what they hold."""
+    """Return whether an address is free: by the number of files, by their names, and only if all have one, by their content."""
     if len(names) < range_set.capacity() or any(str(address) not in names for _, address in range_set.candidates()):
         return True
     with Store(data_dir, network) as store:
@@ -162,7 +162,7 @@ def _exhausted(folder: str, range_set: RangeSet) -> AddressesExhausted:
     return AddressesExhausted(
         f"no IP addresses available in range set: {range_set}",
         f'all {range_set.capacity()} addresses are reserved in "{folder}"',
-        f"ls {folder} shows the reservations, each with its container's id; GC frees those of containers that are gone",
+        f"list the reservations with their container ids: ls {folder}; remove those of deleted pods: cni-py sweep",
     )
 
 
@@ -206,14 +206,14 @@ def _ipam(config: HostLocalConfig) -> HostLocalIpam:
 
 
 def _may_get_ranges(call: Call, config: HostLocalConfig) -> bool:
-    """Whether there are no ranges but those that the runtime will give with ADD alone (capability ``ipRanges``)."""
+    """Return whether the only ranges are those that the runtime will pass with ADD (capability ``ipRanges``)."""
     capabilities = call.conf.get("capabilities")
     is_capable = isinstance(capabilities, dict) and capabilities.get("ipRanges") is True
     return is_capable and config.ipam is not None and not config.ipam.ranges and not config.ipam.subnet
 
 
 def _requested(call: Call, config: HostLocalConfig) -> Requests:
-    """The addresses that were asked for, and which error it is if one cannot be given.
+    """Return the requested addresses, and the error if one cannot be allocated.
 
     From CNI_ARGS, ``args.cni.ips`` and the capability ``ips``. Raises: InvalidEnvironment, InvalidConfig.
     """
@@ -252,9 +252,9 @@ def _parse_ip(text: str) -> Address:
 
 
 def _distribute(requested: Requests, range_sets: tuple[RangeSet, ...]) -> list[Choice | None]:
-    """For each range set the address that was asked for, with its range, if one was; pure.
+    """Return for each range set the requested address with its range, or None. Pure.
 
-    Raises: the request's error, where it is a gateway's address or no set has a place for it.
+    Raises: the request's error, if it is a gateway's address or no set has a place for it.
     """
     left = dict(requested)
     out: list[Choice | None] = []
@@ -289,7 +289,7 @@ def _dns(config: HostLocalConfig) -> DNS:
 
 
 def _routes(config: HostLocalConfig) -> tuple[Route, ...]:
-    """The configured routes, handed back in the result. Raises: InvalidConfig."""
+    """Return the configured routes, for the result. Raises: InvalidConfig."""
     out = []
     for index, r in enumerate(_ipam(config).routes):
         try:

@@ -26,7 +26,7 @@ NO_MAC = "00:00:00:00:00:00"
 
 
 def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
-    """Set ``lo`` up; a previous result is handed on as it came."""
+    """Set ``lo`` up; a previous result is returned unchanged."""
     if config.prev_result is not None:
         from_json(config.prev_result)
     with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
@@ -49,7 +49,7 @@ def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
 
 
 def delete(call: Call, config: LoopbackConfig) -> None:
-    """Set ``lo`` down; a namespace that has gone is success."""
+    """Set ``lo`` down; a deleted namespace is success."""
     if not call.netns:
         return
     try:
@@ -60,7 +60,7 @@ def delete(call: Call, config: LoopbackConfig) -> None:
 
 
 def check(call: Call, config: LoopbackConfig) -> None:
-    """``lo`` must be up."""
+    """Check that ``lo`` is up."""
     with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
         if not _lo(sandbox).is_up:
             raise CheckFailed(
@@ -69,11 +69,11 @@ def check(call: Call, config: LoopbackConfig) -> None:
 
 
 def gc(call: Call, config: LoopbackConfig) -> None:
-    """Nothing is left behind: ``lo`` goes with its namespace."""
+    """Do nothing: ``lo`` is deleted with its namespace."""
 
 
 def status(call: Call, config: LoopbackConfig) -> None:
-    """Always ready."""
+    """Succeed: it is always ready."""
 
 
 def _lo(sandbox: Rtnl) -> Link:

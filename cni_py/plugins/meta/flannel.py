@@ -1,9 +1,9 @@
-"""flannel: from subnet.env to the configuration of the plugin that does the work, the delegate.
+"""flannel: renders the delegate's configuration from subnet.env, and runs the delegate.
 
-Owns: ``<dataDir>/<container id>``, the delegate's configuration as it was used for ADD, which
-DEL uses, so that neither a changed configuration nor a missing subnet.env can stop a DEL. A
-second attachment of the same container gets ``<container id>:<ifname>``: Go keys by the container
-alone, so its first attachment keeps that name. Source: flannel-io/cni-plugin flannel.go, flannel_linux.go.
+Owns: ``<dataDir>/<container id>``, the delegate's configuration as used for ADD, which
+DEL uses, so that neither a changed configuration nor a missing subnet.env can prevent a DEL. A
+second attachment of the same container gets ``<container id>:<ifname>``: Go uses only the container id
+as key, so the first attachment keeps that name. Source: flannel-io/cni-plugin flannel.go, flannel_linux.go.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ CONFIG = "FlannelConfig"
 
 
 def add(call: Call, config: FlannelConfig) -> Result:
-    """Render the delegate's configuration, keep it, run the delegate with it."""
+    """Render the delegate's configuration, save it, run the delegate with it."""
     env = subnet_env.read(config.subnet_file)
     conf = delegate_conf(call, config, env)
     path = saved_path(call, config)
     before = _read_saved(path)
     with Undo() as undo:
-        undo.once_clean("the saved configuration as before", _restore, path, before)
+        undo.on_failure_if_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
-        was_there = before is not None  # then a DEL of the delegate would end an attachment that lives
+        was_there = before is not None  # then a DEL of the delegate would delete a live attachment
         return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
 
 
 def delete(call: Call, config: FlannelConfig) -> None:
-    """Run the delegate's DEL with the saved configuration; keep that until the delegate has succeeded."""
+    """Run the delegate's DEL with the saved configuration; keep the file until the delegate has succeeded."""
     path = saved_path(call, config)
     saved = _read_saved(path)
     if saved is None and not record.is_remembered(call.container_id, call.ifname, call.network):
         return
-    conf = _decoded(saved, path) or delegate_conf_without_env(call, config)
+    conf = _decoded(saved, path) or fallback_delegate_conf(call, config)
     delegate.delete(call, conf["type"], conf | _previous(call), config.delegate_mode)
     if saved is not None:
         files.remove(path)
 
 
 def check(call: Call, config: FlannelConfig) -> None:
-    """The saved configuration must be there; all else the delegate checks."""
+    """Check that the saved configuration exists; the delegate checks the rest."""
     if config.prev_result is not None:
         from_json(config.prev_result)
     path = saved_path(call, config)
@@ -63,14 +63,14 @@ def check(call: Call, config: FlannelConfig) -> None:
     if not conf:
         raise CheckFailed(
             f'the delegate\'s configuration "{path}" is missing or damaged',
-            "expected what ADD saved, found nothing that can be used",
+            "expected the configuration that ADD saved, found none that is valid",
             "delete the pod; DEL works without it",
         )
     delegate.check(call, conf["type"], conf | _previous(call), config.delegate_mode)
 
 
 def status(call: Call, config: FlannelConfig) -> None:
-    """Ready when subnet.env can be used and the delegate is ready: an address is left."""
+    """Check subnet.env and the delegate, which needs a free address."""
     try:
         conf = delegate_conf(call, config, subnet_env.read(config.subnet_file))
     except CniError as error:
@@ -79,7 +79,7 @@ def status(call: Call, config: FlannelConfig) -> None:
 
 
 def gc(call: Call, config: FlannelConfig) -> None:
-    """DEL for every saved configuration whose attachment has gone, then GC of the delegate."""
+    """Run DEL for every saved configuration of a stale attachment, then GC of the delegate."""
     is_stale = record.stale_test(call)
     attempts = Attempts()
     for name, conf in _saved_of_network(call, config):
@@ -92,7 +92,7 @@ def gc(call: Call, config: FlannelConfig) -> None:
                     delegate.delete(this, conf["type"], conf, config.delegate_mode)
                 files.remove(f"{config.data_dir}/{name}")
     with attempts.attempt("GC of the delegate"):
-        conf = delegate_conf_without_env(call, config)
+        conf = fallback_delegate_conf(call, config)
         listed = {key: value for key, value in call.conf.items() if key.startswith("cni.dev/")}
         delegate.gc(call, conf["type"], conf | listed, config.delegate_mode)
     attempts.raise_if_failed("GC")
@@ -101,7 +101,7 @@ def gc(call: Call, config: FlannelConfig) -> None:
 def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str, Any]:
     """The delegate's configuration: the user's ``delegate`` completed from subnet.env. Pure.
 
-    Raises: InvalidConfig where ``delegate`` holds what only flannel may set.
+    Raises: InvalidConfig if ``delegate`` has keys that only flannel may set.
     """
     conf = dict(call.conf.get("delegate") or {})
     for key in ("name", "ipam"):
@@ -111,7 +111,7 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
             )
     if not isinstance(conf.get("type", ""), str):
         raise InvalidConfig("'delegate' dictionary, if present, must have (string) 'type' field", f"it is {conf['type']!r}")
-    conf = _identity(call, config, conf)
+    conf = _base_conf(call, config, conf)
     conf.setdefault("ipMasq", not env.ip_masq)
     conf.setdefault("mtu", env.mtu)
     if conf["type"] == "bridge":
@@ -127,18 +127,18 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
     return conf | {"ipam": {"type": "host-local"} | ipam}
 
 
-def delegate_conf_without_env(call: Call, config: FlannelConfig) -> dict[str, Any]:
-    """What DEL and GC can do without subnet.env and without what ADD saved: enough to find what was made. Pure."""
+def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
+    """Return a configuration for DEL and GC without subnet.env and without the saved one: enough to find all objects. Pure."""
     conf = {key: value for key, value in config.delegate.items() if key not in ("name", "ipam")}
     if not isinstance(conf.get("type", ""), str):
         conf.pop("type")
-    conf = _identity(call, config, conf)
+    conf = _base_conf(call, config, conf)
     conf.setdefault("ipMasq", True)
     return conf | {"ipam": {"type": "host-local"} | config.ipam}
 
 
-def _identity(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
-    """Type, network, version, and what the runtime and the user say about how to run it."""
+def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
+    """Return type, network, version, and the runtime's and the user's settings for running it."""
     conf = {"type": "bridge"} | conf | {"name": call.network}
     if call.conf.get("cniVersion"):
         conf["cniVersion"] = call.cni_version
@@ -150,7 +150,7 @@ def _identity(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[s
 
 
 def saved_path(call: Call, config: FlannelConfig) -> str:
-    """Where this attachment's delegate configuration is, or is to be. Raises: InvalidConfig."""
+    """Return the path of this attachment's delegate configuration. Raises: InvalidConfig."""
     files.check_folder("dataDir", config.data_dir)
     first, own = f"{config.data_dir}/{call.container_id}", f"{config.data_dir}/{call.container_id}:{call.ifname}"
     if files.exists(own):
@@ -165,24 +165,24 @@ def saved_path(call: Call, config: FlannelConfig) -> str:
 
 
 def _ifnames(call: Call, container_id: str) -> list[str]:
-    """The interface names of a container on this network: as recorded, or, where the records are lost, as its host ends say."""
+    """Return the interface names of a container on this network: as recorded, or if records are lost, from its host ends."""
     recorded = [ifname for _, ifname in record.remembered(call.network, container_id=container_id)]
     if recorded:
         return recorded
-    from cni_py.plugins.main import bridge
+    from cni_py.attachment import veth
 
-    return [ifname for other, ifname in bridge.owners_on_host(call.network) if other == container_id]
+    return [ifname for other, ifname in veth.owners_on_host(call.network) if other == container_id]
 
 
 def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict[str, Any]]]:
-    """File name and content of every saved configuration of this network; whose a damaged one is the records tell."""
+    """Return file name and content of every saved configuration of this network; the records name a damaged one's owner."""
     files.check_folder("dataDir", config.data_dir)
     recorded = {container_id for container_id, _ in record.remembered(call.network)}
     found = []
     for name in files.list_folder(config.data_dir):
         conf = _decoded(_read_saved(f"{config.data_dir}/{name}"), f"{config.data_dir}/{name}")
         if not conf and name.partition(":")[0] in recorded:
-            conf = delegate_conf_without_env(call, config)
+            conf = fallback_delegate_conf(call, config)
         if conf.get("name") == call.network:
             found.append((name, conf))
     return found
@@ -193,20 +193,20 @@ def _previous(call: Call) -> dict[str, Any]:
 
 
 def _read_saved(path: str) -> bytes | None:
-    """None where there is no such file; one that is too large for it is damaged, and read as empty. Raises: IOFailure."""
+    """Read a file; None if it does not exist; one that is too large is damaged, and read as empty. Raises: IOFailure."""
     try:
         return files.read(path)
     except FileNotFoundError:
         return None
     except IOFailure as error:
-        note(f"{error}: no configuration that was saved here")
+        note(f"{error}: not a saved configuration")
         return b""
     except OSError as error:
         raise IOFailure(f'could not read the saved configuration "{path}"', error.strerror or "") from error
 
 
 def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
-    """The saved configuration; empty where it is missing or damaged, which the journal then says."""
+    """Decode the saved configuration; empty if it is missing or damaged, with a note in the journal."""
     if saved is None:
         return {}
     try:

@@ -1,44 +1,79 @@
-"""What bridge decides before it does anything. Pure: configuration and leased addresses in, values out."""
+"""Decide what bridge does, before it does anything. Pure: configuration, leased addresses and actual state in, values out."""
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_network
 
+from cni_py.attachment import gateway, interface
 from cni_py.errors import CniError, InvalidConfig
-from cni_py.kernel.address import KernelRoute
-from cni_py.netlink.constants import RT_SCOPE_LINK, RT_TABLE_MAIN
 from cni_py.spec.environment import link_name_fault
-from cni_py.spec.result import IPConfig, Result, Route, from_json
+from cni_py.spec.result import DNS, dns_from_config, from_json
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cni_py.attachment.interface import Parameter
     from cni_py.config.models import BridgeConfig
-    from cni_py.kernel.address import Address, AddressWithPrefix, Network
+    from cni_py.kernel.address import AddressWithPrefix, Network
     from cni_py.spec.call import Call
+    from cni_py.spec.result import Result
 
 SANDBOX_INTERFACE = 2
 """Index in a result's interfaces: bridge, host end, sandbox end."""
-_DEFAULT = {4: ip_interface("0.0.0.0/0"), 6: ip_interface("::/0")}
-_HEX = frozenset("0123456789abcdef")
 
 
 class Plan(Value):
-    """``mac``: the sandbox end's, "" to let the kernel choose; ``trunk``: VLANs that pass tagged."""
+    """The configuration, checked and completed: ADD and CHECK read this and no configuration.
 
-    mac: str
+    Attributes:
+        mac: of the sandbox's end; "": the kernel's choice.
+        trunk: VLANs that pass the port tagged.
+        is_up: whether the sandbox's end is set up.
+        ipam: the IPAM plugin; "": layer 2 only.
+    """
+
+    bridge: str
+    mtu: int
+    is_promiscuous: bool
     is_gateway: bool
+    is_default_gateway: bool
+    replaces_addresses: bool
+    # the sandbox's end
+    mac: str
+    is_up: bool
+    detects_duplicates: bool
+    ipam: str
+    delegate_mode: str
+    # the host end
+    is_hairpin: bool
+    is_isolated: bool
+    vlan: int
     trunk: tuple[int, ...]
-    spared: tuple[Network, ...]
+    keeps_default_vlan: bool
+    checks_mac: bool
+    # the addresses
+    masquerades: bool
+    masquerade_backend: str | None
+    masquerade_exclude: tuple[Network, ...]
+    dns: DNS
 
-    def uses_vlans(self, config: BridgeConfig) -> bool:
-        return bool(config.vlan or self.trunk)
+    @property
+    def uses_vlans(self) -> bool:
+        return bool(self.vlan or self.trunk)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Parameters of the sandbox's end, from before it has addresses."""
+        if not self.ipam:
+            return ()
+        dad = [("ipv6", "enhanced_dad", "1")] if self.detects_duplicates else []
+        return (*dad, ("ipv6", "accept_dad", "1" if self.detects_duplicates else "0"), ("ipv4", "arp_notify", "1"))
 
 
 def check_config(call: Call, config: BridgeConfig) -> Plan:
-    """Refuse what cannot be done. Raises: InvalidConfig, InvalidEnvironment."""
+    """Refuse a configuration that cannot work. Raises: InvalidConfig, InvalidEnvironment."""
     call.refuse_unknown_args("MAC")
     if config.ipam.type and config.disable_container_interface:
         raise InvalidConfig(
@@ -48,24 +83,38 @@ def check_config(call: Call, config: BridgeConfig) -> Plan:
         raise InvalidConfig("cannot set hairpin mode and promiscuous mode at the same time", '"hairpinMode" and "promiscMode"')
     if fault := link_name_fault(config.bridge):
         raise InvalidConfig(f'"bridge": "{config.bridge[:40]}" cannot be the name of a link', fault)
-    try:
-        spared = tuple(ip_network(text, strict=False) for text in config.masquerade_except)
-    except ValueError as error:
-        raise InvalidConfig(f'"masqueradeExcept": {error}') from error
+    exclude = parse_networks(config)
     return Plan(
-        mac=parse_mac(config.runtime_config.mac or config.args.cni.mac or call.arg("MAC")),
+        bridge=config.bridge,
+        mtu=config.mtu,
+        is_promiscuous=config.promisc_mode,
         is_gateway=config.is_gateway or config.is_default_gateway,
+        is_default_gateway=config.is_default_gateway,
+        replaces_addresses=config.force_address,
+        mac=interface.parse_mac(config.runtime_config.mac or config.args.cni.mac or call.arg("MAC")),
+        is_up=not config.disable_container_interface,
+        detects_duplicates=config.enabledad,
+        ipam=config.ipam.type,
+        delegate_mode=config.delegate_mode,
+        is_hairpin=config.hairpin_mode,
+        is_isolated=config.port_isolation,
+        vlan=config.vlan,
         trunk=trunk_vlans(config),
-        spared=spared,
+        keeps_default_vlan=config.preserve_default_vlan,
+        checks_mac=config.macspoofchk,
+        masquerades=config.ip_masq,
+        masquerade_backend=config.ip_masq_backend,
+        masquerade_exclude=exclude,
+        dns=dns_from_config(config.dns),
     )
 
 
-def parse_mac(text: str) -> str:
-    """A MAC address in the kernel's form, "" for "". Raises: InvalidConfig."""
-    mac = text.lower().replace("-", ":")
-    if mac and (len(parts := mac.split(":")) != 6 or not all(len(part) == 2 and _HEX.issuperset(part) for part in parts)):
-        raise InvalidConfig(f'"{text[:40]}" is no MAC address', hint='six hex pairs: "c2:11:22:33:44:55"')
-    return mac
+def parse_networks(config: BridgeConfig) -> tuple[Network, ...]:
+    """Raises: InvalidConfig."""
+    try:
+        return tuple(ip_network(text, strict=False) for text in config.masquerade_except)
+    except ValueError as error:
+        raise InvalidConfig(f'"masqueradeExcept": {error}') from error
 
 
 def trunk_vlans(config: BridgeConfig) -> tuple[int, ...]:
@@ -85,66 +134,33 @@ def trunk_vlans(config: BridgeConfig) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def choose_gateways(leased: Result, config: BridgeConfig, wanted: Plan) -> tuple[Result, tuple[AddressWithPrefix, ...]]:
-    """Complete what IPAM answered, and say which addresses the bridge must have.
+def spans(numbers: Sequence[int]) -> str:
+    """Sorted numbers in words: "7, 10 to 20"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
-    Every address belongs to the sandbox's end. A gateway that IPAM does not name is the first
-    address of the subnet; with ``isDefaultGateway`` each family gets a default route over it,
-    unless IPAM gave one with a gateway.
-    """
-    if not leased.ips:
-        raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{config.ipam.type}"')
-    ips, routes = [], list(leased.routes)
-    for ip in leased.ips:
-        gateway = ip.gateway
-        if gateway is None and wanted.is_gateway:
-            gateway = first_address(ip.address)
-        ips.append(IPConfig(ip.address, gateway, SANDBOX_INTERFACE))
-        default = _DEFAULT[ip.address.version]
-        if config.is_default_gateway and not any(r.gw and r.dst.network == default.network for r in routes):
-            routes.append(Route(default, gateway))
-    gateways = [ip_interface(f"{ip.gateway}/{ip.address.network.prefixlen}") for ip in ips if wanted.is_gateway]
-    return leased.replace(ips=tuple(ips), routes=tuple(routes)), tuple(dict.fromkeys(gateways))
+
+def complete(leased: Result, wanted: Plan) -> Result:
+    """The result of the IPAM plugin with interfaces and, as configured, gateways and default routes. Raises: InvalidConfig."""
+    result = interface.assigned(leased, SANDBOX_INTERFACE, wanted.ipam)
+    return gateway.choose(result, wanted.is_default_gateway) if wanted.is_gateway else result
 
 
 def known_addresses(config: BridgeConfig) -> list[AddressWithPrefix]:
-    """The attachment's addresses as far as the runtime says them to DEL; a result that cannot be read says nothing."""
+    """The attachment's addresses, if the runtime gives DEL a result that can be read."""
     try:
         return [ip.address for ip in from_json(config.prev_result).ips] if config.prev_result else []
     except CniError:
         return []
 
 
-def first_address(address: AddressWithPrefix) -> Address:
-    """The first address after the network's."""
-    return ip_address(address.network.network_address + 1)
-
-
-def wanted_routes(result: Result) -> list[KernelRoute]:
-    """The result's routes as the kernel takes them: without ``gw``, over the family's first gateway.
-
-    None over one in a route of scope link or host, where the kernel refuses a gateway.
-    """
-    gateways: dict[int, Address] = {}
-    for ip in result.ips:
-        if ip.gateway is not None:
-            gateways.setdefault(ip.gateway.version, ip.gateway)
-    return [
-        KernelRoute(
-            dst=route.dst,
-            gw=route.gw or (gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None),
-            table=route.table or RT_TABLE_MAIN,
-            scope=route.scope or 0,
-            priority=route.priority or 0,
-            mtu=route.mtu or 0,
-            advmss=route.advmss or 0,
-        )
-        for route in result.routes
-    ]
-
-
 def conflicts(have: Sequence[AddressWithPrefix], gateway: AddressWithPrefix) -> list[AddressWithPrefix]:
-    """The bridge's addresses that cannot stand beside the gateway's.
+    """The bridge's addresses that exclude the gateway's.
 
     Go-compatible: any other IPv4 address, an IPv6 one of an overlapping subnet (bridge.go, ensureAddr).
     """

@@ -1,10 +1,10 @@
-"""portmap: connections to ports of the host go on to the pod. Stands behind another plugin in a chain.
+"""portmap: connections to ports of the host are redirected to the pod. It is chained behind another plugin.
 
-Owns, per attachment: the nftables elements (or iptables chain) of its ports. Shared: the chains in
-``table inet cni_py``, and ``route_localnet`` of the link to the pods, where 127.0.0.1 may connect. Its records,
-by which GC knows who is gone, are apart from those of the plugin before it: that one's DEL comes later.
+Owns, per attachment: the nftables elements (or the iptables chain) of its ports. Shared: the chains in
+``table inet cni_py``, and ``route_localnet`` of the link to the pods, if 127.0.0.1 may connect. It keeps its own
+records, for GC: DEL of the plugin in front of it comes later.
 
-Source: containernetworking/plugins plugins/meta/portmap; the layout of the rules: kernel/portmap_rules.py.
+Source: containernetworking/plugins plugins/meta/portmap; the rules: packetfilter/hostports/rules.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from cni_py.undo import Undo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import ModuleType
     from typing import Any
 
     from cni_py.config.models import PortmapConfig
@@ -29,36 +28,41 @@ CONFIG = "PortmapConfig"
 
 
 def add(call: Call, config: PortmapConfig) -> Mapping[str, Any]:
-    """Map the ports; the previous result is handed on as it came. Spec section 2, ADD."""
+    """Map the ports; the previous result is returned unchanged. Spec section 2, ADD."""
     backend, wanted = _plan(call, config)
     if wanted.mappings:
+        from cni_py.packetfilter.hostports import forwarding
+
         with Undo() as undo:
-            undo.once_clean("the record as before", attachments.restore, call, attachments.remember(call, conf=dict(call.conf)))
-            undo.on_failure("port mappings", _kernel().delete, wanted.owner)
-            _kernel().add(wanted, backend)
-    handed_on: Mapping[str, Any] = call.conf["prevResult"]
-    return handed_on
+            undo.on_failure_if_clean(
+                "the record as before", attachments.restore, call, attachments.remember(call, conf=dict(call.conf))
+            )
+            undo.on_failure("port mappings", forwarding.delete, wanted.owner)
+            forwarding.add(wanted, backend)
+    prev_result: Mapping[str, Any] = call.conf["prevResult"]
+    return prev_result
 
 
 def delete(call: Call, config: PortmapConfig) -> None:
-    """Take away every mapping of this attachment: neither a port nor a previous result has to be named.
+    """Delete every mapping of this attachment: the runtime need not give its ports, nor a previous result.
 
-    Go-compatible in nothing but success: the Go plugin does nothing where no port is named.
+    Go-compatible in nothing but success: the Go plugin does nothing if it gets no ports.
     """
-    from cni_py.packetfilter.ownership import Owner
+    from cni_py.packetfilter.hostports import forwarding
 
     udp = {m.host_port for m in config.runtime_config.port_mappings if m.protocol.lower() == "udp" and 0 < m.host_port < 65536}
-    freed = _kernel().delete(Owner(call.container_id, call.ifname, call.network), udp)
+    freed = forwarding.delete(attachments.owner_of(call), udp)
     if freed:
-        _give_back(call, freed)
+        _remap(call, freed)
 
 
-def _give_back(call: Call, freed: set[tuple[int, bytes]]) -> None:
-    """Map the freed ports for the container's other attachments that want them, too.
+def _remap(call: Call, freed: set[tuple[int, bytes]]) -> None:
+    """Map the freed ports to the container's other attachments that want them, too.
 
-    podman maps a container's ports in each of its networks: the newest holds them, and when the
-    container leaves that network they have to lead to it by another.
+    podman maps a container's ports in each of its networks: the newest has them, and when the container leaves that
+    network they have to lead to it through another one.
     """
+    from cni_py.packetfilter.hostports import forwarding
     from cni_py.packetfilter.hostports.rules import key_of, target_of
 
     for record in attachments.others_of_container(call):
@@ -67,44 +71,40 @@ def _give_back(call: Call, freed: set[tuple[int, bytes]]) -> None:
             backend, wanted = _plan(this, parse(CONFIG, this.conf, "the record of a port mapping"))
             again = tuple([m for m in wanted.mappings if (len(target_of(m)), key_of(m)) in freed])
             if again:
-                note(f"host ports go back to network {this.network}")
-                _kernel().add(wanted.replace(mappings=again), backend)
+                note(f"host ports return to network {this.network}")
+                forwarding.add(wanted.replace(mappings=again), backend)
                 freed -= {(len(target_of(m)), key_of(m)) for m in again}
-        except (CniError, KeyError, TypeError) as error:  # an older record, or one that is damaged
-            note(f"did not give host ports back: {error}")
+        except (CniError, KeyError, TypeError) as error:  # an older record, or a damaged one
+            note(f"host ports not remapped: {error}")
 
 
 def check(call: Call, config: PortmapConfig) -> None:
-    """Compare every mapping with what is there: element, owner, target, chains, route_localnet."""
+    """Compare every mapping with the actual state: element, owner, target, chains, route_localnet."""
     if config.prev_result is None:
         raise InvalidConfig("Required prevResult missing", "CHECK needs the result of ADD")
     backend, wanted = _plan(call, config)
     if wanted.mappings:
-        from cni_py.packetfilter.hostports import check as portmap_check
+        from cni_py.packetfilter.hostports import check as mappings
 
-        portmap_check.check(wanted, backend)
+        mappings.check(wanted, backend)
 
 
 def status(call: Call, config: PortmapConfig) -> None:
-    """Ready when the configuration can be used and a back end works."""
-    from cni_py.plugins.meta.portmap import plan as portmap_plan
+    """Check that the configuration can work and that a back end is usable."""
+    from cni_py.packetfilter.hostports import forwarding
+    from cni_py.plugins.meta.portmap import plan
 
-    _kernel().check_backend(portmap_plan.check_config(config))
+    forwarding.check_backend(plan.check_config(config))
 
 
 def gc(call: Call, config: PortmapConfig) -> None:
-    """Delete the mappings of this network's attachments that have gone, and repair what all mappings share."""
-    _kernel().delete_stale(call.network, attachments.valid(call), attachments.stale_test(call))
+    """Delete the mappings of this network's attachments that no longer exist, and repair what all mappings share."""
+    from cni_py.packetfilter.hostports import forwarding
+
+    forwarding.delete_stale(call.network, attachments.valid(call), attachments.stale_test(call))
 
 
 def _plan(call: Call, config: PortmapConfig) -> tuple[str, Wanted]:
-    from cni_py.plugins.meta.portmap import plan as portmap_plan
+    from cni_py.plugins.meta.portmap import plan  # it loads the rules, which DEL and GC load anyway
 
-    return portmap_plan.check_config(config), portmap_plan.wanted(call, config)
-
-
-def _kernel() -> ModuleType:
-    """``kernel.portmap``, imported where a port is mapped or may have been."""
-    from cni_py.packetfilter.hostports import forwarding
-
-    return forwarding
+    return plan.check_config(config), plan.wanted(call, config)

@@ -1,13 +1,13 @@
-"""What portmap decides before it does anything: configuration and previous result in, values out."""
+"""Plan of portmap before any change: configuration and previous result in, values out."""
 
 from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address
 
+from cni_py.attachment.record import owner_of
 from cni_py.errors import InvalidConfig, UnsupportedField
 from cni_py.journal import note
 from cni_py.packetfilter.hostports.rules import PROTOCOLS, Mapping, Wanted
-from cni_py.packetfilter.ownership import Owner
 from cni_py.spec.result import from_json
 
 TYPE_CHECKING = False
@@ -26,10 +26,6 @@ IPV6_LOOPBACK = IPv6Address(1)
 MAX_PORT = 65535
 MAX_CHAIN = 28  # characters of a chain's name in iptables
 _CHAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:")
-
-
-def owner_of(call: Call) -> Owner:
-    return Owner(call.container_id, call.ifname, call.network)
 
 
 def check_config(config: PortmapConfig) -> str:

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -231,7 +233,7 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
     """The folder of units is one of the test's own."""
     script = tmp_path / "script"
     script.write_text(
-        f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'unit'), str(ROOT / 'tests'), str(ROOT)]!r}\n"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
         "from pathlib import Path\n"
         "from test_install import Checkout, Prefix, UNITS, enable, files_in\n"
         f"prefix = Prefix.__new__(Prefix); prefix.no_units = (); prefix.path = Path({str(prefix.path)!r})\n"
@@ -325,45 +327,46 @@ def test_prefix_that_the_kernel_cannot_execute_is_refused(prefix: Prefix, path: 
 GO = "#!/bin/sh\necho Go\n"
 
 
-def test_installation_killed_at_any_point(prefix: Prefix) -> None:
+@pytest.fixture
+def points(longer: int) -> Iterator[int]:
+    """Changes before which the installer is killed: all of them, or every third."""
+    return count(step=1 if longer > 1 else 3)
+
+
+def test_installation_killed_at_any_point(prefix: Prefix, points: Iterator[int]) -> None:
     """Kill a first installation, over a third-party plugin, before each change in turn; uninstall it now and then."""
     bridge = prefix.bin / "bridge"
     foreign(bridge, GO)
-    points = 0
-    while prefix.install("--replace", killed_at=points).returncode == 99:
+    while prefix.install("--replace", killed_at=(point := next(points))).returncode == 99:
         assert bridge.read_text() == GO or version(bridge) == "1.0"
-        if points % 3 == 0:
+        if point % 9 == 0:
             prefix.uninstall()  # refuses where nothing was begun
             assert bridge.read_text() == GO
             assert not (prefix.bin / "bridge.before-cni-py").exists()
-        points += 1
-    assert points > 20
+    assert point > 20
     assert {version(prefix.bin / name) for name in PLUGINS} == {"1.0"}
 
 
-def test_upgrade_killed_at_any_point(prefix: Prefix) -> None:
+def test_upgrade_killed_at_any_point(prefix: Prefix, points: Iterator[int]) -> None:
     """Old or new, but always one of them; and what was interrupted is completed by the next."""
     prefix.install()
     prefix.checkout.set_version("1.1")
-    points, seen = 0, []
-    while prefix.install(killed_at=points).returncode == 99:
+    seen = []
+    while prefix.install(killed_at=next(points)).returncode == 99:
         seen += [version(prefix.bin / "flannel")]
-        points += 1
     assert set(seen) == {"1.0", "1.1"}
     assert seen == sorted(seen)
     assert len(prefix.libraries()) == 1
 
 
-def test_removal_killed_at_any_point(prefix: Prefix) -> None:
+def test_removal_killed_at_any_point(prefix: Prefix, points: Iterator[int]) -> None:
     bridge = prefix.bin / "bridge"
     foreign(bridge, GO)
     prefix.install("--replace")
-    points = 0
-    while prefix.uninstall(killed_at=points).returncode == 99:
+    while prefix.uninstall(killed_at=(point := next(points))).returncode == 99:
         assert bridge.read_text() == GO or version(bridge) == "1.0"
         prefix.install()
         prefix.install("--replace")
-        points += 1
-    assert points > 10
+    assert point > 10
     assert prefix.everything() == ["cni", "cni/bin", "cni/bin/bridge"]
     assert bridge.read_text() == GO

@@ -1,0 +1,34 @@
+"""The hosts of the spec's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.namespaces import Host
+from support.spec_cases import BOTH_FAMILIES, EXECUTABLE
+from support.warm import WarmHost
+
+
+@pytest.fixture(scope="session")
+def warm_node(bin_dir: Path) -> Iterator[Host]:
+    with WarmHost(bin_dir) as host:
+        host.write_subnet_env(BOTH_FAMILIES)
+        yield host
+
+
+@pytest.fixture(scope="session")
+def executing_node(bin_dir: Path) -> Iterator[Host]:
+    with Host(bin_dir) as host:
+        host.write_subnet_env(BOTH_FAMILIES)
+        yield host
+
+
+@pytest.fixture
+def node(request: pytest.FixtureRequest) -> Host:
+    """One host for all tests: each has a sandbox and a container id of its own, or changes nothing."""
+    is_executing = getattr(request, "param", None) == EXECUTABLE
+    made: Host = request.getfixturevalue("executing_node" if is_executing else "warm_node")
+    return made
