@@ -130,10 +130,16 @@ class Reconciler:
     # ---- the thread -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Subscribe to the kernel's reports, then make everything as desired. Raises: CniError."""
+        """Subscribe to the kernel's reports, then make everything as desired.
+
+        Raises: CniError, also where the kernel refuses an address of a device; other refusals are logged and retried.
+        """
         with self._lock:
             self._notifications = Notifications()
             self._check_all()
+            for (table, _), words in self._writer.refused.items():
+                if table is ADDRESSES:
+                    raise KernelRefused(words)
             self._sysctls_at = monotonic()
 
     def run(self, stop: Stop) -> None:
@@ -154,7 +160,6 @@ class Reconciler:
         with self._lock:
             try:
                 changes = self._turn()
-                self._problem = ""
             except CniError as fault:
                 if str(fault) != self._problem:
                     self._problem = str(fault)
@@ -254,6 +259,7 @@ class Reconciler:
         self._read_connected()
         changes += self._put_sysctls() + self._check_routes()
         self._writer.end_check()
+        self._problem = ""
         self._writer.warn_of_unsettable()
         self._round, self._check_next_at = [], monotonic() + CHECK_SECONDS / len(self._checks())
         self.health.gauge("reconcile_seconds", "How long the last check of all tables took.", monotonic() - began)

@@ -142,11 +142,11 @@ class Backend(backends.Backend):
 
     def own_entries(self, own: Lease) -> Sequence[Entry]:
         """Each device has its subnet's first address: what a packet of the node itself comes from."""
-        entries: list[Entry] = []
+        entries: list[Entry] = [forwarding(version) for version in self._vxlans]
         for version, subnet in ((4, own.subnets.ipv4), (6, own.subnets.ipv6)):
             if version in self._vxlans and subnet is not None:
                 name = self._vxlans[version].name
-                entries += [forwarding(version), *device_sysctls(name, has_ipv6=version == 6)]
+                entries += device_sysctls(name, has_ipv6=version == 6)
                 entries.append(DeviceAddress(name, ip_interface(subnet.network_address)))
         return entries
 

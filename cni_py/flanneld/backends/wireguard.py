@@ -123,14 +123,14 @@ class Backend(backends.Backend):
 
     def own_entries(self, own: Lease) -> Sequence[Entry]:
         """The devices' addresses, and the network routed to them: which peer a packet goes to, WireGuard knows."""
-        entries: list[Entry] = []
+        entries: list[Entry] = [forwarding(version) for version in self.names]
         for version, subnet, network in (
             (4, own.subnets.ipv4, self.network.network),
             (6, own.subnets.ipv6, self.network.ipv6_network),
         ):
             if version in self.names and subnet and network:
                 name = self.names[version]
-                entries += [forwarding(version), *device_sysctls(name, has_ipv6=version == 6)]
+                entries += device_sysctls(name, has_ipv6=version == 6)
                 entries += [DeviceAddress(name, ip_interface(subnet.network_address)), Route(network, name)]
         return entries
 
