@@ -21,32 +21,35 @@ class Value:
     """Record whose annotations are its fields, in order; class attributes are their defaults."""
 
     _fields: tuple[str, ...] = ()
+    _defaults: dict[str, Any] = {}  # noqa: RUF012 — a class's own, written once
 
     def __init_subclass__(cls) -> None:
         cls._fields = (*cls._fields, *(n for n in cls.__annotations__ if n[0] != "_"))
+        cls._defaults = {n: getattr(cls, n) for n in cls._fields if hasattr(cls, n)}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        own = self.__dict__
-        own.update(zip(self._fields, args, strict=False))
-        own.update(kwargs)
-        if len(own) < len(args) + len(kwargs) or any(name not in self._fields for name in own):
-            raise TypeError(f"{type(self).__name__} takes {self._fields}, not {args} {kwargs}")
-        missing = [n for n in self._fields if n not in own and not hasattr(type(self), n)]
-        if missing:
-            raise TypeError(f"{type(self).__name__} needs {missing}")
+        own, fields, defaults = self.__dict__, self._fields, self._defaults
+        own.update(zip(fields, args, strict=False))
+        try:
+            for name in fields[len(args) :]:  # in their order, by which values are compared
+                own[name] = kwargs.pop(name) if name in kwargs else defaults[name]
+        except KeyError as error:
+            raise TypeError(f"{type(self).__name__} needs {error}") from None
+        if kwargs or len(args) > len(fields):
+            raise TypeError(f"{type(self).__name__} takes {fields}, not {args} {kwargs}")
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
-        return type(self)(**{**{n: getattr(self, n) for n in self._fields}, **changes})
+        return type(self)(**{**self.__dict__, **changes})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(getattr(self, n) == getattr(other, n) for n in self._fields)
+        return type(self) is type(other) and self.__dict__ == other.__dict__
 
     def __hash__(self) -> int:
-        return hash(tuple(getattr(self, n) for n in self._fields))
+        return hash(tuple(self.__dict__.values()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in self._fields)})"

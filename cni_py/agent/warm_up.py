@@ -8,17 +8,15 @@ import os
 import cni_py
 from cni_py.ipam import store
 from cni_py.lazy import keep_without_init
-from cni_py.netlink.attributes import load_message_classes
 from cni_py.packetfilter import libnftables
 
 
 def warm_up() -> None:
     """Load every module that any call may need, for a process that handles many in threads."""
     # Every one: a module that is loaded later could be of another version, which was installed in the meantime.
-    keep_without_init("pydantic_core", "pyroute2")
+    keep_without_init("pydantic_core")
     for package in ("attachment", "ipam", "kernel", "netlink", "packetfilter", "plugins", "sweep"):
         _import_all(f"{os.path.dirname(cni_py.__file__)}/{package}", f"cni_py.{package}")
-    load_message_classes()
     libnftables.works()
     store.keep_between_calls()
     gc.freeze()  # nothing of this is ever garbage: later collections need not look at it

@@ -10,8 +10,9 @@ from cni_py.attachment import gateway
 from cni_py.attachment.interface import wanted_routes
 from cni_py.errors import CheckFailed
 from cni_py.kernel import sysctl
-from cni_py.kernel.address import list_addresses, list_routes
+from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link, list_links
+from cni_py.kernel.route import list_routes_over
 from cni_py.spec.result import from_json
 
 TYPE_CHECKING = False
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from cni_py.kernel.address import KernelRoute
     from cni_py.kernel.link import Link
+    from cni_py.kernel.route import Route
     from cni_py.netlink.socket import Rtnl
     from cni_py.spec.call import Call
     from cni_py.spec.result import Interface, IPConfig, Result
@@ -127,21 +128,21 @@ def check_routes(sandbox: Rtnl, end: Link, prev: Result, has_tables: bool) -> No
     Args:
         has_tables: the result names the tables of its routes, from 1.1.0 on; else a route may be in any.
     """
-    have = list_routes(sandbox, end)
+    have = list_routes_over(sandbox, end)
     for route in wanted_routes(prev):
-        same = [r for r in have if r.dst.network == route.dst.network and (r.table == route.table or not has_tables)]
+        same = [r for r in have if r.dst == route.dst and (r.table == route.table or not has_tables)]
         if not any(_matches(r, route) for r in same):
-            words = " ".join(route.words())
-            found = "; ".join(" ".join(r.words()) for r in same) or "none to there"
+            words = " ".join(route.words("priority"))
+            found = "; ".join(" ".join(r.words("priority")) for r in same) or "none to there"
             raise CheckFailed(f'the route {words} over "{end.name}" is missing', f"expected {words}, found {found}")
 
 
-def _matches(found: KernelRoute, expected: KernelRoute) -> bool:
+def _matches(found: Route, expected: Route) -> bool:
     """Return whether the kernel's route has the gateway, and everything else that the result gives of it."""
-    names = [name for name in ("priority", "mtu", "advmss") if getattr(expected, name)]
+    names = [name for name in ("metric", "mtu", "advmss") if getattr(expected, name)]
     if expected.scope and expected.dst.version == 4:  # IPv6 routes have no scope
         names.append("scope")
-    return found.gw == expected.gw and all(getattr(found, name) == getattr(expected, name) for name in names)
+    return found.gateway == expected.gateway and all(getattr(found, name) == getattr(expected, name) for name in names)
 
 
 def check_gateways(host: Rtnl, link: Link, ips: list[IPConfig]) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from cni_py.errors import InvalidConfig, SandboxGone
 from cni_py.kernel import sysctl
-from cni_py.kernel.address import KernelRoute, add_address, add_route
+from cni_py.kernel.address import add_address
 from cni_py.kernel.deletion import delete_in
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
-from cni_py.netlink.constants import RT_SCOPE_LINK, RT_TABLE_MAIN
+from cni_py.kernel.route import Route, add_route
+from cni_py.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTPROT_BOOT
 from cni_py.netlink.socket import question
 from cni_py.spec.result import Interface
 
@@ -79,7 +80,7 @@ def _enable_ipv6(netns: NetNS, ifname: str) -> None:
     _prefer(netns, ifname, [("ipv6", "disable_ipv6", "0"), ("ipv6", "keep_addr_on_down", "1")])
 
 
-def wanted_routes(result: Result) -> list[KernelRoute]:
+def wanted_routes(result: Result) -> list[Route]:
     """The result's routes as the kernel takes them: without ``gw``, by the family's first gateway. Pure.
 
     A route of scope link or host has no gateway: the kernel refuses one.
@@ -89,12 +90,13 @@ def wanted_routes(result: Result) -> list[KernelRoute]:
         if ip.gateway is not None:
             gateways.setdefault(ip.gateway.version, ip.gateway)
     return [
-        KernelRoute(
-            dst=route.dst,
-            gw=route.gw or (gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None),
+        Route(
+            dst=route.dst.network,
+            gateway=route.gw or (gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None),
+            protocol=RTPROT_BOOT,
             table=route.table or RT_TABLE_MAIN,
-            scope=route.scope or 0,
-            priority=route.priority or 0,
+            scope=route.scope or RT_SCOPE_UNIVERSE,
+            metric=route.priority or 0,
             mtu=route.mtu or 0,
             advmss=route.advmss or 0,
         )

@@ -11,7 +11,7 @@ from cni_py.flanneld import backends, host_networks, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.kernel.link import delete_link, list_links
-from cni_py.kernel.routes import delete_routes, list_routes
+from cni_py.kernel.route import delete_routes, list_routes
 from cni_py.netlink.socket import open_host
 from cni_py.node.log import error, info
 from cni_py.undo import Attempts

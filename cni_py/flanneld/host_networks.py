@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
 from cni_py.flanneld.own_devices import own_devices
-from cni_py.kernel.interfaces import list_host_addresses
+from cni_py.kernel.address import list_host_addresses
 from cni_py.kernel.link import list_links
-from cni_py.kernel.routes import list_routes
+from cni_py.kernel.route import list_routes
 from cni_py.netlink.socket import open_host
 from cni_py.node.log import warning_once
 

@@ -29,13 +29,9 @@ from cni_py.errors import CniError, InvalidConfig
 from cni_py.flanneld.lease import why_no_node
 from cni_py.flanneld.own_devices import own_devices
 from cni_py.flanneld.pattern import Pattern
-from cni_py.kernel.interfaces import (
-    HostAddress,
-    default_interfaces,
-    list_host_addresses,
-    way_to,
-)
+from cni_py.kernel.address import HostAddress, list_host_addresses
 from cni_py.kernel.link import list_links
+from cni_py.kernel.route import default_interfaces, route_get
 from cni_py.netlink.constants import IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY
 from cni_py.netlink.socket import open_host
 from cni_py.node import log as klog
@@ -253,7 +249,7 @@ class _Search:
         """Where a packet to this address leaves. Raises: NotFound."""
         self._say(f"Determining interface to use based on given ifcanreach: {text}")
         address = ip_address(text)
-        way = way_to(self._host, address)
+        way = route_get(self._host, address.packed)
         link = self._link(way.ifindex) if way else None
         if way is None or link is None:
             raise NotFound(f"failed to get ifcanreach based interface: couldn't lookup route to {address}: there is none")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni_py.kernel.interfaces import HostAddress
+    from cni_py.kernel.address import HostAddress
     from cni_py.kernel.link import Link
 
 FLANNELD, BRIDGE, HOST_END = "a device of flanneld", "the bridge of the pods", "the host end of a pod's interface"

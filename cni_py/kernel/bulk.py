@@ -1,4 +1,4 @@
-"""Many changes at a time: the journal has a line for each, and what the kernel refuses is told by item.
+"""Bulk changes: the journal has a line for each, and rejections are reported by item.
 
 A node of a large network has a route, an ARP and an FDB entry for each peer. One request at a time,
 each waiting for its acknowledgement, would take seconds; here the kernel alone sets the pace.
@@ -20,11 +20,11 @@ from cni_py.kernel.link import find_link
 from cni_py.netlink.socket import Rtnl
 
 Request = tuple[bytes, int, int]
-"""What follows the header, kind, flags."""
+"""Message without its header, kind, flags."""
 
 
 class Item(Protocol):
-    """What can be changed: a route, a neighbour, an FDB entry."""
+    """Object to change: a route, a neighbour, an FDB entry."""
 
     @property
     def device(self) -> str:
@@ -32,7 +32,7 @@ class Item(Protocol):
         ...
 
     def words(self) -> list[str]:
-        """As ``ip`` or ``bridge`` takes it, after "add" or "del"."""
+        """Return the arguments of ``ip`` or ``bridge``, after "add" or "del"."""
         ...
 
 
@@ -54,14 +54,14 @@ def change_many(
     request: Callable[[T, int], Request],
     settled: frozenset[int] = frozenset(),
 ) -> list[Refusal[T]]:
-    """Change all items, in their order; answers those that were refused.
+    """Change all items, in order. Returns: those that the kernel rejected.
 
     Args:
         command: the words before the item's own.
         request: an item and the ifindex of its device (0: none) as a request.
-        settled: error numbers that mean that nothing is left to be done.
+        settled: error numbers that mean that nothing is left to do.
 
-    Raises: KernelRefused where the kernel cannot be asked at all.
+    Raises: KernelRefused if the requests could not be sent at all.
     """
     todo = list(items)
     ifindexes = {name: _ifindex(rtnl, name) for name in {item.device for item in todo}}
@@ -69,10 +69,10 @@ def change_many(
     try:
         errors = rtnl.change_many([request(item, ifindexes[item.device] or 0) for item in present])
     except OSError as error:
-        words = f'could not ask the kernel to do {len(present)} times: "{" ".join(command)}"'
+        words = f'could not send {len(present)} times: "{" ".join(command)}"'
         raise KernelRefused(words, error.strerror or str(error), errno=error.errno or 0) from error
     outcomes: list[tuple[T, int, str]] = [
-        (item, ENODEV, f'there is no link "{item.device}"') for item in todo if ifindexes[item.device] is None
+        (item, ENODEV, f'link "{item.device}" does not exist') for item in todo if ifindexes[item.device] is None
     ]
     for index, item in enumerate(present):
         refused = errors.get(index)
@@ -95,7 +95,7 @@ def _write(line: str, failure: str) -> None:
 
 
 def _ifindex(rtnl: Rtnl, name: str) -> int | None:
-    """None: there is no such link."""
+    """Return the link's ifindex, 0 without a name, None if it does not exist."""
     if not name:
         return 0
     link = find_link(rtnl, name)

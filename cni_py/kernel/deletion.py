@@ -1,21 +1,21 @@
 """Delete a sandbox's link without waiting for the kernel's grace period.
 
-Deleting a veth is acknowledged after 16 to 35 ms. Nearly all of it passes after the link has gone
-from view, its name and addresses with it: the notification RTM_DELLINK comes after about one. So a
-thread sends the request and stays with it, and the caller goes on at the notification. A process
-that exits meanwhile is held by the kernel until the thread is back: nothing is cut off.
+Deleting a veth is acknowledged after 16 to 35 ms. For nearly all of that time the link is invisible
+already, with its name and addresses: the notification RTM_DELLINK comes after about 1 ms. So a
+thread sends the request and waits, and the caller continues at the notification. If the process
+exits in between, the kernel waits for the thread: nothing is interrupted.
 
-Two sockets are opened in the sandbox, one that asks and one that listens; no thread stays inside.
+Two sockets are opened in the sandbox, one for the request and one for notifications; no thread stays inside.
 """
 
 from __future__ import annotations
 
 from _thread import allocate_lock, start_new_thread
 from errno import ENODEV
-from struct import unpack_from
 
 from cni_py.journal import step
 from cni_py.kernel.link import delete_request
+from cni_py.netlink.attributes import decode_header
 from cni_py.netlink.constants import NETLINK_ROUTE, RTM_DELLINK, RTMGRP_LINK
 from cni_py.netlink.socket import Listener, open_host, question
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.link import Link
     from cni_py.kernel.netns import NetNS
-    from cni_py.netlink.socket import Message, Rtnl
+    from cni_py.netlink.socket import Notification, Rtnl
 
 POLL_SECONDS = 0.005
 MAX_PENDING = 128
-"""Deletions that the kernel may be at; one more waits for its own acknowledgement."""
+"""Maximum number of pending deletions; another one waits for its own acknowledgement."""
 
 _pending: set[Deletion] = set()
 _pending_lock = allocate_lock()
 
 
 class Deletion:
-    """One request to delete a link, for the thread that stays with it."""
+    """Request to delete a link, for the thread that waits for it."""
 
     def __init__(self, asking: Rtnl, ifindex: int) -> None:
         self.asking, self.ifindex = asking, ifindex
@@ -64,9 +64,9 @@ class Deletion:
 
 
 def delete_in(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
-    """Delete a link of a namespace and return when it has gone from view; absence is success. Raises: KernelRefused.
+    """Delete a link of a namespace and return when it is invisible; absence is success. Raises: KernelRefused.
 
-    ``choose`` finds it, with a socket that is in the namespace; answers whether there is one to delete.
+    ``choose`` finds it, with a socket in the namespace. Returns: whether there was one to delete.
     """
     with question(*netns.enter, "ip", "monitor", "link"):
         asking, listening = netns.run(lambda: (open_host(), Listener(NETLINK_ROUTE, RTMGRP_LINK)))
@@ -83,16 +83,17 @@ def delete_in(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
             deletion = Deletion(asking, link.ifindex)
             _begin(deletion)
             while not deletion.has_ended():
-                if _has_gone(link, listening.receive(POLL_SECONDS)):
+                if _was_deleted(link, listening.receive(POLL_SECONDS)):
                     return True
             if deletion.error is not None and deletion.error.errno != ENODEV:
                 raise deletion.error
     return True
 
 
-def _has_gone(link: Link, messages: list[Message] | None) -> bool:
-    """Whether one of the notifications says so."""
-    return any(kind == RTM_DELLINK and unpack_from("=i", body, 4)[0] == link.ifindex for kind, _, _, _, body in messages or ())
+def _was_deleted(link: Link, received: list[Notification] | None) -> bool:
+    """Return whether one of the notifications reports the deletion."""
+    deleted = [body for kind, _, body in received or () if kind == RTM_DELLINK]
+    return any(decode_header("ifinfmsg", body)["index"] == link.ifindex for body in deleted)
 
 
 def _begin(deletion: Deletion) -> None:
@@ -103,13 +104,13 @@ def _begin(deletion: Deletion) -> None:
         if in_background:
             start_new_thread(deletion.run, ())
             return
-    except RuntimeError:  # no more threads to be had
+    except RuntimeError:  # the process has no more threads
         pass
     deletion.run()
 
 
 def wait_for_deletions() -> None:
-    """Wait until the kernel has acknowledged every deletion; for an agent that leaves."""
+    """Wait until the kernel has acknowledged every deletion; for an agent that shuts down."""
     while True:
         with _pending_lock:
             deletion = next(iter(_pending), None)

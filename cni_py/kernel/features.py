@@ -1,10 +1,10 @@
-"""Whether this kernel has what a back end needs, and the error that names what it lacks.
+"""Kernel features that back ends need, and the error that names a missing one.
 
-How it asks for a kind of link: a request with an impossible number of queues. The kernel looks for the kind first (and
-loads its module), then refuses; so nothing is ever made, and no right is needed but CAP_NET_ADMIN.
+How a kind of link is tested: by a request with an impossible number of queues. The kernel looks up the kind first (and
+loads its module), then rejects it; so nothing is ever created, and CAP_NET_ADMIN is sufficient.
 
     require_kind(rtnl, "vxlan" | "ipip" | "wireguard") -> None      Raises: NotAvailable, which names the feature
-    missing(kind, details) -> NotAvailable                          for who has found it out otherwise ("tun")
+    missing(kind, details) -> NotAvailable                          if it was detected in another way ("tun")
 
 Source: linux net/core/rtnetlink.c (rtnl_newlink, rtnl_create_link).
 """
@@ -12,15 +12,13 @@ Source: linux net/core/rtnetlink.c (rtnl_newlink, rtnl_create_link).
 from __future__ import annotations
 
 from errno import EINVAL, EOPNOTSUPP
-from struct import pack
 
 from cni_py.errors import NotAvailable
-from cni_py.kernel.link import delete_link, ifinfomsg
+from cni_py.kernel.link import delete_link
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, nested
+from cni_py.netlink.attributes import encode
 from cni_py.netlink.constants import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
-_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _INFO_KIND = 3, 18, 31, 1
 _NAME = "cni-py-probe"
 _KNOWN = {
     "vxlan": ("VXLAN", "CONFIG_VXLAN"),
@@ -31,14 +29,14 @@ _KNOWN = {
 
 
 def require_kind(rtnl: nl.Rtnl, kind: str) -> None:
-    """Raises: NotAvailable where the kernel has no such links; KernelRefused where it does not let us ask."""
+    """Check a kind of link. Raises: NotAvailable if the kernel does not have it; KernelRefused if the test is not permitted."""
     if not _has_kind(rtnl, kind):
-        raise missing(kind, f'it knows no links of the kind "{kind}"')
+        raise missing(kind, f'it has no links of kind "{kind}"')
 
 
 def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
-    message = ifinfomsg() + attribute(_IFLA_IFNAME, _NAME)
-    message += attribute(_IFLA_NUM_TX_QUEUES, pack("=I", 0xFFFFFFFF)) + nested(_IFLA_LINKINFO, attribute(_INFO_KIND, kind))
+    info = {"IFLA_INFO_KIND": kind}
+    message = encode("ifinfmsg", {"IFLA_IFNAME": _NAME, "IFLA_NUM_TX_QUEUES": 0xFFFFFFFF, "IFLA_LINKINFO": info})
     with nl.question(*rtnl.enter, "ip", "link", "add", _NAME, "numtxqueues", "4294967295", "type", kind):
         try:
             rtnl.change(message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
@@ -46,12 +44,12 @@ def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
             if error.errno not in (EINVAL, EOPNOTSUPP):
                 raise
             return error.errno == EINVAL
-    delete_link(rtnl, _NAME)  # a kernel that takes any number
+    delete_link(rtnl, _NAME)  # a kernel that accepts any number
     return True
 
 
 def missing(kind: str, details: str) -> NotAvailable:
-    """The error for a kernel without it, by the name of what it is built with."""
+    """Return the error for a kernel without it, which names its configuration option."""
     name, option = _KNOWN.get(kind, (kind, "the option for it"))
     hint = f"try: modprobe {kind}; else choose another back end, or a kernel with {option}"
     return NotAvailable(f"this kernel has no {name} ({option})", details, hint)

@@ -1,4 +1,4 @@
-"""IPIP devices: the packet as it is, behind a second IPv4 header. The route names the other end, so one device serves all.
+"""IPIP devices: a packet behind a second IPv4 header. The route names the other end, so there is one device for all peers.
 
 Source: linux net/ipv4/ipip.c.
 """
@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 
 from cni_py.journal import note
 from cni_py.kernel.device import ensure_device
-from cni_py.netlink.attributes import attribute
+from cni_py.netlink.attributes import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
 
-_LOCAL, _REMOTE, _TTL, _PMTUDISC = 2, 3, 4, 10  # IFLA_IPTUN_…
-
 
 @dataclass(frozen=True, slots=True)
 class Ipip:
     """A :class:`~cni_py.kernel.device.Device`. ``local``: the address that the outer packet is sent from.
 
-    With a local address it is not ``tunl0``, which the kernel creates itself and which gets what no other device takes.
+    With a local address it is not ``tunl0``, which the kernel creates itself and which receives what no other device does.
     """
 
     name: str
@@ -42,6 +40,6 @@ class Ipip:
         return link.kind == "ipip" and link.mtu == self.mtu and link.is_up
 
 
-def device_data(local: IPv4Address) -> bytes:
-    """Attributes: any remote end, for the route names it; TTL of the inner packet; may be fragmented on its way."""
-    return attribute(_LOCAL, local.packed) + attribute(_REMOTE, bytes(4)) + attribute(_TTL, b"\0") + attribute(_PMTUDISC, b"\0")
+def device_data(local: IPv4Address) -> Message:
+    """Return the attributes: any remote end, for the route names it; TTL of the inner packet; fragments are allowed."""
+    return {"IFLA_IPIP_LOCAL": local.packed, "IFLA_IPIP_REMOTE": bytes(4), "IFLA_IPIP_TTL": 0, "IFLA_IPIP_PMTUDISC": 0}

@@ -1,4 +1,4 @@
-"""Links: bridges, veths, bridge ports. Owns nothing: the plugins say what is whose.
+"""Links: bridges, veths, bridge ports. Owns nothing: ownership is up to the plugins.
 
 Verbs: ``find_``/``list_`` read, ``create_`` must be new, ``set_`` changes, ``delete_`` counts
 absence as success. Each change is one journal line. Source: linux net/core/rtnetlink.c,
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from errno import EEXIST, ENODEV
 from posix import urandom
-from struct import pack, unpack_from
 
 from cni_py.errors import KernelRefused
 from cni_py.journal import note, quote, step
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, attributes, made_of, nested, number, text_of
+from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import (
     AF_BRIDGE,
     BRIDGE_VLAN_INFO_PVID,
@@ -34,26 +33,25 @@ from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from cni_py.kernel.netns import NetNS
-    from cni_py.netlink.attributes import Attribute
+    from cni_py.netlink.attributes import Message
     from cni_py.netlink.socket import Rtnl
 
 IFALIAS_MAX = 255
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
-_IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 16, 18, 20, 26, 29
-_IFLA_BRIDGE_VLAN_INFO = 2
-_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
-_BR_VLAN_FILTERING, _BR_VLAN_PROTOCOL = 7, 8
-_BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
+_WITHOUT_STATISTICS = {"IFLA_EXT_MASK": RTEXT_FILTER_SKIP_STATS}
 _OPERSTATES = {1: "NOTPRESENT", 2: "DOWN", 3: "LOWERLAYERDOWN", 4: "TESTING", 5: "DORMANT", 6: "UP"}
 
 
 class Link(Value):
     """A link as the kernel describes it.
 
-    ``master`` and ``peer`` are ifindexes, 0 where there is none (``peer``: the other end of a veth,
-    in whatever namespace); ``operstate`` is "UP", "DOWN" …; ``hairpin`` and ``isolated`` are of a
-    bridge port; ``vlan_filtering`` of a bridge, None where the kernel was built without it.
+    ``master`` and ``peer`` are ifindexes, 0 for none (``peer``: the other end of a veth,
+    in any namespace); ``operstate`` is "UP", "DOWN" …; ``hairpin`` and ``isolated`` are of a
+    bridge port; ``vlan_filtering`` of a bridge, None if the kernel was built without it. ``nsid``
+    numbers the namespace of the peer, None: it is in this one. ``data``: attributes of the kind.
     """
 
     ifindex: int
@@ -69,6 +67,9 @@ class Link(Value):
     hairpin: bool
     isolated: bool
     vlan_filtering: bool | None
+    nsid: int | None = None
+    txqueuelen: int = 0
+    data: Mapping[str, Any] = {}
 
     @property
     def is_up(self) -> bool:
@@ -80,11 +81,12 @@ class Link(Value):
 
 
 def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
-    """The link of this name or ifindex, None where there is none. Raises: KernelRefused."""
-    message = _named(key) if isinstance(key, str) else ifinfomsg(key)
+    """Return the link of this name or ifindex, or None. Raises: KernelRefused."""
+    which: Message = {"IFLA_IFNAME": key} if isinstance(key, str) else {"index": key}
+    message = encode("ifinfmsg", which | _WITHOUT_STATISTICS)
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", str(key)):
         try:
-            return _link(rtnl.get(message, RTM_GETLINK))
+            return link_of(rtnl.get(message, RTM_GETLINK))
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise
@@ -92,7 +94,7 @@ def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
 
 
 def get_link(rtnl: Rtnl, name: str) -> Link:
-    """Raises: KernelRefused, also if there is no such link."""
+    """Return the link of this name. Raises: KernelRefused, also if it does not exist."""
     link = find_link(rtnl, name)
     if link is None:
         raise KernelRefused(f'the link "{name}" does not exist', "another process deleted it", f"ip link show {name}")
@@ -105,7 +107,8 @@ def list_links(rtnl: Rtnl, alias: str = "") -> list[Link]:
     Only those that hold the text are decoded.
     """
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show"):
-        links = [_link(message) for message in rtnl.dump(ifinfomsg(), RTM_GETLINK, containing=alias.encode())]
+        answers = rtnl.dump(encode("ifinfmsg", _WITHOUT_STATISTICS), RTM_GETLINK, containing=alias.encode())
+    links = [link_of(answer) for answer in answers]
     return [link for link in links if not alias or link.alias == alias]
 
 
@@ -116,25 +119,20 @@ def random_mac() -> str:
 
 
 def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: bool) -> None:
-    """Make a bridge; one that is there already is success. Raises: KernelRefused.
+    """Create a bridge; an existing one is success. Raises: KernelRefused.
 
-    ``mtu`` 0 and ``mac`` "": the kernel's choice; a MAC address that is given stays when ports come.
+    ``mtu`` 0 and ``mac`` "": the kernel's choice; a given MAC address is kept when ports are added.
     """
-    attributes = [
-        ("IFLA_IFNAME", name),
-        _linkinfo("bridge", (("IFLA_BR_VLAN_FILTERING", 1),) if vlan_filtering else ()),
-    ]
+    data = {"IFLA_BR_VLAN_FILTERING": 1} if vlan_filtering else None
     words = ["ip", "link", "add", name]
-    if mtu:
-        attributes.append(("IFLA_MTU", mtu))
-        words += ["mtu", str(mtu)]
-    if mac:
-        attributes.append(("IFLA_ADDRESS", mac))
-        words += ["address", mac]
+    words += ["mtu", str(mtu)] if mtu else []
+    words += ["address", mac] if mac else []
     words += ["type", "bridge", *(["vlan_filtering", "1"] if vlan_filtering else [])]
+    message: Message = {"IFLA_IFNAME": name, "IFLA_LINKINFO": _linkinfo("bridge", data)}
+    message |= {"IFLA_MTU": mtu or None, "IFLA_ADDRESS": mac or None}
     with step(*words):
         try:
-            rtnl.change(ifinfomsg() + _made_of(*attributes), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
+            rtnl.change(encode("ifinfmsg", message), RTM_NEWLINK, _NEW)
         except nl.NetlinkError as error:
             if error.errno != EEXIST:
                 raise
@@ -155,38 +153,21 @@ def create_veth(
 
     Returns: the name of the host end, "veth" and eight hex digits. Raises: KernelRefused, EEXIST if ``ifname`` is taken.
     """
-    peer: list[Attribute] = [("IFLA_IFNAME", ifname), ("IFLA_NET_NS_FD", sandbox.fd)]
-    peer += [("IFLA_ADDRESS", mac)] if mac else []
-    peer += [("IFLA_MTU", mtu)] if mtu else []
-    attributes: list[Attribute] = [("IFLA_MASTER", master.ifindex)] if master else []
-    attributes.append(_linkinfo("veth", (("VETH_INFO_PEER", tuple(peer)),)))
-    attributes += [("IFLA_MTU", mtu)] if mtu else []
+    peer = {"IFLA_IFNAME": ifname, "IFLA_NET_NS_FD": sandbox.fd, "IFLA_ADDRESS": mac or None, "IFLA_MTU": mtu or None}
+    info = _linkinfo("veth", {"VETH_INFO_PEER": peer})
+    veth = {"IFLA_MASTER": master.ifindex if master else None, "IFLA_LINKINFO": info, "IFLA_MTU": mtu or None}
+    size, address = ["mtu", str(mtu)] if mtu else [], ["address", mac] if mac else []
     for last in (False, False, True):
         name = f"veth{urandom(4).hex()}"
-        size = ("mtu", str(mtu)) if mtu else ()
-        address = ("address", mac) if mac else ()
+        words = ["ip", "link", "add", name, *size, *(["master", master.name] if master else []), "type", "veth"]
+        words += ["peer", "name", ifname, *size, *address, "netns", sandbox.path]
         try:
-            words = (
-                "ip",
-                "link",
-                "add",
-                name,
-                *size,
-                *(("master", master.name) if master else ()),
-                "type",
-                "veth",
-                "peer",
-                "name",
-                ifname,
-                *size,
-                *address,
-            )
-            made = step(*words, "netns", sandbox.path)
+            made = step(*words)
             made.line += f" && ip link set {name} alias {quote(alias)}"
             with made:
                 rtnl.change_all(
-                    (_named(name) + _made_of(*attributes), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL),
-                    (_named(name) + attribute(_IFLA_IFALIAS, alias[:IFALIAS_MAX]), RTM_NEWLINK, 0),
+                    (encode("ifinfmsg", {"IFLA_IFNAME": name, **veth}), RTM_NEWLINK, _NEW),
+                    (encode("ifinfmsg", {"IFLA_IFNAME": name, "IFLA_IFALIAS": alias[:IFALIAS_MAX]}), RTM_NEWLINK, 0),
                 )
             return name
         except KernelRefused as error:
@@ -199,104 +180,89 @@ def create_veth(
 
 
 def _delete_if_made(rtnl: Rtnl, name: str) -> None:
-    """After an error: what was lost may have been no more than the acknowledgement."""
+    """Clean up after an error: perhaps only the acknowledgement was lost."""
     try:
         if find_link(rtnl, name) is not None:
             delete_link(rtnl, name)
     except KernelRefused as error:
-        note(f"{name} may be left: {error}")
+        note(f"{name} may have leaked: {error}")
 
 
 def create_vlan_gateway(rtnl: Rtnl, bridge: Link, name: str, mtu: int) -> str:
-    """Make a veth on the host, one end a port of the bridge; answers that end's name. Raises: KernelRefused."""
+    """Create a veth on the host, one end a port of the bridge. Returns: that end's name. Raises: KernelRefused."""
     port = f"veth{urandom(4).hex()}"
-    peer = ("IFLA_IFNAME", name), ("IFLA_MTU", mtu)
-    with step(
-        "ip", "link", "add", port, "mtu", str(mtu), "master", bridge.name, "type", "veth", "peer", "name", name, "mtu", str(mtu)
-    ):
-        attributes = ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge.ifindex), _linkinfo("veth", (("VETH_INFO_PEER", peer),))
-        rtnl.change(_named(port) + _made_of(*attributes), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
+    info = _linkinfo("veth", {"VETH_INFO_PEER": {"IFLA_IFNAME": name, "IFLA_MTU": mtu}})
+    message = {"IFLA_IFNAME": port, "IFLA_MTU": mtu, "IFLA_MASTER": bridge.ifindex, "IFLA_LINKINFO": info}
+    size = ["mtu", str(mtu)]
+    with step("ip", "link", "add", port, *size, "master", bridge.name, "type", "veth", "peer", "name", name, *size):
+        rtnl.change(encode("ifinfmsg", message), RTM_NEWLINK, _NEW)
     return port
 
 
 def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) -> None:
-    """Configure a bridge port, say in its alias whose it is, and set it up. Raises: KernelRefused."""
-    data = ("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))
-    info = ("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", data)
+    """Configure a bridge port, set its owner as alias, and set it up. Raises: KernelRefused."""
+    data = {"IFLA_BRPORT_MODE": int(hairpin), "IFLA_BRPORT_ISOLATED": int(isolated)}
+    info = {"IFLA_INFO_SLAVE_KIND": "bridge", "IFLA_INFO_SLAVE_DATA": data}
     onoff = {True: "on", False: "off"}
-    with step(
-        "ip",
-        "link",
-        "set",
-        link.name,
-        "up",
-        "alias",
-        alias,
-        "type",
-        "bridge_slave",
-        "hairpin",
-        onoff[hairpin],
-        "isolated",
-        onoff[isolated],
-    ):
-        message = ifinfomsg(link.ifindex, flags=IFF_UP, change=IFF_UP) + attribute(_IFLA_IFALIAS, alias[:IFALIAS_MAX])
-        rtnl.change(message + _made_of(("IFLA_LINKINFO", info)), RTM_NEWLINK)
+    words = ["ip", "link", "set", link.name, "up", "alias", alias, "type", "bridge_slave"]
+    with step(*words, "hairpin", onoff[hairpin], "isolated", onoff[isolated]):
+        _set(rtnl, link, flags=IFF_UP, change=IFF_UP, IFLA_IFALIAS=alias[:IFALIAS_MAX], IFLA_LINKINFO=info)
 
 
 def set_up(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Set it up. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "up"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_UP, change=IFF_UP), RTM_NEWLINK)
+        _set(rtnl, link, flags=IFF_UP, change=IFF_UP)
 
 
 def set_down(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Set it down. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "down"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_UP), RTM_NEWLINK)
+        _set(rtnl, link, flags=0, change=IFF_UP)
 
 
 def rename(rtnl: Rtnl, link: Link, name: str) -> None:
-    """Down, as the kernel asks for. Raises: KernelRefused."""
+    """Rename it; it is set down first, as the kernel requires. Raises: KernelRefused."""
     set_down(rtnl, link)
     with step(*rtnl.enter, "ip", "link", "set", link.name, "name", name):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_IFNAME, name), RTM_NEWLINK)
+        _set(rtnl, link, IFLA_IFNAME=name)
 
 
 def release(rtnl: Rtnl, link: Link) -> None:
-    """Take it out of the bridge (bond, …) that it is a port of. Raises: KernelRefused."""
+    """Remove it from its bridge (bond, …). Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "nomaster"):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MASTER, pack("=I", 0)), RTM_NEWLINK)
+        _set(rtnl, link, IFLA_MASTER=0)
 
 
 def set_arp_on(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Enable ARP. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "arp", "on"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=0, change=IFF_NOARP), RTM_NEWLINK)
+        _set(rtnl, link, flags=0, change=IFF_NOARP)
 
 
 def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
-    """Raises: KernelRefused."""
+    """Set it promiscuous. Raises: KernelRefused."""
     with step("ip", "link", "set", link.name, "promisc", "on"):
-        rtnl.change(ifinfomsg(link.ifindex, flags=IFF_PROMISC, change=IFF_PROMISC), RTM_NEWLINK)
+        _set(rtnl, link, flags=IFF_PROMISC, change=IFF_PROMISC)
 
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
-    """Raises: KernelRefused."""
+    """Set its MAC address. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "address", mac):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))), RTM_NEWLINK)
+        _set(rtnl, link, IFLA_ADDRESS=mac)
 
 
 def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
-    """Raises: KernelRefused."""
+    """Set its MTU. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu)):
-        rtnl.change(ifinfomsg(link.ifindex) + attribute(_IFLA_MTU, pack("=I", mtu)), RTM_NEWLINK)
+        _set(rtnl, link, IFLA_MTU=mtu)
 
 
 def delete_link(rtnl: Rtnl, name: str) -> None:
     """Delete a link; with one end of a veth the other goes too. Absence is success. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "del", name):
         try:
-            rtnl.change(_named(name), RTM_DELLINK)
+            rtnl.change(encode("ifinfmsg", {"IFLA_IFNAME": name}), RTM_DELLINK)
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise
@@ -304,7 +270,7 @@ def delete_link(rtnl: Rtnl, name: str) -> None:
 
 def delete_request(ifindex: int) -> bytes:
     """The message of RTM_DELLINK for :mod:`cni_py.kernel.deletion`."""
-    return ifinfomsg(ifindex)
+    return encode("ifinfmsg", {"index": ifindex})
 
 
 def add_vlan(rtnl: Rtnl, link: Link, vlan: int, native: bool) -> None:
@@ -315,57 +281,52 @@ def add_vlan(rtnl: Rtnl, link: Link, vlan: int, native: bool) -> None:
 
 
 def delete_vlan(rtnl: Rtnl, link: Link, vlan: int) -> None:
-    """Raises: KernelRefused."""
+    """Remove a VLAN from a bridge port. Raises: KernelRefused."""
     with step("bridge", "vlan", "del", "dev", link.name, "vid", str(vlan)):
         rtnl.change(_vlan_message(link, vlan, 0), RTM_DELLINK)
 
 
 def _vlan_message(link: Link, vlan: int, flags: int) -> bytes:
-    info = attribute(_IFLA_BRIDGE_VLAN_INFO, pack("=HH", flags, vlan))
-    return ifinfomsg(link.ifindex, family=AF_BRIDGE) + nested(_IFLA_AF_SPEC, info)
+    info = {"IFLA_BRIDGE_VLAN_INFO": {"flags": flags, "vid": vlan}}
+    return encode("ifinfmsg", {"family": AF_BRIDGE, "index": link.ifindex, "IFLA_AF_SPEC": info})
 
 
-def _made_of(*attributes: Attribute) -> bytes:
-    return made_of("ifinfmsg", *attributes)
+_NEW = NLM_F_CREATE | NLM_F_EXCL
 
 
-def _linkinfo(kind: str, data: tuple[Attribute, ...]) -> Attribute:
-    return "IFLA_LINKINFO", (("IFLA_INFO_KIND", kind), *((("IFLA_INFO_DATA", data),) if data else ()))
+def _set(rtnl: Rtnl, link: Link, **message: Any) -> None:
+    """Change header fields and attributes of a link."""
+    rtnl.change(encode("ifinfmsg", {"index": link.ifindex, **message}), RTM_NEWLINK)
 
 
-def ifinfomsg(ifindex: int = 0, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
-    """``struct ifinfomsg`` that means the link of this number, 0: any; ``change``: the flags that are set."""
-    return pack("=BxHiII", family, 0, ifindex, flags, change)
+def _linkinfo(kind: str, data: Message | None) -> Message:
+    return {"IFLA_INFO_KIND": kind, "IFLA_INFO_DATA": data}
 
 
-def _named(name: str) -> bytes:
-    """The same for a link of this name, without its counters in the answer."""
-    return ifinfomsg() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_EXT_MASK, pack("=I", RTEXT_FILTER_SKIP_STATS))
-
-
-def _link(message: bytes) -> Link:
-    """Read a message RTM_NEWLINK."""
-    ifindex, flags = unpack_from("=iI", message, 4)
-    found = dict(attributes(message[16:]))
-    info = dict(attributes(found.get(_IFLA_LINKINFO, b"")))
-    kind = text_of(info.get(_INFO_KIND, b""))
-    of_bridge = dict(attributes(info.get(_INFO_DATA, b""))) if kind == "bridge" else {}
-    is_port = text_of(info.get(_INFO_SLAVE_KIND, b"")) == "bridge"
-    of_port = dict(attributes(info.get(_INFO_SLAVE_DATA, b""))) if is_port else {}
-    # a kernel without VLAN filtering says that it is off all the same, but knows no VLAN protocol
-    knows_vlans = _BR_VLAN_PROTOCOL in of_bridge
+def link_of(answer: bytes) -> Link:
+    """Decode a message RTM_NEWLINK without its header."""
+    found = decode("ifinfmsg", answer)
+    info = found.get("IFLA_LINKINFO", {})
+    kind, data = info.get("IFLA_INFO_KIND", ""), info.get("IFLA_INFO_DATA", {})
+    of_bridge = data if kind == "bridge" else {}
+    of_port = info.get("IFLA_INFO_SLAVE_DATA", {}) if info.get("IFLA_INFO_SLAVE_KIND") == "bridge" else {}
+    # a kernel without VLAN filtering reports it as off too, but has no VLAN protocol
+    knows_vlans = "IFLA_BR_VLAN_PROTOCOL" in of_bridge
     return Link(
-        ifindex=ifindex,
-        name=text_of(found[_IFLA_IFNAME]),
+        ifindex=found["index"],
+        name=found["IFLA_IFNAME"],
         kind=kind,
-        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
-        mtu=number(found.get(_IFLA_MTU)),
-        flags=flags,
-        master=number(found.get(_IFLA_MASTER)),
-        peer=number(found.get(_IFLA_LINK)),
-        operstate=_OPERSTATES.get(number(found.get(_IFLA_OPERSTATE)), "UNKNOWN"),
-        alias=text_of(found.get(_IFLA_IFALIAS, b"")),
-        hairpin=bool(number(of_port.get(_BRPORT_MODE))),
-        isolated=bool(number(of_port.get(_BRPORT_ISOLATED))),
-        vlan_filtering=bool(number(of_bridge.get(_BR_VLAN_FILTERING))) if knows_vlans else None,
+        mac=found.get("IFLA_ADDRESS", ""),
+        mtu=found.get("IFLA_MTU", 0),
+        flags=found["flags"],
+        master=found.get("IFLA_MASTER", 0),
+        peer=found.get("IFLA_LINK", 0),
+        operstate=_OPERSTATES.get(found.get("IFLA_OPERSTATE", 0), "UNKNOWN"),
+        alias=found.get("IFLA_IFALIAS", ""),
+        hairpin=bool(of_port.get("IFLA_BRPORT_MODE")),
+        isolated=bool(of_port.get("IFLA_BRPORT_ISOLATED")),
+        vlan_filtering=bool(of_bridge.get("IFLA_BR_VLAN_FILTERING")) if knows_vlans else None,
+        nsid=found.get("IFLA_LINK_NETNSID"),
+        txqueuelen=found.get("IFLA_TXQLEN", 0),
+        data=data,
     )

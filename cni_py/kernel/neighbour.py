@@ -1,9 +1,9 @@
-"""Who has which MAC address: permanent ARP and NDP entries, and the FDB of a VXLAN device.
+"""Neighbours: permanent ARP and NDP entries, and the FDB of a VXLAN device.
 
-A flannel node knows its peers from their leases, so nobody asks on the wire: an ARP entry answers for
-a peer's gateway address, an FDB entry says to which node a frame to that MAC address is sent. Entries
+A flannel node knows its peers from their leases, so nothing is resolved on the wire: an ARP entry resolves
+a peer's gateway address, an FDB entry maps that MAC address to the peer's node. Entries
 that the kernel learned by itself are not permanent; they are neither listed nor deleted. A MAC address leads to
-one node alone: of two entries for one, the later replaces the earlier.
+a single node: of two entries for one, the later replaces the earlier.
 
     list_neighbours(rtnl, link) -> set[Neighbour]       list_forwarding(rtnl, link) -> set[Forwarding]
     replace_neighbours(rtnl, items) -> list[Refusal[Neighbour]]     delete_neighbours(…)    same
@@ -17,17 +17,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from errno import EAFNOSUPPORT, ENODEV, ENOENT, EOPNOTSUPP
-from ipaddress import IPv4Address, IPv6Address
-from struct import pack, unpack_from
+from ipaddress import ip_address
 
+from cni_py.kernel.address import Address
 from cni_py.kernel.bulk import Refusal, change_many
 from cni_py.kernel.link import Link
 from cni_py.netlink import socket as nl
-from cni_py.netlink.attributes import attribute, attributes
+from cni_py.netlink.attributes import Message, decode, encode
 from cni_py.netlink.constants import (
     AF_BRIDGE,
-    AF_INET,
-    AF_INET6,
+    FAMILY,
     NLM_F_CREATE,
     NLM_F_REPLACE,
     NTF_SELF,
@@ -38,15 +37,12 @@ from cni_py.netlink.constants import (
     RTN_UNICAST,
 )
 
-Address = IPv4Address | IPv6Address
-
-_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _ABSENT = frozenset((ENOENT, ENODEV))
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A permanent ARP or NDP entry: who asks for ``address`` on ``device`` is answered by the kernel with ``mac``."""
+    """A permanent ARP or NDP entry: the kernel resolves ``address`` on ``device`` to ``mac``."""
 
     device: str
     address: Address
@@ -58,7 +54,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """A permanent FDB entry: a frame to ``mac`` goes by VXLAN to the node ``remote``."""
+    """A permanent FDB entry: a frame to ``mac`` is sent by VXLAN to the node ``remote``."""
 
     device: str
     mac: str
@@ -70,45 +66,36 @@ class Forwarding:
 
 def list_neighbours(rtnl: nl.Rtnl, link: Link) -> set[Neighbour]:
     """The permanent entries of the link, of both families. Raises: KernelRefused."""
-    found = set()
-    for family, kind in ((AF_INET, IPv4Address), (AF_INET6, IPv6Address)):
-        question = _ndmsg(family) + attribute(_NDA_IFINDEX, pack("=i", link.ifindex))
-        for values in _dump(rtnl, ("ip", "neigh", "show", "dev", link.name), question, family, link.ifindex):
-            mac = values.get(_NDA_LLADDR)
-            if mac:
-                found.add(Neighbour(link.name, kind(values[_NDA_DST]), mac.hex(":")))
+    words, found = ("ip", "neigh", "show", "dev", link.name), set[Neighbour]()
+    for family in FAMILY.values():
+        entries = _dump(rtnl, words, link, {"family": family, "NDA_IFINDEX": link.ifindex})
+        found |= {Neighbour(link.name, ip_address(of["NDA_DST"]), of["NDA_LLADDR"]) for of in entries if of.get("NDA_LLADDR")}
     return found
 
 
 def list_forwarding(rtnl: nl.Rtnl, link: Link) -> set[Forwarding]:
     """The permanent FDB entries of a VXLAN device that lead to a node. Raises: KernelRefused."""
-    found = set()
-    question = _ndmsg(AF_BRIDGE, link.ifindex)
-    for values in _dump(rtnl, ("bridge", "fdb", "show", "dev", link.name), question, AF_BRIDGE, link.ifindex):
-        remote = values.get(_NDA_DST)
-        if remote:
-            node = IPv4Address(remote) if len(remote) == 4 else IPv6Address(remote)
-            found.add(Forwarding(link.name, values[_NDA_LLADDR].hex(":"), node))
-    return found
+    entries = _dump(rtnl, ("bridge", "fdb", "show", "dev", link.name), link, {"family": AF_BRIDGE, "ifindex": link.ifindex})
+    return {Forwarding(link.name, of["NDA_LLADDR"], ip_address(of["NDA_DST"])) for of in entries if of.get("NDA_DST")}
 
 
 def replace_neighbours(rtnl: nl.Rtnl, items: Iterable[Neighbour]) -> list[Refusal[Neighbour]]:
-    """Make the entries, or give those that are there this MAC address."""
+    """Create the entries, or set the MAC address of existing ones."""
     return change_many(rtnl, ("ip", "neigh", "replace"), items, lambda item, index: (_neighbour(item, index), *_REPLACE))
 
 
 def delete_neighbours(rtnl: nl.Rtnl, items: Iterable[Neighbour]) -> list[Refusal[Neighbour]]:
-    """Absence is success."""
+    """Delete the entries; absence is success."""
     return change_many(rtnl, ("ip", "neigh", "del"), items, lambda item, index: (_neighbour(item, index), *_DELETE), _ABSENT)
 
 
 def replace_forwarding(rtnl: nl.Rtnl, items: Iterable[Forwarding]) -> list[Refusal[Forwarding]]:
-    """Make the entries; where the MAC address leads elsewhere, it leads here from now on."""
+    """Create the entries; an existing one for the MAC address is replaced."""
     return change_many(rtnl, ("bridge", "fdb", "replace"), items, lambda item, index: (_forwarding(item, index), *_REPLACE))
 
 
 def delete_forwarding(rtnl: nl.Rtnl, items: Iterable[Forwarding]) -> list[Refusal[Forwarding]]:
-    """Absence is success; an entry that leads to another node stays."""
+    """Delete the entries; absence is success; an entry for another node is kept."""
     return change_many(rtnl, ("bridge", "fdb", "del"), items, lambda item, index: (_forwarding(item, index), *_DELETE), _ABSENT)
 
 
@@ -116,38 +103,28 @@ _REPLACE = (RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)
 _DELETE = (RTM_DELNEIGH, 0)
 
 
-def _ndmsg(family: int, ifindex: int = 0, state: int = 0, flags: int = 0, kind: int = 0) -> bytes:
-    """``struct ndmsg``."""
-    return pack("=BxHiHBB", family, 0, ifindex, state, flags, kind)
-
-
 def _neighbour(item: Neighbour, ifindex: int) -> bytes:
-    family = AF_INET if item.address.version == 4 else AF_INET6
-    header = _ndmsg(family, ifindex, NUD_PERMANENT, 0, RTN_UNICAST)
-    return header + attribute(_NDA_DST, item.address.packed) + attribute(_NDA_LLADDR, _octets(item.mac))
+    header = {"family": FAMILY[item.address.version], "ifindex": ifindex, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
+    return encode("ndmsg", header | {"NDA_DST": item.address.packed, "NDA_LLADDR": item.mac})
 
 
 def _forwarding(item: Forwarding, ifindex: int) -> bytes:
-    header = _ndmsg(AF_BRIDGE, ifindex, NUD_PERMANENT, NTF_SELF)
-    return header + attribute(_NDA_DST, item.remote.packed) + attribute(_NDA_LLADDR, _octets(item.mac))
+    header = {"family": AF_BRIDGE, "ifindex": ifindex, "state": NUD_PERMANENT, "flags": NTF_SELF}
+    return encode("ndmsg", header | {"NDA_DST": item.remote.packed, "NDA_LLADDR": item.mac})
 
 
-def _octets(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
-
-
-def _dump(rtnl: nl.Rtnl, words: tuple[str, ...], question: bytes, family: int, ifindex: int) -> list[dict[int, bytes]]:
-    """The attributes of each permanent entry; a kernel without IPv6 has none of it."""
+def _dump(rtnl: nl.Rtnl, words: tuple[str, ...], link: Link, question: Message) -> list[Message]:
+    """Return the permanent entries of a link; none of IPv6 with a kernel without it."""
     with nl.question(*rtnl.enter, *words):
         try:
-            answers = rtnl.dump(question, RTM_GETNEIGH)
+            answers = rtnl.dump(encode("ndmsg", question), RTM_GETNEIGH)
         except nl.NetlinkError as error:
             if error.errno not in (EAFNOSUPPORT, EOPNOTSUPP, ENODEV):
                 raise
             return []
-    found = []
-    for answer in answers:
-        of_family, of_link, state = unpack_from("=BxxxiH", answer)
-        if of_family == family and of_link == ifindex and state & NUD_PERMANENT:
-            found.append(dict(attributes(answer[12:])))
-    return found
+    entries = [decode("ndmsg", answer) for answer in answers]
+    return [of for of in entries if _is_of(of, link, question["family"])]
+
+
+def _is_of(entry: Message, link: Link, family: int) -> bool:
+    return entry["family"] == family and entry["ifindex"] == link.ifindex and bool(entry["state"] & NUD_PERMANENT)

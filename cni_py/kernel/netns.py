@@ -1,6 +1,6 @@
 """Network namespaces: open one, run something inside one.
 
-A thread that entered a namespace must end there: it is never used again, so no thread of ours
+A thread that entered a namespace must end there: it is never reused, so none of our threads
 can be left inside a sandbox (``setns`` is per thread).
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _libc: Any = None
 CLONE_NEWNET = 0x40000000
-NS_GET_NSTYPE = 0xB703  # ioctl: answers the CLONE_NEW… flag of the namespace's kind (linux/nsfs.h)
+NS_GET_NSTYPE = 0xB703  # ioctl: returns the CLONE_NEW… flag of the namespace's kind (linux/nsfs.h)
 
 
 class NetNS:
@@ -41,13 +41,13 @@ class NetNS:
 
     @property
     def enter(self) -> tuple[str, ...]:
-        """The words that a person puts before a command to run it inside."""
+        """Command prefix that runs a command inside."""
         return "nsenter", f"--net={self.path}"
 
     def run(self, function: Callable[[], T]) -> T:
         """Call the function in a short-lived thread inside the namespace; its error is raised here.
 
-        Raises: OSError where the namespace cannot be entered.
+        Raises: OSError if the namespace cannot be entered.
         """
         outcome: list[tuple[T | None, BaseException | None]] = []
         done = allocate_lock()
@@ -59,7 +59,7 @@ class NetNS:
                 journal.use(ours)
                 setns(self.fd, CLONE_NEWNET)
                 outcome.append((function(), None))
-            except BaseException as error:  # noqa: BLE001 — handed over to the caller's thread
+            except BaseException as error:  # noqa: BLE001 — passed to the caller's thread
                 outcome.append((None, error))
             finally:
                 done.release()
@@ -73,10 +73,10 @@ class NetNS:
 
 
 def open_sandbox(path: str, may_be_host: bool = False, fd: int = -1) -> NetNS:
-    """Open the namespace that CNI_NETNS names, or a copy of ``fd`` where somebody opened it before.
+    """Open the namespace of CNI_NETNS, or a copy of ``fd`` if the client opened it.
 
-    Raises: SandboxGone where there is none any more; InvalidNetNS where it is no network namespace,
-    or our own and not ``may_be_host``: a plugin that took the host for a sandbox would break it.
+    Raises: SandboxGone if it no longer exists; InvalidNetNS if it is not a network namespace,
+    or our own and not ``may_be_host``: a plugin that used the host as sandbox would break it.
     """
     from fcntl import ioctl
 
@@ -93,9 +93,9 @@ def open_sandbox(path: str, may_be_host: bool = False, fd: int = -1) -> NetNS:
     netns = NetNS(path, fd)
     if not is_netns:
         posix.close(fd)
-        if status.st_size == 0:  # what is left of `ip netns add` when its mount has gone
-            raise SandboxGone(f'failed to open netns "{path}"', "it is an empty file: the namespace has gone")
-        raise InvalidNetNS(f'failed to open netns "{path}"', "it is not a network namespace", f"see what it is: ls -l {path}")
+        if status.st_size == 0:  # left by `ip netns add` after an unmount
+            raise SandboxGone(f'failed to open netns "{path}"', "it is an empty file: the namespace was deleted")
+        raise InvalidNetNS(f'failed to open netns "{path}"', "it is not a network namespace", f"look at it: ls -l {path}")
     own = posix.stat("/proc/self/ns/net")
     if (status.st_dev, status.st_ino) == (own.st_dev, own.st_ino) and not may_be_host:
         posix.close(fd)
@@ -121,7 +121,7 @@ def setns(fd: int, kind: int) -> None:
 
 
 def open_in(netns: NetNS, and_do: Callable[[], object] = lambda: None) -> Rtnl:
-    """A socket of another namespace: it is opened inside and used from outside. Raises: KernelRefused.
+    """Open a socket of another namespace: it is opened inside and used from outside. Raises: KernelRefused.
 
     ``and_do`` is called by the thread that is inside.
     """

@@ -1,4 +1,4 @@
-"""Kernel parameters under /proc/sys/net. Names have slashes, for an interface name may hold dots."""
+"""Kernel parameters under /proc/sys/net. Names have slashes, because an interface name may contain dots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read(name: str) -> str:
-    """The value of ``net/…``. Raises: KernelRefused, where there is none too."""
+    """Return the value of ``net/…``. Raises: KernelRefused, also if it does not exist."""
     try:
         fd = posix.open(f"/proc/sys/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
         try:
@@ -27,7 +27,7 @@ def read(name: str) -> str:
 def ensure(name: str, value: str, enter: Sequence[str] = ()) -> None:
     """Set ``net/…`` unless it has the value. Raises: KernelRefused.
 
-    The namespace is that of the calling thread; ``enter`` says in the journal how to get there.
+    The namespace is that of the calling thread; ``enter`` is its command prefix in the journal.
     """
     if read(name) != value:
         with step(*enter, "sysctl", "-w", f"{name}={value}"):
@@ -39,8 +39,8 @@ def ensure(name: str, value: str, enter: Sequence[str] = ()) -> None:
 
 
 def prefer(name: str, value: str, enter: Sequence[str] = ()) -> None:
-    """As :func:`ensure`, where it is only better so: a kernel without IPv6 or a read-only /proc/sys is noted."""
+    """Set it like :func:`ensure`, but only note a failure: a kernel without IPv6 or a read-only /proc/sys."""
     try:
         ensure(name, value, enter)
     except KernelRefused as error:
-        note(f"left {name} as it is: {error}")
+        note(f"{name} not changed: {error}")

@@ -1,7 +1,7 @@
-"""A TUN device: what the kernel sends over it this process reads, and what this process writes comes in by it.
+"""TUN devices: packets that the kernel sends over one are read by this process; what it writes is received by the kernel.
 
-It lives as long as its descriptor is open. One that another process deletes is opened again under the *same* descriptor number
-(dup2): a thread that polls or reads the number meanwhile never gets another file's bytes.
+A device exists as long as its descriptor is open. If another process deletes it, it is opened again under the *same* descriptor
+number (dup2): a thread that polls or reads the number in the meantime never gets the bytes of another file.
 
 Source: linux Documentation/networking/tuntap.rst.
 """
@@ -33,7 +33,7 @@ _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 
 
 class Tun:
-    """A :class:`~cni_py.kernel.device.Device`. ``fd``: its descriptor, not blocking; -1 before it is first made."""
+    """A :class:`~cni_py.kernel.device.Device`. ``fd``: its descriptor, non-blocking; -1 before it is first created."""
 
     def __init__(self, name: str, mtu: int) -> None:
         self.name, self.mtu, self.fd = name, mtu, -1
@@ -41,7 +41,7 @@ class Tun:
         self._is_closed = False
 
     def ensure(self, rtnl: Rtnl, warn: Callable[[str], None] = note) -> Link:  # noqa: ARG002 — nothing is recreated
-        """Open the device where it is missing, and give it its MTU. Raises: KernelRefused, NotAvailable."""
+        """Open the device if it is missing, and set its MTU. Raises: KernelRefused, NotAvailable."""
         with self._lock:
             if self._is_closed:
                 raise KernelRefused(f'"{self.name}" was closed', errno=ENODEV)
@@ -56,7 +56,7 @@ class Tun:
         return link.kind == "tun" and link.mtu == self.mtu and link.is_up
 
     def close(self) -> None:
-        """Delete the device, for good. Twice is fine."""
+        """Delete the device permanently. Twice is fine."""
         with self._lock:
             self._is_closed = True
             if self.fd >= 0:
@@ -73,8 +73,8 @@ class Tun:
 
 
 def open_tun(name: str) -> int:
-    """Create a TUN device; return its descriptor, not blocking: a read is a packet that the kernel sends over
-    the device, a write one that comes in. With the descriptor the device goes. Raises: KernelRefused, NotAvailable."""
+    """Create a TUN device. Returns: its descriptor, non-blocking: a read is a packet that the kernel sends over
+    the device, a write one that it receives. Closing it deletes the device. Raises: KernelRefused, NotAvailable."""
     with step("ip", "tuntap", "add", "dev", name, "mode", "tun"):
         try:
             fd = os.open(_TUN_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

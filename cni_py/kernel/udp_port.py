@@ -4,7 +4,7 @@
     owner_of(rtnl, 8472) -> 'the VXLAN device "cilium_vxlan"'
 
 How it works. The socket of a tunnel device belongs to no process, so VXLAN devices are searched first. Then /proc/net/udp
-says which sockets have the port, and /proc/PID/fd whose they are, as far as this process sees the others.
+lists the sockets with the port, and /proc/PID/fd their processes, as far as they are visible to this one.
 
 Source: linux drivers/net/vxlan/vxlan_core.c (vxlan_sock_add), Documentation/networking/proc_net_tcp.rst.
 """
@@ -46,7 +46,7 @@ def port_named(rtnl: Rtnl, device: str, port: int = 0, key: str = "Backend.Port"
 
 
 def owner_of(rtnl: Rtnl, port: int, but: str = "") -> str:
-    """The owner in words; ``but``: a device that is not meant."""
+    """Describe the owner; ``but``: a device to exclude."""
     for device in list_vxlans(rtnl):
         if device.port == port and device.name != but:
             return f'the VXLAN device "{device.name}"'

@@ -3,8 +3,8 @@
     WireGuardDevice(name, mtu, port, private_key, psk)      a Device; its set_peers(changed, gone) is by peer
     WireGuard()                                             the kernel's side of it
 
-The private key goes to the kernel, which answers with the public one, so no cryptography is needed here.
-No key but a public one is ever in the journal.
+The private key is sent to the kernel, which returns the public one, so no cryptography is needed here.
+Only public keys are ever in the journal.
 
 Source: linux include/uapi/linux/wireguard.h, Documentation/userspace-api/netlink/intro.rst (families).
 """
@@ -22,8 +22,15 @@ from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
 from cni_py.kernel.device import ensure_device
 from cni_py.kernel.features import missing
-from cni_py.netlink.attributes import attribute, attributes, nested
-from cni_py.netlink.constants import AF_INET, AF_INET6
+from cni_py.netlink.attributes import Message, decode, encode
+from cni_py.netlink.constants import (
+    FAMILY,
+    WG_CMD_GET_DEVICE,
+    WG_CMD_SET_DEVICE,
+    WGDEVICE_F_REPLACE_PEERS,
+    WGPEER_F_REMOVE_ME,
+    WGPEER_F_REPLACE_ALLOWEDIPS,
+)
 from cni_py.netlink.generic import Family
 from cni_py.netlink.socket import NetlinkError, question
 
@@ -35,20 +42,13 @@ if TYPE_CHECKING:
     from cni_py.netlink.socket import Rtnl
 
 KEY_BYTES = 32
-_GET_DEVICE, _SET_DEVICE = 0, 1
-_IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _FLAGS, _LISTEN_PORT, _PEERS = 2, 3, 4, 5, 6, 8
-_REPLACE_PEERS = 1
-_PEER_PUBLIC_KEY, _PEER_PRESHARED_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_ALLOWEDIPS = 1, 2, 3, 4, 5, 9
-_PEER_REMOVE, _PEER_REPLACE_ALLOWEDIPS = 1, 2
-_ALLOWED_FAMILY, _ALLOWED_IPADDR, _ALLOWED_CIDR_MASK = 1, 2, 3
 _CHUNK = 200
-"""Peers in one message: an attribute ends at 64 KiB, and a peer takes up to 250 bytes."""
-_FAMILY = {4: AF_INET, 6: AF_INET6}
+"""Peers in one message: an attribute has at most 64 KiB, and a peer up to 250 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A node: its key, where it listens, and the subnets that are sent to it and taken from it."""
+    """A node: its key, its endpoint, and the subnets that are sent to it and accepted from it."""
 
     public_key: bytes
     address: IPv4Address | IPv6Address
@@ -60,7 +60,7 @@ class Peer:
 class WireGuard:
     """The kernel's WireGuard, in the namespace of the calling thread. A context manager.
 
-    Raises: NotAvailable where the kernel has no WireGuard.
+    Raises: NotAvailable if the kernel has no WireGuard.
     """
 
     def __init__(self) -> None:
@@ -79,35 +79,36 @@ class WireGuard:
         self._netlink.close()
 
     def set_device(self, name: str, private_key: bytes, port: int) -> bytes:
-        """Give the device its key and port; answers its public key. Raises: KernelRefused."""
+        """Set the device's key and port. Returns: its public key. Raises: KernelRefused."""
         with step("wg", "set", name, "listen-port", str(port), "private-key", "/dev/stdin"):
-            self._change(name, attribute(_PRIVATE_KEY, private_key) + attribute(_LISTEN_PORT, pack("=H", port)))
+            self._change(name, {"WGDEVICE_A_PRIVATE_KEY": private_key, "WGDEVICE_A_LISTEN_PORT": port})
         with question("wg", "show", name, "public-key"):
-            answers = self._netlink.dump(_GET_DEVICE, attribute(_IFNAME, name))
+            answers = self._netlink.dump(encode("wgmsg", _message(WG_CMD_GET_DEVICE, name)))
         for answer in answers:
-            public_key = dict(attributes(answer)).get(_PUBLIC_KEY)
+            public_key: bytes | None = decode("wgmsg", answer).get("WGDEVICE_A_PUBLIC_KEY")
             if public_key:
                 return public_key
         raise KernelRefused(f'"{name}" has no public key')
 
     def set_peers(self, name: str, peers: Iterable[Peer], psk: bytes = b"", only: bool = False) -> None:
-        """Add these peers, or change those that have their key; ``only``: remove all others. Raises: KernelRefused."""
+        """Add these peers, or change those with the same keys; ``only``: remove all others. Raises: KernelRefused."""
         remaining = list(peers)
-        flags = attribute(_FLAGS, pack("=I", _REPLACE_PEERS)) if only else b""
+        flags = WGDEVICE_F_REPLACE_PEERS if only else 0
         while remaining or flags:
             chunk, remaining = remaining[:_CHUNK], remaining[_CHUNK:]
             with step("wg", "set", name, *(word for peer in chunk for word in _words(peer))):
-                self._change(name, flags + nested(_PEERS, b"".join(nested(0, peer_data(peer, psk)) for peer in chunk)))
-            flags = b""
+                peers_data = [peer_data(peer, psk) for peer in chunk]
+                self._change(name, {"WGDEVICE_A_FLAGS": flags or None, "WGDEVICE_A_PEERS": peers_data})
+            flags = 0
 
     def remove_peer(self, name: str, public_key: bytes) -> None:
-        """Absence is success. Raises: KernelRefused."""
-        data = attribute(_PEER_PUBLIC_KEY, public_key) + attribute(_PEER_FLAGS, pack("=I", _PEER_REMOVE))
+        """Remove a peer; absence is success. Raises: KernelRefused."""
+        peer = {"WGPEER_A_PUBLIC_KEY": public_key, "WGPEER_A_FLAGS": WGPEER_F_REMOVE_ME}
         with step("wg", "set", name, "peer", b64encode(public_key).decode(), "remove"):
-            self._change(name, nested(_PEERS, nested(0, data)))
+            self._change(name, {"WGDEVICE_A_PEERS": [peer]})
 
-    def _change(self, name: str, data: bytes) -> None:
-        self._netlink.change(_SET_DEVICE, attribute(_IFNAME, name) + data)
+    def _change(self, name: str, message: Message) -> None:
+        self._netlink.change(encode("wgmsg", _message(WG_CMD_SET_DEVICE, name) | message))
 
 
 class WireGuardDevice:
@@ -169,35 +170,38 @@ class WireGuardDevice:
         self._unsent.clear()
 
 
-def peer_data(peer: Peer, psk: bytes) -> bytes:
-    """The attributes of one peer; its allowed addresses take the place of those that it had."""
-    allowed = b"".join(
-        nested(
-            0,
-            attribute(_ALLOWED_FAMILY, pack("=H", _FAMILY[network.version]))
-            + attribute(_ALLOWED_IPADDR, network.network_address.packed)
-            + attribute(_ALLOWED_CIDR_MASK, pack("=B", network.prefixlen)),
-        )
+def _message(command: int, name: str) -> Message:
+    return {"cmd": command, "version": 1, "WGDEVICE_A_IFNAME": name}
+
+
+def peer_data(peer: Peer, psk: bytes) -> Message:
+    """Encode a peer; its allowed addresses replace the previous ones."""
+    allowed = [
+        {
+            "WGALLOWEDIP_A_FAMILY": FAMILY[network.version],
+            "WGALLOWEDIP_A_IPADDR": network.network_address.packed,
+            "WGALLOWEDIP_A_CIDR_MASK": network.prefixlen,
+        }
         for network in peer.allowed
-    )
-    return (
-        attribute(_PEER_PUBLIC_KEY, peer.public_key)
-        + (attribute(_PEER_PRESHARED_KEY, psk) if psk else b"")
-        + attribute(_PEER_FLAGS, pack("=I", _PEER_REPLACE_ALLOWEDIPS))
-        + attribute(_PEER_ENDPOINT, _socket_address(peer.address, peer.port))
-        + attribute(_PEER_KEEPALIVE, pack("=H", peer.keepalive_seconds))
-        + nested(_PEER_ALLOWEDIPS, allowed)
-    )
+    ]
+    return {
+        "WGPEER_A_PUBLIC_KEY": peer.public_key,
+        "WGPEER_A_PRESHARED_KEY": psk or None,
+        "WGPEER_A_FLAGS": WGPEER_F_REPLACE_ALLOWEDIPS,
+        "WGPEER_A_ENDPOINT": _socket_address(peer.address, peer.port),
+        "WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL": peer.keepalive_seconds,
+        "WGPEER_A_ALLOWEDIPS": allowed,
+    }
 
 
 def _socket_address(address: IPv4Address | IPv6Address, port: int) -> bytes:
     """``struct sockaddr_in`` or ``sockaddr_in6``."""
-    family = pack("=H", _FAMILY[address.version]) + pack("!H", port)
+    family = pack("=H", FAMILY[address.version]) + pack("!H", port)
     return family + address.packed + bytes(8) if address.version == 4 else family + bytes(4) + address.packed + bytes(4)
 
 
 def _words(peer: Peer) -> list[str]:
-    """As ``wg set`` takes it."""
+    """Return the arguments of ``wg set``."""
     where = f"[{peer.address}]" if peer.address.version == 6 else str(peer.address)
     words = ["peer", b64encode(peer.public_key).decode(), "endpoint", f"{where}:{peer.port}"]
     words += ["persistent-keepalive", str(peer.keepalive_seconds)] if peer.keepalive_seconds else []

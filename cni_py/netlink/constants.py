@@ -1,7 +1,7 @@
 """The kernel's numbers, each once, by the names of its headers.
 
 Source: linux include/uapi/linux: netlink.h, rtnetlink.h, if.h, if_link.h, if_addr.h, if_bridge.h, neighbour.h, genetlink.h,
-netfilter.h, netfilter/nfnetlink.h, netfilter/nf_tables.h, netfilter/nfnetlink_conntrack.h.
+wireguard.h, netfilter.h, netfilter/nfnetlink.h, netfilter/nf_tables.h, netfilter/nfnetlink_conntrack.h.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x8
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLMSGERR_ATTR_MSG = 1
-NLA_F_NESTED = 0x8000
 
 # ---- families ---------------------------------------------------------------------------------
 
 AF_INET, AF_BRIDGE, AF_INET6 = 2, 7, 10
+FAMILY = {4: AF_INET, 6: AF_INET6}
+"""Address family by IP version."""
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_BRIDGE, NFPROTO_IPV6 = 1, 2, 7, 10
 
 # ---- rtnetlink --------------------------------------------------------------------------------
@@ -57,6 +58,10 @@ NTF_SELF = 0x02
 # ---- generic netlink --------------------------------------------------------------------------
 
 GENL_ID_CTRL, CTRL_CMD_GETFAMILY = 16, 3
+
+WG_CMD_GET_DEVICE, WG_CMD_SET_DEVICE = 0, 1
+WGDEVICE_F_REPLACE_PEERS = 0x1
+WGPEER_F_REMOVE_ME, WGPEER_F_REPLACE_ALLOWEDIPS = 0x1, 0x2
 
 # ---- netfilter --------------------------------------------------------------------------------
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from struct import pack
-
-from cni_py.netlink.attributes import attribute, attributes, number
+from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, NETLINK_GENERIC
 from cni_py.netlink.socket import Netlink, new_socket
 
@@ -12,25 +10,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
-_CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 1, 2
-_GENLMSGHDR = 4
-
 
 class Family:
     """A socket for one family, in the namespace of the calling thread. A context manager.
 
-    Raises: NetlinkError, ENOENT where the kernel has no such family.
+    A message is a header (``struct genlmsghdr``) and attributes.
+
+    Raises: NetlinkError, ENOENT if the kernel has no such family.
     """
 
-    def __init__(self, name: str, version: int = 1) -> None:
-        self._version = version
+    def __init__(self, name: str) -> None:
+        question = encode("ctrlmsg", {"cmd": CTRL_CMD_GETFAMILY, "version": 1, "CTRL_ATTR_FAMILY_NAME": name})
         self._netlink = Netlink(new_socket(NETLINK_GENERIC))
         try:
-            answer = self._netlink.get(self._body(CTRL_CMD_GETFAMILY, attribute(_CTRL_ATTR_FAMILY_NAME, name)), GENL_ID_CTRL)
+            self._kind = decode("ctrlmsg", self._netlink.get(question, GENL_ID_CTRL))["CTRL_ATTR_FAMILY_ID"]
         except OSError:
             self._netlink.close()
             raise
-        self._kind = number(dict(attributes(answer[_GENLMSGHDR:]))[_CTRL_ATTR_FAMILY_ID])
 
     def __enter__(self) -> Family:
         return self
@@ -41,14 +37,10 @@ class Family:
     def close(self) -> None:
         self._netlink.close()
 
-    def change(self, command: int, attributes: bytes) -> None:
+    def change(self, message: bytes) -> None:
         """Send one command and wait for its acknowledgement. Raises: NetlinkError."""
-        self._netlink.change(self._body(command, attributes), self._kind)
+        self._netlink.change(message, self._kind)
 
-    def dump(self, command: int, attributes: bytes) -> list[bytes]:
-        """Ask for all objects; returns the attributes of each. Raises: NetlinkError."""
-        return [body[_GENLMSGHDR:] for body in self._netlink.dump(self._body(command, attributes), self._kind)]
-
-    def _body(self, command: int, attributes: bytes) -> bytes:
-        """``struct genlmsghdr``, attributes."""
-        return pack("=BBH", command, self._version, 0) + attributes
+    def dump(self, question: bytes) -> list[bytes]:
+        """Return all objects. Raises: NetlinkError."""
+        return self._netlink.dump(question, self._kind)

@@ -1,8 +1,8 @@
-"""What others change: rtnetlink's notifications, as the kinds of things that changed.
+"""Watch rtnetlink for changes by other processes; reports which object types changed.
 
-The kernel says which object changed, not what it should be; so who waits here looks again (wanted minus
-actual). Bursts are taken together. What does not fit into the socket's buffer is lost, and the kernel says
-so: then everything may have changed.
+The kernel reports which object changed, not what it should be; so the caller reads it again and compares it (desired minus
+actual). Bursts are combined. What does not fit into the socket's buffer is lost, and the kernel reports
+that: then everything may have changed.
 
     with Watch(kinds=("link", "addr", "route", "neigh"), devices=("flannel.1", "eth0"), ignoring=rtnl) as watch:
         watch.wait(timeout_seconds) -> set[str]       of "link", "addr", "route", "neigh"; empty after the time
@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from _socket import if_nameindex
 from collections.abc import Collection
-from struct import unpack_from
 from time import monotonic
 from types import TracebackType
 
-from cni_py.netlink.attributes import attributes, text_of
+from cni_py.netlink.attributes import decode, decode_header
 from cni_py.netlink.constants import (
     NETLINK_ROUTE,
     RT_TABLE_MAIN,
@@ -37,12 +36,12 @@ from cni_py.netlink.constants import (
     RTMGRP_LINK,
     RTMGRP_NEIGH,
 )
-from cni_py.netlink.socket import Listener, Message, Rtnl, question
+from cni_py.netlink.socket import Listener, Notification, Rtnl, question
 
 LINK, ADDR, ROUTE, NEIGH = "link", "addr", "route", "neigh"
 KINDS = (LINK, ADDR, ROUTE, NEIGH)
 SETTLE_SECONDS = 0.02
-"""Changes come in bursts: after the first, this long is listened for more."""
+"""Time to wait for more changes after the first: they come in bursts."""
 BUFFER_BYTES = 1 << 20
 
 _GROUPS = {
@@ -61,17 +60,16 @@ _KIND_OF = {
     RTM_NEWNEIGH: NEIGH,
     RTM_DELNEIGH: NEIGH,
 }
-_IFLA_IFNAME = 3
 
 
 class Watch:
-    """A netlink socket that gets the notifications of the namespace it is opened in.
+    """Netlink socket that receives the notifications of the namespace in which it is opened.
 
     Args:
-        kinds: what to hear of.
-        devices: names; of links, addresses and neighbours of others nothing is heard. Empty: of all.
-        ignoring: changes that are made through this socket are not heard of, but for those of an FDB:
-            the kernel does not say who made them.
+        kinds: object types to report.
+        devices: names; links, addresses and neighbours of other devices are ignored. Empty: all devices.
+        ignoring: changes made through this socket are ignored, except those of an FDB:
+            the kernel does not report which socket made them.
 
     Raises: KernelRefused.
     """
@@ -96,46 +94,48 @@ class Watch:
         self._listener.close()
 
     def fileno(self) -> int:
-        """For ``select``."""
+        """Return the descriptor, for ``select``."""
         return self._listener.fileno()
 
     def wait(self, timeout_seconds: float) -> set[str]:
-        """Wait until something changed, and a moment more; the kinds of what did, none after the time. Raises: OSError."""
+        """Wait for a change and a moment more. Returns: types of changed objects, none after the timeout. Raises: OSError."""
         until = monotonic() + timeout_seconds
         changed: set[str] = set()
         while True:
-            messages = self._listener.receive(max(until - monotonic(), 0.0))
-            if messages == []:
+            received = self._listener.receive(max(until - monotonic(), 0.0))
+            if received == []:
                 return changed
-            heard = set(self._kinds) if messages is None else self._heard(messages)
-            if heard and not changed:
+            kinds = set(self._kinds) if received is None else self._types(received)
+            if kinds and not changed:
                 until = monotonic() + SETTLE_SECONDS
-            changed |= heard
-            if monotonic() >= until:  # news may come without end
+            changed |= kinds
+            if monotonic() >= until:  # notifications may come without end
                 return changed
 
-    def _heard(self, messages: list[Message]) -> set[str]:
-        """The kinds of these messages that are asked for."""
-        heard = set()
-        for number, _, _, port, body in messages:
+    def _types(self, received: list[Notification]) -> set[str]:
+        """Return the requested types among these."""
+        kinds = set()
+        for number, port, body in received:
             kind = _KIND_OF.get(number)
             if kind and self._concerns(kind, number, body) and kind in self._kinds and port != self._own_port:
-                heard.add(kind)
-        return heard
+                kinds.add(kind)
+        return kinds
 
     def _concerns(self, kind: str, number: int, body: bytes) -> bool:
-        """Whether it is of the main table, or of one of the devices; which number has which name is learned from links."""
+        """Return whether it is of the main table, or of one of the devices; names of devices are learned from links."""
         if kind == ROUTE:
-            return body[4] == RT_TABLE_MAIN
+            return bool(decode_header("rtmsg", body)["table"] == RT_TABLE_MAIN)
         if not self._devices:
             return True
-        ifindex: int = unpack_from("=i", body, 4)[0]
-        if kind != LINK:
-            return ifindex in self._ifindexes
-        named = text_of(dict(attributes(body[16:])).get(_IFLA_IFNAME, b"")) in self._devices
+        if kind == ADDR:
+            return decode_header("ifaddrmsg", body)["index"] in self._ifindexes
+        if kind == NEIGH:
+            return decode_header("ndmsg", body)["ifindex"] in self._ifindexes
+        link = decode("ifinfmsg", body)
+        ifindex, named = link["index"], link.get("IFLA_IFNAME") in self._devices
         was_named = ifindex in self._ifindexes
         if named and number == RTM_NEWLINK:
             self._ifindexes.add(ifindex)
-        else:  # it has gone, or was renamed
+        else:  # it was deleted or renamed
             self._ifindexes.discard(ifindex)
         return named or was_named

@@ -2,7 +2,7 @@
 
 Closing a socket of this family waits until the kernel has freed what the last transactions deleted, 10 to 25 ms;
 so sockets are kept and reused. One belongs to the namespace of the thread that created it. Never use this over a
-``fork``. What is sent and returned follows ``struct nfgenmsg``: attributes. A kind is a subsystem and a message of it.
+``fork``. A message is a header (``struct nfgenmsg``) and attributes; a kind is a subsystem and a message of it.
 
 Source: linux/netfilter/nfnetlink.h, net/netfilter/nfnetlink.c.
 """
@@ -24,40 +24,39 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    Change = tuple[int, int, int, bytes]
-    """Kind, flags, family and attributes."""
+Change = tuple[bytes, int, int]
+"""Message, kind, flags."""
 
-_NFGENMSG = 4
 _idle: list[Netlink] = []
 
 
-def get(kind: int, family: int, attributes: bytes) -> bytes:
-    """Ask for one object. Raises: NetlinkError."""
+def get(kind: int, question: bytes) -> bytes:
+    """Return one object. Raises: NetlinkError."""
     with _borrowed() as netlink:
-        return netlink.get(_body(family, attributes), kind)[_NFGENMSG:]
+        return netlink.get(question, kind)
 
 
-def dump(kind: int, family: int, attributes: bytes) -> list[bytes]:
-    """Ask for all objects; read again where they changed meanwhile. Raises: NetlinkError."""
+def dump(kind: int, question: bytes) -> list[bytes]:
+    """Return all objects; reads again if they changed in between. Raises: NetlinkError."""
     with _borrowed() as netlink:
-        return [body[_NFGENMSG:] for body in netlink.dump(_body(family, attributes), kind)]
+        return netlink.dump(question, kind)
 
 
-def change(kind: int, family: int, attributes: bytes) -> None:
+def change(kind: int, message: bytes) -> None:
     """Send one change and wait for its acknowledgement. Raises: NetlinkError."""
     with _borrowed() as netlink:
-        netlink.change(_body(family, attributes), kind)
+        netlink.change(message, kind)
 
 
 def transact(subsystem: int, changes: Sequence[Change]) -> None:
     """Make all of these changes or none. Raises: NetlinkError, the first refusal."""
-    *others, (kind, flags, family, attributes) = changes
-    edge = _body(0, b"", subsystem)
+    *others, (message, kind, flags) = changes
+    edge = bytes((0, 0)) + subsystem.to_bytes(2, "big")  # struct nfgenmsg; res_id: the subsystem
     with _borrowed() as netlink:
         first = netlink.send(
             (edge, NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST),
-            *[(_body(family, attributes), kind, flags | NLM_F_REQUEST) for kind, flags, family, attributes in others],
-            (_body(family, attributes), kind, flags | NLM_F_REQUEST | NLM_F_ACK),
+            *[(message, kind, flags | NLM_F_REQUEST) for message, kind, flags in others],
+            (message, kind, flags | NLM_F_REQUEST | NLM_F_ACK),
             (edge, NFNL_MSG_BATCH_END, NLM_F_REQUEST),
         )
         last = first + len(changes)
@@ -66,11 +65,6 @@ def transact(subsystem: int, changes: Sequence[Change]) -> None:
                 raise_if_refused(answer, answer_flags, body)  # more may follow; no later request takes them for its own
                 if sequence == last:
                     return
-
-
-def _body(family: int, attributes: bytes, resource: int = 0) -> bytes:
-    """``struct nfgenmsg``, attributes; ``resource``: the subsystem of a batch."""
-    return bytes((family, 0, resource >> 8, resource & 0xFF)) + attributes
 
 
 class _borrowed:  # noqa: N801 — reads as a statement: with _borrowed() as netlink: …

@@ -1,7 +1,7 @@
-"""rtnetlink's notifications, message by message: what the kernel's tables lost and got, and which socket asked for it.
+"""rtnetlink's notifications, message by message: each entry that was added or deleted, and the socket that requested it.
 
-Subscribe before you read a table: what changes meanwhile is then either in what was read, or reported. What does not fit
-into the socket's buffer is lost, and the kernel says so: :class:`Overflow`. Then anything may have changed.
+Subscribe before reading a table: a change is then either in what was read, or reported. What does not fit into the socket's
+buffer is lost, and the kernel reports that: :class:`Overflow`. Then anything may have changed.
 
 Source: linux include/uapi/linux/rtnetlink.h (RTNLGRP_…).
 """
@@ -31,7 +31,10 @@ class Overflow(Exception):
 
 
 class Notifications:
-    """Those of links, addresses, routes, neighbours and FDBs, in the namespace of the calling thread. Raises: KernelRefused."""
+    """Notifications of links, addresses, routes, neighbours and FDBs, in the namespace of the calling thread.
+
+    Raises: KernelRefused.
+    """
 
     def __init__(self) -> None:
         with question("ip", "monitor"):
@@ -41,16 +44,15 @@ class Notifications:
         self._listener.close()
 
     def fileno(self) -> int:
-        """For ``select``."""
+        """Return the descriptor, for ``select``."""
         return self._listener.fileno()
 
     def read(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield what has come, without waiting: RTM_…, the port of the socket that asked for it, what follows the header.
+        """Yield what was received, without waiting: RTM_…, the port of the socket that requested it, the body.
 
-        The port is 0 where the kernel did it by itself, and for an FDB, where it does not say. Raises: Overflow; OSError.
+        The port is 0 if the kernel did it by itself, and for an FDB, of which it is unknown. Raises: Overflow; OSError.
         """
         while (messages := self._listener.receive(0.0)) != []:
             if messages is None:
                 raise Overflow
-            for kind, _, _, port, body in messages:
-                yield kind, port, body
+            yield from messages

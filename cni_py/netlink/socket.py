@@ -1,14 +1,14 @@
 """Netlink sockets, and the one loop that reads them: of route, netfilter and generic netlink, and of notifications.
 
-How it works. A :class:`Netlink` asks one thing at a time and reads until that is answered; a :class:`Listener` hears of
-what other processes change. A message is what follows its header (``struct nlmsghdr``): the family's own struct and
-attributes (``attributes.py``). Extended acknowledgements are on: the kernel says "Nexthop has invalid gateway" and not
-"Network is unreachable". Strict checking is on: dumps are filtered by the kernel.
+How it works. A :class:`Netlink` sends one request at a time and reads until its reply is complete; a :class:`Listener`
+receives notifications of changes by other processes. Messages are passed without their header (``struct nlmsghdr``): the
+family's own struct and attributes (``attributes.py``). Extended acknowledgements are on: the kernel returns "Nexthop has
+invalid gateway" instead of "Network is unreachable". Strict checking is on: dumps are filtered by the kernel.
 
 A dump of more than one datagram during which something was created or deleted may miss objects, long-lived ones
 too. The kernel marks it (NLM_F_DUMP_INTR), and it is read again.
 
-Nothing else creates or reads such a socket; tests/layers/test_netlink.py sees to it.
+Nothing else creates or reads such a socket; tests/layers/test_netlink.py checks that.
 
 Source: linux Documentation/userspace-api/netlink/intro.rst, net/netlink/af_netlink.c.
 """
@@ -44,32 +44,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-Message = tuple[int, int, int, int, bytes]
-"""Kind, flags, sequence, port, and what follows the header."""
 Request = tuple[bytes, int, int]
-"""What follows the header, kind, flags."""
+"""Message without its header, kind, flags."""
+Notification = tuple[int, int, bytes]
+"""Kind, port of the socket that requested the change, and message without its header."""
 ATTEMPTS = 5
-"""How often a dump is read that is interrupted each time."""
+"""Attempts to read a dump that is interrupted each time."""
 _BUFFER = 65536
 _AT_A_TIME = 128
-"""Changes in a datagram: were all refused, a socket's default buffer holds the answers."""
+"""Changes per datagram: if all are rejected, a socket's default buffer holds the replies."""
 _HEADER = Struct("=IHHII")
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request: ``errno``, and in ``strerror`` its words, extended if it gave some."""
+    """Rejection of a request by the kernel: ``errno``, and in ``strerror`` its message, extended if there is one."""
 
     hint = ""
 
 
 class DumpInterrupted(NetlinkError):
-    """Each attempt to read a list met a change to it."""
+    """Failure to read a list that changes during each attempt."""
 
-    hint = "something creates and deletes these all the time: try again; see what: ip monitor all, nft monitor"
+    hint = "another process keeps creating and deleting these: try again; find it with: ip monitor all, nft monitor"
 
 
 class question:  # noqa: N801 — reads as a statement: with question("ip", "link", "show", name):
-    """Something is asked, nothing changed: an ``OSError`` inside becomes ``KernelRefused`` with the command that asks it."""
+    """Query without a change: an ``OSError`` inside becomes ``KernelRefused`` with the equivalent command."""
 
     def __init__(self, *words: str) -> None:
         self.line = " ".join(words)
@@ -83,7 +83,7 @@ class question:  # noqa: N801 — reads as a statement: with question("ip", "lin
 
 
 def unreadable(message: str, error: OSError) -> KernelRefused:
-    """The error of a question to the kernel, with its words and what to do."""
+    """Return the error of a query to the kernel, with its message and a hint."""
     hint = error.hint if isinstance(error, NetlinkError) else ""
     return KernelRefused(message, error.strerror or str(error), hint, errno=error.errno or 0)
 
@@ -100,7 +100,7 @@ class Netlink:
 
     @property
     def is_strict(self) -> bool:
-        """Whether the kernel filters dumps, and answers for another namespace where it is asked for one (Linux 4.20)."""
+        """True if the kernel filters dumps, and supports queries for another namespace (Linux 4.20)."""
         try:
             return bool(self._socket.getsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK))
         except OSError:
@@ -113,16 +113,16 @@ class Netlink:
         return number
 
     def get(self, question: bytes, kind: int) -> bytes:
-        """Ask for one object; question and answer are what follows the header. Raises: NetlinkError."""
+        """Return one object; question and reply are messages without their header. Raises: NetlinkError."""
         sequence = self.send((question, kind, NLM_F_REQUEST))
         for answer, flags, _, body in self.answers(sequence, sequence):
             if answer == NLMSG_ERROR:
                 raise_if_refused(answer, flags, body)
             return body
-        raise AssertionError("answers never end")
+        raise AssertionError("the reply has no end")
 
     def dump(self, question: bytes, kind: int, containing: bytes = b"") -> list[bytes]:
-        """Ask for all objects; returns those with these bytes in them.
+        """Return all objects that contain these bytes.
 
         Raises: NetlinkError; DumpInterrupted after ``ATTEMPTS``.
         """
@@ -133,7 +133,7 @@ class Netlink:
         raise DumpInterrupted(EAGAIN, f"it changed while it was read, {ATTEMPTS} times")
 
     def _dump_once(self, question: bytes, kind: int, containing: bytes) -> list[bytes] | None:
-        """All objects; None where they changed while they were read."""
+        """Return all objects; None if they changed while they were read."""
         sequence = self.send((question, kind, NLM_F_REQUEST | NLM_F_DUMP))
         found: list[bytes] = []
         interrupted = 0
@@ -153,15 +153,15 @@ class Netlink:
     def change_all(self, *requests: Request) -> None:
         """Send changes in one datagram: a process that is killed has made all of them or none.
 
-        Raises: NetlinkError, the first refusal; those before and after it are done all the same.
+        Raises: NetlinkError, the first rejection; changes before and after it are still made.
         """
         for _, error in self._refusals([(message, kind, flags | NLM_F_ACK) for message, kind, flags in requests]):
             raise error
 
     def change_many(self, requests: Sequence[Request]) -> dict[int, NetlinkError]:
-        """Send any number of changes; returns the refusals by index.
+        """Send any number of changes. Returns: the rejections by index.
 
-        A refused one does not keep the others from being done. The kernel acknowledges what it refuses and
+        A rejected one does not prevent the others. The kernel acknowledges what it rejects and
         the last of a datagram, so that thousands take no longer than the kernel itself needs. Raises: OSError.
         """
         refused: dict[int, NetlinkError] = {}
@@ -172,7 +172,7 @@ class Netlink:
         return refused
 
     def _refusals(self, requests: Sequence[Request]) -> list[tuple[int, NetlinkError]]:
-        """Send changes, of which the last asks for an acknowledgement; the kernel takes them in their order."""
+        """Send changes, of which the last requests an acknowledgement; the kernel handles them in order."""
         first = self.send(*[(message, kind, flags | NLM_F_REQUEST) for message, kind, flags in requests])
         last = first + len(requests) - 1
         refused = []
@@ -186,7 +186,7 @@ class Netlink:
         return refused
 
     def send(self, *requests: Request) -> int:
-        """Send messages in one datagram; returns the first one's sequence number. Raises: OSError."""
+        """Send messages in one datagram. Returns: the first one's sequence number. Raises: OSError."""
         first = self._sequence + 1
         self._sequence += len(requests)
         frames = []
@@ -197,15 +197,15 @@ class Netlink:
         return first
 
     def answers(self, first: int, last: int) -> Iterator[tuple[int, int, int, bytes]]:
-        """Kind, flags, sequence and rest of what comes back to the requests of these numbers; the caller knows the end."""
+        """Yield kind, flags, sequence and body of the replies to requests of these numbers; the caller recognizes the end."""
         while True:
             for kind, flags, sequence, _, body in _messages(self._socket.recv(_BUFFER)):
-                if first <= sequence <= last:  # else it belongs to a request that was given up
+                if first <= sequence <= last:  # otherwise it belongs to an abandoned request
                     yield kind, flags, sequence, body
 
 
 class Rtnl(Netlink):
-    """An rtnetlink socket; ``enter`` are the words that a person puts before a command to run it in its namespace."""
+    """Rtnetlink socket; ``enter`` is the command prefix that runs a command in its namespace."""
 
     def __init__(self, sock: _socket.socket, enter: tuple[str, ...] = ()) -> None:
         super().__init__(sock)
@@ -219,7 +219,7 @@ class Rtnl(Netlink):
 
 
 class Listener:
-    """A socket that gets the notifications of ``groups``, a mask, in the namespace of the calling thread. Raises: OSError."""
+    """Socket that receives the notifications of ``groups``, a mask, in the namespace of the calling thread. Raises: OSError."""
 
     def __init__(self, protocol: int, groups: int, buffer_bytes: int = 0) -> None:
         self._socket = new_socket(protocol, groups)
@@ -239,17 +239,17 @@ class Listener:
         self._socket.close()
 
     def fileno(self) -> int:
-        """For ``select``."""
+        """Return the descriptor, for ``select``."""
         return self._socket.fileno()
 
-    def receive(self, timeout_seconds: float) -> list[Message] | None:
-        """The messages of one datagram: none after the time, None where some were lost and anything may have changed.
+    def receive(self, timeout_seconds: float) -> list[Notification] | None:
+        """Return those of one datagram: none after the timeout, None if some were lost and anything may have changed.
 
         Raises: OSError.
         """
         self._socket.settimeout(timeout_seconds)
         try:
-            return list(_messages(self._socket.recv(_BUFFER)))
+            return [(kind, port, body) for kind, _, _, port, body in _messages(self._socket.recv(_BUFFER))]
         except (TimeoutError, BlockingIOError):
             return []
         except OSError as error:
@@ -258,7 +258,8 @@ class Listener:
             return None
 
 
-def _messages(datagram: bytes) -> Iterator[Message]:
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Kind, flags, sequence, port and rest of each message."""
     at, end = 0, len(datagram) - _HEADER.size
     while at <= end:
         length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, at)
@@ -267,7 +268,7 @@ def _messages(datagram: bytes) -> Iterator[Message]:
 
 
 def raise_if_refused(kind: int, flags: int, body: bytes) -> None:
-    """Read the end of an answer, NLMSG_ERROR or NLMSG_DONE: 0 or a negative errno, then perhaps words. Raises: NetlinkError."""
+    """Check the end of a reply, NLMSG_ERROR or NLMSG_DONE: 0 or a negative errno, then perhaps text. Raises: NetlinkError."""
     number = -unpack_from("=i", body)[0] if len(body) >= 4 else 0
     if number > 0:
         words = _extended_words(kind, flags, body)

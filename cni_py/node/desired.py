@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import TYPE_CHECKING, Any
 
 from cni_py.kernel.neighbour import Forwarding, Neighbour
-from cni_py.kernel.routes import Route, blackhole
+from cni_py.kernel.route import Route, blackhole
 from cni_py.node.tables import TABLES, DeviceAddress, E, Entry, Sysctl, Table, table_of
 
 if TYPE_CHECKING:

@@ -38,10 +38,10 @@ def warning(text: str) -> None:
     _log("W", text)
 
 
-def warning_once(text: str, said: set[str]) -> None:
-    """For what is looked at again and again: not what is in ``said``, to which it is added."""
-    if text not in said:
-        said.add(text)
+def warning_once(text: str, seen: set[str]) -> None:
+    """Log a warning unless it is in ``seen``, to which it is added: for state that is checked again and again."""
+    if text not in seen:
+        seen.add(text)
         _log("W", text)
 
 

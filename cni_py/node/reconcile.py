@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py.errors import CniError, KernelRefused
 from cni_py.kernel.link import find_link, set_up
-from cni_py.kernel.routes import PROTOCOL, list_routes
+from cni_py.kernel.route import PROTOCOL, list_routes
 from cni_py.kernel.udp_port import port_named
 from cni_py.netlink.constants import RTPROT_KERNEL
 from cni_py.netlink.notifications import Notifications

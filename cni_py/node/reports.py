@@ -15,8 +15,8 @@ from struct import unpack_from
 from typing import TYPE_CHECKING, Any
 
 from cni_py.kernel.lookup import decode_neighbour, decode_route
-from cni_py.kernel.routes import PROTOCOL
-from cni_py.netlink.attributes import attributes, text_of
+from cni_py.kernel.route import PROTOCOL
+from cni_py.netlink.attributes import decode
 from cni_py.netlink.constants import (
     AF_BRIDGE,
     IFF_UP,
@@ -37,13 +37,13 @@ from cni_py.node.tables import FDB, NEIGHBOURS, ROUTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from cni_py.kernel.routes import Network, Route
+    from cni_py.kernel.address import Network
+    from cni_py.kernel.route import Route
     from cni_py.netlink.notifications import Notifications
     from cni_py.node.desired import Desired, Place
     from cni_py.node.tables import Entry, Table
 
 LINK, ADDR = "link", "addr"
-_IFLA_IFNAME = 3
 _TABLE_AT, _PROTOCOL_AT = 4, 5
 """In ``struct rtmsg``."""
 MOST = 16
@@ -193,8 +193,8 @@ class Reports:
             batch.emptied.add(name)
 
     def _link(self, is_new: bool, body: bytes) -> None:
-        ifindex, flags = unpack_from("=iI", body, 4)
-        name = text_of(dict(attributes(body[16:])).get(_IFLA_IFNAME, b""))
+        link = decode("ifinfmsg", body)
+        ifindex, flags, name = link["index"], link["flags"], link.get("IFLA_IFNAME", "")
         before = self.names.get(ifindex)
         is_down = body[0] != AF_BRIDGE and (not is_new or not flags & IFF_UP)
         if is_down and ifindex in self.connected.values():

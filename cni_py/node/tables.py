@@ -28,14 +28,14 @@ from cni_py.kernel.neighbour import (
     replace_forwarding,
     replace_neighbours,
 )
-from cni_py.kernel.routes import Route, delete_routes, replace_routes
+from cni_py.kernel.route import Route, delete_routes, replace_routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
     from ipaddress import IPv4Interface, IPv6Interface
 
+    from cni_py.kernel.address import Network
     from cni_py.kernel.link import Link
-    from cni_py.kernel.routes import Network
     from cni_py.netlink.socket import Rtnl
 
     AddressWithPrefix = IPv4Interface | IPv6Interface

@@ -16,15 +16,17 @@ from errno import ENOENT
 
 from cni_py import program
 from cni_py.errors import KernelRefused
-from cni_py.netlink.constants import NF_ACCEPT, NF_INET_POST_ROUTING
+from cni_py.netlink.constants import NF_ACCEPT, NF_DROP, NF_INET_FORWARD, NF_INET_POST_ROUTING
 from cni_py.packetfilter import forward_rules as rules
-from cni_py.packetfilter import iptables, libnftables, nfnetlink, nft_chains
+from cni_py.packetfilter import iptables, libnftables, nfnetlink
 from cni_py.packetfilter.forward_rules import Pair
 from cni_py.packetfilter.iptables import Iptables
+from cni_py.packetfilter.nfnetlink import BaseChain
 
 FORWARDERS = ("ip filter FORWARD", "ip6 filter FORWARD")
 """iptables' own chains, as nft names them."""
-Written = list[nft_chains.RuleContent]
+_WITHOUT_DECISION = ("counter", "log")
+Written = list[nfnetlink.RuleContent]
 
 
 # ---- nftables ---------------------------------------------------------------------------------
@@ -32,10 +34,10 @@ Written = list[nft_chains.RuleContent]
 
 def is_current(pairs: Iterable[Pair], written: Written, *, random_fully: bool) -> bool:
     """Return True if our table holds what :func:`write` returned. Raises: KernelRefused."""
-    chain = nft_chains.find(rules.CHAIN)
+    chain = nfnetlink.base_chain(rules.CHAIN)
     if chain is None or (chain.hook, chain.priority, chain.policy) != _POSTROUTING:
         return False
-    if not nft_chains.is_awake_with(rules.TABLE, uses=1) or nft_chains.rules(*_OUR_CHAIN) != written:
+    if not nfnetlink.is_awake_with(rules.TABLE, uses=1) or nfnetlink.rule_contents(*_OUR_CHAIN) != written:
         return False
     # Another process may have changed the table between our writing and reading. The kernel numbers everything in a
     # table one by one: if all rules are ours, their handles directly follow the chain's.
@@ -51,7 +53,7 @@ def write(pairs: Iterable[Pair], *, random_fully: bool) -> Written:
     """Replace the content of our table. Returns: its rules as the kernel holds them. Raises: KernelRefused, NotAvailable."""
     with libnftables.borrowed() as handle:
         handle.run("; ".join(rules.nft_commands(pairs, random_fully=random_fully)))
-    return nft_chains.rules(*_OUR_CHAIN)
+    return nfnetlink.rule_contents(*_OUR_CHAIN)
 
 
 def delete_table(name: str) -> bool:
@@ -90,10 +92,10 @@ class ChainSlot:
         """A value that any change to both chains, or to the whole table, alters. None: unknown, with legacy iptables."""
         if self.tool.flavour != "-nft":
             return None
-        parent = nft_chains.find(f"{self.nft_table} {self.parent}")
+        parent = nfnetlink.base_chain(f"{self.nft_table} {self.parent}")
         if whole:
-            return parent, nft_chains.rules(self.nft_table)
-        return parent, [nft_chains.rules(self.nft_table, chain) for chain in (self.parent, self.chain)]
+            return parent, nfnetlink.rule_contents(self.nft_table)
+        return parent, [nfnetlink.rule_contents(self.nft_table, chain) for chain in (self.parent, self.chain)]
 
     def apply(self, wanted: Sequence[str], *, first: bool) -> bool:
         """Write the chain and the jump to it. Returns: whether they had to be changed. Raises: CniError."""
@@ -149,12 +151,25 @@ def tools_with_forward(version: int) -> list[Iptables]:
 
 
 def dropping_forwarders() -> list[str]:
-    """nftables chains that drop forwarded packets and cannot be overruled: all but those that iptables can change.
+    """nftables chains that drop forwarded packets, by policy or by a last rule without a condition, in words.
+
+    They cannot be overruled; those that iptables can change are left out.
 
     Raises: CniError.
     """
     excluded = [name for name, version in zip(FORWARDERS, (4, 6), strict=True) if is_installed(Iptables(version, "-nft"))]
-    return nft_chains.dropping_forwarders(excluded)
+    chains = [chain for chain in nfnetlink.base_chains(NF_INET_FORWARD) if chain.name not in excluded]
+    return [f'"{chain.name}" ({why})' for chain in chains if (why := _why_dropping(chain))]
+
+
+def _why_dropping(chain: BaseChain) -> str:
+    """Return the reason in words; "": it does not. Raises: KernelRefused, NotAvailable."""
+    if chain.policy == NF_DROP:
+        return "its policy is drop"
+    with libnftables.borrowed() as handle:
+        rules = handle.rules(chain.name)
+    last = [key for part in (rules[-1].get("expr", ()) if rules else ()) for key in part if key not in _WITHOUT_DECISION]
+    return f"its last rule is {last[0]}" if last in (["drop"], ["reject"]) else ""
 
 
 def present(masquerade_chain: str, forward_chain: str) -> list[ChainSlot]:

@@ -13,6 +13,8 @@ interfaces of one container on one network share a chain, and their jumps differ
 
 from __future__ import annotations
 
+from errno import EINVAL
+
 from cni_py import program
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.files import read
@@ -96,7 +98,7 @@ class Iptables(Value):
         with change:
             status, _, stderr = program.run_captured(argv, ("\n".join(lines) + "\n").encode())
             if status:
-                raise OSError(nfnetlink.EINVAL, f"{program.describe(status)}: {stderr}")
+                raise OSError(EINVAL, f"{program.describe(status)}: {stderr}")
 
 
 def add(owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network] = ()) -> None:

@@ -14,7 +14,7 @@ A context belongs to the network namespace of the thread that made it, and to on
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EPERM
+from errno import EACCES, ENOENT, EPERM
 
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import note, step
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, TypeVar
 
+    from cni_py.packetfilter.nfnetlink import Element
+
     T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
@@ -36,7 +38,7 @@ _JSON, _HANDLES, _TERSE = 16, 8, 1 << 11  # NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_
 def works() -> str:
     """Empty, or the reason why nftables cannot be used on this host.
 
-    Raises: KernelRefused for an error that may pass: no reason to go over to iptables, or to leave something behind.
+    Raises: KernelRefused for an error that may pass: no reason to fall back to iptables, or to leak anything.
     """
     number = nfnetlink.refusal()
     if number in nfnetlink.NO_NFTABLES:
@@ -53,7 +55,7 @@ def works() -> str:
 
 
 def deletable(name: str) -> bool:
-    """Whether there is something of this name that this host can change; what it cannot does not hold up a DEL.
+    """Return whether an object of this name exists that this host can change; one that it cannot must not block a DEL.
 
     Raises: KernelRefused.
     """
@@ -61,12 +63,12 @@ def deletable(name: str) -> bool:
         return False
     reason = works()
     if reason:
-        note(f'what may be in "{name}" stays there: {reason}')
+        note(f'"{name}" is not deleted, if it exists: {reason}')
     return not reason
 
 
 class Nft:
-    """A libnftables context. Raises: NotAvailable where the library cannot be loaded."""
+    """A libnftables context. Raises: NotAvailable if the library cannot be loaded."""
 
     def __init__(self) -> None:
         from ctypes import CDLL, c_char_p, c_uint, c_void_p
@@ -88,7 +90,7 @@ class Nft:
         self._library.nft_ctx_free(self._context)
 
     def _command(self, text: str, flags: int = 0) -> bytes:
-        """Raises: OSError with the library's first line."""
+        """Run commands. Raises: OSError with the first line of the library's error."""
         self._library.nft_ctx_output_set_flags(self._context, flags)
         failed = self._library.nft_run_cmd_from_buffer(self._context, text.encode(errors="surrogateescape"))
         output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
@@ -99,21 +101,21 @@ class Nft:
         return output
 
     def run(self, text: str) -> None:
-        """One transaction, one line of the journal. Raises: KernelRefused."""
+        """Run one transaction, as one line of the journal. Raises: KernelRefused."""
         with step("nft", *_words(text)):
             self._command(text)
 
     def read(self, text: str, flags: int = 0) -> bytes | None:
-        """The output of a ``list`` or ``get`` command; ``None`` where the thing is absent. Raises: KernelRefused."""
+        """Return the output of a ``list`` or ``get`` command; None if the object does not exist. Raises: KernelRefused."""
         try:
             return self._command(text, flags)
         except OSError as error:
-            if error.errno == nfnetlink.ENOENT:
+            if error.errno == ENOENT:
                 return None
             raise KernelRefused(f'could not read: "nft {text}"', error.strerror or "", errno=error.errno or 0) from error
 
     def list_json(self, text: str) -> list[dict[str, Any]]:
-        """The objects that a ``list`` command finds, rules with their handles; none where the thing is absent."""
+        """Return the objects of a ``list`` command, rules with their handles; empty if the object does not exist."""
         output = self.read(text, _JSON | _HANDLES)
         if not output:
             return []
@@ -127,7 +129,7 @@ class Nft:
         return [entry["rule"] for entry in self.list_json(f"list chain {chain}") if "rule" in entry]
 
     def rule_lines(self, chain: str) -> list[str] | None:
-        """The rules of ``family table chain`` as nft prints them; ``None``: there is no such chain."""
+        """The rules of ``family table chain`` as nft prints them; None if the chain does not exist."""
         output = self.read(f"list chain {chain}")
         if output is None:
             return None
@@ -146,7 +148,7 @@ class Nft:
 
 
 def _words(text: str) -> list[str]:
-    """The text as arguments of ``nft``: a list of commands is one word, a single command several."""
+    """Return the text as arguments of ``nft``: a list of commands is one word, a single command several."""
     if "; " in text:
         return [text]
     head, brace, tail = text.partition("{")
@@ -154,42 +156,47 @@ def _words(text: str) -> list[str]:
 
 
 def _number_in(line: str) -> int:
-    """The error number whose words are in the line; libnftables gives none."""
+    """Return the error number whose message is in the line; libnftables returns none."""
     from errno import EINVAL, errorcode
 
     return next((number for number in errorcode if posix.strerror(number) in line), EINVAL)
 
 
-def delete_elements(name: str, text_of: Callable[[bytes], str], doomed: Callable[[str], bool], holding: str = "") -> None:
-    """Delete elements of a set or map in one transaction; absence is success.
+def delete_elements(
+    names: Sequence[str], text_of: Callable[[bytes], str], selects: Callable[[str], bool], holding: str = ""
+) -> dict[str, list[Element]]:
+    """Delete elements of these sets and maps in one transaction; absence is success. Returns: what was deleted.
 
     Args:
-        text_of: an element's key in the language of nft.
-        doomed: asked with an element's comment; with ``holding`` only where that text is in it.
+        text_of: an element's key in the syntax of nft.
+        selects: called with an element's comment; with ``holding`` only if that text is in it.
     """
     for last_try in (False, True):
-        keys = [element.key for element in nfnetlink.elements(name, holding) if doomed(element.comment)]
+        found = {name: [of for of in nfnetlink.elements(name, holding) if selects(of.comment)] for name in names}
+        keys = {name: [of.key for of in some] for name, some in found.items() if some}
         if not keys:
-            return
+            break
+        commands = [f"delete element {name} {{ {', '.join(map(text_of, some))} }}" for name, some in keys.items()]
         try:
-            change({name: keys}, {}, f"delete element {name} {{ {', '.join(map(text_of, keys))} }}")
-            return
-        except KernelRefused as error:  # somebody may have flushed the ruleset since it was read
-            if error.errno != nfnetlink.ENOENT or last_try:
+            change(keys, {}, "; ".join(commands))
+            break
+        except KernelRefused as error:  # another process may have flushed the ruleset since it was read
+            if error.errno != ENOENT or last_try:
                 raise
+    return found
 
 
-def change(doomed: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[nfnetlink.Element]], text: str) -> None:
-    """Delete and add elements in one transaction without the library; ``text`` says it in the language of nft.
+def change(stale: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[Element]], text: str) -> None:
+    """Delete and add elements in one transaction without the library; ``text`` is the equivalent in nft's syntax.
 
-    Raises: KernelRefused, ENOENT where what is to go, a set or a chain is not there.
+    Raises: KernelRefused, ENOENT if an element to delete, a set or a chain does not exist.
     """
     with step("nft", *_words(text)):
-        nfnetlink.change_elements(doomed, wanted)
+        nfnetlink.change_elements(stale, wanted)
 
 
 def by_name(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
-    """What belongs to each set or map, for :func:`change`."""
+    """Group by set or map, for :func:`change`."""
     found: dict[str, list[T]] = {}
     for name, value in pairs:
         found.setdefault(name, []).append(value)
@@ -200,7 +207,7 @@ _idle: list[Nft] = []
 
 
 class borrowed:  # noqa: N801 — reads as a statement: with borrowed() as nft: …
-    """A context of the pool, made where none is idle. Raises: NotAvailable."""
+    """A context of the pool, created if none is idle. Raises: NotAvailable."""
 
     def __enter__(self) -> Nft:
         try:

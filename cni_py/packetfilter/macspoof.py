@@ -62,8 +62,7 @@ def delete(owner: Owner) -> None:
 
 
 def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> None:
-    for name in (CHECKED, ALLOWED):
-        libnftables.delete_elements(name, ruleset.port_text, selects, holding)
+    libnftables.delete_elements((CHECKED, ALLOWED), ruleset.port_text, selects, holding)
 
 
 def _delete_go_rules(owner: Owner) -> None:

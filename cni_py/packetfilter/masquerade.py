@@ -131,8 +131,7 @@ def delete(owner: Owner, addresses: Collection[Interface] = ()) -> None:
 
 def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> None:
     """Delete the elements of both maps whose comment ``selects`` returns True for."""
-    for name in MAPS:
-        libnftables.delete_elements(name, key_text, selects, holding)
+    libnftables.delete_elements(MAPS, key_text, selects, holding)
 
 
 def key_text(key: bytes) -> str:

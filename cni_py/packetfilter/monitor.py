@@ -1,9 +1,9 @@
-"""What others change in nftables: its notifications, for the tables that somebody looks after.
+"""Watch nftables for changes by other processes: notifications for the tables that the caller maintains.
 
-The kernel sends a message per object and, last of each transaction, who made it. iptables-nft changes
-nftables too; legacy iptables tells nobody. Every pod's ADD is heard here as well, so a message costs
-no more than a look at its table's name. What does not fit into the socket's buffer is lost, and the
-kernel says so: then anything may have changed.
+The kernel sends a message per object and, at the end of each transaction, the process that made it. iptables-nft changes
+nftables too; legacy iptables sends no notifications. Every pod's ADD is received here as well, so only the table's name
+of a message is read. What does not fit into the socket's buffer is lost, and the
+kernel reports that: then anything may have changed.
 
 Source: linux/netfilter/nf_tables.h; NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from time import monotonic
 
 from cni_py.errors import KernelRefused
-from cni_py.netlink.attributes import attributes, text_of
+from cni_py.netlink.attributes import Message, decode
 from cni_py.netlink.constants import (
     NETLINK_NETFILTER,
     NFNL_SUBSYS_NFTABLES,
@@ -24,18 +24,17 @@ from cni_py.netlink.constants import (
     NFPROTO_IPV6,
     NFT_MSG_NEWGEN,
 )
-from cni_py.netlink.socket import Listener, Message
+from cni_py.netlink.socket import Listener, Notification
 
 _NEWGEN = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
 _FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
 _BUFFER_BYTES = 1 << 20
-_NFGENMSG = 4
 
 
 class NftWatch:
-    """A netlink socket of the namespace it is opened in. Raises: KernelRefused.
+    """Netlink socket of the namespace in which it is opened. Raises: KernelRefused.
 
-    ``culprit``: who made the last change that :meth:`wait` answered to, in words; empty where that is not known.
+    ``culprit``: process that made the last change for which :meth:`wait` returned; empty if unknown.
     """
 
     def __init__(self, tables: Iterable[str]) -> None:
@@ -50,11 +49,11 @@ class NftWatch:
         self._listener.close()
 
     def fileno(self) -> int:
-        """For ``select``."""
+        """Return the descriptor, for ``select``."""
         return self._listener.fileno()
 
     def wait(self, seconds: float) -> bool:
-        """Whether one of the tables was changed, and all that is to be read was; False when the time has passed."""
+        """Wait for a change of one of the tables, and read all pending messages. Returns: False after the timeout."""
         until = monotonic() + seconds
         left = 0.0
         while not self._read(left):
@@ -64,41 +63,38 @@ class NftWatch:
         return True
 
     def _read(self, timeout_seconds: float) -> bool:
-        """Read all that is there, or comes first within this time: whether it concerns one of the tables."""
+        """Read pending messages, or the first within this time. Returns: whether they concern one of the tables."""
         concerns = in_this_transaction = False
-        while (messages := self._receive(timeout_seconds)) != []:
+        while (received := self._receive(timeout_seconds)) != []:
             timeout_seconds = 0.0
-            if messages is None:
+            if received is None:
                 self.culprit, concerns = "", True
                 continue
-            for kind, _, _, _, body in messages:
+            for kind, _, body in received:
                 if kind == _NEWGEN:
                     if in_this_transaction:
-                        self.culprit = _culprit(body[_NFGENMSG:])
+                        self.culprit = _culprit(decode("nft_gen_msg", body))
                     in_this_transaction = False
-                elif self._is_of_ours(body[0], body[_NFGENMSG:]):
+                elif self._is_of_ours(decode("nft_table_msg", body)):
                     concerns = in_this_transaction = True
         return concerns
 
-    def _receive(self, timeout_seconds: float) -> list[Message] | None:
-        """Raises: KernelRefused."""
+    def _receive(self, timeout_seconds: float) -> list[Notification] | None:
+        """Read one datagram. Raises: KernelRefused."""
         try:
             return self._listener.receive(timeout_seconds)
         except OSError as error:
             raise _refused(error) from error
 
-    def _is_of_ours(self, family: int, body: bytes) -> bool:
-        """Attribute 1 is the table's name in every message but NEWGEN."""
-        name = next((text_of(value) for kind, value in attributes(body) if kind == 1), "")
-        return f"{_FAMILIES.get(family, '')} {name}" in self._tables
+    def _is_of_ours(self, message: Message) -> bool:
+        """Return whether the message is of one of the tables: the table's name is the first attribute of all except NEWGEN."""
+        return f"{_FAMILIES.get(message['nfgen_family'], '')} {message.get('NFTA_TABLE_NAME', '')}" in self._tables
 
 
 def _refused(error: OSError) -> KernelRefused:
     return KernelRefused("nft monitor", error.strerror or "", errno=error.errno or 0)
 
 
-def _culprit(body: bytes) -> str:
-    """NFTA_GEN_PROC_PID 2, NFTA_GEN_PROC_NAME 3."""
-    parts = dict(attributes(body))
-    name, pid = text_of(parts.get(3, b"")), int.from_bytes(parts.get(2, b""), "big")
+def _culprit(generation: Message) -> str:
+    name, pid = generation.get("NFTA_GEN_PROC_NAME", ""), generation.get("NFTA_GEN_PROC_PID", 0)
     return f"{name} (process {pid})" if name else ""

@@ -11,9 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cni_py.kernel.link import Link
     from cni_py.kernel.netns import NetNS
     from cni_py.sweep.netns_paths import NetnsPaths
-    from cni_py.sweep.netns_scan import HostEnd, Reader
+    from cni_py.sweep.netns_scan import Reader
 
 
 class AddressScan:
@@ -70,7 +71,7 @@ class AddressScan:
             else:
                 self.faults.append(f'could not enter the network namespace "{name}": {error.strerror}')
 
-    def _scan_behind(self, reader: Reader, behind: dict[int, str], ends: list[HostEnd]) -> list[HostEnd]:
+    def _scan_behind(self, reader: Reader, behind: dict[int, str], ends: list[Link]) -> list[Link]:
         """Scan namespaces behind veths that /proc does not show. Returns: the ends whose namespace is not being deleted."""
         for number, name in behind.items():
             self._check_time()

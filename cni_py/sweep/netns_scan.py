@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import posix
 from errno import EINVAL, ENOENT, ESRCH
-from struct import pack, unpack_from
 
+from cni_py.kernel.address import dump_addresses, local_address
+from cni_py.kernel.link import Link, link_of
 from cni_py.kernel.netns import CLONE_NEWNET, NS_GET_NSTYPE, NetNS, setns
-from cni_py.netlink.attributes import attribute, attributes, text_of
-from cni_py.netlink.constants import RTEXT_FILTER_SKIP_STATS, RTM_GETADDR, RTM_GETLINK, RTM_GETNSID
+from cni_py.netlink.attributes import decode, encode
+from cni_py.netlink.constants import RTEXT_FILTER_SKIP_STATS, RTM_GETLINK, RTM_GETNSID
 from cni_py.netlink.socket import Netlink, new_socket
-from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from types import TracebackType
 
 CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
@@ -31,20 +31,7 @@ FIRST_INODE = 0xF0000000
 """Namespaces other than the first ones have no smaller inodes (PROC_DYNAMIC_FIRST)."""
 DYING = -1
 """The number of a namespace that is being taken down."""
-_IFLA_ADDRESS, _IFLA_NAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_NETNSID = 1, 3, 5, 18, 20, 29, 37
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_TARGET_NETNSID = 1, 2, 10
-_NETNSA_NSID, _NETNSA_FD = 1, 3
 _COPIES = 4
-
-
-class HostEnd(Value):
-    """A veth of this namespace; ``nsid`` numbers the namespace of its other end, None: it is in this one."""
-
-    name: str
-    ifindex: int
-    alias: str
-    peer: int
-    nsid: int | None
 
 
 class Reader:
@@ -60,19 +47,16 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._netlink.close()
 
-    def host_ends(self) -> list[HostEnd]:
+    def host_ends(self) -> list[Link]:
         """The veths of this namespace. Raises: OSError."""
-        body = pack("=BxHiII", 0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, pack("=I", RTEXT_FILTER_SKIP_STATS))
-        return [
-            end
-            for answer in self._netlink.dump(body, RTM_GETLINK, containing=b"veth")
-            if (end := _host_end(answer)) is not None
-        ]
+        question = encode("ifinfmsg", {"IFLA_EXT_MASK": RTEXT_FILTER_SKIP_STATS})
+        links = [link_of(answer) for answer in self._netlink.dump(question, RTM_GETLINK, containing=b"veth")]
+        return [link for link in links if link.kind == "veth"]
 
     def number_of(self, netns_fd: int) -> int | None:
         """The number that this namespace has for another one, None where it has none. Raises: OSError."""
-        answer = self._netlink.get(pack("=B3x", 0) + attribute(_NETNSA_FD, pack("=I", netns_fd)), RTM_GETNSID)
-        number = unpack_from("=i", dict(attributes(answer[4:]))[_NETNSA_NSID])[0]
+        answer = self._netlink.get(encode("nsidmsg", {"NETNSA_FD": netns_fd}), RTM_GETNSID)
+        number: int = decode("nsidmsg", answer)["NETNSA_NSID"]
         return number if number >= 0 else None
 
     def addresses(self, nsid: int | None = None) -> list[tuple[int, bytes]]:
@@ -80,12 +64,9 @@ class Reader:
 
         Without those that every namespace has: loopback and link-local. Raises: OSError.
         """
-        body = pack("=BBBBI", 0, 0, 0, 0, 0)
-        if nsid is not None:
-            if not self.is_strict:  # before Linux 4.20 it returns those of this one, whichever is asked for
-                raise OSError(EINVAL, "this kernel does not list addresses of other namespaces")
-            body += attribute(_IFA_TARGET_NETNSID, pack("=i", nsid))
-        found = map(_address, self._netlink.dump(body, RTM_GETADDR))
+        if nsid is not None and not self.is_strict:  # before Linux 4.20 it returns those of this one, whichever is asked for
+            raise OSError(EINVAL, "this kernel does not list addresses of other namespaces")
+        found = [(of["index"], local_address(of)) for of in dump_addresses(self._netlink, IFA_TARGET_NETNSID=nsid)]
         return [(ifindex, address) for ifindex, address in found if not _is_everywhere(address)]
 
 
@@ -215,28 +196,6 @@ def _leave_shared_root() -> None:
     if libc.unshare(CLONE_FS) != 0:
         number = ctypes.get_errno()
         raise OSError(number, posix.strerror(number))
-
-
-def _host_end(answer: bytes) -> HostEnd | None:
-    """Behind ``struct ifinfomsg``; None where it is no veth."""
-    found: Mapping[int, bytes] = dict(attributes(answer[16:]))
-    kind = dict(attributes(found.get(_IFLA_LINKINFO, b""))).get(1, b"")
-    if text_of(kind) != "veth":
-        return None
-    nsid = found.get(_IFLA_NETNSID)
-    return HostEnd(
-        name=text_of(found[_IFLA_NAME]),
-        ifindex=unpack_from("=i", answer, 4)[0],
-        alias=text_of(found.get(_IFLA_ALIAS, b"")),
-        peer=unpack_from("=i", found[_IFLA_LINK])[0] if _IFLA_LINK in found else 0,
-        nsid=None if nsid is None else unpack_from("=i", nsid)[0],
-    )
-
-
-def _address(answer: bytes) -> tuple[int, bytes]:
-    """Behind ``struct ifaddrmsg``. Of a point-to-point link the address is the other end's, the local one ours."""
-    found = dict(attributes(answer[8:]))
-    return unpack_from("=I", answer, 4)[0], found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
 
 
 def _is_everywhere(address: bytes) -> bool:

@@ -71,7 +71,7 @@ def _remove_elements(stale: Sequence[Leftover], found: Sequence[Leftover]) -> li
         comments = {leftover.key for leftover in stale} - {leftover.key for leftover in staying}
         elements = nfnetlink.elements(stale[0].path) if of_set.after else []
         if comments:
-            libnftables.delete_elements(stale[0].path, of_set.key_text, comments.__contains__)
+            libnftables.delete_elements([stale[0].path], of_set.key_text, comments.__contains__)
     if of_set.after:
         of_set.after([element for element in elements if element.comment in comments])
     return [leftover for leftover in stale if leftover.key in comments]

@@ -32,7 +32,7 @@ def around_now(before: int, after: int) -> tuple[datetime, datetime]:
 
 @pytest.mark.parametrize("years", [0, 30])
 def test_valid_ones_say_nothing(tmp_path: Path, years: int) -> None:
-    """From 2050 on the year has four digits."""
+    """Dates after 2049 have a year with four digits."""
     pem = certificate(tmp_path, *around_now(-1, 1 + 365 * years))
     assert what_is_invalid(("a", pem), ("b", pem)) == what_is_invalid(NOTHING, NOTHING) == ""
 
@@ -57,7 +57,7 @@ def test_what_is_no_certificate_is_for_openssl_to_refuse(der: bytes) -> None:
     assert what_is_invalid(("a", pem), ("b", pem)) == ""
 
 
-def test_stamp_tells_of_every_way_to_replace_a_file(tmp_path: Path) -> None:
+def test_stamp_detects_every_way_to_replace_a_file(tmp_path: Path) -> None:
     file, other = tmp_path / "file", tmp_path / "other"
     seen = {stamp([str(file)])}
     file.write_text("one")

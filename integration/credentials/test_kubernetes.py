@@ -1,4 +1,4 @@
-"""How flanneld gets to a Kubernetes API: TLS, tokens, kubeconfigs, and programs that make credentials."""
+"""Access of flanneld to a Kubernetes API: TLS, tokens, kubeconfigs, and credential programs."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_client_certificate_expires_and_is_replaced(
 
 
 def test_kubeconfig_that_was_replaced_is_read_without_a_restart(tmp_path: Path) -> None:
-    """As kubeadm renews the certificate that is in it."""
+    """Replace it as kubeadm does to renew the certificate in it."""
     with ApiServer("first") as server:
         cluster = Cluster(server, tmp_path)
         store = cluster.connect(f"-kubeconfig-file={kubeconfig(tmp_path, {'server': server.url}, {'token': 'first'})}")
@@ -230,7 +230,11 @@ def test_program_makes_a_token_and_is_run_again_when_it_is_refused(tmp_path: Pat
     plugin.gives(version, token="first")
     with ApiServer("first") as server:
         cluster = Cluster(server, tmp_path)
-        more: dict[str, Any] = {"apiVersion": version, "args": ["get-token", "a b"], "env": [{"name": "WHO", "value": "me"}]}
+        more: dict[str, Any] = {
+            "apiVersion": version,
+            "args": ["get-token", "a b"],
+            "env": [{"name": "USERNAME", "value": "me"}],
+        }
         path = kubeconfig(tmp_path, {"server": server.url}, user_of("./bin/login", **more))
         store = cluster.connect(f"-kubeconfig-file={path}")
         store.acquire(network(CONFIG), OURS, None)
@@ -244,7 +248,7 @@ def test_program_makes_a_token_and_is_run_again_when_it_is_refused(tmp_path: Pat
         assert plugin.runs == 2
         store.close()
     assert (tmp_path / "words").read_text() == "get-token a b\n"
-    assert plugin.env()["WHO"] == "me"
+    assert plugin.env()["USERNAME"] == "me"
     assert json.loads(plugin.env()["KUBERNETES_EXEC_INFO"]) == {
         "kind": "ExecCredential",
         "apiVersion": version,
@@ -340,7 +344,7 @@ def test_program_that_is_not_there_is_said_with_how_to_get_it(tmp_path: Path) ->
 
 
 def assert_refused(folder: Path, user: dict[str, Any], words: str) -> None:
-    """By every call, and nothing is asked of the server."""
+    """Check that every call fails, and that none reaches the server."""
     with ApiServer() as server:
         store = Cluster(server, folder).connect(f"-kubeconfig-file={kubeconfig(folder, {'server': server.url}, user)}")
         with pytest.raises(Refused, match="of the kubeconfig gave no credentials") as caught:

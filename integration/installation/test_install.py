@@ -233,7 +233,7 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
     """The folder of units is one of the test's own."""
     script = tmp_path / "script"
     script.write_text(
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(ROOT)]!r}\n"
         "from pathlib import Path\n"
         "from test_install import Checkout, Prefix, UNITS, enable, files_in\n"
         f"prefix = Prefix.__new__(Prefix); prefix.no_units = (); prefix.path = Path({str(prefix.path)!r})\n"

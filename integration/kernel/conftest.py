@@ -1,4 +1,4 @@
-"""These tests need a kernel that has what they test: run.py starts one. Elsewhere pytest does not see them."""
+"""Keep pytest from collecting these tests elsewhere: they need a kernel that has what they test, as run.py starts one."""
 
 from __future__ import annotations
 

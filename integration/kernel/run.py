@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The tests of what the kernel here may lack, in two machines that have it, side by side. `make test-kernel` calls this.
+"""The tests of what the kernel here may lack, in two guests that have it, side by side. `make test-kernel` calls this.
 
-    run.py [uml|qemu] [--limit SECONDS] [PYTEST-ARGUMENT …]     (arguments take the place of the machine's list of tests)
+    run.py [uml|qemu] [--limit SECONDS] [PYTEST-ARGUMENT …]     (arguments take the place of the guest's list of tests)
 
     uml    user-mode Linux 6.1: bridge VLANs, vlan, ipvlan, vrf, dummy, ipip; of nftables it has the family `bridge` alone
     qemu   Debian's kernel under software emulation: WireGuard, and what needs nftables' family `inet`
 
-How it works. A machine is one process here; its root is this machine's file system, read-only. In it one pytest runs
-all of its list. Each line is shown as it comes, under the machine's name; the last one adds up both closing lines.
+How it works. A guest is one process here; its root is this machine's file system, read-only. In it one pytest runs
+all of its list. Each line is shown as it comes, under the guest's name; the last one adds up both closing lines.
 Where user-mode Linux does not start, its tests run in qemu.
 """
 
@@ -51,7 +51,7 @@ _lock = threading.Lock()
 
 
 @dataclass
-class Machine:
+class Guest:
     """``counts``: of pytest's closing line; empty where it never came to one."""
 
     name: str
@@ -62,7 +62,7 @@ class Machine:
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """Until its process ends, of itself or at the limit."""
+        """Run its process, to its end or to the limit."""
         command = uml_command(self.tests) if self.name == "uml" else qemu_command(self.tests)
         environment = os.environ | {"PATH": f"{BUILD / 'bin'}:{os.environ['PATH']}", "LIMIT": f"{self.limit:.0f}"}
         self.say(f"starts, with {' '.join(self.tests)}")
@@ -113,12 +113,12 @@ def uml_command(tests: list[str]) -> list[str]:
 
 def qemu_command(tests: list[str]) -> list[str]:
     (BUILD / "command").write_text(shlex.join(guest_command(str(BUILD / "linux"), tests)) + "\n")
-    machine = ["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", str(MEGABYTES)]
+    hardware = ["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", str(MEGABYTES)]
     console = ["-display", "none", "-monitor", "none", "-serial", "stdio", "-serial", f"file:{BUILD / 'console'}"]
     kernel = ["-kernel", str(BUILD / "linux" / "vmlinuz"), "-initrd", str(BUILD / "initramfs"), "-no-reboot"]
     kernel += ["-append", f"console=ttyS1 quiet panic=-1 checkout={CHECKOUT}"]
     files = ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
-    return ["qemu-system-x86_64", "-nic", "none", *machine, *console, *kernel, *files]
+    return ["qemu-system-x86_64", "-nic", "none", *hardware, *console, *kernel, *files]
 
 
 def uml_starts() -> bool:
@@ -126,19 +126,19 @@ def uml_starts() -> bool:
     return subprocess.run([UML, "true"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
 
 
-def planned(chosen: str, arguments: list[str], limit: float) -> list[Machine]:
-    """The machines, each with its tests."""
+def planned(chosen: str, arguments: list[str], limit: float) -> list[Guest]:
+    """The guests, each with its tests."""
     tests = {name: arguments or TESTS[name] for name in ([chosen] if chosen else TESTS)}
     if "uml" in tests and not uml_starts():
         print("user-mode Linux does not start here (uml.sh true): its tests run in qemu", flush=True)
         tests = {"qemu": [*dict.fromkeys(tests.get("qemu", []) + tests["uml"])]}
-    return [Machine(name, of_it, limit) for name, of_it in tests.items()]
+    return [Guest(name, of_it, limit) for name, of_it in tests.items()]
 
 
-def closing_line(machines: list[Machine], seconds: float) -> str:
-    """As pytest's."""
-    counts = sum((machine.counts for machine in machines), Counter())
-    lost = sum(not machine.counts for machine in machines)
+def closing_line(guests: list[Guest], seconds: float) -> str:
+    """Add up the counts, in the form of pytest's last line."""
+    counts = sum((guest.counts for guest in guests), Counter())
+    lost = sum(not guest.counts for guest in guests)
     counts["errors"] += counts.pop("error", 0) + lost
     kinds = [kind for kind in ("failed", "passed", "skipped", "deselected", "xfailed", "errors") if counts[kind]]
     words = ", ".join(f"{counts[kind]} {kind}" for kind in kinds) or "no tests ran"
@@ -147,20 +147,20 @@ def closing_line(machines: list[Machine], seconds: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("machine", nargs="?", default="")
+    parser.add_argument("guest", nargs="?", default="")
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS)
     options, arguments = parser.parse_known_args()
-    if options.machine and options.machine not in TESTS:
-        arguments, options.machine = [options.machine, *arguments], ""
+    if options.guest and options.guest not in TESTS:
+        arguments, options.guest = [options.guest, *arguments], ""
     began = time.monotonic()
-    machines = planned(options.machine, arguments, options.limit)
-    threads = [threading.Thread(target=machine.run) for machine in machines]
+    guests = planned(options.guest, arguments, options.limit)
+    threads = [threading.Thread(target=guest.run) for guest in guests]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    print(closing_line(machines, time.monotonic() - began), flush=True)
-    return 0 if all(machine.has_passed for machine in machines) else 1
+    print(closing_line(guests, time.monotonic() - began), flush=True)
+    return 0 if all(guest.has_passed for guest in guests) else 1
 
 
 if __name__ == "__main__":

@@ -122,8 +122,11 @@ def test_two_vlans_have_a_gateway_each_and_are_routed(host: Host) -> None:
 
 
 def test_masquerade_in_a_vlan(host: Host) -> None:
-    """Where bridged packets do not pass iptables: otherwise the frame from pod to gateway, both ports of the bridge, decides on
-    the NAT of its connection before it is routed, with the Go plugins as well."""
+    """Masquerade with net.bridge.bridge-nf-call-iptables off.
+
+    With it on, a frame from the pod's port to the gateway's passes POSTROUTING before it is routed, which decides the NAT of
+    its connection there.
+    """
     host.run("for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do [ ! -e $f ] || echo 0 >$f; done")
     outside, pod = host.netns("outside"), host.netns("c1")
     host.run("ip link add up0 type veth peer name eth0 netns outside; ip addr add 192.0.2.1/24 dev up0; ip link set up0 up")
@@ -202,7 +205,7 @@ CHANGES = {
 
 
 def test_check_sees_every_change_of_vlans(host: Host) -> None:
-    """Each change alone: CHECK passes before, and again when it is taken back."""
+    """Each change alone: CHECK passes before, and again when it is undone."""
     conf = in_vlan(100, vlanTrunk=[{"id": 7}], isGateway=True)
     pod = host.netns("c1")
     unseen = []

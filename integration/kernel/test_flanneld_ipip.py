@@ -108,7 +108,7 @@ def test_nodes_come_and_go(two: Net) -> None:
     content = two.read()
     content["leases"] = {key: lease for key, lease in content["leases"].items() if lease["PublicIP"] != third.address}
     two.write(content)
-    until(lambda: not set(gone) & first.routes().keys() | set(gone) & second.routes().keys(), "the routes are gone")
+    until(lambda: not set(gone) & first.routes().keys() | set(gone) & second.routes().keys(), "the routes are deleted")
     assert two.unreached() == []
 
 

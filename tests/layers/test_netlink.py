@@ -19,7 +19,7 @@ OTHER_SOCKETS: set[str] = set()
 
 
 def places(tree: ast.AST, name: str, family: bool) -> Iterator[str]:
-    """Where a file makes a netlink socket, or reads a socket at all where ``family`` says that it may only be one."""
+    """Yield places where a file creates a netlink socket, or reads any socket if ``family`` is set."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue

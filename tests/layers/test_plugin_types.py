@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 def mypy(tmp_path: Path) -> Callable[[str], str]:
-    """What mypy says of these lines, empty where it finds nothing."""
+    """Return mypy's output for these lines, empty without errors."""
 
     def run(lines: str) -> str:
         program = tmp_path / "program.py"

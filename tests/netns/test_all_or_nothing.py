@@ -34,7 +34,7 @@ def host(host: Host) -> Host:
 
 
 def names_the_line(reply: Reply, line: str) -> bool:
-    """Whether the error has the journal line in it; of a program that could not be started, its path."""
+    """Return whether the error contains the journal line; of a program that could not be started, its path."""
     program = line.rpartition(" | ")[2].split()[0] if " | " in line else line
     return line in words(reply) or program in words(reply)
 
@@ -52,7 +52,7 @@ def test_add_whose_result_cannot_be_said_in_its_version_leaves_nothing(host: Hos
 
 @pytest.mark.parametrize("conf", CONFS.values(), ids=CONFS.keys())
 def test_add_takes_everything_back_whichever_step_fails(host: Host, conf: dict[str, Any]) -> None:
-    """With another pod there, so that all that is shared is there, too."""
+    """Another pod exists, and with it all shared objects."""
     first, second = host.netns("c1"), host.netns("c2")
     add(host, conf, first)
     before = state(host, first, second)
@@ -127,7 +127,7 @@ def test_add_takes_back_what_was_done_though_the_answer_was_lost(host: Host, con
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 @pytest.mark.parametrize("conf", [FLANNEL, BRIDGE], ids=["flannel", "bridge"])
 def test_kernel_that_does_not_answer_a_question(host: Host, conf: dict[str, Any], verb: str) -> None:
-    """Reading fails: an error of the kernel, not a bug of ours, and nothing half done."""
+    """Reading fails: an error of the kernel, not an internal error, and nothing is left incomplete."""
     first, second = host.netns("c1"), host.netns("c2")
     add(host, conf, first)
     before = state(host, first, second)
@@ -172,7 +172,7 @@ def test_del_names_what_is_left_and_the_next_one_does_it(host: Host, conf: dict[
 
 
 def test_del_does_the_rest_when_one_thing_fails(host: Host) -> None:
-    """The veth cannot be deleted: all else has gone, and the saved configuration waits for the retry."""
+    """The veth cannot be deleted: all else is deleted, and the saved configuration is kept for the retry."""
     pod = host.netns("c1")
     for number in range(1, MAX_STEPS):
         result = add(host, FLANNEL, pod)
@@ -277,7 +277,7 @@ def test_read_only_disk(host: Host) -> None:
 
 @pytest.mark.parametrize("forwarding", [True, False])
 def test_read_only_sysctls(host: Host, forwarding: bool) -> None:
-    """Where forwarding is on already nothing has to be written that a pod could not do without."""
+    """Forwarding that is on already need not be written: nothing required fails."""
     pod = host.netns("c1")
     if forwarding:
         host.run("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")

@@ -309,7 +309,7 @@ def test_mac(host: Host, keys: dict[str, Any], args: str, wanted: str) -> None:
 
 
 def test_mac_of_args_without_ipam(host: Host) -> None:
-    """With IPAM it needs IgnoreUnknown: host-local gets the same CNI_ARGS, as with Go."""
+    """IPAM would require IgnoreUnknown: host-local gets the same CNI_ARGS, as with Go."""
     add(host, layer_2_conf(), pod := host.netns("c1"), args=f"MAC={MAC}")
     assert link(host, "eth0", pod)["address"] == MAC
 
@@ -506,7 +506,7 @@ VLANS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("adopted", [False, True], ids=["new", "adopted"])
 @pytest.mark.parametrize("keys", VLANS, ids=["vlan", "vlan-preserve", "trunk", "trunk-preserve"])
 def test_vlan(host: Host, keys: dict[str, Any], adopted: bool) -> None:
-    """Where the kernel filters no VLANs: a refusal that says so and leaves no bridge; else the port's VLANs."""
+    """A kernel without VLAN filtering: a clear error and no bridge; otherwise the port's VLANs."""
     pod = host.netns("c1")
     can = has_vlan_filtering(host)
     if adopted:
@@ -535,7 +535,7 @@ def test_vlan(host: Host, keys: dict[str, Any], adopted: bool) -> None:
 
 
 def test_preserve_default_vlan_alone_changes_nothing(host: Host) -> None:
-    """Two pods on a bridge that is there already: what the second one makes is what it makes without the key."""
+    """Two pods on an existing bridge: the second one's state is the same as without the key."""
     add(host, bridge_conf(), host.netns("c1"))
     made = []
     for keys in ({}, {"preserveDefaultVlan": True}):
@@ -574,7 +574,7 @@ def test_impossible_vlan_is_refused(host: Host, keys: dict[str, Any], named: str
 
 @pytest.fixture
 def outside(host: Host) -> Sandbox:
-    """A machine beyond the host, with routes back to the pods: it sees who sends. Its MAC address need not be asked for."""
+    """A machine beyond the host, with routes back to the pods: it sees the sender's address. Its MAC address need not be resolved."""
     machine = host.netns("outside")
     host.run(
         "ip link add out0 type veth peer name eth0 address 02:00:00:00:00:02 netns outside; ip link set out0 up;"
@@ -607,7 +607,7 @@ def test_without_masquerade_the_pods_address_is_seen(host: Host, outside: Sandbo
 
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
-def test_masquerade_spares_networks(host: Host, outside: Sandbox, backend: str) -> None:
+def test_masquerade_excludes_networks(host: Host, outside: Sandbox, backend: str) -> None:
     host.run("ip addr add 198.51.100.2/24 dev eth0", outside)
     host.run("ip addr add 198.51.100.1/24 dev out0")
     conf = bridge_conf(
@@ -616,7 +616,7 @@ def test_masquerade_spares_networks(host: Host, outside: Sandbox, backend: str) 
     result = add(host, conf, pod := host.netns("c1"))
     assert datagram(host, pod, outside, "198.51.100.2") == ips(result)[0]
     assert datagram(host, pod, outside, "fd00:2::2") == ips(result)[1]
-    assert datagram(host, pod, outside, "192.0.2.2") == "192.0.2.1", "what is not spared is masqueraded"
+    assert datagram(host, pod, outside, "192.0.2.2") == "192.0.2.1", "other networks are masqueraded"
 
 
 @pytest.mark.parametrize(("beyond", "own"), [("network", True), ("subnet", False)])

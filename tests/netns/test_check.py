@@ -1,4 +1,4 @@
-"""CHECK sees everything that ADD set: each thing taken away or altered is code 103, with what was expected and found."""
+"""CHECK sees everything that ADD set: each deleted or changed object is code 103, with expected and found."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_second_pod_does_not_disturb_the_first(host: Host) -> None:
     assert check(host, CONF, first, one).rc == check(host, CONF, second, two).rc == 0
 
 
-# --- one thing at a time ----------------------------------------------------------------------------------------------
+# --- one change at a time ---------------------------------------------------------------------------------------------
 
 Alter = Callable[[Host, Sandbox, dict[str, Any]], Any]
 
 
 def on_host(script: str) -> Alter:
-    """A script on the host; PORT stands for the host end."""
+    """Return a change by a script on the host; PORT is replaced by the host end."""
     return lambda host, pod, result: host.run(script.replace("PORT", result["interfaces"][1]["name"]))
 
 
@@ -241,7 +241,7 @@ def test_without_prev_result(host: Host) -> None:
 
 
 def test_later_plugin_may_change_mac_and_mtu(host: Host) -> None:
-    """As tuning does it: the kernel and prevResult say the same, the configuration something else."""
+    """Plugin tuning does this: kernel and prevResult agree, the configuration differs."""
     conf = bridge_conf(V4, isDefaultGateway=True, mtu=1400, runtimeConfig={"mac": MAC})
     result = add(host, conf, pod := host.netns("c1"))
     host.run("ip link set eth0 address 02:00:00:00:00:99 mtu 1280", pod)
@@ -251,7 +251,7 @@ def test_later_plugin_may_change_mac_and_mtu(host: Host) -> None:
 
 
 def test_later_plugin_may_change_routes(host: Host) -> None:
-    """As sbr does it: the default route moves to a table of its own."""
+    """Plugin sbr does this: the default route moves to a table of its own."""
     conf = bridge_conf(V4, isDefaultGateway=True)
     result = add(host, conf, pod := host.netns("c1"))
     host.run(

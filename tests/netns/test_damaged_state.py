@@ -1,7 +1,7 @@
 """A system call that fails, wherever in the chain; state files of every kind that are empty, cut, or rubbish.
 
 Faults of single steps of flannel and bridge are in test_all_or_nothing.py; here it is each system call that changes
-something, of flannel and portmap, of ADD, DEL and GC, that answers EIO, ENOMEM or ENOSPC (tests/support/kills.py).
+something, of flannel and portmap, of ADD, DEL and GC, that returns EIO, ENOMEM or ENOSPC (tests/support/kills.py).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fault(node: kills.Node, plugin: dict[str, Any], verb: str, killer: kills.Kil
     done = chain.call(plugin, verb, "c2", result, killer)
     at = f"{plugin['type']} {verb}, {done.at} fails with {errno.errorcode.get(killer.error)}"
     if (done.at or "").endswith(("exit_group", "/memfd:out (deleted)")):
-        pass  # nobody hears the answer
+        pass  # no process reads the reply
     elif b"Traceback" in done.err:
         wrong.append(f"{at}: {done.err.decode()}")
     elif done.status:
@@ -124,7 +124,7 @@ SAID = {
     "saved configuration": "is damaged and ignored",
     "record": "ignored a damaged record",
 }
-"""What the journal then says, where the damage makes a difference and can be told from a good file."""
+"""Message in the journal, if the damage matters and is distinguishable from a good file."""
 
 
 def ports(number: int) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def delete_chain(host: Host, number: int) -> None:
 
 
 def everything(host: Host) -> kills.State:
-    """As kills.state(): all but journals and what attachments share."""
+    """Return kills.state(): everything except journals and shared objects."""
     return host.do(kills.state)
 
 
@@ -168,13 +168,13 @@ def journals(host: Host) -> str:
 
 
 def without_damaged_reservation(state: kills.State) -> kills.State:
-    """That file is nobody's: DEL cannot know whose it was. It is free, and GC takes it away."""
+    """The file has no owner: DEL cannot identify it. The address is free, and GC removes the file."""
     return state | {"file": {path: text for path, text in state["file"].items() if path != PLACES["reservation"]}}
 
 
 @pytest.mark.parametrize(("kind", "how"), CASES)
 def test_damaged_file_holds_up_nothing(node: Host, kind: str, how: str) -> None:
-    """DEL takes the rest away, GC the file too; CHECK of another pod, and the next ADD, work; the journal tells of it."""
+    """DEL removes the rest, GC the file too; CHECK of another pod, and the next ADD, work; the journal has a note."""
     before = everything(node)
     for cleaner in ("DEL", "GC"):
         add_chain(node, 2)
@@ -204,7 +204,7 @@ def test_damaged_reservation_is_given_again(host: Host, how: str) -> None:
     host.write_subnet_env(f"FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={V4}.1/30\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n")
     host.write(f"/var/lib/cni/networks/cbr0/{V4}.2", "")
     host.path(f"/var/lib/cni/networks/cbr0/{V4}.2").write_bytes(DAMAGE[how](b"gone\r\neth0"))
-    if how == "cut":  # "gone\r": an old file of that container, not to be told from a good one
+    if how == "cut":  # "gone\r": an old file of that container, not distinguishable from a good one
         gc(host, FLANNEL)
     result = add(host, FLANNEL, host.netns("c1"))
     assert result["ips"][0]["address"] == f"{V4}.2/30"
@@ -242,7 +242,7 @@ def sweep_without_time(bin_dir: str) -> None:
 
 
 def test_first_call_of_a_boot_that_had_no_time_leaves_the_sweep_to_the_next(node: Host) -> None:
-    """A host has much to do after its start; what is not looked at then must not stay for ever."""
+    """A host is busy after its start; what is not checked then must not leak."""
     node.write(f"/var/lib/cni/networks/cbr0/{V4}.77", "gone\r\neth0")
     node.run(f"touch -d '10 minutes ago' /var/lib/cni/networks/cbr0/{V4}.77; rm /run/cni-py/boot-id")
     node.do(sweep_without_time, node.bin_dir)

@@ -26,7 +26,7 @@ def saved(host: Host, name: str = "c1") -> dict[str, Any]:
 
 
 def left(host: Host) -> dict[str, Any]:
-    """All that attachments have; empty when there is none."""
+    """Return all state of attachments; empty without any."""
     found = {
         "host ends": host.host_ends(),
         "files": [name for name in host.files("/var/lib/cni") if "last_reserved" not in name],
@@ -244,7 +244,7 @@ def test_delegate_that_failed_gets_a_del(host: Host, fake: dict[str, Any]) -> No
 
 
 def test_delegate_that_knows_no_such_version_may_refuse_both(host: Host, fake: dict[str, Any]) -> None:
-    """It has done nothing: the pod could never be deleted if a DEL that succeeds were waited for."""
+    """The delegate has done nothing: the pod could never be deleted if a DEL had to succeed."""
     host.write("/run/fake/fake", FAKE.replace('"code": 42', '"code": 1'))
     host.write("/run/fake/broken-ADD", "")
     host.write("/run/fake/broken-DEL", "")
@@ -255,7 +255,7 @@ def test_delegate_that_knows_no_such_version_may_refuse_both(host: Host, fake: d
 
 
 def test_delegate_whose_del_failed_too_gets_another_one(host: Host, fake: dict[str, Any]) -> None:
-    """What DEL goes by is kept then, and the first error is the answer."""
+    """The saved configuration is kept for DEL, and the first error is returned."""
     host.write("/run/fake/broken-ADD", "")
     host.write("/run/fake/broken-DEL", "")
     reply = host.call("flannel", "ADD", sandbox=(pod := host.netns("c1")), **fake)
@@ -290,7 +290,7 @@ def test_duplicate_add_is_refused_and_the_live_one_stays(host: Host) -> None:
 
 @pytest.mark.parametrize("plugin", ["flannel", "bridge"])
 def test_duplicate_add_with_another_namespace_is_refused_and_the_live_one_stays(host: Host, plugin: str) -> None:
-    """The same container and interface name, but a sandbox where that name is free: host-local says no."""
+    """Container and interface name are the same, but in that sandbox the name is free: host-local rejects it."""
     conf = FLANNEL if plugin == "flannel" else {
         "cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipMasq": True, "isGateway": True,
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}]]},
@@ -478,7 +478,7 @@ def test_gc_without_a_list_knows_a_path_that_was_given_again(host: Host) -> None
     add(host, FLANNEL, pod := host.netns("c1"))
     before = host.path(pod.path).stat().st_ino
     host.run(f"ip netns add spare; ip netns delete {pod.name}")
-    for number in range(50):  # the kernel gives the number of a namespace that has gone to the next one
+    for number in range(50):  # the kernel reuses the number of a deleted namespace
         if host.run(f"ip netns add n{number}; stat -c %i /run/netns/n{number}").strip() == str(before):
             break
     host.run("ip netns add c1")
@@ -495,7 +495,7 @@ def test_gc_without_a_list_leaves_live_pods_alone(host: Host) -> None:
 
 
 def test_gc_when_records_are_lost(host: Host) -> None:
-    """Without a list nothing is certain then; with one all is."""
+    """GC without a list keeps everything then; with one it knows what is stale."""
     pods = three_pods(host)
     before = host.snapshot(*pods)
     host.run("rm -rf /run/cni-py")

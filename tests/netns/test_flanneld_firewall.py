@@ -485,9 +485,10 @@ def of_flavour(flavour: str, do: Callable[..., T], *arguments: Any) -> T:
 def generation() -> str:
     """A number that every change to nftables makes greater."""
     from cni_py.netlink import netfilter
+    from cni_py.netlink.attributes import encode
     from cni_py.netlink.constants import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
 
-    return netfilter.get(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, 0, b"").hex()
+    return netfilter.get(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, encode("nft_gen_msg", {})).hex()
 
 
 def idle_after_repair(config: dict[str, Any]) -> tuple[bool, float, list[str]]:

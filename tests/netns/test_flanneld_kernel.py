@@ -14,8 +14,7 @@ import pytest
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import Journal
 from cni_py.kernel import features
-from cni_py.kernel.address import add_address, delete_address, list_addresses
-from cni_py.kernel.interfaces import default_interfaces, list_host_addresses, way_to
+from cni_py.kernel.address import add_address, delete_address, list_addresses, list_host_addresses
 from cni_py.kernel.link import find_link, set_mac, set_mtu, set_up
 from cni_py.kernel.neighbour import (
     Forwarding,
@@ -27,7 +26,16 @@ from cni_py.kernel.neighbour import (
     replace_forwarding,
     replace_neighbours,
 )
-from cni_py.kernel.routes import PROTOCOL, Route, blackhole, delete_routes, list_routes, replace_routes
+from cni_py.kernel.route import (
+    PROTOCOL,
+    Route,
+    blackhole,
+    default_interfaces,
+    delete_routes,
+    list_routes,
+    replace_routes,
+    route_get,
+)
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails, ensure_vxlan, find_vxlan
 from cni_py.netlink import socket as rtnl
 from cni_py.netlink.constants import (
@@ -290,7 +298,7 @@ def replaced(netlink: rtnl.Rtnl, route: Route) -> tuple[list[str], list[int]]:
         refusals = words(replace_routes(netlink, [route]))
         notices: list[int] = []
         while told := listening.receive(0.05):
-            notices += [kind for kind, *_ in told]
+            notices += [kind for kind, _, _ in told]
     return refusals, notices
 
 
@@ -330,7 +338,7 @@ def test_route_that_the_kernel_refuses_does_not_keep_the_others_away(node: Host)
     said = {str(item.dst): text for item, text in refusals}
     assert 'the kernel refused: "ip route replace 10.244.2.0/24 via 9.9.9.9 dev eth0 proto 122"' in said["10.244.2.0/24"]
     assert "gateway" in said["10.244.2.0/24"]
-    assert 'there is no link "nothing7"' in said["10.244.3.0/24"]
+    assert 'link "nothing7" does not exist' in said["10.244.3.0/24"]
     assert ask(node, list_routes) == set(right)
 
 
@@ -429,7 +437,7 @@ def test_entries_of_a_device_that_has_gone(node: Host) -> None:
     entry = Forwarding("flannel.1", MAC, IPv4Address("192.168.123.12"))
     assert ask(node, delete_neighbours, [neighbour]) == []
     assert ask(node, delete_forwarding, [entry]) == []
-    assert "there is no link" in ask(node, lambda netlink: words(replace_neighbours(netlink, [neighbour])))[0]
+    assert "does not exist" in ask(node, lambda netlink: words(replace_neighbours(netlink, [neighbour])))[0]
     link = ask(node, up, device(node))
     node.run("ip link del flannel.1")
     assert ask(node, list_neighbours, link) == set()
@@ -476,7 +484,7 @@ def test_every_refusal_of_many_is_told(node: Host) -> None:
     def spoil(netlink: rtnl.Rtnl) -> list[str]:
         up(netlink, wanted)
         routes, _, _ = peers("flannel.1")
-        return words(replace_routes(netlink, [replace(route, onlink=False) for route in routes]))
+        return words(replace_routes(netlink, [route.replace(onlink=False) for route in routes]))
 
     wanted = device(node)
     refusals = ask(node, spoil)
@@ -631,7 +639,7 @@ def test_default_route_of_the_best_metric_decides(node: Host) -> None:
     assert ask(node, default_interfaces, 4) == [eth0, eth0, eth0, eth1]
 
 
-def test_way_to_an_address(node: Host) -> None:
+def test_route_to_an_address(node: Host) -> None:
     node.run("ip route add 10.7.0.0/16 via 192.168.123.1; ip -6 route add fd07::/64 via fd00::1")
     eth0 = index_of(node, "eth0")
     for address, gateway, source in (
@@ -640,11 +648,11 @@ def test_way_to_an_address(node: Host) -> None:
         ("fd00::12", None, "fd00::11"),
         ("fd07::1", "fd00::1", "fd00::11"),
     ):
-        way = ask(node, way_to, ip_address(address))
+        way = ask(node, route_get, ip_address(address).packed)
         assert way is not None
         assert (way.ifindex, way.gateway, str(way.source)) == (eth0, ip_address(gateway) if gateway else None, source)
-    assert ask(node, way_to, ip_address("10.8.0.1")) is None
-    assert ask(node, way_to, ip_address("fd08::1")) is None
+    assert ask(node, route_get, ip_address("10.8.0.1").packed) is None
+    assert ask(node, route_get, ip_address("fd08::1").packed) is None
 
 
 def test_host_addresses_have_their_flags(node: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from support.flannel import ROOT, SAVED, SUBNET_ENV, Node, network
 
 pytestmark = pytest.mark.netns
 
-HOLD = "import socket, sys; s = socket.socket({family}, socket.SOCK_DGRAM); s.bind(('', 8472)); print('bound', flush=True); sys.stdin.read()"
+HOLD = """
+import socket, sys
+taken = socket.socket({family}, {kind})
+taken.bind(("", {port}))
+if {kind} == socket.SOCK_STREAM:
+    taken.listen()
+print("bound", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -62,16 +71,40 @@ def test_port_of_another_device_is_named(node: Node, script: str, owner: str) ->
     assert '"Backend.Port"' in flanneld.log
 
 
-@pytest.mark.parametrize("family", ["socket.AF_INET", "socket.AF_INET6"])
-def test_port_of_a_process_is_named(node: Node, family: str) -> None:
-    argv = node.host.command(sys.executable, "-c", HOLD.format(family=family))
+@contextmanager
+def taken(node: Node, port: int, family: str = "socket.AF_INET", kind: str = "socket.SOCK_DGRAM") -> Iterator[None]:
+    """A process on the node that has the port."""
+    argv = node.host.command(sys.executable, "-c", HOLD.format(family=family, kind=kind, port=port))
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "bound\n"
+        yield
+        process.communicate("")
+
+
+@pytest.mark.parametrize("family", ["socket.AF_INET", "socket.AF_INET6"])
+def test_port_of_a_process_is_named(node: Node, family: str) -> None:
+    with taken(node, 8472, family):
         flanneld = node.start()
         assert flanneld.wait() == 1
-        process.communicate("")
     assert "cannot receive: UDP port 8472 is taken by python" in flanneld.log
+
+
+def test_port_of_the_udp_back_end_that_is_taken_is_named_with_its_key(node: Node) -> None:
+    node.net.write({"config": {"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}, "leases": {}})
+    with taken(node, 8285):
+        flanneld = node.start()
+        assert flanneld.wait() == 1
+    assert "failed to start listening on UDP socket: 192.168.123.11:8285: Address already in use" in flanneld.log
+    assert '"Backend.Port"' in flanneld.log
+
+
+def test_port_of_the_health_server_that_is_taken_is_named(node: Node) -> None:
+    with taken(node, 9090, kind="socket.SOCK_STREAM"):
+        flanneld = node.start("-healthz-port=9090")
+        assert flanneld.wait() == 1
+    assert "the health server cannot listen on 0.0.0.0, TCP port 9090: Address already in use" in flanneld.log
+    assert "choose another -healthz-port" in flanneld.log
 
 
 READ_ONLY = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys"
@@ -103,7 +136,7 @@ def test_ipv6_that_cannot_be_switched_on_is_named_with_the_command(node: Node) -
     node.run(f"echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; {READ_ONLY}")
     flanneld = node.start()
     assert flanneld.wait() == 1
-    assert 'IPv6 is switched off on "flannel-v6.1": sysctl -w net/ipv6/conf/flannel-v6.1/disable_ipv6=0' in flanneld.log
+    assert 'IPv6 is disabled on "flannel-v6.1": sysctl -w net/ipv6/conf/flannel-v6.1/disable_ipv6=0' in flanneld.log
 
 
 def test_ipv6_that_is_off_by_default_is_switched_on_for_our_devices(node: Node) -> None:

@@ -33,7 +33,7 @@ def host(host: Host) -> Host:
 
 
 def clean(host: Host, verb: str, pod: Any) -> None:
-    """What a runtime does after a crash: DEL of the attachment, or GC without it in the list."""
+    """Clean up as a runtime does after a crash: DEL of the attachment, or GC without it in the list."""
     if verb == "DEL":
         delete(host, CONF, pod)
     else:
@@ -46,7 +46,7 @@ def clean(host: Host, verb: str, pod: Any) -> None:
 @pytest.mark.parametrize("cleaner", ["DEL", "GC"])
 @pytest.mark.parametrize("killed", ["ADD", "DEL", "second ADD"])
 def test_kill_before_each_operation(host: Host, longer: int, killed: str, cleaner: str) -> None:
-    """Before each request that changes the kernel and each system call that changes a file. A second ADD replaces files.
+    """Kill before each request that changes the kernel and each system call that changes a file. A second ADD replaces files.
 
     As many of these as there is time for, in any order.
     """
@@ -85,13 +85,13 @@ def test_kill_before_each_operation(host: Host, longer: int, killed: str, cleane
 
 
 def without_empty_reservations(found: dict[str, Any]) -> dict[str, Any]:
-    """Made but not written yet: nobody's, so DEL cannot know whose it was. It is free, as with an older crash."""
+    """Drop files that were created but not written: without an owner, DEL cannot identify them. Their addresses are free."""
     kept = {name: text for name, text in found["files"].items() if text or not name.startswith("/var/lib/cni/networks/")}
     return found | {"files": kept}
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Where two snapshots differ, in few words."""
+    """Return the differences of two snapshots, briefly."""
     found = []
     for key, was in before.items():
         if isinstance(was, dict) and key != "files":
@@ -105,7 +105,7 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 class Runtime:
-    """A small runtime inside the host: it starts plugins, kills them, and looks at what is left."""
+    """A small runtime inside the host: it starts plugins, kills them, and checks what is left."""
 
     def __init__(self, bin_dir: str) -> None:
         self.bin_dir = bin_dir
@@ -140,7 +140,7 @@ class Runtime:
         return process.returncode == -signal.SIGKILL
 
     def left(self) -> list[str]:
-        """What is there of c2: host ends but that of c1, files, elements, records, what is in its namespace."""
+        """Return what exists of c2: host ends except that of c1, files, elements, records, links in its namespace."""
         ends = [name for name in os.listdir("/sys/class/net") if name.startswith("veth")]
         found = [f"link {name}" for name in ends if ":c1:" not in Path(f"/sys/class/net/{name}/ifalias").read_text()]
         for folder in ("/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0", "/run/cni-py/attachments"):

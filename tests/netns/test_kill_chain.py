@@ -33,7 +33,7 @@ def start(bin_dir: str) -> kills.Node:
 
 
 def kill_at_boundaries(bin_dir: str, verb: str, seconds: float) -> kills.Tally:
-    """At as many boundaries as there is time for, in any order, cleaned up in each way in turn."""
+    """Kill at as many boundaries as there is time for, in any order, with each cleanup in turn."""
     node, found = start(bin_dir), kills.Tally()
     total = node.boundaries(verb)
     assert total > 50
@@ -71,7 +71,7 @@ def test_kill_at_random_moments(host: Host, longer: int) -> None:
 
 
 def kill_and_collect_all(bin_dir: str, verb: str, fewest: int) -> tuple[list[str], list[str]]:
-    """Kill several calls of a pod, none of which is cleaned up, then GC with nobody in the list: what is left."""
+    """Kill several calls of a pod, none of which is cleaned up, then GC with an empty list: what is left."""
     node = start(bin_dir)
     total = node.boundaries(verb)
     steps = []
@@ -100,7 +100,7 @@ def test_gc_without_any_valid_attachment_takes_everything(host: Host, longer: in
 
 
 def write_three_files(calls: int) -> tuple[kills.Done, list[str]]:
-    """Of a shell whose children make a file each."""
+    """Kill a shell whose children create a file each."""
     for path in Path("/run").glob("made*"):
         path.unlink()
     script = "/bin/mkdir /run/made1; (echo >/run/made2) & wait; exec /bin/touch /run/made3"
@@ -124,7 +124,7 @@ def every_kill() -> list[tuple[str | None, list[str]]]:
 
 @needs_tracer
 def test_tracer_kills_before_each_change_and_not_after_it(host: Host) -> None:
-    """In the program, in its children, and in what it becomes; the call that it names has not been made."""
+    """Kills in the program, in its children, and after exec; the named system call has not been made."""
     found = host.do(every_kill)
     files = [len(left) for _, left in found]
     assert files == sorted(files)
@@ -137,7 +137,7 @@ def test_tracer_kills_before_each_change_and_not_after_it(host: Host) -> None:
 
 
 def hang(calls: int) -> str:
-    """What is said of a function that stops itself."""
+    """Return the report on a function that stops itself."""
     kills.LIMIT_SECONDS = 0.2
     try:
         kills.Killer(calls=calls).run_function(lambda: os.kill(os.getpid(), signal.SIGSTOP) or 0)
@@ -147,14 +147,14 @@ def hang(calls: int) -> str:
 
 
 @needs_tracer
-def test_process_that_does_not_end_is_told(host: Host) -> None:
-    """Without the tracer; the tracer lets no SIGSTOP through."""
+def test_process_that_does_not_end_is_reported(host: Host) -> None:
+    """Run without the tracer, which lets no SIGSTOP through."""
     assert "T, it is stopped (SIGSTOP)" in host.do(hang, 0)
     assert host.do(hang, 1) == ""
 
 
 def test_killed_call_of_the_chain_is_reported(host: Host) -> None:
-    """That a leak would be seen: what is left of a kill before anything cleaned up."""
+    """A leak would be found: the state after a kill and before any cleanup."""
     left = host.do(leave_a_mess, host.bin_dir)
     assert {"file", "link", "link in the sandbox", "rule"} <= set(left)
 

@@ -17,7 +17,7 @@ PODS, MOST_PODS = 40, 200
 AT_ONCE = 16
 IN_A_ROW = 100
 JOURNALS = 1001
-"""Of deleted attachments that are kept; more go fifty at a time."""
+"""Journals of deleted attachments that are kept; more are dropped fifty at a time."""
 
 
 def run_all(bin_dir: str, verb: str, pods: list[str]) -> list[tuple[int, str]]:
@@ -55,7 +55,7 @@ def test_many_at_once(host: Host, longer: int) -> None:
 
 
 def test_first_pods_of_a_host_at_once(host: Host) -> None:
-    """All want to make the bridge, its addresses, the table, the folders."""
+    """Pods that all create the bridge, its addresses, the table, the directories."""
     host.write_subnet_env(DUAL_ENV)
     pods = [f"c{number}" for number in range(AT_ONCE)]
     host.run("".join(f"ip netns add {pod}\n" for pod in pods))
@@ -102,7 +102,7 @@ def one_after_the_other(bin_dir: str, times: int) -> dict[str, Any]:
 
 
 def test_many_in_a_row(host: Host, longer: int) -> None:
-    """In one process, as in the agent: as many starts of an interpreter would take much longer."""
+    """Many calls in one process, as in the agent: as many starts of an interpreter would take much longer."""
     host.write_subnet_env(DUAL_ENV)
     first, pod = host.netns("first"), host.netns("c1")
     add(host, FLANNEL, first)

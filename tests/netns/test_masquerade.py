@@ -78,7 +78,7 @@ def test_elements_are_deleted_by_their_keys_all_or_none(host: Host) -> None:
 
 
 def fill_and_delete(count: int) -> tuple[int, int]:
-    """How many elements there are before, and after deleting them by their keys."""
+    """Return the number of elements before, and after deleting them by their keys."""
     network = ip_network("10.1.0.0/16")
     masquerade.add(C1, [ip_interface((int(network[number + 2]), 16)) for number in range(count)])
     keys = [element.key for element in nfnetlink.elements("inet cni_py masq4")]
@@ -203,7 +203,7 @@ def test_journal_line_can_be_typed(host: Host) -> None:
     assert host.run("nft list ruleset") == wanted
 
 
-# --- repair, and the tables of others ---------------------------------------------------------------------------------
+# --- repair, and third-party tables -----------------------------------------------------------------------------------
 
 BREAK = [
     "nft flush ruleset",
@@ -333,7 +333,7 @@ GO_CHAIN = "inet cni_plugins_masquerade masq_checks"
 
 
 def make_go_nftables_rules(host: Host, *owners: Owner) -> None:
-    """As plugins 1.9 would with ipMasqBackend nftables (pkg/ip/ipmasq_nftables_linux.go)."""
+    """Create rules like plugins 1.9 with ipMasqBackend nftables (pkg/ip/ipmasq_nftables_linux.go)."""
     lines = [
         "add table inet cni_plugins_masquerade",
         f"add chain {GO_CHAIN}",
@@ -441,7 +441,7 @@ def test_iptables_backend_adds_checks_and_deletes(host: Host) -> None:
 
 
 def test_iptables_chain_shared_by_two_interfaces_outlives_the_first(host: Host) -> None:
-    """Go's chain name has no interface in it: the addresses tell which jump goes."""
+    """Go's chain name has no interface in it: the addresses identify the jump to delete."""
     second = ip_interface("10.2.0.2/24")
     host.do(masquerade.add, C1, [V4], "iptables")
     host.do(masquerade.add, Owner("c1", "eth1", "cbr0"), [second], "iptables")
@@ -785,7 +785,7 @@ def test_program_gets_input_and_environment() -> None:
     assert (status, output) == (0, b"in" * 100_000 + b"b")
 
 
-def test_program_status_and_signal_are_told_apart() -> None:
+def test_program_status_and_signal_are_distinguished() -> None:
     assert program.run(["/bin/sh", "-c", "exit 3"])[0] == 3
     status = program.run(["/bin/sh", "-c", "kill -9 $$"])[0]
     assert (status, program.describe(status)) == (-9, "killed by signal 9")

@@ -47,7 +47,7 @@ def test_exception_of_a_function_arrives(host: Host) -> None:
     assert "in a child process" in "".join(caught.value.__notes__)
 
 
-def test_process_that_is_stopped_is_told_and_ended(host: Host) -> None:
+def test_process_that_is_stopped_is_reported_and_killed(host: Host) -> None:
     """nsenter stops itself when its child is stopped, and would be waited for without end."""
     with subprocess.Popen(host.command("sh", "-c", "kill -STOP $$; exit 3")) as process:
         until(lambda: "stopped" in what_it_does(process.pid), what="nsenter is stopped")

@@ -88,7 +88,7 @@ def nat(node: Host) -> str:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_version(node: Host, version: str) -> None:
-    """The previous result is handed on as it came, and its addresses are understood."""
+    """The previous result is returned unchanged, and its addresses are used."""
     handed_on = add(node, port(8080), port(53, 5353, "UDP"), port(99, 98, "Sctp"), version=version)
     assert handed_on == prev(version)
     assert elements(node) == {
@@ -137,7 +137,7 @@ def test_result_without_an_address_is_handed_on(node: Host) -> None:
 
 
 def test_only_the_sandboxes_addresses_count(node: Host) -> None:
-    """As with Go: an address of another interface is passed over, one without a known interface is taken."""
+    """Addresses of other interfaces are skipped, one without a known interface is used, as in Go."""
     interfaces = [{"name": "cni0"}, {"name": "eth0", "sandbox": "/run/netns/c1"}, {"name": "eth1", "sandbox": "/run/netns/c1"}]
     ips = [
         {"address": "10.1.0.1/24", "interface": 0},
@@ -360,7 +360,7 @@ def test_one_transaction_a_call(node: Host) -> None:
     first, second = (node.run(f"cat /run/cni-py/journal/{name}") for name in ("deleted/c1:eth0:cbr0", "c2:eth0:cbr0"))
     added, deleted = first.split("DEL portmap")
     assert [text.count("  nft ") for text in (added, second, deleted)] == [1, 1, 1]
-    assert "add chain" not in second, "what stands is not sent again"
+    assert "add chain" not in second, "existing chains are not sent again"
 
 
 def test_journal_lines_can_be_typed(node: Host) -> None:
@@ -609,7 +609,7 @@ def test_delete_loads_no_library(node: Host) -> None:
 
 
 def modules_after_delete() -> tuple[bool, bool]:
-    """Whether ctypes, with which libnftables is loaded, was needed."""
+    """Return whether ctypes, which loads libnftables, was needed."""
     sys.modules.pop("ctypes", None)
     forwarding.delete(C1)
     without_mappings = "ctypes" in sys.modules
@@ -618,7 +618,7 @@ def modules_after_delete() -> tuple[bool, bool]:
 
 
 def imported(node: Host, verb: str, request: dict[str, Any]) -> set[str]:
-    """What a call imports, in a process of its own as a runtime starts it."""
+    """Return the modules that a call imports, in a process of its own as a runtime starts it."""
     launcher = Path(f"{node.bin_dir}/portmap")
     interpreter = launcher.read_text().splitlines()[0].removeprefix("#!").split()[0]
     env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0"}
@@ -632,9 +632,7 @@ def test_without_ports_next_to_nothing_is_imported(node: Host, verb: str) -> Non
     names = imported(node, verb, conf() | {"prevResult": prev()})
     assert "cni_py.plugins.meta.portmap" in names
     assert not [name for name in names if name.startswith(("pyroute2", "ctypes", "json", "subprocess", "logging"))]
-    assert ("cni_py.packetfilter.hostports.forwarding" in names) == (verb == "DEL"), (
-        "DEL looks whether there is something of ours"
-    )
+    assert ("cni_py.packetfilter.hostports.forwarding" in names) == (verb == "DEL"), "DEL checks for our elements"
 
 
 def test_a_mapping_needs_no_pyroute2(node: Host) -> None:
@@ -703,7 +701,7 @@ def test_iptables_rules_are_the_go_plugins(node: Host, go_plugins: str, more: di
 
 
 def make_go_nftables_rules(node: Host, *containers: str) -> None:
-    """As plugins 1.9 would with backend nftables (plugins/meta/portmap/portmap_nftables.go)."""
+    """Create rules like plugins 1.9 with backend nftables (plugins/meta/portmap/portmap_nftables.go)."""
     lines = []
     for family, pod in (("ip", "10.1.0.2"), ("ip6", "fd00:1::2")):
         table = f"{family} cni_hostport"
@@ -794,7 +792,7 @@ def map_in_threads() -> list[int]:
 
 
 def test_parallel_calls(node: Host) -> None:
-    """Ten containers at once on ports of their own, and all on one port: somebody has it, whole."""
+    """Ten containers concurrently on ports of their own, and all on one port: one of them has it, completely."""
     argv = node.command("env", "-i", f"{node.bin_dir}/portmap")
     started = []
     for number in range(10):
@@ -887,7 +885,7 @@ def test_check_names_what_is_expected_and_found(node: Host) -> None:
 
 
 def test_old_element_of_the_other_kind_goes(node: Host) -> None:
-    """Without snat no source is marked, whatever the port's last owner had."""
+    """Sources are not marked without snat, whatever the port's previous owner had."""
     node.do(forwarding.add, wanted())
     node.do(forwarding.add, wanted(C2, snat=False))
     node.do(portmap_check.check, wanted(C2, snat=False))

@@ -1,4 +1,4 @@
-"""Host ports with real packets: a pod's server answers with the address that it sees.
+"""Host ports with real packets: a pod's server replies with the address that it sees.
 
 The host has a bridge with three pods, a second bridge with one pod, and a neighbour outside::
 
@@ -97,7 +97,7 @@ class Net:
         assert server.stdout.readline() == "ready\n"
 
     def ask(self, where: str | None, address: str, protocol: str = "tcp", port: int = 8080, seconds: float = 5) -> str:
-        """What is answered in `where` by a port: "<server> <the address it sees>", or how it failed."""
+        """Return the reply of a port to a client in `where`: "<server> <the address it sees>", or how it failed."""
         return self.host.do(ask, address, protocol, port, seconds, sandbox=where)
 
     def refused(self, where: str | None, address: str, protocol: str = "tcp", port: int = 8080) -> bool:
@@ -122,7 +122,7 @@ def ask(address: str, protocol: str, port: int, seconds: float) -> str:
         try:
             client.connect((address, port))
             if protocol == "udp":
-                client.send(b"who?")
+                client.send(b"hello")
             return client.recv(200).decode()
         except OSError as error:
             return type(error).__name__
@@ -173,7 +173,7 @@ def with_and_without_br_netfilter(net: Net, request: pytest.FixtureRequest) -> N
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @pytest.mark.usefixtures("with_and_without_br_netfilter")
 def test_every_way_in(net: Net, backend: str) -> None:
-    """From outside, from the host by each address, from localhost, from other pods, from the pod itself."""
+    """Connections from outside, from the host by each address, from localhost, from other pods, from the pod itself."""
     net.add(*BOTH, backend=backend)
     net.check(*BOTH, backend=backend)
     for protocol in ("tcp", "udp"):
@@ -352,7 +352,7 @@ def test_ipv6_localhost_is_left_to_the_host(net: Net) -> None:
     assert net.refused(None, "::1")
     net.serve(None, "host", "127.0.0.1", "::1", 8080)
     assert net.ask(None, "::1") == "host ::1"
-    assert net.ask(None, "127.0.0.1") == "p1 10.1.0.1", "the pod has the port, whoever listens there"
+    assert net.ask(None, "127.0.0.1") == "p1 10.1.0.1", "the pod has the port, even if another server listens there"
     assert "::1 is not mapped" in net.host.run("cat /run/cni-py/journal/p1:eth0:cbr0")
 
 
@@ -375,7 +375,7 @@ def send_to_loopback(source_mac: str) -> None:
 
 
 def received_on_loopback(net: Net) -> str:
-    """What a UDP server on 127.0.0.1:7777 gets while p1 sends to it."""
+    """Return what a UDP server on 127.0.0.1:7777 receives while p1 sends to it."""
     script = (
         "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 7777)); s.settimeout(0.5)\n"
         "print('ready', flush=True)\ntry: print(s.recv(99).decode())\nexcept TimeoutError: print('nothing')"
@@ -389,7 +389,7 @@ def received_on_loopback(net: Net) -> str:
 
 
 def test_pods_cannot_use_route_localnet(net: Net) -> None:
-    """What lets 127.0.0.1 reach a pod would let pods reach what listens on 127.0.0.1 alone (as with Go)."""
+    """The setting that lets 127.0.0.1 reach a pod would let pods reach servers on 127.0.0.1 (as with Go)."""
     net.host.run("sysctl -qw net.ipv4.conf.cni0.route_localnet=1")
     assert received_on_loopback(net) == "evil", "the kernel would let it in"
     net.add(*BOTH)
@@ -414,10 +414,10 @@ def test_route_localnet_only_where_it_is_needed(net: Net) -> None:
 # --- UDP connections --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1", "fd00:2::9"])  # what the host answers with by itself
+@pytest.mark.parametrize("address", ["192.0.2.1", "fd00:2::9"])  # the host's own source addresses
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
-def test_udp_conversation_goes_over_to_who_has_the_port(net: Net, address: str, backend: str) -> None:
-    """The connection table would go on answering from whoever had the port when the conversation began."""
+def test_udp_conversation_moves_to_the_new_owner_of_the_port(net: Net, address: str, backend: str) -> None:
+    """Conntrack would keep sending packets to the server that had the port when the conversation began."""
     net.serve(None, "host", port=5353)
     net.serve("p2", "p2")
     mapping = port(5353, 80, "udp")
@@ -433,7 +433,7 @@ def test_udp_conversation_goes_over_to_who_has_the_port(net: Net, address: str, 
         "s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3)\n"
         "s.connect((sys.argv[1], 5353))\n"
         "for line in sys.stdin:\n"
-        "    try: s.send(b'who?'); print(s.recv(99).decode().split()[0], flush=True)\n"
+        "    try: s.send(b'hello'); print(s.recv(99).decode().split()[0], flush=True)\n"
         "    except OSError as error: print(type(error).__name__, flush=True)\n"
     )
     argv = net.host.command(sys.executable, "-c", script, address, sandbox="outside")
@@ -476,8 +476,8 @@ def connections(net: Net) -> list[str]:
 # --- beside others ----------------------------------------------------------------------------------------------------
 
 
-def test_rules_of_others_may_be_reloaded(net: Net) -> None:
-    """`nft -f` of somebody who flushes his own table leaves ours."""
+def test_third_party_rules_may_be_reloaded(net: Net) -> None:
+    """`nft -f` with a flush of another table leaves ours."""
     own = """
 table inet fw
 flush table inet fw

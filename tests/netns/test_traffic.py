@@ -1,9 +1,9 @@
-"""Real packets through the deployment guide's configuration: who reaches whom, and under which address.
+"""Real packets through the deployment guide's configuration: connectivity, and the source addresses.
 
-    world ── up0 ── host ── cni0 ── pods          world: 192.0.2.2, knows no way to the pods
+    world ── up0 ── host ── cni0 ── pods          world: 192.0.2.2, has no route to the pods
     peer ── flannel.1 ──┘                         peer: another node, 10.244.92.0/24 behind it (10.244.92.5 is a pod)
 
-A server in each of them answers every datagram and connection with the address it came from.
+A server in each of them replies to every datagram and connection with its source address.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Net:
         return pod, result["ips"][0]["address"].partition("/")[0]
 
     def serve(self, sandbox: Sandbox | None) -> None:
-        """It goes away with the host."""
+        """Start a server, which is killed with the host."""
         server = subprocess.Popen(
             self.host.command(sys.executable, "-c", SERVER, sandbox=sandbox), stdout=subprocess.PIPE, text=True
         )
@@ -174,7 +174,7 @@ def test_first_packet_after_add_arrives(net: Net) -> None:
 
 
 def test_pod_without_masquerade_gets_no_answer_from_outside(net: Net) -> None:
-    """What the tests of masquerading rest on: the world knows no way back to a pod."""
+    """Precondition of the tests of masquerading: the world has no route to a pod."""
     pod, _ = net.add("c1", {**GUIDE, "delegate": {**GUIDE["delegate"], "ipMasq": False}})
     assert not net.is_reached(pod, "192.0.2.2")
     net.host.run("ip route add 10.244.91.0/24 via 192.0.2.1", net.world)
@@ -225,7 +225,7 @@ def test_next_owner_of_an_address_is_masqueraded(net: Net, backend: str) -> None
     ],
 )
 def test_what_a_pod_of_another_node_sees(net: Net, beyond: str | None, seen: str, backend: str) -> None:
-    """With FLANNEL_IPMASQ=false the bridge masquerades, and its rule spares only the node's own subnet."""
+    """FLANNEL_IPMASQ=false makes the bridge masquerade, and its rule excludes only the node's own subnet."""
     conf = {**GUIDE, "delegate": {**GUIDE["delegate"], "ipMasqBackend": backend}}
     if beyond is not None:
         conf["masqueradeBeyond"] = beyond
@@ -236,7 +236,7 @@ def test_what_a_pod_of_another_node_sees(net: Net, beyond: str | None, seen: str
         assert net.seen(net.peer, address, protocol) == "10.244.92.5"
 
 
-def test_networks_in_a_comma_list_are_spared_too(net: Net) -> None:
+def test_networks_in_a_comma_list_are_excluded_too(net: Net) -> None:
     net.host.write_subnet_env(SUBNET_ENV.replace("10.244.0.0/16", "10.244.0.0/16,192.0.2.0/24"))
     pod, address = net.add("c1", {**GUIDE, "masqueradeBeyond": "network"})
     net.host.run("ip route add 10.244.91.0/24 via 192.0.2.1", net.world)
@@ -336,7 +336,7 @@ def test_ipv6_alone(net: Net) -> None:
     assert net.seen(one, "2001:db8::2") == "2001:db8::1"
 
 
-def test_ipv6_network_is_spared(net: Net) -> None:
+def test_ipv6_network_is_excluded(net: Net) -> None:
     net.host.write_subnet_env(DUAL_STACK.replace("fd00:244::/48", "fd00:244::/48,2001:db8::/64"))
     pod, address = net.add("c1", {**GUIDE, "masqueradeBeyond": "network"})
     net.host.run("ip route add fd00:244:0:91::/64 via 2001:db8::1", net.world)

@@ -1,4 +1,4 @@
-"""Which subnet a node gets: the arithmetic against a slow one, and daemons that start at once, in every order of their steps.
+"""Allocation of subnets: the arithmetic against a slow model, and daemons that start at once, in every order of their steps.
 
 The daemons are the real EtcdStore over a fake client: keys, revisions and leases in memory, linearizable as etcd is.
 `integration/etcd` has the same race against the real one.
@@ -198,7 +198,7 @@ class FakeEtcd:
 
 
 def start_at_once(configs: list[NetworkConfig], leased: list[Subnets], previous: Subnets | None, seed: int) -> list[Any]:
-    """What each daemon got: a lease or an exception."""
+    """Return each daemon's result: a lease or an exception."""
     random, numbers, keys = Random(seed), count(1), dict[str, KeyValue]()
     for number, subnets in enumerate(leased):
         key = f"{PREFIX}/subnets/{subnets.as_key()}"
@@ -210,7 +210,7 @@ def start_at_once(configs: list[NetworkConfig], leased: list[Subnets], previous:
         store = EtcdStore(FakeEtcd(keys, numbers, lambda: turns.wait(me)), PREFIX, previous)  # type: ignore[arg-type]
         try:
             got[me] = store.acquire(configs[me], node, previous)  # type: ignore[call-overload]
-        except Exception as error:  # noqa: BLE001 — told to the thread that waits
+        except Exception as error:  # noqa: BLE001 — passed to the waiting thread
             got[me] = error  # type: ignore[call-overload]
         finally:
             turns.leave(me)
@@ -241,7 +241,7 @@ DUAL, SMALL = network("10.0.0.0/28", "fd00::/62", 30, 64), network("10.0.0.0/28"
 def test_two_daemons_at_once_never_get_the_same(
     config: NetworkConfig, other: NetworkConfig, alike: bool, leases: int, keeps: bool, seed: int
 ) -> None:
-    """Also if one still has an older configuration: other size, other family; and if both bring the same subnet.env."""
+    """Two daemons differ even if one has an older configuration: other size, other family; or both have the same subnet.env."""
     leased: list[Subnets] = []
     is_small = any(pool and pool.count < 8 for kind in (config, other) for pool in (allocate.pool4(kind), allocate.pool6(kind)))
     for _ in range(0 if is_small else leases):

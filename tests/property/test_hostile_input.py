@@ -1,12 +1,12 @@
 """Hostile input: names, arguments, paths, links, JSON of any depth and size. Whole calls in a Host, thrown away with it.
 
-Whatever comes, a plugin answers with a result or an error object of a known code, never 100; it writes nowhere but where
-it may, and follows no link to a file of somebody else's; the packet filter holds nothing but what we make, and what was
+For every input, a plugin returns a result or an error object of a known code, never 100; it writes only where
+it may, and follows no link to a third-party file; the packet filter has only our rules, and what was
 there before. tests/property/test_config.py has the keys of the configurations, tests/spec the words of the errors.
 
 How it works. `host.do` runs hypothesis in a forked child in the Host's namespaces, where all file systems but its
-own tmpfs's are made read-only first. Before each call some files of ours are links to somebody else's; after it all
-files are looked at. The examples are the same in each run (derandomize).
+own tmpfs's are made read-only first. Before each call some of our files are links to third-party ones; after it all
+files are checked. The examples are the same in each run (derandomize).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from support.namespaces import PATH, Host
 from support.spec_cases import execute
 
 EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40}
-"""Of ADD; of the other verbs half of it."""
+"""Examples of ADD; the other verbs have half as many."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
-"""All but 100, a bug."""
+"""Error codes without 100, which is a bug."""
 VICTIM = "/run/victim"
 OURS = ("/run/cni-py", "/var/lib/cni/flannel", "/var/lib/cni/networks")
 OWN_FOLDER = "/run/own"  # what a configuration may name: everything in it may be written
@@ -53,7 +53,7 @@ LINKS_OF_ALL = [
     "/run/cni-py/boot-id", "/run/cni-py/sweep.lock", "/run/cni-py/attachments/c1:eth0:net", "/run/cni-py/journal/c1:eth0:net",
     "/run/cni-py/journal/sweep", "/run/cni-py/journal/deleted/c1:eth0:net", "/run/cni-py/journal/gc:net",
 ]  # fmt: skip
-"""Files of ours that are links to somebody else's."""
+"""Our files that are replaced by links to third-party files."""
 TARGETS = [
     *[f"{VICTIM}/file", f"{VICTIM}/absent"] * 3, VICTIM, "/proc/self/mem", "/dev/zero", "loop", "../../../../run/victim/file",
 ]  # fmt: skip
@@ -170,7 +170,7 @@ def good_request(plugin: str) -> bytes:
 GOOD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/x"}
 VARIABLES = {"CNI_CONTAINERID": NAMES, "CNI_NETNS": SANDBOXES, "CNI_IFNAME": IFNAMES, "CNI_ARGS": ARGS, "CNI_PATH": PATHS}
 ODDITIES = [{"variable"}, {"key"}, {"key"}, {"key"}, {"links"}, {"links"}, {"variable", "key", "links"}, {"keys"}, {"huge"}]
-"""What is odd in a call. Mostly one thing alone: what stands behind it is then reached."""
+"""Odd parts of a call. Mostly a single one, so that later checks are reached too."""
 
 
 @st.composite
@@ -206,7 +206,7 @@ def put(conf: dict[str, Any], key: str, value: Any) -> None:
 
 
 def as_variable(text: str) -> str:
-    """As client.py reads it: any bytes but a zero."""
+    """Encode text as client.py reads it: any bytes except zero."""
     return text.replace("\0", "").encode(errors="surrogatepass").decode(errors="surrogateescape")
 
 
@@ -214,7 +214,7 @@ def as_variable(text: str) -> str:
 
 
 def protect() -> None:
-    """Everything read-only but the Host's own tmpfs's; somebody else's files, and a table of the packet filter."""
+    """Make everything read-only except the Host's own tmpfs's; add third-party files, and a table of the packet filter."""
     script = """
     awk '{print $5}' /proc/self/mountinfo | sort -u | while read -r mount; do
         case $mount in
@@ -252,7 +252,7 @@ def is_ours(path: str) -> bool:
 
 
 def clear() -> None:
-    """As before the first call: what DEL left, because it was told other things than ADD, or was not let, goes."""
+    """Restore the state before the first call: remove what DEL left because its arguments differed from ADD's, or it failed."""
     for folder in (*OURS, OWN_FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(OWN_FOLDER)
@@ -320,7 +320,7 @@ def check_call(plugin: str, environ: dict[str, str], stdin: bytes) -> None:
 
 
 def hostile_calls(plugin: str, verb: str, examples: int) -> None:
-    """In a Host: all examples of a plugin and a verb."""
+    """Run all examples of a plugin and a verb, in a Host."""
     protect()
     clear()
     before = tree()

@@ -59,7 +59,7 @@ def as_far_as_it_can_be_said(result: Result, version: str) -> Result:
 
 
 def said(result: Result, version: str) -> dict[str, Any] | None:
-    """The form in this version; None where an old one cannot say that there is no address."""
+    """The form in this version; None if an old one cannot express a result without addresses."""
     if version in OLD and not result.ips:
         with pytest.raises(InvalidConfig):
             result.as_version(version)

@@ -239,6 +239,10 @@ class Node:
         )
         return {route["dst"]: route for route in found}
 
+    def peers_subnets(self) -> list[str]:
+        """Return the subnets of WireGuard's peers: the whole network is one route there."""
+        return self.run("wg show all allowed-ips").split()
+
     def device(self, name: str = "flannel.1") -> dict[str, Any]:
         """Empty where there is none."""
         done = self.host.execute(["ip", "-j", "-d", "addr", "show", "dev", name])
@@ -414,7 +418,7 @@ class Net:
         return [node for node in self.nodes if node.flanneld is not None and node.flanneld.status is None]
 
     def wait_converged(self) -> None:
-        """Wait until every node has a route to every other node's subnets; with udp, until it reports so."""
+        """Wait until every node has a route to every other node's subnets, or with wireguard a peer; with udp, until it reports so."""
         for node in self.running():
             others = [other for other in self.running() if other is not node]
             wanted = {subnet for other in others for subnet in other.subnets}
@@ -422,7 +426,10 @@ class Net:
                 for subnet in wanted:
                     node.flanneld.wait_for_log(f"Subnet added: {subnet}")  # type: ignore[union-attr]  # it runs
                 continue
-            until(lambda node=node, wanted=wanted: wanted <= node.routes().keys(), f"routes of node {node.number}")  # type: ignore[misc]
+            reached = Node.peers_subnets if self.read()["config"]["Backend"]["Type"] == "wireguard" else Node.routes
+            until(
+                lambda node=node, wanted=wanted, reached=reached: wanted <= set(reached(node)), f"routes of node {node.number}"
+            )  # type: ignore[misc]
 
     # ---- traffic --------------------------------------------------------------------------------
 

@@ -134,8 +134,6 @@ class InEtcd:
 
 def load() -> None:
     """Import what a flanneld needs, for the forks."""
-    from cni_py.netlink.attributes import load_message_classes
-
     for name in (
         "flanneld.daemon",
         "flanneld.stores.file",
@@ -144,7 +142,6 @@ def load() -> None:
         "packetfilter.libnftables",
     ):
         import_module(f"cni_py.{name}")
-    load_message_classes()
 
 
 def flanneld(options: Sequence[str], renewal_seconds: float = 0.0, save_seconds: float = 5.0) -> int:

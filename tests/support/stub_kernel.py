@@ -1,4 +1,4 @@
-"""A kernel for tests that need none: it answers for links, takes every change, and reports it as the real one does.
+"""A kernel for tests that need none: it has links, takes every change, and reports it as the real one does.
 
 It keeps routes, neighbours and FDB entries by their keys, so that one entry can be read and what another process does be played.
 """
@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from errno import ENODEV, ENOENT
-from struct import pack, unpack_from
 from typing import Any
 
-from cni_py.kernel.link import ifinfomsg
-from cni_py.netlink.attributes import attribute, attributes, nested, text_of
+from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import IFF_UP
 from cni_py.netlink.notifications import Overflow
 from cni_py.netlink.socket import NetlinkError
@@ -25,7 +23,7 @@ Request = tuple[bytes, int, int]
 
 
 class StubKernel:
-    """As ``netlink.socket.Rtnl`` and ``netlink.notifications.Notifications`` in one. ``links``: names by number."""
+    """A stub of ``netlink.socket.Rtnl`` and ``netlink.notifications.Notifications`` in one. ``links``: names by number."""
 
     enter: tuple[str, ...] = ()
     port = PORT
@@ -78,8 +76,8 @@ class StubKernel:
         return [body for body in self.entries.values() if (len(body) > 0 and body[0] == family and _is_of(kind, body))]
 
     def _link(self, question: bytes) -> bytes:
-        ifindex = unpack_from("=i", question, 4)[0]
-        name = text_of(dict(attributes(question[16:])).get(3, b""))
+        asked = decode("ifinfmsg", question)
+        ifindex, name = asked["index"], asked.get("IFLA_IFNAME", "")
         for number, (called, _) in self.links.items():
             if number == ifindex or called == name:
                 return self._message(number)
@@ -87,9 +85,17 @@ class StubKernel:
 
     def _message(self, ifindex: int) -> bytes:
         name, kind = self.links[ifindex]
-        info = nested(18, attribute(1, kind)) if kind else b""
-        message = ifinfomsg(ifindex, self.flags[ifindex]) + attribute(3, name) + attribute(4, pack("=I", 1450))
-        return message + attribute(1, bytes([2, 0, 0, 0, 0, ifindex])) + info
+        return encode(
+            "ifinfmsg",
+            {
+                "index": ifindex,
+                "flags": self.flags[ifindex],
+                "IFLA_IFNAME": name,
+                "IFLA_MTU": 1450,
+                "IFLA_ADDRESS": f"02:00:00:00:00:{ifindex:02x}",
+                "IFLA_LINKINFO": {"IFLA_INFO_KIND": kind} if kind else None,
+            },
+        )
 
     # ---- what happens ---------------------------------------------------------------------------
 
@@ -127,13 +133,13 @@ class StubKernel:
 
 
 def key_of(kind: int, body: bytes) -> tuple[Any, ...]:
-    """What a message is about: a route's network, a neighbour's link and address, an FDB entry's link and MAC address."""
+    """Return the key of what a message is about: a route's network, a neighbour's link and address, an FDB entry's link and MAC address."""
     if kind in (NEWROUTE, DELROUTE, GETROUTE):
-        found = dict(attributes(body[12:]))
-        length = body[1] if kind != GETROUTE else 24
-        return ("route", found.get(1), length)
-    found, ifindex = dict(attributes(body[12:])), unpack_from("=i", body, 4)[0]
-    return ("fdb", ifindex, found.get(2)) if body[0] == AF_BRIDGE else ("neigh", ifindex, found.get(1))
+        route = decode("rtmsg", body)
+        return ("route", route.get("RTA_DST"), route["dst_len"] if kind != GETROUTE else 24)
+    entry = decode("ndmsg", body)
+    name, key = ("fdb", "NDA_LLADDR") if entry["family"] == AF_BRIDGE else ("neigh", "NDA_DST")
+    return (name, entry["ifindex"], entry.get(key))
 
 
 def _is_of(kind: int, body: bytes) -> bool:

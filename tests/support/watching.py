@@ -44,12 +44,12 @@ class Watching:
 
     @property
     def events(self) -> list[Event]:
-        """All of them, one after the other."""
+        """List all events, in order."""
         return [event for batch in list(self.batches) for event in batch]
 
     @property
     def changes(self) -> list[Event]:
-        """The same without markers."""
+        """List all events without markers."""
         return [event for event in self.events if event is not SNAPSHOT_COMPLETE]
 
     def until(self, condition: Callable[[Mapping[Subnets, Lease]], bool], seconds: float = 20, after: int = 0) -> float:
@@ -65,7 +65,7 @@ class Watching:
         self.until(lambda leases: len(leases) == count)
 
     def attributes(self) -> list[dict[str, object]]:
-        """What the leases say after each batch, by subnets in words."""
+        """Return the attributes in the leases after each batch, by subnets in words."""
         return [{str(subnets): lease.attributes for subnets, lease in leases.items()} for leases in self.sets]
 
     def __enter__(self) -> Watching:

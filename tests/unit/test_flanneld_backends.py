@@ -30,6 +30,7 @@ from cni_py.kernel import wireguard as kernel_wireguard
 from cni_py.kernel.ipip import device_data
 from cni_py.kernel.wireguard import Peer, peer_data
 from cni_py.netlink import socket as rtnl
+from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import RTM_DELLINK
 from cni_py.node.desired import DeviceAddress, Route, Sysctl, forwarding
 from cni_py.node.stop import Stop
@@ -230,7 +231,7 @@ def test_tun_that_cannot_be_made_leaves_nothing_open(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tun, "open_tun", lambda _: device)
     monkeypatch.setattr(tun, "find_link", lambda *_: None)
     backend, kernel = made(udp, DUAL), Kernel()
-    with pytest.raises(KernelRefused, match='"flannel0" has gone'):
+    with pytest.raises(KernelRefused, match='"flannel0" was deleted'):
         backend.prepare(kernel, None)
     backend.close()
     assert [each.fileno() for each in opened] == [-1, -1]
@@ -576,21 +577,20 @@ class Kernel:
         self.known, self.links, self.requests = known, dict[str, bytes](), list[int]()
 
     def get(self, question: bytes, kind: int) -> bytes:
-        name = dict(device.attributes(question[16:]))[3].rstrip(b"\0").decode()
+        name = decode("ifinfmsg", question)["IFLA_IFNAME"]
         if name not in self.links:
             raise rtnl.NetlinkError(errno.ENODEV, "No such device")
         return self.links[name]
 
     def change(self, message: bytes, kind: int, flags: int = 0) -> None:
         self.requests.append(kind)
-        found = dict(device.attributes(message[16:]))
+        found = decode("ifinfmsg", message)
         if kind == RTM_DELLINK:
-            del self.links[found[3].rstrip(b"\0").decode()]
-        elif 3 in found:
-            info = dict(device.attributes(found[18]))
-            if info[1].rstrip(b"\0").decode() not in self.known:
+            del self.links[found["IFLA_IFNAME"]]
+        elif "IFLA_IFNAME" in found:
+            if found["IFLA_LINKINFO"]["IFLA_INFO_KIND"] not in self.known:
                 raise rtnl.NetlinkError(errno.EOPNOTSUPP, "Unknown device type (Operation not supported)")
-            self.links[found[3].rstrip(b"\0").decode()] = device.ifinfomsg(7 + len(self.requests)) + message[16:]
+            self.links[found["IFLA_IFNAME"]] = encode("ifinfmsg", found | {"index": 7 + len(self.requests)})
 
 
 @pytest.mark.parametrize(("kind", "feature"), [("ipip", "CONFIG_NET_IPIP"), ("wireguard", "CONFIG_WIREGUARD")])
@@ -731,7 +731,7 @@ def test_wireguard_peer_is_encoded_as_others_read_it() -> None:
 
     networks = (IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:2::/64"))
     for address in (THERE, THERE6):
-        data = peer_data(Peer(KEYS[2], address, 51820, networks, 25), KEYS[7])
+        data = encode("wgdevice_peer", peer_data(Peer(KEYS[2], address, 51820, networks, 25), KEYS[7]))
         message = wgmsg.wgdevice_peer(pack("=HH", len(data) + 4, 0) + data)
         message.length = len(data) + 4
         message.decode()

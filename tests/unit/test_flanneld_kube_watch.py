@@ -119,7 +119,7 @@ def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster,
         cluster.server.wait_for_watch()
         with cluster.server.changed:  # somebody else's objects: nothing to see but the bookmark
             cluster.server.version += 1000
-        until(lambda: len(cluster.server.asked("GET", "'watch'")) == 2)
+        until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
         cluster.server.wait_for_watch()
         cluster.server.put(node(2, **vxlan(2)))
         watcher.wait_for_count(1)

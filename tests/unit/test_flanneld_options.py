@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from cni_py.datastore.errors import Refused
 from cni_py.flanneld.options import REFUSED, Options, UsageError, help_text, parse
+from cni_py.flanneld.stores.etcd import EtcdStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,6 +159,23 @@ def test_networks_of_the_interface() -> None:
 def test_prefix_is_cleaned_as_go_cleans_it(text: str, prefix: str) -> None:
     """Expected: what Go's path.Join(text, "config") returns (go run, Go 1.26), without "config"."""
     assert parse([f"-etcd-prefix={text}"], {}).etcd_prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("/kube//network/", "/kube/network/config"), ("/", "/config"), ("", "config"), (".", "config"), ("kube", "kube/config")],
+)
+def test_key_of_the_configuration_is_gos(text: str, key: str) -> None:
+    asked: list[str] = []
+
+    class Client:
+        def get(self, key: str) -> None:
+            asked.append(key)
+
+    store = EtcdStore(Client(), parse([f"-etcd-prefix={text}"], {}).etcd_prefix, None)  # type: ignore[arg-type]
+    with pytest.raises(Refused, match="flannel config not found in etcd store"):
+        store.read_network_config()
+    assert asked == [key]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from ipaddress import ip_interface
 import pytest
 
 from cni_py.flanneld.own_devices import BRIDGE, FLANNELD, HOST_END, own_devices
-from cni_py.kernel.interfaces import HostAddress
+from cni_py.kernel.address import HostAddress
 from cni_py.kernel.link import Link
 
 KINDS = ("", "veth", "bridge", "vxlan", "tun", "wireguard", "ipip", "bond", "vlan", "dummy", "macvlan", "ipvlan")

@@ -121,7 +121,7 @@ def test_end_of_a_dump_without_a_number_is_success() -> None:
 
 def test_words_after_the_end_of_a_dump() -> None:
     """NLMSG_DONE holds no copy of the request."""
-    body = pack("=i", -errno.EINVAL) + attribute(1, "Unsupported flag")
+    body = pack("=i", -errno.EINVAL) + attribute(1, b"Unsupported flag\0")
     netlink, _ = rtnl(lambda sequence, _: [message(NLMSG_DONE, sequence, body, NLM_F_ACK_TLVS)])
     with pytest.raises(NetlinkError, match=r"Unsupported flag \(Invalid argument\)"):
         netlink.dump(b"", RTM_GETLINK)
@@ -134,7 +134,7 @@ def test_words_after_the_end_of_a_dump() -> None:
 def test_words_of_a_refusal_stand_after_the_request(is_capped: bool) -> None:
     request = pack("=IHHII", 22, RTM_NEWLINK, 5, 1, 0) + b"abcdef\0\0"
     copied, flags = (request[:16], NLM_F_ACK_TLVS | NLM_F_CAPPED) if is_capped else (request, NLM_F_ACK_TLVS)
-    body = pack("=i", -errno.EEXIST) + copied + attribute(2, pack("=I", 7)) + attribute(1, "Device is there")
+    body = pack("=i", -errno.EEXIST) + copied + attribute(2, pack("=I", 7)) + attribute(1, b"Device is there\0")
     netlink, _ = rtnl(lambda sequence, _: [message(NLMSG_ERROR, sequence, body, flags)])
     with pytest.raises(NetlinkError) as caught:
         netlink.change(b"abcdef", RTM_NEWLINK)
@@ -184,7 +184,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_transaction_waits_for_its_last_change_and_keeps_its_socket(idle: list[Any]) -> None:
     netlink, kernel = rtnl(lambda sequence, flags: [refusal(sequence, 0)] if flags & NLM_F_ACK else [])
     idle.append(netlink)
-    netfilter.transact(10, [(0xA0C, 0, 1, b"one."), (0xA0D, 0, 1, b"two.")])
+    netfilter.transact(10, [(b"one.", 0xA0C, 0), (b"two.", 0xA0D, 0)])
     assert [unpack_from("=IH", data)[1] for data in kernel.sent] == [16]
     assert kernel.coming == []
     assert idle == [netlink]
@@ -194,7 +194,7 @@ def test_late_refusals_of_a_transaction_are_not_those_of_the_next(idle: list[Any
     numbers = iter([0, errno.ENOENT, errno.EEXIST, 0, 0, 0, 0, 0])
     netlink, _ = rtnl(lambda sequence, flags: [refusal(sequence, n)] if (n := next(numbers)) or flags & NLM_F_ACK else [])
     idle.append(netlink)
-    changes = [(0xA0C, 0, 1, b"one."), (0xA0D, 0, 1, b"two.")]
+    changes = [(b"one.", 0xA0C, 0), (b"two.", 0xA0D, 0)]
     with pytest.raises(NetlinkError) as caught:
         netfilter.transact(10, changes)
     assert caught.value.errno == errno.ENOENT
@@ -216,7 +216,7 @@ def test_listener_returns_the_messages_of_a_datagram(listener: tuple[Listener, s
     listening, kernel = listener
     with kernel, listening:
         kernel.send(message(RTM_NEWLINK, 0, b"abcde", port=7) + message(RTM_NEWLINK, 0, b"") + b"rest")
-        assert listening.receive(5.0) == [(RTM_NEWLINK, 0, 0, 7, b"abcde"), (RTM_NEWLINK, 0, 0, 0, b"")]
+        assert listening.receive(5.0) == [(RTM_NEWLINK, 7, b"abcde"), (RTM_NEWLINK, 0, b"")]
         assert listening.receive(0.0) == []
         assert listening.receive(0.01) == []
 

@@ -14,7 +14,7 @@ import pytest
 from cni_py.errors import KernelRefused
 from cni_py.kernel import sysctl
 from cni_py.kernel.neighbour import _forwarding, _neighbour
-from cni_py.kernel.routes import _message
+from cni_py.kernel.route import _message
 from cni_py.netlink.constants import (
     IFF_UP,
     RTM_DELADDR,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
+    from cni_py.kernel.device import Device
     from cni_py.netlink.socket import Rtnl
     from cni_py.node.desired import Entry
 
@@ -61,7 +62,7 @@ class Backend(backends.Backend):
         self._said: set[str] = set()
 
     @property
-    def devices(self) -> Sequence[Ipip]:
+    def devices(self) -> Sequence[Device]:
         return (self._device,)
 
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
+    from cni_py.kernel.device import Device
     from cni_py.netlink.socket import Rtnl
     from cni_py.node.desired import Address, Entry
     from cni_py.node.desired import Network as Subnet
@@ -125,7 +126,7 @@ class Backend(backends.Backend):
         self._said: set[str] = set()
 
     @property
-    def devices(self) -> Sequence[Tun]:
+    def devices(self) -> Sequence[Device]:
         return (self._device,)
 
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002
@@ -262,7 +263,10 @@ def open_socket(address: SocketAddress) -> socket.socket:
         opened.bind(address)
     except OSError as fault:
         opened.close()
-        words, hint = fault.strerror or "", f"see who does: ss -lunp 'sport = {address[1]}'"
+        words, hint = (
+            fault.strerror or "",
+            f"see who does: ss -lunp 'sport = {address[1]}'; or choose another \"Backend.Port\" for all nodes",
+        )
         msg = f"failed to start listening on UDP socket: {in_words(address)}"
         raise KernelRefused(msg, words, hint, fault.errno or 0) from fault
     return opened

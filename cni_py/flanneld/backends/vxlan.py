@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
+    from cni_py.kernel.device import Device
     from cni_py.netlink.socket import Rtnl
     from cni_py.node.desired import Address, Entry
     from cni_py.node.desired import Network as Subnet
@@ -94,7 +95,7 @@ class Backend(backends.Backend):
         self._on_link: list[Any] = []
 
     @property
-    def devices(self) -> Sequence[Vxlan]:
+    def devices(self) -> Sequence[Device]:
         return tuple(self._vxlans.values())
 
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:

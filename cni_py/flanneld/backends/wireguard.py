@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease, Subnets
     from cni_py.flanneld.network import NetworkConfig
+    from cni_py.kernel.device import Device
     from cni_py.netlink.socket import Rtnl
     from cni_py.node.desired import Address, Entry
     from cni_py.node.desired import Network as Subnet
@@ -95,7 +96,7 @@ class Backend(backends.Backend):
         """By device and key: what each lease of that node says, the newest last."""
 
     @property
-    def devices(self) -> Sequence[WireGuardDevice]:
+    def devices(self) -> Sequence[Device]:
         return tuple(self._devices.values())
 
     def _port(self, name: str) -> int:

@@ -42,8 +42,8 @@ class EtcdStore(Store):
     """The store in an etcd cluster. ``previous``: the subnets in subnet.env, named in the log."""
 
     def __init__(self, client: etcd.Etcd, prefix: str, previous: Subnets | None) -> None:
-        self._etcd, self._prefix, self._previous = client, prefix.rstrip("/"), previous
-        self._leases = Leases(client, f"{self._prefix}/subnets/")
+        self._etcd, self._base, self._previous = client, f"{prefix.rstrip('/')}/" if prefix else "", previous
+        self._leases = Leases(client, f"{self._base}subnets/")
         self._written = b""
         """The value that we wrote last: what has it is ours, also when our address is another by now."""
 
@@ -71,7 +71,7 @@ class EtcdStore(Store):
 
     def read_network_config(self) -> str:
         """Raises: Unavailable; Refused."""
-        key = f"{self._prefix}/config"
+        key = f"{self._base}config"
         with translated():
             found = self._etcd.get(key)
         if found is None:
@@ -84,7 +84,7 @@ class EtcdStore(Store):
     def write_network_config(self, text: str) -> None:
         """For who has validated it. Raises: Unavailable; Refused."""
         with translated():
-            self._etcd.put(f"{self._prefix}/config", text.encode())
+            self._etcd.put(f"{self._base}config", text.encode())
 
     def watch(self, stop: Stop) -> Iterator[list[Event]]:
         """As :meth:`Leases.follow`."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 from cni_py.errors import InvalidConfig, KernelRefused, NotAvailable
 from cni_py.journal import note
 from cni_py.kernel import sysctl
-from cni_py.kernel.route import route_to
+from cni_py.kernel.route import route_get
 from cni_py.netlink.constants import RTN_UNICAST
+from cni_py.netlink.socket import open_host
 from cni_py.packetfilter import libnftables, nfnetlink
 from cni_py.packetfilter.hostports import connections, iptables
 from cni_py.packetfilter.hostports import rules as portmap_rules
@@ -142,12 +143,13 @@ def localhost_links(wanted: Wanted) -> list[str]:
     if not wanted.snat:
         return []
     links: dict[str, None] = {}
-    for packed in dict.fromkeys([m.pod.ip.packed for m in wanted.mappings if m.is_for_localhost]):
-        kind, ifindex = route_to(packed)
-        if kind == RTN_UNICAST:
-            links[if_indextoname(ifindex)] = None
-        else:
-            note(f"no link leads to {portmap_rules.address_text(packed)}: its ports are unreachable from 127.0.0.1")
+    with open_host() as rtnl:
+        for packed in dict.fromkeys([m.pod.ip.packed for m in wanted.mappings if m.is_for_localhost]):
+            route = route_get(rtnl, packed)
+            if route is not None and route.kind == RTN_UNICAST:
+                links[if_indextoname(route.ifindex)] = None
+            else:
+                note(f"no link leads to {portmap_rules.address_text(packed)}: its ports are unreachable from 127.0.0.1")
     return list(links)
 
 
@@ -196,21 +198,9 @@ def delete(owner: Owner, udp_ports: Collection[int] = ()) -> set[tuple[int, byte
 
 
 def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> list[Element]:
-    """Delete the elements whose comment ``selects`` returns True for, in one transaction. Returns: those of host ports."""
-    for last_try in (False, True):
-        found = {name: [e for e in nfnetlink.elements(name, holding) if selects(e.comment)] for name in MAPS}
-        keys = {name: [element.key for element in some] for name, some in found.items() if some}
-        if not keys:
-            return []
-        try:
-            libnftables.change(
-                keys, {}, "; ".join([portmap_rules.delete_command(name, of_map) for name, of_map in keys.items()])
-            )
-            break
-        except KernelRefused as error:  # another process may have flushed the ruleset since it was read
-            if error.errno != nfnetlink.ENOENT or last_try:
-                raise
-    return [element for name in HOSTPORTS for element in found[name]]
+    """Delete the elements whose comment ``selects`` returns True for. Returns: those of host ports."""
+    deleted = libnftables.delete_elements(MAPS, portmap_rules.key_text, selects, holding)
+    return [element for name in HOSTPORTS for element in deleted[name]]
 
 
 def _delete_go_rules(container_id: str) -> bool:

@@ -53,7 +53,7 @@ def last_line(project: Path, ci: str, workers: int = 0) -> str:
 
 @pytest.mark.parametrize(("workers", "errors"), [(0, "1 error"), (2, "1 skipped, 1 xfailed, 2 errors")])
 def test_unknown_skip_fails_in_ci(project: Path, workers: int, errors: str) -> None:
-    """One of a fixture, one of a module, which ends a run in one process; the known one and the expected failure are no failures."""
+    """One of a fixture, one of a module, which ends a run in one process; what is known or expected is no failure."""
     assert last_line(project, "true", workers) == errors
     (project / "tests" / "test_module.py").unlink()
     assert last_line(project, "true", workers) == "1 skipped, 1 xfailed, 1 error"
