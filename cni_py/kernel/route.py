@@ -93,7 +93,7 @@ class Route(Value):
     advmss: int = 0
 
     def words(self, metric: str = "metric") -> list[str]:
-        """As ``ip route`` takes it, which knows ``metric`` by the name "priority" too, as CNI calls it."""
+        """Return the words for ``ip route``, which also accepts "priority", CNI's name for ``metric``."""
         out = [*_KINDS[self.kind], str(self.dst)]
         out += ["via", str(self.gateway)] if self.gateway else []
         out += ["dev", self.device] if self.device else []
