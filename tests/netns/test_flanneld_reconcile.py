@@ -272,7 +272,8 @@ def test_a_lease_of_our_own_bridge_does_not_cut_its_pods_off(vxlan: Net) -> None
     content["leases"]["10.244.200.0-24"] = wrong
     vxlan.write(content)
     try:
-        node.flanneld.wait_for_log("10.244.200.0/24 is the subnet of br7 here")
+        reasons = "it overlaps 10.244.200.0/24 of br7", "10.244.200.0/24 is the subnet of br7 here"
+        until(lambda: any(node.flanneld.has_said(words) for words in reasons), "it is refused, by either")
         assert "dev br7" in node.run("ip route show 10.244.200.0/24")
         until(lambda: "10.244.200.0/24" in vxlan.nodes[1].routes(), "the other node has it")
     finally:
