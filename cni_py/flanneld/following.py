@@ -57,7 +57,7 @@ class Following:
         self._config, self._own, self._backend, self._reconciler = config, own, backend, reconciler
         self._health, self.leases, self._changed, self._why_not_here = health, leases, changed, why_not_here
         self._queue: SimpleQueue[list[Event]] = SimpleQueue()
-        self._must_judge_all = threading.Event()
+        self._must_recheck = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
         """Those that are not followed; one that says something else now is judged again."""
         self._vanished = Vanished()
@@ -77,9 +77,9 @@ class Following:
         """Have them followed by :meth:`run`, in whatever thread."""
         self._queue.put(events)
 
-    def judge_all(self) -> None:
+    def recheck(self) -> None:
         """Have every lease judged again: ``why_not_here`` has other answers now."""
-        self._must_judge_all.set()
+        self._must_recheck.set()
         self._queue.put([])
 
     def run(self, stop: Stop) -> None:
@@ -126,9 +126,9 @@ class Following:
     def _follow(self, events: Iterable[Event], now: float) -> None:
         """Raises: CniError."""
         before: dict[Subnets, Lease | None] = {}
-        if self._must_judge_all.is_set():
-            self._must_judge_all.clear()
-            self._judge_all(before)
+        if self._must_recheck.is_set():
+            self._must_recheck.clear()
+            self._recheck(before)
         for event in events:
             if isinstance(event, Lease):
                 if self._unconfirmed is not None:
@@ -172,7 +172,7 @@ class Following:
         self._ignored[lease.subnets] = lease
         self._drop(lease.subnets, before)
 
-    def _judge_all(self, before: dict[Subnets, Lease | None]) -> None:
+    def _recheck(self, before: dict[Subnets, Lease | None]) -> None:
         for subnets, lease in list(self.leases.items()):
             if subnets not in self._vanished and (why_not := self._why_not(lease)):
                 self._ignore(lease, why_not, before)

@@ -188,7 +188,7 @@ class Session:
         if self.host_networks.look(own):
             self.host_networks.warn(self.config.networks)
             self.host_networks.warn_of_own(own)
-            self._following.judge_all()
+            self._following.recheck()
 
     def _begin_again(self) -> None:
         self.ended.set()

@@ -190,13 +190,13 @@ def test_leases_are_judged_again_where_the_host_has_other_networks(capfd: pytest
     peers.host_reasons = {lease(2).subnets: "it overlaps eth1"}
     peers.take(gone(4), now=100.0)
     assert peers.take(lease(2), now=100.1) == (set(), set()), "nothing is new"
-    peers.following.judge_all()
+    peers.following.recheck()
     assert peers.take(now=100.1) == (set(), {"2 via 192.0.2.2"})
-    peers.following.judge_all()
+    peers.following.recheck()
     assert peers.take(now=100.1) == (set(), set())
     assert capfd.readouterr().err.count("ignoring the lease of 10.244.2.0/24: it overlaps eth1") == 1
     peers.host_reasons = {lease(3).subnets: "it overlaps eth2"}
-    peers.following.judge_all()
+    peers.following.recheck()
     assert peers.take(now=100.2) == ({"2 via 192.0.2.2"}, {"3 via 192.0.2.3"})
     assert peers.take(now=100.0 + LINGER_SECONDS) == (set(), {"4 via 192.0.2.4"})
 
