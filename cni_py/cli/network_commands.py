@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from threading import Event, Timer
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
@@ -19,8 +19,10 @@ from cni_py.flanneld.host_networks import warnings_here
 from cni_py.flanneld.lease import Subnets, why_no_node
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.options import UsageError, parse
+from cni_py.flanneld.stores import read_snapshot
 from cni_py.flanneld.stores.etcd import EtcdStore
 from cni_py.flanneld.stores.file import FileStore
+from cni_py.node.stop import Stop
 
 if TYPE_CHECKING:
     import argparse
@@ -158,15 +160,16 @@ def leases_of(store: Datastore) -> list[Lease]:
         store.read_network_config()  # fails immediately if the datastore is unavailable; watch() would retry
     except Refused:
         return []
-    stop = Event()
+    stop = Stop()
     timer = Timer(REPLY_SECONDS, stop.set)
     timer.start()
     try:
-        for leases in store.watch(stop):
-            return list(leases.values())
+        leases = read_snapshot(store.watch(stop))
     finally:
         timer.cancel()
         stop.set()
+    if leases is not None:
+        return list(leases.values())
     raise Unavailable("could not read the leases: no reply from the datastore")
 
 

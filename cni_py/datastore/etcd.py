@@ -20,7 +20,6 @@ Source: etcd ``api/etcdserverpb/rpc.proto``; which errors mean "elsewhere" or "l
 from __future__ import annotations
 
 import os
-import queue
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import; else each failure is on standard error twice
 
 import grpc
+import grpc.experimental
 from etcd3 import etcdrpc as rpc
 
 from cni_py import files
@@ -47,7 +47,10 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2_000),  # by default a server that is back is found after up to 2 minutes
     ("grpc.max_receive_message_length", -1),  # by default 4 MiB, some 20,000 subnets
     ("grpc.enable_http_proxy", 0),  # as etcd's own client
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),  # for the watch, see open_member()
 )
+PAGE = 500
+"""Keys in an answer."""
 NEEDS_LEADER = ("hasleader", "true")  # a member that lost the others says "no leader" instead of waiting for one
 Send = Callable[["Member", dict[str, Any]], Any]  # makes one call to a member, with this timeout and metadata
 
@@ -72,6 +75,7 @@ class Compacted(EtcdError):
     """The history does not reach back to the wanted revision: read the prefix anew and watch from there."""
 
     def __init__(self, revision: int, details: str) -> None:
+        """``revision`` 0: etcd does not say where its history begins."""
         super().__init__(f"etcd's history begins at revision {revision}", details)
         self.revision = revision
 
@@ -159,14 +163,25 @@ class Etcd:
     def get(self, key: str) -> KeyValue | None:
         """``None`` where there is no such key. Raises: EtcdError."""
         request = rpc.RangeRequest(key=encode(key))
-        found = self._ask(lambda member, how: member.kv.Range(request, **how)).kvs
+        found = self._range(request).kvs
         return key_value(found[0]) if found else None
 
-    def get_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
-        """The keys below, sorted, and the revision they are of: watch from the next one on. Raises: EtcdError."""
-        request = rpc.RangeRequest(key=encode(prefix), range_end=end_of(prefix))
-        response = self._ask(lambda member, how: member.kv.Range(request, **how))
-        return [key_value(kv) for kv in response.kvs], int(response.header.revision)
+    def _range(self, request: Any) -> Any:
+        return self._ask(lambda member, how: member.kv.Range(request, **how))
+
+    def pages(self, prefix: str) -> Iterator[tuple[list[KeyValue], int]]:
+        """The keys below, sorted, some at a time, and the revision that all are of: watch from the next one on.
+
+        Raises: Compacted where the history of that revision was dropped meanwhile; EtcdError.
+        """
+        first, end, revision = encode(prefix), end_of(prefix), 0
+        while True:
+            response = self._range(rpc.RangeRequest(key=first, range_end=end, limit=PAGE, revision=revision))
+            revision = revision or int(response.header.revision)
+            yield [key_value(kv) for kv in response.kvs], revision
+            if not response.more:
+                return
+            first = response.kvs[-1].key + b"\0"
 
     def put(self, key: str, value: bytes, lease: int = 0) -> None:
         """Raises: LeaseGone; EtcdError."""
@@ -319,43 +334,26 @@ class Etcd:
 
 
 class Watch:
-    """A watch in progress. A thread reads it, so that whoever waits for a change can wait for something else too."""
+    """A watch in progress, to be iterated over once."""
 
     def __init__(self, member: Member, request: Any, metadata: Any, from_revision: int) -> None:
         self._member, self._from_revision = member, from_revision
-        self._batches: queue.SimpleQueue[list[KeyValue] | EtcdError] = queue.SimpleQueue()
-        self._done = threading.Event()
-        self._responses = member.watch.Watch(held_open(request, self._done), metadata=metadata)
-        self._reader = threading.Thread(target=self._read, name="etcd watch", daemon=True)
-        self._reader.start()
+        self._responses = member.watch(request, metadata=metadata)
 
-    def changes(self, seconds: float) -> list[KeyValue] | None:
-        """The next ones, in order, those of one revision together; ``None``: none came in this time.
+    def __iter__(self) -> Iterator[list[KeyValue]]:
+        """Yield the changes in order, those of one revision together; first an empty list: etcd has the watch.
 
-        First an empty list: etcd has the watch. Raises: Unavailable; Compacted; EtcdError.
+        It does not end but by raising: Unavailable, after :meth:`cancel` too; Compacted; EtcdError.
         """
-        try:
-            batch = self._batches.get(timeout=seconds)
-        except queue.Empty:
-            return None
-        if isinstance(batch, EtcdError):
-            raise batch
-        return batch
+        with translated(self._member):
+            for response in self._responses:
+                check_watch(response, self._from_revision)
+                yield [key_value(event.kv) for event in response.events]
+        raise Unavailable(f'etcd at "{self._member.endpoint}" ended the watch')
 
     def cancel(self) -> None:
-        self._done.set()
+        """End it, from any thread. Twice is fine."""
         self._responses.cancel()
-        self._reader.join()
-
-    def _read(self) -> None:
-        try:
-            with translated(self._member):
-                for response in self._responses:
-                    check_watch(response, self._from_revision)
-                    self._batches.put([key_value(event.kv) for event in response.events])
-            raise Unavailable(f'etcd at "{self._member.endpoint}" ended the watch')
-        except EtcdError as error:
-            self._batches.put(error)
 
 
 @contextmanager
@@ -370,6 +368,8 @@ def translated(member: Member) -> Iterator[None]:
             kind = Unavailable
         elif code is CODE.NOT_FOUND:
             kind = LeaseGone
+        elif code is CODE.OUT_OF_RANGE:
+            raise Compacted(0, details) from error
         elif code is CODE.UNAUTHENTICATED or details == OLD_TOKEN:
             kind = TokenRefused
         raise kind(f'etcd at "{member.endpoint}"', f"{details} ({code.name})") from error
@@ -385,12 +385,6 @@ def check_watch(response: Any, from_revision: int) -> None:
         raise EtcdError("etcd refuses the watch", response.cancel_reason)
     if response.created and response.header.revision + 1 < from_revision:  # restored from a backup; it would just wait
         raise Compacted(response.header.revision, f"it has not reached {from_revision}")
-
-
-def held_open(request: Any, done: threading.Event) -> Iterator[Any]:
-    """What a watch sends: one request, and then no end."""
-    yield request
-    done.wait()
 
 
 class TlsFiles:
@@ -480,8 +474,14 @@ def open_member(endpoint: str, credentials: Any, has_tls: bool) -> Member:
         channel = grpc.insecure_channel(address, OPTIONS)
     else:
         raise InvalidConfig(f'"{endpoint}" is no endpoint of etcd', hint="write http://host:port or https://host:port")
-    stubs = (rpc.KVStub(channel), rpc.LeaseStub(channel), rpc.WatchStub(channel), rpc.AuthStub(channel))
-    return Member(endpoint, channel, *stubs)
+    # As a call with one request, whose messages are read by the thread that waits for them: otherwise each would pass through
+    # another thread, and the one that waits would look ten times a second. etcd goes on after the end of the requests.
+    watch = channel.unary_stream(
+        "/etcdserverpb.Watch/Watch",
+        request_serializer=rpc.WatchRequest.SerializeToString,
+        response_deserializer=rpc.WatchResponse.FromString,
+    )
+    return Member(endpoint, channel, rpc.KVStub(channel), rpc.LeaseStub(channel), watch, rpc.AuthStub(channel))
 
 
 def key_value(kv: Any) -> KeyValue:

@@ -10,8 +10,10 @@ from cni_py.errors import CniError
 from cni_py.flanneld import backends, host_networks, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.network import NetworkConfig, read_text
+from cni_py.kernel.link import delete_link, list_links
+from cni_py.kernel.route import delete_routes, list_routes
+from cni_py.netlink.socket import open_host
 from cni_py.node.log import error, info
-from cni_py.node.reconcile import Reconciler
 from cni_py.undo import Attempts
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def cleanup(options: Options) -> int:
     with attempts.attempt("rules"):
         Firewall.cleanup()
     with attempts.attempt("routes and devices"):
-        Reconciler.cleanup()
+        _remove_routes_and_devices()
     for path in (options.subnet_file, saved_path):
         with attempts.attempt(path):
             files.remove(path)
@@ -40,6 +42,17 @@ def cleanup(options: Options) -> int:
         return 1
     info("removed what flanneld had made")
     return 0
+
+
+def _remove_routes_and_devices() -> None:
+    """Those that a flanneld of whatever configuration made. Raises: CniError."""
+    with open_host() as host:
+        refused = [refusal.error for refusal in delete_routes(host, list_routes(host))]
+        for link in list_links(host):
+            if backends.is_device(link):
+                delete_link(host, link.name)
+    if refused:
+        raise refused[0]
 
 
 def check_config(source: str) -> int:

@@ -27,13 +27,14 @@ from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import Session, read_subnets
 from cni_py.netlink.monitor import Watch
 from cni_py.node import bridge_netfilter, systemd
-from cni_py.node.change_log import log_changes
 from cni_py.node.health import Health
-from cni_py.node.log import error, info, set_verbosity, shortened, warning, warning_once
+from cni_py.node.log import error, info, log_changes, set_verbosity, shortened, warning, warning_once
 from cni_py.node.status import RETRY_SECONDS, Status
 
 if TYPE_CHECKING:
-    from cni_py.flanneld.lease import Attributes, Lease
+    from collections.abc import Iterator, Mapping
+
+    from cni_py.flanneld.lease import Attributes, Lease, Subnets
     from cni_py.flanneld.stores import Store
 
 LONGEST_PAUSE_SECONDS = 30.0
@@ -120,10 +121,13 @@ class Daemon:
         """Raises: CniError, OSError."""
         known = saved.read(saved.path_for(self.options.subnet_file))
         text = self._network_config(may_give_up=known is not None)
+        leases: Mapping[Subnets, Lease] | None = known.leases() if known is not None and text is None else None
+        if text is None and leases is None:  # nor is there anything saved that can be used
+            text = self._network_config(may_give_up=False)
         if self.status.stop.is_set():
             return
         if text is None:
-            assert known is not None, "else the configuration is waited for"
+            assert known is not None, "there are saved leases"
             warning(f"no network configuration now: forwarding by what was saved, subnet {known.own.subnets}")
         config_text = known.config if known is not None and text is None else str(text)
         config = NetworkConfig.parse(config_text)
@@ -137,18 +141,18 @@ class Daemon:
         for fault in bridge_netfilter.faults(config.ipv4, config.ipv6):
             warning_once(fault, self._said)
         own = known.own.subnets if known else read_subnets(self.options.subnet_file)
-        self.host_networks.begin(config.networks, own, known.leases if known else ())
+        self.host_networks.begin(config.networks, own, _subnets_of(known))
+        networks = NetworkConfig.parse(known.config).networks if known else []
         session = self.session = Session(
-            self.options, self.store, self.status, config_text, external, former, self.host_networks
+            self.options, self.store, self.status, config_text, external, former, self.host_networks, networks
         )
-        if known is not None:
-            session.reconciler.networks.update(NetworkConfig.parse(known.config).networks)
         try:
-            if text is None and known is not None:
-                session.lease = replace(known.own, attributes=session.lease.attributes)
-                session.set_up(known.leases)
+            if leases is not None and known is not None:
+                session.own.lease = replace(known.own, attributes=session.own.attributes)
+                session.set_up(leases, is_confirmed=False)
             elif session.acquire() and (leases := session.first_leases()) is not None:
-                session.set_up(leases)
+                session.set_up(leases, is_confirmed=True)
+            known = leases = None  # a session lasts, and has what it needs of them
             if not self.status.stop.is_set():
                 session.keep(is_confirmed=text is not None)
         finally:
@@ -156,11 +160,8 @@ class Daemon:
 
     def _take_stored_addresses(self) -> None:
         """Where a node's own entry says by which addresses it is reached (Kubernetes), these go before the options."""
-        read = getattr(self.store, "stored_addresses", None)
-        if read is None:
-            return
         try:
-            ipv4, ipv6 = read()
+            ipv4, ipv6 = self.store.stored_addresses()
         except StoreError as fault:
             warning(f"the node's public addresses could not be read, going by the options: {fault}")
             return
@@ -171,7 +172,7 @@ class Daemon:
         """By which Kubernetes knows the node, waited for; if there is a last lease, its addresses until the API answers."""
         while not self.status.stop.is_set():
             try:
-                found = self.store.node_addresses()  # type: ignore[attr-defined]
+                found = self.store.node_addresses()
             except StoreError as fault:
                 self.status.say_once(f"the node's InternalIP is not known: {fault}")
                 if former is None:
@@ -184,9 +185,8 @@ class Daemon:
 
     def _stored_attributes(self, config: NetworkConfig) -> Attributes | None:
         """What a node's own entry keeps of our last lease (Kubernetes): the MAC address of its VXLAN device."""
-        read = getattr(self.store, "stored_lease", None)
         try:
-            lease: Lease | None = read(config) if read is not None else None
+            lease = self.store.stored_lease(config)
         except StoreError:  # the next question to the datastore tells
             return None
         return lease.attributes if lease else None
@@ -210,6 +210,11 @@ class Daemon:
                     warning(remark)
                 return text
         return None
+
+
+def _subnets_of(known: saved.Saved | None) -> Iterator[Subnets]:
+    """The subnets of the saved leases; they are read where they are asked for."""
+    yield from (known.leases() or ()) if known is not None else ()
 
 
 def open_store(options: Options) -> Store:

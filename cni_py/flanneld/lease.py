@@ -15,6 +15,8 @@ import json
 import re
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from sys import intern
+from time import time
 from typing import Any, TypeVar
 
 from cni_py.node.log import shortened
@@ -121,15 +123,23 @@ class Attributes:
         """Raises: NotALease."""
         try:
             found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise NotALease(f"the value is no lease: {error}") from error
+        return cls.from_value(found)
+
+    @classmethod
+    def from_value(cls, found: Any) -> Attributes:
+        """From decoded JSON. Raises: NotALease."""
+        try:
             public_ip, public_ipv6 = found.get("PublicIP"), found.get("PublicIPv6")
             lease = cls(
                 public_ip=None if public_ip in _NO_ADDRESS else node_address(public_ip, IPv4Address),
                 public_ipv6=None if public_ipv6 in _NO_ADDRESS else node_address(public_ipv6, IPv6Address),
                 backend_type=type_of_backend(found.get("BackendType")),
-                backend_data=found.get("BackendData"),
-                backend_v6_data=found.get("BackendV6Data"),
+                backend_data=compact(found.get("BackendData")),
+                backend_v6_data=compact(found.get("BackendV6Data")),
             )
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise NotALease(f"the value is no lease: {error}") from error
         if not lease.addresses:
             raise NotALease('the value is no lease: it has no "PublicIP"')
@@ -171,7 +181,12 @@ def type_of_backend(value: object) -> str:
     """Raises: ValueError."""
     if not isinstance(value, str | None) or len(value or "") > TYPE_LENGTH:
         raise ValueError(f"{shortened(json.dumps(value))} is no type of a back end")
-    return value or ""
+    return intern(value or "")
+
+
+def compact(data: Any) -> Any:
+    """The same JSON value, the keys of an object shared with those of all others: there are thousands of leases."""
+    return {intern(key): value for key, value in data.items()} if isinstance(data, dict) else data
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +196,7 @@ class Lease:
     subnets: Subnets
     attributes: Attributes
     expires: float | None = None
+
+    def is_live(self) -> bool:
+        """Whether it has not ended by its time."""
+        return self.expires is None or self.expires > time()

@@ -1,20 +1,19 @@
-"""Devices of kinds that a kernel may lack (ipip, wireguard), TUN devices, and what all of flanneld's devices need: MTU, up.
+"""Devices that a node's daemon keeps, of any kind; and what the kinds without a module of their own share.
 
-``ensure_device`` keeps a device that matches: a restart does not interrupt its traffic. For a kind
-that the kernel does not support, the error names the missing feature.
+:class:`Device` is all that ``node/reconcile.py`` knows of a VXLAN, IPIP, WireGuard or TUN device. ``ensure_device`` is for
+those that a name, a kind, an MTU and some attributes describe. It keeps a device that matches: a restart does not interrupt
+its traffic. For a kind that the kernel does not support, the error names the missing feature.
 
-Source: linux net/core/rtnetlink.c, net/ipv4/ipip.c, Documentation/networking/tuntap.rst.
+Source: linux net/core/rtnetlink.c.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from errno import EBUSY, ENODEV, ENOENT, ENXIO, EOPNOTSUPP
-from struct import pack
+from errno import ENODEV, EOPNOTSUPP
+from typing import Protocol
 
 from cni_py.errors import KernelRefused
-from cni_py.journal import step
+from cni_py.journal import note, step
 from cni_py.kernel.features import missing
 from cni_py.kernel.link import delete_link, find_link
 from cni_py.netlink import socket as nl
@@ -23,14 +22,30 @@ from cni_py.netlink.constants import IFF_UP, NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLI
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
 
-_TUN_FILE = "/dev/net/tun"
-_TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+
+class Device(Protocol):
+    """A desired link. With two methods, so that a new kind of device changes nothing in what keeps it."""
+
+    @property
+    def name(self) -> str:
+        """The link's name, which no other device of the daemon has."""
+        ...
+
+    def ensure(self, rtnl: Rtnl, warn: Callable[[str], None] = note) -> Link:
+        """Create the link, or correct the one that has the name. ``warn`` gets the reason if it must be re-created.
+
+        Raises: KernelRefused, NotAvailable.
+        """
+        ...
+
+    def matches(self, link: Link) -> bool:
+        """Return whether nothing would be corrected, as far as ``link`` shows."""
+        ...
 
 
 def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | None = None, words: Sequence[str] = ()) -> Link:
@@ -49,10 +64,16 @@ def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | No
     if link is None:
         with step(*rtnl.enter, "ip", "link", "add", name, "mtu", str(mtu), "type", kind, *words):
             _create(rtnl, name, kind, mtu, data)
-        link = find_link(rtnl, name)
-        if link is None:
-            raise KernelRefused(f'"{name}" was deleted after its creation', errno=ENODEV)
+        link = found(rtnl, name)
     ensure_up(rtnl, link, mtu)
+    return found(rtnl, name)
+
+
+def found(rtnl: Rtnl, name: str) -> Link:
+    """Return a link that existed a moment ago. Raises: KernelRefused."""
+    link = find_link(rtnl, name)
+    if link is None:
+        raise KernelRefused(f'"{name}" was deleted after its creation', errno=ENODEV)
     return link
 
 
@@ -80,25 +101,3 @@ def ensure_up(rtnl: Rtnl, link: Link, mtu: int) -> None:
         rtnl.change(
             encode("ifinfmsg", {"index": link.ifindex, "flags": IFF_UP, "change": IFF_UP, "IFLA_MTU": mtu}), RTM_NEWLINK
         )
-
-
-def open_tun(name: str) -> int:
-    """Create a TUN device. Returns: its descriptor, non-blocking: a read is a packet that the kernel sends over
-    the device, a write one that it receives. Closing it deletes the device. Raises: KernelRefused, NotAvailable."""
-    with step("ip", "tuntap", "add", "dev", name, "mode", "tun"):
-        try:
-            fd = os.open(_TUN_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (ENOENT, ENXIO, ENODEV):
-                raise missing("tun", f"{_TUN_FILE}: {error.strerror}") from error
-            raise
-        try:
-            fcntl.ioctl(fd, _TUNSETIFF, pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
-        except OSError as error:
-            os.close(fd)
-            if error.errno == EBUSY:
-                raise KernelRefused(
-                    f'"{name}" is in use by another process', error.strerror or "", "is another flanneld running?", errno=EBUSY
-                ) from error
-            raise
-    return fd

@@ -145,7 +145,7 @@ def route_get(rtnl: Rtnl, address: bytes) -> ResolvedRoute | None:
 def default_interfaces(rtnl: Rtnl, version: int) -> list[int]:
     """The links of the default routes, the best first, each hop of one with several. Raises: KernelRefused."""
     found = _dump(rtnl, ("default",), family=FAMILY[version], table=RT_TABLE_MAIN)
-    defaults = [of for of in found if (of["dst_len"], of["type"]) == (0, RTN_UNICAST) and _table(of) == RT_TABLE_MAIN]
+    defaults = [of for of in found if (of["dst_len"], of["type"]) == (0, RTN_UNICAST) and table_of(of) == RT_TABLE_MAIN]
     defaults.sort(key=lambda of: of.get("RTA_PRIORITY", 0))  # of equal metrics the kernel's order decides
     hops = [[of["RTA_OIF"]] if "RTA_OIF" in of else [hop["oif"] for hop in of.get("RTA_MULTIPATH", ())] for of in defaults]
     return [ifindex for of in hops for ifindex in of]
@@ -155,9 +155,9 @@ def list_routes_over(rtnl: Rtnl, link: Link) -> list[Route]:
     """The unicast routes over the link, of every table. Raises: KernelRefused."""
     found = [of for family in FAMILY.values() for of in _dump(rtnl, ("table", "all", "dev", link.name), family=family)]
     return [
-        _route(of, "").replace(
+        route_of(of, "").replace(
             metric=of.get("RTA_PRIORITY", 0),
-            table=_table(of),
+            table=table_of(of),
             scope=of["scope"],
             mtu=of.get("RTA_METRICS", {}).get("RTAX_MTU", 0),
             advmss=of.get("RTA_METRICS", {}).get("RTAX_ADVMSS", 0),
@@ -186,14 +186,14 @@ def list_routes(rtnl: Rtnl, protocol: int = PROTOCOL, device: str = "", but: int
         for found in _dump(rtnl, words, family=family, **question):
             of = _device(rtnl, found, names) if _is_of(found, protocol, but) else None
             if of is not None and device in ("", of):
-                routes.add(_route(found, of))
+                routes.add(route_of(found, of))
     return routes
 
 
 def _is_of(found: Message, protocol: int, but: int) -> bool:
     """Return whether a route was requested: the kernel filters dumps since Linux 4.20."""
     is_ours = found["proto"] == protocol or (protocol == 0 and found["proto"] not in (RTPROT_KERNEL, but))
-    return is_ours and found["type"] in _KINDS and _table(found) == RT_TABLE_MAIN
+    return is_ours and found["type"] in _KINDS and table_of(found) == RT_TABLE_MAIN
 
 
 def _device(rtnl: Rtnl, found: Message, names: dict[int, str]) -> str | None:
@@ -220,12 +220,14 @@ def _dump(rtnl: Rtnl, words: Iterable[str], **question: int) -> Iterator[Message
     return (decode("rtmsg", answer) for answer in answers if answer[0] == question["family"])
 
 
-def _table(found: Message) -> int:
+def table_of(found: Message) -> int:
+    """Return the number of a decoded route's table."""
     table: int = found.get("RTA_TABLE") or found["table"]
     return table
 
 
-def _route(found: Message, device: str) -> Route:
+def route_of(found: Message, device: str) -> Route:
+    """Return a decoded route over the device of this name."""
     family, metric, gateway = found["family"], found.get("RTA_PRIORITY", 0), found.get("RTA_GATEWAY")
     return Route(
         _network(found.get("RTA_DST", _ZERO[family]), found["dst_len"]),

@@ -70,6 +70,20 @@ class Vxlan:
     gbp: bool = False
     learning: bool = False
 
+    def ensure(self, rtnl: nl.Rtnl, warn: Callable[[str], None] = note) -> Link:
+        """Call :func:`ensure_vxlan`, as a :class:`~cni_py.kernel.device.Device`."""
+        return ensure_vxlan(rtnl, self, warn)
+
+    def matches(self, link: Link) -> bool:
+        return (
+            link.kind == "vxlan"
+            and link.mtu == self.mtu
+            and (not self.mac or link.mac == self.mac)
+            and not link.master
+            and not link.flags & IFF_NOARP
+            and link.is_up
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class VxlanDetails:

@@ -1,4 +1,7 @@
-"""WireGuard devices: their key, port and peers, by generic netlink. The device itself is created in ``device.py``.
+"""WireGuard devices: their key, port and peers, by generic netlink.
+
+    WireGuardDevice(name, mtu, port, private_key, psk)      a Device; its set_peers(changed, gone) is by peer
+    WireGuard()                                             the kernel's side of it
 
 The private key is sent to the kernel, which returns the public one, so no cryptography is needed here.
 Only public keys are ever in the journal.
@@ -8,6 +11,7 @@ Source: linux include/uapi/linux/wireguard.h, Documentation/userspace-api/netlin
 
 from __future__ import annotations
 
+import threading
 from base64 import b64encode
 from dataclasses import dataclass
 from errno import ENOENT
@@ -15,7 +19,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from struct import pack
 
 from cni_py.errors import KernelRefused
-from cni_py.journal import step
+from cni_py.journal import note, step
+from cni_py.kernel.device import ensure_device
 from cni_py.kernel.features import missing
 from cni_py.netlink.attributes import Message, decode, encode
 from cni_py.netlink.constants import (
@@ -31,7 +36,10 @@ from cni_py.netlink.socket import NetlinkError, question
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from cni_py.kernel.link import Link
+    from cni_py.netlink.socket import Rtnl
 
 KEY_BYTES = 32
 _CHUNK = 200
@@ -101,6 +109,65 @@ class WireGuard:
 
     def _change(self, name: str, message: Message) -> None:
         self._netlink.change(encode("wgmsg", _message(WG_CMD_SET_DEVICE, name) | message))
+
+
+class WireGuardDevice:
+    """A :class:`~cni_py.kernel.device.Device` and its peers. ``public_key``: known once it has been made.
+
+    What an earlier process gave a device that is reused stays until the first :meth:`set_peers`, which replaces all of it.
+    """
+
+    def __init__(self, name: str, mtu: int, port: int, private_key: bytes, psk: bytes = b"") -> None:
+        self.name, self.mtu, self.port, self.public_key = name, mtu, port, b""
+        self._private_key, self._psk = private_key, psk
+        self._ifindex = 0
+        self._lock = threading.Lock()
+        self._peers: dict[bytes, Peer] = {}
+        self._unsent: set[bytes] = set()
+        self._has_peers, self._sends_all = False, True
+
+    def ensure(self, rtnl: Rtnl, warn: Callable[[str], None] = note) -> Link:  # noqa: ARG002 — recreating it is silent
+        """Create or reuse it; a link that is new to us gets key, port and all peers. Raises: KernelRefused, NotAvailable."""
+        with self._lock, WireGuard() as kernel:
+            link = ensure_device(rtnl, self.name, "wireguard", self.mtu)
+            if link.ifindex != self._ifindex:
+                self.public_key = kernel.set_device(self.name, self._private_key, self.port)
+                self._ifindex, self._sends_all = link.ifindex, True
+            if self._has_peers:
+                self._send(kernel)
+        return link
+
+    def matches(self, link: Link) -> bool:
+        return link.kind == "wireguard" and link.mtu == self.mtu and link.is_up
+
+    def set_peers(self, changed: Iterable[Peer], gone: Iterable[bytes] = ()) -> None:
+        """Add or change these peers, remove those with the keys ``gone``. Raises: KernelRefused.
+
+        What could not be sent is sent with the next call, or by :meth:`ensure`.
+        """
+        with self._lock:
+            for key in gone:
+                self._peers.pop(key, None)
+                self._unsent.add(key)
+            for peer in changed:
+                self._peers[peer.public_key] = peer
+                self._unsent.add(peer.public_key)
+            if self._has_peers and not self._unsent:
+                return
+            self._has_peers = True
+            with WireGuard() as kernel:
+                self._send(kernel)
+
+    def _send(self, kernel: WireGuard) -> None:
+        """Raises: KernelRefused."""
+        if self._sends_all:
+            kernel.set_peers(self.name, self._peers.values(), self._psk, only=True)
+        elif self._unsent:
+            kernel.set_peers(self.name, [self._peers[key] for key in self._unsent if key in self._peers], self._psk)
+            for key in self._unsent - self._peers.keys():
+                kernel.remove_peer(self.name, key)
+        self._sends_all = False
+        self._unsent.clear()
 
 
 def _message(command: int, name: str) -> Message:

@@ -6,7 +6,11 @@
 
 The letter is I, W or E; then month and day, local time with microseconds, the process, and the module and
 line that logged. A line is one write(2), so threads do not mix theirs. A text that has several lines is
-put on one, and what could steer a terminal is shown in its escaped form: texts come from datastores too.
+put on one, and what could steer a terminal is shown in its escaped form: texts come from datastores too. Times in it are as
+Go prints them.
+
+With ``-v=1`` the log has each change to the kernel and to files, as the command that would do the same. The plugins write the
+same lines to the journal of an attachment (journal.py); a daemon's changes belong to none.
 
 Source: k8s.io/klog v2, formatHeader.
 """
@@ -15,7 +19,10 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import UTC, datetime
 from time import localtime, strftime, time_ns
+
+from cni_py import journal
 
 STDERR_FD = 2
 SHOWN = 64
@@ -58,6 +65,19 @@ def set_verbosity(level: int) -> None:
     _verbosity = level
 
 
+class ChangeLog(journal.Journal):
+    """A journal whose lines are the log's."""
+
+    def write(self, line: str, seconds: float | None = None) -> None:
+        verbose(1, line if seconds is None else f"{line}  ({seconds * 1000:.2f} ms)")
+
+
+def log_changes() -> None:
+    """Log those of the calling thread from now on, if the log is to have them."""
+    if is_verbose(1):
+        journal.use(ChangeLog("flanneld"))
+
+
 def _log(severity: str, text: str) -> None:
     """Write the line of who called our caller. A log that nobody can read stops nothing."""
     caller = sys._getframe(2)
@@ -84,3 +104,26 @@ def in_one_line(text: str) -> str:
     """Lines joined by ``; ``, control characters escaped."""
     text = text if text.isprintable() else "; ".join(line.strip() for line in text.splitlines() if line.strip())
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def duration(seconds: float) -> str:
+    """As Go prints a time span: ``22h59m58.999784463s``."""
+    sign, nanoseconds = ("-" if seconds < 0 else ""), round(abs(seconds) * 1e9)
+    if nanoseconds < 1_000_000_000:
+        unit, size = next(((u, s) for u, s in (("ms", 1_000_000), ("µs", 1_000), ("ns", 1)) if nanoseconds >= s), ("s", 1))
+        return f"{sign}{_decimal(nanoseconds, size)}{unit}"
+    minutes, rest = divmod(nanoseconds, 60_000_000_000)
+    hours, minutes = divmod(minutes, 60)
+    head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{sign}{head}{_decimal(rest, 1_000_000_000)}s"
+
+
+def _decimal(value: int, size: int) -> str:
+    whole, rest = divmod(value, size)
+    digits = len(str(size)) - 1
+    return f"{whole}.{rest:0{digits}d}".rstrip("0").rstrip(".") if rest else str(whole)
+
+
+def clock(seconds: float | None) -> str:
+    """A time of day as the log shows it."""
+    return "never" if seconds is None else str(datetime.fromtimestamp(seconds, UTC).astimezone())

@@ -1,280 +1,408 @@
-"""Wanted minus actual: the kernel is looked at as a whole, and what differs is changed. Nothing else ever is.
+"""Reconcile the kernel with the desired state, entry by entry, and keep it so.
 
-How it works. :meth:`Reconciler.once` makes devices, addresses, entries and routes as they are wanted, in the
-order in which packets need them, and takes away in the opposite one. What is ours is told by where it is (on a
-device of ours) or by the route's protocol number, so a restarted flanneld finds what a former one left: entries
-of dead peers go, live ones are not touched. A second flanneld on the node has the same number: routes that lead neither over
-a device of ours nor into our network are its. Where the last look was good and only leases have changed since,
-that difference alone is made, for with thousands of peers a look takes longer. :meth:`Reconciler.run` looks
-again whenever the kernel says that something changed, and every ``LOOK_SECONDS`` besides; and where somebody changes it
-back each time, more and more rarely.
+How it works. :meth:`Reconciler.want` and :meth:`~Reconciler.drop` change the desired state, :meth:`~Reconciler.settle`
+makes the kernel follow: what changed, in the order in which packets need it, and nothing else. The kernel reports what
+another process changes (``reports.py``). What differs from the desired state is first read again by its key, for the report
+may be the late echo of our own change, then repaired, at once. Where another process reverts each repair, repairs back off.
+
+All tables are checked as a whole at the start and when the kernel lost reports; a device's tables when it lost its entries; and
+each table once in ``CHECK_SECONDS``, one after the other. What is ours is known by its place (on a device of ours) or by the
+route's protocol number, so a restarted daemon finds what the former one left: entries of dead peers are deleted, others are
+not touched. A second daemon on the node has the same number: routes that lead neither over a device of ours nor into our
+network belong to it.
 """
 
 from __future__ import annotations
 
+import select
 import threading
-from errno import ENOENT
+from collections import defaultdict
 from math import inf
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
 from cni_py.errors import CniError, KernelRefused
-from cni_py.kernel import sysctl
-from cni_py.kernel.address import add_address, delete_address, list_addresses
-from cni_py.kernel.link import delete_link, find_link, list_links, set_up
-from cni_py.kernel.neighbour import (
-    delete_forwarding,
-    delete_neighbours,
-    list_forwarding,
-    list_neighbours,
-    replace_forwarding,
-    replace_neighbours,
-)
-from cni_py.kernel.route import PROTOCOL, delete_routes, list_routes, replace_routes
+from cni_py.kernel.link import find_link, set_up
+from cni_py.kernel.route import PROTOCOL, list_routes
 from cni_py.kernel.udp_port import port_named
-from cni_py.kernel.vxlan import ensure_vxlan
-from cni_py.netlink.constants import IFF_NOARP, RTPROT_KERNEL
-from cni_py.netlink.monitor import Watch
+from cni_py.netlink.constants import RTPROT_KERNEL
+from cni_py.netlink.notifications import Notifications
 from cni_py.netlink.socket import open_host
-from cni_py.node.desired import FORWARDING, Wanted
+from cni_py.node.desired import Desired
 from cni_py.node.log import error, info, warning
-from cni_py.node.unsettable import Unsettable
+from cni_py.node.reports import Reports
+from cni_py.node.stop import Wake
+from cni_py.node.tables import ADDRESSES, FDB, NEIGHBOURS, ROUTES, SYSCTLS
+from cni_py.node.writer import RETRY_SECONDS, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Set
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+    from cni_py.kernel.device import Device
     from cni_py.kernel.link import Link
-    from cni_py.kernel.route import Route
-    from cni_py.netlink.socket import Rtnl
-    from cni_py.node.desired import Network, Vxlan
+    from cni_py.node.desired import Entry, Network
     from cni_py.node.health import Health
+    from cni_py.node.reports import Batch
+    from cni_py.node.stop import Stop
+    from cni_py.node.tables import OfDevice, Table
 
-LOOK_SECONDS = 60.0
-RETRY_SECONDS = 2.0
-"""When what was refused is tried again, unless there is news before."""
+CHECK_SECONDS = 300.0
+"""In this time each table is checked as a whole once."""
+SYSCTL_SECONDS = 1.0
 SHARE = 5
-"""After a look that took t seconds of the processor, the next one begins SHARE × t later at the soonest: it never
-takes the machine."""
+"""After a turn that took t seconds of the processor, the next one begins SHARE × t later at the earliest.
+
+So following whatever other processes do to the kernel's tables takes a sixth of a core at most."""
 PAUSE_SECONDS = (0.02, 0.8)
-"""Where somebody undoes what we put back, after the first time and at the longest; it doubles."""
-_TUNNELS = {"vxlan": ("flannel.", "flannel-v6."), "wireguard": ("flannel-wg",), "ipip": ("flannel.ipip",)}
-"""What a flanneld's devices are called, by their kind."""
+"""The first and the longest pause where another process reverts repairs; it doubles."""
+ORDER: tuple[Table[Any], ...] = (ADDRESSES, NEIGHBOURS, FDB, ROUTES)
+"""The order in which packets need entries: what leads to an entry is made after it, and deleted before it."""
 
 
 class Reconciler:
-    """Keeps the kernel as the last :meth:`want` said."""
+    """Keeps the kernel as desired. Safe from several threads.
+
+    Args:
+        external: the name of the interface that routes lead over.
+        networks: ours, and those of an earlier configuration.
+    """
 
     def __init__(self, health: Health, external: str, networks: Iterable[Network]) -> None:
-        """``external``: the name of the interface that routes lead over; news of it and of our devices is heard."""
         self.health, self.external = health, external
-        self.networks = set(networks)
-        """Ours, and that of an earlier configuration."""
-        self._wanted = Wanted()
-        self._wanted_sysctls: list[tuple[str, str]] = []
-        self._unsettable = Unsettable()
-        self._is_good = False
-        """Whether all was as wanted after the last look."""
         self._lock = threading.Lock()
-        self._failures: dict[str, str] = {}
-        self._seen: set[str] = set()
         self._host = open_host()
+        self._notifications: Notifications | None = None
+        self._desired = Desired()
+        self._reports = Reports(self._desired, self._host.port, external, set(networks), self._name_of)
+        self._writer = Writer(health, self._host, external, self._receive)
+        self._devices: dict[str, Device] = {}
+        self._links: dict[str, Link] = {}
+        """Our devices as they were when they were last checked."""
+        self._check_all_at = self._check_next_at = self._sysctls_at = inf
+        """The time when all tables are due, the next one in the round, kernel parameters."""
+        self._round: list[Callable[[], int]] = []
+        """Checks that are left in this round."""
+        self._problem = ""
+        """The last error, which is logged once."""
 
     def close(self) -> None:
+        """Close the sockets; the kernel stays as it is."""
+        if self._notifications is not None:
+            self._notifications.close()
         self._host.close()
 
-    def want(self, wanted: Wanted) -> None:
-        """From now on this; done before it returns, what the kernel refuses is tried again. Raises: CniError."""
-        former, self._wanted, self._wanted_sysctls = self._wanted, wanted, wanted.sysctls()
-        is_done = (former.devices, former.addresses) == (wanted.devices, wanted.addresses) and self._step(former, wanted)
-        if not is_done:
-            self.once()
+    # ---- the desired state ----------------------------------------------------------------------
 
-    def _step(self, former: Wanted, wanted: Wanted) -> bool:
-        """Make the difference of the two, without a look; whether that was all. Raises: KernelRefused."""
+    def keep(self, device: Device) -> None:
+        """Desire this device, with the addresses and entries that are desired of it and no others. Before :meth:`start`."""
+        self._devices[device.name] = device
+        self._reports.devices.add(device.name)
+
+    def want(self, owner: Hashable, group: Sequence[Entry]) -> Entry | None:
+        """Desire these entries too, from the next :meth:`settle` on. Returns: see :meth:`Desired.want`."""
+        return self.replace(owner, (), group)
+
+    def drop(self, owner: Hashable, group: Sequence[Entry]) -> None:
+        """Desire these entries no more, from the next :meth:`settle` on."""
+        self.replace(owner, group, ())
+
+    def replace(self, owner: Hashable, former: Sequence[Entry], group: Sequence[Entry]) -> Entry | None:
+        """Drop and want; an entry in both is not touched."""
         with self._lock:
-            if not self._is_good:
-                return False
-            self._is_good = False
-            changes = self._differ(wanted.neighbours, former.neighbours, replace_neighbours, delete_neighbours)
-            changes += self._differ(wanted.forwarding, former.forwarding, replace_forwarding, delete_forwarding)
-            routes = wanted.routes - self._on_our_links(wanted)
-            changes += self._differ(routes, former.routes, replace_routes, delete_routes)
-            self._is_good = not self._failures
-        self._count(changes)
-        return self._is_good
+            return self._desired.replace(owner, former, group)
 
-    def once(self) -> int:
-        """Look, and change what differs; answers how many changes there were. Raises: CniError, KernelRefused."""
-        began = monotonic()
+    def settle(self) -> None:
+        """Make the kernel follow; refusals are logged and retried. Raises: CniError if the kernel cannot be asked."""
         with self._lock:
-            wanted, self._is_good = self._wanted, False
-            self._seen = set()
-            changes = sum([self._device(device, wanted) for device in wanted.devices]) + self._sysctls()
-            changes += self._addresses_of_others(wanted)
-            changes += self._routes(wanted)
-            for gone in set(self._failures) - self._seen:
-                del self._failures[gone]
-            self._is_good = not self._failures
-        self._unsettable.warn()
-        self.health.gauge("reconcile_seconds", "How long the last look at the kernel took.", monotonic() - began)
-        self.health.gauge("refused", "What the kernel refuses at present.", len(self._failures))
-        self._count(changes)
-        return changes
-
-    def _count(self, changes: int) -> None:
-        if changes:
-            what = "Changes that were made to links, addresses, routes, entries and kernel parameters."
-            self.health.count("changes_total", what, changes)
-
-    def run(self, stop: threading.Event) -> None:
-        """Put back what others change, until ``stop``."""
-        ours = {device.name for device in self._wanted.devices} | {name for name, _ in self._wanted.addresses}
-        pause = _Pause()
-        with Watch(devices=ours | {self.external}, ignoring=self._host) as watch:
-            next_look, trouble = monotonic(), ""  # at once: it may have changed before the watch began
-            while not stop.is_set():
-                changed = watch.wait(0.5)
-                if stop.is_set():  # the news may be of a back end that takes its device with it
-                    return
-                if parameters := self._sysctls():
-                    self._count(parameters)
-                    info(f"put right {parameters} kernel parameters that were changed")
-                if not changed and monotonic() < next_look:
-                    continue
-                began = thread_time()  # of a clock that stands still while the process, or the machine, is stopped
-                try:
-                    changes, trouble = self.once(), ""
-                except CniError as fault:
-                    if str(fault) != trouble:
-                        trouble = str(fault)
-                        error(f"the data path could not be put right, trying again: {trouble}")
-                    changes = 0
-                if changes and changed:
-                    info(f"put back {changes} things that somebody had changed ({', '.join(sorted(changed))})")
-                took = thread_time() - began
-                next_look = monotonic() + (RETRY_SECONDS if trouble or self._failures else LOOK_SECONDS)
-                stop.wait(max(SHARE * took, pause.after(changes, monotonic())))
-
-    def _sysctls(self) -> int:
-        """Put right those that differ. The kernel sends no news of these, so they are read every time. From two threads."""
-        changes = 0
-        for name, value in self._wanted_sysctls:
-            if name in self._unsettable or not _differs(name, value):
-                continue
+            changes = self._desired.take_changes()
             try:
-                sysctl.ensure(name, value)
-            except KernelRefused as fault:
-                if fault.errno != ENOENT:  # that is a device which has just gone; else /proc/sys is read-only, and stays so
-                    self._unsettable.add(name, value, fault)
-                continue
-            changes += 1
-            if name == FORWARDING[6] and not _differs(f"net/ipv6/conf/{self.external}/accept_ra", "1"):
-                hint = f"if it needs that: sysctl -w net.ipv6.conf.{self.external}.accept_ra=2"
-                warning(f"the node forwards IPv6 now, so {self.external} takes no default route from a router any more; {hint}")
+                if changes.wanted[SYSCTLS]:
+                    self._put_sysctls()
+                    self._writer.warn_of_unsettable()
+                for table in ORDER:
+                    self._put(table, changes.wanted[table])
+                for table in reversed(ORDER):
+                    self._writer.delete(table, changes.dropped[table])
+            except CniError:
+                self._check_all_at = 0.0  # which finds what is left undone
+                raise
+
+    # ---- the thread -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Subscribe to the kernel's reports, then make everything as desired.
+
+        Raises: CniError, also where the kernel refuses an address of a device; other refusals are logged and retried.
+        """
+        with self._lock:
+            self._notifications = Notifications()
+            self._check_all()
+            for (table, _), words in self._writer.refused.items():
+                if table is ADDRESSES:
+                    raise KernelRefused(words)
+            self._sysctls_at = monotonic()
+
+    def run(self, stop: Stop) -> None:
+        """Restore what other processes change, until ``stop``."""
+        assert self._notifications is not None, "start() was called"
+        pause = _Pause()
+        with Wake() as wake, stop.calling(wake.set):
+            while not stop.is_set():
+                select.select([self._notifications.fileno(), wake.fileno()], [], [], self._seconds_until_due())
+                if stop.is_set():  # the reports may be of a back end that deletes its device
+                    return
+                began = thread_time()  # of a clock that stands still while the process, or the machine, is stopped
+                changes = self.turn()
+                stop.wait(max(SHARE * (thread_time() - began), pause.after(changes, monotonic())))
+
+    def turn(self) -> int:
+        """Handle reports and what is due; return how many changes of other processes were reverted."""
+        with self._lock:
+            try:
+                changes = self._turn()
+            except CniError as fault:
+                if str(fault) != self._problem:
+                    self._problem = str(fault)
+                    error(f"the data path could not be repaired, retrying: {fault}")
+                self._check_all_at = monotonic() + RETRY_SECONDS
+                return 0
         return changes
 
-    @staticmethod
-    def cleanup() -> None:
-        """Remove every route and device that a flanneld made. Raises: CniError."""
-        with open_host() as host:
-            refused = [refusal.error for refusal in delete_routes(host, list_routes(host))]
-            for link in list_links(host):
-                if link.name.startswith(_TUNNELS.get(link.kind, ("/",))):
-                    delete_link(host, link.name)
-        if refused:
-            raise refused[0]
+    def _seconds_until_due(self) -> float:
+        with self._lock:
+            due = min(self._check_all_at, self._check_next_at, self._writer.retry_at, self._sysctls_at)
+            return max(due - monotonic(), 0.0)
 
-    # ---- one device and its tables --------------------------------------------------------------
+    def _turn(self) -> int:
+        """Raises: CniError."""
+        self._receive()
+        batch, now = self._reports.take(), monotonic()
+        if now >= self._sysctls_at:
+            self._sysctls_at = now + SYSCTL_SECONDS
+            restored = self._put_sysctls()
+            self._writer.warn_of_unsettable()
+            if restored:
+                info(f"restored {restored} kernel parameters that another process had changed")
+        if batch.is_lost or now >= self._check_all_at or (self._problem and (batch.devices or batch.may_retry)):
+            changes = self._check_all()
+        else:
+            changes = self._repair(batch)
+            if now >= self._check_next_at:
+                self._check_next()
+            if now >= self._writer.retry_at or batch.may_retry:
+                self._retry()
+        if changes and batch.nouns:
+            info(f"reverted {changes} changes of another process ({', '.join(sorted(batch.nouns))})")
+        return changes
 
-    def _device(self, device: Vxlan, wanted: Wanted) -> int:
-        before = find_link(self._host, device.name)
-        link = ensure_vxlan(self._host, device, warn=warning)
-        changes = int(before is None or _made(before) != _made(link))
-        changes += self._sysctls()  # before its addresses: the kernel refuses an IPv6 address where IPv6 is off
-        changes += self._addresses(link, {address for name, address in wanted.addresses if name == link.name})
+    def _receive(self) -> None:
+        if self._notifications is not None:
+            self._reports.receive(self._notifications)
+
+    # ---- repairing what was reported ------------------------------------------------------------
+
+    def _repair(self, batch: Batch) -> int:
+        """Raises: CniError."""
+        emptied, changes = set(batch.emptied), 0
+        for name in sorted(batch.devices | {name for name in _devices_of(batch) if not self._is_same_device(name)}):
+            repaired, is_emptied = self._check_device(self._devices[name])
+            changes += repaired
+            emptied |= {name} if is_emptied else set()
+        changes += sum(self._check_table(table, name) for name in sorted(emptied) for table in (NEIGHBOURS, FDB))
+        if batch.has_lost_routes:
+            self._learn_names()
+        checks_routes = bool(emptied or batch.has_lost_routes)
+        changes += self._check_routes() if checks_routes else 0
+        missing: dict[Table[Any], list[Entry]] = defaultdict(list)
+        stray: dict[Table[Any], list[Entry]] = defaultdict(list)
+        for (table, key), reported in batch.suspects.items():
+            if not (checks_routes if table is ROUTES else _device_in(key) in emptied):
+                self._sort_suspect(table, key, reported, missing, stray)
+        changes += sum(self._put(table, missing[table]) for table in ORDER)
+        return changes + sum(self._writer.delete(table, stray[table]) for table in reversed(ORDER))
+
+    def _sort_suspect(
+        self,
+        table: Table[Any],
+        key: Hashable,
+        reported: Sequence[Entry],
+        missing: Mapping[Table[Any], list[Entry]],
+        stray: Mapping[Table[Any], list[Entry]],
+    ) -> None:
+        """Read a suspect by its key. Raises: KernelRefused."""
+        desired, was_refused = self._desired.entries(table).get(key), (table, key) in self._writer.refused
+        if desired is None:
+            # A lookup may miss a route behind another one: of routes exactly what was reported is deleted, if it still exists.
+            exists = reported and (table is ROUTES or table.find(self._host, reported[0], self._name_of) is not None)
+            stray[table] += reported if exists else []
+        elif table is ROUTES and self._is_hidden(desired):
+            stray[table] += [] if was_refused else [desired]
+        elif table.find(self._host, desired, self._name_of) != desired:
+            missing[table].append(desired)
+
+    def _is_same_device(self, name: str) -> bool:
+        """Return whether a device is the known one, and up: else its entries were deleted with it. Raises: KernelRefused."""
+        known, link = self._links.get(name), find_link(self._host, name)
+        return known is not None and link is not None and link.ifindex == known.ifindex and link.is_up
+
+    # ---- checking whole tables ------------------------------------------------------------------
+
+    def _check_all(self) -> int:
+        """Raises: CniError."""
+        began = monotonic()
+        self._desired.take_changes()  # the check covers them
+        self._writer.begin_check()
+        self._check_all_at = inf
+        self._learn_names()
+        changes = sum(self._check_device(device)[0] for device in self._devices.values())
+        changes += sum(self._check_table(table, name) for name in self._devices for table in (NEIGHBOURS, FDB))
+        self._read_connected()
+        changes += self._put_sysctls() + self._check_routes()
+        self._writer.end_check()
+        self._problem = ""
+        self._writer.warn_of_unsettable()
+        self._round, self._check_next_at = [], monotonic() + CHECK_SECONDS / len(self._checks())
+        self.health.gauge("reconcile_seconds", "How long the last check of all tables took.", monotonic() - began)
+        return changes
+
+    def _check_next(self) -> None:
+        """Check the next table in the round, which finds what no report named. Raises: CniError."""
+        self._round = self._round or self._checks()
+        changes = self._round.pop()()
+        self._check_next_at = monotonic() + CHECK_SECONDS / len(self._checks())
+        if changes:
+            info(f"reverted {changes} changes that the kernel had not reported")
+
+    def _checks(self) -> list[Callable[[], int]]:
+        """Return the checks of a round."""
+        checks: list[Callable[[], int]] = [self._check_routes]
+        for name, device in self._devices.items():
+            checks.append(lambda device=device: self._check_device(device)[0])  # type: ignore[misc]
+            checks += [lambda table=table, name=name: self._check_table(table, name) for table in (NEIGHBOURS, FDB)]  # type: ignore[misc]
+        return checks
+
+    def _check_device(self, device: Device) -> tuple[int, bool]:
+        """Make a device and its addresses as desired.
+
+        Returns: how many changes that took, and whether its entries may be gone. Raises: CniError.
+        """
+        before, known = find_link(self._host, device.name), self._links.get(device.name)
+        link = device.ensure(self._host, warning)
+        self._links[device.name] = link
+        self._learn_names()
+        changes = self._put_sysctls()  # before its addresses: the kernel refuses an IPv6 address where IPv6 is off
+        changes += self._check_table(ADDRESSES, device.name)
         if not link.is_up:
             with port_named(self._host, link.name):
                 set_up(self._host, link)
+            self._links[device.name] = find_link(self._host, device.name) or link
+        is_emptied = before is None or not before.is_up or known is None or known.ifindex != link.ifindex
+        if before is None or before.ifindex != link.ifindex or not device.matches(before):
+            self._writer.count(1)
             changes += 1
-        neighbours = {entry for entry in wanted.neighbours if entry.device == link.name}
-        forwarding = {entry for entry in wanted.forwarding if entry.device == link.name}
-        changes += self._differ(neighbours, list_neighbours(self._host, link), replace_neighbours, delete_neighbours)
-        changes += self._differ(forwarding, list_forwarding(self._host, link), replace_forwarding, delete_forwarding)
-        return changes
+        return changes, is_emptied
 
-    def _addresses(self, link: Link, wanted: Set[Any]) -> int:
-        actual = set(list_addresses(self._host, link))
-        for address in wanted - actual:
-            add_address(self._host, link, address)
-        for address in actual - wanted:
-            delete_address(self._host, link, address)
-        return len(wanted ^ actual)
+    def _check_table(self, table: OfDevice[Any], name: str) -> int:
+        """Check a table of a device. Raises: CniError."""
+        link = self._links.get(name)
+        if link is None:
+            return 0
+        desired: dict[Hashable, Any] = {key: of for key, of in self._desired.entries(table).items() if of.device == name}
+        return self._make_equal(table, desired, table.list(self._host, link))
 
-    def _addresses_of_others(self, wanted: Wanted) -> int:
-        """Devices that a back end makes and keeps itself: while one is away, its turn comes with the news of its return."""
-        made_here = {device.name for device in wanted.devices}
-        changes = 0
-        for name in {name for name, _ in wanted.addresses} - made_here:
-            link = find_link(self._host, name)
-            if link is not None:
-                changes += self._addresses(link, {address for of, address in wanted.addresses if of == name})
-        return changes
+    def _check_routes(self) -> int:
+        """Raises: CniError."""
+        actual = list_routes(self._host)
+        for name in self._devices:  # routes of another protocol
+            actual |= list_routes(self._host, protocol=0, device=name, but=PROTOCOL)
+        desired = {key: route for key, route in self._desired.entries(ROUTES).items() if not self._is_hidden(route)}
+        return self._make_equal(ROUTES, desired, [route for route in actual if self._reports.is_ours(route)])
 
-    def _routes(self, wanted: Wanted) -> int:
-        devices = {device.name for device in wanted.devices} | {name for name, _ in wanted.addresses}
-        actual = {route for route in list_routes(self._host) if route.device in devices or self._is_in_networks(route)}
-        for device in wanted.devices:  # Go's flanneld and people leave routes of another protocol over our devices
-            others = list_routes(self._host, protocol=0, device=device.name, but=PROTOCOL)
-            actual |= {route for route in others if route.onlink}
-        return self._differ(wanted.routes - self._on_our_links(wanted), actual, replace_routes, delete_routes)
+    def _make_equal(self, table: Table[Any], desired: Mapping[Hashable, Entry], actual: Iterable[Entry]) -> int:
+        """Make what is missing, then delete what is stray: a changed entry is never missing in between."""
+        right, stray = set(), []
+        for entry in actual:
+            key = table.key(entry)
+            if desired.get(key) == entry:
+                right.add(key)
+            else:
+                stray.append((key, entry))
+        missing = {key: entry for key, entry in desired.items() if key not in right}
+        changes = self._put(table, list(missing.values()))
+        return changes + self._writer.delete(table, [entry for key, entry in stray if key not in missing])
 
-    def _is_in_networks(self, route: Route) -> bool:
-        return any(route.dst.version == network.version and route.dst.overlaps(network) for network in self.networks)
+    # ---- changing the kernel --------------------------------------------------------------------
 
-    def _on_our_links(self, wanted: Wanted) -> set[Route]:
-        """Routes that would take the place of the one to a bridge here, and cut its pods off: a lease names its subnet."""
-        tunnels = {device.name for device in wanted.devices}
-        here = {route.dst: route for route in list_routes(self._host, RTPROT_KERNEL) if route.device not in tunnels}
-        refused = {route for route in wanted.routes if route.dst in here and not route.metric}
-        for route in refused:
-            words = f"{route.dst} is the subnet of {here[route.dst].device} here: no route to another node's"
-            self._refused(route, KernelRefused(words, f"not done: ip route replace {' '.join(route.words())}"))
-        return refused
+    def _put(self, table: Table[Any], entries: Sequence[Any]) -> int:
+        """Raises: CniError if the kernel cannot be asked."""
+        if table is ROUTES and entries:
+            self._receive()  # now: the route that would be replaced may be that of a bridge which has just got its address
+            entries = [entry for entry in entries if not self._is_hidden(entry)]
+        return self._writer.put(table, entries)
 
-    def _differ(
-        self,
-        wanted: Set[Any],
-        actual: Set[Any],
-        replace: Callable[[Rtnl, Iterable[Any]], list[Any]],
-        delete: Callable[[Rtnl, Iterable[Any]], list[Any]],
-    ) -> int:
-        """Make what is missing, then take away what is too much: a changed entry is never missing in between."""
-        missing, too_many = wanted - actual, actual - wanted
-        refused = replace(self._host, missing) if missing else []
-        replaced = {_key(item) for item in missing}
-        left = [item for item in too_many if _key(item) not in replaced]
-        refused += delete(self._host, left) if left else []
-        for refusal in refused:
-            self._refused(refusal.item, refusal.error)
-        return len(missing) + len(left) - len(refused)
+    def _put_sysctls(self) -> int:
+        return self._writer.put_sysctls(self._desired.entries(SYSCTLS).values())
 
-    def _refused(self, item: Any, fault: KernelRefused) -> None:
-        """Said once, and again when the words change; tried again at the next look."""
-        name, words = repr(item), str(fault)
-        self._seen.add(name)
-        if self._failures.get(name) != words:
-            self._failures[name] = words
-            error(words)
+    def _retry(self) -> None:
+        """Retry what was refused. Raises: CniError."""
+        self._writer.retry_at = inf
+        again: dict[Table[Any], list[Entry]] = defaultdict(list)
+        for table, key in list(self._writer.refused):
+            desired = self._desired.entries(table).get(key)
+            if desired is not None:
+                again[table].append(desired)
+            else:  # it could not be deleted: a check finds it
+                del self._writer.refused[table, key]
+                self._check_all_at = min(self._check_all_at, monotonic() + RETRY_SECONDS)
+        for table in ORDER:
+            self._put(table, again[table])
+
+    def _is_hidden(self, route: Any) -> bool:
+        """Return whether a route would replace the one to a bridge of this node, and cut its pods off: a lease names its
+        subnet."""
+        key = ROUTES.key(route)
+        ifindex = self._reports.connected.get(key)
+        if ifindex is None:
+            return False
+        words = f"{route.dst} is the subnet of {self._name_of(ifindex)} here: no route to another node's"
+        self._writer.refuse(ROUTES, key, KernelRefused(words, f"not done: ip route replace {' '.join(route.words())}"))
+        return True
+
+    # ---- links ----------------------------------------------------------------------------------
+
+    def _learn_names(self) -> None:
+        """Raises: KernelRefused."""
+        external = find_link(self._host, self.external)
+        names = {link.ifindex: name for name, link in self._links.items()}
+        self._reports.names = names | ({external.ifindex: self.external} if external else {})
+
+    def _name_of(self, ifindex: int) -> str:
+        """Return the link's name; "" if there is none. Raises: KernelRefused."""
+        known = self._reports.names.get(ifindex)
+        if known is not None:
+            return known
+        link = find_link(self._host, ifindex)
+        return link.name if link else ""
+
+    def _read_connected(self) -> None:
+        """Read the routes that the kernel made for the addresses of links. Raises: KernelRefused."""
+        self._reports.connected.clear()
+        numbers: dict[str, int] = {}
+        for route in list_routes(self._host, RTPROT_KERNEL):
+            if route.device not in numbers:
+                link = find_link(self._host, route.device)
+                numbers[route.device] = link.ifindex if link else 0
+            self._reports.connect(route.dst, numbers[route.device])
 
 
 class _Pause:
-    """What keeps two that undo each other from taking the machine: time between two repairs that grows."""
+    """The time between two repairs, which grows while another process reverts them."""
 
     def __init__(self) -> None:
         self._seconds, self._last_repair = 0.0, -inf
 
     def after(self, changes: int, now: float) -> float:
-        """Seconds after a look that made so many changes, at this time; what was quiet for a while begins anew."""
+        """Return the seconds to wait after a turn with so many repairs, at this time; after a quiet while, the shortest."""
         if not changes:
             return 0.0
         shortest, longest = PAUSE_SECONDS
@@ -283,21 +411,11 @@ class _Pause:
         return self._seconds
 
 
-def _made(link: Link) -> tuple[object, ...]:
-    """What of it is put right; another number: it was made anew."""
-    return (link.ifindex, link.mac, link.mtu, link.master, link.flags & IFF_NOARP)
+def _devices_of(batch: Batch) -> set[str]:
+    """Return the devices of the suspects."""
+    return {name for table, key in batch.suspects if table is not ROUTES and (name := _device_in(key))}
 
 
-def _differs(name: str, value: str) -> bool:
-    """Whether there is such a kernel parameter, with another value."""
-    try:
-        return sysctl.read(name) != value
-    except KernelRefused:
-        return False
-
-
-def _key(item: Any) -> tuple[Any, ...]:
-    """What the kernel tells two entries apart by: a new one of the same key has taken the old one's place."""
-    if hasattr(item, "dst"):
-        return (item.dst, item.metric)
-    return (item.device, item.mac) if hasattr(item, "remote") else (item.device, item.address)
+def _device_in(key: Hashable) -> str:
+    """Return the device in the key of an entry that belongs to one; "" for others."""
+    return key[0] if isinstance(key, tuple) and isinstance(key[0], str) else ""

@@ -48,6 +48,10 @@ class NftWatch:
     def close(self) -> None:
         self._listener.close()
 
+    def fileno(self) -> int:
+        """Return the descriptor, for ``select``."""
+        return self._listener.fileno()
+
     def wait(self, seconds: float) -> bool:
         """Wait for a change of one of the tables, and read all pending messages. Returns: False after the timeout."""
         until = monotonic() + seconds

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,14 +28,15 @@ from cni_py.datastore.etcd import Etcd
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken, PoolExhausted
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, LeaseTaken, PoolExhausted
 from cni_py.flanneld.stores import etcd as etcd_store
 from cni_py.flanneld.stores.etcd import EtcdStore
 from cni_py.node import log as klog
 from integration.etcd import servers
 from integration.etcd.servers import Server
 from support.namespaces import PATH, Host
-from support.waiting import SECONDS, until
+from support.waiting import until
+from support.watching import Watching
 
 pytestmark = pytest.mark.netns
 
@@ -92,37 +93,6 @@ def logged() -> Iterator[list[str]]:
         yield lines
     finally:
         klog._log = before
-
-
-class Follower:
-    """A thread that takes what watch() yields, as the daemon does."""
-
-    def __init__(self, store: EtcdStore) -> None:
-        self.stop, self.sets = threading.Event(), list[Mapping[Subnets, Lease]]()
-        self._change = threading.Condition()
-        self._thread = threading.Thread(target=self._run, args=(store,))
-        self._thread.start()
-
-    def _run(self, store: EtcdStore) -> None:
-        for leases in store.watch(self.stop):
-            with self._change:
-                self.sets.append(leases)
-                self._change.notify_all()
-
-    def until(self, condition: Callable[[Mapping[Subnets, Lease]], bool], after: int = 0) -> float:
-        """Wait for a set, later than the first ``after``, of which this is true; how long it took."""
-        begin = monotonic()
-        with self._change:
-            met = self._change.wait_for(lambda: len(self.sets) > after and condition(self.sets[-1]), SECONDS)
-        assert met, f"not within {SECONDS} s; {len(self.sets)} sets, the last of {len(self.sets[-1]) if self.sets else 0}"
-        return monotonic() - begin
-
-    def __enter__(self) -> Follower:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self._thread.join()
 
 
 # ---- made and found again ---------------------------------------------------------------------
@@ -379,7 +349,7 @@ def test_lost_lease_is_made_again(how: str) -> None:
     store = open_store(server)
     lease = store.acquire(NETWORK, node(1), None)
     key = f"{PREFIX}/subnets/{lease.subnets.as_key()}"
-    with Follower(store) as follower:
+    with Watching(store) as follower:
         follower.until(lambda leases: lease.subnets in leases)
         if how == "revoked":
             server.ctl("lease", "revoke", f"{read(server)[lease.subnets.as_key()]['lease']:x}")
@@ -401,7 +371,7 @@ def test_lease_expires_and_renewing_prevents_it() -> None:
     etcd_store.LEASE_SECONDS = 3
     kept, lost = open_store(server), open_store(server)
     renewed, left = kept.acquire(NETWORK, node(1), None), lost.acquire(NETWORK, node(2), None)
-    with Follower(lost) as follower:
+    with Watching(lost) as follower:
         follower.until(lambda leases: len(leases) == 2)
 
         def only_one_is_left() -> bool:
@@ -412,7 +382,7 @@ def test_lease_expires_and_renewing_prevents_it() -> None:
             return list(follower.sets[-1]) == [renewed.subnets]
 
         until(only_one_is_left, "the lease that is not renewed, which is the later one, ends")
-        assert len(follower.sets) == 2
+        assert follower.batches[1:] == [[Gone(left.subnets)]]
         assert lost.renew(left).subnets == left.subnets
         follower.until(lambda leases: len(leases) == 2)
 
@@ -457,10 +427,10 @@ def test_node_that_moves_to_another_address_keeps_its_subnet() -> None:
 
 
 @inside
-def test_watch_tells_whole_sets_and_only_changes() -> None:
+def test_watch_tells_what_changed_and_nothing_else() -> None:
     (server,) = servers.start()
     leases = [open_store(server).acquire(NETWORK, node(number), None) for number in range(3)]
-    with logged() as log, Follower(open_store(server)) as follower:
+    with logged() as log, Watching(open_store(server)) as follower:
         follower.until(lambda found: len(found) == 3)
         server.ctl("put", f"{PREFIX}/subnets/{leases[0].subnets.as_key()}", node(0).as_json())  # as Go renews
         server.ctl("put", f"{PREFIX}/subnets/nothing", "")
@@ -472,7 +442,9 @@ def test_watch_tells_whole_sets_and_only_changes() -> None:
         follower.until(lambda found: found[leases[0].subnets].attributes == node(0, "32:30:10:b7:75:6c"))
         server.ctl("del", f"{PREFIX}/subnets/{leases[1].subnets.as_key()}")
         follower.until(lambda found: leases[1].subnets not in found and len(found) == 3)
-    assert [len(found) for found in follower.sets] == [3, 4, 4, 3]
+    assert [len(batch) for batch in follower.batches] == [4, 1, 1, 1]
+    assert follower.events[3] is SNAPSHOT_COMPLETE
+    assert follower.events[-1] == Gone(leases[1].subnets)
 
 
 @inside
@@ -481,7 +453,7 @@ def test_bad_keys_are_ignored_and_drop_nobody() -> None:
     store = open_store(server)
     lease = store.acquire(NETWORK, node(1), None)
     with logged() as log:
-        with Follower(store) as follower:
+        with Watching(store) as follower:
             follower.until(lambda found: len(found) == 1)
             for key, value in (
                 ("10.244.77.0-24", b"{"),
@@ -510,25 +482,51 @@ def test_compaction_between_reading_and_watching() -> None:
     store = open_store(server)
     store.acquire(NETWORK, node(1), None)
     client = store._etcd
-    get_prefix = client.get_prefix
+    pages = client.pages
 
     def and_compact(prefix: str) -> Any:
-        found = get_prefix(prefix)
-        client.get_prefix = get_prefix  # type: ignore[method-assign]
+        client.pages = pages  # type: ignore[method-assign]
+        found = list(pages(prefix))
         for number in (2, 3, 4):
             open_store(server).acquire(NETWORK, node(number), None)
         server.ctl("compact", str(server.status()["header"]["revision"]))
         return found
 
-    client.get_prefix = and_compact  # type: ignore[method-assign]
-    with logged() as log, Follower(store) as follower:
+    client.pages = and_compact  # type: ignore[method-assign]
+    with logged() as log, Watching(store) as follower:
         follower.until(lambda found: len(found) == 4)
         open_store(server).acquire(NETWORK, node(5), None)
         follower.until(lambda found: len(found) == 5)
-    assert [len(found) for found in follower.sets] == [1, 4, 5]
+    assert [len(batch) for batch in follower.batches] == [2, 4, 1]
+    assert [batch[-1] is SNAPSHOT_COMPLETE for batch in follower.batches] == [True, True, False]
     assert [line for line in log if line.startswith("W")] == [
         line for line in log if "etcd watch for /coreos.com/network/subnets fell behind compaction horizon" in line
     ]
+
+
+@inside
+def test_compaction_while_pages_are_read() -> None:
+    """The next page would be of a revision that is no longer known: all is read again."""
+    (server,) = servers.start()
+    for number in range(3):
+        open_store(server).acquire(NETWORK, node(number), None)
+    store = open_store(server)
+    etcd.PAGE = 2
+    client, pages = store._etcd, store._etcd.pages
+
+    def and_compact(prefix: str) -> Any:
+        client.pages = pages  # type: ignore[method-assign]
+        reading = pages(prefix)
+        yield next(reading)
+        open_store(server).acquire(NETWORK, node(3), None)
+        server.ctl("compact", str(server.status()["header"]["revision"]))
+        yield from reading
+
+    client.pages = and_compact  # type: ignore[method-assign]
+    with logged() as log, Watching(store) as follower:
+        follower.until(lambda found: len(found) == 4)
+    assert [len(batch) for batch in follower.batches] == [5]
+    assert [line for line in log if line.startswith("W")] == [line for line in log if "re-listing and resuming" in line]
 
 
 @inside
@@ -538,7 +536,7 @@ def test_burst_of_5000_leases() -> None:
     (server,) = servers.start()
     store = open_store(server)
     subnets = [Subnets(IPv4Network((0x0A000000 + (number << 8), 24))) for number in range(1, 5001)]
-    with Follower(store) as follower:
+    with Watching(store) as follower:
         follower.until(lambda found: True)
         begin = monotonic()
 
@@ -553,14 +551,13 @@ def test_burst_of_5000_leases() -> None:
             thread.join()
         wrote = monotonic() - begin
         late = follower.until(lambda found: len(found) == 5000)
-        sets = len(follower.sets)
-        print(f"5,000 puts: {wrote:.1f} s; the last was told {late * 1000:.0f} ms later; {sets} sets")
-        assert sets < 20 * (wrote + late) + 5
-        before = sets
+        batches = len(follower.batches)
+        print(f"5,000 puts: {wrote:.1f} s; the last was told {late * 1000:.0f} ms later; {batches} batches")
+        assert len(follower.changes) == 5000, "each once"
         server.ctl("del", "--prefix", f"{PREFIX}/subnets/")
         took = follower.until(lambda found: not found)
-        print(f"5,000 deleted: {took:.2f} s; {len(follower.sets) - before} sets")
-        assert len(follower.sets) - before < 20
+        print(f"5,000 deleted: {took:.2f} s; {len(follower.batches) - batches} batches")
+        assert len(follower.changes) == 10000
 
 
 @inside
@@ -571,7 +568,7 @@ def test_5000_leases_are_read() -> None:
         key = Subnets(IPv4Network((0x0A000000 + (number << 8), 24))).as_key()
         store._etcd.put(f"{PREFIX}/subnets/{key}", node(number).as_json().encode())
     begin = monotonic()
-    with Follower(open_store(server)) as follower:
+    with Watching(open_store(server)) as follower:
         follower.until(lambda found: len(found) == 5000)
         print(f"first set of 5,000: {monotonic() - begin:.2f} s; VmRSS {memory_mib():.0f} MiB")
         big = NetworkConfig.parse('{"Network":"10.0.0.0/8"}')
@@ -595,7 +592,7 @@ def test_server_killed_and_restarted() -> None:
     store = open_store(server)
     lease = store.acquire(NETWORK, node(1), None)
     with logged() as log:
-        with Follower(store) as follower:
+        with Watching(store) as follower:
             follower.until(lambda found: len(found) == 1)
             server.kill()
             for call in (lambda: store.renew(lease), lambda: store.acquire(NETWORK, node(2), None), store.read_network_config):
@@ -604,10 +601,10 @@ def test_server_killed_and_restarted() -> None:
                     call()
                 assert monotonic() - begin < FAILED_SECONDS
             wait_for_line(log, "etcd watch channel for /coreos.com/network/subnets closed")
-            known = len(follower.sets)
             server.start()
             server.wait()
-            follower.until(lambda found: len(found) == 1, after=known)  # told again, although nothing changed
+            wait_for_line(log, "etcd answers again, after ")
+            assert len(follower.batches) == 1, "nothing changed"
             open_store(server).acquire(NETWORK, node(2), None)
             follower.until(lambda found: len(found) == 2)
         assert store.renew(lease).subnets == lease.subnets
@@ -621,16 +618,16 @@ def test_nobody_answers_when_following_begins() -> None:
     open_store(server).acquire(NETWORK, node(1), None)
     server.kill()
     store, asked = open_store(server), []
-    read_prefix = store._etcd.get_prefix
-    store._etcd.get_prefix = lambda prefix: asked.append(prefix) or read_prefix(prefix)  # type: ignore[func-returns-value, method-assign]
-    with Follower(store) as follower:
+    pages = store._etcd.pages
+    store._etcd.pages = lambda prefix: asked.append(prefix) or pages(prefix)  # type: ignore[func-returns-value, method-assign]
+    with Watching(store) as follower:
         until(lambda: len(asked) > 1, "it is tried again")
         assert not follower.sets
         server.start()
         follower.until(lambda found: len(found) == 1)
     server.kill()
     asked.clear()
-    with Follower(store):
+    with Watching(store):
         until(lambda: asked, "it is tried")
         begin = monotonic()
     assert monotonic() - begin < STOPPED_SECONDS, "stopping does not wait for etcd"
@@ -649,7 +646,7 @@ def test_server_hangs_after_a_silence_and_wakes() -> None:
     (server,) = servers.start(options=["--grpc-keepalive-min-time", f"{PING_MS // 2}ms"])
     store = open_store(server)
     lease = store.acquire(NETWORK, node(1), None)
-    with logged() as log, Follower(store) as follower:
+    with logged() as log, Watching(store) as follower:
         follower.until(lambda found: len(found) == 1)
         sleep(2.5 * PING_MS / 1000)  # the silence
         server.halt()
@@ -657,7 +654,7 @@ def test_server_hangs_after_a_silence_and_wakes() -> None:
             store.renew(lease)
         wait_for_line(log, "closed")
         server.go_on()
-        follower.until(lambda found: len(found) == 1, after=1)
+        wait_for_line(log, "etcd answers again, after ")
         assert store.renew(lease).subnets == lease.subnets
 
 
@@ -669,11 +666,10 @@ def test_member_lost_and_leader_changed() -> None:
     others = [member for member in members if member is not used]
     store = open_store(used, *others)
     lease = store.acquire(NETWORK, node(1), None)
-    with Follower(store) as follower:
+    with Watching(store) as follower:
         follower.until(lambda found: len(found) == 1)
         used.kill()
         assert store.renew(lease).subnets == lease.subnets
-        follower.until(lambda found: len(found) == 1, after=1)
         open_store(*others).acquire(NETWORK, node(2), None)
         follower.until(lambda found: len(found) == 2)
         used.start()
@@ -724,12 +720,11 @@ def test_password() -> None:
     store = open_store(server, user="flannel", password="word")
     assert store.read_network_config() == NETWORK_TEXT
     lease = store.acquire(NETWORK, node(1), None)
-    with Follower(store) as follower:
+    with Watching(store) as follower:
         follower.until(lambda found: len(found) == 1)
         server.kill()  # which forgets all tokens
         server.start()
         server.wait()
-        follower.until(lambda found: len(found) == 1, after=1)
         assert store.renew(lease).subnets == lease.subnets
         open_store(server, user="flannel", password="word").acquire(NETWORK, node(2), None)
         follower.until(lambda found: len(found) == 2)
@@ -742,9 +737,9 @@ def test_password() -> None:
     with pytest.raises(Refused, match="permission denied"):
         other.acquire(NETWORK, node(3), None)
     refused = []
-    read_prefix = other._etcd.get_prefix
-    other._etcd.get_prefix = lambda prefix: refused.append(prefix) or read_prefix(prefix)  # type: ignore[func-returns-value, method-assign]
-    with logged() as log, Follower(other) as follower:
+    pages = other._etcd.pages
+    other._etcd.pages = lambda prefix: refused.append(prefix) or pages(prefix)  # type: ignore[func-returns-value, method-assign]
+    with logged() as log, Watching(other) as follower:
         until(lambda: len(refused) > 3, "it is tried again and again")
         assert not follower.sets
         assert len([line for line in log if "permission denied" in line]) == 1
@@ -758,7 +753,7 @@ def test_tls() -> None:
     client = {"ca_path": f"{certs}/ca.pem", "cert_path": f"{certs}/client.pem", "key_path": f"{certs}/client.key"}
     store = open_store(server, **client)
     lease = store.acquire(NETWORK, node(1), None)
-    with Follower(store) as follower:
+    with Watching(store) as follower:
         follower.until(lambda found: lease.subnets in found)
     with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
         open_store(server, **(client | {"ca_path": f"{certs}/other.pem"})).read_network_config()
@@ -791,7 +786,7 @@ def test_tls_client_certificate_expires_and_is_replaced() -> None:
     client = {"ca_path": f"{folder}/ca.pem", "cert_path": f"{folder}/client.pem", "key_path": f"{folder}/client.key"}
     store = open_store(server, **client)
     lease = store.acquire(NETWORK, node(1), None)
-    with logged() as log, Follower(store) as follower:
+    with logged() as log, Watching(store) as follower:
         follower.until(lambda found: lease.subnets in found)
         sleep((ends - datetime.now(UTC)).total_seconds() + 1.5)
         assert store.renew(lease).subnets == lease.subnets
@@ -805,7 +800,7 @@ def test_tls_client_certificate_expires_and_is_replaced() -> None:
         with pytest.raises(Unavailable, match=re.escape(words)):
             store.renew(lease)
         servers.sign(folder, "client", days=2)
-        follower.until(lambda found: lease.subnets in found, after=1)
+        wait_for_line(log, "etcd answers again, after ")
         assert again(lambda: store.renew(lease)).subnets == lease.subnets
     assert len([line for line in log if "has expired" in line]) <= 3, "once for each thing that gRPC says"
     assert any("etcd answers again" in line for line in log)
@@ -820,7 +815,7 @@ def test_tls_files_are_replaced_one_after_the_other() -> None:
     client = {"ca_path": f"{folder}/ca.pem", "cert_path": f"{folder}/client.pem", "key_path": f"{folder}/client.key"}
     store = open_store(server, **client)
     lease = store.acquire(NETWORK, node(1), None)
-    with logged() as log, Follower(store) as follower:
+    with logged() as log, Watching(store) as follower:
         follower.until(lambda found: lease.subnets in found)
         server.kill()
         key = (folder / "client.key").read_bytes()
@@ -830,7 +825,7 @@ def test_tls_files_are_replaced_one_after_the_other() -> None:
         server.start()
         wait_for_line(log, "etcd's TLS files cannot be used")
         (folder / "client.key").write_bytes(new_key)
-        follower.until(lambda found: lease.subnets in found, after=1)
+        wait_for_line(log, "etcd answers again, after ")
         assert again(lambda: store.renew(lease)).subnets == lease.subnets
     assert any("the TLS files for etcd were replaced" in line for line in log)
 

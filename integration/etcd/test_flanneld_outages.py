@@ -319,9 +319,9 @@ def use(pki: Path, folder: Path) -> None:
 LAUNCHER = """\
 import time
 from pathlib import Path
-from cni_py.flanneld import saved, session
+from cni_py.flanneld import lease, own_lease
 from cni_py.flanneld.stores import etcd as etcd_store
-for module in (etcd_store, saved, session):  # gRPC has the kernel's time and would not agree with another in Python
+for module in (etcd_store, lease, own_lease):  # gRPC has the kernel's time and would not agree with another in Python
     module.time = lambda: time.time() + float(Path("/run/clock").read_text())
 etcd_store.LEASE_SECONDS = 61
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cni_py.flanneld.lingering import LINGER_SECONDS
+from cni_py.flanneld.vanished import LINGER_SECONDS
 from support.flannel import FAMILIES, NETWORK, SAVED, SUBNET_ENV, Net, Node, network
 from support.waiting import until
 
@@ -25,7 +25,7 @@ PORT = 8471
 SOON_SECONDS = 15.0
 """Half a second, where nothing else is at work."""
 RETRY_SECONDS = 0.5
-SHORT_TIMES = f"from cni_py.flanneld import session; from cni_py.flanneld.stores import file as file_store; session.LOST_RETRY_SECONDS = {RETRY_SECONDS}; file_store.POLL_SECONDS = 0.02"
+SHORT_TIMES = f"from cni_py.flanneld import own_lease; from cni_py.flanneld.stores import file_watch; own_lease.LOST_RETRY_SECONDS = {RETRY_SECONDS}; file_watch.POLL_SECONDS = 0.02"
 """For two flannelds that take their lease from one another again and again, before they wait."""
 FULL = "dd status=none if=/dev/zero bs=4k", "64k"
 """What fills a file system, and its size."""
@@ -584,9 +584,10 @@ def test_leases_with_addresses_that_no_node_has_are_told_once(two: Net) -> None:
 def test_saved_lease_that_has_ended_is_not_used(two: Net) -> None:
     first = two.nodes[0]
     two.reboot(first)
-    saved = json.loads(first.host.path(SAVED).read_text())
+    header, *leases = first.host.path(SAVED).read_text().splitlines(keepends=True)
+    saved = json.loads(header)
     saved["own"]["expires"] = time.time() - 1
-    first.host.write(SAVED, json.dumps(saved))
+    first.host.write(SAVED, json.dumps(saved) + "\n" + "".join(leases))
     away = two.datastore.rename(two.datastore.with_suffix(".away"))
     flanneld = first.start()
     flanneld.wait_for_notice("STATUS=no network configuration")
@@ -613,7 +614,7 @@ def test_damaged_saved_leases_are_as_none(net: Net, text: str) -> None:
     node.host.write(SAVED, text)
     flanneld = node.start().wait_ready()
     assert f"what was saved in {SAVED} cannot be used" in flanneld.log
-    assert json.loads(node.host.path(SAVED).read_text())["own"]["key"] == f"{node.subnet}.0-24"
+    assert json.loads(node.host.path(SAVED).read_text().splitlines()[0])["own"]["key"] == f"{node.subnet}.0-24"
     assert node.host.path(SAVED).stat().st_mode & 0o777 == 0o600
 
 
@@ -680,20 +681,20 @@ def test_altered_lease_is_published_again(two: Net) -> None:
     took = until(lambda: two.leases()[key].items() >= before.items(), "it is as it was")
     print(f"put back after {took:.2f} s")
     assert first.flanneld
-    assert first.flanneld.has_said(f"our lease of {first.subnet}.0/24 was changed by somebody: publishing it again")
+    assert first.flanneld.has_said(f"our lease of {first.subnet}.0/24 was changed by another process: publishing it again")
     until(lambda: first.device()["address"] in second.run("ip neigh show dev flannel.1"), "the peer knows the right address")
     reach_one_another(two)
 
 
 def test_two_with_one_public_address_do_not_fight_for_ever(tmp_path: Path) -> None:
-    """Each takes the other's lease for its own, changed by somebody: the log says what is wrong, and they slow down."""
+    """Each takes the other's lease for its own, changed by another process: the log says what is wrong, and they slow down."""
     with network(tmp_path, "vxlan", nodes=2) as net:
         net.options, net.code = ["-public-ip=192.168.123.99"], SHORT_TIMES
+        link = "ip link add flannel.1 address 02:00:00:00:00:aa type vxlan id 1 dev eth0 local 192.168.123.12 dstport 8472"
+        net.nodes[1].run(f"{link} nolearning")  # else the address would give both the same MAC address, and the same lease
         for node in net.nodes:
             node.start().wait_ready()
-        words = (
-            "somebody takes or changes our lease again and again: has another flanneld the public address 192.168.123.99 too?"
-        )
+        words = "another process takes or changes our lease again and again: has another flanneld the public address 192.168.123.99 too?"
         assert all(node.flanneld for node in net.nodes)
         daemons = [node.flanneld for node in net.nodes if node.flanneld]
         until(lambda: any(daemon.has_said(words) for daemon in daemons), words)
@@ -765,7 +766,7 @@ def test_interface_that_is_made_anew_is_followed(two: Net) -> None:
     before = first.state()
     first.run("ip link del eth0")
     assert first.flanneld
-    first.flanneld.wait_for_log("the data path could not be put right, trying again")
+    first.flanneld.wait_for_log("the data path could not be repaired, retrying")
     assert first.device() == {}
     two.plug_in(first)
     until(lambda: first.state() == before, "all is there again")

@@ -21,6 +21,7 @@ from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
 from cni_py.node import log as klog
+from cni_py.node.stop import Stop
 from cni_py.packetfilter import forward, libnftables
 from cni_py.packetfilter import forward_rules as rules
 from cni_py.packetfilter.iptables import Iptables
@@ -322,7 +323,7 @@ def test_chain_of_others_that_cannot_be_overruled_is_named(host: Host) -> None:
 def kept(keeper: Firewall) -> Iterator[list[bool]]:
     """In the host: the keeper at work, after its first look; what each look has answered."""
     looks: list[bool] = []
-    look, stop = keeper.repair, threading.Event()
+    look, stop = keeper.repair, Stop()
 
     def noted(culprit: str = "") -> bool:
         looks.append(look(culprit))

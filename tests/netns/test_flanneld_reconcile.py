@@ -236,7 +236,7 @@ def test_who_undoes_each_repair_is_answered_more_and_more_rarely(vxlan: Net) -> 
     """Another daemon, which takes our routes for its own: neither of the two may take the machine, nor fill the log."""
     node, repairs = vxlan.nodes[0], 8
     assert node.flanneld
-    words = "things that somebody had changed (route)"
+    words = "changes of another process (route)"
     before = node.flanneld.log.count(words)
     time.sleep(2 * PAUSE_SECONDS[1])  # earlier tests' repairs count no more
     began = time.monotonic()
@@ -272,7 +272,8 @@ def test_a_lease_of_our_own_bridge_does_not_cut_its_pods_off(vxlan: Net) -> None
     content["leases"]["10.244.200.0-24"] = wrong
     vxlan.write(content)
     try:
-        node.flanneld.wait_for_log("10.244.200.0/24 is the subnet of br7 here")
+        reasons = "it overlaps 10.244.200.0/24 of br7", "10.244.200.0/24 is the subnet of br7 here"
+        until(lambda: any(node.flanneld.has_said(words) for words in reasons), "it is refused, by either")
         assert "dev br7" in node.run("ip route show 10.244.200.0/24")
         until(lambda: "10.244.200.0/24" in vxlan.nodes[1].routes(), "the other node has it")
     finally:

@@ -41,6 +41,9 @@ from cni_py.flanneld import backends
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
+from cni_py.netlink.socket import open_host
+from cni_py.node.desired import DeviceAddress, Route
+from cni_py.node.stop import Stop
 
 kind, name, network, key = sys.argv[1:]
 os.environ["WIREGUARD_KEY_FILE"] = f"/run/flannel/wgkey-{name}"
@@ -48,32 +51,50 @@ config = NetworkConfig.parse(json.dumps(json.loads(network) | {"Backend": {"Type
 ends = [IPv4Address(f"192.0.2.{name}") if config.ipv4 else None, IPv6Address(f"2001:db8::{name}") if config.ipv6 else None]
 with open("/sys/class/net/eth0/ifindex") as file:
     external = ExternalInterface("eth0", int(file.read()), 1500, *ends, *ends)
-backend = backends.create(config, external)
+backend, host = backends.create(config, external), open_host()
 try:
-    own = Lease(Subnets.from_key(key), backend.attributes())
+    backend.prepare(host, None)
 except CniError as error:
     print(json.dumps({"refused": str(error)}), flush=True)
     sys.exit()
+own = Lease(Subnets.from_key(key), backend.attributes())
 print(json.dumps({"says": own.attributes.as_json(), "mtu": backend.mtu}), flush=True)
-stop, thread = threading.Event(), None
+stop, known, threads = Stop(), {}, []
+
+def keep():
+    with open_host() as kept:
+        while not stop.wait(0.2):
+            for device in backend.devices:
+                try:
+                    device.ensure(kept)
+                except CniError:
+                    pass
+
 for line in sys.stdin:
     leases = [Lease(Subnets.from_key(key), Attributes.from_json(value)) for key, value in json.loads(line).items()]
-    wanted = backend.wanted(own, [own, *leases])
-    for device, its in wanted.addresses:
-        nodad = ["nodad"][: its.version == 6]
-        subprocess.run(["ip", "address", "replace", str(its), "dev", device, *nodad], check=True)
-    for route in wanted.routes:
-        by = ["via", str(route.gateway)] if route.gateway else []
-        subprocess.run(["ip", "route", "replace", str(route.dst), *by, "dev", route.device, *["onlink"][: route.onlink]], check=True)
-    if hasattr(backend, "apply"):
-        backend.apply(own, [own, *leases])
-    if thread is None:
-        thread = threading.Thread(target=backend.run, args=(stop,))
-        thread.start()
+    now = {lease.subnets: lease for lease in leases}
+    changes = [(known.get(each), now.get(each)) for each in known.keys() | now.keys()]
+    known = now
+    entries = [*backend.own_entries(own), *(entry for lease in leases for _, group in backend.peer_entries(lease) for entry in group)]
+    for entry in entries:
+        if isinstance(entry, DeviceAddress):
+            nodad = ["nodad"][: entry.address.version == 6]
+            subprocess.run(["ip", "address", "replace", str(entry.address), "dev", entry.device, *nodad], check=True)
+    for route in entries:
+        if isinstance(route, Route):
+            by = ["via", str(route.gateway)] if route.gateway else []
+            onlink = ["onlink"][: route.onlink]
+            subprocess.run(["ip", "route", "replace", str(route.dst), *by, "dev", route.device, *onlink], check=True)
+    backend.follow(own, changes)
+    if not threads:
+        threads = [threading.Thread(target=backend.run, args=(stop,)), threading.Thread(target=keep)]
+        for thread in threads:
+            thread.start()
     print(json.dumps("done"), flush=True)
 stop.set()
-if thread:
+for thread in threads:
     thread.join()
+backend.close()
 """
 
 SERVER = """

@@ -162,9 +162,9 @@ class FakeEtcd:
     def __init__(self, keys: dict[str, KeyValue], revision: Iterator[int], wait: Callable[[], None]) -> None:
         self.keys, self._numbers, self._wait = keys, revision, wait
 
-    def get_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
+    def pages(self, prefix: str) -> Iterator[tuple[list[KeyValue], int]]:
         self._wait()
-        return [self.keys[key] for key in sorted(self.keys) if key.startswith(prefix)], next(self._numbers)
+        yield [self.keys[key] for key in sorted(self.keys) if key.startswith(prefix)], next(self._numbers)
 
     def create(self, key: str, value: bytes, lease: int = 0, *, none_newer: tuple[str, int]) -> bool:
         self._wait()

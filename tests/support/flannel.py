@@ -531,7 +531,7 @@ class Ping:
         return self._words or os.pread(self._output, os.fstat(self._output).st_size, 0).decode()
 
     @property
-    def answered(self) -> set[int]:
+    def replies(self) -> set[int]:
         """Numbers of the packets that were answered."""
         return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", self.words)}
 

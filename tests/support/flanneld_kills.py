@@ -146,13 +146,13 @@ def load() -> None:
 
 def flanneld(options: Sequence[str], renewal_seconds: float = 0.0, save_seconds: float = 5.0) -> int:
     """Become flanneld. Returns: its exit status. ``renewal_seconds``: when it renews its lease, for the first time."""
-    from cni_py.flanneld import daemon, session
-    from cni_py.flanneld.stores import file as file_store
+    from cni_py.flanneld import daemon, own_lease, saved
+    from cni_py.flanneld.stores import file_watch
 
-    session.SAVE_SECONDS, file_store.POLL_SECONDS = save_seconds, 0.02
+    saved.SAVE_SECONDS, file_watch.POLL_SECONDS = save_seconds, 0.02
     if renewal_seconds:
         seconds = iter([renewal_seconds])
-        session.Session._until_renewal = lambda self: next(seconds, 3600.0)  # type: ignore[method-assign]
+        own_lease.OwnLease._until_renewal = lambda self: next(seconds, 3600.0)  # type: ignore[method-assign]
     os.environ.clear()
     os.environ.update({"PATH": PATH, "NOTIFY_SOCKET": NOTICES})
     sys.argv, sys.stderr = ["flanneld", *options], os.fdopen(2, "w", closefd=False)

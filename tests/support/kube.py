@@ -6,8 +6,6 @@ import base64
 import json
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from cni_py.flanneld.lease import Attributes, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.stores.kubernetes import KubeStore
 from support.apiserver import ApiServer, node
-from support.waiting import SECONDS
 
 CONFIG: dict[str, Any] = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 DUAL = CONFIG | {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
@@ -55,39 +52,6 @@ class Cluster:
     def annotations(self, name: str = "node1") -> dict[str, str]:
         found = self.server.nodes[name]["metadata"]["annotations"]
         return {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
-
-
-class Watcher:
-    """Reads what a store's watch yields, in a thread."""
-
-    def __init__(self, store: KubeStore) -> None:
-        self.sets: list[dict[str, Attributes]] = []
-        self.stop = threading.Event()
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, args=(store,))
-
-    def _run(self, store: KubeStore) -> None:
-        for leases in store.watch(self.stop):
-            with self._changed:
-                self.sets.append({str(subnets): lease.attributes for subnets, lease in leases.items()})
-                self._changed.notify_all()
-
-    def wait_for(self, wanted: Callable[[dict[str, Attributes]], bool]) -> dict[str, Attributes]:
-        """Wait until the newest set is as wanted."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.sets and wanted(self.sets[-1]), SECONDS), self.sets[-3:]
-            return self.sets[-1]
-
-    def wait_for_count(self, count: int) -> dict[str, Attributes]:
-        return self.wait_for(lambda leases: len(leases) == count)
-
-    def __enter__(self) -> Watcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self._thread.join()
 
 
 def kubeconfig(folder: Path, cluster: dict[str, Any], user: dict[str, Any]) -> str:

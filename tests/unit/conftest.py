@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from support.kube import Cluster, Watcher
+    from support.kube import Cluster
+    from support.watching import Watching
 
 
 @pytest.fixture
@@ -28,10 +29,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 @pytest.fixture
-def watcher(cluster: Cluster) -> Iterator[Watcher]:
+def watcher(cluster: Cluster) -> Iterator[Watching]:
     """Who watches its leases."""
-    from support.kube import Watcher
+    from support.watching import Watching
 
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         cluster.server.wait_for_watch()
         yield watcher

@@ -25,12 +25,15 @@ from cni_py.flanneld.commands import check_config
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.kernel import device
+from cni_py.kernel import device, tun
+from cni_py.kernel import wireguard as kernel_wireguard
+from cni_py.kernel.ipip import device_data
 from cni_py.kernel.wireguard import Peer, peer_data
 from cni_py.netlink import socket as rtnl
 from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import RTM_DELLINK
-from cni_py.node.desired import Route, Wanted
+from cni_py.node.desired import DeviceAddress, Route, Sysctl, forwarding
+from cni_py.node.stop import Stop
 from support.waiting import until
 
 V4 = {"Network": "10.244.0.0/16"}
@@ -56,6 +59,19 @@ def lease(number: int, kind: str, data: Any = None, data6: Any = None, v6: bool 
     subnets = Subnets(IPv4Network(f"10.244.{number}.0/24"), IPv6Network(f"fd00:244:0:{number}::/64") if v6 else None)
     ends = {"public_ip": IPv4Address(f"192.0.2.{number}"), "public_ipv6": IPv6Address(f"2001:db8::{number}"), **its}
     return Lease(subnets, Attributes(backend_type=kind, backend_data=data, backend_v6_data=data6, **ends))
+
+
+def came(*leases: Lease) -> list[Any]:
+    """As a back end is told of new peers."""
+    return [(None, each) for each in leases]
+
+
+def left(*leases: Lease) -> list[Any]:
+    return [(each, None) for each in leases]
+
+
+def without_sysctls(entries: Any) -> set[Any]:
+    return {entry for entry in entries if not isinstance(entry, Sysctl)}
 
 
 def key(number: int) -> str:
@@ -126,8 +142,15 @@ def at6(number: int) -> tuple[Any, ...]:
     return f"2001:db8::{number}", 8285, 0, 2
 
 
+def table_of(nodes: dict[Any, tuple[Any, ...]]) -> udp.Table:
+    table = udp.Table()
+    for subnet, node in nodes.items():
+        table.put(subnet, node)
+    return table
+
+
 def test_udp_table_takes_the_longest_prefix() -> None:
-    table = udp.Table(
+    table = table_of(
         {
             IPv4Network("10.244.0.0/16"): at(1),
             IPv4Network("10.244.7.0/24"): at(2),
@@ -142,7 +165,7 @@ def test_udp_table_takes_the_longest_prefix() -> None:
 
 def test_udp_table_of_ipv6_takes_the_longest_prefix() -> None:
     network = IPv6Network
-    table = udp.Table(
+    table = table_of(
         {network("fd00:244::/48"): at6(1), network("fd00:244:0:7::/64"): at6(2), network("fd00:244:0:7::80/126"): at6(3)}
     )
     addresses = ("fd00:244:0:7::1", "fd00:244:0:7::83", "fd00:244:0:7::84", "fd00:244:0:8::1", "fd00:245::1", "::1")
@@ -151,9 +174,21 @@ def test_udp_table_of_ipv6_takes_the_longest_prefix() -> None:
 
 
 def test_udp_table_of_the_default_route() -> None:
-    assert udp.Table({IPv4Network("0.0.0.0/0"): at(1)}).find(0xFFFFFFFF) == at(1)
-    assert udp.Table({IPv6Network("::/0"): at6(1)}).find((1 << 128) - 1) == at6(1)
-    assert udp.Table({}).find(1) is None
+    assert table_of({IPv4Network("0.0.0.0/0"): at(1)}).find(0xFFFFFFFF) == at(1)
+    assert table_of({IPv6Network("::/0"): at6(1)}).find((1 << 128) - 1) == at6(1)
+    assert udp.Table().find(1) is None
+
+
+def test_udp_table_that_changes() -> None:
+    whole, part = IPv4Network("10.244.0.0/16"), IPv4Network("10.244.7.0/24")
+    table, pod = table_of({whole: at(1), part: at(2)}), int(IPv4Address("10.244.7.1"))
+    table.put(part, at(3))
+    assert table.find(pod) == at(3)
+    table.put(part, None)
+    assert table.find(pod) == at(1)
+    table.put(part, None)
+    table.put(whole, None)
+    assert table.find(pod) is None
 
 
 @pytest.mark.parametrize(
@@ -177,40 +212,66 @@ def test_udp_lease_is_as_gos(
         return Nothing()
 
     monkeypatch.setattr(udp, "open_socket", open_socket)
-    monkeypatch.setattr(udp.Backend, "_ensure_device", lambda self, host: None)
+    monkeypatch.setattr(udp.Tun, "ensure", lambda *_: None)
     backend = made(udp, network)
+    backend.prepare(None, None)
     for _ in range(2):
         assert backend.attributes().as_json() == published
     assert backend.mtu == mtu
     assert opened == listening
-    backend.cleanup()
+    backend.close()
 
 
-def test_udp_that_cannot_begin_keeps_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tun_that_cannot_be_made_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the next try, a second later, would find port and device taken by this one."""
     opened = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
     device, other_end = os.pipe()
     sockets = iter(opened)
     monkeypatch.setattr(udp, "open_socket", lambda _: next(sockets))
-    monkeypatch.setattr(udp, "open_tun", lambda _: device)
-    monkeypatch.setattr(udp, "find_link", lambda *_: None)
-    with pytest.raises(KernelRefused, match='"flannel0" has gone'):
-        made(udp, DUAL).attributes()
+    monkeypatch.setattr(tun, "open_tun", lambda _: device)
+    monkeypatch.setattr(tun, "find_link", lambda *_: None)
+    backend, kernel = made(udp, DUAL), Kernel()
+    with pytest.raises(KernelRefused, match='"flannel0" was deleted'):
+        backend.prepare(kernel, None)
+    backend.close()
     assert [each.fileno() for each in opened] == [-1, -1]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(device)
     os.close(other_end)
 
 
+def test_tun_that_is_made_again_keeps_its_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that reads the number meanwhile must not get another file."""
+    pipes = [os.pipe() for _ in range(2)]
+    readers = iter(reader for reader, _ in pipes)
+    monkeypatch.setattr(tun, "open_tun", lambda _: next(readers))
+    monkeypatch.setattr(tun, "find_link", lambda *_: None)
+    monkeypatch.setattr(tun, "found", lambda *_: None)
+    monkeypatch.setattr(tun, "ensure_up", lambda *_: None)
+    device, kernel = tun.Tun("flannel0", 1472), Kernel()
+    fds = []
+    for _, writer in pipes:
+        device.ensure(kernel)  # type: ignore[arg-type]
+        os.write(writer, bytes([len(fds)]))
+        fds.append(device.fd)
+        assert os.read(device.fd, 1) == bytes([len(fds) - 1])
+    assert fds[0] == fds[1]
+    device.close()
+    with pytest.raises(KernelRefused, match="was closed"):
+        device.ensure(kernel)  # type: ignore[arg-type]
+    for _, writer in pipes:
+        os.close(writer)
+
+
 @pytest.mark.parametrize(("network", "families"), [(V4, [4]), (V6, [6]), (DUAL, [4, 6])])
 def test_udp_wants_the_networks_on_its_device(network: dict[str, Any], families: list[int]) -> None:
-    own = lease(1, "")
     address = {4: IPv4Interface("10.244.1.0/32"), 6: IPv6Interface("fd00:244:0:1::/128")}
     whole: dict[int, Any] = {4: IPv4Network("10.244.0.0/16"), 6: IPv6Network("fd00:244::/48")}
-    assert made(udp, network).wanted(own, [own, lease(2, "")]) == Wanted(
-        addresses=frozenset(("flannel0", address[family]) for family in families),
-        routes=frozenset(Route(whole[family], "flannel0") for family in families),
-    )
+    entries = made(udp, network).own_entries(lease(1, ""))
+    assert {entry for entry in entries if entry in (forwarding(4), forwarding(6))} == set(map(forwarding, families))
+    assert without_sysctls(entries) == {DeviceAddress("flannel0", address[family]) for family in families} | {
+        Route(whole[family], "flannel0") for family in families
+    }
 
 
 def nodes_of(backend: Any) -> list[Any]:
@@ -234,15 +295,14 @@ def test_udp_takes_peers_of_its_kind_only(network: dict[str, Any], nodes: Any, c
     """Of a node without a public address of a family the other family alone."""
     backend = made(udp, network)
     assert nodes_of(backend) == [None] * len(nodes)
-    for _ in range(2):
-        backend.apply(PEERS[0], PEERS)
-        assert nodes_of(backend) == nodes
+    backend.follow(PEERS[0], came(*PEERS[1:]))
+    assert nodes_of(backend) == nodes
     log = capfd.readouterr().err
     once = [4 in backend.networks, 6 in backend.networks]
     ignored = [log.count(f"Ignoring non-udp subnet {subnet}: type=vxlan") for subnet in ("10.244.4.0/24", "fd00:244:0:4::/64")]
     added = [log.count(f"Subnet added: {way}") for way in ("10.244.2.0/24 via 192.0.2.2", "fd00:244:0:2::/64 via 2001:db8::2")]
     assert (ignored, added) == (once, once)
-    backend.apply(PEERS[0], PEERS[:1])
+    backend.follow(PEERS[0], left(*PEERS[1:]))
     assert nodes_of(backend) == [None] * len(nodes)
     log = capfd.readouterr().err
     assert [log.count(f"Subnet removed: {subnet}") for subnet in ("10.244.2.0/24", "fd00:244:0:2::/64")] == once
@@ -250,7 +310,7 @@ def test_udp_takes_peers_of_its_kind_only(network: dict[str, Any], nodes: Any, c
 
 def test_udp_peer_with_an_address_of_the_link_alone_is_reached_by_the_external_interface() -> None:
     backend = made(udp, V6)
-    backend.apply(lease(1, ""), [lease(2, "", public_ipv6=IPv6Address("fe80::2"))])
+    backend.follow(lease(1, ""), came(lease(2, "", public_ipv6=IPv6Address("fe80::2"))))
     assert nodes_of(backend)[1] == ("fe80::2", 8285, 0, EXTERNAL.ifindex)
 
 
@@ -307,6 +367,7 @@ def test_mtu_too_small_for_the_tunnel_is_refused(module: Any, network: dict[str,
 
 def test_extension_publishes_what_the_first_command_prints(capfd: pytest.CaptureFixture[str]) -> None:
     backend = made(extension, DUAL, PreStartupCommand="sh -c 'echo aa:bb; echo careful >&2'")
+    backend.prepare(None, None)
     assert backend.attributes().as_json() == (
         '{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"extension","BackendData":"aa:bb"}'
     )
@@ -318,10 +379,11 @@ def test_extension_publishes_what_the_first_command_prints(capfd: pytest.Capture
 
 def test_extension_without_commands(capfd: pytest.CaptureFixture[str]) -> None:
     backend, own = made(extension), lease(1, "extension")
+    backend.prepare(None, None)
     assert backend.attributes() == Attributes(public_ip=HERE, backend_type="extension")
     assert backend.mtu == 1500
-    assert backend.wanted(own, [lease(2, "extension")]) == Wanted()
-    backend.apply(own, [lease(2, "extension")])
+    assert list(backend.own_entries(own)) == list(backend.peer_entries(lease(2, "extension"))) == []
+    backend.follow(own, came(lease(2, "extension")))
     backend.settle(threading.Event())
     backend.cleanup()
     assert "No pre startup command configured - skipping" in capfd.readouterr().err
@@ -347,10 +409,15 @@ def test_extension_commands_are_told_about_nodes(tmp_path: Path) -> None:
         SubnetRemoveCommand=teller(log, "remove"),
         ShutdownCommand=teller(log, "shutdown"),
     )
-    own = lease(1, "extension", "ours")
-    backend.apply(own, [own, lease(2, "extension", "key 2"), lease(3, "extension", v6=False, public_ipv6=None)])
+    own, second, third = (
+        lease(1, "extension", "ours"),
+        lease(2, "extension", "key 2"),
+        lease(3, "extension", v6=False, public_ipv6=None),
+    )
+    backend.follow(own, came(second, third))
     backend.settle(stop)
-    backend.apply(own, [own, lease(2, "extension", "another"), lease(4, "vxlan", {"VNI": 1})])
+    another = (second, lease(2, "extension", "another"))
+    backend.follow(own, [another, *came(lease(4, "vxlan", {"VNI": 1})), *left(third)])
     backend.settle(stop)
     backend.settle(stop)
     backend.cleanup()
@@ -366,11 +433,11 @@ def test_extension_commands_are_told_about_nodes(tmp_path: Path) -> None:
 
 
 def test_extension_run_follows_until_it_is_stopped(tmp_path: Path) -> None:
-    log, stop = tmp_path / "log", threading.Event()
+    log, stop = tmp_path / "log", Stop()
     backend, own = made(extension, SubnetAddCommand=teller(log, "add")), lease(1, "extension")
     thread = threading.Thread(target=backend.run, args=(stop,))
     thread.start()
-    backend.apply(own, [lease(2, "extension")])
+    backend.follow(own, came(lease(2, "extension")))
     until(lambda: told(log), "the command has run")
     stop.set()
     thread.join(10)
@@ -433,18 +500,18 @@ def test_extension_takes_the_documented_example_and_quoted_shell(
 def test_extension_first_commands_must_work(command: str, why: str) -> None:
     own = lease(1, "extension")
     with pytest.raises(extension.CommandFailed, match=why):
-        made(extension, PreStartupCommand=command).attributes()
+        made(extension, PreStartupCommand=command).prepare(None, None)
     backend = made(extension, PostStartupCommand=command)
     for _ in range(2):  # and is tried again
         with pytest.raises(extension.CommandFailed, match=why):
-            backend.apply(own, [])
+            backend.follow(own, [])
 
 
 def test_extension_failed_command_for_a_peer_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log"
     command = f"sh -c 'echo $SUBNET >>{log}; exit 1'"
     backend, own = made(extension, SubnetAddCommand=command), lease(1, "extension")
-    backend.apply(own, [lease(2, "extension"), lease(3, "extension", {"no": "text"}), lease(4, "extension")])
+    backend.follow(own, came(lease(2, "extension"), lease(3, "extension", {"no": "text"}), lease(4, "extension")))
     backend.settle(threading.Event())
     backend.settle(threading.Event())
     assert told(log) == ["10.244.2.0/24", "10.244.4.0/24"]
@@ -473,23 +540,29 @@ def test_extension_does_not_wait_for_what_a_command_leaves_running(capfd: pytest
 # ---- ipip -------------------------------------------------------------------------------------
 
 
+def entries_of(backend: Any, *leases: Lease) -> list[Any]:
+    """What leads to the nodes of these."""
+    return [entry for each in leases for _, entries in backend.peer_entries(each) for entry in entries]
+
+
 def test_ipip_wants_a_route_to_each_peer(capfd: pytest.CaptureFixture[str]) -> None:
-    own = lease(1, "ipip", v6=False)
-    wanted = made(ipip).wanted(own, [own, lease(2, "ipip"), lease(3, "vxlan")])
-    assert wanted == Wanted(
-        addresses=frozenset({("flannel.ipip", IPv4Interface("10.244.1.0/32"))}),
-        routes=frozenset({Route(IPv4Network("10.244.2.0/24"), "flannel.ipip", THERE, onlink=True)}),
-    )
+    backend = made(ipip)
+    assert without_sysctls(backend.own_entries(lease(1, "ipip", v6=False))) == {
+        DeviceAddress("flannel.ipip", IPv4Interface("10.244.1.0/32"))
+    }
+    assert entries_of(backend, lease(2, "ipip"), lease(3, "vxlan")) == [
+        Route(IPv4Network("10.244.2.0/24"), "flannel.ipip", THERE, onlink=True)
+    ]
     assert "Ignoring non-ipip subnet 10.244.3.0/24: type=vxlan" in capfd.readouterr().err
 
 
 def test_ipip_direct_routing_goes_by_the_external_interface() -> None:
-    backend, own = made(ipip), lease(1, "ipip")
+    backend = made(ipip)
     backend._on_link = [IPv4Network("192.0.2.0/30")]
-    assert backend.wanted(own, [lease(2, "ipip"), lease(9, "ipip")]).routes == {
+    assert entries_of(backend, lease(2, "ipip"), lease(9, "ipip")) == [
         Route(IPv4Network("10.244.2.0/24"), "eth0", THERE),
         Route(IPv4Network("10.244.9.0/24"), "flannel.ipip", IPv4Address("192.0.2.9"), onlink=True),
-    }
+    ]
 
 
 # ---- devices ----------------------------------------------------------------------------------
@@ -528,11 +601,11 @@ def test_device_that_the_kernel_lacks_is_refused_by_name(kind: str, feature: str
 
 def test_device_is_kept_while_it_is_as_wanted_and_made_anew_where_not() -> None:
     kernel: Any = Kernel("ipip")
-    first = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(HERE))
-    again = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(HERE))
+    first = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(HERE))
+    again = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(HERE))
     assert (first.ifindex, first.kind, first.mtu) == (again.ifindex, "ipip", 1480)
     assert RTM_DELLINK not in kernel.requests
-    other = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, ipip.device_data(THERE))
+    other = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(THERE))
     assert other.ifindex != first.ifindex
     assert kernel.requests.count(RTM_DELLINK) == 1
 
@@ -569,26 +642,48 @@ def test_wireguard_wants_the_network_on_its_devices(network: dict[str, Any], mod
     pairs = [(name, version) for name, versions in devices.items() for version in versions]
     backend = made(wireguard, network, Mode=mode)
     assert backend.mtu == 1420
-    assert backend.wanted(own, [own]) == Wanted(
-        addresses=frozenset((name, address[version]) for name, version in pairs),
-        routes=frozenset(Route(whole[version], name) for name, version in pairs),
-    )
+    assert without_sysctls(backend.own_entries(own)) == {
+        *(DeviceAddress(name, address[version]) for name, version in pairs),
+        *(Route(whole[version], name) for name, version in pairs),
+    }
+
+
+class Device:
+    """As ``kernel.wireguard.WireGuardDevice``: keeps the peers that it is given."""
+
+    def __init__(self) -> None:
+        self.peers: dict[bytes, Peer] = {}
+
+    def set_peers(self, changed: Any, gone: Any = ()) -> None:
+        for public_key in gone:
+            del self.peers[public_key]
+        self.peers |= {peer.public_key: peer for peer in changed}
+
+
+def peers_after(backend: Any, *changes: Any) -> dict[str, dict[bytes, Peer]]:
+    """What the devices know after these changes, one after the other."""
+    backend._devices = backend._devices or {name: Device() for name in set(backend.names.values())}
+    for change in changes:
+        backend.follow(lease(1, "wireguard"), change)
+    return {name: dict(device.peers) for name, device in backend._devices.items()}
 
 
 def test_wireguard_separate_devices_have_a_peer_a_family() -> None:
-    own = lease(1, "wireguard", wg(1), wg(1))
     two = lease(2, "wireguard", wg(2, 4000), wg(2))
-    assert made(wireguard, DUAL, PersistentKeepaliveInterval=25).wanted_peers(own, [own, two]) == {
+    assert peers_after(made(wireguard, DUAL, PersistentKeepaliveInterval=25), came(two)) == {
         "flannel-wg": {KEYS[2]: Peer(KEYS[2], THERE, 4000, (IPv4Network("10.244.2.0/24"),), 25)},
         "flannel-wg-v6": {KEYS[2]: Peer(KEYS[2], THERE6, 51821, (IPv6Network("fd00:244:0:2::/64"),), 25)},
     }
 
 
 def test_wireguard_node_that_moves_is_a_peer_for_both_subnets_and_where_the_newer_lease_says() -> None:
-    own = lease(1, "wireguard", wg(1))
     newer, older = lease(3, "wireguard", wg(2, 4000)), lease(2, "wireguard", wg(2, 5000))
     peer = Peer(KEYS[2], IPv4Address("192.0.2.3"), 4000, (IPv4Network("10.244.3.0/24"), IPv4Network("10.244.2.0/24")))
-    assert made(wireguard, V4).wanted_peers(own, [newer, older, own]) == {"flannel-wg": {KEYS[2]: peer}}
+    backend = made(wireguard, V4)
+    assert peers_after(backend, came(older), came(newer)) == {"flannel-wg": {KEYS[2]: peer}}
+    assert peers_after(backend, left(older)) == {"flannel-wg": {KEYS[2]: replace(peer, allowed=peer.allowed[:1])}}
+    assert peers_after(backend, left(newer)) == {"flannel-wg": {}}
+    assert backend._claims == {}
 
 
 PRIVATE, PUBLIC = IPv4Address("10.0.0.2"), IPv4Address("198.51.100.2")
@@ -608,7 +703,7 @@ PRIVATE6, PUBLIC6 = IPv6Address("fd00::2"), IPv6Address("2001:db8::2")
 )
 def test_wireguard_one_device_chooses_the_outer_family(mode: str, address: Any, address6: Any, chosen: Any) -> None:
     its = lease(2, "wireguard", wg(2, 4000), wg(2, 5000), public_ip=address, public_ipv6=address6)
-    peers = made(wireguard, DUAL, Mode=mode).wanted_peers(lease(1, "wireguard"), [its])
+    peers = peers_after(made(wireguard, DUAL, Mode=mode), came(its))
     allowed = (IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:2::/64"))
     assert peers == {"flannel-wg": {KEYS[2]: Peer(KEYS[2], chosen, 4000, allowed)}}
 
@@ -626,7 +721,7 @@ def test_wireguard_one_device_chooses_the_outer_family(mode: str, address: Any, 
     ],
 )
 def test_wireguard_lease_that_makes_no_peer_is_said_and_left_out(its: Lease, capfd: pytest.CaptureFixture[str]) -> None:
-    peers = made(wireguard).wanted_peers(lease(1, "wireguard"), [its, lease(3, "wireguard", wg(3))])
+    peers = peers_after(made(wireguard), came(its, lease(3, "wireguard", wg(3))))
     assert list(peers["flannel-wg"]) == [KEYS[3]]
     assert "10.244.2.0/24" in capfd.readouterr().err
 
@@ -671,25 +766,22 @@ class FakeWireGuard:
 
 
 def test_wireguard_tells_the_kernel_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Host:
-        def __enter__(self) -> Any:
-            return kernel
-
-        def __exit__(self, *_: object) -> None: ...
-
     kernel: Any = Kernel("wireguard")
     told = FakeWireGuard.told = []
-    monkeypatch.setattr(wireguard, "WireGuard", FakeWireGuard)
-    monkeypatch.setattr(wireguard, "open_host", Host)
+    monkeypatch.setattr(kernel_wireguard, "WireGuard", FakeWireGuard)
     monkeypatch.setenv("WIREGUARD_KEY_FILE", f"{tmp_path}/keys/wgkey")
     backend, own = made(wireguard), lease(1, "wireguard", wg(0))
+    backend.prepare(kernel, None)
     for _ in range(2):
         assert backend.attributes().backend_data == {"PublicKey": key(0), "Port": 51820}
-    backend.apply(own, [own, lease(2, "wireguard", wg(2))])
-    backend.apply(own, [own, lease(2, "wireguard", wg(2)), lease(3, "wireguard", wg(3))])
-    backend.apply(own, [own, lease(2, "wireguard", wg(2, 4000))])
-    kernel.links.clear()  # somebody deletes the device
-    backend._settle()
+    second, third, moved = lease(2, "wireguard", wg(2)), lease(3, "wireguard", wg(3)), lease(2, "wireguard", wg(2, 4000))
+    backend.follow(own, came(second))
+    backend.follow(own, came(third))
+    backend.follow(own, [])
+    backend.follow(own, [(second, moved), *left(third)])
+    kernel.links.clear()  # another process deletes the device
+    for kept in 2 * backend.devices:
+        kept.ensure(kernel)
     assert told == [
         ("device", "flannel-wg", 51820),
         ("peers", "flannel-wg", [2], True),
@@ -699,6 +791,24 @@ def test_wireguard_tells_the_kernel_what_changed(tmp_path: Path, monkeypatch: py
         ("device", "flannel-wg", 51820),
         ("peers", "flannel-wg", [2], True),
     ]
+
+
+def test_wireguard_peers_that_the_kernel_refuses_are_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say, while the device is away."""
+    kernel: Any = Kernel("wireguard")
+    told = FakeWireGuard.told = []
+    monkeypatch.setattr(kernel_wireguard, "WireGuard", FakeWireGuard)
+    device = kernel_wireguard.WireGuardDevice("flannel-wg", 1420, 51820, KEYS[1])
+    device.ensure(kernel)
+    peer = Peer(KEYS[2], THERE, 51820, ())
+    device.set_peers([peer])
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeWireGuard, "remove_peer", lambda *_: (_ for _ in ()).throw(KernelRefused("no such device")))
+        with pytest.raises(KernelRefused):
+            device.set_peers([], [KEYS[2]])
+    del told[:]
+    device.ensure(kernel)
+    assert told == [("peers", "flannel-wg", [], False), ("remove", "flannel-wg", 2)]
 
 
 def test_wireguard_key_is_made_once_and_kept(tmp_path: Path) -> None:

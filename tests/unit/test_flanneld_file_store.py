@@ -1,4 +1,4 @@
-"""flanneld/file_store.py and lease_file.py: leases in one JSON file, and who gets which."""
+"""Leases in one JSON file, and who gets which (flanneld/stores/file.py, file_watch.py, shared_file.py, lease_file.py)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import pytest
 from cni_py.datastore.errors import Refused, Unavailable
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken, PoolExhausted
-from cni_py.flanneld.stores import file as file_store
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, LeaseTaken, PoolExhausted, shared_file
 from cni_py.flanneld.stores.file import FileStore
 from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
-from support.waiting import SECONDS, until
+from support.waiting import until
+from support.watching import Watching
 
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 NETWORK = NetworkConfig.parse(json.dumps(CONFIG))
@@ -73,16 +73,6 @@ def file(tmp_path: Path) -> LeasesFile:
     return LeasesFile(tmp_path / "leases.json")
 
 
-class Looks(threading.Event):
-    """``looks``: how often the watch has waited for it, which it does after each look at the file."""
-
-    looks = 0
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.looks += 1
-        return super().wait(timeout)
-
-
 class Log:
     """Standard error until now."""
 
@@ -93,35 +83,6 @@ class Log:
     def text(self) -> str:
         self._text += self._capfd.readouterr().err
         return self._text
-
-
-class Watcher:
-    """Reads what a store's watch yields, in a thread."""
-
-    def __init__(self, store: FileStore) -> None:
-        self.sets: list[dict[str, Attributes]] = []
-        self.stop = Looks()
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, args=(store,))
-
-    def _run(self, store: FileStore) -> None:
-        for leases in store.watch(self.stop):
-            with self._changed:
-                self.sets.append({str(subnets): lease.attributes for subnets, lease in leases.items()})
-                self._changed.notify_all()
-
-    def wait_for(self, count: int) -> list[dict[str, Attributes]]:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.sets) >= count, SECONDS), self.sets
-            return list(self.sets)
-
-    def __enter__(self) -> Watcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self._thread.join()
 
 
 # A node's subnet
@@ -312,7 +273,7 @@ def test_killed_while_writing_leaves_a_whole_file(file: LeasesFile) -> None:
 
 
 def test_lock_that_somebody_keeps_is_said(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_store, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(shared_file, "LOCK_SECONDS", 0.1)
     with Path(f"{file.path}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(Unavailable, match="another process has held"):
@@ -356,7 +317,7 @@ def test_damaged_file_is_refused_and_left_as_it_is(file: LeasesFile, text: bytes
 
 
 def test_huge_file_is_refused(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_store, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(shared_file, "MAX_BYTES", 10_000)
     file.path.write_bytes(b" " * 10_001)
     with pytest.raises(Refused, match="larger than"):
         file.acquire(node(11))
@@ -484,78 +445,101 @@ def test_entry_without_a_back_end_has_that_of_the_network(backend: Any, kind: st
 
 
 @pytest.fixture
-def watcher(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
-    monkeypatch.setattr(file_store, "POLL_SECONDS", 0.02)
-    with Watcher(file.store) as watcher:
+def watcher(file: LeasesFile) -> Iterator[Watching]:
+    with Watching(file.store) as watcher:
+        watcher.until(lambda _: True)
         yield watcher
 
 
-def test_watch_begins_with_what_is_there_and_sees_changes(file: LeasesFile, watcher: Watcher) -> None:
-    assert watcher.wait_for(1) == [{}]
-    for count in range(2, 6):
-        lease = file.acquire(node(count))
-        assert str(lease.subnets) in watcher.wait_for(count)[-1]
+def test_watch_begins_with_what_is_there_and_sees_changes_within_a_second(file: LeasesFile, watcher: Watching) -> None:
+    assert watcher.events == [SNAPSHOT_COMPLETE]
+    for number in range(2, 6):
+        began = time.monotonic()
+        lease = file.acquire(node(number))
+        watcher.until(lambda leases, lease=lease: lease.subnets in leases)
+        assert time.monotonic() - began < 1.0
+    assert watcher.events.count(SNAPSHOT_COMPLETE) == 1
 
 
-def test_watch_sees_two_changes_of_one_size_in_one_moment(file: LeasesFile, watcher: Watcher) -> None:
-    watcher.wait_for(1)
+def test_watch_tells_of_what_changed_alone(file: LeasesFile, watcher: Watching) -> None:
+    first = {"10.244.1.0-24": entry(11), "10.244.2.0-24": entry(12), "10.244.3.0-24": entry(13)}
+    file.put(first)
+    watcher.until(lambda leases: len(leases) == 3)
+    file.put({key: first[key] for key in ("10.244.1.0-24", "10.244.3.0-24")} | {"10.244.4.0-24": entry(14)})
+    watcher.until(lambda leases: subnet("10.244.4.0/24") in leases)
+    assert watcher.batches[-1] == [Lease(subnet("10.244.4.0/24"), node(14)), Gone(subnet("10.244.2.0/24"))]
+
+
+def test_watch_tells_again_of_what_was_put_back_at_once(file: LeasesFile, watcher: Watching) -> None:
+    """Another process may write over our lease before the file is looked at: it looks as if nothing had been."""
+    other = {"10.244.91.0-24": entry(12)}
+    file.put(other)
+    watcher.until(lambda leases: len(leases) == 1)
+    told = len(watcher.events)
+    file.store._written = Lease(subnet("10.244.91.0/24"), node(11))
+    watcher.until(lambda _: len(watcher.events) > told)
+    assert watcher.events[told:] == [Lease(subnet("10.244.91.0/24"), node(12))]
+
+
+def test_watch_sees_two_changes_of_one_size_in_one_moment(file: LeasesFile, watcher: Watching) -> None:
     file.put({"10.244.1.0-24": entry(11)})
-    watcher.wait_for(2)
+    watcher.until(lambda leases: len(leases) == 1)
     there = file.path.stat()
     file.put({"10.244.1.0-24": entry(12)})
     os.utime(file.path, ns=(there.st_atime_ns, there.st_mtime_ns))
-    assert watcher.wait_for(3)[-1]["10.244.1.0/24"].public_ip == IPv4Address("192.168.123.12")
+    watcher.until(lambda leases: leases[subnet("10.244.1.0/24")].attributes == node(12))
 
 
 def test_file_that_has_just_changed_is_not_taken_for_settled(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(file.path, (1.0, 1.0))
-    assert file.store._signature() is None
-    monkeypatch.setattr(file_store, "SETTLED_SECONDS", 0.0)
-    assert file.store._signature() == file.store._signature() is not None
+    assert file.store._file.signature() is None
+    monkeypatch.setattr(shared_file, "SETTLED_SECONDS", 0.0)
+    assert file.store._file.signature() == file.store._file.signature() is not None
 
 
-def test_watch_says_nothing_when_nothing_changed(file: LeasesFile, watcher: Watcher) -> None:
-    watcher.wait_for(1)
+def test_watch_says_nothing_when_nothing_changed(file: LeasesFile, watcher: Watching) -> None:
     file.path.write_text(json.dumps({"config": CONFIG, "leases": {}}, indent=4))
     file.put({"10.244.1.0-24": entry(11)})
-    assert len(watcher.wait_for(2)) == 2
+    watcher.until(lambda leases: len(leases) == 1)
+    assert len(watcher.batches) == 2
 
 
 def test_watch_keeps_the_last_good_leases_of_a_damaged_file(
-    file: LeasesFile, watcher: Watcher, capfd: pytest.CaptureFixture[str]
+    file: LeasesFile, watcher: Watching, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    watcher.wait_for(1)
     good = file.path.read_bytes()
     file.path.write_bytes(good[:-5])
     log = Log(capfd)
     until(lambda: "damaged" in log.text)
     file.path.write_bytes(b"")
     file.path.unlink()
-    looks = watcher.stop.looks
-    until(lambda: watcher.stop.looks > looks + 2, "it is looked for")
-    assert watcher.wait_for(1) == [{}]
+    looks = watcher.stop.waits
+    until(lambda: watcher.stop.waits > looks + 2, "it is looked for")
+    assert watcher.events == [SNAPSHOT_COMPLETE]
     file.path.write_bytes(good)
-    assert watcher.wait_for(2) == [{}, {}]
+    watcher.until(lambda _: True, after=1)
+    assert watcher.events == [SNAPSHOT_COMPLETE, SNAPSHOT_COMPLETE]
     assert log.text.count("last good leases stay") == 1
     assert log.text.count("can be read again") == 1
 
 
 def test_watch_of_a_file_that_comes_later(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "leases.json"
-    with Watcher(FileStore(str(path), "node1")) as watcher:
+    with Watching(FileStore(str(path), "node1")) as watcher:
         log = Log(capfd)
         until(lambda: "until then nothing is done" in log.text)
         assert not watcher.sets
         LeasesFile(path)
-        assert watcher.wait_for(1) == [{}]
+        watcher.until(lambda leases: leases == {})
+        assert watcher.events == [SNAPSHOT_COMPLETE]
 
 
-def test_watch_drops_a_lease_when_it_ends(file: LeasesFile, watcher: Watcher) -> None:
-    watcher.wait_for(1)
+def test_watch_drops_a_lease_for_good_when_it_ends(file: LeasesFile, watcher: Watching) -> None:
     end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
     file.put({"10.244.1.0-24": entry(11, end), "10.244.2.0-24": entry(12)})
-    assert len(watcher.wait_for(2)[-1]) == 2
-    assert list(watcher.wait_for(3)[-1]) == ["10.244.2.0/24"]
+    watcher.until(lambda leases: len(leases) == 2)
+    watcher.until(lambda leases: list(leases) == [subnet("10.244.2.0/24")])
+    assert watcher.events[-1] == Gone(subnet("10.244.1.0/24"), is_final=True)
 
 
 # The text
@@ -583,7 +567,7 @@ def test_five_thousand_leases_are_read_in_time() -> None:
     began = time.process_time()
     assert len(LeaseFile(text).leases()) == 5000
     assert time.process_time() - began < 1.0
-    assert len(text) < file_store.MAX_BYTES / 10
+    assert len(text) < shared_file.MAX_BYTES / 10
 
 
 def test_damage_is_told_apart() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import threading
 import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -15,8 +14,9 @@ import pytest
 from cni_py.datastore.errors import Refused, Unavailable
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
-from cni_py.flanneld.stores import LeaseTaken
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, LeaseTaken
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations
+from cni_py.node.stop import Stop
 from support.apiserver import node, vxlan
 from support.kube import CONFIG, DUAL, ONLY_IPV6, OURS, PREFIX, Cluster, kubeconfig, network, subnet
 
@@ -157,7 +157,7 @@ def test_address_that_people_wrote_is_published_in_place_of_ours(cluster: Cluste
     cluster.server.annotate("node1", public_ip_overwrite="203.0.113.7")
     lease = cluster.store.acquire(network(CONFIG), OURS, None)
     assert lease.attributes == replace(OURS, public_ip=IPv4Address("203.0.113.7")), "as the watch says it"
-    assert next(iter(cluster.store.watch(threading.Event()))) == {lease.subnets: lease}
+    assert next(iter(cluster.store.watch(Stop()))) == [lease, SNAPSHOT_COMPLETE]
     cluster.store.renew(replace(lease, attributes=OURS))
     assert cluster.annotations()["public-ip"] == "203.0.113.7"
     words = f"Overriding public ip with '203.0.113.7' from node annotation '{PREFIX}public-ip-overwrite'"

@@ -14,9 +14,11 @@ import pytest
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes import api as kube_api
 from cni_py.flanneld.lease import Attributes
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone
 from support.apiserver import ApiServer, Handler, node, status, vxlan
-from support.kube import CONFIG, OURS, Cluster, Watcher, network
+from support.kube import CONFIG, OURS, Cluster, network, subnet
 from support.waiting import until
+from support.watching import Watching
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
@@ -32,9 +34,9 @@ def test_watch_begins_with_all_nodes_in_pages_and_follows(cluster: Cluster, monk
     monkeypatch.setattr(kube_api, "PAGE", 7)
     for number in range(2, 31):
         cluster.server.put(node(number, **vxlan(number)))
-    with Watcher(cluster.store) as watcher:
-        leases = watcher.wait_for_count(29)
-        assert leases["10.244.9.0/24"] == Attributes(
+    with Watching(cluster.store) as watcher:
+        watcher.wait_for_count(29)
+        assert watcher.sets[-1][subnet("10.244.9.0/24")].attributes == Attributes(
             IPv4Address("192.168.123.9"), None, "vxlan", {"VNI": 1, "VtepMAC": "12:c6:65:89:b4:09"}
         )
         assert len(cluster.server.asked("GET", "continue")) == 4
@@ -42,15 +44,19 @@ def test_watch_begins_with_all_nodes_in_pages_and_follows(cluster: Cluster, monk
         cluster.server.put(node(40, **vxlan(40)))
         watcher.wait_for_count(30)
         cluster.server.annotate("node40", public_ip="192.168.123.41")
-        watcher.wait_for(lambda leases: leases["10.244.40.0/24"].public_ip == IPv4Address("192.168.123.41"))
+        address = IPv4Address("192.168.123.41")
+        watcher.until(lambda leases: leases[subnet("10.244.40.0/24")].attributes.public_ip == address)
         cluster.server.annotate("node40", kube_subnet_manager="false")
         watcher.wait_for_count(29)
+        assert watcher.events[-1] == Gone(subnet("10.244.40.0/24")), "its flanneld may write it again"
         cluster.server.delete("node9")
-        assert "10.244.9.0/24" not in watcher.wait_for_count(28)
+        watcher.wait_for_count(28)
+        assert watcher.events[-1] == Gone(subnet("10.244.9.0/24"), is_final=True)
+        assert watcher.events.count(SNAPSHOT_COMPLETE) == 1
     assert len(cluster.server.asked("GET", "'watch'")) == 1
 
 
-def test_watch_asks_as_the_protocol_says(cluster: Cluster, watcher: Watcher) -> None:
+def test_watch_asks_as_the_protocol_says(cluster: Cluster, watcher: Watching) -> None:
     (asked,) = cluster.server.asked("GET", "'watch'")
     assert asked.query | {"timeoutSeconds": ""} == {
         "watch": "true",
@@ -61,20 +67,26 @@ def test_watch_asks_as_the_protocol_says(cluster: Cluster, watcher: Watcher) -> 
     assert 225 <= int(asked.query["timeoutSeconds"]) <= 300
 
 
-def test_watch_says_nothing_of_what_is_no_lease(cluster: Cluster, watcher: Watcher) -> None:
+def test_watch_says_nothing_of_what_is_no_lease(cluster: Cluster, watcher: Watching) -> None:
     watcher.wait_for_count(0)
     for _ in range(20):
         cluster.server.annotate("node1", something="else")
     cluster.server.put(node(2, **vxlan(2)))
     watcher.wait_for_count(1)
-    assert len(watcher.sets) == 2
+    assert len(watcher.batches) == 2
 
 
-def test_burst_is_few_sets(cluster: Cluster, watcher: Watcher) -> None:
-    for number in range(2, 252):
+def test_kubelets_that_report_their_health_are_no_events(cluster: Cluster, watcher: Watching) -> None:
+    """They write their Node every few minutes, and whenever one of its conditions changes."""
+    for number in range(2, 52):
         cluster.server.put(node(number, **vxlan(number)))
-    watcher.wait_for_count(250)
-    assert len(watcher.sets) < 60
+    watcher.wait_for_count(50)
+    count = len(watcher.events)
+    for number in range(2, 52):
+        cluster.server.put(node(number, **vxlan(number)) | {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    cluster.server.put(node(60, **vxlan(60)))
+    watcher.wait_for_count(51)
+    assert len(watcher.events) == count + 1
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,7 @@ def test_burst_is_few_sets(cluster: Cluster, watcher: Watcher) -> None:
     ],
 )
 def test_node_that_is_no_lease_drops_no_other_and_is_logged_once(
-    cluster: Cluster, watcher: Watcher, capfd: pytest.CaptureFixture[str], broken: dict[str, str], words: str
+    cluster: Cluster, watcher: Watching, capfd: pytest.CaptureFixture[str], broken: dict[str, str], words: str
 ) -> None:
     cluster.server.put(node(2, **vxlan(2)))
     cluster.server.put(node(3, **vxlan(3) | broken))
@@ -103,7 +115,7 @@ def test_node_that_is_no_lease_drops_no_other_and_is_logged_once(
 def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "WATCH_SECONDS", 2)
     cluster.server.bookmark_seconds = 0.1
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         cluster.server.wait_for_watch()
         with cluster.server.changed:  # somebody else's objects: nothing to see but the bookmark
             cluster.server.version += 1000
@@ -115,7 +127,7 @@ def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster,
     assert len(cluster.server.asked("GET", "limit")) == 1
 
 
-def test_version_that_is_gone_lists_again(cluster: Cluster, watcher: Watcher, capfd: pytest.CaptureFixture[str]) -> None:
+def test_version_that_is_gone_lists_again(cluster: Cluster, watcher: Watching, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.server.put(node(2, **vxlan(2)))
     watcher.wait_for_count(1)
     with cluster.server.changed:  # while nobody watches: node2 goes, node3 comes, and the history is dropped
@@ -126,7 +138,9 @@ def test_version_that_is_gone_lists_again(cluster: Cluster, watcher: Watcher, ca
         cluster.server.version += 10
         cluster.server.oldest = cluster.server.version
         cluster.server.nodes["node3"] = node(3, **vxlan(3))
-    assert list(watcher.wait_for(lambda leases: "10.244.3.0/24" in leases)) == ["10.244.3.0/24"]
+    watcher.until(lambda leases: list(leases) == [subnet("10.244.3.0/24")])
+    assert watcher.batches[-1][-1] is SNAPSHOT_COMPLETE
+    assert Gone(subnet("10.244.2.0/24")) in watcher.batches[-1]
     assert "too old resource version" in capfd.readouterr().err
 
 
@@ -140,7 +154,7 @@ def test_gone_as_a_status_and_in_the_middle_of_a_list(cluster: Cluster, monkeypa
 
     cluster.server.faults += [lambda handler: False, compact, lambda handler: False, lambda handler: False]
     cluster.server.faults.append(lambda handler: handler.fail(410, "gone") is None)
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         watcher.wait_for_count(1)
         cluster.server.wait_for_watch()
     assert [("continue" in asked.query, "watch" in asked.query) for asked in cluster.server.requests] == [
@@ -222,7 +236,7 @@ FAULTS: dict[str, Callable[[Handler], bool]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_outage_of_any_kind_keeps_the_leases_and_heals(
-    cluster: Cluster, watcher: Watcher, capfd: pytest.CaptureFixture[str], name: str
+    cluster: Cluster, watcher: Watching, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     cluster.server.put(node(2, **vxlan(2)))
     watcher.wait_for_count(1)
@@ -262,7 +276,7 @@ def test_slow_server_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPat
 
 def test_watch_whose_server_falls_silent_is_begun_anew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "WATCH_READ_SECONDS", 0.3)
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
         cluster.server.put(node(2, **vxlan(2)))
         watcher.wait_for_count(1)
@@ -272,7 +286,7 @@ def test_server_that_comes_later_and_goes_and_comes(tmp_path: Path, capfd: pytes
     with ApiServer() as server:
         cluster = Cluster(server, tmp_path)
         server.put(node(2, **vxlan(2)))
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         until(lambda: "Connection refused" in capfd.readouterr().err)
         assert not watcher.sets
         with server:
@@ -287,7 +301,7 @@ def test_server_that_comes_later_and_goes_and_comes(tmp_path: Path, capfd: pytes
     cluster.store.close()
 
 
-def test_watch_stops_at_once(cluster: Cluster, watcher: Watcher) -> None:
+def test_watch_stops_at_once(cluster: Cluster, watcher: Watching) -> None:
     watcher.wait_for_count(0)
     began = time.monotonic()
     watcher.__exit__()
@@ -297,7 +311,7 @@ def test_watch_stops_at_once(cluster: Cluster, watcher: Watcher) -> None:
 
 def test_config_that_is_wrong_is_waited_for(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.configure({"Network": "ten"})
-    with Watcher(cluster.store) as watcher:
+    with Watching(cluster.store) as watcher:
         until(lambda: "error parsing subnet config" in capfd.readouterr().err)
         cluster.configure(CONFIG)
         watcher.wait_for_count(0)

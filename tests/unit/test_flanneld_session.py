@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cni_py.errors import KernelRefused
 from cni_py.flanneld import daemon, iface, saved
-from cni_py.flanneld.backends import udp
 from cni_py.flanneld.daemon import Daemon
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
 from cni_py.flanneld.session import Session, read_subnets, write_subnet_file
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Event, Gone, Store
+from cni_py.node.stop import Stop
 
 HERE, THERE = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
 EXTERNAL = ExternalInterface("eth0", 2, 1500, HERE, None, HERE, None)
@@ -31,12 +30,15 @@ def config(kind: str) -> str:
     return json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": kind}})
 
 
-class Store:
+class LonelyStore(Store):
     """A datastore that has our lease and never tells of any. ``meanwhile``: what happens during each renewal."""
 
     def __init__(self) -> None:
         self.is_watched = threading.Event()
         self.meanwhile: list[Callable[[], None]] = []
+
+    def __str__(self) -> str:
+        return "nowhere"
 
     def read_network_config(self) -> str:
         return config("alloc")
@@ -48,16 +50,10 @@ class Store:
         self.meanwhile.pop(0)()
         return lease
 
-    def watch(self, stop: threading.Event) -> Iterator[Mapping[Subnets, Lease]]:
+    def watch(self, stop: Stop) -> Iterator[list[Event]]:
         self.is_watched.set()
         stop.wait()
         yield from ()
-
-    def ready(self) -> None: ...
-
-    def reconnect(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -65,7 +61,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Daemon:
     monkeypatch.setattr(daemon.backends, "ENDING", threading.Event())
     monkeypatch.setattr(saved, "read", lambda _: None)
     monkeypatch.setattr(iface, "find", lambda *_, **__: EXTERNAL)
-    return Daemon(Options(), Store())
+    return Daemon(Options(), LonelyStore())
 
 
 def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_of_them(
@@ -73,7 +69,7 @@ def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_
 ) -> None:
     """Nothing was told, which does not mean that there is nobody."""
     set_up: list[object] = []
-    monkeypatch.setattr(Session, "set_up", lambda _, leases: set_up.append(leases))
+    monkeypatch.setattr(Session, "set_up", lambda _, leases, **__: set_up.append(leases))
     store: Any = running.store
 
     def end() -> None:
@@ -90,31 +86,32 @@ def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_
 def test_lease_that_is_lost_again_while_it_is_put_back_is_put_back_again(running: Daemon) -> None:
     store: Any = running.store
     session = Session(running.options, store, running.status, config("alloc"), EXTERNAL, None, running.host_networks)
-    store.meanwhile = [session.lease_lost.set, session.ended.set]
-    session.lease_lost.set()
-    thread = threading.Thread(target=session._renew, args=(True,), daemon=True)
+    store.meanwhile = [session.own.lose, session.ended.set]
+    session.own.lose()
+    thread = threading.Thread(target=session.own.keep, args=(True, lambda: None), daemon=True)
     thread.start()
     thread.join(10)
     assert store.meanwhile == []
     session.close()
 
 
-def test_peer_is_known_to_the_back_end_where_the_kernel_refuses_something(
-    running: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Say, the device is away for a moment. What the kernel holds is looked at again; the back end hears of a peer once."""
-    monkeypatch.setattr(udp.Backend, "attributes", lambda _: Attributes(HERE))
-    session = Session(running.options, running.store, running.status, config("udp"), EXTERNAL, None, running.host_networks)
-    session.lease = Lease(OURS, Attributes(HERE))
-
-    def refuse(_: object) -> None:
-        raise KernelRefused("no such device")
-
-    monkeypatch.setattr(session, "reconciler", SimpleNamespace(want=refuse, close=session.reconciler.close))
-    with pytest.raises(KernelRefused):
-        session.follow({THEIRS: Lease(THEIRS, Attributes(THERE))})
-    backend: Any = session.backend
-    assert backend._tables[4].find(int(IPv4Address("10.244.2.9"))) == ("192.0.2.2", 8285)
+@pytest.mark.parametrize(
+    ("events", "is_lost"),
+    [
+        ([Lease(OURS, Attributes(HERE)), SNAPSHOT_COMPLETE], False),
+        ([Lease(THEIRS, Attributes(THERE)), SNAPSHOT_COMPLETE], True),
+        ([Lease(OURS, Attributes(HERE)), SNAPSHOT_COMPLETE, Gone(OURS)], True),
+        ([Lease(OURS, Attributes(HERE)), SNAPSHOT_COMPLETE, Lease(OURS, Attributes(THERE))], True),
+        ([Lease(OURS, Attributes(HERE)), SNAPSHOT_COMPLETE, Gone(THEIRS), SNAPSHOT_COMPLETE], False),
+    ],
+    ids=["there", "missing", "gone", "changed", "still there"],
+)
+def test_own_lease_is_looked_after_in_what_the_datastore_tells(running: Daemon, events: list[Event], is_lost: bool) -> None:
+    session = Session(running.options, running.store, running.status, config("alloc"), EXTERNAL, None, running.host_networks)
+    session.own.lease = Lease(OURS, Attributes(HERE))
+    for event in events:
+        session.own.hear([event])
+    assert session.own.is_lost == is_lost
     session.close()
 
 

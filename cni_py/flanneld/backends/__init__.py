@@ -1,24 +1,16 @@
-"""The ways to the other nodes, a module each: what it publishes, and what it wants the kernel to hold.
+"""The ways to the other nodes, a module each: what it publishes, and what it desires the kernel to hold.
 
 A module has ``TYPE`` (as in the network configuration), ``Config`` (the keys of its Backend object, with
-``check_network`` where not every network suits them) and ``Backend``::
-
-    Backend(config, network, external)
-        mtu: int                        what a pod's packet may be: FLANNEL_MTU
-        attributes() -> Attributes      what the own lease says
-        wanted(own, leases) -> Wanted   pure: from the leases of all nodes, the own one among them
-        cleanup()                       flanneld --cleanup: remove what it made
-
-and, where it needs them: ``restore(former)``, called first with what the last lease said, before a reboot it may be;
-``apply(own, leases)``, called after each change of the leases; ``run(stop)``, called once in a thread of its own;
-``close()``, called at the end of a session, for what the next one opens again.
+``check_network`` where not every network suits them) and ``Backend(config, network, external)``, a :class:`Backend`. Making one
+reads and changes nothing; :meth:`Backend.prepare` does. After that what a lease means is a pure function of the lease.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from importlib import import_module
 from threading import Event
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_pascal
@@ -27,12 +19,19 @@ from cni_py.errors import InvalidConfig
 from cni_py.node.log import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Attributes, Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.node.desired import Wanted
+    from cni_py.kernel.device import Device
+    from cni_py.kernel.link import Link
+    from cni_py.netlink.socket import Rtnl
+    from cni_py.node.desired import Entry
+    from cni_py.node.stop import Stop
+
+    Change = tuple[Lease | None, Lease | None]
+    """A peer's lease before and now; None: there was none, there is none."""
 
 MODULES = {
     "vxlan": "vxlan",
@@ -44,6 +43,8 @@ MODULES = {
     "wireguard": "wireguard",
 }
 
+DEVICES = (("vxlan", "flannel."), ("vxlan", "flannel-v6."), ("wireguard", "flannel-wg"), ("ipip", "flannel.ipip"))
+"""The kinds and names of devices that stay when flanneld ends."""
 MIN_MTU = {4: 576, 6: 1280}
 """Bytes that a pod's packet must be allowed to have, by its family."""
 ENDING = Event()
@@ -87,16 +88,47 @@ def _found(fault: Any) -> str:
     return "" if fault["loc"][0] in _SECRET else f", not {fault['input']!r:.80}"
 
 
-class Backend(Protocol):
-    """What the daemon needs of one."""
+class Backend(ABC):
+    """What the daemon needs of one. ``mtu``: what a pod's packet may be, FLANNEL_MTU."""
 
     mtu: int
 
-    def attributes(self) -> Attributes: ...
+    def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: B027 — as all that follow: not every one needs it
+        """Read and open what the other methods go by; called once, before there is a lease. Raises: CniError.
 
-    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted: ...
+        So a kernel that lacks what it needs is refused before others hear of the node. ``former``: what the node's last
+        lease said, before a reboot it may be.
+        """
 
-    def cleanup(self) -> None: ...
+    @property
+    def devices(self) -> Sequence[Device]:
+        """The devices that are kept for it; after :meth:`prepare`."""
+        return ()
+
+    @abstractmethod
+    def attributes(self) -> Attributes:
+        """What the own lease says; after :meth:`prepare`."""
+
+    def own_entries(self, own: Lease) -> Sequence[Entry]:  # noqa: ARG002
+        """What the node itself needs, whatever peers there are: addresses, kernel parameters, routes. Pure."""
+        return ()
+
+    def peer_entries(self, lease: Lease) -> Iterable[tuple[int, Sequence[Entry]]]:  # noqa: ARG002
+        """What leads to a peer, by family: all of a family's entries, or none of them, are made. Pure."""
+        return ()
+
+    def follow(self, own: Lease, changes: Sequence[Change]) -> None:  # noqa: B027
+        """Follow what are no entries of the kernel's tables: WireGuard's peers, commands. Called once for each change.
+        Raises: CniError."""
+
+    def run(self, stop: Stop) -> None:  # noqa: B027
+        """Work until ``stop``, in a thread of its own."""
+
+    def close(self) -> None:  # noqa: B027
+        """Close what the next session opens again. Twice is fine."""
+
+    def cleanup(self) -> None:  # noqa: B027
+        """Remove what it made, for ``flanneld --cleanup``; devices and routes are removed by their names. Raises: CniError."""
 
 
 def create(network: NetworkConfig, external: ExternalInterface) -> Backend:
@@ -110,6 +142,11 @@ def check(network: NetworkConfig) -> Any:
     config = _module(network).Config.parse(network.backend)
     config.check_network(network)
     return config
+
+
+def is_device(link: Link) -> bool:
+    """Whether a flanneld of whatever configuration made this link."""
+    return any(link.kind == kind and link.name.startswith(prefix) for kind, prefix in DEVICES)
 
 
 def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:

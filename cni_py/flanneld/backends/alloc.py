@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cni_py.flanneld import backends
 from cni_py.flanneld.backends import BackendConfig
 from cni_py.flanneld.lease import Attributes
-from cni_py.node.desired import Wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from cni_py.flanneld.iface import ExternalInterface
-    from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
 
 TYPE = "alloc"
@@ -25,7 +22,7 @@ class Config(BackendConfig):
     """It has no keys of its own."""
 
 
-class Backend:
+class Backend(backends.Backend):
     """See the package."""
 
     def __init__(self, _: Config, network: NetworkConfig, external: ExternalInterface) -> None:
@@ -37,9 +34,3 @@ class Backend:
             public_ip=self.external.public_ip if self.network.ipv4 else None,
             public_ipv6=self.external.public_ipv6 if self.network.ipv6 else None,
         )
-
-    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:  # noqa: ARG002 — nothing, whatever is leased
-        return Wanted()
-
-    def cleanup(self) -> None:
-        pass

@@ -35,23 +35,24 @@ from typing import TYPE_CHECKING, Any
 from pydantic import field_validator
 
 from cni_py.errors import CniError
+from cni_py.flanneld import backends
 from cni_py.flanneld.backends import ENDING, BackendConfig
 from cni_py.flanneld.lease import Attributes
-from cni_py.node.desired import Wanted
 from cni_py.node.log import error, info, warning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from threading import Event
+    from collections.abc import Mapping, Sequence
 
+    from cni_py.flanneld.backends import Change
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease, Subnets
     from cni_py.flanneld.network import NetworkConfig
+    from cni_py.netlink.socket import Rtnl
+    from cni_py.node.stop import Stop
 
 TYPE = "extension"
 TIMEOUT_SECONDS = 30.0
 OUTPUT_BYTES = 64 * 1024
-WAIT_SECONDS = 0.5
 LOOK_SECONDS = 0.2
 """How often a command that runs is asked whether it has to end."""
 _QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\.""", re.DOTALL)
@@ -82,7 +83,7 @@ class Config(BackendConfig):
         return command
 
 
-class Backend:
+class Backend(backends.Backend):
     """See the package, and the head of this file."""
 
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
@@ -90,16 +91,21 @@ class Backend:
         self._output: str | None = None
         self._started_for: Subnets | None = None
         self._known: dict[Subnets, Attributes] = {}
-        self._wanted: dict[Subnets, Attributes] = {}
-        self._changed = threading.Event()
+        """Those about which SubnetAddCommand was run."""
+        self._lock = threading.Lock()
+        self._pending: dict[Subnets, Attributes | None] = {}
+        """What each peer says now about which no command was run since; None: it has left."""
+        self._has_pending = threading.Event()
+
+    def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002
+        """Runs PreStartupCommand. Raises: CommandFailed."""
+        command = self.config.pre_startup_command
+        if command:
+            self._output = run_command(command, {})
+        else:
+            info("No pre startup command configured - skipping")
 
     def attributes(self) -> Attributes:
-        """Runs PreStartupCommand, the first time. Raises: CommandFailed."""
-        command = self.config.pre_startup_command
-        if not command:
-            info("No pre startup command configured - skipping")
-        elif self._output is None:
-            self._output = run_command(command, {})
         return Attributes(
             public_ip=self.external.public_ip if self.network.ipv4 else None,
             public_ipv6=self.external.public_ipv6 if self.network.ipv6 else None,
@@ -107,11 +113,14 @@ class Backend:
             backend_data=self._output,
         )
 
-    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:  # noqa: ARG002 — the commands know
-        return Wanted()
-
-    def apply(self, own: Lease, leases: Iterable[Lease]) -> None:
+    def follow(self, own: Lease, changes: Sequence[Change]) -> None:
         """Runs PostStartupCommand for a subnet that is new; leaves the peers to :meth:`run`. Raises: CommandFailed."""
+        with self._lock:
+            for former, lease in changes:
+                peer = lease or former
+                if peer is not None:
+                    self._pending.pop(peer.subnets, None)
+                    self._pending[peer.subnets] = lease.attributes if lease else None
         command = self.config.post_startup_command
         if own.subnets != self._started_for:
             if command:
@@ -119,35 +128,38 @@ class Backend:
             else:
                 info("No post startup command configured - skipping")
             self._started_for = own.subnets
-        self._wanted = {lease.subnets: lease.attributes for lease in leases if lease.subnets != own.subnets}
-        self._changed.set()
+        self._has_pending.set()
 
-    def run(self, stop: Event) -> None:
+    def run(self, stop: Stop) -> None:
         """Run the commands for peers that came and left, one at a time, until ``stop``."""
-        while not stop.is_set():
-            if self._changed.wait(WAIT_SECONDS):
-                self._changed.clear()
+        with stop.calling(self._has_pending.set):
+            while not stop.is_set():
+                self._has_pending.wait()
+                self._has_pending.clear()
                 self.settle(stop)
 
-    def settle(self, stop: Event) -> None:
-        """Make the peers that the commands know those of the last :meth:`apply`; ends early at ``stop``."""
-        wanted = self._wanted
-        for subnets, its in list(self._known.items()):
-            if stop.is_set():
-                return
-            if wanted.get(subnets) != its:
+    def settle(self, stop: threading.Event) -> None:
+        """Run the commands for what is pending, those for peers that left or changed first; ends early at ``stop``."""
+        with self._lock:
+            pending = list(self._pending.items())
+        for subnets, its in pending:
+            known = self._known.get(subnets)
+            if known is not None and known != its and not stop.is_set():
                 info(f"Subnet removed: {subnets}")
-                self._tell(self.config.subnet_remove_command, subnets, its)
+                self._tell(self.config.subnet_remove_command, subnets, known)
                 del self._known[subnets]
-        for subnets, its in wanted.items():
+        for subnets, its in pending:
             if stop.is_set():
                 return
-            if subnets not in self._known:
+            if its is not None and subnets not in self._known:
                 info(f"Subnet added: {subnets} via {its.public_ip or its.public_ipv6}")
                 if its.backend_type != TYPE:
                     warning(f"Ignoring non-extension subnet: type={its.backend_type}")
                 self._tell(self.config.subnet_add_command, subnets, its)
                 self._known[subnets] = its
+            with self._lock:
+                if self._pending.get(subnets) == its:  # else it has changed meanwhile
+                    self._pending.pop(subnets, None)
 
     def _tell(self, command: str, subnets: Subnets, its: Attributes) -> None:
         """Run a command about a peer of this back end."""

@@ -8,17 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_py.errors import InvalidConfig
+from cni_py.flanneld import backends
 from cni_py.flanneld.backends import BackendConfig
 from cni_py.flanneld.lease import Attributes
-from cni_py.node.desired import Route, Wanted
+from cni_py.node.desired import Route, forwarding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.node.desired import Address
+    from cni_py.node.desired import Address, Entry
 
 TYPE = "host-gw"
 
@@ -27,7 +28,7 @@ class Config(BackendConfig):
     """It has no keys of its own."""
 
 
-class Backend:
+class Backend(backends.Backend):
     """See the package."""
 
     def __init__(self, _: Config, network: NetworkConfig, external: ExternalInterface) -> None:
@@ -52,18 +53,12 @@ class Backend:
             backend_type=TYPE,
         )
 
-    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:
-        """A route to each peer's subnets."""
-        routes = set()
-        for lease in leases:
-            peer = lease.attributes
-            if lease.subnets == own.subnets or peer.backend_type != TYPE:
-                continue
-            if lease.subnets.ipv4 and peer.public_ip and self.network.ipv4:
-                routes.add(Route(lease.subnets.ipv4, self.external.name, peer.public_ip))
-            if lease.subnets.ipv6 and peer.public_ipv6 and self.network.ipv6:
-                routes.add(Route(lease.subnets.ipv6, self.external.name, peer.public_ipv6))
-        return Wanted(routes=frozenset(routes))
-
-    def cleanup(self) -> None:
-        """Routes are told by their protocol number: reconcile.cleanup() removes them."""
+    def peer_entries(self, lease: Lease) -> Iterable[tuple[int, Sequence[Entry]]]:
+        """A route to each of its subnets."""
+        peer, subnets = lease.attributes, lease.subnets
+        if peer.backend_type != TYPE:
+            return
+        if subnets.ipv4 and peer.public_ip and self.network.ipv4:
+            yield 4, (forwarding(4), Route(subnets.ipv4, self.external.name, peer.public_ip))
+        if subnets.ipv6 and peer.public_ipv6 and self.network.ipv6:
+            yield 6, (forwarding(6), Route(subnets.ipv6, self.external.name, peer.public_ipv6))

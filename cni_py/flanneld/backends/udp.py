@@ -25,40 +25,41 @@ from __future__ import annotations
 import os
 import select
 import socket
+from errno import ENODEV
 from ipaddress import ip_interface
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from cni_py.errors import CniError, InvalidConfig, KernelRefused
+from cni_py.flanneld import backends
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
-from cni_py.flanneld.backends.keeping import LOOK_SECONDS
 from cni_py.flanneld.backends.udp_packets import family_of, receiver_of, take_hop, unreachable
 from cni_py.flanneld.lease import Attributes
-from cni_py.kernel.device import ensure_up, open_tun
-from cni_py.kernel.link import find_link
-from cni_py.netlink.socket import open_host
-from cni_py.node.desired import Route, Wanted
-from cni_py.node.log import error, info, verbose, warning
+from cni_py.kernel.tun import Tun
+from cni_py.node.desired import DeviceAddress, Route, device_sysctls, forwarding
+from cni_py.node.log import error, info, verbose, warning, warning_once
+from cni_py.node.stop import Wake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from threading import Event
+    from collections.abc import Sequence
 
+    from cni_py.flanneld.backends import Change
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
+    from cni_py.kernel.device import Device
     from cni_py.netlink.socket import Rtnl
-    from cni_py.node.desired import Address
+    from cni_py.node.desired import Address, Entry
     from cni_py.node.desired import Network as Subnet
+    from cni_py.node.stop import Stop
 
 TYPE = "udp"
 DEVICE = "flannel0"
 OVERHEAD = {4: 28, 6: 48}
 """Bytes that the outer IP header and UDP's take, by the family of the outer packet."""
-STOP_SECONDS = 0.2
-"""At most between "stop" and the end of the proxy"""
+RETRY_SECONDS = 0.5
+"""When a device that could not be used is tried again."""
 BURST = 64
 """Packets of one direction before the other has its turn"""
 MAX_PACKET = 65535
@@ -75,26 +76,36 @@ class Config(BackendConfig):
 
 
 class Table:
-    """Where the node is that has an address: the longest prefix that holds it. Of one family. It never changes;
-    a new one takes its place."""
+    """Where the node is that has an address: the longest prefix that holds it. Of one family. One thread may read it while
+    another
+    changes it."""
 
-    def __init__(self, nodes: Mapping[Subnet, SocketAddress]) -> None:
-        by_shift: dict[int, dict[int, SocketAddress]] = {}
-        for subnet, node in nodes.items():
-            shift = subnet.max_prefixlen - subnet.prefixlen
-            by_shift.setdefault(shift, {})[int(subnet.network_address) >> shift] = node
-        self._by_shift = sorted(by_shift.items())  # the smallest shift is the longest prefix
+    def __init__(self) -> None:
+        self._by_shift: dict[int, dict[int, SocketAddress]] = {}
+        self._shifts: tuple[int, ...] = ()
+        """The smallest first, which is the longest prefix."""
+
+    def put(self, subnet: Subnet, node: SocketAddress | None) -> None:
+        """From now on the subnet is there; None: nowhere."""
+        shift = subnet.max_prefixlen - subnet.prefixlen
+        prefix = int(subnet.network_address) >> shift
+        nodes = self._by_shift.setdefault(shift, {})
+        if node is None:
+            nodes.pop(prefix, None)
+        else:
+            nodes[prefix] = node
+        self._shifts = tuple(sorted(shift for shift, nodes in self._by_shift.items() if nodes))
 
     def find(self, address: int) -> SocketAddress | None:
         """``None`` where no subnet has it."""
-        for shift, nodes in self._by_shift:
-            node = nodes.get(address >> shift)
+        for shift in self._shifts:
+            node = self._by_shift[shift].get(address >> shift)
             if node is not None:
                 return node
         return None
 
 
-class Backend:
+class Backend(backends.Backend):
     """See the package, and the head of this file."""
 
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
@@ -109,64 +120,63 @@ class Backend:
             if address is None:
                 raise InvalidConfig(f"{external.name} has no IPv{family} address to listen at")
             self._listen[family] = self._at(address)
-        self._tun = -1
+        self._device = Tun(DEVICE, self.mtu)
         self._sockets: dict[int, socket.socket] = {}
-        self._known: dict[Subnet, Address] = {}
-        self._tables: dict[int, Table] = dict.fromkeys(self.networks, Table({}))
-        self._ignored: set[Subnet] = set()
+        self._tables = {family: Table() for family in self.networks}
+        self._said: set[str] = set()
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        return (self._device,)
+
+    def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002
+        """Opens device and sockets: what cannot work is refused before there is a lease. Raises: KernelRefused."""
+        for family, address in self._listen.items():
+            self._sockets[family] = open_socket(address)
+        self._device.ensure(rtnl, warning)
 
     def attributes(self) -> Attributes:
-        """Opens device and sockets: what cannot work is refused before there is a lease. Raises: KernelRefused.
-
-        Go-compatible: the lease says no back end's type (pkg/backend/udp/udp_amd64.go).
-        """
-        try:
-            for family, address in self._listen.items():
-                if family not in self._sockets:
-                    self._sockets[family] = open_socket(address)
-            with open_host() as host:
-                self._ensure_device(host)
-        except CniError:
-            self.close()  # nobody else will: without a lease there is no session
-            raise
+        """Go-compatible: without a back end's type (pkg/backend/udp/udp_amd64.go)."""
         return Attributes(
             public_ip=self.external.public_ip if 4 in self.networks else None,
             public_ipv6=self.external.public_ipv6 if 6 in self.networks else None,
         )
 
-    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:  # noqa: ARG002 — the peers are in the table
-        """The device's addresses, each its subnet's first, and the networks routed to it."""
-        subnets = [subnet for subnet in own.subnets.each() if subnet.version in self.networks]
-        return Wanted(
-            addresses=frozenset((DEVICE, ip_interface(subnet.network_address)) for subnet in subnets),
-            routes=frozenset(Route(network, DEVICE) for network in self.networks.values()),
-        )
+    def own_entries(self, own: Lease) -> Sequence[Entry]:
+        """The device's addresses, each its subnet's first, and the networks routed to it: the peers are in the tables."""
+        entries: list[Entry] = []
+        for subnet in own.subnets.each():
+            if subnet.version in self.networks:
+                entries += [forwarding(subnet.version), *device_sysctls(DEVICE, has_ipv6=subnet.version == 6)]
+                entries.append(DeviceAddress(DEVICE, ip_interface(subnet.network_address)))
+        return [*entries, *(Route(network, DEVICE) for network in self.networks.values())]
 
-    def apply(self, own: Lease, leases: Iterable[Lease]) -> None:
-        """Take the nodes of these leases from now on; for any thread."""
-        known, ignored = {}, set()
-        for lease in leases:
-            its = lease.attributes
-            if lease.subnets == own.subnets:
+    def follow(self, own: Lease, changes: Sequence[Change]) -> None:  # noqa: ARG002
+        """Take the nodes of these leases from now on."""
+        for former, lease in changes:
+            before, now = self._nodes(former), self._nodes(lease)
+            for subnet in before.keys() - now.keys():
+                self._tables[subnet.version].put(subnet, None)
+                info(f"Subnet removed: {subnet}")
+            for subnet, node in now.items():
+                self._tables[subnet.version].put(subnet, self._at(node))
+                if subnet not in before:
+                    info(f"Subnet added: {subnet} via {node}")
+
+    def _nodes(self, lease: Lease | None) -> dict[Subnet, Address]:
+        """Pure: the subnets of a lease that are reached, and the addresses of its node."""
+        found: dict[Subnet, Address] = {}
+        if lease is None:
+            return found
+        its = lease.attributes
+        for subnet, node in ((lease.subnets.ipv4, its.public_ip), (lease.subnets.ipv6, its.public_ipv6)):
+            if subnet is None or node is None or subnet.version not in self.networks:
                 continue
-            for subnet, node in ((lease.subnets.ipv4, its.public_ip), (lease.subnets.ipv6, its.public_ipv6)):
-                if subnet is None or node is None or subnet.version not in self.networks:
-                    continue
-                if its.backend_type in ("", TYPE):
-                    known[subnet] = node
-                else:
-                    ignored.add(subnet)
-                    if subnet not in self._ignored:
-                        warning(f"Ignoring non-udp subnet {subnet}: type={its.backend_type}")
-        for subnet in known.keys() - self._known.keys():
-            info(f"Subnet added: {subnet} via {known[subnet]}")
-        for subnet in self._known.keys() - known.keys():
-            info(f"Subnet removed: {subnet}")
-        self._known, self._ignored = known, ignored
-        self._tables = {
-            family: Table({subnet: self._at(node) for subnet, node in known.items() if subnet.version == family})
-            for family in self.networks
-        }
+            if its.backend_type in ("", TYPE):
+                found[subnet] = node
+            else:
+                warning_once(f"Ignoring non-udp subnet {subnet}: type={its.backend_type}", self._said)
+        return found
 
     def _at(self, address: Address) -> SocketAddress:
         """Our port there. An IPv6 address of one link alone (fe80::…) is one of the external interface's."""
@@ -175,32 +185,31 @@ class Backend:
 
     # ---- the proxy ------------------------------------------------------------------------------
 
-    def run(self, stop: Event) -> None:
-        """Carry packets both ways until ``stop``; then device and sockets go."""
+    def run(self, stop: Stop) -> None:
+        """Carry packets both ways until ``stop``. The device is put back by the reconciler, under the same descriptor."""
         trouble = ""
-        try:
-            with open_host() as host:
-                while not stop.is_set():
-                    try:
-                        self._ensure_device(host)
-                        trouble = ""
-                        self._carry(stop, monotonic() + LOOK_SECONDS)
-                    except (CniError, OSError) as fault:  # somebody deletes or changes the device; we come again
-                        if str(fault) != trouble:
-                            trouble = str(fault)
-                            error(f"no packets are carried: {trouble}")
-                        stop.wait(LOOK_SECONDS / 4)
-        finally:
-            self.close()
+        with Wake() as wake, stop.calling(wake.set):
+            while not stop.is_set():
+                try:
+                    self._carry(stop, wake)
+                    trouble = ""
+                except (CniError, OSError) as fault:  # another process deletes or changes the device
+                    if str(fault) != trouble:
+                        trouble = str(fault)
+                        error(f"no packets are carried: {trouble}")
+                    stop.wait(RETRY_SECONDS)
 
-    def _carry(self, stop: Event, until: float) -> None:
-        """Carry packets for a while. Raises: OSError where the device has gone."""
+    def _carry(self, stop: Stop, wake: Wake) -> None:
+        """Carry packets until ``stop``. Raises: OSError where the device is gone."""
         ready = select.poll()
-        ready.register(self._tun, select.POLLIN)
-        for peers in self._sockets.values():
-            ready.register(peers, select.POLLIN)
-        while not stop.is_set() and (left := until - monotonic()) > 0:
-            if ready.poll(min(left, STOP_SECONDS) * 1000):
+        for fd in (self._device.fd, wake.fileno(), *(peers.fileno() for peers in self._sockets.values())):
+            ready.register(fd, select.POLLIN)
+        while not stop.is_set():
+            # not for ever: another process may delete the device while a poll of its former file goes on
+            events = ready.poll(RETRY_SECONDS * 1000)
+            if any(event & (select.POLLERR | select.POLLNVAL) for _, event in events):
+                raise OSError(ENODEV, f'"{DEVICE}" was deleted')
+            if events:
                 self._outwards()
                 for peers in self._sockets.values():
                     self._inwards(peers)
@@ -209,7 +218,7 @@ class Backend:
         """From the device to the other nodes."""
         for _ in range(BURST):
             try:
-                packet = bytearray(os.read(self._tun, MAX_PACKET))
+                packet = bytearray(os.read(self._device.fd, MAX_PACKET))
             except BlockingIOError:
                 return
             family = family_of(packet)
@@ -219,7 +228,7 @@ class Backend:
             if node is None:
                 answer = unreachable(packet)
                 if answer:
-                    os.write(self._tun, answer)
+                    os.write(self._device.fd, answer)
             elif take_hop(packet):
                 try:
                     self._sockets[family].sendto(packet, node)
@@ -234,36 +243,14 @@ class Backend:
             except BlockingIOError:
                 return
             if family_of(packet) in self.networks and take_hop(packet):
-                os.write(self._tun, packet)
-
-    # ---- device and sockets ---------------------------------------------------------------------
-
-    def _ensure_device(self, host: Rtnl) -> None:
-        """There, with its MTU, and up; made anew where it was deleted. Raises: KernelRefused."""
-        link = find_link(host, DEVICE)
-        if link is None or self._tun < 0:
-            self._close_device()  # a descriptor whose device was deleted is of no use
-            self._tun = open_tun(DEVICE)
-            link = find_link(host, DEVICE)
-        if link is None:
-            raise KernelRefused(f'"{DEVICE}" has gone since it was made')
-        ensure_up(host, link, self.mtu)
-
-    def _close_device(self) -> None:
-        if self._tun >= 0:
-            os.close(self._tun)
-        self._tun = -1
+                os.write(self._device.fd, packet)
 
     def close(self) -> None:
-        """With the descriptor the device goes, and with it addresses and routes. Twice is fine."""
-        self._close_device()
+        """With the descriptor the device goes, and with it addresses and routes."""
+        self._device.close()
         for opened in self._sockets.values():
             opened.close()
         self._sockets = {}
-
-    def cleanup(self) -> None:
-        """Nothing is left where no flanneld runs."""
-        self.close()
 
 
 def open_socket(address: SocketAddress) -> socket.socket:

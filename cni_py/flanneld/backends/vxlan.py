@@ -16,30 +16,31 @@ address, so that a restart changes nothing for the peers. Source: flannel-io/fla
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from cni_py.errors import InvalidConfig
+from cni_py.flanneld import backends
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.vtep_mac import stable_mac
 from cni_py.kernel.address import list_addresses
-from cni_py.kernel.link import delete_link, find_link
-from cni_py.kernel.vxlan import find_vxlan
-from cni_py.netlink.socket import open_host
-from cni_py.node.desired import Forwarding, Neighbour, Route, Vxlan, Wanted
+from cni_py.kernel.link import find_link
+from cni_py.kernel.vxlan import Vxlan, find_vxlan
+from cni_py.node.desired import DeviceAddress, Forwarding, Neighbour, Route, device_sysctls, forwarding
 from cni_py.node.log import info, warning_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cni_py.flanneld.iface import ExternalInterface
     from cni_py.flanneld.lease import Lease
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.node.desired import Address
+    from cni_py.kernel.device import Device
+    from cni_py.netlink.socket import Rtnl
+    from cni_py.node.desired import Address, Entry
     from cni_py.node.desired import Network as Subnet
 
 TYPE = "vxlan"
@@ -73,7 +74,7 @@ class Config(BackendConfig):
                 )
 
 
-class Backend:
+class Backend(backends.Backend):
     """See the package."""
 
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
@@ -82,53 +83,56 @@ class Backend:
             f"VXLAN config: VNI={config.vni} Port={config.port} GBP={_go(config.gbp)}"
             f" Learning={_go(config.learning)} DirectRouting={_go(config.direct_routing)}"
         )
-        self.devices: dict[int, Vxlan] = {}
-        self._new: set[int] = set()
+        outer = config.mtu or external.mtu
+        self._mtus = {
+            version: pod_mtu(outer, OVERHEAD[version], version, f"the MTU of {external.name}")
+            for version, is_used in ((4, network.ipv4), (6, network.ipv6))
+            if is_used and external.source(version) is not None
+        }
+        self.mtu = min(self._mtus.values())
+        self._vxlans: dict[int, Vxlan] = {}
         self._said: set[str] = set()
         self._on_link: list[Any] = []
-        with open_host() as host:
-            link = find_link(host, external.name)
-            if config.direct_routing and link is not None:
-                self._on_link = [address.network for address in list_addresses(host, link)]
-            for version, public in ((4, external.public_ip), (6, external.public_ipv6)):
-                local = external.source(version)
-                if local is not None and public is not None and (network.ipv4 if version == 4 else network.ipv6):
-                    self.devices[version] = self._device(host, version, local, public)
-        self.mtu = min(device.mtu for device in self.devices.values())
 
-    def _device(self, host: Any, version: int, local: Address, public: Address) -> Vxlan:
-        name = device_name(self.config.vni, version)
-        outer = self.config.mtu or self.external.mtu
-        mtu = pod_mtu(outer, OVERHEAD[version], version, f"the MTU of {self.external.name}")
-        there = find_link(host, name) if find_vxlan(host, name) is not None else None
-        if there is None:
-            self._new.add(version)
+    @property
+    def devices(self) -> Sequence[Device]:
+        return tuple(self._vxlans.values())
+
+    def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:
+        """A device that is there keeps its MAC address. One that has to be made gets that of the last lease.
+
+        The peers send to it before they hear of us. Not on a copy of the node, which another address tells.
+        """
+        external = self.external
+        link = find_link(rtnl, external.name)
+        if self.config.direct_routing and link is not None:
+            self._on_link = [address.network for address in list_addresses(rtnl, link)]
+        if former and (former.public_ip, former.public_ipv6) != (external.public_ip, external.public_ipv6):
+            former = None
+        for version in self._mtus:
+            name = device_name(self.config.vni, version)
+            there = find_link(rtnl, name) if find_vxlan(rtnl, name) is not None else None
+            mac = there.mac if there is not None else _former_mac(former, version) if former else ""
+            self._vxlans[version] = self._device(version, name, mac)
+
+    def _device(self, version: int, name: str, mac: str) -> Vxlan:
+        local = self.external.source(version)
+        public = self.external.public_ip if version == 4 else self.external.public_ipv6
+        assert local is not None and public is not None, "else there is no device of this family"  # noqa: PT018
         return Vxlan(
             name=name,
             vni=self.config.vni,
             port=self.config.port or DEFAULT_PORT,
             local=local,
             underlay=self.external.ifindex,
-            mac=there.mac if there is not None else stable_mac(name, public),
-            mtu=mtu,
+            mac=mac or stable_mac(name, public),
+            mtu=self._mtus[version],
             gbp=self.config.gbp,
             learning=self.config.learning,
         )
 
-    def restore(self, former: Attributes) -> None:
-        """A device that has to be made gets the MAC address of the last one: the peers send to it before they hear of us.
-
-        Not on a copy of the node, which another address tells.
-        """
-        if (former.public_ip, former.public_ipv6) != (self.external.public_ip, self.external.public_ipv6):
-            return
-        for version, data in ((4, former.backend_data), (6, former.backend_v6_data)):
-            mac = data.get("VtepMAC") if isinstance(data, dict) and former.backend_type == TYPE else None
-            if version in self._new and mac is not None and _is_mac(mac):
-                self.devices[version] = replace(self.devices[version], mac=mac.lower())
-
     def attributes(self) -> Attributes:
-        data = {version: {"VNI": device.vni, "VtepMAC": device.mac} for version, device in self.devices.items()}
+        data = {version: {"VNI": device.vni, "VtepMAC": device.mac} for version, device in self._vxlans.items()}
         return Attributes(
             public_ip=self.external.public_ip if 4 in data else None,
             public_ipv6=self.external.public_ipv6 if 6 in data else None,
@@ -137,39 +141,25 @@ class Backend:
             backend_v6_data=data.get(6),
         )
 
-    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:
-        """The devices with their address, and three entries a peer (one where it is reached directly)."""
-        routes, neighbours, forwarding = set(), set(), set()
-        remotes: dict[tuple[str, str], Address] = {}
-        for lease in leases:
-            if lease.subnets == own.subnets:
-                continue
-            for device, subnet, remote, mac in self._ends(lease):
-                if any(remote in network for network in self._on_link):
-                    routes.add(Route(subnet, self.external.name, remote))
-                    continue
-                if remotes.setdefault((device.name, mac), remote) != remote:  # the FDB has one node for a MAC address
-                    other = remotes[device.name, mac]
-                    warning_once(f"{subnet} of {remote} has the MAC address {mac} of {other}: not reached", self._said)
-                    continue
-                first = subnet.network_address
-                routes.add(Route(subnet, device.name, first, onlink=True))
-                neighbours.add(Neighbour(device.name, first, mac))
-                forwarding.add(Forwarding(device.name, mac, remote))
-        return Wanted(
-            devices=tuple(self.devices.values()),
-            addresses=frozenset(self._addresses(own)),
-            routes=frozenset(routes),
-            neighbours=frozenset(neighbours),
-            forwarding=frozenset(forwarding),
-        )
-
-    def _addresses(self, own: Lease) -> Iterable[tuple[str, IPv4Interface | IPv6Interface]]:
+    def own_entries(self, own: Lease) -> Sequence[Entry]:
         """Each device has its subnet's first address: what a packet of the node itself comes from."""
-        if 4 in self.devices and own.subnets.ipv4:
-            yield self.devices[4].name, IPv4Interface(f"{own.subnets.ipv4.network_address}/32")
-        if 6 in self.devices and own.subnets.ipv6:
-            yield self.devices[6].name, IPv6Interface(f"{own.subnets.ipv6.network_address}/128")
+        entries: list[Entry] = [forwarding(version) for version in self._vxlans]
+        for version, subnet in ((4, own.subnets.ipv4), (6, own.subnets.ipv6)):
+            if version in self._vxlans and subnet is not None:
+                name = self._vxlans[version].name
+                entries += device_sysctls(name, has_ipv6=version == 6)
+                entries.append(DeviceAddress(name, ip_interface(subnet.network_address)))
+        return entries
+
+    def peer_entries(self, lease: Lease) -> Iterable[tuple[int, Sequence[Entry]]]:
+        """Three entries, or one where it is reached directly."""
+        for device, subnet, remote, mac in self._ends(lease):
+            if any(remote in network for network in self._on_link):
+                yield subnet.version, (Route(subnet, self.external.name, remote),)
+                continue
+            first = subnet.network_address
+            route = Route(subnet, device.name, first, onlink=True)
+            yield subnet.version, (Neighbour(device.name, first, mac), Forwarding(device.name, mac, remote), route)
 
     def _ends(self, lease: Lease) -> Iterable[tuple[Vxlan, Subnet, Address, str]]:
         """By family: our device, the peer's subnet, its node's address, its device's MAC address."""
@@ -181,7 +171,7 @@ class Backend:
             (4, lease.subnets.ipv4, peer.public_ip, peer.backend_data),
             (6, lease.subnets.ipv6, peer.public_ipv6, peer.backend_v6_data),
         ):
-            if version not in self.devices or subnet is None or remote is None:
+            if version not in self._vxlans or subnet is None or remote is None:
                 continue
             mac = data.get("VtepMAC") if isinstance(data, dict) else None
             if mac is None or not _is_mac(mac):
@@ -189,16 +179,19 @@ class Backend:
                     f"the lease of {subnet} has no MAC address of its VXLAN device: {data!r:.100}; not reached", self._said
                 )
                 continue
-            yield self.devices[version], subnet, remote, mac.lower()
-
-    def cleanup(self) -> None:
-        with open_host() as host:
-            for device in self.devices.values():
-                delete_link(host, device.name)
+            in_lower_case = mac.lower()
+            yield self._vxlans[version], subnet, remote, mac if mac == in_lower_case else in_lower_case  # one text, not two
 
 
 def device_name(vni: int, version: int) -> str:
     return f"flannel.{vni}" if version == 4 else f"flannel-v6.{vni}"
+
+
+def _former_mac(former: Attributes, version: int) -> str:
+    """That of the device in an earlier lease; "" where it says none."""
+    data = former.backend_data if version == 4 else former.backend_v6_data
+    mac = data.get("VtepMAC") if isinstance(data, dict) and former.backend_type == TYPE else None
+    return mac.lower() if isinstance(mac, str) and _is_mac(mac) else ""
 
 
 def _is_mac(text: object) -> bool:

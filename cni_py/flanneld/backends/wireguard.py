@@ -16,34 +16,32 @@ Source: flannel-io/flannel pkg/backend/wireguard.
 from __future__ import annotations
 
 import os
-import threading
 from base64 import b64decode, b64encode
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from cni_py import files
 from cni_py.errors import InvalidConfig, IOFailure
+from cni_py.flanneld import backends
 from cni_py.flanneld.backends import BackendConfig, pod_mtu
-from cni_py.flanneld.backends.keeping import keep
 from cni_py.flanneld.lease import Attributes
-from cni_py.kernel.device import ensure_device
-from cni_py.kernel.link import delete_link
-from cni_py.kernel.wireguard import KEY_BYTES, Peer, WireGuard
-from cni_py.netlink.socket import open_host
-from cni_py.node.desired import Route, Wanted
-from cni_py.node.log import error, info, warning_once
+from cni_py.kernel.wireguard import KEY_BYTES, Peer, WireGuardDevice
+from cni_py.node.desired import DeviceAddress, Route, device_sysctls, forwarding
+from cni_py.node.log import info, warning, warning_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from threading import Event
+    from collections.abc import Iterable, Sequence
 
+    from cni_py.flanneld.backends import Change
     from cni_py.flanneld.iface import ExternalInterface
-    from cni_py.flanneld.lease import Lease
+    from cni_py.flanneld.lease import Lease, Subnets
     from cni_py.flanneld.network import NetworkConfig
-    from cni_py.node.desired import Address, AddressWithPrefix
+    from cni_py.kernel.device import Device
+    from cni_py.netlink.socket import Rtnl
+    from cni_py.node.desired import Address, Entry
     from cni_py.node.desired import Network as Subnet
 
 TYPE = "wireguard"
@@ -51,7 +49,6 @@ DEVICE, DEVICE_V6 = "flannel-wg", "flannel-wg-v6"
 KEY_PATH = "/run/flannel/wgkey"
 OVERHEAD = 80
 """Bytes: IPv6 header 40, UDP 8, WireGuard 32."""
-Peers = dict[bytes, Peer]
 
 
 class Config(BackendConfig):
@@ -80,7 +77,7 @@ class Config(BackendConfig):
         return parse_key(self.psk, '"Backend.PSK"') if self.psk else b""
 
 
-class Backend:
+class Backend(backends.Backend):
     """See the package."""
 
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
@@ -88,28 +85,35 @@ class Backend:
         inner = 6 if network.ipv6 else 4
         self.mtu = pod_mtu(config.mtu or external.mtu, OVERHEAD, inner, f"the MTU of {external.name}")
         self._psk = config.psk_bytes()
-        self.devices: dict[int, str] = {}
+        self.names: dict[int, str] = {}
+        """Of the device of each family."""
         self._said: set[str] = set()
         for version, is_on in ((4, network.ipv4), (6, network.ipv6)):
             if is_on:
-                self.devices[version] = DEVICE_V6 if version == 6 and config.mode == "separate" else DEVICE
-        self.ports = {device: config.listen_port_v6 if device == DEVICE_V6 else config.listen_port for device in self._names()}
-        self._public_key = b""
-        self._lock = threading.Lock()
-        self._wanted: dict[str, Peers] = {}
-        self._peers: dict[int, tuple[str, Peers | None]] = {}
-        """By ifindex, so that a device that was made anew gets its peers: its name and what it was
-        given; None: it may know peers of an earlier flanneld, which it keeps until we know better"""
+                self.names[version] = DEVICE_V6 if version == 6 and config.mode == "separate" else DEVICE
+        self._devices: dict[str, WireGuardDevice] = {}
+        self._claims: dict[tuple[str, bytes], dict[Subnets, Peer]] = {}
+        """By device and key: what each lease of that node says, the newest last."""
 
-    def _names(self) -> list[str]:
-        return sorted(set(self.devices.values()))
+    @property
+    def devices(self) -> Sequence[Device]:
+        return tuple(self._devices.values())
+
+    def _port(self, name: str) -> int:
+        return self.config.listen_port_v6 if name == DEVICE_V6 else self.config.listen_port
+
+    def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002 — the key is in a file
+        """The kernel alone knows the public key of ours. Raises: CniError."""
+        private_key = read_or_make_key(os.environ.get("WIREGUARD_KEY_FILE") or KEY_PATH)
+        for name in sorted(set(self.names.values())):
+            device = self._devices[name] = WireGuardDevice(name, self.mtu, self._port(name), private_key, self._psk)
+            device.ensure(rtnl, warning)
 
     def attributes(self) -> Attributes:
-        """The devices are made here: a kernel without them is refused before there is a lease. Raises: CniError."""
-        with self._lock, WireGuard() as wireguard:
-            self._ensure_devices(wireguard)
-        key = b64encode(self._public_key).decode()
-        data = {version: {"PublicKey": key, "Port": self.ports[device]} for version, device in self.devices.items()}
+        data = {
+            version: {"PublicKey": b64encode(self._devices[name].public_key).decode(), "Port": self._port(name)}
+            for version, name in self.names.items()
+        }
         return Attributes(
             public_ip=self.external.public_ip,
             public_ipv6=self.external.public_ipv6,
@@ -118,58 +122,79 @@ class Backend:
             backend_v6_data=data.get(6),
         )
 
-    def _ensure_devices(self, wireguard: WireGuard) -> None:
-        """One that is new to us gets key and port. Raises: CniError."""
-        found = {}
-        with open_host() as host:
-            links = {name: ensure_device(host, name, "wireguard", self.mtu) for name in self._names()}
-        for name, link in links.items():
-            if link.ifindex not in self._peers:
-                private_key = read_or_make_key(os.environ.get("WIREGUARD_KEY_FILE") or KEY_PATH)
-                self._public_key = wireguard.set_device(name, private_key, self.ports[name])
-            found[link.ifindex] = self._peers.get(link.ifindex, (name, None))
-        self._peers = found
+    def own_entries(self, own: Lease) -> Sequence[Entry]:
+        """The devices' addresses, and the network routed to them: which peer a packet goes to, WireGuard knows."""
+        entries: list[Entry] = [forwarding(version) for version in self.names]
+        for version, subnet, network in (
+            (4, own.subnets.ipv4, self.network.network),
+            (6, own.subnets.ipv6, self.network.ipv6_network),
+        ):
+            if version in self.names and subnet and network:
+                name = self.names[version]
+                entries += device_sysctls(name, has_ipv6=version == 6)
+                entries += [DeviceAddress(name, ip_interface(subnet.network_address)), Route(network, name)]
+        return entries
 
-    def wanted(self, own: Lease, leases: Iterable[Lease]) -> Wanted:  # noqa: ARG002 — peers are no routes
-        """The devices' addresses, and the network routed to them."""
-        addresses: set[tuple[str, AddressWithPrefix]] = set()
-        routes = set()
-        if 4 in self.devices and own.subnets.ipv4 and self.network.network:
-            addresses.add((self.devices[4], IPv4Interface(own.subnets.ipv4.network_address)))
-            routes.add(Route(self.network.network, self.devices[4]))
-        if 6 in self.devices and own.subnets.ipv6 and self.network.ipv6_network:
-            addresses.add((self.devices[6], IPv6Interface(own.subnets.ipv6.network_address)))
-            routes.add(Route(self.network.ipv6_network, self.devices[6]))
-        return Wanted(addresses=frozenset(addresses), routes=frozenset(routes))
+    def follow(self, own: Lease, changes: Sequence[Change]) -> None:  # noqa: ARG002
+        """Tell the devices which peers came, changed and left. Raises: CniError.
 
-    def wanted_peers(self, own: Lease, leases: Iterable[Lease]) -> dict[str, Peers]:
-        """Pure: the peers of each device, by public key.
-
-        Of a node that moves to another subnet there are two leases for a moment, the newer one first: it is reached where that
-        says, and packets of both subnets are its own.
+        Of a node that moves to another subnet there are two leases for a moment: it is reached where the newer one says, and
+        packets of both subnets are its own.
         """
-        peers: dict[str, Peers] = {name: {} for name in self._names()}
-        for lease in leases:
-            if lease.subnets == own.subnets:
-                continue
-            if lease.attributes.backend_type != TYPE:
-                text = f"Ignoring non-wireguard subnet {lease.subnets}: type={lease.attributes.backend_type}"
-                warning_once(text, self._said)
-                continue
-            for device, peer in self._ends(lease):
-                first = peers[device].get(peer.public_key)
-                peers[device][peer.public_key] = replace(first, allowed=first.allowed + peer.allowed) if first else peer
-        return peers
+        changed: dict[tuple[str, bytes], Peer | None] = {}
+        for former, lease in changes:
+            before = dict(self._peers_of(former)) if former else {}
+            now = dict(self._peers_of(lease)) if lease else {}
+            for place in before.keys() | now.keys():
+                if former and before.get(place) != now.get(place):
+                    changed.setdefault(place, self._peer(place))
+                    self._claims.get(place, {}).pop(former.subnets, None)
+                if lease and place in now:
+                    changed.setdefault(place, self._peer(place))
+                    self._claims.setdefault(place, {})[lease.subnets] = now[place]
+        for name, device in self._devices.items():
+            places = {place: before for place, before in changed.items() if place[0] == name}
+            self._tell(device, places)
+
+    def _tell(self, device: WireGuardDevice, before: dict[tuple[str, bytes], Peer | None]) -> None:
+        """Raises: CniError."""
+        changed, gone = [], []
+        for place, former in before.items():
+            peer = self._peer(place)
+            if peer is None:
+                self._claims.pop(place, None)
+                gone.append(place[1])
+                if former is not None:
+                    info(f"Subnet removed: {_list(former.allowed)}")
+            elif peer != former:
+                changed.append(peer)
+                info(f"Subnet added: {_list(peer.allowed)} via {peer.address}:{peer.port}")
+        device.set_peers(changed, gone)
+
+    def _peer(self, place: tuple[str, bytes]) -> Peer | None:
+        """What all leases with this key say together."""
+        claims = list(self._claims.get(place, {}).values())
+        if not claims:
+            return None
+        return replace(claims[-1], allowed=tuple(network for peer in reversed(claims) for network in peer.allowed))
+
+    def _peers_of(self, lease: Lease) -> Iterable[tuple[tuple[str, bytes], Peer]]:
+        """Pure: the lease as a peer of each of our devices, by device and key."""
+        if lease.attributes.backend_type != TYPE:
+            warning_once(f"Ignoring non-wireguard subnet {lease.subnets}: type={lease.attributes.backend_type}", self._said)
+            return
+        for device, peer in self._ends(lease):
+            yield (device, peer.public_key), peer
 
     def _ends(self, lease: Lease) -> Iterable[tuple[str, Peer]]:
         """The lease as a peer of each of our devices."""
         its = lease.attributes
         addresses: dict[int, Address | None] = {4: its.public_ip, 6: its.public_ipv6}
         data = {4: its.backend_data, 6: its.backend_v6_data}
-        subnets = tuple(subnet for subnet in lease.subnets.each() if subnet.version in self.devices)
+        subnets = tuple(subnet for subnet in lease.subnets.each() if subnet.version in self.names)
         ends: list[tuple[str, int, tuple[Subnet, ...]]]
         if self.config.mode == "separate":
-            ends = [(self.devices[subnet.version], subnet.version, (subnet,)) for subnet in subnets]
+            ends = [(self.names[subnet.version], subnet.version, (subnet,)) for subnet in subnets]
         else:
             ends = [(DEVICE, self._outer_version(its), subnets)] if subnets else []
             data = dict.fromkeys(data, data[4] if data[4] is not None else data[6])  # a device has one key and one port
@@ -179,10 +204,10 @@ class Backend:
                 address = addresses[outer]
                 if address is None:
                     raise InvalidConfig(f"it says no IPv{outer} address of its node")
-                port = port or self.ports[device]
+                port = port or self._port(device)
                 yield device, Peer(key, address, port, allowed, self.config.persistent_keepalive_interval)
             except InvalidConfig as fault:
-                error(f"the lease of {lease.subnets} makes no peer: {fault}")
+                warning_once(f"the lease of {lease.subnets} makes no peer: {fault}", self._said)
 
     def _outer_version(self, its: Attributes) -> int:
         """Of the outer packet to this node. In mode auto IPv4, unless only IPv6 is public on both sides."""
@@ -193,37 +218,7 @@ class Backend:
             return 4
         return 6 if ours is not None and not _is_private(ours) and not _is_private(theirs) else 4
 
-    def apply(self, own: Lease, leases: Iterable[Lease]) -> None:
-        """Tell the devices which peers came, changed and left. Raises: CniError."""
-        self._wanted = self.wanted_peers(own, leases)
-        self._settle()
-
-    def run(self, stop: Event) -> None:
-        """Put a device back, with its peers, where somebody deletes it; addresses and routes are the reconciler's."""
-        keep(stop, self._settle)
-
-    def _settle(self) -> None:
-        """Make devices and peers as they should be. Raises: CniError."""
-        with self._lock, WireGuard() as wireguard:
-            self._ensure_devices(wireguard)
-            for ifindex, (name, given) in self._peers.items():
-                wanted, known = self._wanted[name], given or {}
-                changed = [peer for key, peer in wanted.items() if known.get(key) != peer]
-                for peer in changed:
-                    info(f"Subnet added: {_list(peer.allowed)} via {peer.address}:{peer.port}")
-                if changed or given is None:
-                    wireguard.set_peers(name, changed, self._psk, only=given is None)
-                    self._peers[ifindex] = (name, known)
-                    known.update({peer.public_key: peer for peer in changed})
-                for key in known.keys() - wanted.keys():
-                    info(f"Subnet removed: {_list(known[key].allowed)}")
-                    wireguard.remove_peer(name, key)
-                    del known[key]
-
     def cleanup(self) -> None:
-        with open_host() as host:
-            for name in self._names():
-                delete_link(host, name)
         files.remove(KEY_PATH)
 
 

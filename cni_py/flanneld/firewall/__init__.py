@@ -13,7 +13,7 @@ Go-compatible: the rules stay when flanneld exits.
 
 from __future__ import annotations
 
-from threading import Event, Lock
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets
     from cni_py.flanneld.network import NetworkConfig
     from cni_py.flanneld.options import Options
+    from cni_py.node.stop import Stop
 
 
 class Firewall:
@@ -72,7 +73,7 @@ class Firewall:
             # After writing, not before: at no moment is the node without rules.
             self._attempt("could not delete rules of an earlier flannel", self._delete_others, accepted is None)
 
-    def run(self, stop: Event) -> None:
+    def run(self, stop: Stop) -> None:
         """Repair the rules whenever another process changes them, until ``stop``."""
         watched = [rules.TABLE] if self.masquerades else []
         for family in ("ip", "ip6"):

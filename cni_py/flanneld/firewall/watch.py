@@ -6,25 +6,26 @@ The kernel notifies of changes to nftables, and so to iptables-nft; legacy iptab
 
 from __future__ import annotations
 
+import select
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from cni_py.errors import KernelRefused
 from cni_py.node import log as klog
+from cni_py.node.stop import Wake
 from cni_py.packetfilter.monitor import NftWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from threading import Event
+
+    from cni_py.node.stop import Stop
 
 SETTLE_SECONDS = 0.05
 """Changes come in bursts: after the first one, wait this long for more."""
 LONGEST_PAUSE_SECONDS = 0.8
-STOP_SECONDS = 0.25
-"""The longest time until ``stop`` is noticed."""
 
 
-def run(repair: Callable[[str], bool], tables: Sequence[str], resync_seconds: float, stop: Event) -> None:
+def run(repair: Callable[[str], bool], tables: Sequence[str], resync_seconds: float, stop: Stop) -> None:
     """Call ``repair`` now, after each change to one of the nftables tables, and every ``resync_seconds``.
 
     Args:
@@ -56,7 +57,7 @@ def _open(tables: Sequence[str], resync_seconds: float) -> NftWatch | None:
         return None
 
 
-def _wait(watch: NftWatch | None, resync_seconds: float, stop: Event) -> bool | None:
+def _wait(watch: NftWatch | None, resync_seconds: float, stop: Stop) -> bool | None:
     """Wait for a change (returns True), for the time to look anyway (False), or for ``stop`` (None)."""
     until = monotonic() + resync_seconds
     while not stop.is_set():
@@ -65,6 +66,13 @@ def _wait(watch: NftWatch | None, resync_seconds: float, stop: Event) -> bool | 
             return False
         if watch is None:
             stop.wait(left)
-        elif watch.wait(min(left, STOP_SECONDS)):
+        elif _is_notified(watch, left, stop):
             return True
     return None
+
+
+def _is_notified(watch: NftWatch, seconds: float, stop: Stop) -> bool:
+    """Wait for a notification or ``stop``; whether one of the tables has changed."""
+    with Wake() as wake, stop.calling(wake.set):
+        select.select([watch.fileno(), wake.fileno()], [], [], seconds)
+    return watch.wait(0)

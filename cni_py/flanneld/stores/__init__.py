@@ -1,21 +1,28 @@
 """What a datastore of leases can do: etcd, a file, the Kubernetes API.
 
-``watch`` yields the whole set of leases each time it changed. A consumer sees no events, no
-compaction and no re-connection, for what it does with a set is always the same: wanted minus actual.
+``watch`` yields what changed, in order: a :class:`~cni_py.flanneld.lease.Lease` that is new or different, or :class:`Gone`.
+It begins with all leases that there are, and :data:`SNAPSHOT_COMPLETE`. After an outage, or where the datastore no longer
+knows what changed since, it compares what it has told with what is there now, and tells the difference and the marker once
+more. So a consumer sees no compaction and no reconnection, and one change costs what one lease costs.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
 
 from cni_py.datastore.errors import Refused
+from cni_py.flanneld.lease import Lease, Subnets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from threading import Event
+    from collections.abc import Iterator
+    from ipaddress import IPv4Address, IPv6Address
 
-    from cni_py.flanneld.lease import Attributes, Lease, Subnets
+    from cni_py.flanneld.lease import Attributes
     from cni_py.flanneld.network import NetworkConfig
+    from cni_py.node.stop import Stop
 
 
 class PoolExhausted(Refused):
@@ -26,41 +33,83 @@ class LeaseTaken(Refused):
     """Another node has this subnet now."""
 
 
-class Store(Protocol):
-    """One datastore. Every method but ``watch`` answers or raises StoreError within some seconds."""
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """There is no lease of these subnets any more. ``is_final``: its node will not put it back, as far as can be known."""
 
+    subnets: Subnets
+    is_final: bool = False
+
+
+class Marker(Enum):
+    """What a watch says besides changes."""
+
+    SNAPSHOT_COMPLETE = "snapshot complete"
+
+
+SNAPSHOT_COMPLETE: Final = Marker.SNAPSHOT_COMPLETE
+"""All that has been told up to here is all that there is."""
+Event = Lease | Gone | Marker
+
+
+class Store(ABC):
+    """One datastore. Every method but ``watch`` returns or raises StoreError within some seconds."""
+
+    @abstractmethod
     def __str__(self) -> str:
         """For the log: ``Etcd Local Manager with Previous Subnet: None``."""
-        ...
 
+    @abstractmethod
     def read_network_config(self) -> str:
-        """The network's configuration as JSON text. Raises: StoreError, Refused where there is none yet."""
-        ...
+        """Return the network's configuration as JSON text. Raises: StoreError, Refused where there is none yet."""
 
+    @abstractmethod
     def acquire(self, config: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:
         """Lease the node's subnet: that of its public address, else ``previous``, else a free one.
 
         Without a race: no two nodes get the same. Raises: StoreError.
         """
-        ...
 
+    @abstractmethod
     def renew(self, lease: Lease) -> Lease:
-        """The same lease with a new end, made again where it was lost. Raises: StoreError, LeaseTaken."""
-        ...
+        """Return the same lease with a new end, made again where it was lost. Raises: StoreError, LeaseTaken."""
 
-    def watch(self, stop: Event) -> Iterator[Mapping[Subnets, Lease]]:
-        """All live leases, our own too: at once, after each change and after each outage, until ``stop`` is set."""
-        ...
+    @abstractmethod
+    def watch(self, stop: Stop) -> Iterator[list[Event]]:
+        """Yield what changed, our own lease included, until ``stop`` is set. See the head of this file."""
 
-    def ready(self) -> None:
-        """The node's network works: tell whom it concerns (the Kubernetes node condition). Raises: StoreError."""
-        ...
+    def ready(self) -> None:  # noqa: B027 — not every datastore has a place for it
+        """Report that the node's network works (the Kubernetes node condition). Raises: StoreError."""
 
-    def reconnect(self) -> None:
-        """Open connections anew with the next call: the node's address is another one."""
-        ...
+    def reconnect(self) -> None:  # noqa: B027 — nor a connection
+        """Open new connections with the next call: the node's address is another one."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027
+        """End calls and watches that are in progress, in whatever thread."""
 
-    # A store whose nodes have entries of their own (Kubernetes) also has ``stored_addresses() -> (IPv4, IPv6)``, which go
-    # before the options, and ``stored_lease(config)``: what the node said when flanneld ran before.
+    def stored_addresses(self) -> tuple[IPv4Address | None, IPv6Address | None]:
+        """Return what goes before ``-public-ip`` and ``-public-ipv6``: people write it to a node of Kubernetes. Raises:
+        StoreError."""
+        return None, None
+
+    def node_addresses(self) -> list[IPv4Address | IPv6Address]:
+        """Return the addresses by which the cluster knows the node. Raises: StoreError, Refused where it knows none."""
+        raise Refused(f"no addresses of nodes are known to {self}")
+
+    def stored_lease(self, config: NetworkConfig) -> Lease | None:  # noqa: ARG002
+        """Return what the node's own entry says since flanneld ran before; None where nodes have none. Raises: StoreError."""
+        return None
+
+
+def read_snapshot(events: Iterator[list[Event]]) -> dict[Subnets, Lease] | None:
+    """Return the leases that a watch begins with; None where it ends before it has told all of them."""
+    leases: dict[Subnets, Lease] = {}
+    for batch in events:
+        for event in batch:
+            if isinstance(event, Lease):
+                leases[event.subnets] = event
+            elif isinstance(event, Gone):
+                leases.pop(event.subnets, None)
+        if SNAPSHOT_COMPLETE in batch:
+            return leases
+    return None

@@ -14,10 +14,9 @@ Source: flannel-io/flannel pkg/subnet/etcd (local_manager.go, registry.go), whos
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
-from threading import Event
 from time import sleep, time
 from typing import TYPE_CHECKING
 
@@ -25,9 +24,10 @@ from cni_py.datastore import etcd
 from cni_py.datastore.errors import Refused, Unavailable
 from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import LEASE_SECONDS, Attributes, Lease, Subnets
-from cni_py.flanneld.stores import LeaseTaken
+from cni_py.flanneld.stores import Event, LeaseTaken, Store
 from cni_py.flanneld.stores.etcd_leases import Found, Leases
 from cni_py.node import log as klog
+from cni_py.node.stop import Stop
 
 if TYPE_CHECKING:
     from cni_py.flanneld.network import NetworkConfig
@@ -38,8 +38,8 @@ RACE_SECONDS = (0.01, 1.0)
 """The longest pause after the first lost race, and after many; it doubles."""
 
 
-class EtcdStore:
-    """A :class:`~cni_py.flanneld.stores.Store`. ``previous``: the subnets in subnet.env, named in the log."""
+class EtcdStore(Store):
+    """The store in an etcd cluster. ``previous``: the subnets in subnet.env, named in the log."""
 
     def __init__(self, client: etcd.Etcd, prefix: str, previous: Subnets | None) -> None:
         self._etcd, self._base, self._previous = client, f"{prefix.rstrip('/')}/" if prefix else "", previous
@@ -69,9 +69,6 @@ class EtcdStore:
     def close(self) -> None:
         self._etcd.close()
 
-    def ready(self) -> None:
-        """Nobody has to be told: the lease says it."""
-
     def read_network_config(self) -> str:
         """Raises: Unavailable; Refused."""
         key = f"{self._base}config"
@@ -89,7 +86,7 @@ class EtcdStore:
         with translated():
             self._etcd.put(f"{self._base}config", text.encode())
 
-    def watch(self, stop: Event) -> Iterator[Mapping[Subnets, Lease]]:
+    def watch(self, stop: Stop) -> Iterator[list[Event]]:
         """As :meth:`Leases.follow`."""
         return self._leases.follow(stop)
 
@@ -99,8 +96,12 @@ class EtcdStore:
         """Go on with the lease of our public address, or with ``previous``, or choose. Raises: StoreError."""
         with translated():
             for number in tries("acquire a subnet"):
-                leases, revision = self._leases.read()
-                mine = self._of_node(config, attributes, leases, previous)
+                # first what may be ours: of thousands of leases, only those that are chosen among have to be kept in memory
+                ours, revision = self._leases.read(lambda kv: self._may_be_ours(kv.value, attributes))
+                mine, leases = self._of_node(config, attributes, ours, previous), list[Found]()
+                if mine is None:
+                    leases, revision = self._leases.read()
+                    mine = self._of_node(config, attributes, leases, previous)
                 if mine is not None:
                     lease = self._refresh(mine, attributes)
                 else:
@@ -116,7 +117,7 @@ class EtcdStore:
         """Prolong it, publish what has changed, make it again where it has gone. Raises: Unavailable; LeaseTaken."""
         with translated():
             for _ in tries("renew the lease"):
-                leases, revision = self._leases.read()
+                leases, revision = self._leases.read(lambda kv: self._leases.touches(kv, lease.subnets))
                 found = only_ours(leases, lease.subnets, lambda found: self._is_ours(found, lease.attributes))
                 if found is not None:
                     renewed = self._refresh(found, lease.attributes)
@@ -126,6 +127,11 @@ class EtcdStore:
                 if renewed is not None:
                     return renewed
         raise AssertionError("tries() ends by raising")
+
+    def _may_be_ours(self, value: bytes, attributes: Attributes) -> bool:
+        """Whether it is worth decoding. An IPv4 address is written in one way, unless JSON escapes it."""
+        address = attributes.public_ip
+        return value == self._written or address is None or str(address).encode() in value or b"\\u" in value
 
     def _is_ours(self, found: Found, attributes: Attributes) -> bool:
         if found.attributes is None or found.kv.value == self._written:  # somebody damaged it; our address has changed
@@ -199,7 +205,7 @@ class EtcdStore:
         newest, value = self._leases.folder, attributes.as_json().encode()
         with translated():
             for _ in tries("reserve a subnet"):
-                leases, revision = self._leases.read()
+                leases, revision = self._leases.read(lambda kv: self._leases.touches(kv, subnets))
                 found = only_ours(
                     leases, subnets, lambda found: bool(found.attributes and public_ip in found.attributes.addresses)
                 )
@@ -247,7 +253,8 @@ def translated() -> Iterator[None]:
     """The client's errors as those of a store."""
     try:
         yield
-    except (etcd.Unavailable, etcd.LeaseGone) as error:  # a lease that was just granted: etcd was restored meanwhile
+    # LeaseGone: of a lease that was just granted, so etcd was restored meanwhile; Compacted: between two pages
+    except (etcd.Unavailable, etcd.LeaseGone, etcd.Compacted) as error:
         raise Unavailable(": ".join(filter(None, (error.msg, error.details))), error.hint) from error
     except etcd.EtcdError as error:
         raise Refused(": ".join(filter(None, (error.msg, error.details))), error.hint) from error

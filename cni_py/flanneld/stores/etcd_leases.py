@@ -1,34 +1,30 @@
 """What is below ``PREFIX/subnets/`` in etcd: read once, or followed by watching. Nothing is written here.
 
-How following works. A copy of all leases is kept up to date from etcd's events. A watch that breaks is begun
-again after the last change that was seen; only where etcd's history no longer reaches back so far is all
-read anew. Whatever happens, who follows gets whole sets, and none for what changes nothing, such as
-a renewal by Go flannel, which writes the same value again.
+How following works. etcd's events are handed on as they come. A watch that breaks is begun again after the last change that
+was seen; only where etcd's history no longer reaches back so far is all read again and compared with what was told.
 
 Source: flannel-io/flannel pkg/subnet/etcd/registry.go, whose log texts these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from threading import Event
 from time import monotonic
 
-from cni_py.datastore.etcd import Compacted, Etcd, EtcdError, KeyValue, Watch
+from cni_py.datastore.etcd import Compacted, Etcd, EtcdError, KeyValue
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
+from cni_py.flanneld.stores import Event
+from cni_py.flanneld.stores.mirror import Mirror
 from cni_py.node import log as klog
+from cni_py.node.stop import Stop
 
 OUTAGE_SECONDS = (0.1, 5.0)
 """The pause after the first failure, and the longest; it doubles."""
 RESTART_SECONDS = 1.0
 """An outage that is over by then is told of once."""
-LOOK_SECONDS = 0.25
-"""How often a watch looks whether it shall stop."""
 KEY_LENGTH = 256
 """Of a key, in the log: a prefix and a name."""
-BURST_SECONDS = 0.05
-"""Changes that come within this time are told together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +51,19 @@ class Leases:
     def key(self, subnets: Subnets) -> str:
         return self.folder + subnets.as_key()
 
-    def read(self) -> tuple[list[Found], int]:
-        """All of them in the order of keys, and the revision that they are of. Raises: EtcdError."""
-        kvs, revision = self.etcd.get_prefix(self.folder)
-        return [found for kv in kvs if (found := self.parse(kv)) is not None], revision
+    def read(self, is_wanted: Callable[[KeyValue], bool] = lambda _: True) -> tuple[list[Found], int]:
+        """Those that are wanted, in the order of keys, and the revision that they are of. Raises: EtcdError."""
+        found, revision = list[Found](), 0
+        for kvs, revision in self.etcd.pages(self.folder):  # noqa: B007 — the same for all pages
+            found += [each for kv in kvs if is_wanted(kv) and (each := self.parse(kv)) is not None]
+        return found, revision
+
+    def touches(self, kv: KeyValue, subnets: Subnets) -> bool:
+        """Whether the key names a part of these."""
+        try:
+            return Subnets.from_key(kv.key.removeprefix(self.folder)).overlap(subnets)
+        except NotALease:
+            return False
 
     def parse(self, kv: KeyValue) -> Found | None:
         """``None`` where the key names no subnets. What is not understood is logged once for each key."""
@@ -78,75 +83,46 @@ class Leases:
             self._complained.add(key)
             klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}')
 
-    def follow(self, stop: Event) -> Iterator[Mapping[Subnets, Lease]]:
-        """All leases whenever they changed, at once, and after each outage; ends by ``stop`` alone.
+    def lease_of(self, kv: KeyValue) -> Lease | None:
+        """What a key and its value say now. ``expires`` is None: what has expired is deleted, and etcd would have to be
+        asked."""
+        found = None if kv.is_deleted else self.parse(kv)
+        return Lease(found.subnets, found.attributes) if found is not None and found.attributes else None
 
-        ``expires`` is None in all: what has expired is not among them, and etcd would have to be asked about each.
-        """
-        copy, outage = Copy(self), Outage()
+    def follow(self, stop: Stop) -> Iterator[list[Event]]:
+        """As :meth:`Store.watch <cni_py.flanneld.stores.Store.watch>`; ends by ``stop`` alone."""
+        mirror, outage, revision = Mirror(), Outage(), 0
         name = self.folder.rstrip("/")
         while not stop.is_set():
             try:
-                if not copy.is_whole:
-                    copy.read()
-                    yield copy.leases()
-                klog.verbose(2, f"registry: watching subnets starting from rev {copy.revision + 1}")
-                with self.etcd.watch(self.folder, copy.revision + 1) as watch:
-                    yield from until_it_breaks(watch, copy, outage, stop)
+                if not revision:
+                    entries, revision = self._read_leases()
+                    yield list(mirror.replace(entries))
+                klog.verbose(2, f"registry: watching subnets starting from rev {revision + 1}")
+                with self.etcd.watch(self.folder, revision + 1) as watch, stop.calling(watch.cancel):
+                    for batch in watch:
+                        outage.ends()
+                        events = []
+                        for kv in batch:
+                            revision = kv.mod_revision
+                            events += mirror.put(kv.key, self.lease_of(kv))
+                        if events:
+                            yield events
             except Compacted as error:
-                copy.is_whole = False
+                revision = 0
                 horizon = f"compaction horizon (compact rev {error.revision})"
                 klog.warning(f"etcd watch for {name} fell behind {horizon}, re-listing and resuming")
             except EtcdError as error:
                 if not stop.is_set():
-                    outage.tell(name, copy.revision + 1, str(error))
+                    outage.tell(name, revision + 1, str(error))
                 stop.wait(outage.pause_seconds())
 
-
-def until_it_breaks(watch: Watch, copy: Copy, outage: Outage, stop: Event) -> Iterator[Mapping[Subnets, Lease]]:
-    """The leases each time this watch has changed them, at most once in ``BURST_SECONDS``. Raises: EtcdError."""
-    while not stop.is_set():
-        batch = watch.changes(LOOK_SECONDS)
-        if batch is None:
-            continue
-        is_news = outage.ends()
-        burst_ends = monotonic() + BURST_SECONDS
-        while batch is not None:
-            is_news |= copy.apply(batch)
-            left = burst_ends - monotonic()
-            batch = watch.changes(left) if left > 0 else None
-        if is_news:
-            yield copy.leases()
-
-
-class Copy:
-    """The leases by key. ``revision``: that of the last change in it."""
-
-    def __init__(self, source: Leases) -> None:
-        self._source = source
-        self._leases: dict[str, Lease] = {}
-        self.revision, self.is_whole = 0, False
-
-    def read(self) -> None:
-        """Begin anew. Raises: EtcdError."""
-        found, self.revision = self._source.read()
-        self._leases = {each.kv.key: Lease(each.subnets, each.attributes) for each in found if each.attributes}
-        self.is_whole = True
-
-    def apply(self, changes: list[KeyValue]) -> bool:
-        """Whether they changed anything."""
-        is_changed = False
-        for kv in changes:
-            self.revision = kv.mod_revision
-            before = self._leases.pop(kv.key, None)
-            found = None if kv.is_deleted else self._source.parse(kv)
-            if found is not None and found.attributes:
-                self._leases[kv.key] = Lease(found.subnets, found.attributes)
-            is_changed |= before != self._leases.get(kv.key)
-        return is_changed
-
-    def leases(self) -> dict[Subnets, Lease]:
-        return {lease.subnets: lease for lease in self._leases.values()}
+    def _read_leases(self) -> tuple[list[tuple[str, Lease | None]], int]:
+        """All keys and what they say, and the revision that they are of. Raises: EtcdError."""
+        entries, revision = list[tuple[str, Lease | None]](), 0
+        for kvs, revision in self.etcd.pages(self.folder):  # noqa: B007 — the same for all pages
+            entries += [(kv.key, self.lease_of(kv)) for kv in kvs]
+        return entries, revision
 
 
 class Outage:
@@ -168,14 +144,13 @@ class Outage:
             klog.warning(f"still no etcd watch for {name}: {reason}")
         self._told.add(reason)
 
-    def ends(self) -> bool:
-        """Whether there was one until now."""
+    def ends(self) -> None:
+        """etcd has answered."""
         if self._since is None:
-            return False
+            return
         klog.info(f"etcd answers again, after {monotonic() - self._since:.1f} s")
         self._since, self._pause = None, OUTAGE_SECONDS[0]
         self._told.clear()
-        return True
 
     def pause_seconds(self) -> float:
         pause = self._pause

@@ -21,26 +21,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from cni_py import files
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
-from cni_py.datastore.kubernetes.api import Event, Gone, KubeApi, NotFound, Watch, path_of
+from cni_py.datastore.kubernetes.api import Event as NodeEvent
+from cni_py.datastore.kubernetes.api import Gone, KubeApi, NotFound, Watch, path_of
 from cni_py.datastore.kubernetes.config import find_access
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import LeaseTaken
+from cni_py.flanneld.stores import Event, LeaseTaken, Store
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations, pod_subnets
+from cni_py.flanneld.stores.mirror import Mirror
 from cni_py.node import log as klog
+from cni_py.node.stop import Stop
 
 if TYPE_CHECKING:
     from cni_py.flanneld.options import Options
 
 NODES = "/api/v1/nodes"
-COALESCE_SECONDS = 0.05
-STOP_POLL_SECONDS = 0.2
+END_SECONDS = 0.2
 MIN_AGAIN_SECONDS = 0.1
 MAX_AGAIN_SECONDS = 5.0
 SHORT_WATCH_SECONDS = 1.0
@@ -68,8 +71,8 @@ class Whoami:
         return self._name
 
 
-class KubeStore:
-    """The Store that the options of ``-kube-subnet-mgr`` describe. Opens no connection. Raises: InvalidConfig.
+class KubeStore(Store):
+    """The store that the options of ``-kube-subnet-mgr`` describe. Opens no connection. Raises: InvalidConfig.
 
     Safe from several threads.
     """
@@ -134,19 +137,19 @@ class KubeStore:
             raise LeaseTaken(f'node "{self._whoami}" had {lease.subnets}, and {renewed.subnets} is its podCIDR now')
         return renewed
 
-    def watch(self, stop: threading.Event) -> Iterator[Mapping[Subnets, Lease]]:
-        """All nodes' leases, at once and whenever one changed."""
+    def watch(self, stop: Stop) -> Iterator[list[Event]]:
+        """As :meth:`Store.watch`. A node whose lease says the same, as when a kubelet reports its health, is no event."""
         nodes = _Nodes(self._api, self._annotations, self._config)
         thread = threading.Thread(target=nodes.run, name="kube-watch", daemon=True)
         thread.start()
         try:
-            while not stop.is_set():
-                if nodes.changed.wait(STOP_POLL_SECONDS) and not stop.wait(COALESCE_SECONDS):
-                    nodes.changed.clear()
-                    yield nodes.leases()
+            with stop.calling(nodes.end):
+                while not stop.is_set():
+                    if events := nodes.events.get():
+                        yield events
         finally:
             nodes.end()
-            thread.join(STOP_POLL_SECONDS)  # it may be in the middle of a call: it is a daemon, and ends after that
+            thread.join(END_SECONDS)  # it may be in the middle of a call: it is a daemon, and ends after that
 
     def ready(self) -> None:
         """Say so in the node's conditions: the scheduler waits for it. Raises: StoreError."""
@@ -200,27 +203,25 @@ class KubeStore:
 
 
 class _Nodes:
-    """The leases of all nodes, kept by the thread of :meth:`run` until :meth:`end`; ``changed`` is set with each change."""
+    """The leases of all nodes, followed by the thread of :meth:`run` until :meth:`end`. ``events``: what changed; [] at the
+    end."""
 
     def __init__(self, api: KubeApi, annotations: Annotations, read_config: Callable[[], NetworkConfig]) -> None:
         self._api, self._annotations, self._read_config = api, annotations, read_config
-        self.changed = threading.Event()
+        self.events: SimpleQueue[list[Event]] = SimpleQueue()
+        self._mirror = Mirror()
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._leases: dict[str, Lease] = {}
         self._current: Watch | None = None
         self._faults: dict[str, str] = {}
         self._families = (False, False)
         self._version = ""
         self._has_failed = False
 
-    def leases(self) -> dict[Subnets, Lease]:
-        with self._lock:
-            return {lease.subnets: lease for _, lease in sorted(self._leases.items())}
-
     def end(self) -> None:
-        """From another thread."""
+        """From another thread. Twice is fine."""
         self._stop.set()
+        self.events.put([])
         with self._lock:
             if self._current is not None:
                 self._current.shut()
@@ -245,18 +246,16 @@ class _Nodes:
             pause = min(pause * 2, MAX_AGAIN_SECONDS)
 
     def _list(self) -> None:
-        """All nodes anew. Raises: StoreError, Gone."""
+        """All nodes, compared with what was told of them. Raises: StoreError, Gone."""
         config = self._read_config()
         self._families = (config.ipv4, config.ipv6)
         leases: dict[str, Lease | None] = {}
         version = ""
         for version, items in self._api.list_all(NODES):  # noqa: B007 — the last page's is that of the whole
             leases |= {_name_of(item): self._lease_of(item) for item in items}
-        with self._lock:
-            self._leases = {name: lease for name, lease in leases.items() if lease is not None}
         self._faults = {name: fault for name, fault in self._faults.items() if name in leases}
         self._version = version
-        self.changed.set()
+        self.events.put(list(self._mirror.replace(leases.items())))
 
     def _watch(self) -> None:
         """Until the server ends it, or we do. Raises: StoreError, Gone."""
@@ -272,16 +271,12 @@ class _Nodes:
                 with self._lock:
                     self._current = None
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: NodeEvent) -> None:
         if event.kind != "BOOKMARK":
-            name = _name_of(event.item)
-            lease = None if event.kind == "DELETED" else self._lease_of(event.item)
-            with self._lock:
-                before = self._leases.pop(name, None)
-                if lease is not None:
-                    self._leases[name] = lease
-            if lease != before:
-                self.changed.set()
+            is_deleted = event.kind == "DELETED"  # and kubelet makes a Node once, when it starts: none is on its way
+            lease = None if is_deleted else self._lease_of(event.item)
+            if events := self._mirror.put(_name_of(event.item), lease, is_final=is_deleted):
+                self.events.put(events)
         self._version = str((event.item.get("metadata") or {}).get("resourceVersion") or self._version)
 
     def _lease_of(self, node: dict[str, Any]) -> Lease | None:
@@ -307,7 +302,6 @@ class _Nodes:
         if self._has_failed:
             self._has_failed = False
             klog.info(f"{self._api} answers again")
-            self.changed.set()
 
 
 def _name_of(node: dict[str, Any]) -> str:

@@ -21,7 +21,17 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import Any
 
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.lease import Address, Attributes, Lease, NotALease, Subnets, as_go_writes, node_address, type_of_backend
+from cni_py.flanneld.lease import (
+    Address,
+    Attributes,
+    Lease,
+    NotALease,
+    Subnets,
+    as_go_writes,
+    compact,
+    node_address,
+    type_of_backend,
+)
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com"
 MANAGED = "kube-subnet-manager"
@@ -154,6 +164,6 @@ def _type(there: dict[str, str]) -> str:
 def _data(there: dict[str, str], key: str) -> Any:
     """Raises: NotALease."""
     try:
-        return json.loads(there.get(key) or "null")
+        return compact(json.loads(there.get(key) or "null"))
     except (ValueError, RecursionError) as error:
         raise NotALease(f"{key} is no JSON: {error}") from error

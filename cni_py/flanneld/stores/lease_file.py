@@ -130,7 +130,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parse_lease(subnets: Subnets, value: Any, default_type: str) -> Lease:
     """Raises: NotALease."""
-    attributes = Attributes.from_json(json.dumps(value))
+    attributes = Attributes.from_value(value)
     if not attributes.backend_type:
         attributes = replace(attributes, backend_type=default_type)
     return Lease(subnets, attributes, _end_of(value.get("Expires")))
