@@ -120,8 +120,8 @@ DAMAGE: dict[str, Any] = {
 CASES = [(kind, how) for kind in PLACES for how in DAMAGE if kind in CONTENT_MATTERS or how in ("empty", "rubbish")]
 SAID = {
     "reservation": "is damaged: ",
-    "last reserved": "it holds no address",
-    "saved configuration": "is damaged and ignored",
+    "last reserved": "invalid address",
+    "saved configuration": "is damaged, worked around it",
     "record": "ignored a damaged record",
 }
 """Message in the journal, if the damage matters and is distinguishable from a good file."""

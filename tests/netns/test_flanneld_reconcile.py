@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cni_py.node.reconcile import PAUSE_SECONDS
-from support.flannel import Net, network, traffic
+from support.flannel import Net, Node, network, traffic
 from support.namespaces import wait_for_end
 from support.waiting import until
 
@@ -26,8 +26,6 @@ pytestmark = pytest.mark.netns
 HEALED_SECONDS = 20.0
 """Long before flanneld looks of itself, which is once a minute: it has heard of it."""
 KILLS = 4
-HEARD = "ip addr add 192.0.2.99/32 dev lo; ip addr del 192.0.2.99/32 dev lo"
-"""A change that flanneld has nothing to do with."""
 QUIET_SECONDS, QUIET_CPU_SECONDS = 2.0, 0.2
 TABLE = "inet cni_py_flanneld"
 
@@ -329,6 +327,13 @@ def test_no_packet_is_lost_while_other_nodes_come_and_go(request: pytest.Fixture
     assert [ping.lost for ping in pings] == [0] * len(pings)
 
 
+def mark(node: Node, heard: Path, number: int) -> bool:
+    """Make a change that flanneld has nothing to do with; whether it has been heard of."""
+    address = f"192.0.2.{number}"
+    node.run(f"ip addr add {address}/32 dev lo; ip addr del {address}/32 dev lo")
+    return address in heard.read_text()
+
+
 def test_start_removes_what_leads_to_dead_peers_and_touches_nothing_else(vxlan: Net, tmp_path: Path) -> None:
     first = vxlan.nodes[0]
     before = first.state()
@@ -347,8 +352,9 @@ def test_start_removes_what_leads_to_dead_peers_and_touches_nothing_else(vxlan: 
     with heard.open("wb") as file:
         monitor = subprocess.Popen(first.host.command("ip", "-4", "monitor", "route", "neigh", "address"), stdout=file)
         try:
-            until(lambda: heard.read_bytes() or first.run(HEARD), "ip(8) listens")
+            until(lambda: mark(first, heard, 97), "ip(8) listens")
             first.start().wait_ready()
+            until(lambda: mark(first, heard, 98), "ip(8) has told what came before")
         finally:
             children = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split()
             os.kill(int(children[0]), 15)

@@ -21,7 +21,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     from support.kube import Cluster
 
     monkeypatch.setattr(kube_store, "MIN_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(kube_store, "STOP_POLL_SECONDS", 0.02)
     with ApiServer() as server:
         cluster = Cluster(server, tmp_path)
         yield cluster
