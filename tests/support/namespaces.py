@@ -19,6 +19,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 CLOSE_SECONDS = 20.0
 COMMAND_SECONDS = 50.0 * PATIENCE
+SETTLE_SECONDS = 1.0 * PATIENCE
 GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
@@ -371,7 +373,19 @@ class Host:
         return state
 
     def _network(self, sandbox: Sandbox | str | None) -> dict[str, Any]:
-        """Links, addresses, routes, rules, packet filter and the sysctls that plugins set, in one namespace."""
+        """Links, addresses, routes, rules, packet filter and the sysctls that plugins set, in one namespace.
+
+        The kernel notices a veth's carrier, and adds the local route of an IPv6 address, a moment after the change that
+        causes them; a busy machine makes the moment longer. So both are waited for; a veth may also stay without carrier.
+        """
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            links, routes6, shown = self._read_network(sandbox)
+            if _is_settled(links, routes6) or time.monotonic() > deadline:
+                return shown
+
+    def _read_network(self, sandbox: Sandbox | str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+        """Read all of it. Returns: links and IPv6 routes as the kernel has them, and the comparable values."""
         script = (
             "ip -j -d addr show; echo; ip -j -4 route show table all; echo; ip -j -6 route show table all; echo;"
             "ip -j -4 rule; echo; ip -j -6 rule; echo; bridge -j link; echo; bridge -j vlan; echo; nft -j list ruleset; echo;"
@@ -386,7 +400,7 @@ class Host:
         values["routes6"] = [route for route in values["routes6"] if not _is_link_local(route["dst"])]
         shown = {name: _without_noise(value) for name, value in values.items()}
         shown["sysctls"] = sorted(line for line in lines[len(names) :] if "/stable_secret" not in line)
-        return shown
+        return values["addresses"], values["routes6"], shown
 
 
 def decode_json(text: str) -> Any:
@@ -414,6 +428,22 @@ NOISE = {
     "expires", "used", "age", "cache", "operstate", "config_pending", "topology_change_ack",
     "fdb_n_learned",
 }  # fmt: skip
+
+
+def _is_settled(links: list[dict[str, Any]], routes6: list[dict[str, Any]]) -> bool:
+    """Return whether each veth that is up has its carrier, and each IPv6 address there its local route."""
+    local = {route["dst"] for route in routes6 if route.get("type") == "local"}
+    for link in links:
+        if "UP" not in link["flags"] or link.get("linkinfo", {}).get("info_kind") not in ("veth", "bridge"):
+            continue
+        if "NO-CARRIER" in link["flags"]:
+            if link["linkinfo"]["info_kind"] == "veth":
+                return False
+            continue
+        addresses = [item for item in link["addr_info"] if item["family"] == "inet6" and not item.get("tentative")]
+        if any(item["local"] not in local for item in addresses):
+            return False
+    return True
 
 
 def _is_link_local(address: str) -> bool:
