@@ -101,7 +101,7 @@ def _unknown(plugin: str) -> "Fault":
     return (
         f'unknown plugin "{plugin}"',
         f"plugins: {', '.join(PLUGINS)}",
-        "execute the launcher by one of these names",
+        "execute the launcher under one of these names",
     )
 
 

@@ -36,7 +36,7 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error
         sys.excepthook(type(error), error, error.__traceback__)
         fault = InternalError(
-            f"internal error of {call.plugin}: {type(error).__name__}: {error}",
+            f"internal error in {call.plugin}: {type(error).__name__}: {error}",
             hint="please report it with the plugin's standard error",
         )
         return 1, encode(fault.as_json(version))

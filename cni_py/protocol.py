@@ -79,7 +79,7 @@ def unpack_request_head(data: bytes) -> tuple[int, int, int, tuple[int, int, int
         raise FrameError(f"protocol {data[4]}, this is {PROTOCOL}")
     head, stdin = int.from_bytes(data[8:12], "big"), int.from_bytes(data[12:16], "big")
     if head > MAX_HEAD or stdin > MAX_STDIN:
-        raise FrameError(f"a request of {head} and {stdin} bytes is too large")
+        raise FrameError(f"request too large: {head} and {stdin} bytes")
     a, b, c, d = (int.from_bytes(data[i : i + 8], "big") for i in range(16, 48, 8))
     return data[5], head, stdin, (a, b, c, d)
 
@@ -88,7 +88,7 @@ def unpack_head(head: bytes) -> tuple[str, str, dict[str, str]]:
     """Plugin, launcher, environment. Raises: FrameError."""
     parts = head.decode(errors="surrogateescape").split("\0")
     if len(parts) < 3:
-        raise FrameError("a request without plugin and launcher")
+        raise FrameError("request without plugin and launcher")
     pairs = (part.partition("=") for part in parts[2:] if part)
     return parts[0], parts[1], {key: value for key, _, value in pairs}
 
@@ -102,7 +102,7 @@ def read_reply(sock: socket) -> tuple[int, int, bytes]:
     data = read_exactly(sock, REPLY_HEAD)
     length = int.from_bytes(data[12:16], "big")
     if data[:4] != REPLY_MAGIC or data[4] != PROTOCOL or length > MAX_STDOUT:
-        raise FrameError("no reply of this protocol")
+        raise FrameError("not a reply of this protocol")
     return data[5], int.from_bytes(data[8:12], "big"), read_exactly(sock, length)
 
 

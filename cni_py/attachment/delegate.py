@@ -66,7 +66,7 @@ def _delete_if_it_can(call: Call, plugin: str, conf: Mapping[str, Any], mode: st
     except DelegateFailed as error:
         if error.code != IncompatibleVersion.code:
             raise
-        note(f'"{plugin}" refused DEL as it refused ADD: {error.msg}')
+        note(f'"{plugin}" rejected DEL as it rejected ADD:  {error.msg}')
 
 
 def check(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
@@ -136,8 +136,8 @@ def choose(call: Call, mode: str) -> str:
     if call.plugin in call.callers:
         raise InvalidConfig(
             f'plugin "{call.plugin}" would call itself',
-            f"by way of {' and '.join(call.callers)}",
-            'see "type" of "delegate" and "ipam"',
+            f"through {' and '.join(call.callers)}",
+            'check "type" of "delegate" and "ipam"',
         )
     ours = call.plugin in PLUGINS
     if mode == "native" and ours:
@@ -149,7 +149,7 @@ def choose(call: Call, mode: str) -> str:
         where = f"in path [{' '.join(call.cni_path)}]" if mode != "native" else "among the plugins of cni-py"
         raise InvalidConfig(
             f'failed to find plugin "{call.plugin}" {where}',
-            hint=f"install it, or see the configuration's type and delegateMode: {mode}",
+            hint=f"install it, or check the configuration's type and delegateMode: {mode}",
         )
     return "" if ours and mode == "auto" and _is_ours(found, call.launcher) else found
 
@@ -180,10 +180,10 @@ def _execute(call: Call, executable: str) -> Mapping[str, Any] | None:
     answer: Mapping[str, Any] = {}
     if output.strip() and (status or call.verb == "ADD"):  # the other verbs have no result: other output is not an error
         try:
-            answer = config.decode(output, f'answer of "{executable}"')
+            answer = config.decode(output, f'output of "{executable}"')
         except CniError as error:
             if status == 0:
-                raise DelegateFailed(100, f'plugin "{executable}" {call.verb}: its answer is not JSON', error.msg) from error
+                raise DelegateFailed(100, f'plugin "{executable}" {call.verb}: its output is not JSON', error.msg) from error
             answer = {"details": output[:500].decode(errors="replace")}
     if status:
         how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"

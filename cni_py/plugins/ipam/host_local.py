@@ -179,7 +179,7 @@ def _checked_path(key: str, path: str) -> str:
     if not path.startswith("/") or ".." in parts or len(path) > MAX_PATH or not path.isprintable():
         raise InvalidConfig(
             f'"{key}" must be an absolute path without "..", not {path[:100]!r}',
-            hint=f"at most {MAX_PATH} characters, all of them printable",
+            hint=f"at most {MAX_PATH} characters, all printable",
         )
     return "/" + "/".join(parts)
 
@@ -190,7 +190,7 @@ def _range_sets(call: Call, config: HostLocalConfig) -> tuple[RangeSet, ...]:
     old_form: list[list[ConfiguredRange]] = [[ipam]] if ipam.subnet else []
     sets = [*config.runtime_config.ip_ranges, *old_form, *ipam.ranges]
     if not sets:
-        raise InvalidConfig("no IP ranges specified", hint='"ipam" needs "ranges": [[{"subnet": "10.1.2.0/24"}]]')
+        raise InvalidConfig("no IP ranges specified", hint='set "ranges" of "ipam": [[{"subnet": "10.1.2.0/24"}]]')
     range_sets = parse_range_sets([[(r.subnet, r.range_start, r.range_end, r.gateway) for r in ranges] for ranges in sets])
     families = [range_set.version for range_set in range_sets]
     if call.cni_version in ("0.1.0", "0.2.0") and max(families.count(4), families.count(6)) > 1:
@@ -201,7 +201,7 @@ def _range_sets(call: Call, config: HostLocalConfig) -> tuple[RangeSet, ...]:
 def _ipam(config: HostLocalConfig) -> HostLocalIpam:
     """Raises: InvalidConfig."""
     if config.ipam is None:
-        raise InvalidConfig("IPAM config missing 'ipam' key", hint='it needs "ipam": {"type": "host-local", "ranges": …}')
+        raise InvalidConfig("IPAM config missing 'ipam' key", hint='set "ipam": {"type": "host-local", "ranges": …}')
     return config.ipam
 
 
@@ -270,7 +270,7 @@ def _distribute(requested: Requests, range_sets: tuple[RangeSet, ...]) -> list[C
         error = next(iter(left.values()))
         raise error(
             f"failed to allocate all requested IPs: {' '.join(map(str, left))}",
-            f"each range set gives one address: {'; '.join(map(str, range_sets))}",
+            f"each range set provides one address: {'; '.join(map(str, range_sets))}",
         )
     return out
 

@@ -36,7 +36,7 @@ def add(call: Call, config: LoopbackConfig) -> Mapping[str, Any]:
         addresses = list_addresses(sandbox, lo)
     strange = [str(a) for a in addresses if not a.is_loopback]
     if strange:
-        raise InvalidConfig(f'"lo" of "{call.netns}" has an address that is no loopback address: {", ".join(strange)}')
+        raise InvalidConfig(f'"lo" of "{call.netns}" has an address that is not a loopback address: {", ".join(strange)}')
     if config.prev_result is not None:
         return {"cniVersion": call.cni_version, **call.conf["prevResult"]}
     result = Result(

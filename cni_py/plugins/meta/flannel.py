@@ -212,7 +212,7 @@ def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
     try:
         conf = decode(saved, path)
     except CniError as error:
-        note(f'the saved configuration "{path}" is damaged, worked around it: {error.msg}')
+        note(f'the saved configuration "{path}" is damaged and ignored: {error.msg}')
         return {}
     return conf if isinstance(conf.get("type"), str) else {}
 

@@ -48,7 +48,7 @@ def _check_words(key: str, words: list[str]) -> None:
     """A condition ends where its words end: nothing in it may begin another command."""
     text = " ".join(words)
     if any(c in ";#\\" or not c.isprintable() for c in text) or text.count("{") != text.count("}"):
-        raise InvalidConfig(f'"{key}" holds what no condition can', text[:200], "no ; # \\ and no line break; { and } in pairs")
+        raise InvalidConfig(f'"{key}" is not a valid condition', text[:200], "no ; # \\ and no line break; { and } in pairs")
 
 
 def _backend(config: PortmapConfig) -> str:
@@ -72,7 +72,7 @@ def _backend(config: PortmapConfig) -> str:
         raise UnsupportedField(
             f"{backend} backend was requested but configuration contains {other}-specific options [{' '.join(options[other])}]",
             "; ".join([f'"{key}": {values[key]!r:.200}' for key in options[other]]),
-            f'"backend": "{other}" understands them' if not options[backend] else "",
+            f'"backend": "{other}" supports them' if not options[backend] else "",
         )
     return backend
 
@@ -88,7 +88,7 @@ def wanted(call: Call, config: PortmapConfig) -> Wanted:
         protocol, host_address, versions = parse_mapping(entry)
         ports.append((protocol, entry.host_port))
         if host_address == IPV6_LOOPBACK:
-            note(f"{protocol} {entry.host_port} of ::1 is not mapped: the kernel takes no answer to ::1 from another link")
+            note(f"{protocol} {entry.host_port} of ::1 is not mapped: the kernel accepts no reply to ::1 from another link")
             continue
         for version in versions:
             if version in pods:
@@ -132,7 +132,7 @@ def parse_host_ip(entry: PortMapping) -> Address:
     try:
         address: Address = ip_address(entry.host_ip)
     except ValueError as error:
-        raise InvalidConfig(f'"hostIP" of host port {entry.host_port} is no address: "{entry.host_ip[:60]}"') from error
+        raise InvalidConfig(f'"hostIP" of host port {entry.host_port} is not an address: "{entry.host_ip[:60]}"') from error
     if address.version == 6 and address.scope_id:
         raise InvalidConfig(
             f'"hostIP" of host port {entry.host_port} names a link: "{entry.host_ip[:60]}"', "a mapping is for an address"
