@@ -39,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {"v4": NETWORK, "v6": {"EnableIPv4": False
 PROTOCOL = 122  # of flanneld's routes
 SAVED = "/var/lib/cni-py/flanneld.json"
 SUBNET_ENV = "/run/flannel/subnet.env"
-READY_SECONDS = 30
+READY_SECONDS = SECONDS
 PING_SECONDS, FEWEST_ANSWERS = "0.01", 10
 FORWARDING = """
 echo 1 >/proc/sys/net/ipv4/ip_forward

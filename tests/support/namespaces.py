@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
-CLOSE_SECONDS = 20.0
+CLOSE_SECONDS, EXECUTE_SECONDS = 60.0, 120.0
 GONE = "/run/netns/gone"  # a sandbox that is not there
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
@@ -69,7 +69,7 @@ def what_it_does(pid: int) -> str:
     return f"{pid} {name}: state {state}, in {where}"
 
 
-def wait_for_end(process: subprocess.Popen[Any], seconds: float = 20.0, words: str = "") -> int:
+def wait_for_end(process: subprocess.Popen[Any], seconds: float = 60.0, words: str = "") -> int:
     """The exit status of a process, which is killed if it takes longer: SIGKILL ends one that is stopped, too. Raises: Stuck."""
     try:
         return process.wait(seconds)
@@ -193,7 +193,7 @@ class Host:
             env={"PATH": PATH, "LC_ALL": "C.UTF-8"} if env is None else env,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=EXECUTE_SECONDS,
             check=False,
         )
 
@@ -328,7 +328,9 @@ class Host:
 
     def plugin(self, program: str, env: Mapping[str, str | bytes], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
         """Execute a program with exactly this environment: exit status, standard output and error."""
-        done = subprocess.run(self.command(program), input=stdin, env=dict(env), capture_output=True, timeout=50, check=False)
+        done = subprocess.run(
+            self.command(program), input=stdin, env=dict(env), capture_output=True, timeout=EXECUTE_SECONDS, check=False
+        )
         return done.returncode, done.stdout, done.stderr
 
     def ok(self, plugin: str, verb: str, conf: dict[str, Any] | str, **options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SECONDS = 30.0
+SECONDS = 60.0
 """The deadline: what comes at all comes long before, even where the machine has a lot else to do."""
 LOOK_SECONDS = 0.02
 
