@@ -122,7 +122,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "host" in fixtures:
             item.add_marker("netns")
         if "longer" in fixtures:
-            item.add_marker(pytest.mark.timeout(60 + 60 * item.config.getoption("--longer")))
+            item.add_marker(pytest.mark.timeout(180 + 60 * item.config.getoption("--longer")))
         if os.geteuid() != 0 and item.get_closest_marker("netns"):
             item.add_marker(pytest.mark.skip(reason="requires root"))
 

@@ -530,7 +530,6 @@ def test_compaction_while_pages_are_read() -> None:
 
 
 @inside
-@pytest.mark.timeout(120)
 def test_burst_of_5000_leases() -> None:
     """While etcd is filled as fast as it goes, and then with all of them at once."""
     (server,) = servers.start()
@@ -634,7 +633,6 @@ def test_nobody_answers_when_following_begins() -> None:
 
 
 @inside
-@pytest.mark.timeout(120)
 def test_server_hangs_after_a_silence_and_wakes() -> None:
     """The silence is longer than two pings, after which gRPC sends no more unless it is told to (etcd.OPTIONS)."""
     shorter = {
@@ -659,7 +657,6 @@ def test_server_hangs_after_a_silence_and_wakes() -> None:
 
 
 @inside
-@pytest.mark.timeout(120)
 def test_member_lost_and_leader_changed() -> None:
     members = servers.start(3)
     used = next(member for member in members if not member.is_leader())

@@ -26,6 +26,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from support.waiting import SECONDS
+
 STRATEGIC = "application/strategic-merge-patch+json"
 REASONS = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 410: "Expired", 415: "UnsupportedMediaType"}
 Fault = Callable[["Handler"], bool]
@@ -136,7 +138,7 @@ class ApiServer:
             self.oldest = self.version
             self.history.clear()
 
-    def wait_for_watch(self, count: int = 1, seconds: float = 10.0) -> None:
+    def wait_for_watch(self, count: int = 1, seconds: float = SECONDS) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: self.watching >= count, seconds)
 

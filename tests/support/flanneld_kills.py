@@ -37,7 +37,7 @@ needs_tracer = pytest.mark.skipif(
 NOTICES = "/run/notices"
 SUBNET_ENV = "/run/flannel/subnet.env"
 FOLDERS = ("/run/flannel", "/var/lib/cni-py")
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 FEWEST = 3
 """Points of a scenario that are tried, however little time there is."""
 STILL_SECONDS = 0.4

@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
-CLOSE_SECONDS = 20.0
-COMMAND_SECONDS = 50.0 * PATIENCE
+CLOSE_SECONDS = 60.0
+COMMAND_SECONDS = 120.0 * PATIENCE
 SETTLE_SECONDS = 1.0 * PATIENCE
 GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
@@ -74,7 +74,7 @@ def what_it_does(pid: int) -> str:
     return f"{pid} {name}: state {state}, in {where}"
 
 
-def wait_for_end(process: subprocess.Popen[Any], seconds: float = 20.0, words: str = "") -> int:
+def wait_for_end(process: subprocess.Popen[Any], seconds: float = 60.0, words: str = "") -> int:
     """The exit status of a process, which is killed if it takes longer: SIGKILL ends one that is stopped, too. Raises: Stuck."""
     try:
         return process.wait(seconds)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 """Factor of every deadline: integration/kernel sets it, for its guests are slow."""
-SECONDS = 30.0 * PATIENCE
+SECONDS = 60.0 * PATIENCE
 """The deadline: what comes at all comes long before, even where the machine has a lot else to do."""
 LOOK_SECONDS = 0.02
 
