@@ -29,6 +29,7 @@ from cni_py.netlink.monitor import Watch
 from cni_py.node import bridge_netfilter, systemd
 from cni_py.node.health import Health
 from cni_py.node.log import error, info, log_changes, set_verbosity, shortened, warning, warning_once
+from cni_py.node.memory import use_one_heap
 from cni_py.node.status import RETRY_SECONDS, Status
 
 if TYPE_CHECKING:
@@ -256,6 +257,7 @@ def main() -> int:
 def run(options: Options) -> int:
     """Run as a daemon; answers the exit status."""
     info(f"CLI flags config: {options.redacted()}")
+    use_one_heap()
     try:
         return Daemon(options, open_store(options)).run()
     except (CniError, StoreError, OSError) as fault:
