@@ -53,6 +53,10 @@ check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/mypy
 	@$(TOOLS)/python -m pytest -q tests/layers
 	@$(TOOLS)/python integration/words
+	@$(TOOLS)/python integration/generate --check
+
+generate: dev  ## the modules that are derived: tables of netlink messages, schemas of configurations
+	@$(TOOLS)/python integration/generate
 
 fmt: dev  ## format the sources and fix what ruff can fix
 	@$(TOOLS)/ruff format $(SOURCES)

@@ -1,6 +1,6 @@
 """Configurations that the plugins accept, as pydantic models: the only definition of each key.
 
-``_schemas.py`` is generated from them (``python -m cni_py.config.models``) for the plugins, which cannot
+``_schemas.py`` is generated from them (``make generate``) for the plugins, which cannot
 pay 70 ms for importing pydantic; docs/configuration.md is generated as well. Unknown keys are
 accepted, wrong types rejected (spec section 1). Addresses stay text here: the modules that use
 them parse them, with errors that name the key.
@@ -8,14 +8,11 @@ them parse them, with errors that name the key.
 
 from __future__ import annotations
 
-import pprint
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, AliasGenerator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from pydantic.alias_generators import to_camel, to_pascal
 
-from cni_py.config._schemas import Parsed
 from cni_py.plugin_table import PLUGINS
 
 
@@ -346,53 +343,58 @@ PLUGIN_MODELS: dict[str, type[NetworkConfig]] = {plugin: globals()[row.model] fo
 MODELS: tuple[type[Model], ...] = (*PLUGIN_MODELS.values(), AnyResult, OldResult, ValidAttachments)
 
 
-def core_schema(model: type[Model]) -> dict[str, Any]:
-    """Build the model's pydantic-core schema with nothing in it but literals and ``Parsed``."""
-    return _plain(model.__pydantic_core_schema__, {})
-
-
-def _plain(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    kind = schema["type"]
-    if kind == "definitions":
-        return _plain(schema["schema"], definitions | {d["ref"]: d for d in schema["definitions"]})
-    if kind == "definition-ref":
-        return _plain(definitions[schema["schema_ref"]], definitions)
-    if kind == "model":
-        fields = schema["schema"]["fields"]
-        name = schema["cls"].__name__
-        return {
-            "type": "dataclass",
-            "cls": Parsed,
-            "fields": list(fields),
-            "schema": {
-                "type": "dataclass-args",
-                "dataclass_name": name,
-                "fields": [
-                    {
-                        "type": "dataclass-field",
-                        "name": key,
-                        "kw_only": True,
-                        "validation_alias": field["validation_alias"],
-                        "schema": _plain(field["schema"], definitions),
-                    }
-                    for key, field in fields.items()
-                ],
-            },
-        }
-    inner = ("schema", "items_schema", "keys_schema", "values_schema")
-    out = {k: _plain(v, definitions) if k in inner else v for k, v in schema.items() if k not in ("metadata", "serialization")}
-    if isinstance(out.get("default"), BaseModel):
-        out |= {"default": {}, "validate_default": True}
-    return out
-
-
 def render_schemas() -> str:
-    """Return the text of ``_schemas.py``."""
-    body = "".join(f"SCHEMAS[{m.__name__!r}] = {pprint.pformat(core_schema(m), width=118, sort_dicts=False)}\n" for m in MODELS)
-    return _SCHEMAS_HEAD + body.replace(repr(Parsed), "Parsed")
+    """Return the text of ``_schemas.py`` before it is formatted."""
+    rendered: dict[str, str] = {}
+    for model in MODELS:
+        _render_model(model.__pydantic_core_schema__, {}, rendered)
+    names = ", ".join(f'"{model.__name__}": {model.__name__}' for model in MODELS)
+    return f"{_SCHEMAS_HEAD}\n{''.join(rendered.values())}\nSCHEMAS: dict[str, Schema] = {{{names},}}\n"
 
 
-_SCHEMAS_HEAD = '''"""Made from models.py by ``python -m cni_py.config.models``; a test compares the two. Not to be edited."""
+def _render_model(schema: Any, definitions: dict[str, Any], rendered: dict[str, str]) -> str:
+    """Add the assignment of a model, after those of the models in it. Returns: its name."""
+    if schema["type"] == "definitions":
+        return _render_model(schema["schema"], definitions | {d["ref"]: d for d in schema["definitions"]}, rendered)
+    name: str = schema["cls"].__name__
+    fields = [
+        f"{key}=({field['validation_alias']!r}, {_render(field['schema'], definitions, rendered)}),"
+        for key, field in schema["schema"]["fields"].items()
+    ]
+    rendered.setdefault(name, f"{name} = _model({name!r}, {''.join(fields)})\n")
+    return name
+
+
+def _render(schema: Any, definitions: dict[str, Any], rendered: dict[str, str]) -> str:
+    """Return the expression for a core schema, in the names and functions of the head."""
+    kind = schema["type"]
+    if kind == "definition-ref":
+        return _render(definitions[schema["schema_ref"]], definitions, rendered)
+    if kind in ("model", "definitions"):
+        return _render_model(schema, definitions, rendered)
+    if kind in _CONSTANTS:
+        return _CONSTANTS[kind]
+    inner = next((schema[key] for key in ("schema", "items_schema") if key in schema), None)
+    words = [_render(inner, definitions, rendered)] if inner else []
+    words += [f"{key}={schema[key]!r}" for key in ("ge", "le", "expected") if key in schema]
+    if "default" in schema:
+        words.append(_render_default(schema["default"]))
+    return f"_{kind}({', '.join(words)})"
+
+
+def _render_default(value: Any) -> str:
+    """Return what makes the default: a function where each object needs its own."""
+    if isinstance(value, BaseModel):
+        return "validated=True"
+    return {"{}": "make=dict", "[]": "make=list"}.get(repr(value), f"value={value!r}")
+
+
+_CONSTANTS = {"str": "STR", "bool": "BOOL", "dict": "OBJECT"}
+
+_SCHEMAS_HEAD = '''"""Core schemas of the configurations, for ``pydantic_core.SchemaValidator``.
+
+Made by ``make generate`` from models.py. Not to be edited.
+"""
 
 from __future__ import annotations
 
@@ -400,14 +402,51 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+Schema = dict[str, "Any"]
+
 
 class Parsed:
     """A validated object; its attributes are the fields of the model in models.py."""
 
 
-SCHEMAS: dict[str, Any] = {}
-# fmt: off
-'''
+def _model(name: str, /, **fields: tuple[str | list[list[str]], Schema]) -> Schema:
+    """Each field: its key, or the keys that are accepted, and its schema."""
+    listed = [
+        {"type": "dataclass-field", "name": field, "kw_only": True, "validation_alias": alias, "schema": schema}
+        for field, (alias, schema) in fields.items()
+    ]
+    arguments = {"type": "dataclass-args", "dataclass_name": name, "fields": listed}
+    return {"type": "dataclass", "cls": Parsed, "fields": list(fields), "schema": arguments}
 
-if __name__ == "__main__":
-    (Path(__file__).parent / "_schemas.py").write_text(render_schemas())
+
+def _default(schema: Schema, value: object = None, make: type | None = None, validated: bool = False) -> Schema:
+    """Give a schema a default: a value, what ``make`` returns, or, ``validated``, the object without keys.
+
+    Of a list or a dictionary as value pydantic's core would make copies, and load the module ``copy`` for it.
+    """
+    if validated:
+        return {"type": "default", "schema": schema, "default_factory": dict, "validate_default": True}
+    return {"type": "default", "schema": schema} | ({"default_factory": make} if make else {"default": value})
+
+
+def _nullable(schema: Schema) -> Schema:
+    return {"type": "nullable", "schema": schema}
+
+
+def _list(schema: Schema) -> Schema:
+    return {"type": "list", "items_schema": schema}
+
+
+def _literal(expected: list[str]) -> Schema:
+    return {"type": "literal", "expected": expected}
+
+
+def _int(**limits: int) -> Schema:
+    return {"type": "int", "strict": True, **limits}
+
+
+STR: Schema = {"type": "str", "strict": True}
+BOOL: Schema = {"type": "bool", "strict": True}
+OBJECT: Schema = {"type": "dict", "keys_schema": {"type": "str"}, "values_schema": {"type": "any"}}
+
+'''

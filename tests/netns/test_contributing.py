@@ -54,7 +54,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("LICENSE", "conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     add_sample(copy)
-    python(copy, "-m", "cni_py.config.models")
+    python(copy, "integration/generate")
     return copy
 
 

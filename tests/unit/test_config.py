@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from cni_py import config
 from cni_py.config import decode, parse
 from cni_py.errors import DecodingFailure, InvalidConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -109,3 +114,10 @@ def test_input_is_left_alone() -> None:
     text = json.dumps(raw)
     parse("FlannelConfig", raw)
     assert json.dumps(raw) == text
+
+
+def test_datetime_is_the_real_module_afterwards() -> None:
+    """While pydantic's core is imported it is its C part."""
+    script = "import cni_py.config, sys; assert 'datetime' not in sys.modules; import datetime; print(datetime.__name__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "datetime\n"
