@@ -24,7 +24,8 @@ def scale(datastore: str, *options: str) -> str:
         pytest.skip("no etcd (package etcd-server)")
     command = [sys.executable, str(SCALE), "--datastore", datastore, "--leases", str(LEASES)]
     command += ["--changes", str(CHANGES), "--quiet", "1", *options]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False)
+    seconds = SECONDS * (2 if "--beside" in options else 1)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -52,3 +53,18 @@ def test_table_and_plot_can_be_read(tmp_path: Path) -> None:
     assert sum(line.startswith(f"{LEASES:>7} #") for line in lines) == 4
     panels = ElementTree.parse(picture).getroot().findall("{*}g")
     assert [len(panel.findall("{*}circle")) for panel in panels] == [1, 1, 1, 1]
+
+
+@pytest.mark.timeout(2 * SECONDS + 10)
+def test_another_flanneld_is_measured_beside_it(tmp_path: Path) -> None:
+    """The other one is this one again: it has all options that Go's has."""
+    other, root = tmp_path / "flanneld", SCALE.parents[1]
+    code = "import sys; from cni_py.flanneld.daemon import main; sys.exit(main())"
+    other.write_text(f"#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -c '{code}' \"$@\"\n")
+    other.chmod(0o755)
+    picture = tmp_path / "plot.svg"
+    report = json.loads(scale("etcd", "--json", "--svg", str(picture), "--beside", str(other)))
+    assert [(run["side"], run["leases"]) for run in report["runs"]] == [("cni-py", LEASES), (str(other), LEASES)]
+    assert [(run["restart_touched"], run["pings_lost"], run["stale"]) for run in report["runs"]] == [(0, 0, 0)] * 2
+    panels = ElementTree.parse(picture).getroot().findall("{*}g")
+    assert [len(panel.findall("{*}circle")) for panel in panels] == [2, 2, 2, 2]
