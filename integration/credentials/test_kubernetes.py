@@ -21,8 +21,9 @@ from cni_py.datastore.kubernetes.config import SERVICE_ACCOUNT, find_access, in_
 from cni_py.errors import InvalidConfig
 from support import pki
 from support.apiserver import ApiServer, node, vxlan
-from support.kube import CONFIG, OURS, Certificates, Cluster, Watcher, kubeconfig, network
+from support.kube import CONFIG, OURS, Certificates, Cluster, kubeconfig, network
 from support.waiting import until
+from support.watching import Watching
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
@@ -153,11 +154,11 @@ def test_client_certificate_expires_and_is_replaced(
         cluster = Cluster(server, tmp_path)
         path = kubeconfig(tmp_path, {"server": server.url, "certificate-authority": "ca.crt"}, user)
         store = cluster.connect(f"-kubeconfig-file={path}")
-        with Watcher(store) as watcher:
+        with Watching(store) as watcher:
             server.wait_for_watch()
             time.sleep((ends - datetime.now(UTC)).total_seconds() + 1.5)
             server.put(node(2, **vxlan(2)))
-            watcher.wait_for_count(1)
+            watcher.until(lambda found: len(found) == 1)
             server.disconnect()
             words = f'our client certificate "client.crt" has expired, on {ends:%Y-%m-%d %H:%M:%S} UTC; put a new one there'
             until(lambda: words in capfd.readouterr().err)
@@ -165,7 +166,7 @@ def test_client_certificate_expires_and_is_replaced(
                 store.ready()
             pki.sign(tmp_path, began, ends + timedelta(days=1), "client.crt", *by)
             server.put(node(3, **vxlan(3)))
-            watcher.wait_for_count(2)
+            watcher.until(lambda found: len(found) == 2)
             store.ready()
         store.close()
 

@@ -124,16 +124,14 @@ def test_altered_lease_is_published_again(pair: Pair) -> None:
 
 
 def test_other_address_is_published_at_once(pair: Pair) -> None:
-    """The connection that there was is of an address that has gone: nobody waits for its end."""
-    key, gave_up = pair.etcd.key_of("192.168.123.12"), "forwarding by what was saved"
-    before = pair.daemons["node2"].log.count(gave_up)
+    """The old connection is of an address that no longer exists."""
+    key = pair.etcd.key_of("192.168.123.12")
     for old, new in (("12", "52"), ("52", "12")):
         route = "ip route replace default via 192.168.123.2"
         change = f"ip addr add 192.168.123.{new}/24 dev eth0; ip addr del 192.168.123.{old}/24 dev eth0"
         pair.cluster.run("node2", f"{change}; ip addr replace 192.168.123.{new}/24 dev eth0; {route}")
         until(lambda new=new: pair.etcd.key_of(f"192.168.123.{new}") == key, "the lease has the new address")  # type: ignore[misc]
         until(lambda: pair.cluster.ping().is_complete, "the other node follows")
-    assert pair.daemons["node2"].log.count(gave_up) == before, "no call was made over the old connection"
     assert len(pair.etcd.leases()) == 2
 
 

@@ -121,7 +121,7 @@ CASES = [(kind, how) for kind in PLACES for how in DAMAGE if kind in CONTENT_MAT
 SAID = {
     "reservation": "is damaged: ",
     "last reserved": "invalid address",
-    "saved configuration": "is damaged, worked around it",
+    "saved configuration": "is damaged and ignored",
     "record": "ignored a damaged record",
 }
 """Message in the journal, if the damage matters and is distinguishable from a good file."""
