@@ -1,7 +1,7 @@
-"""Follow the other nodes' leases: what a lease asks for is desired as long as it lasts.
+"""Follow the other nodes' leases: the entries of a lease are desired as long as it exists.
 
-How it works. Events of the datastore come in order. Each is judged (a lease that would turn packets away which are not its
-node's is ignored), and what it changes is handed to the back end and the reconciler: the entries of that lease, and no
+How it works. Events of the datastore come in order. Each is checked (a lease that would divert packets of other
+nodes is ignored), and what it changes is handed to the back end and the reconciler: the entries of that lease, and no
 others. A single change is followed at once; those that come within ``GATHER_SECONDS`` after it are gathered and followed
 together.
 """
@@ -59,16 +59,16 @@ class Following:
         self._queue: SimpleQueue[list[Event]] = SimpleQueue()
         self._must_recheck = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
-        """Those that are not followed; one that says something else now is judged again."""
+        """Leases that are not followed; one that changes is checked again."""
         self._vanished = Vanished()
         self._unconfirmed: set[Subnets] | None = None
-        """Of what was saved, those that the datastore has not told of yet; None once it has told of all."""
+        """Saved leases that the datastore has not listed yet; None once it has listed all."""
         self._said: set[str] = set()
 
     def start(self, leases: Mapping[Subnets, Lease], *, is_confirmed: bool) -> None:
         """Desire what these leases ask for; the kernel follows by ``Reconciler.start()``. Raises: CniError.
 
-        ``is_confirmed``: the datastore has told of all leases, so these are all; otherwise they were saved.
+        ``is_confirmed``: the datastore listed all leases, so these are complete; otherwise they were saved.
         """
         self._follow(leases.values(), monotonic())
         self._unconfirmed = None if is_confirmed else {*self.leases, *self._ignored}
@@ -78,7 +78,7 @@ class Following:
         self._queue.put(events)
 
     def recheck(self) -> None:
-        """Have every lease judged again: ``why_not_here`` has other answers now."""
+        """Have every lease checked again, because ``why_not_here`` depends on something that changed."""
         self._must_recheck.set()
         self._queue.put([])
 
@@ -113,7 +113,7 @@ class Following:
             return []
 
     def _rest(self) -> list[Event]:
-        """What is in the queue by now."""
+        """Return what is in the queue, without waiting."""
         rest: list[Event] = []
         while True:
             try:
@@ -206,7 +206,7 @@ class Following:
                 warning_once(f"{peer.subnets} is not reached: what its lease asks for contradicts {words}", self._said)
 
     def _why_not(self, lease: Lease) -> str:
-        """Why a lease is not followed; empty: it is."""
+        """Return why a lease is not followed; empty: it is."""
         subnets, its = lease.subnets, lease.attributes
         own, ours = self._own().subnets, self._own().attributes
         if same := set(its.addresses).intersection(ours.addresses):
@@ -219,7 +219,7 @@ class Following:
 
 
 def _says(lease: Lease | None) -> Attributes | None:
-    """What its node says; it may have another end."""
+    """Return what the node publishes; the end of the lease does not count."""
     return lease.attributes if lease is not None else None
 
 

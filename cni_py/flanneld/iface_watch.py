@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cni_py.node.stop import Stop
 
 LOOK_SECONDS = 10.0
-"""How often it is looked at, even if nothing was reported of it."""
+"""Interval of checks without a notification."""
 
 
 def watch_interface(

@@ -1,4 +1,4 @@
-"""The node's own lease: acquired, renewed before it ends, put back where it was lost or changed."""
+"""The node's own lease: acquired, renewed before it ends, restored if it was lost or changed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 RENEW_RETRY_SECONDS, LOST_RETRY_SECONDS = 60.0, 3.0
 PUT_BACK_COUNT, PUT_BACK_SECONDS = 10, 60.0
-"""So often in this time our lease is put back at once; then another process does the same, and we take our time."""
+"""Number of times in this interval that our lease is restored at once; then another process does the same, and we back off."""
 DAY_SECONDS = 86400.0
 LOOK_SECONDS = 30.0
-"""How often the clock is looked at that goes on while the machine sleeps."""
+"""Interval of checks of the clock that counts while the machine sleeps."""
 
 
 class OwnLease:
@@ -60,16 +60,16 @@ class OwnLease:
         self._ended, self._changed, self._host_networks = ended, changed, host_networks
         self.attributes = attributes
         self.lease = Lease(Subnets(), attributes)
-        """As the datastore has it: where people overrule our address there (Kubernetes), with theirs."""
+        """Lease as the datastore has it: with an overwritten address where a user did that (Kubernetes)."""
         self.is_lost = False
         self._wake = threading.Event()
         self._is_listed = False
-        """Whether the datastore has told of it since the watch began."""
+        """True if the datastore has listed it since the watch began."""
         self._put_back = deque([-PUT_BACK_SECONDS] * PUT_BACK_COUNT, maxlen=PUT_BACK_COUNT)
-        """When our lease was put back, the last few times."""
+        """Times when our lease was restored, the last few."""
 
     def as_saved(self) -> Lease:
-        """With what we publish, whatever people made of it."""
+        """Return it with what this node publishes, without a user's overwrites."""
         return replace(self.lease, attributes=self.attributes)
 
     def acquire(self, previous: Subnets | None) -> bool:
@@ -92,11 +92,10 @@ class OwnLease:
         """The configuration, with the host's own networks, in which no subnet is chosen."""
         return self._config.on_host(self._host_networks)
 
-    # ---- what the datastore tells of it ---------------------------------------------------------
+    # ---- events of it ---------------------------------------------------------------------------
 
     def hear(self, events: Iterable[Event]) -> None:
-        """Whatever thread watches the leases tells of each event: our own may be gone, or another process may have changed
-        it."""
+        """Check events for a loss or change of our own lease, in the thread that watches the leases."""
         for event in events:
             if event is SNAPSHOT_COMPLETE:
                 if not self._is_listed:
@@ -113,7 +112,7 @@ class OwnLease:
                 self.lose()
 
     def lose(self) -> None:
-        """Have it put back."""
+        """Have it restored."""
         self.is_lost = True
         self._wake.set()
 
@@ -122,7 +121,7 @@ class OwnLease:
     def keep(self, is_confirmed: bool, confirmed: Callable[[], None]) -> None:
         """Renew before it ends, and at once when it was lost.
 
-        After a start from what was saved, the datastore is asked first until it answers; then ``confirmed`` is called.
+        After a start from saved leases, the datastore is asked first until it responds; then ``confirmed`` is called.
         """
         while not is_confirmed:
             is_confirmed = self._confirm()
@@ -143,14 +142,14 @@ class OwnLease:
                 self._pause_before_putting_back()
             if self._ended.is_set():
                 return
-            self.is_lost = False  # before it is put back: who takes it again meanwhile is heard
+            self.is_lost = False  # before it is restored: another loss in the meantime counts
             self._wake.clear()
             try:
                 self.lease = self._store.renew(self.as_saved())
                 was_lost = False
                 info(f"Lease renewed, new expiration: {clock(self.lease.expires)}")
                 self._changed()
-                self._status.tell_datastore()  # what was lost may have been the node, with all that was said of it
+                self._status.notify_datastore()  # what was lost may have been the node, with all that was said of it
                 wait_seconds = self._until_renewal()
             except LeaseTaken as fault:
                 error(f"Lease has been revoked. {fault}: leasing another subnet")
@@ -161,7 +160,7 @@ class OwnLease:
                 error(f"Error renewing lease (trying again in {again}): {fault}")
 
     def _pause_before_putting_back(self) -> None:
-        """No time at all, unless that has been done again and again: two that do so would never come to rest."""
+        """Wait if it was restored again and again: two processes that do so would never stop."""
         if monotonic() - self._put_back[0] < PUT_BACK_SECONDS:
             ours = self.attributes.addresses[0]
             words = "another process takes or changes our lease again and again"
@@ -170,9 +169,9 @@ class OwnLease:
         self._put_back.append(monotonic())
 
     def _wait(self, seconds: float) -> None:
-        """Until the time has come, the lease is lost, or the session ends.
+        """Wait for the time, for a loss of the lease, or for the end of the session.
 
-        By a clock that nobody sets and that goes on while the machine sleeps: so does etcd's.
+        By a clock that cannot be set and that counts while the machine sleeps: so does etcd's.
         """
         deadline = clock_gettime(CLOCK_BOOTTIME) + seconds
         while (left := deadline - clock_gettime(CLOCK_BOOTTIME)) > 0:
@@ -180,13 +179,13 @@ class OwnLease:
                 return
 
     def _until_renewal(self) -> float:
-        """Seconds; a reservation never ends, and is looked at once a day all the same."""
+        """Return the seconds; a reservation never ends, and is still checked once a day."""
         if self.lease.expires is None:
             return DAY_SECONDS
         return self.lease.expires - time() - self._options.subnet_lease_renew_margin * 60
 
     def _confirm(self) -> bool:
-        """Ask the datastore whether all that was saved is still so."""
+        """Ask the datastore whether what was saved is still valid."""
         try:
             if self._store.read_network_config() != self._config_text:
                 info("the network configuration is another than the saved one: starting anew")

@@ -1,8 +1,8 @@
-"""What flanneld knew when it last ran, so that a node whose datastore is away can forward after a reboot.
+"""State that flanneld saves, so that a node without its datastore can forward after a reboot.
 
-A cluster's etcd may itself run in pods, or on a node that boots at the same time. With a lease of ours
+A cluster's etcd may itself run in pods, or on a node that boots at the same time. With a lease of this node
 that has not ended, pods get their network at once; what has changed meanwhile follows when the
-datastore answers.
+datastore responds.
 
 How it is written. The first line is a JSON object with the network's configuration and our own lease; each line after it is
 a lease, and a later line of the same subnets takes an earlier one's place, ``"value": null`` ends it. So a change is a line
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PATH, SUBNET_FILE = "/var/lib/cni-py/flanneld.json", "/run/flannel/subnet.env"
 MAX_BYTES = 64 << 20
 SAVE_SECONDS = 5.0
-"""How long changes are gathered before they are written."""
+"""Time in which changes are gathered before they are written."""
 FEWEST_LINES = 1000
 """The file is not written again as a whole before so many lines have been added."""
 
@@ -53,7 +53,7 @@ class Saved:
     lines: tuple[bytes, ...] = field(default=(), repr=False)
 
     def leases(self) -> dict[Subnets, Lease] | None:
-        """All leases, our own too; None where they cannot be used."""
+        """Return all leases, our own too; None if they cannot be used."""
         try:
             leases: dict[Subnets, Lease] = {}
             for found in map(json.loads, self.lines):
@@ -69,14 +69,14 @@ class Saved:
 
 
 def path_for(subnet_file: str) -> str:
-    """Where a flanneld saves that writes this file."""
+    """Return the path at which a flanneld saves that writes this subnet file."""
     if subnet_file == SUBNET_FILE:
         return PATH
     return f"{PATH.removesuffix('.json')}-{subnet_file.strip('/').replace('/', '-')}.json"
 
 
 def read(path: str) -> Saved | None:
-    """None where there is nothing, it cannot be used, or our own lease has ended."""
+    """Read it. None: there is nothing, it cannot be used, or our own lease has ended."""
     try:
         first, *lines = files.read(path, limit=MAX_BYTES).split(b"\n")
         found = json.loads(first)
@@ -112,12 +112,12 @@ class Saver:
         self._written: tuple[int, int] | None = None
         """Number and size of the file as we wrote it; None: it has to be written as a whole."""
         self._lines = 0
-        """How many were added since."""
+        """Number of lines that were added since."""
         self._not_saved = ""
-        """Why, when that was tried last."""
+        """Reason of the last failure."""
 
     def changed(self, subnets: Iterable[Subnets] = ()) -> None:
-        """These leases are others now, or our own is."""
+        """Note that these leases changed, or our own did."""
         with self._lock:
             self._changed.update(subnets)
         self._has_changed.set()
@@ -134,7 +134,7 @@ class Saver:
         self.save()
 
     def save(self) -> bool:
-        """Write what has changed since the last time; whether it is written. What failed is told once, and tried again."""
+        """Write what changed since the last time. Returns: whether it is written. A failure is logged once, and retried."""
         with self._writing:
             with self._lock:
                 changed, self._changed = self._changed, set()
@@ -155,7 +155,7 @@ class Saver:
             return True
 
     def _write(self, own: Lease) -> None:
-        """All of it. Raises: CniError, OSError."""
+        """Write everything. Raises: CniError, OSError."""
         lines = [json.dumps({"config": self._config, "own": _as_json(own)})]
         lines += [json.dumps(_as_json(lease)) for lease in list(self._leases.values())]  # a copy: another thread changes it
         content = "".join(f"{line}\n" for line in lines).encode()

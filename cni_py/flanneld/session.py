@@ -72,7 +72,7 @@ class Session:
                 self.backend.prepare(host, former)
             self.reconciler = Reconciler(status.health, external.name, [*self.config.networks, *networks])
         except BaseException:
-            self.backend.close()  # nobody else will
+            self.backend.close()  # no other code has it
             raise
         leases: dict[Subnets, Lease] = {}
         attributes = self.backend.attributes()
@@ -106,9 +106,9 @@ class Session:
         return self.own.acquire(read_subnets(self.options.subnet_file))
 
     def first_leases(self) -> Mapping[Subnets, Lease] | None:
-        """All leases as they are now: a restart must not take away, even for a moment, what leads to live peers.
+        """Return all current leases: a restart must not delete the entries of live peers, not even for a moment.
 
-        None where the process is to end before the datastore has told them.
+        None if the process is to end before the datastore has listed them.
         """
         return read_snapshot(self._heard())
 
@@ -137,7 +137,7 @@ class Session:
         tasks: dict[str, Callable[[], None]] = {
             "watch": self._watch_leases,
             "leases": lambda: self._following.run(self.ended),
-            "renewal": lambda: self.own.keep(is_confirmed, confirmed=lambda: self._tell_ready(is_confirmed=True)),
+            "renewal": lambda: self.own.keep(is_confirmed, confirmed=lambda: self._report_ready(is_confirmed=True)),
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
             "interface": self._watch_interface,
@@ -147,13 +147,13 @@ class Session:
         threads = [threading.Thread(target=self._guarded, args=task, name=task[0], daemon=True) for task in tasks.items()]
         for thread in threads:
             thread.start()
-        self._tell_ready(is_confirmed)
+        self._report_ready(is_confirmed)
         while not self.ended.wait(self.status.beat_seconds):
             self.status.beat()
         for thread in threads:
             thread.join()
 
-    def _tell_ready(self, is_confirmed: bool) -> None:
+    def _report_ready(self, is_confirmed: bool) -> None:
         doubt = "" if is_confirmed else "by what was saved, for the datastore does not answer"
         subnets = self.own.lease.subnets
         self.status.ready(f"subnet {subnets} leased, {self.config.backend_type} over {self.external.name}", doubt)
@@ -183,7 +183,7 @@ class Session:
         watch_interface(self.options, self.config, self.external, self.ended, self._begin_again, self._look_at_host)
 
     def _look_at_host(self) -> None:
-        """Judge the leases again where the host has another network now. Raises: CniError."""
+        """Check the leases again if the host's networks changed. Raises: CniError."""
         own = self.own.lease.subnets
         if self.host_networks.look(own):
             self.host_networks.warn(self.config.networks)
@@ -192,7 +192,7 @@ class Session:
 
     def _begin_again(self) -> None:
         self.ended.set()
-        self.store.reconnect()  # a connection from an address that has gone would be waited for
+        self.store.reconnect()  # a connection from an address that was deleted would only time out
 
 
 def read_subnets(path: str) -> Subnets | None:
@@ -206,7 +206,7 @@ def read_subnets(path: str) -> Subnets | None:
 
 
 def write_subnet_file(path: str, config: NetworkConfig, own: Subnets, mtu: int, ip_masq: bool) -> None:
-    """A file that cannot be written now, and is right as it is, stops nobody. Raises: CniError, OSError."""
+    """Write it. A file that cannot be written, and is right as it is, is a warning. Raises: CniError, OSError."""
     content = subnet_env.render(SubnetEnv(tuple(config.networks), tuple(own.each()), mtu, ip_masq)).encode()
     try:
         files.make_folder(os.path.dirname(path) or ".", 0o755)

@@ -1,10 +1,10 @@
 """Leases that have vanished and count for a moment more. Pure, but for the clock that is handed in.
 
 Why. A node whose lease was deleted or revoked makes the same one again, some hundredths of a second later. Its peers see
-both; one that deletes the way to it at once, and then makes it again, loses the packets in between. A lease that has ended
-for good has been good for 24 hours, so half a second more does no harm.
+both; one that deletes the way to it at once, and then makes it again, loses the packets in between. A lease that has
+ended was valid for 24 hours, so half a second more does no harm.
 
-Where it does not apply. A lease that no node will put back is dropped at once: one that ended by its time (in a file, where
+Where it does not apply. A lease that no node will re-create is dropped at once: one that ended by its time (in a file, where
 the time is known), a Node that was deleted (its kubelet makes it once, when it starts), one whose subnet another lease has
 now. etcd reports an expired key as it reports a deleted one, so there the half second always applies.
 """
@@ -31,7 +31,7 @@ class Vanished:
         self._ends: dict[Subnets, float] = {}
         """The one that ends first comes first."""
         self._by_prefix: dict[tuple[int, int], dict[int, Subnets]] = defaultdict(dict)
-        """By version and prefix length, then by prefix."""
+        """Subnets by version and prefix length, then by prefix."""
 
     def __contains__(self, subnets: Subnets) -> bool:
         return subnets in self._ends
@@ -43,7 +43,7 @@ class Vanished:
             self._by_prefix[network.version, network.prefixlen][_prefix(network, network.prefixlen)] = subnets
 
     def discard(self, subnets: Subnets) -> None:
-        """It is back, or it has been dropped."""
+        """Forget a lease that was re-created, or dropped."""
         if self._ends.pop(subnets, None) is None:
             return
         for network in subnets.each():
@@ -64,11 +64,11 @@ class Vanished:
         return ended
 
     def next_end(self) -> float | None:
-        """When the next one ceases to count; None: there is none."""
+        """Return when the next one ceases to count; None: there is none."""
         return next(iter(self._ends.values()), None)
 
     def overlapping(self, subnets: Subnets) -> list[Subnets]:
-        """Those that have a part of these subnets."""
+        """Return those that overlap these subnets."""
         return list(dict.fromkeys(found for network in subnets.each() for found in self._touching(network)))
 
     def _touching(self, network: IPv4Network | IPv6Network) -> Iterator[Subnets]:

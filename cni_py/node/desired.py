@@ -1,8 +1,8 @@
-"""What a node's kernel is to hold, entry by entry: plain values with an owner each. ``reconcile.py`` makes it so.
+"""The desired entries of a node's kernel: plain values with an owner each. ``reconcile.py`` applies them.
 
 How it works. An owner, a peer's subnet say, wants a group of entries or drops it; what that costs does not depend on how
 many others there are. Two owners may want the same entry: it stays until both have dropped it. Where two want different
-things under one key, the first one has it, and the other's whole group waits until the key is free: half of a way to a peer
+entries under one key, the first one has it, and the other's whole group waits until the key is free: half of a route to a peer
 would lead its packets to another one.
 """
 
@@ -31,12 +31,12 @@ FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
 def forwarding(version: int) -> Sysctl:
-    """Packets of this family are forwarded: for whoever has a way to others."""
+    """Return the parameter by which packets of this family are forwarded."""
     return Sysctl(FORWARDING[version], "1")
 
 
 def device_sysctls(name: str, has_ipv6: bool) -> list[Sysctl]:
-    """Packets are forwarded from a device of ours, and no router's advertisement counts on it.
+    """Return the parameters of our device: packets are forwarded from it, router advertisements are ignored on it.
 
     One with an IPv6 address has IPv6 also where the host has it on few interfaces (``net.ipv6.conf.default.disable_ipv6``).
     """
@@ -48,7 +48,7 @@ Place = tuple[Table[Any], "Hashable"]
 
 
 class Changes:
-    """What became of the desired state since the last look at it, by table. A key is in one of the two only."""
+    """Changes of the desired state since they were last taken, by table. A key is in one of the two only."""
 
     def __init__(self) -> None:
         self.wanted: dict[Table[Any], list[Entry]] = defaultdict(list)
@@ -59,28 +59,28 @@ class Changes:
 
 
 class Desired:
-    """All entries that are desired. Not safe from several threads at a time."""
+    """The desired entries. Not safe from several threads at a time."""
 
     def __init__(self) -> None:
         self._entries: dict[Table[Any], dict[Hashable, Entry]] = {table: {} for table in TABLES}
         self._shares: dict[Place, int] = {}
-        """How many owners an entry has, where it has more than one."""
+        """Number of owners of each entry that has more than one."""
         self._before: dict[Place, Entry | None] = {}
-        """Of what has changed since the last :meth:`take_changes`: how it was then."""
+        """State before the changes since the last :meth:`take_changes`."""
         self._waiting: dict[Hashable, Sequence[Entry]] = {}
         self._waits_for: dict[Place, list[Hashable]] = {}
 
     def entries(self, table: Table[E]) -> Mapping[Hashable, E]:
-        """What is desired of a table, by key."""
+        """Return the desired entries of a table, by key."""
         entries: Any = self._entries[table]
         return entries  # type: ignore[no-any-return]  # table_of() put them there
 
     def want(self, owner: Hashable, group: Sequence[Entry]) -> Entry | None:
-        """Desire these entries too; return the one of another owner that has a key of theirs, for which they wait."""
+        """Desire these entries too; return the one of another owner that has one of their keys, for which they wait."""
         return self.replace(owner, (), group)
 
     def drop(self, owner: Hashable, group: Sequence[Entry]) -> None:
-        """Take back what :meth:`want` was called with: the same owner, equal entries."""
+        """Undo a call of :meth:`want`, with the same owner and equal entries."""
         self.replace(owner, group, ())
 
     def replace(self, owner: Hashable, former: Sequence[Entry], group: Sequence[Entry]) -> Entry | None:

@@ -50,13 +50,13 @@ def error(text: str) -> None:
 
 
 def verbose(level: int, text: str) -> None:
-    """For who asked for it with ``-v=level`` or more."""
+    """Log it with ``-v=level`` or more."""
     if level <= _verbosity:
         _log("I", text)
 
 
 def is_verbose(level: int) -> bool:
-    """Whether :func:`verbose` writes: for texts that take long to make."""
+    """Return whether :func:`verbose` writes: for texts that are expensive to build."""
     return level <= _verbosity
 
 
@@ -79,14 +79,14 @@ def log_changes() -> None:
 
 
 def _log(severity: str, text: str) -> None:
-    """Write the line of who called our caller. A log that nobody can read stops nothing."""
+    """Write the line of our caller's caller. A log that cannot be written stops nothing."""
     caller = sys._getframe(2)
     where = f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}"
     line = f"{severity}{_now()} {os.getpid():7d} {where}] {in_one_line(text)}\n".encode(errors="backslashreplace")
     try:
         while line:
             line = line[os.write(STDERR_FD, line) :]
-    except OSError:  # its reader has gone, or is too slow for a pipe that does not block
+    except OSError:  # its reader has exited, or is too slow for a non-blocking pipe
         pass
 
 
@@ -96,7 +96,7 @@ def _now() -> str:
 
 
 def shortened(text: str, length: int = SHOWN) -> str:
-    """For names that come from others and may be of any length."""
+    """Shorten a name that another program chose and that may be of any length."""
     return text if len(text) <= length else f"{text[:length]}… ({len(text)} characters)"
 
 
@@ -107,7 +107,7 @@ def in_one_line(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As Go prints a time span: ``22h59m58.999784463s``."""
+    """Return a time span in Go's form: ``22h59m58.999784463s``."""
     sign, nanoseconds = ("-" if seconds < 0 else ""), round(abs(seconds) * 1e9)
     if nanoseconds < 1_000_000_000:
         unit, size = next(((u, s) for u, s in (("ms", 1_000_000), ("µs", 1_000), ("ns", 1)) if nanoseconds >= s), ("s", 1))

@@ -6,10 +6,10 @@ another process changes (``reports.py``). What differs from the desired state is
 may be the late echo of our own change, then repaired, at once. Where another process reverts each repair, repairs back off.
 
 All tables are checked as a whole at the start and when the kernel lost reports; a device's tables when it lost its entries; and
-each table once in ``CHECK_SECONDS``, one after the other. What is ours is known by its place (on a device of ours) or by the
-route's protocol number, so a restarted daemon finds what the former one left: entries of dead peers are deleted, others are
-not touched. A second daemon on the node has the same number: routes that lead neither over a device of ours nor into our
-network belong to it.
+each table once in ``CHECK_SECONDS``, one after the other. Our entries are identified by their place (on one of our devices) or
+by the route's protocol number, so a restarted daemon finds what the former one left: entries of dead peers are deleted,
+others are not touched. A second daemon on the node has the same number: routes that lead neither over one of our devices
+nor into our network belong to it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from cni_py.node.tables import OfDevice, Table
 
 CHECK_SECONDS = 300.0
-"""In this time each table is checked as a whole once."""
+"""Interval in which each table is checked as a whole once."""
 SYSCTL_SECONDS = 1.0
 SHARE = 5
-"""After a turn that took t seconds of the processor, the next one begins SHARE × t later at the earliest.
+"""Factor of the pause: after a turn that took t seconds of the processor, the next one begins SHARE × t later.
 
 So following whatever other processes do to the kernel's tables takes a sixth of a core at most."""
 PAUSE_SECONDS = (0.02, 0.8)
@@ -151,7 +151,7 @@ class Reconciler:
                 select.select([self._notifications.fileno(), wake.fileno()], [], [], self._seconds_until_due())
                 if stop.is_set():  # the reports may be of a back end that deletes its device
                     return
-                began = thread_time()  # of a clock that stands still while the process, or the machine, is stopped
+                began = thread_time()  # a clock that does not count while the process, or the machine, is stopped
                 changes = self.turn()
                 stop.wait(max(SHARE * (thread_time() - began), pause.after(changes, monotonic())))
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 LINK, ADDR = "link", "addr"
 _TABLE_AT, _PROTOCOL_AT = 4, 5
-"""In ``struct rtmsg``."""
+"""Offsets in ``struct rtmsg``."""
 MOST = 16
 """Reports of one key that are kept apart."""
 
@@ -57,7 +57,7 @@ class Batch:
     is_lost: bool = False
     """Reports were lost: anything may differ."""
     nouns: set[str] = field(default_factory=set)
-    """What was reported, in the words of ``ip monitor``."""
+    """Types of the reported objects, in the words of ``ip monitor``."""
     devices: set[str] = field(default_factory=set)
     """Our devices that may differ."""
     emptied: set[str] = field(default_factory=set)
@@ -109,7 +109,7 @@ class Reports:
             self._batch.is_lost = True
 
     def is_ours(self, route: Route) -> bool:
-        """Return whether a route is ours to keep or delete: by its protocol, or because it leads over a device of ours on link.
+        """Return whether a route is ours to keep or delete: by its protocol, or because it is on link over one of our devices.
 
         Go's flanneld and people leave the latter, of another protocol.
         """

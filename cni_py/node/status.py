@@ -24,12 +24,12 @@ USUAL_BEAT_SECONDS = 20.0
 
 
 class Status:
-    """What the process reports, and whether it is to end.
+    """State of the process as it reports it, and whether it is to end.
 
     Args:
         name: of the program, for the log.
         health: the server of probes and figures.
-        publish: tells the datastore that the node's network works, and reports its own failures.
+        publish: notifies the datastore that the node's network works, and reports its own failures.
         wake: ends what waits, when the process is to end.
     """
 
@@ -56,9 +56,9 @@ class Status:
         self.health.set_ready(doubt)
         info(f"{self.name} is ready")
         systemd.notify("READY=1", f"STATUS={status}{doubt and f'; {doubt}'}")
-        self.tell_datastore()
+        self.notify_datastore()
 
-    def tell_datastore(self) -> None:
+    def notify_datastore(self) -> None:
         """Report to those who look in the datastore that the node's network works."""
         self._publish()
 
@@ -68,7 +68,7 @@ class Status:
         systemd.notify(f"STATUS={reason}")
 
     def beat(self) -> None:
-        """Tell systemd's watchdog that the process is not stuck."""
+        """Notify systemd's watchdog that the process is not stuck."""
         systemd.notify("WATCHDOG=1")
 
     def pause(self) -> None:

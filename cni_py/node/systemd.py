@@ -1,4 +1,4 @@
-"""What a service manager is told, and what it asks for. Source: sd_notify(3), sd_watchdog_enabled(3)."""
+"""Messages to a service manager, and the interval that it requires. Source: sd_notify(3), sd_watchdog_enabled(3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SEND_SECONDS = 1.0
 
 
 def notify(*lines: str) -> bool:
-    """Send assignments, ``READY=1``, ``STATUS=in words``, ``WATCHDOG=1``; whether somebody got them.
+    """Send assignments, ``READY=1``, ``STATUS=in words``, ``WATCHDOG=1``; return whether they were received.
 
     Without a service manager nothing happens; one that does not listen stops nothing.
     """
@@ -28,7 +28,7 @@ def notify(*lines: str) -> bool:
 
 
 def watchdog_seconds() -> float:
-    """Within this time of each other it wants to see ``WATCHDOG=1``, so send it twice as often; 0: it does not."""
+    """Return the time within which it requires ``WATCHDOG=1``, so send it twice as often; 0: it does not."""
     microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not (microseconds.isascii() and microseconds.isdigit()) or pid not in ("", str(os.getpid())):
         return 0.0

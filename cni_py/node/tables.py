@@ -1,6 +1,6 @@
 """The tables of a node that are kept entry by entry: kernel parameters, addresses, neighbours, FDB, routes.
 
-A table says how its entries are told apart (:meth:`Table.key`) and is the only place that reads, replaces or deletes them.
+A table says how its entries are distinguished (:meth:`Table.key`) and is the only place that reads, replaces or deletes them.
 An entry is replaced in one request, so that no packet finds none in between; a key that the kernel does not have is absent
 after :meth:`Table.delete` all the same.
 """
@@ -74,7 +74,7 @@ class Table(ABC, Generic[E]):
 
     @abstractmethod
     def key(self, entry: E) -> Hashable:
-        """What the kernel tells two entries apart by."""
+        """Return what distinguishes two entries for the kernel."""
 
     @abstractmethod
     def replace(self, rtnl: Rtnl, entries: Sequence[E]) -> Sequence[Refusal[Any]]:
@@ -86,7 +86,7 @@ class Table(ABC, Generic[E]):
 
     @abstractmethod
     def find(self, rtnl: Rtnl, entry: E, name_of: Callable[[int], str]) -> E | None:
-        """Read what the kernel has under the key of ``entry``. None: nothing, or the kernel does not tell. Raises:
+        """Read what the kernel has under the key of ``entry``. None: nothing, or the kernel does not return it. Raises:
         KernelRefused."""
 
 
@@ -214,7 +214,7 @@ class Routes(Table[Route]):
 
 SYSCTLS, ADDRESSES, NEIGHBOURS, FDB, ROUTES = Sysctls(), Addresses(), Neighbours(), Fdb(), Routes()
 TABLES: tuple[Table[Any], ...] = (SYSCTLS, ADDRESSES, NEIGHBOURS, FDB, ROUTES)
-"""In the order in which packets need them: what leads to an entry is made after it and deleted before it.
+"""Order in which packets need them: what leads to an entry is created after it and deleted before it.
 
 Kernel parameters come first: the kernel refuses an IPv6 address where IPv6 is off.
 """

@@ -45,10 +45,10 @@ class Writer:
     def __init__(self, health: Health, host: Rtnl, external: str, drain: Callable[[], None]) -> None:
         self.health, self._host, self._external, self._drain = health, host, external, drain
         self.refused: dict[Place, str] = {}
-        """What the kernel refuses at present, and its words."""
+        """Entries that the kernel refuses at present, and its words."""
         self.retry_at = inf
         self._before: dict[Place, str] = {}
-        """The same at the beginning of the check of all tables that is in progress."""
+        """Refusals at the beginning of the check of all tables that is in progress."""
         self._unsettable = Unsettable()
 
     def put(self, table: Table[Any], entries: Sequence[Any]) -> int:

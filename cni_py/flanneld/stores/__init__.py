@@ -1,9 +1,9 @@
-"""What a datastore of leases can do: etcd, a file, the Kubernetes API.
+"""The interface of a datastore of leases: etcd, a file, the Kubernetes API.
 
 ``watch`` yields what changed, in order: a :class:`~cni_py.flanneld.lease.Lease` that is new or different, or :class:`Gone`.
 It begins with all leases that there are, and :data:`SNAPSHOT_COMPLETE`. After an outage, or where the datastore no longer
-knows what changed since, it compares what it has told with what is there now, and tells the difference and the marker once
-more. So a consumer sees no compaction and no reconnection, and one change costs what one lease costs.
+knows what changed since, it compares what it has yielded with what exists now, and yields the difference and the marker
+again. So a consumer sees no compaction and no reconnection, and one change costs what one lease costs.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class LeaseTaken(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """There is no lease of these subnets any more. ``is_final``: its node will not put it back, as far as can be known."""
+    """Deletion of the lease of these subnets. ``is_final``: its node will not re-create it, as far as can be known."""
 
     subnets: Subnets
     is_final: bool = False
 
 
 class Marker(Enum):
-    """What a watch says besides changes."""
+    """Events other than changes."""
 
     SNAPSHOT_COMPLETE = "snapshot complete"
 
 
 SNAPSHOT_COMPLETE: Final = Marker.SNAPSHOT_COMPLETE
-"""All that has been told up to here is all that there is."""
+"""Marker: what was yielded so far is complete."""
 Event = Lease | Gone | Marker
 
 
@@ -57,7 +57,7 @@ class Store(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """For the log: ``Etcd Local Manager with Previous Subnet: None``."""
+        """Return its name in the log: ``Etcd Local Manager with Previous Subnet: None``."""
 
     @abstractmethod
     def read_network_config(self) -> str:
@@ -102,7 +102,7 @@ class Store(ABC):
 
 
 def read_snapshot(events: Iterator[list[Event]]) -> dict[Subnets, Lease] | None:
-    """Return the leases that a watch begins with; None where it ends before it has told all of them."""
+    """Return the leases that a watch begins with; None if it ends before they are complete."""
     leases: dict[Subnets, Lease] = {}
     for batch in events:
         for event in batch:

@@ -172,7 +172,7 @@ class EtcdStore(Store):
         """Make the key if no other was made since ``revision``; ``None``: one was."""
         value = attributes.as_json().encode()
         with self._granted() as grant:
-            if not self._etcd.create(self._leases.key(subnets), value, grant.lease, none_newer=(self._leases.folder, revision)):
+            if not self._etcd.create(self._leases.key(subnets), value, grant.lease, none_newer=(self._leases.prefix, revision)):
                 return None
             grant.is_used = True
         self._written = value
@@ -202,7 +202,7 @@ class EtcdStore(Store):
     def reserve(self, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> None:
         """Keep these for the node with this address, for ever. Raises: Unavailable; LeaseTaken."""
         attributes = Attributes(public_ip) if isinstance(public_ip, IPv4Address) else Attributes(public_ipv6=public_ip)
-        newest, value = self._leases.folder, attributes.as_json().encode()
+        newest, value = self._leases.prefix, attributes.as_json().encode()
         with translated():
             for _ in tries("reserve a subnet"):
                 leases, revision = self._leases.read(lambda kv: self._leases.touches(kv, subnets))
@@ -224,7 +224,7 @@ class EtcdStore(Store):
             for _ in tries("release a subnet"):
                 kv = self._etcd.get(key)
                 if kv is None or kv.lease:
-                    raise Refused(f"{subnets} is not reserved", f"see: etcdctl get --prefix {self._leases.folder}")
+                    raise Refused(f"{subnets} is not reserved", f"see: etcdctl get --prefix {self._leases.prefix}")
                 with self._granted() as grant:
                     grant.is_used = self._etcd.replace(key, kv.value, kv.mod_revision, grant.lease)
                 if grant.is_used:

@@ -1,7 +1,7 @@
-"""What is below ``PREFIX/subnets/`` in etcd: read once, or followed by watching. Nothing is written here.
+"""The leases below ``PREFIX/subnets/`` in etcd: read once, or followed by watching. Nothing is written here.
 
-How following works. etcd's events are handed on as they come. A watch that breaks is begun again after the last change that
-was seen; only where etcd's history no longer reaches back so far is all read again and compared with what was told.
+How following works. etcd's events are passed on in order. A watch that breaks is begun again after the last change that
+was seen; only where etcd's history no longer reaches back so far is all read again and compared with what was yielded.
 
 Source: flannel-io/flannel pkg/subnet/etcd/registry.go, whose log texts these are.
 """
@@ -22,9 +22,9 @@ from cni_py.node.stop import Stop
 OUTAGE_SECONDS = (0.1, 5.0)
 """The pause after the first failure, and the longest; it doubles."""
 RESTART_SECONDS = 1.0
-"""An outage that is over by then is told of once."""
+"""An outage that is shorter is logged once."""
 KEY_LENGTH = 256
-"""Of a key, in the log: a prefix and a name."""
+"""Length of a key in the log: a prefix and a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +37,38 @@ class Found:
 
     @property
     def is_reservation(self) -> bool:
-        """A value that says nothing reserves nothing for anybody."""
+        """Return whether it reserves the subnet; a value without an address does not."""
         return self.kv.lease == 0 and self.attributes is not None
 
 
 class Leases:
-    """``folder``: the part that all keys begin with, ``/coreos.com/network/subnets/``."""
+    """``prefix``: that of all keys, ``/coreos.com/network/subnets/``."""
 
-    def __init__(self, client: Etcd, folder: str) -> None:
-        self.etcd, self.folder = client, folder
+    def __init__(self, client: Etcd, prefix: str) -> None:
+        self.etcd, self.prefix = client, prefix
         self._complained: set[str] = set()
 
     def key(self, subnets: Subnets) -> str:
-        return self.folder + subnets.as_key()
+        return self.prefix + subnets.as_key()
 
     def read(self, is_wanted: Callable[[KeyValue], bool] = lambda _: True) -> tuple[list[Found], int]:
-        """Those that are wanted, in the order of keys, and the revision that they are of. Raises: EtcdError."""
+        """Return the leases that are wanted, in the order of keys, and their revision. Raises: EtcdError."""
         found, revision = list[Found](), 0
-        for kvs, revision in self.etcd.pages(self.folder):  # noqa: B007 — the same for all pages
+        for kvs, revision in self.etcd.pages(self.prefix):  # noqa: B007 — the same for all pages
             found += [each for kv in kvs if is_wanted(kv) and (each := self.parse(kv)) is not None]
         return found, revision
 
     def touches(self, kv: KeyValue, subnets: Subnets) -> bool:
-        """Whether the key names a part of these."""
+        """Return whether the key names a part of these."""
         try:
-            return Subnets.from_key(kv.key.removeprefix(self.folder)).overlap(subnets)
+            return Subnets.from_key(kv.key.removeprefix(self.prefix)).overlap(subnets)
         except NotALease:
             return False
 
     def parse(self, kv: KeyValue) -> Found | None:
         """``None`` where the key names no subnets. What is not understood is logged once for each key."""
         try:
-            subnets = Subnets.from_key(kv.key.removeprefix(self.folder))
+            subnets = Subnets.from_key(kv.key.removeprefix(self.prefix))
         except NotALease as error:
             self._complain(kv.key, error)
             return None
@@ -84,22 +84,22 @@ class Leases:
             klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}')
 
     def lease_of(self, kv: KeyValue) -> Lease | None:
-        """What a key and its value say now. ``expires`` is None: what has expired is deleted, and etcd would have to be
+        """Return what a key and its value say now. ``expires`` is None: what has expired is deleted, and etcd would have to be
         asked."""
         found = None if kv.is_deleted else self.parse(kv)
         return Lease(found.subnets, found.attributes) if found is not None and found.attributes else None
 
     def follow(self, stop: Stop) -> Iterator[list[Event]]:
-        """As :meth:`Store.watch <cni_py.flanneld.stores.Store.watch>`; ends by ``stop`` alone."""
+        """Implement :meth:`Store.watch <cni_py.flanneld.stores.Store.watch>`; it ends by ``stop`` alone."""
         mirror, outage, revision = Mirror(), Outage(), 0
-        name = self.folder.rstrip("/")
+        name = self.prefix.rstrip("/")
         while not stop.is_set():
             try:
                 if not revision:
                     entries, revision = self._read_leases()
                     yield list(mirror.replace(entries))
                 klog.verbose(2, f"registry: watching subnets starting from rev {revision + 1}")
-                with self.etcd.watch(self.folder, revision + 1) as watch, stop.calling(watch.cancel):
+                with self.etcd.watch(self.prefix, revision + 1) as watch, stop.calling(watch.cancel):
                     for batch in watch:
                         outage.ends()
                         events = []
@@ -114,35 +114,35 @@ class Leases:
                 klog.warning(f"etcd watch for {name} fell behind {horizon}, re-listing and resuming")
             except EtcdError as error:
                 if not stop.is_set():
-                    outage.tell(name, revision + 1, str(error))
+                    outage.log(name, revision + 1, str(error))
                 stop.wait(outage.pause_seconds())
 
     def _read_leases(self) -> tuple[list[tuple[str, Lease | None]], int]:
-        """All keys and what they say, and the revision that they are of. Raises: EtcdError."""
+        """Return all keys with what they say, and their revision. Raises: EtcdError."""
         entries, revision = list[tuple[str, Lease | None]](), 0
-        for kvs, revision in self.etcd.pages(self.folder):  # noqa: B007 — the same for all pages
+        for kvs, revision in self.etcd.pages(self.prefix):  # noqa: B007 — the same for all pages
             entries += [(kv.key, self.lease_of(kv)) for kv in kvs]
         return entries, revision
 
 
 class Outage:
-    """Since when etcd does not answer, and how long to wait before it is asked again."""
+    """An outage of etcd: its begin, and the pause before the next try."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._pause = OUTAGE_SECONDS[0]
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    def tell(self, name: str, revision: int, reason: str) -> None:
-        """Once; and again where it lasts and has another reason: a certificate, a password."""
+    def log(self, name: str, revision: int, reason: str) -> None:
+        """Log it once; and again if it lasts and has another reason: a certificate, a password."""
         if self._since is None:
             self._since = monotonic()
             klog.warning(f"etcd watch channel for {name} closed ({reason}), reconnecting from rev {revision}...")
-        elif reason in self._told or monotonic() - self._since < RESTART_SECONDS:
+        elif reason in self._logged or monotonic() - self._since < RESTART_SECONDS:
             return
         else:
             klog.warning(f"still no etcd watch for {name}: {reason}")
-        self._told.add(reason)
+        self._logged.add(reason)
 
     def ends(self) -> None:
         """etcd has answered."""
@@ -150,7 +150,7 @@ class Outage:
             return
         klog.info(f"etcd answers again, after {monotonic() - self._since:.1f} s")
         self._since, self._pause = None, OUTAGE_SECONDS[0]
-        self._told.clear()
+        self._logged.clear()
 
     def pause_seconds(self) -> float:
         pause = self._pause

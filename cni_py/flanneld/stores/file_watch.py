@@ -1,7 +1,7 @@
-"""What changes in a file of leases. The file is looked at five times a second, and read as a whole when it has changed.
+"""Changes in a file of leases. It is checked five times a second, and read as a whole when it has changed.
 
-A file that cannot be read or understood changes nothing: what was told last stays. A lease that ends by its time ends for good:
-its node has not renewed it for a day.
+A file that cannot be read or understood changes nothing: what was yielded last stays. A lease that ends by its time ends
+permanently: its node has not renewed it for a day.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class FileWatch:
         self._signature: tuple[int, ...] | None = None
         self._text: int | None = None
         """Hash of the text that was understood last; None: there was none."""
-        self._told = written()
+        self._yielded = written()
         self._failures = 0
         self._ends: list[tuple[float, str]] = []
-        """When leases end, and their keys: a heap."""
+        """Ends of leases, and their keys: a heap."""
 
     def events(self, stop: Stop) -> Iterator[list[Event]]:
-        """As :meth:`Store.watch <cni_py.flanneld.stores.Store.watch>`."""
+        """Implement :meth:`Store.watch <cni_py.flanneld.stores.Store.watch>`."""
         while True:
             if events := self._look():
                 yield events
@@ -54,14 +54,14 @@ class FileWatch:
         now = time()
         while self._ends and self._ends[0][0] <= now:
             events += self._mirror.put(heappop(self._ends)[1], None, is_final=True)
-        if written is not None and written is not self._told and not self._failures:
-            # told again: another process may have put back at once what we had changed, as if nothing had happened
-            self._told = written
+        if written is not None and written is not self._yielded and not self._failures:
+            # yielded again: another process may have reverted our change at once, so that nothing seems to have changed
+            self._yielded = written
             events.append(self._mirror.again(written))
         return events
 
     def _read(self) -> list[Event]:
-        """What is new in the file, if it has changed."""
+        """Return what is new in the file, if it has changed."""
         signature = self._file.signature()
         if signature is not None and signature == self._signature and not self._failures:
             return []

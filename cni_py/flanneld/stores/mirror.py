@@ -1,4 +1,4 @@
-"""What has been told of a datastore's leases, by the names of their entries. Pure.
+"""Leases of a datastore as a watch has yielded them, by the names of their entries. Pure.
 
 From what the datastore says now it makes the events of a watch: nothing where nothing changed, such as a renewal by Go's
 flanneld, which writes the same value again.
@@ -23,10 +23,10 @@ class Mirror:
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
         self._names: dict[Subnets, str] = {}
-        """Which entry counts."""
+        """Name of the entry that counts."""
 
     def put(self, name: str, lease: Lease | None, is_final: bool = False) -> list[Event]:
-        """The entry ``name`` says this now; None: nothing, or it is gone, for good where ``is_final``."""
+        """Set the lease of the entry ``name``; None: no lease, or it was deleted, permanently if ``is_final``."""
         before = self._leases.get(name)
         if before == lease:
             return []
@@ -49,7 +49,7 @@ class Mirror:
         yield SNAPSHOT_COMPLETE
 
     def again(self, lease: Lease) -> Event:
-        """What counts for these subnets, whether it was told or not."""
+        """Return the lease that counts for these subnets, whether it was yielded or not."""
         name = self._names.get(lease.subnets)
         return Gone(lease.subnets) if name is None else self._leases[name]
 

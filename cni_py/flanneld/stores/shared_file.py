@@ -63,14 +63,14 @@ class SharedFile:
         return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def is_read_only(self) -> bool:
-        """Root may write everything: it is the mode that tells, and the file system."""
+        """Return whether it may be written: for root that depends on the mode and the file system."""
         try:
             return not os.stat(self.path).st_mode & 0o222 or bool(os.statvfs(self.path).f_flag & os.ST_RDONLY)
         except OSError:
             return False
 
     def replace(self, content: bytes) -> None:
-        """To be called with the lock held. Raises: StoreError."""
+        """Replace the file, with the lock held. Raises: StoreError."""
         with _explained(self.path), step("install", "/dev/stdin", self.path, error=IOFailure):
             _replace(self.path, content)
 
@@ -104,23 +104,23 @@ def _try_lock(fd: int, path: str) -> bool:
 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """What the kernel says to a write, as a StoreError."""
+    """Translate an error of a write to a StoreError."""
     try:
         yield
     except (IOFailure, OSError) as error:
         msg = f"{path} cannot be written: {os.strerror(error.errno or 0)}"
         if error.errno == errno.EBUSY:
-            raise Refused(msg, "the file itself is mounted: mount its folder instead") from error
+            raise Refused(msg, "the file itself is mounted: mount its directory instead") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ELOOP):
             raise Refused(msg, f"see ls -ld {os.path.dirname(path)} {path}") from error
         raise Unavailable(msg, f"see df {os.path.dirname(path)}") from error
 
 
 def _replace(path: str, content: bytes) -> None:
-    """By another name, with the mode and owner of the old file; the lock makes that name ours alone. Raises: OSError."""
+    """Write it under another name, with the mode and owner of the old file; the lock protects that name. Raises: OSError."""
     temporary, old = f"{path}.tmp", os.stat(path) if files.exists(path) else None
     with suppress(FileNotFoundError):
-        os.unlink(temporary)  # of one who was killed
+        os.unlink(temporary)  # of a process that was killed
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         files.write_all(fd, content)
