@@ -6,7 +6,7 @@ that come from input are checked by ``spec/`` and ``config/`` before they get he
 How a file is written. A new file is created without a name (``O_TMPFILE``) and linked once it is complete. To replace an
 existing one, the complete new file is linked as ``.NAME.tmp`` and renamed. A writer that is killed in between leaves
 ``.NAME.tmp``: at most one per file, however often that happens, removed when the file is next written or removed. It cannot be
-mistaken for a real file: container ids do not begin with a dot, and :func:`list_folder` skips it.
+mistaken for a real file: container ids do not begin with a dot, and :func:`list_directory` skips it.
 
 Why no lock, and no temporary name per writer. Plugins write concurrently, some in PID namespaces of their own where process
 numbers repeat, so a name with a process number is not unique to a writer; and random names that no other process knows leak
@@ -63,7 +63,7 @@ def changed_at(path: str) -> int:
         return 0
 
 
-def list_folder(path: str) -> list[str]:
+def list_directory(path: str) -> list[str]:
     """List the names in a directory, sorted, without temporaries; empty if it does not exist. Raises: IOFailure."""
     try:
         return sorted([name for name in posix.listdir(path) if not (name[0] == "." and name.endswith(".tmp"))])
@@ -73,13 +73,13 @@ def list_folder(path: str) -> list[str]:
         raise IOFailure(f'could not list "{path}"', error.strerror or "", errno=error.errno or 0) from error
 
 
-def check_folder(key: str, path: str) -> None:
+def check_directory(key: str, path: str) -> None:
     """Check that a directory named in the configuration is absolute and without "..". Raises: InvalidConfig."""
     if not path.startswith("/") or "\0" in path or ".." in path.split("/") or len(path) > 1000:
         raise InvalidConfig(f'"{key}" must be an absolute path without ".."', f'it is "{path[:200]}"')
 
 
-def make_folder(path: str, mode: int) -> None:
+def make_directory(path: str, mode: int) -> None:
     """Create a directory and its parents, all with this mode. Raises: IOFailure."""
     try:
         posix.stat(path)
@@ -90,7 +90,7 @@ def make_folder(path: str, mode: int) -> None:
         raise IOFailure(f'"{path}" cannot be used as a directory', error.strerror or "", errno=error.errno or 0) from error
     parent = path.rstrip("/").rpartition("/")[0]
     if parent:
-        make_folder(parent, mode)
+        make_directory(parent, mode)
     with step("mkdir", "-p", "-m", f"{mode:o}", path, error=IOFailure):
         try:
             posix.mkdir(path, mode)
@@ -114,9 +114,9 @@ def create(path: str, content: bytes, mode: int = 0o600) -> bool:
 
     Returns False if that is impossible: on a file system without ``O_TMPFILE``, or without ``/proc``. Raises: OSError.
     """
-    folder, slash, _ = path.rpartition("/")
+    directory, slash, _ = path.rpartition("/")
     try:
-        fd = posix.open(folder or slash or ".", posix.O_WRONLY | posix.O_TMPFILE | posix.O_CLOEXEC, mode)
+        fd = posix.open(directory or slash or ".", posix.O_WRONLY | posix.O_TMPFILE | posix.O_CLOEXEC, mode)
     except OSError as error:
         if error.errno in (EISDIR, EOPNOTSUPP, EINVAL):
             return False
@@ -169,8 +169,8 @@ def _replace_by_random_name(path: str, content: bytes, mode: int) -> None:
 
 def _temporary(path: str) -> str:
     """Return the name of a file before it is renamed to ``path``."""
-    folder, slash, name = path.rpartition("/")
-    return f"{folder}{slash}.{name}.tmp"
+    directory, slash, name = path.rpartition("/")
+    return f"{directory}{slash}.{name}.tmp"
 
 
 def _unlink(path: str) -> None:

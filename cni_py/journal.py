@@ -94,9 +94,9 @@ class Journal:
 
 def _open(name: str) -> tuple[int, int]:
     """Open the journal file. Returns: file descriptor and size."""
-    for folder in (RUN_DIR, JOURNAL_DIR):
+    for directory in (RUN_DIR, JOURNAL_DIR):
         try:
-            posix.mkdir(folder, 0o700)
+            posix.mkdir(directory, 0o700)
         except FileExistsError:
             pass
     path = f"{JOURNAL_DIR}/{name}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAX_OUTPUT_BYTES = 1 << 20
-SYSTEM_FOLDERS: tuple[str, ...] = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+SYSTEM_DIRECTORIES: tuple[str, ...] = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ: Python ignores them, and a child would inherit that
 _REGULAR, _TYPE_BITS = 0o100000, 0o170000
 
@@ -92,21 +92,21 @@ def describe(status: int) -> str:
     return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def find(program: str, folders: Iterable[str]) -> str | None:
+def find(program: str, directories: Iterable[str]) -> str | None:
     """Return the path of the first executable regular file of this name, or None."""
     if not program or "/" in program:
         return None
-    for folder in folders:
-        path = f"{folder}/{program}"
+    for directory in directories:
+        path = f"{directory}/{program}"
         try:
             regular = posix.stat(path).st_mode & _TYPE_BITS == _REGULAR
         except (OSError, ValueError):
             continue
-        if folder and regular and posix.access(path, posix.X_OK):
+        if directory and regular and posix.access(path, posix.X_OK):
             return path
     return None
 
 
 def find_system(program: str) -> str | None:
     """Find a program of the system; runtimes often leave PATH empty, so the usual directories are searched first."""
-    return find(program, (*SYSTEM_FOLDERS, *posix.environ.get(b"PATH", b"").decode(errors="surrogateescape").split(":")))
+    return find(program, (*SYSTEM_DIRECTORIES, *posix.environ.get(b"PATH", b"").decode(errors="surrogateescape").split(":")))

@@ -72,7 +72,7 @@ def remember(call: Call, **more: Any) -> bytes | None:
     Returns: the record before this one, for :func:`restore`.
     """
     for directory in (RUN_DIR, _directory(call)):
-        files.make_folder(directory, 0o700)
+        files.make_directory(directory, 0o700)
     record: dict[str, Any] = {
         "containerID": call.container_id,
         "ifname": call.ifname,
@@ -189,7 +189,7 @@ def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = 
 
 def _names(directory: str, container_id: str) -> list[str]:
     """File names of the records that may be this container's (:func:`name_of` keeps at least 120 characters)."""
-    return [name for name in files.list_folder(directory) if name.startswith(container_id[:120])]
+    return [name for name in files.list_directory(directory) if name.startswith(container_id[:120])]
 
 
 def _has_lost_its_sandbox(path: str) -> bool:

@@ -140,7 +140,7 @@ examples:
   cni-py lab up --backend host-gw --ipv6 --datastore etcd"""
 
 _LAB_FAULTS = ("link", "etcd", "flanneld", "route", "arp", "fdb")
-_LAB_FOLDER = "/run/cni-py/lab"
+_LAB_DIRECTORY = "/run/cni-py/lab"
 
 _CONFIG = """\
 Show the plugins' configuration keys, or read and write flannel's network configuration.
@@ -368,7 +368,7 @@ def _new_lab(add: Callable[..., argparse.ArgumentParser], name: str, text: str) 
         "--folder",
         dest="directory",
         metavar="DIR",
-        default=_LAB_FOLDER,
+        default=_LAB_DIRECTORY,
         help="state and logs of the lab (%(default)s)",
     )
     return command

@@ -43,7 +43,7 @@ class Entry(Value):
 
 def entries() -> list[Entry]:
     """Return every journal, sorted by the last change. Raises: IOFailure."""
-    found = [*_folder(journal.JOURNAL_DIR, deleted=False), *_folder(f"{journal.JOURNAL_DIR}/deleted", deleted=True)]
+    found = [*_directory(journal.JOURNAL_DIR, deleted=False), *_directory(f"{journal.JOURNAL_DIR}/deleted", deleted=True)]
     return sorted(found, key=lambda entry: entry.changed)
 
 
@@ -89,9 +89,9 @@ def render_journal(entry: Entry) -> Iterator[str]:
         raise IOFailure(f'could not read "{entry.path}"', error.strerror or "", errno=error.errno or 0) from error
 
 
-def _folder(folder: str, *, deleted: bool) -> Iterator[Entry]:
+def _directory(directory: str, *, deleted: bool) -> Iterator[Entry]:
     try:
-        with os.scandir(folder) as files_there:
+        with os.scandir(directory) as files_there:
             for file in files_there:
                 parts = file.name.split(":")
                 if len(parts) == 3 and file.is_file(follow_symlinks=False):
@@ -100,7 +100,7 @@ def _folder(folder: str, *, deleted: bool) -> Iterator[Entry]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise IOFailure(f'could not read "{folder}"', error.strerror or "", errno=error.errno or 0) from error
+        raise IOFailure(f'could not read "{directory}"', error.strerror or "", errno=error.errno or 0) from error
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 
 from cni_py import __version__, files
 from cni_py.plugin_table import PLUGINS
-from cni_py.runtime.chain import OTHER_FOLDERS
+from cni_py.runtime.chain import OTHER_DIRECTORIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,14 +103,14 @@ def _vlan_filtering() -> str:
 def _plugin(name: str, cni_path: Sequence[str]) -> str:
     found = list(_find(name, cni_path))
     if not found:
-        elsewhere = list(_find(name, OTHER_FOLDERS))
+        elsewhere = list(_find(name, OTHER_DIRECTORIES))
         return f"not in CNI_PATH{f'; found {elsewhere[0]}' if elsewhere else ''}"
     return found[0] + (f"; shadows {', '.join(found[1:])}" if found[1:] else "")
 
 
-def _find(name: str, folders: Sequence[str]) -> Iterator[str]:
-    for folder in dict.fromkeys(folders):
-        path = f"{folder}/{name}"
+def _find(name: str, directories: Sequence[str]) -> Iterator[str]:
+    for directory in dict.fromkeys(directories):
+        path = f"{directory}/{name}"
         if os.path.isfile(path):
             yield f"{path} ({'ours' if is_ours(path) else 'third-party'})"
 

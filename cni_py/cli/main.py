@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cni_py.runtime.network_config import Attachment, Network
 
 EXIT_INTERRUPTED = 130
-NETNS_FOLDERS = ("/run/netns", "/var/run/netns")
+NETNS_DIRECTORIES = ("/run/netns", "/var/run/netns")
 DEFAULT_NETCONF_PATH = "/etc/cni/net.d"
 DEFAULT_CNI_PATH = "/opt/cni/bin"
 
@@ -144,8 +144,8 @@ def sweep(options: argparse.Namespace) -> int:
     from cni_py.sweep import sweep as sweeping
     from cni_py.sweep.file_leftovers import Places, places_configured
 
-    folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
-    places = Places() | places_configured(folder, lambda line: say(f"warning: {line}"))
+    directory = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
+    places = Places() | places_configured(directory, lambda line: say(f"warning: {line}"))
     report = sweeping.run(options.grace, options.dry_run, options.network, places=places)
     if options.json:
         show(json.dumps(report.as_json(), indent=4))
@@ -245,8 +245,8 @@ def _prepare(options: argparse.Namespace, *, sandbox_needed: bool = False) -> tu
 def _network(options: argparse.Namespace) -> Network:
     from cni_py.runtime.network_config import load_network
 
-    folder = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
-    return load_network(folder, options.network, lambda line: say(f"warning: {line}"))
+    directory = _setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
+    return load_network(directory, options.network, lambda line: say(f"warning: {line}"))
 
 
 def _attachment(options: argparse.Namespace) -> Attachment:
@@ -294,7 +294,7 @@ def _find_netns(options: argparse.Namespace, ifname: str) -> str:
         return _absolute(options.netns)
     if options.netns in ("", ".", ".."):
         raise InvalidNetNS(f'"{options.netns}" is not a name of a network namespace', hint='"ip netns list" lists the names')
-    paths = [f"{folder}/{options.netns}" for folder in NETNS_FOLDERS]
+    paths = [f"{directory}/{options.netns}" for directory in NETNS_DIRECTORIES]
     cached = [
         p for p in paths if os.path.exists(f"{options.cache_dir}/results/{options.network}-{container_id_of(p)}-{ifname}")
     ]
@@ -336,9 +336,9 @@ def _cni_path(options: argparse.Namespace) -> list[str]:
     """Return the plugin directories, absolute: those given, or those of our own installation and /opt/cni/bin."""
     given = _setting(options.cni_path, "CNI_PATH", "")
     if given:
-        return [_absolute(folder) for folder in given.split(":") if folder]
+        return [_absolute(directory) for directory in given.split(":") if directory]
     beside = os.path.dirname(os.path.realpath(sys.argv[0]))
-    own = [folder for folder in (beside, _absolute(f"{beside}/../cni/bin")) if os.path.exists(f"{folder}/cni-plugin")]
+    own = [directory for directory in (beside, _absolute(f"{beside}/../cni/bin")) if os.path.exists(f"{directory}/cni-plugin")]
     return list(dict.fromkeys([*own, DEFAULT_CNI_PATH]))
 
 

@@ -160,7 +160,7 @@ class Saver:
         lines += [json.dumps(_as_json(lease)) for lease in list(self._leases.values())]  # a copy: another thread changes it
         content = "".join(f"{line}\n" for line in lines).encode()
         self._written = None
-        files.make_folder(self.path.rpartition("/")[0], 0o755)
+        files.make_directory(self.path.rpartition("/")[0], 0o755)
         files.write(self.path, content, 0o600)
         self._written, self._lines = (os.stat(self.path).st_ino, len(content)), 0
 

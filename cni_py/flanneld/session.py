@@ -209,7 +209,7 @@ def write_subnet_file(path: str, config: NetworkConfig, own: Subnets, mtu: int, 
     """Write it. A file that cannot be written, and is right as it is, is a warning. Raises: CniError, OSError."""
     content = subnet_env.render(SubnetEnv(tuple(config.networks), tuple(own.each()), mtu, ip_masq)).encode()
     try:
-        files.make_folder(os.path.dirname(path) or ".", 0o755)
+        files.make_directory(os.path.dirname(path) or ".", 0o755)
         files.write(path, content, 0o644)
     except (CniError, OSError) as fault:
         if not _holds(path, content):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
     Owner = tuple[str, str]
 
-FOLDER_MODE = 0o755
+DIRECTORY_MODE = 0o755
 MAX_BYTES = 4096
 """Maximum bytes to read of a reservation: an id and a name fit many times over."""
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -67,7 +67,7 @@ class Store:
     """
 
     def __init__(self, data_dir: str, network: str, create: bool = False) -> None:
-        self.folder = f"{data_dir}/{network}"
+        self.directory = f"{data_dir}/{network}"
         self._create = create
         self._lock: files.Lock | None = None
         self._texts: dict[str, bytes | None] = {}
@@ -77,10 +77,10 @@ class Store:
         """Lock the store and read it. Raises: IOFailure."""
         if self._create:
             try:
-                files.make_folder(self.folder, FOLDER_MODE)
+                files.make_directory(self.directory, DIRECTORY_MODE)
             except OSError as error:
-                raise IOFailure(f'could not create "{self.folder}"', error.strerror or "", errno=error.errno or 0) from error
-        lock = files.Lock(f"{self.folder}/lock")
+                raise IOFailure(f'could not create "{self.directory}"', error.strerror or "", errno=error.errno or 0) from error
+        lock = files.Lock(f"{self.directory}/lock")
         try:
             lock.__enter__()
         except IOFailure as error:
@@ -99,8 +99,8 @@ class Store:
 
     def _recall(self) -> None:
         """Load what an earlier call of this process read, if no file was created or deleted since."""
-        kept = _kept.pop(self.folder, None) if _kept is not None else None
-        self._is_recalled = kept is not None and kept[0] == _stamp_of(self.folder)
+        kept = _kept.pop(self.directory, None) if _kept is not None else None
+        self._is_recalled = kept is not None and kept[0] == _stamp_of(self.directory)
         if kept and self._is_recalled:
             self._texts, self._is_complete = kept[1], True
 
@@ -110,14 +110,14 @@ class Store:
             return
         now = time_ns()
         try:
-            posix.utime(self.folder, ns=(now, now))
+            posix.utime(self.directory, ns=(now, now))
         except OSError:  # it became read-only: the next call reads it
             return
-        stamp = _stamp_of(self.folder)
+        stamp = _stamp_of(self.directory)
         if stamp and stamp[2] == now:  # a file system may store whole seconds only
             if len(_kept) >= _MAX_KEPT:
                 _kept.clear()
-            _kept[self.folder] = stamp, self._texts
+            _kept[self.directory] = stamp, self._texts
 
     def held_by(self, container_id: str, ifname: str) -> list[Address]:
         """Return the addresses of an attachment; if it has none, those of files with its container's id alone."""
@@ -156,7 +156,7 @@ class Store:
         if not self.is_free(address):
             return False
         name, text = str(address), _text_of(container_id, ifname)
-        path = f"{self.folder}/{name}"
+        path = f"{self.directory}/{name}"
         if name in self._texts:
             files.remove(path)
         try:
@@ -176,15 +176,15 @@ class Store:
         failures: dict[str, IOFailure] = {}
         for name in map(str, addresses):
             try:
-                files.remove(f"{self.folder}/{name}")
+                files.remove(f"{self.directory}/{name}")
             except IOFailure as error:
                 failures[name] = error
             else:
                 self._texts.pop(name, None)
         if failures:
             first = next(iter(failures.values()))
-            msg = f'could not release {", ".join(failures)} in "{self.folder}"'
-            raise IOFailure(msg, f"{first.msg}: {first.details}", f"see ls -l {self.folder}", first.errno)
+            msg = f'could not release {", ".join(failures)} in "{self.directory}"'
+            raise IOFailure(msg, f"{first.msg}: {first.details}", f"see ls -l {self.directory}", first.errno)
 
     def last_reserved(self, range_set: int) -> Address | None:
         """Return the last allocated address of a range set, if it is known."""
@@ -210,14 +210,14 @@ class Store:
             note(f"a recently used address may be allocated next: {error}")
 
     def _last_reserved_path(self, range_set: int) -> str:
-        return f"{self.folder}/last_reserved_ip.{range_set}"
+        return f"{self.directory}/last_reserved_ip.{range_set}"
 
     def _scan(self) -> dict[str, bytes | None]:
         """Read every file that may be a reservation; ``None``: it cannot be read."""
         if not self._is_complete:
-            for name in reserved_names(self.folder):
+            for name in reserved_names(self.directory):
                 try:
-                    self._texts[name] = _read(f"{self.folder}/{name}")
+                    self._texts[name] = _read(f"{self.directory}/{name}")
                 except FileNotFoundError:
                     continue
             self._is_complete = True
@@ -227,7 +227,7 @@ class Store:
         """Return whether the address has a file. A single lookup costs one file, not the directory."""
         if self._is_recalled if name in self._texts else not self._is_complete:
             try:
-                self._texts[name] = _read(f"{self.folder}/{name}")
+                self._texts[name] = _read(f"{self.directory}/{name}")
             except FileNotFoundError:
                 self._texts.pop(name, None)
         return name in self._texts
@@ -238,9 +238,9 @@ class Store:
 
     def _is_damaged(self, name: str) -> bool:
         text = self._texts[name]
-        if text is None or parse_owner(text) is not None or not _is_regular(f"{self.folder}/{name}"):
+        if text is None or parse_owner(text) is not None or not _is_regular(f"{self.directory}/{name}"):
             return False
-        note(f"free: {self.folder}/{name} is {'damaged: ' + repr(text[:40]) if text else 'empty'}")
+        note(f"free: {self.directory}/{name} is {'damaged: ' + repr(text[:40]) if text else 'empty'}")
         return True
 
 
@@ -250,25 +250,25 @@ def keep_between_calls() -> None:
     _kept = {}
 
 
-def _stamp_of(folder: str) -> Stamp | None:
+def _stamp_of(directory: str) -> Stamp | None:
     try:
-        status = posix.stat(folder)
+        status = posix.stat(directory)
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
-def reserved_names(folder: str) -> list[str]:
+def reserved_names(directory: str) -> list[str]:
     """List the files that may be reservations, without the lock; empty if the directory does not exist.
 
     Raises: IOFailure.
     """
     try:
-        names = posix.listdir(folder)
+        names = posix.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise IOFailure(f'could not list "{folder}"', error.strerror or "", errno=error.errno or 0) from error
+        raise IOFailure(f'could not list "{directory}"', error.strerror or "", errno=error.errno or 0) from error
     return [name for name in names if name[0] in _ADDRESS_BEGINS]
 
 

@@ -132,11 +132,11 @@ def flanneld_command(program: str, node: Node, settings: Settings) -> list[str]:
     return [*command, *settings.flanneld_options]
 
 
-def etcd_command(folder: str) -> list[str]:
+def etcd_command(directory: str) -> list[str]:
     """The command line of a single member, over plain HTTP; a short election timeout makes it ready at once."""
     return [
         "etcd",
-        *("--name", "lab", "--data-dir", folder, "--heartbeat-interval", "20", "--election-timeout", "200"),
+        *("--name", "lab", "--data-dir", directory, "--heartbeat-interval", "20", "--election-timeout", "200"),
         *("--listen-client-urls", "http://[::]:2379", "--advertise-client-urls", f"http://{ETCD_ADDRESS}:2379"),
         *("--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380"),
         *("--initial-cluster", "lab=http://127.0.0.1:2380"),

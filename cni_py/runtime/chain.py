@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 BUSY_ATTEMPTS = 6
 """A plugin that is being written (ETXTBSY) is retried once a second, as often as libcni does."""
-OTHER_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+OTHER_DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 """Directories where distributions install plugins: checked for a hint only."""
 
 
@@ -47,20 +47,22 @@ class PluginFailed(DelegateFailed):
         self.hint = cause.hint
 
 
-def find_plugin(kind: str, folders: Sequence[str]) -> str:
+def find_plugin(kind: str, directories: Sequence[str]) -> str:
     """Find a plugin's executable. Raises: InvalidConfig, InvalidEnvironment."""
     if "/" in kind:
         raise InvalidConfig(f"invalid plugin name: {kind}", '"type" is the name of a file in CNI_PATH, not a path')
-    if not folders:
+    if not directories:
         raise InvalidEnvironment(
             "the plugin search path is empty", hint="set CNI_PATH or --cni-path to a colon-separated list of directories"
         )
-    for folder in folders:
-        if os.path.isfile(f"{folder}/{kind}"):
-            return f"{folder}/{kind}"
-    elsewhere = [folder for folder in OTHER_FOLDERS if folder not in folders and os.path.isfile(f"{folder}/{kind}")]
-    hint = f"found in {elsewhere[0]}: set CNI_PATH={':'.join([*folders, elsewhere[0]])}" if elsewhere else ""
-    raise InvalidEnvironment(f'failed to find plugin "{kind}" in path {":".join(folders)}', hint=hint)
+    for directory in directories:
+        if os.path.isfile(f"{directory}/{kind}"):
+            return f"{directory}/{kind}"
+    elsewhere = [
+        directory for directory in OTHER_DIRECTORIES if directory not in directories and os.path.isfile(f"{directory}/{kind}")
+    ]
+    hint = f"found in {elsewhere[0]}: set CNI_PATH={':'.join([*directories, elsewhere[0]])}" if elsewhere else ""
+    raise InvalidEnvironment(f'failed to find plugin "{kind}" in path {":".join(directories)}', hint=hint)
 
 
 class Runtime:

@@ -57,25 +57,25 @@ class NoSuchNetwork(CniError):
     """Lookup of a network that has no configuration in the directory."""
 
 
-def conf_files(folder: str, *endings: str) -> list[str]:
+def conf_files(directory: str, *endings: str) -> list[str]:
     """Return the paths of the files with one of these endings, in lexical order; empty if the directory does not exist."""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(directory) as entries:
             names = [e.name for e in entries if os.path.splitext(e.name)[1] in endings and not e.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise IOFailure(f'could not read "{folder}"', error.strerror or "", errno=error.errno or 0) from error
-    return [f"{folder}/{name}" for name in sorted(names)]
+        raise IOFailure(f'could not read "{directory}"', error.strerror or "", errno=error.errno or 0) from error
+    return [f"{directory}/{name}" for name in sorted(names)]
 
 
-def read_all(folder: str, warn: Callable[[str], None]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+def read_all(directory: str, warn: Callable[[str], None]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """Yield path, text and JSON object of every configuration: ``*.conflist`` first, then ``*.conf`` and ``*.json``.
 
     A file that is not a JSON object is skipped with a warning. (libcni fails there: one broken file
     makes every later network unusable.)
     """
-    for path in [*conf_files(folder, ".conflist"), *conf_files(folder, ".conf", ".json")]:
+    for path in [*conf_files(directory, ".conflist"), *conf_files(directory, ".conf", ".json")]:
         try:
             content = files.read(path, config.MAX_BYTES)
             raw = config.decode(content, path)
@@ -89,19 +89,19 @@ def read_all(folder: str, warn: Callable[[str], None]) -> Iterator[tuple[str, by
             yield path, content, raw
 
 
-def load_network(folder: str, name: str, warn: Callable[[str], None]) -> Network:
+def load_network(directory: str, name: str, warn: Callable[[str], None]) -> Network:
     """Load the first configuration with this name. Raises: NoSuchNetwork; InvalidConfig or IOFailure if it is broken."""
     seen: dict[str, str] = {}
-    for path, content, raw in read_all(folder, warn):
+    for path, content, raw in read_all(directory, warn):
         if raw.get("name") == name:
             return parse_list(path, content, raw) if path.endswith(".conflist") else wrap_single(path, raw)
         if isinstance(raw.get("name"), str) and raw["name"]:
             seen.setdefault(raw["name"], os.path.basename(path))
     if seen:
         there = ", ".join(f"{other} ({file})" for other, file in seen.items())
-        raise NoSuchNetwork(f'no net configuration with name "{name}" in {folder}', hint=f"existing networks: {there}")
+        raise NoSuchNetwork(f'no net configuration with name "{name}" in {directory}', hint=f"existing networks: {there}")
     raise NoSuchNetwork(
-        f"no net configurations found in {folder}", hint="set another directory with NETCONFPATH or --netconf-path"
+        f"no net configurations found in {directory}", hint="set another directory with NETCONFPATH or --netconf-path"
     )
 
 
@@ -117,8 +117,8 @@ def parse_list(path: str, content: bytes, raw: Mapping[str, Any]) -> Network:
         raise InvalidConfig(f'{path}: "loadOnlyInlinedPlugins" is true, and "plugins" is missing')
     plugins = [*inlined, *([] if inlined_only else _sibling_plugins(path, raw["name"]))]
     if not plugins:
-        folder = f"{os.path.dirname(path)}/{raw['name']}"
-        raise InvalidConfig(f"{path}: no plugin configs found", hint=f'add "plugins", or put *.conf files into {folder}')
+        directory = f"{os.path.dirname(path)}/{raw['name']}"
+        raise InvalidConfig(f"{path}: no plugin configs found", hint=f'add "plugins", or put *.conf files into {directory}')
     return Network(
         name=raw["name"],
         cni_version=select_version(path, raw),

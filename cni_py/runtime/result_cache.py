@@ -60,7 +60,7 @@ def write_cache(cache_dir: str, network: Network, attachment: Attachment, result
     path = cache_path(cache_dir, network.name, attachment)
     content = encode(record | {key: value for key, value in optional.items() if value})
     try:
-        files.make_folder(os.path.dirname(path), 0o700)
+        files.make_directory(os.path.dirname(path), 0o700)
         files.write(path, content)
     except (OSError, IOFailure) as error:
         raise IOFailure(f'failed to set network "{network.name}" cached result', str(error)) from error
@@ -88,11 +88,11 @@ def cached_attachments(cache_dir: str, network: str = "") -> list[Cached]:
 
     Raises: IOFailure.
     """
-    folder = f"{cache_dir}/results"
+    directory = f"{cache_dir}/results"
     found = []
-    for name in files.list_folder(folder):
+    for name in files.list_directory(directory):
         try:
-            cached = read_cache(f"{folder}/{name}")
+            cached = read_cache(f"{directory}/{name}")
         except (OSError, CniError):
             continue
         if network in ("", cached.network):

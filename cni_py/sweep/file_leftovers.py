@@ -69,7 +69,7 @@ def network_directories(data_dir: str, network: str, networks: Collection[str] |
 
 def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
     """Yield flannel's saved configurations, each with the ``dataDir`` of its reservations. Raises: IOFailure."""
-    for name in files.list_folder(directory):
+    for name in files.list_directory(directory):
         container_id, _, ifname = name.partition(":")
         path = f"{directory}/{name}"
         stamp = stamp_of(path)
@@ -89,7 +89,7 @@ def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
 def records() -> Iterator[Leftover]:
     """Yield the records of ADD; of a damaged one, what its file name contains. Raises: IOFailure."""
     for directory in attachments.directories():
-        for name in files.list_folder(directory):
+        for name in files.list_directory(directory):
             path = f"{directory}/{name}"
             stamp, parts = stamp_of(path), name.split(":")
             if stamp is None or len(parts) != 3:
@@ -118,7 +118,7 @@ def cached(containers: Collection[str] | None = None) -> Iterator[Leftover]:
     Args:
         containers: read only files whose names hold one of these ids; None: all.
     """
-    for name in files.list_folder(CACHE_DIR):
+    for name in files.list_directory(CACHE_DIR):
         path = f"{CACHE_DIR}/{name}"
         stamp = stamp_of(path)
         if stamp is None or (containers is not None and not any(f"-{one}-" in name for one in containers)):

@@ -28,11 +28,11 @@ ip -n outside route add default via {HOST4}; ip -n outside -6 route add default 
 """
 
 
-def prepare(host: Host, *folders: str) -> None:
+def prepare(host: Host, *directories: str) -> None:
     """A neighbour outside, and these directories empty, for the runtime's own files."""
     host.run(NEIGHBOUR)
-    for folder in ("/dev/shm", "/sys/fs/cgroup", *folders):
-        host.run(f"mkdir -p {folder}; mount -t tmpfs tmpfs {folder}")
+    for directory in ("/dev/shm", "/sys/fs/cgroup", *directories):
+        host.run(f"mkdir -p {directory}; mount -t tmpfs tmpfs {directory}")
 
 
 # --- questions --------------------------------------------------------------------------------------------------------

@@ -90,12 +90,12 @@ def _libraries(file: str) -> set[str]:
     return {word for word in words if word.startswith("/")}
 
 
-def _tar(files: dict[str, bytes], links: dict[str, str] | None = None, folders: list[str] | None = None) -> bytes:
+def _tar(files: dict[str, bytes], links: dict[str, str] | None = None, directories: list[str] | None = None) -> bytes:
     """Create an archive in which every file may be read and executed by all users."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w", format=tarfile.PAX_FORMAT) as archive:
         above = {str(parent) for name in (*files, *(links or {})) for parent in Path(name).parents} - {"."}
-        for name in sorted({*above, *(folders or [])}):
+        for name in sorted({*above, *(directories or [])}):
             member = tarfile.TarInfo(name)
             member.type, member.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(member)

@@ -101,11 +101,11 @@ def address_of(result: dict[str, Any]) -> str:
 
 def reservations(host: Host, network: str = "cbr0") -> dict[str, str]:
     """Address to what its file says."""
-    folder = f"/var/lib/cni/networks/{network}/"
+    directory = f"/var/lib/cni/networks/{network}/"
     return {
-        name.removeprefix(folder): text
+        name.removeprefix(directory): text
         for name, text in host.files("/var/lib/cni").items()
-        if name.startswith(folder) and "last_reserved_ip" not in name
+        if name.startswith(directory) and "last_reserved_ip" not in name
     }
 
 

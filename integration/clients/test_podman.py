@@ -64,9 +64,9 @@ class Podman:
         self.configure(self.ours, go)
         self.take_storage("overlay", archive)
 
-    def configure(self, *plugin_folders: str) -> None:
+    def configure(self, *plugin_directories: str) -> None:
         """Set the directories where podman looks for plugins, in order."""
-        plugins = ", ".join(f'"{folder}"' for folder in plugin_folders)
+        plugins = ", ".join(f'"{directory}"' for directory in plugin_directories)
         self.host.write("/etc/containers/containers.conf", CONTAINERS_CONF.format(plugins=plugins))
 
     def take_storage(self, driver: str, archive: Path) -> None:

@@ -17,12 +17,12 @@ from support import pki
 NOTHING = ("", b"")
 
 
-def certificate(folder: Path, begins: datetime, ends: datetime) -> bytes:
+def certificate(directory: Path, begins: datetime, ends: datetime) -> bytes:
     """Signed by its own key, as short as openssl makes it."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key"]
-    pki.openssl(folder, "req", *key, "-subj", "/CN=x", "-out", "csr")
-    pki.sign(folder, begins, ends, "crt", "-selfsign", "-in", "csr", "-keyfile", "key")
-    return (folder / "crt").read_bytes()
+    pki.openssl(directory, "req", *key, "-subj", "/CN=x", "-out", "csr")
+    pki.sign(directory, begins, ends, "crt", "-selfsign", "-in", "csr", "-keyfile", "key")
+    return (directory / "crt").read_bytes()
 
 
 def around_now(before: int, after: int) -> tuple[datetime, datetime]:

@@ -57,7 +57,7 @@ def test_kubeconfig_with_client_certificate(tmp_path: Path, certificates: Certif
             }
         else:
             for name in ("client.crt", "client.key"):
-                (tmp_path / name).write_bytes((certificates.folder / name).read_bytes())
+                (tmp_path / name).write_bytes((certificates.directory / name).read_bytes())
             user = {"client-certificate": "client.crt", "client-key": "client.key"}
         of_server = {"server": server.url, "certificate-authority": certificates.path("ca.crt")}
         store = cluster.connect(f"-kubeconfig-file={kubeconfig(tmp_path, of_server, user)}")
@@ -98,7 +98,7 @@ def test_pod_uses_its_service_account_and_a_new_token_of_it(
     tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "token").write_text("first\n")
-    (tmp_path / "ca.crt").write_bytes((certificates.folder / "ca.crt").read_bytes())
+    (tmp_path / "ca.crt").write_bytes((certificates.directory / "ca.crt").read_bytes())
     with ApiServer("first", certificates.server()) as server:
         environ = {"KUBERNETES_SERVICE_HOST": server.host, "KUBERNETES_SERVICE_PORT": str(server.port)}
         api = kube_api.KubeApi(lambda: in_cluster(environ, str(tmp_path)))
@@ -118,14 +118,14 @@ def test_pod_uses_its_service_account_and_a_new_token_of_it(
     assert SERVICE_ACCOUNT == "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
-def in_cluster_of(host: str, folder: Path, certificates: Certificates) -> Any:
-    (folder / "token").write_text("x")
-    return in_cluster({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}, str(folder))
+def in_cluster_of(host: str, directory: Path, certificates: Certificates) -> Any:
+    (directory / "token").write_text("x")
+    return in_cluster({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}, str(directory))
 
 
 def test_renewed_authority_is_believed_without_a_restart(tmp_path: Path, certificates: Certificates) -> None:
     ca = tmp_path / "ca.crt"
-    ca.write_bytes((certificates.folder / "other.crt").read_bytes())
+    ca.write_bytes((certificates.directory / "other.crt").read_bytes())
     with ApiServer(tls=certificates.server()) as server:
         cluster = Cluster(server, tmp_path)
         store = cluster.connect(
@@ -133,7 +133,7 @@ def test_renewed_authority_is_believed_without_a_restart(tmp_path: Path, certifi
         )
         with pytest.raises(Refused):
             store.ready()
-        ca.write_bytes((certificates.folder / "ca.crt").read_bytes())
+        ca.write_bytes((certificates.directory / "ca.crt").read_bytes())
         store.ready()
         store.close()
 
@@ -195,24 +195,24 @@ V1 = "client.authentication.k8s.io/v1"
 
 
 class Plugin:
-    """A program in the kubeconfig's folder that prints the file `answer`, and counts how often it was run."""
+    """A program in the kubeconfig's directory that prints the file `answer`, and counts how often it was run."""
 
-    def __init__(self, folder: Path, script: str = "cat answer") -> None:
-        self.folder = folder
-        program = folder / "bin" / "login"
+    def __init__(self, directory: Path, script: str = "cat answer") -> None:
+        self.directory = directory
+        program = directory / "bin" / "login"
         program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\ncd {folder}\necho >>runs\nenv >env\necho "$@" >words\n{script}\n')
+        program.write_text(f'#!/bin/sh\ncd {directory}\necho >>runs\nenv >env\necho "$@" >words\n{script}\n')
         program.chmod(0o755)
 
     def gives(self, version: str = V1, kind: str = "ExecCredential", **status: str) -> None:
-        (self.folder / "answer").write_text(json.dumps({"kind": kind, "apiVersion": version, "status": status}))
+        (self.directory / "answer").write_text(json.dumps({"kind": kind, "apiVersion": version, "status": status}))
 
     @property
     def runs(self) -> int:
-        return len((self.folder / "runs").read_text())
+        return len((self.directory / "runs").read_text())
 
     def env(self) -> dict[str, str]:
-        return dict(line.partition("=")[::2] for line in (self.folder / "env").read_text().splitlines())
+        return dict(line.partition("=")[::2] for line in (self.directory / "env").read_text().splitlines())
 
 
 def user_of(command: str, **more: Any) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def test_program_is_run_again_when_what_it_gave_expires(tmp_path: Path, monkeypa
 
 def test_program_makes_a_certificate_and_knows_the_cluster(tmp_path: Path, certificates: Certificates) -> None:
     plugin = Plugin(tmp_path)
-    pem = {key: (certificates.folder / f"client.{end}").read_text() for key, end in (("Certificate", "crt"), ("Key", "key"))}
+    pem = {key: (certificates.directory / f"client.{end}").read_text() for key, end in (("Certificate", "crt"), ("Key", "key"))}
     plugin.gives(**{f"client{key}Data": text for key, text in pem.items()})
     with ApiServer(tls=certificates.server(wants_client=True)) as server:
         cluster = Cluster(server, tmp_path)
@@ -344,10 +344,10 @@ def test_program_that_is_not_there_is_said_with_how_to_get_it(tmp_path: Path) ->
     assert_refused(tmp_path, user_of("nowhere-login", installHint="apt install it"), words)
 
 
-def assert_refused(folder: Path, user: dict[str, Any], words: str) -> None:
+def assert_refused(directory: Path, user: dict[str, Any], words: str) -> None:
     """Check that every call fails, and that none reaches the server."""
     with ApiServer() as server:
-        store = Cluster(server, folder).connect(f"-kubeconfig-file={kubeconfig(folder, {'server': server.url}, user)}")
+        store = Cluster(server, directory).connect(f"-kubeconfig-file={kubeconfig(directory, {'server': server.url}, user)}")
         with pytest.raises(Refused, match="of the kubeconfig gave no credentials") as caught:
             store.ready()
         assert words in str(caught.value)

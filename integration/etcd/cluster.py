@@ -1,6 +1,6 @@
 """Bare nodes on one switch, as a deployment finds them: the test starts etcd and flanneld itself, and stops them.
 
-Machines are those of ``cni_py.lab``, without its order of things. The cluster's folder is ``/run/lab`` on every one of them.
+Machines are those of ``cni_py.lab``, without its order of things. The cluster's directory is ``/run/lab`` on every one of them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _ATTACH = 'ip netns add "$1"; ip -n "$1" link set lo up; exec "$2" add cbr0 "/ru
 class Cluster:
     """``names``: the nodes, from 192.168.123.11 on; ``etcd`` is a machine at .2 with no flanneld. A context manager."""
 
-    def __init__(self, bin_dir: Path, folder: Path, names: Sequence[str], ifname: str = "eth0") -> None:
+    def __init__(self, bin_dir: Path, directory: Path, names: Sequence[str], ifname: str = "eth0") -> None:
         for program, package in (PACKAGES | ETCD_PACKAGES | {"openssl": "openssl", "ping": "iputils-ping"}).items():
             if shutil.which(program, path=SYSTEM_PATH) is None:
                 pytest.skip(f"no {program} (package {package})")
         self.programs = Programs.of(str(bin_dir.parent.parent))
-        self.folder, self.names, self.ifname = folder, list(names), ifname
+        self.directory, self.names, self.ifname = directory, list(names), ifname
         self.addresses = {name: f"192.168.123.{11 + number}" for number, name in enumerate(names)} | {"etcd": GATEWAY}
         self.machines: dict[str, Machine] = {}
         self.pods: dict[str, tuple[str, str]] = {}
@@ -52,12 +52,12 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         for name in ("stage", "log", "shared"):
-            (self.folder / name).mkdir()
+            (self.directory / name).mkdir()
         self._mount_points = machine.make_mount_points()
         self._keeper = Keeper()
         switch = self._keeper.machine
         names = [*self.names, "etcd"]
-        self.machines = dict(zip(names, machine.start(switch, str(self.folder), names, names), strict=True))
+        self.machines = dict(zip(names, machine.start(switch, str(self.directory), names, names), strict=True))
         ports = [line for name in names for line in plan.port_commands(name, 1, self.machines[name].pid, self.ifname)]
         switch.configure(["link add segment1 type bridge mcast_snooping 0", "link set segment1 up", *ports])
         for name in names:
@@ -67,7 +67,7 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None:
-            for name in sorted((self.folder / "log").iterdir()):
+            for name in sorted((self.directory / "log").iterdir()):
                 print(f"--- {name.name}\n{name.read_text(errors='replace')[-3000:]}")
         self._keeper.machine.kill()
         self._keeper.close()
@@ -133,13 +133,13 @@ class Flanneld:
     def __init__(self, cluster: Cluster, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self.cluster, self.name, self.argv, self.env = cluster, name, argv, env
         self.machine = cluster.machines[name]
-        self._log = cluster.folder / "log" / f"{name}.log"
+        self._log = cluster.directory / "log" / f"{name}.log"
         self.start()
 
     def start(self) -> None:
         """Its log begins anew for ``log``."""
         self._log_begins = self._log.stat().st_size if self._log.exists() else 0
-        self.notice = Notice(str(self.cluster.folder), self.machine)
+        self.notice = Notice(str(self.cluster.directory), self.machine)
         env = self.cluster.programs.environment() | self.notice.environment | dict(self.env)
         self.service: Service = services.start(self.machine, self.argv, str(self._log), env)
 
@@ -169,7 +169,7 @@ class Flanneld:
 
 
 class Etcd:
-    """One member. ``pki``: the folder with ca, server and client (.crt and .key) as the machine sees it; empty: no TLS."""
+    """One member. ``pki``: the directory with ca, server and client (.crt and .key) as the machine sees it; empty: no TLS."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class Etcd:
         self.start()
 
     def start(self) -> None:
-        log = str(self.cluster.folder / "log" / f"etcd-{self._name}.log")
+        log = str(self.cluster.directory / "log" / f"etcd-{self._name}.log")
         self._service = services.start(self.machine, self._command, log, ENVIRONMENT)
 
     def kill(self) -> None:

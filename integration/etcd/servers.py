@@ -23,7 +23,7 @@ if os.uname().machine == "aarch64":
 
 
 class Server:
-    """One member. ``others``: how many the cluster has; ``tls``: the folder with its certificates."""
+    """One member. ``others``: how many the cluster has; ``tls``: the directory with its certificates."""
 
     def __init__(self, number: int = 0, members: int = 1, tls: str = "", options: Sequence[str] = ()) -> None:
         self.port = 2379 + 10 * number
@@ -92,8 +92,8 @@ def start(members: int = 1, tls: str = "", options: Sequence[str] = ()) -> list[
     return servers
 
 
-def make_certificates(folder: Path, days: int = 2, address: str = "127.0.0.1") -> str:
-    """``ca``, ``server``, ``client``, each .pem and .key, and ``other``: a CA that nobody trusts. Returns the folder.
+def make_certificates(directory: Path, days: int = 2, address: str = "127.0.0.1") -> str:
+    """``ca``, ``server``, ``client``, each .pem and .key, and ``other``: a CA that nobody trusts. Returns the directory.
 
     Args:
         days: how long server and client are valid; 0: they no longer are.
@@ -101,24 +101,24 @@ def make_certificates(folder: Path, days: int = 2, address: str = "127.0.0.1") -
     """
     for ca in ("ca", "other"):
         pki.openssl(
-            folder, "req", "-x509", *KEY, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", "-subj", f"/CN={ca}", "-days", "2"
+            directory, "req", "-x509", *KEY, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", "-subj", f"/CN={ca}", "-days", "2"
         )
-    (folder / "extensions").write_text(f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n")
+    (directory / "extensions").write_text(f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n")
     for name in ("server", "client"):
-        pki.openssl(folder, "req", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        sign(folder, name, days)
-    return str(folder)
+        pki.openssl(directory, "req", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        sign(directory, name, days)
+    return str(directory)
 
 
-def sign(folder: Path, name: str, days: int) -> None:
+def sign(directory: Path, name: str, days: int) -> None:
     """By the CA that is there."""
     pki.openssl(
-        folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+        directory, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
         "-out", f"{name}.pem", "-days", str(days), "-extfile", "extensions",
     )  # fmt: skip
 
 
-def sign_until(folder: Path, name: str, ends: datetime) -> None:
+def sign_until(directory: Path, name: str, ends: datetime) -> None:
     """By the CA that is there, to the second; put there in one step."""
     words = ("-in", f"{name}.csr", "-cert", "ca.pem", "-keyfile", "ca.key", "-extfile", "extensions")
-    pki.sign(folder, datetime(2020, 1, 1), ends, f"{name}.pem", *words)
+    pki.sign(directory, datetime(2020, 1, 1), ends, f"{name}.pem", *words)

@@ -784,11 +784,11 @@ def test_tls_certificate_has_expired() -> None:
 def test_tls_client_certificate_expires_and_is_replaced() -> None:
     """The watch of an expired one goes on; when it breaks, the log says why it does not come back; the lease is kept."""
     Path("/run/certs").mkdir()
-    folder = Path(servers.make_certificates(Path("/run/certs")))
-    (server,) = servers.start(tls=str(folder))
+    directory = Path(servers.make_certificates(Path("/run/certs")))
+    (server,) = servers.start(tls=str(directory))
     ends = datetime.now(UTC) + timedelta(seconds=4)
-    servers.sign_until(folder, "client", ends)
-    client = {"ca_path": f"{folder}/ca.pem", "cert_path": f"{folder}/client.pem", "key_path": f"{folder}/client.key"}
+    servers.sign_until(directory, "client", ends)
+    client = {"ca_path": f"{directory}/ca.pem", "cert_path": f"{directory}/client.pem", "key_path": f"{directory}/client.key"}
     store = open_store(server, **client)
     lease = store.acquire(NETWORK, node(1), None)
     with logged() as log, Watching(store) as follower:
@@ -799,12 +799,12 @@ def test_tls_client_certificate_expires_and_is_replaced() -> None:
         server.start()
         server.wait()
         words = (
-            f'our client certificate "{folder}/client.pem" has expired, on {ends:%Y-%m-%d %H:%M:%S} UTC; put a new one there'
+            f'our client certificate "{directory}/client.pem" has expired, on {ends:%Y-%m-%d %H:%M:%S} UTC; put a new one there'
         )
         wait_for_line(log, words)
         with pytest.raises(Unavailable, match=re.escape(words)):
             store.renew(lease)
-        servers.sign(folder, "client", days=2)
+        servers.sign(directory, "client", days=2)
         wait_for_line(log, "etcd answers again, after ")
         assert again(lambda: store.renew(lease)).subnets == lease.subnets
     assert len([line for line in log if "has expired" in line]) <= 3, "once for each thing that gRPC says"
@@ -815,21 +815,21 @@ def test_tls_client_certificate_expires_and_is_replaced() -> None:
 def test_tls_files_are_replaced_one_after_the_other() -> None:
     """A new CA and key: until all of them are there the log tells what does not fit."""
     Path("/run/certs").mkdir()
-    folder = Path(servers.make_certificates(Path("/run/certs")))
-    (server,) = servers.start(tls=str(folder))
-    client = {"ca_path": f"{folder}/ca.pem", "cert_path": f"{folder}/client.pem", "key_path": f"{folder}/client.key"}
+    directory = Path(servers.make_certificates(Path("/run/certs")))
+    (server,) = servers.start(tls=str(directory))
+    client = {"ca_path": f"{directory}/ca.pem", "cert_path": f"{directory}/client.pem", "key_path": f"{directory}/client.key"}
     store = open_store(server, **client)
     lease = store.acquire(NETWORK, node(1), None)
     with logged() as log, Watching(store) as follower:
         follower.until(lambda found: lease.subnets in found)
         server.kill()
-        key = (folder / "client.key").read_bytes()
-        servers.make_certificates(folder)
-        new_key = (folder / "client.key").read_bytes()
-        (folder / "client.key").write_bytes(key)
+        key = (directory / "client.key").read_bytes()
+        servers.make_certificates(directory)
+        new_key = (directory / "client.key").read_bytes()
+        (directory / "client.key").write_bytes(key)
         server.start()
         wait_for_line(log, "etcd's TLS files cannot be used")
-        (folder / "client.key").write_bytes(new_key)
+        (directory / "client.key").write_bytes(new_key)
         wait_for_line(log, "etcd answers again, after ")
         assert again(lambda: store.renew(lease)).subnets == lease.subnets
     assert any("the TLS files for etcd were replaced" in line for line in log)

@@ -247,7 +247,7 @@ def test_wrong_password_and_another_one(bin_dir: Path, tmp_path: Path) -> None:
 
 def test_certificate_expired_and_another_one(bin_dir: Path, tmp_path: Path) -> None:
     with Cluster(bin_dir, tmp_path, ("node1",)) as cluster:
-        pki = cluster.folder / "shared"
+        pki = cluster.directory / "shared"
         good, bad = pki / "good", pki / "bad"
         good.mkdir()
         servers.make_certificates(good, address="192.168.123.2")
@@ -276,7 +276,7 @@ def test_certificate_expired_and_another_one(bin_dir: Path, tmp_path: Path) -> N
 
 def test_client_certificate_expires_and_another_one(bin_dir: Path, tmp_path: Path) -> None:
     with Cluster(bin_dir, tmp_path, ("node1",)) as cluster:
-        pki, made = cluster.folder / "shared", cluster.folder / "shared" / "made"
+        pki, made = cluster.directory / "shared", cluster.directory / "shared" / "made"
         made.mkdir()
         servers.make_certificates(made, address="192.168.123.2")
         ends = datetime.now(UTC) + timedelta(seconds=8)
@@ -302,8 +302,8 @@ def test_client_certificate_expires_and_another_one(bin_dir: Path, tmp_path: Pat
         check_follows(cluster, etcd, ("node1",), 202)
 
 
-def use(pki: Path, folder: Path) -> None:
-    for file in folder.iterdir():
+def use(pki: Path, directory: Path) -> None:
+    for file in directory.iterdir():
         shutil.copy(file, pki / file.name.replace(".pem", ".crt"))
 
 
@@ -327,7 +327,7 @@ def test_clock_jumps(bin_dir: Path, tmp_path: Path) -> None:
         etcd.ctl("put", f"{PREFIX}/config", CONFIG)
         own = Path(cluster.programs.flanneld)
         first, *lines = own.read_text().replace("__file__", repr(str(own))).splitlines()
-        program = cluster.folder / "shared" / "flanneld"
+        program = cluster.directory / "shared" / "flanneld"
         start = next(number for number, line in enumerate(lines) if line.startswith("from cni_py"))
         program.write_text("\n".join([first, *lines[:start], LAUNCHER, *lines[start:], ""]))
         program.chmod(0o755)

@@ -88,7 +88,7 @@ def test_guide(bin_dir: Path, tmp_path: Path) -> None:
 
 def distribute_certificates(cluster: Cluster) -> None:
     """Step 8 of the guide: to every node, by its names; to node 2 a client's in place of the server's."""
-    made = cluster.folder / "shared"
+    made = cluster.directory / "shared"
     servers.make_certificates(made, address=cluster.addresses[MASTER])
     for name in NODES:
         own = "client" if name == NODE2 else "server"

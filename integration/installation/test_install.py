@@ -181,13 +181,13 @@ def test_destdir_is_written_to_and_not_named(prefix: Prefix, tmp_path: Path) -> 
 UNITS = ("cni-agent.service", "cni-agent.socket", "flanneld.service")
 
 
-def enable(folder: Path, conf: Path | str) -> set[str]:
+def enable(directory: Path, conf: Path | str) -> set[str]:
     """Create links as `systemctl enable` does for linked units, and third-party ones. Returns the latter."""
     for wants in ("multi-user.target.wants", "sockets.target.wants", "kubelet.service.requires"):
-        (folder / wants).mkdir(parents=True)
-    (folder / "multi-user.target.wants" / "flanneld.service").symlink_to(f"{conf}/flanneld.service")
-    (folder / "multi-user.target.wants" / "cni-agent.service").symlink_to("/etc/systemd/system/cni-agent.service")
-    (folder / "sockets.target.wants" / "cni-agent.socket").symlink_to("../cni-agent.socket")
+        (directory / wants).mkdir(parents=True)
+    (directory / "multi-user.target.wants" / "flanneld.service").symlink_to(f"{conf}/flanneld.service")
+    (directory / "multi-user.target.wants" / "cni-agent.service").symlink_to("/etc/systemd/system/cni-agent.service")
+    (directory / "sockets.target.wants" / "cni-agent.socket").symlink_to("../cni-agent.socket")
     theirs = {
         "multi-user.target.wants/containerd.service": "/usr/lib/systemd/system/containerd.service",
         "multi-user.target.wants/gone.service": "/etc/systemd/system/gone.service",
@@ -196,14 +196,14 @@ def enable(folder: Path, conf: Path | str) -> set[str]:
         "ours.service": "/elsewhere/cni-py/conf/flanneld.service",
     }
     for name, to in theirs.items():
-        (folder / name).symlink_to(to)
-    (folder / "flanneld.service.d").mkdir()
-    (folder / "flanneld.service.d" / "proxy.conf").write_text("[Service]\n")
+        (directory / name).symlink_to(to)
+    (directory / "flanneld.service.d").mkdir()
+    (directory / "flanneld.service.d" / "proxy.conf").write_text("[Service]\n")
     return {*theirs, "flanneld.service.d/proxy.conf"}
 
 
-def files_in(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+def files_in(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_symlink() or path.is_file()}
 
 
 def test_links_of_systemd_go_with_a_staged_installation(prefix: Prefix, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ exec "$@"
 
 @pytest.mark.netns
 def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Path) -> None:
-    """The folder of units is one of the test's own."""
+    """The directory of units is one of the test's own."""
     script = tmp_path / "script"
     script.write_text(
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(ROOT)]!r}\n"

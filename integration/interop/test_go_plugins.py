@@ -43,17 +43,17 @@ class Node:
     """A host with both sides' plugins."""
 
     def __init__(self, host: Host, ours: str, go: str) -> None:
-        self.host, self.folders = host, {"ours": ours, "go": go}
+        self.host, self.directories = host, {"ours": ours, "go": go}
         host.run("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")  # routes do not come late
 
     def path(self, *sides: str) -> str:
         """CNI_PATH with the directories of these sides, in this order."""
-        return ":".join(self.folders[side] for side in sides)
+        return ":".join(self.directories[side] for side in sides)
 
     def call(self, side: str, plugin: str, verb: str, conf: dict[str, Any], **options: Any) -> Any:
         """A plugin of one side, which finds plugins of its own side; must succeed."""
         options.setdefault("cni_path", self.path(side))
-        return self.host.ok(f"{self.folders[side]}/{plugin}", verb, conf, **options)
+        return self.host.ok(f"{self.directories[side]}/{plugin}", verb, conf, **options)
 
     def delete(self, side: str, plugin: str, conf: dict[str, Any], **options: Any) -> None:
         """DEL as a runtime does it: once more if it failed.
@@ -62,7 +62,7 @@ class Node:
         the missing iptables chain; its second succeeds.
         """
         options.setdefault("cni_path", self.path(side))
-        reply = self.host.call(f"{self.folders[side]}/{plugin}", "DEL", conf, **options)
+        reply = self.host.call(f"{self.directories[side]}/{plugin}", "DEL", conf, **options)
         if reply.rc:
             assert self.path("go") in options["cni_path"], reply.json
             assert re.search(r"Chain 'CNI-[0-9a-f]{24}' does not exist", reply.json["msg"]), reply.json
@@ -88,8 +88,8 @@ class Node:
         return re.findall(r"^:(CNI-\S+)", self.host.run("iptables-save -t nat; ip6tables-save -t nat"), re.MULTILINE)
 
     def reservations(self) -> dict[str, str]:
-        folder = "/var/lib/cni/networks/cbr0/"
-        return {name.removeprefix(folder): text for name, text in self.host.files("/var/lib/cni/networks").items()}
+        directory = "/var/lib/cni/networks/cbr0/"
+        return {name.removeprefix(directory): text for name, text in self.host.files("/var/lib/cni/networks").items()}
 
     def addresses(self) -> set[str]:
         return {name for name in self.reservations() if not name.startswith("last_reserved")}
@@ -377,7 +377,9 @@ def test_one_side_adds_and_the_other_checks(node: Node, adder: str, checker: str
     node.call(checker, "bridge", "CHECK", conf, sandbox=pod, prev=result)
     node.call(checker, "host-local", "CHECK", conf, sandbox=pod, prev=result)
     host.run("ip route del default", pod)
-    reply = host.call(f"{node.folders[checker]}/bridge", "CHECK", conf, sandbox=pod, prev=result, cni_path=node.path(checker))
+    reply = host.call(
+        f"{node.directories[checker]}/bridge", "CHECK", conf, sandbox=pod, prev=result, cni_path=node.path(checker)
+    )
     assert reply.rc != 0
 
 
@@ -459,7 +461,7 @@ def test_files_are_byte_equal(two_nodes: list[Node]) -> None:
             ("ADD", "c7", "eth0", conf),
         ]:
             reply = node.host.call(
-                f"{node.folders[side]}/host-local", verb, this, container_id=container_id, ifname=ifname, sandbox="/x"
+                f"{node.directories[side]}/host-local", verb, this, container_id=container_id, ifname=ifname, sandbox="/x"
             )
             result = {key: value for key, value in (reply.json or {}).items() if value}  # libcni before 1.1 says "dns": {}
             steps.append((verb, container_id, reply.rc, reply.rc or result, contents(node.host)))

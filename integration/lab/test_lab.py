@@ -203,7 +203,7 @@ def test_what_cannot_be_broken_is_said(lab: Lab) -> None:
 
 @pytest.fixture
 def command(bin_dir: Path, tmp_path: Path) -> Iterator[Command]:
-    """`cni-py lab …` as installed, in a folder of its own: `command("up", "--nodes", "2")`."""
+    """`cni-py lab …` as installed, in a directory of its own: `command("up", "--nodes", "2")`."""
     program = str(bin_dir.parent.parent / "bin" / "cni-py")
 
     def run(verb: str, *argv: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -219,23 +219,23 @@ def command(bin_dir: Path, tmp_path: Path) -> Iterator[Command]:
     run("down")
 
 
-def processes_of(folder: Path) -> list[int]:
-    """Everything that has a lab's folder in its command line or its mounts."""
+def processes_of(directory: Path) -> list[int]:
+    """Everything that has a lab's directory in its command line or its mounts."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
         try:
             mounts = (entry / "mountinfo").read_text(errors="replace")
-            if str(folder) in mounts or str(folder) in (entry / "cmdline").read_text(errors="replace"):
+            if str(directory) in mounts or str(directory) in (entry / "cmdline").read_text(errors="replace"):
                 found.append(int(entry.name))
         except OSError:
             continue
     return found
 
 
-def wait_until_gone(folder: Path, words: str = "") -> None:
-    until(lambda: not processes_of(folder), lambda: f"{processes_of(folder)} have ended: {words}")
+def wait_until_gone(directory: Path, words: str = "") -> None:
+    until(lambda: not processes_of(directory), lambda: f"{processes_of(directory)} have ended: {words}")
 
 
 @needs_root
@@ -309,7 +309,7 @@ def test_back_end_that_makes_no_way_is_up_all_the_same(command: Command) -> None
     assert "ping " not in up.stdout
 
 
-def test_folder_that_the_lab_was_in_goes_with_it_where_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_that_the_lab_was_in_goes_with_it_where_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = tmp_path / "cni-py"
     monkeypatch.setattr(lab_commands, "DIRECTORY", str(ours / "lab"))
     down = argparse.Namespace(directory=str(ours / "lab"))
@@ -322,7 +322,7 @@ def test_folder_that_the_lab_was_in_goes_with_it_where_it_is_empty(tmp_path: Pat
     assert (tmp_path / "mine").is_dir(), "a directory that we did not create"
 
 
-def test_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+def test_directory_behind_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(LabFailed, match="could not create the directory") as caught:
         lab_commands.down(argparse.Namespace(directory=str(tmp_path / "link" / "lab")))
@@ -333,49 +333,49 @@ def test_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("victim", ["keeper", "its parent", "node1", "flanneld", "state"])
 def test_down_is_complete_after_a_kill(command: Command, tmp_path: Path, victim: str) -> None:
     command("up", "--nodes", "2")
-    folder = tmp_path / "lab"
-    state = State.read(str(folder))
+    directory = tmp_path / "lab"
+    state = State.read(str(directory))
     assert state is not None
     assert state.keeper is not None
     parent = int(Path(f"/proc/{state.keeper.pid}/stat").read_text().rpartition(")")[2].split()[1])
     if victim == "state":
-        (folder / "state.json").write_text("{")
+        (directory / "state.json").write_text("{")
         assert "damaged" in command("status", status=1).stderr
     elif victim == "flanneld":
-        Lab.open(str(folder)).flanneld("node1").kill()
+        Lab.open(str(directory)).flanneld("node1").kill()
     else:
         pids = {"keeper": state.keeper.pid, "its parent": parent, "node1": state.machines["node1"].pid}
         os.kill(pids[victim], signal.SIGKILL)
     if victim in ("keeper", "its parent"):
-        wait_until_gone(folder)
+        wait_until_gone(directory)
         assert "has ended" in command("status", status=1).stderr
         command("up", "--nodes", "1")
     elif victim == "node1":
         assert "EXITED" in command("status", status=1).stdout
     command("down")
-    wait_until_gone(folder)
-    assert not folder.exists()
+    wait_until_gone(directory)
+    assert not directory.exists()
 
 
 @needs_root
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.15, 0.35, 0.6])
 def test_killed_up_leaves_no_process(command: Command, bin_dir: Path, tmp_path: Path, kind: int, seconds: float) -> None:
-    folder, never_ready = tmp_path / "lab", tmp_path / "flanneld"
+    directory, never_ready = tmp_path / "lab", tmp_path / "flanneld"
     never_ready.write_text("#!/bin/sh\nexec sleep 60\n")
     never_ready.chmod(0o755)
     program = str(bin_dir.parent.parent / "bin" / "cni-py")
     heard = ["env", "--default-signal=INT"]  # a background job of a shell ignores it
-    argv = [*heard, program, "lab", "up", "--folder", str(folder), "--flanneld", str(never_ready)]
+    argv = [*heard, program, "lab", "up", "--folder", str(directory), "--flanneld", str(never_ready)]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as up:
         time.sleep(seconds)
         up.send_signal(kind)
         words = up.communicate(timeout=SECONDS)[1]
-    wait_until_gone(folder, words)
+    wait_until_gone(directory, words)
     if kind == signal.SIGINT and "interrupted" in words:
-        assert not folder.exists()
+        assert not directory.exists()
     command("down")
-    assert not folder.exists()
+    assert not directory.exists()
 
 
 @needs_root
@@ -428,12 +428,12 @@ def test_machines_own_network_is_not_touched(bin_dir: Path) -> None:
 
 @needs_root
 def test_directory_with_other_files_is_left_alone(command: Command, tmp_path: Path) -> None:
-    folder = tmp_path / "lab"
-    (folder / "log").mkdir(parents=True)
-    (folder / "thesis.tex").write_text("years of work")
+    directory = tmp_path / "lab"
+    (directory / "log").mkdir(parents=True)
+    (directory / "thesis.tex").write_text("years of work")
     assert "is not a lab's directory" in command("up", status=1).stderr
     assert command("down").stdout == "no lab is running\n"
-    assert sorted(path.name for path in folder.iterdir()) == ["log", "thesis.tex"]
+    assert sorted(path.name for path in directory.iterdir()) == ["log", "thesis.tex"]
 
 
 # --- without root: values and errors ----------------------------------------------------------------------------------

@@ -206,31 +206,31 @@ def test_failures_cost_no_addresses(host: Host) -> None:
 # --- file systems -----------------------------------------------------------------------------------------------------
 
 
-def mount_small(host: Host, folder: str, *, files: bool = False) -> None:
-    """A file system at `folder` that is full: of data, or of files."""
-    host.run(f"mkdir -p {folder}; mount -t tmpfs -o size=64k,nr_inodes=20 tmpfs {folder}")
-    fill(host, folder, files=files)
+def mount_small(host: Host, directory: str, *, files: bool = False) -> None:
+    """A file system at `directory` that is full: of data, or of files."""
+    host.run(f"mkdir -p {directory}; mount -t tmpfs -o size=64k,nr_inodes=20 tmpfs {directory}")
+    fill(host, directory, files=files)
 
 
-def fill(host: Host, folder: str, *, files: bool) -> None:
-    many = f"cd {folder}; i=0; while : >$i; do i=$((i+1)); done"
-    host.run(many if files else f"cat /dev/zero >{folder}/0", check=False)
+def fill(host: Host, directory: str, *, files: bool) -> None:
+    many = f"cd {directory}; i=0; while : >$i; do i=$((i+1)); done"
+    host.run(many if files else f"cat /dev/zero >{directory}/0", check=False)
 
 
-def free(host: Host, folder: str) -> None:
-    host.run(f"rm -f {folder}/[0-9] {folder}/[0-9][0-9]")
+def free(host: Host, directory: str) -> None:
+    host.run(f"rm -f {directory}/[0-9] {directory}/[0-9][0-9]")
 
 
 @pytest.mark.parametrize("files", [False, True], ids=["data", "inodes"])
-@pytest.mark.parametrize("folder", ["/var/lib/cni", "/var/lib/cni/networks", "/run/cni-py"])
-def test_add_on_a_full_disk(host: Host, folder: str, files: bool) -> None:
+@pytest.mark.parametrize("directory", ["/var/lib/cni", "/var/lib/cni/networks", "/run/cni-py"])
+def test_add_on_a_full_disk(host: Host, directory: str, files: bool) -> None:
     pod = host.netns("c1")
-    mount_small(host, folder, files=files)
+    mount_small(host, directory, files=files)
     reply = host.call("flannel", "ADD", FLANNEL, sandbox=pod)
     assert (reply.rc, reply.code) == (1, 5), reply
     assert "No space left on device" in words(reply)
-    assert folder in words(reply)
-    free(host, folder)
+    assert directory in words(reply)
+    free(host, directory)
     assert [name for name in host.files("/var/lib/cni", "/run/cni-py/attachments") if "last_reserved" not in name] == []
     assert host.host_ends() == []
     assert [entry["ifname"] for entry in host.json("ip -j link", pod)] == ["lo"]
@@ -239,14 +239,14 @@ def test_add_on_a_full_disk(host: Host, folder: str, files: bool) -> None:
 
 
 @pytest.mark.parametrize("files", [False, True], ids=["data", "inodes"])
-@pytest.mark.parametrize("folder", ["/var/lib/cni", "/run/cni-py"])
-def test_del_and_gc_need_no_space(host: Host, folder: str, files: bool) -> None:
+@pytest.mark.parametrize("directory", ["/var/lib/cni", "/run/cni-py"])
+def test_del_and_gc_need_no_space(host: Host, directory: str, files: bool) -> None:
     first, second = host.netns("c1"), host.netns("c2")
-    mount_small(host, folder)
-    free(host, folder)
+    mount_small(host, directory)
+    free(host, directory)
     add(host, FLANNEL, first)
     add(host, FLANNEL, second)
-    fill(host, folder, files=files)
+    fill(host, directory, files=files)
     delete(host, FLANNEL, first)
     host.ok("flannel", "GC", FLANNEL | {"cni.dev/valid-attachments": []})
     assert host.host_ends() == []

@@ -22,18 +22,23 @@ EXTERNAL = "ip link add eth0 type veth peer peer && ip addr add 192.168.123.1/24
 NET_CONF = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 
 
-def life_of_a_node(folder: str) -> dict[str, Any]:
+def life_of_a_node(directory: str) -> dict[str, Any]:
     """In a host: start it beside another node's entry, alter ours, add a third, remove the second, make our own anew.
 
     Answers what was there after each step.
     """
     subprocess.run(["sh", "-ec", EXTERNAL], check=True, env={"PATH": PATH})
-    (Path(folder) / "net-conf.json").write_text(json.dumps(NET_CONF))
+    (Path(directory) / "net-conf.json").write_text(json.dumps(NET_CONF))
     with ApiServer() as server:
         server.put(node(1))
         server.put(node(2, **vxlan(2)))
-        options = ["-kube-subnet-mgr", f"-kube-api-url={server.url}", f"-net-config-path={folder}/net-conf.json", "-iface=eth0"]
-        log = (Path(folder) / "log").open("wb")
+        options = [
+            "-kube-subnet-mgr",
+            f"-kube-api-url={server.url}",
+            f"-net-config-path={directory}/net-conf.json",
+            "-iface=eth0",
+        ]
+        log = (Path(directory) / "log").open("wb")
         env = os.environ | {"PATH": PATH, "NODE_NAME": "node1"}
         daemon = subprocess.Popen(flanneld_command(*options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         try:
@@ -53,7 +58,8 @@ def life_of_a_node(folder: str) -> dict[str, Any]:
             until(lambda: has_routes("10.244.3.0/24"), "node2's route has gone")
             server.delete("node1")
             until(
-                lambda: "Error renewing lease" in (Path(folder) / "log").read_text(), "the first attempt to have it again fails"
+                lambda: "Error renewing lease" in (Path(directory) / "log").read_text(),
+                "the first attempt to have it again fails",
             )
             fresh = node(1)
             fresh["status"]["conditions"].append({"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"})
@@ -98,7 +104,7 @@ def test_node_of_a_kubernetes_cluster(host: Host, tmp_path: Path) -> None:
     assert (found["status"], found["stays"]) == (0, True), (tmp_path / "log").read_text()
 
 
-def interface_of_a_node(folder: str) -> dict[str, Any]:
+def interface_of_a_node(directory: str) -> dict[str, Any]:
     """In a host with a default route over eth0: what flanneld publishes where Kubernetes knows the node by an address of eth1."""
     second = (
         EXTERNAL.replace("eth0", "eth1")
@@ -109,16 +115,16 @@ def interface_of_a_node(folder: str) -> dict[str, Any]:
     subprocess.run(
         ["sh", "-ec", f"{EXTERNAL}; {second}; ip route add default via 192.168.123.254"], check=True, env={"PATH": PATH}
     )
-    (Path(folder) / "net-conf.json").write_text(json.dumps(NET_CONF))
+    (Path(directory) / "net-conf.json").write_text(json.dumps(NET_CONF))
     with ApiServer() as server:
         server.put(node(1))
         options = [
             "-kube-subnet-mgr",
             f"-kube-api-url={server.url}",
-            f"-net-config-path={folder}/net-conf.json",
+            f"-net-config-path={directory}/net-conf.json",
             "-iface-node-ip",
         ]
-        log_path = Path(folder) / "log"
+        log_path = Path(directory) / "log"
         with log_path.open("wb") as log:
             env = os.environ | {"PATH": PATH, "NODE_NAME": "node1"}
             daemon = subprocess.Popen(flanneld_command(*options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)

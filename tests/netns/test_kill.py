@@ -143,13 +143,13 @@ class Runtime:
         """Return what exists of c2: host ends except that of c1, files, elements, records, links in its namespace."""
         ends = [name for name in os.listdir("/sys/class/net") if name.startswith("veth")]
         found = [f"link {name}" for name in ends if ":c1:" not in Path(f"/sys/class/net/{name}/ifalias").read_text()]
-        for folder in ("/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0", "/run/cni-py/attachments"):
-            for name in os.listdir(folder):
-                text = Path(folder, name).read_text()
-                is_reservation = folder.endswith("cbr0")
+        for directory in ("/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0", "/run/cni-py/attachments"):
+            for name in os.listdir(directory):
+                text = Path(directory, name).read_text()
+                is_reservation = directory.endswith("cbr0")
                 if name == "lock" or name.startswith("last_reserved") or "c1" in text + name or (is_reservation and not text):
                     continue
-                found.append(f"{folder}/{name}")
+                found.append(f"{directory}/{name}")
         out = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True, env={"PATH": PATH}).stdout
         found += [line.strip() for line in out.splitlines() if '"c2 ' in line]
         return found

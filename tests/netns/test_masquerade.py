@@ -488,7 +488,7 @@ def test_delete_succeeds_where_nothing_can_be_used(host: Host) -> None:
 def without_anything(function: Any, *args: Any) -> None:
     """No libnftables, and no iptables program."""
     libnftables.LIBRARY = "libnftables-is-not-here.so"
-    program.SYSTEM_FOLDERS = ()
+    program.SYSTEM_DIRECTORIES = ()
     posix.environ[b"PATH"] = b""
     function(*args)
 
@@ -813,12 +813,12 @@ def test_only_executable_files_are_found(tmp_path: Path) -> None:
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "x").write_text("")
     (tmp_path / "good" / "x").chmod(0o755)
-    folders = ["", *(str(tmp_path / name) for name in ("none", "dir", "plain", "good"))]
+    directories = ["", *(str(tmp_path / name) for name in ("none", "dir", "plain", "good"))]
     if os.geteuid() == 0:
-        assert program.find("x", folders) == str(tmp_path / "good" / "x")
-    assert program.find("y", folders) is None
+        assert program.find("x", directories) == str(tmp_path / "good" / "x")
+    assert program.find("y", directories) is None
     assert program.find("good/x", [str(tmp_path)]) is None
-    assert program.find("", folders) is None
+    assert program.find("", directories) is None
 
 
 def test_iptables_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

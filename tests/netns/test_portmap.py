@@ -259,7 +259,7 @@ def without_nftables(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def without_anything(function: Callable[..., Any], *args: Any) -> Any:
-    program.SYSTEM_FOLDERS = ()
+    program.SYSTEM_DIRECTORIES = ()
     posix.environ[b"PATH"] = b""
     return without_nftables(function, *args)
 

@@ -54,8 +54,8 @@ def reserved(host: Host, network: str = "net") -> list[str]:
     return reserved_in(host, f"/var/lib/cni/networks/{network}")
 
 
-def reserved_in(host: Host, folder: str) -> list[str]:
-    return sorted(name.rpartition("/")[2] for name in host.files(folder) if "last_reserved" not in name)
+def reserved_in(host: Host, directory: str) -> list[str]:
+    return sorted(name.rpartition("/")[2] for name in host.files(directory) if "last_reserved" not in name)
 
 
 def elements(host: Host) -> list[str]:
@@ -233,7 +233,7 @@ def test_damaged_files(host: Host, sweep: Sweep) -> None:
     assert host.path("/var/lib/cni/networks/net/10.1.0.7").exists()
 
 
-def test_folders_that_configurations_name(host: Host, sweep: Sweep) -> None:
+def test_directories_that_configurations_name(host: Host, sweep: Sweep) -> None:
     inner = bridge_conf(ipam={"dataDir": "/run/a"}) | {"name": "one"}
     chain = {
         "name": "one",
@@ -611,7 +611,7 @@ def test_second_of_two_first_calls_goes_on(host: Host) -> None:
 
 
 def test_first_call_never_fails_because_of_the_sweep(host: Host) -> None:
-    """Unreadable folders, rubbish where files should be."""
+    """Unreadable directories, rubbish where files should be."""
     host.path("/var/lib/cni/flannel").mkdir()
     host.write("/var/lib/cni/networks/net/10.1.0.99", "gone\r\neth0")
     put_back(host, 1000, "/var/lib/cni/networks/net/10.1.0.99")

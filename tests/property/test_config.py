@@ -1,7 +1,7 @@
 """Configurations: pydantic's models and the core schemas made of them agree, and no JSON makes a call go wrong.
 
 Whole calls of flannel, bridge and loopback run in a Host's namespaces (tests/support/namespaces.py), so that whatever hypothesis
-finds there is thrown away with them; those of host-local run in this process on a temporary folder.
+finds there is thrown away with them; those of host-local run in this process on a temporary directory.
 """
 
 from __future__ import annotations
@@ -226,28 +226,28 @@ def check_call(plugin: str, verb: str, stdin: bytes, netns: str, **env: str) -> 
     assert error["msg"]
 
 
-def within(conf: dict[str, Any], folder: str) -> dict[str, Any]:
+def within(conf: dict[str, Any], directory: str) -> dict[str, Any]:
     """Redirect every path that is written to into the directory, unless it has a wrong type."""
     conf = copy.deepcopy(conf)
     holders = [conf, *(conf[key] for key in ("ipam", "delegate", "runtimeConfig") if isinstance(conf.get(key), dict))]
     for holder in holders:
         if isinstance(holder.get("dataDir"), str | None):
-            holder["dataDir"] = folder
+            holder["dataDir"] = directory
     if isinstance(conf.get("resolvConf"), str):
         conf["resolvConf"] = ""
     return conf
 
 
 @contextlib.contextmanager
-def records_in(folder: str) -> Iterator[None]:
-    """Journal and records in this folder instead of /run/cni-py."""
+def records_in(directory: str) -> Iterator[None]:
+    """Journal and records in this directory instead of /run/cni-py."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (journal, record):
-            patch.setattr(module, "RUN_DIR", f"{folder}/run")
-        patch.setattr(journal, "JOURNAL_DIR", f"{folder}/run/journal")
-        patch.setattr(record, "DIRECTORY", f"{folder}/run/attachments")
+            patch.setattr(module, "RUN_DIR", f"{directory}/run")
+        patch.setattr(journal, "JOURNAL_DIR", f"{directory}/run/journal")
+        patch.setattr(record, "DIRECTORY", f"{directory}/run/attachments")
         if record.remembered.__defaults__:
-            patch.setattr(record.remembered, "__defaults__", (f"{folder}/run/attachments",))
+            patch.setattr(record.remembered, "__defaults__", (f"{directory}/run/attachments",))
         yield
 
 
@@ -275,10 +275,10 @@ BASES: dict[str, list[dict[str, Any]]] = {
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_host_local_answers_whatever_comes(verb: str, data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as folder, records_in(folder):
+    with tempfile.TemporaryDirectory() as directory, records_in(directory):
         for _ in range(data.draw(st.integers(1, 3))):
             conf = data.draw(st.sampled_from(BASES["host-local"]).map(lambda base: spoil(base, data)) | OBJECTS)
-            stdin = json.dumps(within({"ipam": {}} | conf, folder)).encode()
+            stdin = json.dumps(within({"ipam": {}} | conf, directory)).encode()
             check_call("host-local", verb, data.draw(st.just(stdin) | STDIN), "/nonexistent")
             verb = data.draw(st.sampled_from(VERBS))
 

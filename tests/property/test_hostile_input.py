@@ -40,7 +40,7 @@ KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
 """Error codes without 100, which is a bug."""
 VICTIM = "/run/victim"
 OURS = ("/run/cni-py", "/var/lib/cni/flannel", "/var/lib/cni/networks")
-OWN_FOLDER = "/run/own"  # what a configuration may name: everything in it may be written
+OWN_DIRECTORY = "/run/own"  # what a configuration may name: everything in it may be written
 _STORE = [f"/var/lib/cni/networks/net/{name}" for name in ("lock", "last_reserved_ip.0", "10.1.0.2", "10.244.91.2")]
 LINKS = {
     "flannel": ["/var/lib/cni/flannel/c1", "/var/lib/cni/flannel/c1:eth0", "/run/cni-py/nft.lock", *_STORE],
@@ -85,9 +85,9 @@ ARGS = st.sampled_from(["", "", "IgnoreUnknown=1;A=b", "K8S_POD_NAME=x", "IP=10.
 ) | TEXT  # fmt: skip
 PATHS = st.sampled_from(
     [
-        OWN_FOLDER, f"{OWN_FOLDER}/deep/er", *[f"{OWN_FOLDER}/../victim", f"{OWN_FOLDER}/../../run/victim"] * 3, "victim",
-        "../victim", "/", "//", "/run/./own", f"{VICTIM}/file", f"{VICTIM}/file/below", f"{OWN_FOLDER}/a\nb",
-        f"{OWN_FOLDER}/a\0b", "/" + "x" * 2000, f"{OWN_FOLDER}/" + "x" * 300, "/proc/self", "/sys", "/nonexistent",
+        OWN_DIRECTORY, f"{OWN_DIRECTORY}/deep/er", *[f"{OWN_DIRECTORY}/../victim", f"{OWN_DIRECTORY}/../../run/victim"] * 3, "victim",
+        "../victim", "/", "//", "/run/./own", f"{VICTIM}/file", f"{VICTIM}/file/below", f"{OWN_DIRECTORY}/a\nb",
+        f"{OWN_DIRECTORY}/a\0b", "/" + "x" * 2000, f"{OWN_DIRECTORY}/" + "x" * 300, "/proc/self", "/sys", "/nonexistent",
         "/run/fifo", "/dev/zero", "",
     ]
 ) | TEXT  # fmt: skip
@@ -231,12 +231,14 @@ def protect() -> None:
 
 
 def tree() -> dict[str, tuple[Any, ...]]:
-    """Every file and folder outside of what is ours: kind and mode, owner, content or target."""
+    """Every file and directory outside of what is ours: kind and mode, owner, content or target."""
     found = {}
     for top in ("/run", "/var/lib/cni", "/etc/cni"):
-        for root, folders, names in os.walk(top):
-            folders[:] = [name for name in folders if not is_ours(f"{root}/{name}") and f"{root}/{name}" != "/run/netns"]
-            for name in [*folders, *names]:
+        for root, directories, names in os.walk(top):
+            directories[:] = [
+                name for name in directories if not is_ours(f"{root}/{name}") and f"{root}/{name}" != "/run/netns"
+            ]
+            for name in [*directories, *names]:
                 path = f"{root}/{name}"
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
@@ -248,14 +250,14 @@ def tree() -> dict[str, tuple[Any, ...]]:
 
 
 def is_ours(path: str) -> bool:
-    return any(path == folder or path.startswith(f"{folder}/") for folder in (*OURS, OWN_FOLDER))
+    return any(path == directory or path.startswith(f"{directory}/") for directory in (*OURS, OWN_DIRECTORY))
 
 
 def clear() -> None:
     """Restore the state before the first call: remove what DEL left because its arguments differed from ADD's, or it failed."""
-    for folder in (*OURS, OWN_FOLDER):
-        shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(OWN_FOLDER)
+    for directory in (*OURS, OWN_DIRECTORY):
+        shutil.rmtree(directory, ignore_errors=True)
+    os.mkdir(OWN_DIRECTORY)
     for link in [name for name in os.listdir("/sys/class/net") if name.startswith("veth")]:
         subprocess.run(["ip", "link", "delete", link], check=False, capture_output=True, env={"PATH": PATH})  # it may be going
     for link in [name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge")]:

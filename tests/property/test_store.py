@@ -60,12 +60,12 @@ def run(verb: str, conf: dict[str, Any], container_id: str = "", ifname: str = "
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Each rule does something to the folder and to the model, and compares what came of it."""
+    """Each rule does something to the directory and to the model, and compares what came of it."""
 
     @initialize()
     def begin(self) -> None:
         self.data_dir = tempfile.mkdtemp()
-        self.folder = Path(self.data_dir) / "pool"
+        self.directory = Path(self.data_dir) / "pool"
         self.conf = configuration(self.data_dir)
         self.held: dict[str, tuple[str, str]] = {}
         self.last = ""
@@ -134,30 +134,30 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from(ORDER), rubbish=RUBBISH)
     def damage(self, address: str, rubbish: bytes) -> None:
-        if self.folder.exists():
-            (self.folder / address).write_bytes(rubbish)
+        if self.directory.exists():
+            (self.directory / address).write_bytes(rubbish)
             self.held.pop(address, None)
 
     @rule(address=st.sampled_from(ORDER), container_id=CONTAINERS)
     def old_plugin_adds(self, address: str, container_id: str) -> None:
-        if self.folder.exists() and address not in self.held:
-            (self.folder / address).unlink(missing_ok=True)
-            (self.folder / address).write_text(container_id)
+        if self.directory.exists() and address not in self.held:
+            (self.directory / address).unlink(missing_ok=True)
+            (self.directory / address).write_text(container_id)
             self.held[address] = (container_id, "")
 
     @rule(text=st.binary(max_size=12))
     def damage_last_reserved(self, text: bytes) -> None:
-        if self.folder.exists():
-            (self.folder / "last_reserved_ip.0").write_bytes(b"!" + text)
+        if self.directory.exists():
+            (self.directory / "last_reserved_ip.0").write_bytes(b"!" + text)
             self.last = ""
 
     @rule()
     def lose_the_lock(self) -> None:
-        (self.folder / "lock").unlink(missing_ok=True)
+        (self.directory / "lock").unlink(missing_ok=True)
 
     @invariant()
     def files_are_as_the_model_says(self) -> None:
-        texts = {p.name: p.read_bytes() for p in self.folder.iterdir()} if self.folder.exists() else {}
+        texts = {p.name: p.read_bytes() for p in self.directory.iterdir()} if self.directory.exists() else {}
         owners = {name: store.parse_owner(text) for name, text in texts.items() if name[0].isdigit()}
         assert {name: owner for name, owner in owners.items() if owner} == self.held
         for address, (container_id, ifname) in self.held.items():
@@ -220,7 +220,7 @@ POOL = {f"10.1.2.{n}" for n in range(2, 7)} | {f"fd00::{n}" for n in range(2, 8)
 BYSTANDERS = {"10.1.2.3": b"other\r\neth0", "fd00::3": b"c1\r\neth9"}
 VICTIM = ("c1", "eth0")
 SITUATIONS: dict[str, dict[str, bytes]] = {
-    "no folder": {},
+    "no directory": {},
     "others are there": BYSTANDERS,
     "damaged files in the way": BYSTANDERS
     | {"10.1.2.4": b"", "fd00::4": b"??", "last_reserved_ip.0": b"10.1.2.3", "last_reserved_ip.1": b""},
@@ -230,22 +230,22 @@ SITUATIONS: dict[str, dict[str, bytes]] = {
 }
 
 
-def reservations(folder: Path) -> dict[str, tuple[str, str]]:
-    texts = {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
+def reservations(directory: Path) -> dict[str, tuple[str, str]]:
+    texts = {p.name: p.read_bytes() for p in directory.iterdir()} if directory.exists() else {}
     owners = {name: store.parse_owner(text) for name, text in texts.items() if name in POOL}
     return {name: owner for name, owner in owners.items() if owner}
 
 
-def add_until_full(conf: dict[str, Any], folder: Path) -> None:
+def add_until_full(conf: dict[str, Any], directory: Path) -> None:
     """Every free address can be allocated, once; reserved ones never are."""
-    before = reservations(folder)
+    before = reservations(directory)
     for address in sorted(POOL - set(before)):
         family = 0 if "." in address else 1
         one = configuration(conf["ipam"]["dataDir"], [DUAL[family]])
         given_ = run("ADD", one, f"new-{address.replace(':', '-')}")
         assert given_[0] not in before
-    assert set(reservations(folder)) == POOL
-    assert {a: o for a, o in reservations(folder).items() if a in before} == before
+    assert set(reservations(directory)) == POOL
+    assert {a: o for a, o in reservations(directory).items() if a in before} == before
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking beside pytest-timeout's thread
@@ -256,13 +256,13 @@ def test_killed_at_any_system_call_nothing_is_lost(tmp_path: Path, situation: st
     while was_killed:
         number += 1
         data_dir = tmp_path / str(number)
-        folder = data_dir / "pool"
+        directory = data_dir / "pool"
         if SITUATIONS[situation]:
-            folder.mkdir(parents=True)
+            directory.mkdir(parents=True)
         for name, text in SITUATIONS[situation].items():
-            (folder / name).write_bytes(text)
+            (directory / name).write_bytes(text)
         conf = configuration(str(data_dir), DUAL)
-        others = {a: o for a, o in reservations(folder).items() if o not in (VICTIM, ("c1", ""))}
+        others = {a: o for a, o in reservations(directory).items() if o not in (VICTIM, ("c1", ""))}
         work = {
             "ADD": lambda c=conf: run("ADD", c, *VICTIM),
             "ADD by address": lambda c=conf: run("ADD", c, *VICTIM, ip="10.1.2.6"),
@@ -270,14 +270,14 @@ def test_killed_at_any_system_call_nothing_is_lost(tmp_path: Path, situation: st
             "GC": lambda c=conf: run("GC", c | {"cni.dev/valid-attachments": VALID}),
         }
         was_killed = killed_at(number, work[verb])
-        after = reservations(folder)
+        after = reservations(directory)
         assert {a: o for a, o in after.items() if o not in (VICTIM, ("c1", ""))} == others
 
         run("ADD", configuration(str(data_dir), DUAL[:1]), "next")
         run("DEL", conf, *VICTIM)
         run("DEL", conf, *VICTIM)
-        assert {a: o for a, o in reservations(folder).items() if o[0] != "next"} == others
-        add_until_full(conf, folder)
+        assert {a: o for a, o in reservations(directory).items() if o[0] != "next"} == others
+        add_until_full(conf, directory)
     assert number > 1
 
 

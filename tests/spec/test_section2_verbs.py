@@ -210,7 +210,7 @@ def test_delete_of_what_was_never_added(node: Host, sandbox: Sandbox, plugin: st
 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_delete_on_a_host_where_nothing_ever_was(host: Host, plugin: str) -> None:
-    """No subnet.env, no bridge, no folder, no nftables table: success, and nothing is made."""
+    """No subnet.env, no bridge, no directory, no nftables table: success, and nothing is made."""
     before = host.snapshot()
     assert host.ok(plugin, "DEL", conf(plugin)) is None
     assert host.snapshot() == before

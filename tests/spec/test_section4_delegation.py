@@ -158,7 +158,7 @@ def test_copy_of_a_copy_finds_the_others(delegation: Delegation, host: Host) -> 
 
 
 def test_foreign_plugin_by_the_name_of_ours_is_executed(delegation: Delegation, host: Host) -> None:
-    """The first folder of CNI_PATH wins, as everywhere."""
+    """The first directory of CNI_PATH wins, as everywhere."""
     reply = delegation.call("flannel", "ADD", conf("flannel"), cni_path=f"/run/fake:{host.bin_dir}")
     assert executions(reply) == ["/run/fake/bridge ADD"]
     assert reply.json["ips"][0]["address"] == "10.244.91.7/24"

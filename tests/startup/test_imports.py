@@ -96,9 +96,9 @@ HEAVY = {
 class Client:
     """The installed client, wrapped."""
 
-    def __init__(self, bin_dir: Path, folder: Path) -> None:
+    def __init__(self, bin_dir: Path, directory: Path) -> None:
         self.lib = bin_dir.parent.parent / "cni-py" / "lib"
-        self.out, self.wrapper = folder / "modules", folder / "wrapper.py"
+        self.out, self.wrapper = directory / "modules", directory / "wrapper.py"
         self.wrapper.write_text(WRAPPER)
 
     def command(self, plugin: str) -> list[str]:
@@ -131,7 +131,7 @@ def of_packages(loaded: set[str], *packages: str) -> set[str]:
 
 
 def test_launcher_loads_nothing_but_the_client(bin_dir: Path) -> None:
-    """`-I`: no PYTHONPATH, no user folder; `-S`: no site. And the interpreter by its absolute path."""
+    """`-I`: no PYTHONPATH, no user directory; `-S`: no site. And the interpreter by its absolute path."""
     first, *rest = (bin_dir / "cni-plugin").read_text().splitlines()
     assert first.startswith("#!/")
     assert first.endswith(" -IS")

@@ -171,12 +171,12 @@ class Agent:
 
     def descriptors(self, inherited: bool = False) -> list[str]:
         """List its descriptors; or only those that an executed program inherits."""
-        found, folder = [], Path(f"/proc/{self.pid}")
-        for fd in os.listdir(folder / "fd"):
+        found, directory = [], Path(f"/proc/{self.pid}")
+        for fd in os.listdir(directory / "fd"):
             with suppress(FileNotFoundError):  # closed meanwhile
-                flags = (folder / "fdinfo" / fd).read_text().partition("flags:")[2].split()[0]
+                flags = (directory / "fdinfo" / fd).read_text().partition("flags:")[2].split()[0]
                 if not inherited or not int(flags, 8) & os.O_CLOEXEC:
-                    found.append(os.readlink(folder / "fd" / fd))
+                    found.append(os.readlink(directory / "fd" / fd))
         return sorted(found)
 
     def resident_kb(self) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 
 from support.namespaces import Host, Reply
 
-FOLDER = "/run/faults"
-REPORT = f"{FOLDER}/report"
+DIRECTORY = "/run/faults"
+REPORT = f"{DIRECTORY}/report"
 NEVER = 1 << 30
 """No call has so many operations."""
 
@@ -141,11 +141,11 @@ def install(host: Host) -> None:
     launcher = Path(host.bin_dir, "cni-plugin").read_text()
     assert "\nfrom cni_py.client import main\n" in launcher, launcher
     host.write(
-        f"{FOLDER}/cni-plugin",
+        f"{DIRECTORY}/cni-plugin",
         launcher.replace("\nfrom cni_py.client import main\n", f"\n{HOOK}\nfrom cni_py.client import main\n"),
     )
     host.run(
-        f"cd {FOLDER}; chmod +x cni-plugin; for name in flannel bridge host-local loopback; do ln -s cni-plugin $name; done"
+        f"cd {DIRECTORY}; chmod +x cni-plugin; for name in flannel bridge host-local loopback; do ln -s cni-plugin $name; done"
     )
 
 
@@ -161,8 +161,8 @@ def call(
     Returns: the reply, and the journal line in which the fault came ("": in none); None if the call ended before.
     """
     host.path(REPORT).unlink(missing_ok=True)
-    plugin = f"{FOLDER}/{conf['type']}"
-    reply = host.call(plugin, verb, conf, cni_path=FOLDER, env=environ(kind, at, errno), **options)
+    plugin = f"{DIRECTORY}/{conf['type']}"
+    reply = host.call(plugin, verb, conf, cni_path=DIRECTORY, env=environ(kind, at, errno), **options)
     count, _, line = host.path(REPORT).read_text().partition("\n")
     return reply, line if int(count) >= at else None
 

@@ -85,7 +85,7 @@ class Flanneld:
     """Running flanneld. ``notices``: all its messages to the service manager, a datagram each."""
 
     def __init__(self, node: Node, command: list[str], env: dict[str, str]) -> None:
-        self.log_path, self.notices = node.folder / f"flanneld-{time.monotonic_ns()}.log", list[str]()
+        self.log_path, self.notices = node.directory / f"flanneld-{time.monotonic_ns()}.log", list[str]()
         address = str(self.log_path.with_suffix(".sock"))
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(address)
@@ -181,8 +181,8 @@ class Node:
     """The addresses of each pod on it."""
 
     @property
-    def folder(self) -> Path:
-        return self.net.folder
+    def directory(self) -> Path:
+        return self.net.directory
 
     @property
     def address(self) -> str:
@@ -309,9 +309,9 @@ def _whole(address: str, size: int) -> list[str]:
 class Net:
     """The picture above. ``config``: the network configuration's keys without the back end's; ``families``: of the underlay."""
 
-    def __init__(self, folder: Path, backend: dict[str, Any], families: str = "v4", segments: int = 1) -> None:
-        self.folder, self.families, self.segments = folder, families, segments
-        self.datastore = folder / "flannel.json"
+    def __init__(self, directory: Path, backend: dict[str, Any], families: str = "v4", segments: int = 1) -> None:
+        self.directory, self.families, self.segments = directory, families, segments
+        self.datastore = directory / "flannel.json"
         self.options: list[str] = []
         self.code = ""
         """Code that every flanneld runs first: tests set shorter times in it."""
@@ -366,7 +366,7 @@ class Net:
 
     def reboot(self, node: Node) -> None:
         """The node without flanneld: nothing is as before but its disk and its cable."""
-        disk = [node.host.path(folder) for folder in ("/var/lib/cni", "/var/lib/cni-py")]
+        disk = [node.host.path(directory) for directory in ("/var/lib/cni", "/var/lib/cni-py")]
         root = disk[0].parent
         kept = {str(path.relative_to(root)): path.read_text() for top in disk for path in top.rglob("*") if path.is_file()}
         node.host.close()
@@ -472,10 +472,10 @@ class Net:
 
 @contextmanager
 def network(
-    folder: Path, backend: dict[str, Any] | str, families: str = "v4", segments: int = 1, nodes: int = 3
+    directory: Path, backend: dict[str, Any] | str, families: str = "v4", segments: int = 1, nodes: int = 3
 ) -> Iterator[Net]:
     """A Net with this many nodes, taken away at the end."""
-    net = Net(folder, {"Type": backend} if isinstance(backend, str) else backend, families, segments)
+    net = Net(directory, {"Type": backend} if isinstance(backend, str) else backend, families, segments)
     try:
         net.add_nodes(nodes)
         yield net

@@ -36,7 +36,7 @@ needs_tracer = pytest.mark.skipif(
 )
 NOTICES = "/run/notices"
 SUBNET_ENV = "/run/flannel/subnet.env"
-FOLDERS = ("/run/flannel", "/var/lib/cni-py")
+DIRECTORIES = ("/run/flannel", "/var/lib/cni-py")
 READY_SECONDS = 60.0
 FEWEST = 3
 """Points of a scenario that are tried, however little time there is."""
@@ -293,7 +293,7 @@ def look(datastore: Datastore, address: str) -> Seen:
             text = text.replace(own_text, name)
         return text
 
-    files = [str(path) for folder in FOLDERS for path in sorted(Path(folder).rglob("*"))]
+    files = [str(path) for directory in DIRECTORIES for path in sorted(Path(directory).rglob("*"))]
     return Seen(named(subnet_env()), sorted(map(named, lines)), files + datastore.left(), others, own, macs)
 
 

@@ -332,8 +332,8 @@ class Failed(AssertionError):
 class Chain:
     """The chain of one side: a main plugin with masquerade, then portmap with a TCP and a UDP port for each pod."""
 
-    def __init__(self, folder: str, conf: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, directory: str, conf: dict[str, Any]) -> None:
+        self.directory = directory
         self.version = conf["cniVersion"]
         self.plugins = [*conf["plugins"], PORTMAP]
         self.results: dict[str, dict[str, Any]] = {}  # what libcni keeps of ADD
@@ -374,7 +374,7 @@ class Chain:
             conf["cni.dev/valid-attachments"] = [{"containerID": name, "ifname": "eth0"} for name in valid]
         elif result is not None:
             conf["prevResult"] = result
-        argv = [f"{self.folder}/{plugin['type']}"]
+        argv = [f"{self.directory}/{plugin['type']}"]
         return (killer or Killer()).run(argv, self._env(verb, pod), json.dumps(conf).encode())
 
     def _runtime(self, plugin: dict[str, Any], pod: str, verb: str) -> dict[str, Any]:
@@ -384,7 +384,7 @@ class Chain:
         return {"runtimeConfig": {"portMappings": [{"protocol": p, "hostPort": h, "containerPort": c} for p, h, c in ports]}}
 
     def _env(self, verb: str, pod: str) -> dict[str, str]:
-        env = {"PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": self.folder}
+        env = {"PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": self.directory}
         if verb != "GC":
             env |= {"CNI_CONTAINERID": pod, "CNI_NETNS": f"/run/netns/{pod}", "CNI_IFNAME": "eth0"}
         return env
@@ -419,8 +419,8 @@ def state() -> State:
 def files() -> dict[str, str]:
     """Path to content, but for journals and what all attachments share."""
     found = {}
-    for folder in ("/var/lib/cni", "/run/cni-py"):
-        for root, _, names in os.walk(folder):
+    for directory in ("/var/lib/cni", "/run/cni-py"):
+        for root, _, names in os.walk(directory):
             for name in names:
                 path = f"{root}/{name}"
                 if "/journal/" in path or name in ("lock", "boot-id") or name.endswith(".lock") or "last_reserved_ip" in name:

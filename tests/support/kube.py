@@ -34,17 +34,17 @@ def subnet(text: str) -> Subnets:
 class Cluster:
     """A server with the node node1, and a store of that node."""
 
-    def __init__(self, server: ApiServer, folder: Path) -> None:
-        self.server, self.folder = server, folder
+    def __init__(self, server: ApiServer, directory: Path) -> None:
+        self.server, self.directory = server, directory
         self.configure(CONFIG)
         server.put(node(1))
         self.store = self.connect()
 
     def configure(self, config: dict[str, Any]) -> None:
-        (self.folder / "net-conf.json").write_text(json.dumps(config))
+        (self.directory / "net-conf.json").write_text(json.dumps(config))
 
     def connect(self, *arguments: str, environ: dict[str, str] | None = None) -> KubeStore:
-        words = ["-kube-subnet-mgr", f"-net-config-path={self.folder}/net-conf.json", *arguments]
+        words = ["-kube-subnet-mgr", f"-net-config-path={self.directory}/net-conf.json", *arguments]
         if not any(word.startswith(("-kube-api-url", "-kubeconfig-file")) for word in words):
             words.append(f"-kube-api-url={self.server.url}")
         return KubeStore(options.parse(words, {}), environ or {"NODE_NAME": "node1"})
@@ -54,9 +54,9 @@ class Cluster:
         return {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
 
 
-def kubeconfig(folder: Path, cluster: dict[str, Any], user: dict[str, Any]) -> str:
+def kubeconfig(directory: Path, cluster: dict[str, Any], user: dict[str, Any]) -> str:
     """Written as YAML, of which JSON is a part."""
-    path = folder / "kubeconfig"
+    path = directory / "kubeconfig"
     path.write_text(
         "apiVersion: v1\nkind: Config\ncurrent-context: here\npreferences: {}\n"
         f"clusters:\n- name: one\n  cluster: {json.dumps(cluster)}\n"
@@ -69,8 +69,8 @@ def kubeconfig(folder: Path, cluster: dict[str, Any], user: dict[str, Any]) -> s
 class Certificates:
     """An authority, a server's certificate for 127.0.0.1 and kube.example, and a client's."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.authority("ca")
         self.certificate("server", "ca", "subjectAltName=IP:127.0.0.1,DNS:kube.example")
         self.certificate("client", "ca", "extendedKeyUsage=clientAuth")
@@ -116,13 +116,13 @@ class Certificates:
         return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key"]
 
     def _openssl(self, *words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
+        subprocess.run(["openssl", *words], cwd=self.directory, check=True, capture_output=True)
 
     def path(self, name: str) -> str:
-        return str(self.folder / name)
+        return str(self.directory / name)
 
     def data(self, name: str) -> str:
-        return base64.b64encode((self.folder / name).read_bytes()).decode()
+        return base64.b64encode((self.directory / name).read_bytes()).decode()
 
     def server(self, wants_client: bool = False) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -350,13 +350,15 @@ class Host:
         """Names of the veths on the host."""
         return sorted(link["ifname"] for link in self.json("ip -j link show type veth"))
 
-    def files(self, *folders: str) -> dict[str, str]:
+    def files(self, *directories: str) -> dict[str, str]:
         """Path to content of all files in these directories (default: what plugins write, but for locks)."""
         found = {}
-        for folder in folders or ("/var/lib/cni", "/run/cni-state", "/etc/cni"):
-            for file in sorted(self.path(folder).rglob("*")):
+        for directory in directories or ("/var/lib/cni", "/run/cni-state", "/etc/cni"):
+            for file in sorted(self.path(directory).rglob("*")):
                 if file.is_file() and file.name != "lock":
-                    found[folder + "/" + str(file.relative_to(self.path(folder)))] = file.read_bytes().decode(errors="replace")
+                    found[directory + "/" + str(file.relative_to(self.path(directory)))] = file.read_bytes().decode(
+                        errors="replace"
+                    )
         return found
 
     def snapshot(self, *sandboxes: Sandbox | str) -> dict[str, Any]:

@@ -20,14 +20,14 @@ commonName=supplied
 """
 
 
-def sign(folder: Path, begins: datetime, ends: datetime, out: str, *words: str) -> None:
+def sign(directory: Path, begins: datetime, ends: datetime, out: str, *words: str) -> None:
     """`openssl ca` with these words, which name the request and the signer; `out` is replaced in one step."""
-    (folder / "index").write_text("")
-    (folder / "authority").write_text(CONFIG)
+    (directory / "index").write_text("")
+    (directory / "authority").write_text(CONFIG)
     dates = ["-startdate", f"{begins:%Y%m%d%H%M%SZ}", "-enddate", f"{ends:%Y%m%d%H%M%SZ}"]
-    openssl(folder, "ca", "-batch", "-notext", "-config", "authority", "-out", f"{out}.new", *dates, *words)
-    (folder / f"{out}.new").replace(folder / out)
+    openssl(directory, "ca", "-batch", "-notext", "-config", "authority", "-out", f"{out}.new", *dates, *words)
+    (directory / f"{out}.new").replace(directory / out)
 
 
-def openssl(folder: Path, *words: str) -> None:
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+def openssl(directory: Path, *words: str) -> None:
+    subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True, stdin=subprocess.DEVNULL)

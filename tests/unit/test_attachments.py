@@ -21,7 +21,7 @@ from cni_py.spec.environment import NESTED
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Redirect the records from /run/cni-py/attachments."""
     where = str(tmp_path / "cni-py" / "attachments")
     monkeypatch.setattr(attachments, "RUN_DIR", str(tmp_path / "cni-py"))
@@ -51,25 +51,25 @@ def stale(call: Call, *names: tuple[str, str]) -> list[bool]:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def test_record_lives_from_add_to_delete(folder: Path, sandbox: Path) -> None:
+def test_record_lives_from_add_to_delete(directory: Path, sandbox: Path) -> None:
     call = a_call(netns=sandbox)
     assert not attachments.is_remembered("c1", "eth0", "net")
     attachments.remember(call)
     assert attachments.is_remembered("c1", "eth0", "net")
     assert not attachments.is_remembered("c1", "eth1", "net")
     status = sandbox.stat()
-    assert json.loads((folder / "c1:eth0:net").read_text()) == {
+    assert json.loads((directory / "c1:eth0:net").read_text()) == {
         "containerID": "c1", "ifname": "eth0", "network": "net", "netns": str(sandbox),
         "dev": status.st_dev, "ino": status.st_ino,
     }  # fmt: skip
-    assert stat.S_IMODE((folder / "c1:eth0:net").stat().st_mode) == 0o600
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "c1:eth0:net").stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     for _ in range(2):
         attachments.forget(call)
         assert not attachments.is_remembered("c1", "eth0", "net")
 
 
-def test_records_of_a_network(folder: Path, sandbox: Path) -> None:
+def test_records_of_a_network(directory: Path, sandbox: Path) -> None:
     for container_id, ifname, network in (
         ("c1", "eth0", "net"),
         ("c1", "eth1", "net"),
@@ -82,7 +82,7 @@ def test_records_of_a_network(folder: Path, sandbox: Path) -> None:
 
 
 @pytest.mark.parametrize("container_id", ["c1", "a" * 120, "a" * 121, "a" * 230])
-def test_records_of_a_container(folder: Path, sandbox: Path, container_id: str) -> None:
+def test_records_of_a_container(directory: Path, sandbox: Path, container_id: str) -> None:
     """Records are found even if the file name has only a prefix of the id; other records are not read."""
     others = [container_id + "1", container_id[:-1] + "b", "x"]
     for other in (container_id, *others):
@@ -93,15 +93,15 @@ def test_records_of_a_container(folder: Path, sandbox: Path, container_id: str) 
     assert attachments.others_of_container(a_call(container_id + "2", "eth0", "net")) == []
 
 
-@pytest.mark.usefixtures("folder")
-def test_folder_that_is_not_there_holds_nothing() -> None:
+@pytest.mark.usefixtures("directory")
+def test_directory_that_is_not_there_holds_nothing() -> None:
     attachments.forget(a_call())
     attachments.forget_stale(a_call())
     assert attachments.remembered("net") == []
 
 
-def test_folder_that_cannot_be_made_is_an_error_of_ours(folder: Path) -> None:
-    folder.parent.write_text("")
+def test_directory_that_cannot_be_made_is_an_error_of_ours(directory: Path) -> None:
+    directory.parent.write_text("")
     with pytest.raises(IOFailure):
         attachments.remember(a_call())
 
@@ -109,11 +109,11 @@ def test_folder_that_cannot_be_made_is_an_error_of_ours(folder: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"network":"net"}', b'{"network":7}', b"\0" * 50, b"x" * (2 << 20)]
 )
-def test_damaged_record_stops_nothing(folder: Path, sandbox: Path, content: bytes) -> None:
+def test_damaged_record_stops_nothing(directory: Path, sandbox: Path, content: bytes) -> None:
     attachments.remember(a_call("c1", netns=sandbox))
-    (folder / "c2:eth0:net").write_bytes(content)
-    (folder / "folder").mkdir()
-    (folder / "link").symlink_to("/nowhere")
+    (directory / "c2:eth0:net").write_bytes(content)
+    (directory / "directory").mkdir()
+    (directory / "link").symlink_to("/nowhere")
     assert ("c1", "eth0") in attachments.remembered("net")
     assert stale(a_call(), ("c2", "eth0"), ("c1", "eth0")) == [False, False]
     attachments.forget_stale(a_call())
@@ -132,10 +132,10 @@ def test_damaged_record_stops_nothing(folder: Path, sandbox: Path, content: byte
         {"ino": 1, "netns": "/"},
     ],
 )
-def test_record_of_another_shape_stops_nothing(folder: Path, record: dict[str, Any]) -> None:
+def test_record_of_another_shape_stops_nothing(directory: Path, record: dict[str, Any]) -> None:
     """Records of a newer version or of other programs: GC keeps what it does not understand."""
-    folder.mkdir(parents=True)
-    (folder / "c1:eth0:net").write_text(json.dumps({"containerID": "c1", "ifname": "eth0", "network": "net"} | record))
+    directory.mkdir(parents=True)
+    (directory / "c1:eth0:net").write_text(json.dumps({"containerID": "c1", "ifname": "eth0", "network": "net"} | record))
     assert stale(a_call(), ("c1", "eth0")) == [False]
 
 
@@ -165,7 +165,7 @@ def test_long_names_that_differ_have_names_that_differ() -> None:
 # --- what GC may take for gone ----------------------------------------------------------------------------------------
 
 
-def test_with_a_list_all_else_is_gone(folder: Path) -> None:
+def test_with_a_list_all_else_is_gone(directory: Path) -> None:
     valid = [{"containerID": "c1", "ifname": "eth0"}, {"containerID": "c2", "ifname": "eth1", "more": 1}]
     call = a_call(**{"cni.dev/valid-attachments": valid})
     assert stale(call, ("c1", "eth0"), ("c1", "eth1"), ("c2", "eth0"), ("c2", "eth1"), ("c3", "eth0")) == [
@@ -201,7 +201,7 @@ def test_list_that_is_none_is_refused(raw: Any) -> None:
         attachments.stale_test(a_call(**{"cni.dev/valid-attachments": raw}))
 
 
-def test_without_a_list_only_a_lost_sandbox_is_certain(folder: Path, sandbox: Path, tmp_path: Path) -> None:
+def test_without_a_list_only_a_lost_sandbox_is_certain(directory: Path, sandbox: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").write_text("")
     (tmp_path / "replaced").write_text("")
     for container_id, path in (
@@ -221,7 +221,7 @@ def test_without_a_list_only_a_lost_sandbox_is_certain(folder: Path, sandbox: Pa
     assert sorted(attachments.remembered("net")) == [("alive", "eth0"), ("never", "eth0")]
 
 
-def test_forgetting_what_is_stale_leaves_another_network_alone(folder: Path, sandbox: Path) -> None:
+def test_forgetting_what_is_stale_leaves_another_network_alone(directory: Path, sandbox: Path) -> None:
     attachments.remember(a_call("c1", network="net", netns=sandbox))
     attachments.remember(a_call("c1", network="other", netns=sandbox))
     attachments.forget_stale(a_call(**{"cni.dev/valid-attachments": []}))
@@ -233,10 +233,10 @@ def test_forgetting_what_is_stale_leaves_another_network_alone(folder: Path, san
 
 
 @pytest.fixture
-def lock_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(lock, "RUN_DIR", str(folder.parent))
-    monkeypatch.setattr(lock, "PATH", str(folder.parent / "turns.lock"))
-    return folder.parent / "turns.lock"
+def lock_file(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(lock, "RUN_DIR", str(directory.parent))
+    monkeypatch.setattr(lock, "PATH", str(directory.parent / "turns.lock"))
+    return directory.parent / "turns.lock"
 
 
 def is_held_up(call: Call) -> bool:
@@ -272,7 +272,7 @@ def test_lock_is_of_one_attachment(lock_file: Path, call: Call, held_up: bool) -
 
 
 def test_lock_that_cannot_be_had_holds_nothing_up(lock_file: Path) -> None:
-    """Neither does a folder in its place cost a pod its network, nor a full or read-only file system."""
+    """Neither does a directory in its place cost a pod its network, nor a full or read-only file system."""
     lock_file.parent.mkdir()
     lock_file.mkdir()
     with lock.AttachmentLock(a_call()):

@@ -35,9 +35,9 @@ def test_verbs_without_an_attachment_take_no_variables_of_one(verb: str) -> None
     assert (this.container_id, this.netns, this.ifname, this.args) == ("", "", "", ())
 
 
-@pytest.mark.parametrize(("path", "folders"), [("", ()), ("/a", ("/a",)), ("a:./b:/c::/d/", ("/c", "/d/")), (":", ())])
-def test_path_holds_absolute_folders_only(path: str, folders: tuple[str, ...]) -> None:
-    assert parse("bridge", ADD | {"CNI_PATH": path}).cni_path == folders
+@pytest.mark.parametrize(("path", "directories"), [("", ()), ("/a", ("/a",)), ("a:./b:/c::/d/", ("/c", "/d/")), (":", ())])
+def test_path_holds_absolute_directories_only(path: str, directories: tuple[str, ...]) -> None:
+    assert parse("bridge", ADD | {"CNI_PATH": path}).cni_path == directories
 
 
 def test_delete_needs_no_sandbox() -> None:

@@ -123,15 +123,15 @@ def test_environment_gives_what_options_do_not(run: Run, node: Path, monkeypatch
     assert "blue-mine-net2" in records(node)
 
 
-def test_options_name_other_folders(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_name_other_directories(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NETCONFPATH", "/nowhere")
     monkeypatch.setenv("CNI_PATH", "/nowhere")
-    folders = ["--netconf-path", str(node / "net.d"), "--cni-path", f"/nowhere:{node}/bin"]
-    assert run("add", "blue", str(node / "ns"), *folders)[0] == 0
+    directories = ["--netconf-path", str(node / "net.d"), "--cni-path", f"/nowhere:{node}/bin"]
+    assert run("add", "blue", str(node / "ns"), *directories)[0] == 0
     assert seen(node, "ADD")["CNI_PATH"] == f"/nowhere:{node}/bin"
 
 
-def test_relative_folders_of_plugins_are_made_absolute(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_directories_of_plugins_are_made_absolute(run: Run, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(node)
     monkeypatch.setenv("CNI_PATH", "bin::./bin/")
     assert run("add", "blue", str(node / "ns"))[0] == 0
@@ -150,22 +150,22 @@ def test_plugins_of_this_installation_come_first(node: Path, monkeypatch: pytest
 
 
 @pytest.fixture
-def netns_folders(node: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+def netns_directories(node: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     (node / "run").mkdir()
     (node / "var").symlink_to(node / "run")
-    folders = f"{node}/run", f"{node}/var"
-    monkeypatch.setattr(cli, "NETNS_FOLDERS", folders)
-    return folders
+    directories = f"{node}/run", f"{node}/var"
+    monkeypatch.setattr(cli, "NETNS_DIRECTORIES", directories)
+    return directories
 
 
-def test_name_of_a_namespace_is_one_of_ip_netns(run: Run, node: Path, netns_folders: tuple[str, str]) -> None:
+def test_name_of_a_namespace_is_one_of_ip_netns(run: Run, node: Path, netns_directories: tuple[str, str]) -> None:
     (node / "run" / "green").touch()
     assert run("add", "blue", "green")[0] == 0
     assert seen(node, "ADD")["CNI_NETNS"] == f"{node}/run/green"
 
 
 def test_name_of_a_namespace_finds_what_was_added_by_the_other_path(
-    run: Run, node: Path, netns_folders: tuple[str, str]
+    run: Run, node: Path, netns_directories: tuple[str, str]
 ) -> None:
     (node / "run" / "green").touch()
     assert run("add", "blue", f"{node}/var/green")[0] == 0
@@ -175,14 +175,14 @@ def test_name_of_a_namespace_finds_what_was_added_by_the_other_path(
 
 
 @pytest.mark.parametrize("verb", ["add", "check"])
-def test_missing_namespace(run: Run, node: Path, netns_folders: tuple[str, str], verb: str) -> None:
+def test_missing_namespace(run: Run, node: Path, netns_directories: tuple[str, str], verb: str) -> None:
     status, _, err = run(verb, "blue", "green")
     assert status == 1
     assert f'network namespace "{node}/run/green" does not exist' in err
     assert "ip netns add green" in err
 
 
-def test_delete_needs_no_namespace(run: Run, node: Path, netns_folders: tuple[str, str]) -> None:
+def test_delete_needs_no_namespace(run: Run, node: Path, netns_directories: tuple[str, str]) -> None:
     assert run("del", "blue", "green") == (0, "", "")
     assert run("del", "blue", "/proc/0/ns/net") == (0, "", "")
 
@@ -435,9 +435,9 @@ def test_closed_pipe_is_no_traceback(argv: list[str]) -> None:
 
 @pytest.fixture
 def journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "journal"
-    (folder / "deleted").mkdir(parents=True)
-    monkeypatch.setattr(journal, "JOURNAL_DIR", str(folder))
+    directory = tmp_path / "journal"
+    (directory / "deleted").mkdir(parents=True)
+    monkeypatch.setattr(journal, "JOURNAL_DIR", str(directory))
     files = {
         "deleted/abc1:eth0:cbr0": "# 2026-11-24T10:00:00Z ADD\n10:00:00.000001  ip link del veth1\n",
         "abc1:eth0:cbr0": "# 2026-11-24T11:00:00Z ADD\n11:00:00.000001  ip link add veth1 \x1b[31mtype veth\n",
@@ -446,9 +446,9 @@ def journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "no-journal": "x",
     }
     for number, (name, text) in enumerate(files.items()):
-        (folder / name).write_text(text)
-        os.utime(folder / name, (1_700_000_000 + number, 1_700_000_000 + number))
-    return folder
+        (directory / name).write_text(text)
+        os.utime(directory / name, (1_700_000_000 + number, 1_700_000_000 + number))
+    return directory
 
 
 def test_explain_lists_attachments(run: Run, journals: Path) -> None:

@@ -27,9 +27,9 @@ def test_read_is_whole_and_limited(tmp_path: Path) -> None:
         files.read(str(path), 99_999)
 
 
-@pytest.mark.parametrize("name", ["missing", "folder"])
+@pytest.mark.parametrize("name", ["missing", "directory"])
 def test_read_of_what_is_no_file(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "directory").mkdir()
     with pytest.raises(OSError, match=r"No such file|Is a directory"):
         files.read(str(tmp_path / name))
 
@@ -87,10 +87,10 @@ def test_write_where_a_file_needs_a_name(tmp_path: Path, monkeypatch: pytest.Mon
         files.write(str(tmp_path / "f"), content.encode(), 0o640)
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", content)]
         assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "directory").mkdir()
     with pytest.raises(IOFailure):
-        files.write(str(tmp_path / "folder"), b"new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "folder"]
+        files.write(str(tmp_path / "directory"), b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "f"]
 
 
 def test_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_write_takes_away_what_bears_its_name_for_a_new_file(tmp_path: Path, is_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "victim"]
 
 
-def test_write_of_a_path_without_a_folder_is_in_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_of_a_path_without_a_directory_is_in_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Temporaries are on the file's own file system, which need not be that of "/"."""
     opened, plain = [], posix.open
     monkeypatch.setattr(posix, "open", lambda path, *how: opened.append(path) or plain(path, *how))
@@ -141,7 +141,7 @@ def test_write_of_a_path_without_a_folder_is_in_the_current_one(tmp_path: Path, 
     assert opened == [".", "."]
 
 
-def test_write_over_a_folder_leaves_nothing_else(tmp_path: Path) -> None:
+def test_write_over_a_directory_leaves_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     with pytest.raises(IOFailure, match="Is a directory"):
         files.write(str(tmp_path / "f"), b"new")
@@ -221,26 +221,26 @@ def test_killed_writers_leave_at_most_one_hidden_file(tmp_path: Path, call: str)
     assert path.read_text() == "old"
     left = {path.name for path in tmp_path.iterdir()} - {"f"}
     assert left == ({".f.tmp"} if call == "rename" else set())
-    assert files.list_folder(str(tmp_path)) == ["f"]
+    assert files.list_directory(str(tmp_path)) == ["f"]
     files.remove(str(path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_where_there_is_no_folder(tmp_path: Path) -> None:
+def test_write_where_there_is_no_directory(tmp_path: Path) -> None:
     with pytest.raises(IOFailure, match="/none/f"):
         files.write(str(tmp_path / "none" / "f"), b"x")
 
 
-def test_make_folder_makes_all_above(tmp_path: Path) -> None:
-    files.make_folder(str(tmp_path / "a" / "b" / "c"), 0o700)
-    files.make_folder(str(tmp_path / "a" / "b" / "c") + "/", 0o700)
+def test_make_directory_makes_all_above(tmp_path: Path) -> None:
+    files.make_directory(str(tmp_path / "a" / "b" / "c"), 0o700)
+    files.make_directory(str(tmp_path / "a" / "b" / "c") + "/", 0o700)
     assert [stat.S_IMODE((tmp_path / p).stat().st_mode) for p in ("a", "a/b", "a/b/c")] == [0o700] * 3
 
 
-def test_make_folder_under_a_file(tmp_path: Path) -> None:
+def test_make_directory_under_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises((IOFailure, NotADirectoryError)):
-        files.make_folder(str(tmp_path / "f" / "x"), 0o700)
+        files.make_directory(str(tmp_path / "f" / "x"), 0o700)
 
 
 def test_remove_of_what_is_not_there_is_success(tmp_path: Path) -> None:
@@ -253,13 +253,13 @@ def test_remove_of_what_is_not_there_is_success(tmp_path: Path) -> None:
         files.remove(str(tmp_path / "d"))
 
 
-def test_list_folder(tmp_path: Path) -> None:
+def test_list_directory(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
         (tmp_path / name).write_text("")
-    assert files.list_folder(str(tmp_path)) == ["a", "b", "c"]
-    assert files.list_folder(str(tmp_path / "none")) == []
+    assert files.list_directory(str(tmp_path)) == ["a", "b", "c"]
+    assert files.list_directory(str(tmp_path / "none")) == []
     with pytest.raises(IOFailure, match="could not list"):
-        files.list_folder(str(tmp_path / "a"))
+        files.list_directory(str(tmp_path / "a"))
 
 
 def test_exists_sees_a_link_to_nowhere(tmp_path: Path) -> None:
@@ -269,14 +269,14 @@ def test_exists_sees_a_link_to_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "a", "./a", "/a/../b", "/..", "/a\0b", "/" + "x" * 1000])
-def test_folder_of_a_configuration_that_cannot_be(path: str) -> None:
+def test_directory_of_a_configuration_that_cannot_be(path: str) -> None:
     with pytest.raises(InvalidConfig, match='"dataDir"'):
-        files.check_folder("dataDir", path)
+        files.check_directory("dataDir", path)
 
 
 @pytest.mark.parametrize("path", ["/", "/a", "/a/..b/c..", "/var/lib/cni/"])
-def test_folder_of_a_configuration_that_can_be(path: str) -> None:
-    files.check_folder("dataDir", path)
+def test_directory_of_a_configuration_that_can_be(path: str) -> None:
+    files.check_directory("dataDir", path)
 
 
 def test_lock_is_one_at_a_time(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_lock_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_every_change_is_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with journal.Journal("title", stderr_fd=2):
-        files.make_folder(str(tmp_path / "d"), 0o700)
+        files.make_directory(str(tmp_path / "d"), 0o700)
         files.write(str(tmp_path / "d" / "f"), b"x")
         files.read(str(tmp_path / "d" / "f"))
         files.remove(str(tmp_path / "d" / "f"))

@@ -237,7 +237,7 @@ def test_node_made_anew_with_another_podcidr_is_said(cluster: Cluster) -> None:
 
 def test_network_config_is_the_file(cluster: Cluster) -> None:
     assert json.loads(cluster.store.read_network_config()) == CONFIG
-    (cluster.folder / "net-conf.json").unlink()
+    (cluster.directory / "net-conf.json").unlink()
     with pytest.raises(Refused, match="failed to read net conf"):
         cluster.store.read_network_config()
 
@@ -307,7 +307,7 @@ def test_missing_package_is_named(cluster: Cluster, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib, "import_module", find)
     with pytest.raises(InvalidConfig, match=r"needs the Python package \"urllib3\".*pip install 'cni-py\[flanneld\]'"):
         cluster.connect()
-    path = kubeconfig(cluster.folder, {"server": "https://10.0.0.1"}, {})
+    path = kubeconfig(cluster.directory, {"server": "https://10.0.0.1"}, {})
     with pytest.raises(InvalidConfig, match='needs the Python package "PyYAML"'):
         cluster.connect(f"-kubeconfig-file={path}")
 

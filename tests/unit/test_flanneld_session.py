@@ -115,7 +115,7 @@ def test_own_lease_is_looked_after_in_what_the_datastore_tells(running: Daemon, 
     session.close()
 
 
-def test_subnet_file_may_be_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subnet_file_may_be_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_subnet_file("subnet.env", NetworkConfig.parse(config("alloc")), OURS, 1450, ip_masq=True)
     assert read_subnets("subnet.env") == OURS

@@ -37,7 +37,7 @@ from support.stub_kernel import StubKernel
 
 FEW, MANY = 100, 2000
 LESS_THAN_HALF = 1.5
-FOLDER = "/coreos.com/network/subnets/"
+DIRECTORY = "/coreos.com/network/subnets/"
 NETWORK = NetworkConfig.parse(json.dumps({"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}))
 OWN = Lease(Subnets.from_key("10.255.0.0-24"), Attributes(IPv4Address("172.31.255.1")))
 EXTERNAL = ExternalInterface("eth0", 2, 1500, IPv4Address("172.31.255.1"), None, IPv4Address("172.31.255.1"), None)
@@ -45,7 +45,7 @@ EXTERNAL = ExternalInterface("eth0", 2, 1500, IPv4Address("172.31.255.1"), None,
 
 def kv(number: int, revision: int, turn: int = 0, *, is_deleted: bool = False) -> KeyValue:
     """The key of a node; ``turn``: how often its MAC address has changed."""
-    key = f"{FOLDER}10.{number >> 8}.{number & 255}.0-24"
+    key = f"{DIRECTORY}10.{number >> 8}.{number & 255}.0-24"
     if is_deleted:
         return KeyValue(key, b"", 0, 0, revision)
     data = {"VNI": 1, "VtepMAC": f"02:{turn:02x}:00:00:{number >> 8:02x}:{number & 255:02x}"}
@@ -81,7 +81,7 @@ class StubWatch:
 class Node:
     """A flanneld without its threads."""
 
-    def __init__(self, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, count: int, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel: Any = StubKernel({2: ("eth0", ""), 3: ("flannel.1", "vxlan")})
         monkeypatch.setattr(reconcile, "open_host", lambda: self.kernel)
         monkeypatch.setattr(reconcile, "Notifications", lambda: self.kernel)
@@ -92,13 +92,13 @@ class Node:
         backend = backends.create(NETWORK, EXTERNAL)
         backend.prepare(self.kernel, None)
         leases: dict[Subnets, Lease] = {}
-        self.saver = Saver(str(folder / "saved.json"), "{}", lambda: OWN, leases)
+        self.saver = Saver(str(directory / "saved.json"), "{}", lambda: OWN, leases)
         self.following = Following(
             NETWORK, lambda: OWN, backend, self.reconciler, self.health, leases, self.saver.changed, lambda _: ""
         )
         self.etcd: Any = StubEtcd(count)
         self.revision = count
-        self.events = Leases(self.etcd, FOLDER).follow(Stop())
+        self.events = Leases(self.etcd, DIRECTORY).follow(Stop())
         for device in backend.devices:
             self.reconciler.keep(device)
         snapshot = next(self.events)

@@ -13,17 +13,17 @@ from cni_py.agent.metrics import AgentMetrics
 from cni_py.spec.call import Call
 
 
-def a_call(folder: Path, *range_sets: list[dict[str, str]], verb: str = "ADD", plugin: str = "bridge", **keys: Any) -> Call:
-    ipam = {"type": "host-local", "dataDir": str(folder), "ranges": list(range_sets)}
+def a_call(directory: Path, *range_sets: list[dict[str, str]], verb: str = "ADD", plugin: str = "bridge", **keys: Any) -> Call:
+    ipam = {"type": "host-local", "dataDir": str(directory), "ranges": list(range_sets)}
     return Call(
         verb, plugin, container_id="c1", ifname="eth0", conf={"cniVersion": "1.1.0", "name": "net", "ipam": ipam} | keys
     )
 
 
-def reserve(folder: Path, *names: str, network: str = "net") -> None:
-    (folder / network).mkdir(exist_ok=True)
+def reserve(directory: Path, *names: str, network: str = "net") -> None:
+    (directory / network).mkdir(exist_ok=True)
     for name in names:
-        (folder / network / name).write_text("c1\r\neth0")
+        (directory / network / name).write_text("c1\r\neth0")
 
 
 def usage(*calls: Call) -> list[tuple[str, str, int, int, int]]:

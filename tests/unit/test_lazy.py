@@ -17,15 +17,15 @@ NAME = "cni_py_test_large"
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package whose __init__ says that it ran, with a module and a package below."""
-    folder = tmp_path / NAME
-    (folder / "sub").mkdir(parents=True)
-    (folder / "__init__.py").write_text("ran = True\nfrom cni_py_test_large.small import value\n")
-    (folder / "small.py").write_text("value = 7\n")
-    (folder / "sub" / "__init__.py").write_text("")
-    (folder / "sub" / "deep.py").write_text("from cni_py_test_large.small import value\n")
-    (folder / "broken.py").write_text("raise RuntimeError('broken')\n")
+    directory = tmp_path / NAME
+    (directory / "sub").mkdir(parents=True)
+    (directory / "__init__.py").write_text("ran = True\nfrom cni_py_test_large.small import value\n")
+    (directory / "small.py").write_text("value = 7\n")
+    (directory / "sub" / "__init__.py").write_text("")
+    (directory / "sub" / "deep.py").write_text("from cni_py_test_large.small import value\n")
+    (directory / "broken.py").write_text("raise RuntimeError('broken')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield folder
+    yield directory
     for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
         del sys.modules[name]
 

@@ -303,7 +303,7 @@ def test_file_that_cannot_be_written(run: Run, datastore: Path) -> None:
         ),
         (("-etcd-endpoints=http://127.0.0.1:1",), 1, "etcd cannot be used"),
         (("-kube-subnet-mgr",), 1, "kubectl"),
-        (("-datastore=file:/no/such/folder/file",), 1, "is not there"),
+        (("-datastore=file:/no/such/directory/file",), 1, "is not there"),
     ],
 )
 def test_datastore_that_cannot_be_used(run: Run, options: tuple[str, ...], status: int, words: str) -> None:

@@ -42,38 +42,38 @@ exit $(cat '{here}/{name}'.$CNI_COMMAND.status 2>/dev/null || echo 0)
 
 
 class Fakes:
-    """Fake plugins in a folder, and what they were called with."""
+    """Fake plugins in a directory, and what they were called with."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "calls").mkdir()
-        self.bin = folder / "bin"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "calls").mkdir()
+        self.bin = directory / "bin"
         self.bin.mkdir()
 
     def make(self, name: str, result: dict[str, Any] | None = None) -> None:
         path = self.bin / name
-        path.write_text(SCRIPT.format(here=self.folder, name=name))
+        path.write_text(SCRIPT.format(here=self.directory, name=name))
         path.chmod(0o755)
         self.answer(name, "ADD", RESULT if result is None else result)
 
     def answer(self, name: str, verb: str, reply: object, status: int = 0) -> None:
         text = reply if isinstance(reply, str) else json.dumps(reply)
-        (self.folder / f"{name}.{verb}").write_text(text)
-        (self.folder / f"{name}.{verb}.status").write_text(str(status))
+        (self.directory / f"{name}.{verb}").write_text(text)
+        (self.directory / f"{name}.{verb}.status").write_text(str(status))
 
     def calls(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Verb, plugin and configuration of each call, in order."""
-        folders = sorted((self.folder / "calls").iterdir())
+        directories = sorted((self.directory / "calls").iterdir())
         return [
             (self._env(f)["CNI_COMMAND"], (f / "name").read_text().strip(), json.loads((f / "stdin").read_text()))
-            for f in folders
+            for f in directories
         ]
 
     def environments(self) -> list[dict[str, str]]:
-        return [self._env(f) for f in sorted((self.folder / "calls").iterdir())]
+        return [self._env(f) for f in sorted((self.directory / "calls").iterdir())]
 
-    def _env(self, folder: Path) -> dict[str, str]:
-        return dict(pair.split("=", 1) for pair in (folder / "env").read_text().split("\0") if pair)
+    def _env(self, directory: Path) -> dict[str, str]:
+        return dict(pair.split("=", 1) for pair in (directory / "env").read_text().split("\0") if pair)
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ def cache_file(tmp_path: Path, name: str = f"net-{ID}-eth0") -> Path:
 # ---- finding a configuration ------------------------------------------------------------------
 
 
-def write(folder: Path, files: dict[str, object]) -> str:
+def write(directory: Path, files: dict[str, object]) -> str:
     for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return str(folder)
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(directory)
 
 
 def listed(name: str = "net", *types: str, **keys: Any) -> dict[str, Any]:
@@ -130,16 +130,16 @@ def types(found: Network) -> list[str]:
 
 
 def test_load_takes_the_first_file_in_lexical_order(tmp_path: Path, said: list[str]) -> None:
-    folder = write(
+    directory = write(
         tmp_path, {"20.conflist": listed("net", "b"), "10.conflist": listed("net", "a"), "05.conflist": listed("other")}
     )
-    assert types(network_config.load_network(folder, "net", said.append)) == ["a"]
+    assert types(network_config.load_network(directory, "net", said.append)) == ["a"]
     assert not said
 
 
 def test_load_takes_lists_before_single_configurations(tmp_path: Path, said: list[str]) -> None:
-    folder = write(tmp_path, {"10.conf": {"name": "net", "type": "single"}, "99.conflist": listed("net", "listed")})
-    assert types(network_config.load_network(folder, "net", said.append)) == ["listed"]
+    directory = write(tmp_path, {"10.conf": {"name": "net", "type": "single"}, "99.conflist": listed("net", "listed")})
+    assert types(network_config.load_network(directory, "net", said.append)) == ["listed"]
 
 
 @pytest.mark.parametrize("ending", ["conf", "json"])
@@ -151,10 +151,10 @@ def test_load_wraps_a_single_configuration_as_a_list(tmp_path: Path, said: list[
     assert json.loads(found.source) == {"name": "net", "cniVersion": "0.3.1", "plugins": [raw]}
 
 
-def test_load_leaves_other_files_and_folders_alone(tmp_path: Path, said: list[str]) -> None:
-    folder = write(tmp_path, {"a.conflist.bak": "x", "b.txt": "x", "c.CONF": "x", "d.conflist": listed()})
+def test_load_leaves_other_files_and_directories_alone(tmp_path: Path, said: list[str]) -> None:
+    directory = write(tmp_path, {"a.conflist.bak": "x", "b.txt": "x", "c.CONF": "x", "d.conflist": listed()})
     (tmp_path / "0.conf").mkdir()
-    network_config.load_network(folder, "net", said.append)
+    network_config.load_network(directory, "net", said.append)
     assert not said
 
 
@@ -162,41 +162,41 @@ def test_load_leaves_other_files_and_folders_alone(tmp_path: Path, said: list[st
     "broken", ["{", "[]", "null", '"x"', "", "\xff", '{"a": NaN}', '{"cniVersion": "1.0.0"}', '{"name": ""}']
 )
 def test_load_names_a_broken_file_and_goes_on(tmp_path: Path, said: list[str], broken: str) -> None:
-    folder = write(tmp_path, {"20.conflist": listed()})
+    directory = write(tmp_path, {"20.conflist": listed()})
     (tmp_path / "10.conflist").write_bytes(broken.encode("latin-1"))
-    assert types(network_config.load_network(folder, "net", said.append)) == ["one"]
+    assert types(network_config.load_network(directory, "net", said.append)) == ["one"]
     assert len(said) == 1
     assert "10.conflist" in said[0]
 
 
 def test_load_refuses_a_bad_file_of_the_network_itself(tmp_path: Path, said: list[str]) -> None:
-    folder = write(tmp_path, {"10.conflist": {"name": "net", "plugins": [{"no": "type"}]}, "20.conflist": listed()})
+    directory = write(tmp_path, {"10.conflist": {"name": "net", "plugins": [{"no": "type"}]}, "20.conflist": listed()})
     with pytest.raises(InvalidConfig, match=r"10\.conflist"):
-        network_config.load_network(folder, "net", said.append)
+        network_config.load_network(directory, "net", said.append)
 
 
 def test_load_says_which_networks_there_are(tmp_path: Path, said: list[str]) -> None:
-    folder = write(tmp_path, {"1.conflist": listed("blue"), "2.conf": {"name": "red", "type": "x"}})
-    with pytest.raises(NoSuchNetwork, match=f'no net configuration with name "net" in {folder}') as caught:
-        network_config.load_network(folder, "net", said.append)
+    directory = write(tmp_path, {"1.conflist": listed("blue"), "2.conf": {"name": "red", "type": "x"}})
+    with pytest.raises(NoSuchNetwork, match=f'no net configuration with name "net" in {directory}') as caught:
+        network_config.load_network(directory, "net", said.append)
     assert "blue (1.conflist), red (2.conf)" in caught.value.hint
 
 
-@pytest.mark.parametrize("folder", ["empty", "missing"])
-def test_load_without_any_configuration(tmp_path: Path, said: list[str], folder: str) -> None:
+@pytest.mark.parametrize("directory", ["empty", "missing"])
+def test_load_without_any_configuration(tmp_path: Path, said: list[str], directory: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoSuchNetwork, match="no net configurations found in"):
-        network_config.load_network(str(tmp_path / folder), "net", said.append)
+        network_config.load_network(str(tmp_path / directory), "net", said.append)
 
 
 def test_load_of_a_list_named_conf_says_how_to_name_it(tmp_path: Path, said: list[str]) -> None:
-    folder = write(tmp_path, {"10.conf": listed()})
+    directory = write(tmp_path, {"10.conf": listed()})
     with pytest.raises(InvalidConfig, match="missing 'type'") as caught:
-        network_config.load_network(folder, "net", said.append)
+        network_config.load_network(directory, "net", said.append)
     assert "10.conflist" in caught.value.hint
 
 
-def test_sibling_folder_adds_its_plugins_in_lexical_order(tmp_path: Path, said: list[str]) -> None:
+def test_sibling_directory_adds_its_plugins_in_lexical_order(tmp_path: Path, said: list[str]) -> None:
     files = {
         "10.conflist": listed(),
         "net/2.conf": {"type": "c"},
@@ -207,13 +207,13 @@ def test_sibling_folder_adds_its_plugins_in_lexical_order(tmp_path: Path, said: 
     assert types(network_config.load_network(write(tmp_path, files), "net", said.append)) == ["one", "b", "c"]
 
 
-def test_sibling_folder_alone_is_enough(tmp_path: Path, said: list[str]) -> None:
+def test_sibling_directory_alone_is_enough(tmp_path: Path, said: list[str]) -> None:
     files = {"10.conflist": {"name": "net", "cniVersion": "1.1.0"}, "net/1.conf": {"type": "b"}}
     assert types(network_config.load_network(write(tmp_path, files), "net", said.append)) == ["b"]
 
 
 @pytest.mark.parametrize("flag", [True, "true", "TRUE"])
-def test_sibling_folder_is_left_out_where_only_inlined_plugins_count(tmp_path: Path, said: list[str], flag: object) -> None:
+def test_sibling_directory_is_left_out_where_only_inlined_plugins_count(tmp_path: Path, said: list[str], flag: object) -> None:
     files = {"10.conflist": listed(loadOnlyInlinedPlugins=flag), "net/1.conf": "broken"}
     assert types(network_config.load_network(write(tmp_path, files), "net", said.append)) == ["one"]
 
@@ -431,26 +431,26 @@ def test_a_plugin_that_is_being_written_is_tried_again(run: Runtime, fakes: Fake
 
 
 def test_find_plugin_takes_the_first_regular_file(tmp_path: Path) -> None:
-    for folder in "abc":
-        (tmp_path / folder).mkdir()
+    for directory in "abc":
+        (tmp_path / directory).mkdir()
     (tmp_path / "a" / "x").mkdir()
     (tmp_path / "b" / "x").symlink_to(tmp_path / "c" / "x")
     (tmp_path / "c" / "x").touch()
-    assert runtime.find_plugin("x", [str(tmp_path / folder) for folder in "abc"]) == f"{tmp_path}/b/x"
+    assert runtime.find_plugin("x", [str(tmp_path / directory) for directory in "abc"]) == f"{tmp_path}/b/x"
 
 
 def test_find_plugin_says_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").touch()
-    monkeypatch.setattr(runtime, "OTHER_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(runtime, "OTHER_DIRECTORIES", (str(tmp_path),))
     with pytest.raises(InvalidEnvironment, match='failed to find plugin "x" in path /nowhere') as caught:
         runtime.find_plugin("x", ["/nowhere"])
     assert f"CNI_PATH=/nowhere:{tmp_path}" in caught.value.hint
 
 
-@pytest.mark.parametrize(("kind", "folders"), [("../x", ["/bin"]), ("a/b", ["/bin"]), ("x", [])])
-def test_find_plugin_refuses(kind: str, folders: list[str]) -> None:
+@pytest.mark.parametrize(("kind", "directories"), [("../x", ["/bin"]), ("a/b", ["/bin"]), ("x", [])])
+def test_find_plugin_refuses(kind: str, directories: list[str]) -> None:
     with pytest.raises(CniError):
-        runtime.find_plugin(kind, folders)
+        runtime.find_plugin(kind, directories)
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def test_cached_attachments_passes_over_what_is_no_record(run: Runtime, tmp_path
     for number, content in enumerate(BROKEN_RECORDS):
         cache_file(tmp_path, f"net-{number}").parent.mkdir(parents=True, exist_ok=True)
         cache_file(tmp_path, f"net-{number}").write_text(content)
-    cache_file(tmp_path, "a-folder").mkdir()
+    cache_file(tmp_path, "a-directory").mkdir()
     run.add(network(), attachment())
     assert [c.attachment.container_id for c in result_cache.cached_attachments(run.cache_dir)] == [ID]
     assert result_cache.cached_attachments(run.cache_dir, "another") == []

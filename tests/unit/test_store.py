@@ -26,11 +26,11 @@ from cni_py.spec.result import Result
 
 
 class Pool:
-    """A network in a temporary folder, and the plugin called on it."""
+    """A network in a temporary directory, and the plugin called on it."""
 
     def __init__(self, data_dir: Path, subnet: str = "10.1.2.0/29") -> None:
         self.data_dir = data_dir
-        self.folder = data_dir / "pool"
+        self.directory = data_dir / "pool"
         self.conf: dict[str, Any] = {
             "name": "pool",
             "cniVersion": "1.1.0",
@@ -53,14 +53,14 @@ class Pool:
         self.call("DEL", container_id, ifname, **keys)
 
     def put(self, name: str, text: bytes) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / name
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / name
         path.write_bytes(text)
         return path
 
     def texts(self) -> dict[str, bytes]:
         """The reservations."""
-        return {p.name: p.read_bytes() for p in self.folder.iterdir() if p.name != "lock" and not p.name.startswith("last")}
+        return {p.name: p.read_bytes() for p in self.directory.iterdir() if p.name != "lock" and not p.name.startswith("last")}
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["read", "kept"])
@@ -85,16 +85,16 @@ def sets(*subnets: str, data_dir: Path) -> dict[str, Any]:
 def test_add_writes_the_files_that_go_writes(pool: Pool) -> None:
     assert pool.add("c1") == "10.1.2.2"
     assert pool.texts() == {"10.1.2.2": b"c1\r\neth0"}
-    assert (pool.folder / "last_reserved_ip.0").read_bytes() == b"10.1.2.2"
-    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in pool.folder.iterdir()}
+    assert (pool.directory / "last_reserved_ip.0").read_bytes() == b"10.1.2.2"
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in pool.directory.iterdir()}
     assert modes == {"10.1.2.2": 0o600, "last_reserved_ip.0": 0o600, "lock": 0o600}
-    assert stat.S_IMODE(pool.folder.stat().st_mode) & 0o700 == 0o700
+    assert stat.S_IMODE(pool.directory.stat().st_mode) & 0o700 == 0o700
 
 
 def test_add_keeps_the_mode_of_last_reserved(pool: Pool) -> None:
     pool.put("last_reserved_ip.0", b"10.1.2.4").chmod(0o644)
     assert pool.add("c1") == "10.1.2.5"
-    assert stat.S_IMODE((pool.folder / "last_reserved_ip.0").stat().st_mode) == 0o644
+    assert stat.S_IMODE((pool.directory / "last_reserved_ip.0").stat().st_mode) == 0o644
 
 
 def test_freed_address_is_not_given_at_once(pool: Pool) -> None:
@@ -103,14 +103,14 @@ def test_freed_address_is_not_given_at_once(pool: Pool) -> None:
     assert pool.add("c1") == "10.1.2.3"
 
 
-def test_del_without_a_folder_makes_none(pool: Pool) -> None:
+def test_del_without_a_directory_makes_none(pool: Pool) -> None:
     pool.delete("c1")
     pool.call("GC", "")
-    assert not pool.folder.exists()
+    assert not pool.directory.exists()
 
 
-def test_del_with_a_file_in_the_folders_place_succeeds(pool: Pool) -> None:
-    pool.folder.write_text("")
+def test_del_with_a_file_in_the_directories_place_succeeds(pool: Pool) -> None:
+    pool.directory.write_text("")
     pool.delete("c1")
     with pytest.raises(IOFailure, match="could not"):
         pool.add("c1")
@@ -118,14 +118,14 @@ def test_del_with_a_file_in_the_folders_place_succeeds(pool: Pool) -> None:
 
 def test_lost_lock_is_made_again(pool: Pool) -> None:
     pool.add("c1")
-    (pool.folder / "lock").unlink()
+    (pool.directory / "lock").unlink()
     assert pool.add("c2") == "10.1.2.3"
-    assert (pool.folder / "lock").exists()
+    assert (pool.directory / "lock").exists()
 
 
 def test_add_waits_for_the_lock(pool: Pool) -> None:
     pool.put("lock", b"")
-    with (pool.folder / "lock").open() as lock:
+    with (pool.directory / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         thread = threading.Thread(target=pool.add, args=("c1",))
         thread.start()
@@ -173,7 +173,7 @@ def test_damaged_file_is_free_and_reported(pool: Pool, text: bytes, capfd: pytes
     with Journal("test", stderr_fd=2):
         assert pool.add("c1") == "10.1.2.2"
     assert pool.texts() == {"10.1.2.2": b"c1\r\neth0"}
-    assert f"# free: {pool.folder}/10.1.2.2 is" in capfd.readouterr().err
+    assert f"# free: {pool.directory}/10.1.2.2 is" in capfd.readouterr().err
 
 
 def test_damaged_file_is_given_when_asked_for(pool: Pool) -> None:
@@ -185,28 +185,28 @@ def test_damaged_file_is_given_when_asked_for(pool: Pool) -> None:
 def test_damaged_last_reserved_begins_the_round_again(pool: Pool, text: bytes) -> None:
     pool.put("last_reserved_ip.0", text)
     assert pool.add("c1") == "10.1.2.2"
-    assert (pool.folder / "last_reserved_ip.0").read_bytes() == b"10.1.2.2"
+    assert (pool.directory / "last_reserved_ip.0").read_bytes() == b"10.1.2.2"
 
 
 def test_last_reserved_that_cannot_be_written_costs_no_pod(pool: Pool) -> None:
     pool.put("x", b"")
-    (pool.folder / "last_reserved_ip.0").mkdir()
+    (pool.directory / "last_reserved_ip.0").mkdir()
     assert [pool.add("c1"), pool.add("c2")] == ["10.1.2.2", "10.1.2.3"]
 
 
 def test_strange_things_are_neither_given_nor_touched(pool: Pool) -> None:
     outside = pool.data_dir / "outside"
     outside.write_bytes(b"c1\r\neth0")
-    pool.folder.mkdir()
-    (pool.folder / "10.1.2.2").mkdir()
-    (pool.folder / "10.1.2.3").symlink_to(outside)
-    (pool.folder / "10.1.2.4").symlink_to("nowhere")
-    os.mkfifo(pool.folder / "10.1.2.5")
+    pool.directory.mkdir()
+    (pool.directory / "10.1.2.2").mkdir()
+    (pool.directory / "10.1.2.3").symlink_to(outside)
+    (pool.directory / "10.1.2.4").symlink_to("nowhere")
+    os.mkfifo(pool.directory / "10.1.2.5")
     with socket.socket(socket.AF_UNIX) as s:
-        folder = os.open(pool.folder, os.O_RDONLY)
-        s.bind(f"/proc/self/fd/{folder}/beef")
-        os.close(folder)
-    before = sorted(p.name for p in pool.folder.iterdir())
+        directory = os.open(pool.directory, os.O_RDONLY)
+        s.bind(f"/proc/self/fd/{directory}/beef")
+        os.close(directory)
+    before = sorted(p.name for p in pool.directory.iterdir())
     assert pool.add("c1") == "10.1.2.6"
     with pytest.raises(AddressesExhausted):
         pool.add("c2")
@@ -214,7 +214,7 @@ def test_strange_things_are_neither_given_nor_touched(pool: Pool) -> None:
         pool.call("STATUS", "")
     pool.call("GC", "", **{"cni.dev/valid-attachments": []})
     pool.delete("c1")
-    assert sorted(p.name for p in pool.folder.iterdir()) == sorted([*before, "last_reserved_ip.0", "lock"])
+    assert sorted(p.name for p in pool.directory.iterdir()) == sorted([*before, "last_reserved_ip.0", "lock"])
     assert outside.read_bytes() == b"c1\r\neth0"
 
 
@@ -267,7 +267,7 @@ def test_full_disk_leaves_no_partial_reservation(pool: Pool, monkeypatch: pytest
     with pytest.raises(IOFailure) as error:
         pool.add("c1")
     assert error.value.code == 5
-    assert f"printf 'c1\\r\\neth0' > {pool.folder}/10.1.2.2" in error.value.msg
+    assert f"printf 'c1\\r\\neth0' > {pool.directory}/10.1.2.2" in error.value.msg
     assert pool.texts() == {}
     assert pool.add("c1") == "10.1.2.2"
 
@@ -362,7 +362,7 @@ def test_address_that_cannot_be_given_is_refused(pool: Pool, keys: dict[str, Any
     with pytest.raises(error) as refused:
         pool.add("c1", **keys)
     assert refused.value.msg == words
-    assert not pool.folder.exists()
+    assert not pool.directory.exists()
 
 
 def test_address_that_is_taken_is_refused_with_its_owner(pool: Pool) -> None:
@@ -434,7 +434,7 @@ def test_resolv_conf_that_is_not_there_takes_no_address(pool: Pool) -> None:
     pool.conf["ipam"]["resolvConf"] = str(pool.data_dir / "none")
     with pytest.raises(IOFailure, match="could not read resolvConf"):
         pool.add("c1")
-    assert not pool.folder.exists()
+    assert not pool.directory.exists()
 
 
 # DEL, CHECK, STATUS, GC
@@ -459,7 +459,7 @@ def test_del_frees_one_attachment_only(pool: Pool) -> None:
 def test_check_without_a_reservation_fails(pool: Pool) -> None:
     with pytest.raises(CheckFailed, match="host-local: Failed to find address added by container c1"):
         pool.call("CHECK", "c1")
-    assert not pool.folder.exists()
+    assert not pool.directory.exists()
 
 
 def test_check_compares_with_prev_result(pool: Pool) -> None:
@@ -469,7 +469,7 @@ def test_check_compares_with_prev_result(pool: Pool) -> None:
     pool.call("CHECK", "c1", prevResult=prev)
     with pytest.raises(CheckFailed) as error:
         pool.call("CHECK", "c1", prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.4/29"}]})
-    assert f'expected: c1 eth0 in "{pool.folder}/10.1.2.4", found: c2 eth0' in error.value.details
+    assert f'expected: c1 eth0 in "{pool.directory}/10.1.2.4", found: c2 eth0' in error.value.details
     with pytest.raises(CheckFailed, match="found: not reserved"):
         pool.call("CHECK", "c1", prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.6/29"}]})
 
@@ -491,7 +491,7 @@ def test_status_reads_no_reservation_while_addresses_are_left(pool: Pool, monkey
 
 def test_status_says_when_no_address_is_left(pool: Pool) -> None:
     pool.call("STATUS", "")
-    assert not pool.folder.exists()
+    assert not pool.directory.exists()
     for n in range(5):
         pool.call("STATUS", "")
         pool.add(f"c{n}")
@@ -565,10 +565,10 @@ def test_journal_lines_can_be_typed(pool: Pool, capfd: pytest.CaptureFixture[str
         pool.delete("c1", "eth%d")
     lines = [line.partition("  (")[0] for line in capfd.readouterr().err.splitlines()]
     assert lines == [
-        f"mkdir -p -m 755 {pool.folder}",
-        f"printf 'c1\\r\\neth%%d' > {pool.folder}/10.1.2.2",
-        f"printf 10.1.2.2 > {pool.folder}/last_reserved_ip.0",
-        f"rm -f {pool.folder}/10.1.2.2",
+        f"mkdir -p -m 755 {pool.directory}",
+        f"printf 'c1\\r\\neth%%d' > {pool.directory}/10.1.2.2",
+        f"printf 10.1.2.2 > {pool.directory}/last_reserved_ip.0",
+        f"rm -f {pool.directory}/10.1.2.2",
         "# done",
     ]
 
@@ -614,12 +614,12 @@ def test_what_was_read_once_is_not_read_again(keeping: Pool, reads: list[str]) -
     assert reads == ["10.1.2.6"]  # a decision hangs on it
 
 
-def test_a_process_of_one_call_leaves_the_folders_time_alone(pool: Pool, kept: bool) -> None:
+def test_a_process_of_one_call_leaves_the_directories_time_alone(pool: Pool, kept: bool) -> None:
     pool.add("c1")
-    before = pool.folder.stat().st_mtime_ns
+    before = pool.directory.stat().st_mtime_ns
     pool.call("CHECK", "c1")
     pool.delete("c2")
-    assert (pool.folder.stat().st_mtime_ns == before) is not kept
+    assert (pool.directory.stat().st_mtime_ns == before) is not kept
 
 
 def test_what_others_change_is_noticed_at_once(keeping: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -641,10 +641,10 @@ def test_a_kept_text_that_changed_in_its_file_decides_nothing(keeping: Pool) -> 
     assert [keeping.add("c7"), keeping.add("c8")] == ["10.1.2.6", "10.1.2.4"]
 
 
-def test_a_folder_that_was_recreated_is_read(keeping: Pool) -> None:
-    for path in keeping.folder.iterdir():
+def test_a_directory_that_was_recreated_is_read(keeping: Pool) -> None:
+    for path in keeping.directory.iterdir():
         path.unlink()
-    keeping.folder.rmdir()
+    keeping.directory.rmdir()
     keeping.put("10.1.2.2", b"other\r\neth0")
     assert keeping.add("c1") == "10.1.2.3"
 
@@ -656,7 +656,7 @@ def test_a_file_system_that_knows_whole_seconds_only_keeps_nothing(keeping: Pool
     assert store._kept == {}
 
 
-def test_a_folder_whose_time_cannot_be_set_is_read_each_time(keeping: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_whose_time_cannot_be_set_is_read_each_time(keeping: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, ns: tuple[int, int]) -> None:
         raise OSError(errno.EROFS, "Read-only file system", path)
 
@@ -672,7 +672,7 @@ def test_an_error_leaves_nothing_kept(keeping: Pool) -> None:
     assert store._kept == {}
 
 
-def test_folders_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_kept", {})
     monkeypatch.setattr(store, "_MAX_KEPT", 3)
     for number in range(10):

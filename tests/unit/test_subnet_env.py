@@ -137,9 +137,9 @@ def test_file_that_is_damaged_is_code_7(tmp_path: Path, content: bytes) -> None:
         read(str(tmp_path / "subnet.env"))
 
 
-@pytest.mark.parametrize("name", ["", "folder", "a\0b", "file/x"])
+@pytest.mark.parametrize("name", ["", "directory", "a\0b", "file/x"])
 def test_path_that_is_no_file_is_an_error_of_ours(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "directory").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises((InvalidConfig, TryAgainLater), match=r"subnet\.env"):
         read(f"{tmp_path}/{name}" if name else "")

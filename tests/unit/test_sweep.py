@@ -242,7 +242,7 @@ def no_file(title: str, _name: str) -> Journal:
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of state below a folder, and nothing alive."""
+    """Directories of state below a directory, and nothing alive."""
     monkeypatch.setattr(attachments, "directories", lambda: [str(tmp_path / "records")])
     monkeypatch.setattr(file_leftovers, "CACHE_DIR", str(tmp_path / "results"))
     monkeypatch.setattr(sweep, "Journal", no_file)
@@ -293,7 +293,7 @@ def test_deadline_that_has_passed_frees_nothing(node: Path) -> None:
 
 def test_unreadable_state_leaves_liveness_unknown(node: Path) -> None:
     (node / "networks" / "net" / "10.1.0.2").write_text("c1\r\neth0")
-    (node / "flannel").write_text("a file where a folder should be")
+    (node / "flannel").write_text("a file where a directory should be")
     report = run(node, grace_seconds=0)
     assert [finding.outcome for finding in report.findings] == ["kept"]
     assert "flannel" in report.missing[0]
@@ -375,7 +375,7 @@ def test_paths_that_the_plugins_would_refuse_are_not_looked_at(data_dir: str) ->
     assert file_leftovers.network_directories(data_dir, "net", None) == []
 
 
-def test_only_names_of_networks_are_folders_of_reservations(tmp_path: Path) -> None:
+def test_only_names_of_networks_are_directories_of_reservations(tmp_path: Path) -> None:
     for name in ("net", "-x", ".hidden", "other"):
         (tmp_path / name).mkdir()
     assert file_leftovers.network_directories(str(tmp_path), "", None) == [f"{tmp_path}/net", f"{tmp_path}/other"]
@@ -383,13 +383,13 @@ def test_only_names_of_networks_are_folders_of_reservations(tmp_path: Path) -> N
 
 
 def test_reservations_are_regular_files_named_as_addresses(tmp_path: Path) -> None:
-    folder = tmp_path / "net"
-    folder.mkdir()
+    directory = tmp_path / "net"
+    directory.mkdir()
     for name in ("10.1.0.2", "fd00::2", "010.1.0.3", "last_reserved_ip.0", "lock", "10.1.0.999", "fd00:0::3"):
-        (folder / name).write_text("c1\r\neth0")
-    (folder / "10.1.0.4").symlink_to("/etc/hostname")
-    (folder / "10.1.0.5").mkdir()
-    found = list(file_leftovers.reservations(str(folder)))
+        (directory / name).write_text("c1\r\neth0")
+    (directory / "10.1.0.4").symlink_to("/etc/hostname")
+    (directory / "10.1.0.5").mkdir()
+    found = list(file_leftovers.reservations(str(directory)))
     assert sorted(one.path.rpartition("/")[2] for one in found) == ["10.1.0.2", "fd00::2"]
     assert {(one.container_id, one.ifname, one.network) for one in found} == {("c1", "eth0", "net")}
 

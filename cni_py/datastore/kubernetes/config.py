@@ -108,17 +108,17 @@ class _Kubeconfig(_Part):
 class Access:
     """An API server and a user, as the files say now.
 
-    ``kubeconfig``: the file that it is from, in whose folder relative file names begin; "" where there is none.
+    ``kubeconfig``: the file that it is from, in whose directory relative file names begin; "" where there is none.
 
     Raises: InvalidConfig.
     """
 
     def __init__(self, cluster: Cluster, user: User, kubeconfig: str = "") -> None:
         self.server, self._cluster, self._user, self._kubeconfig = cluster.server.rstrip("/"), cluster, user, kubeconfig
-        self._folder = os.path.dirname(os.path.abspath(kubeconfig))
+        self._directory = os.path.dirname(os.path.abspath(kubeconfig))
         self.server_name, self.is_verified = cluster.server_name, not cluster.insecure
         named = [cluster.ca_file, user.certificate_file, user.key_file]
-        self._files = [os.path.join(self._folder, path) for path in [os.path.basename(kubeconfig), *named] if path]
+        self._files = [os.path.join(self._directory, path) for path in [os.path.basename(kubeconfig), *named] if path]
         self._stamp = certificates.stamp(self._files)
         self._is_refused = False
         self._refuse_what_we_cannot_do()
@@ -172,7 +172,7 @@ class Access:
         """Run when it is first needed; empty where there is none. Raises: InvalidConfig."""
         if self._credential is None:
             self._credential = (
-                kube_exec.run(self._program, self._folder, self._for_program()) if self._program else Credential()
+                kube_exec.run(self._program, self._directory, self._for_program()) if self._program else Credential()
             )
         return self._credential
 
@@ -219,7 +219,7 @@ class Access:
 
     def _read(self, key: str, path: str) -> bytes:
         """Raises: InvalidConfig."""
-        return _read(key, os.path.join(self._folder, path))
+        return _read(key, os.path.join(self._directory, path))
 
     def _refuse_what_we_cannot_do(self) -> None:
         url = urlsplit(self.server)

@@ -76,9 +76,9 @@ def parse(content: Mapping[str, Any]) -> Program:
         raise InvalidConfig('"exec" of the kubeconfig cannot be used', faults(error)) from error
 
 
-def run(program: Program, folder: str, cluster: Mapping[str, Any]) -> Credential:
-    """``folder``: the kubeconfig's, where a relative path begins; a mere name is looked for in PATH. Raises: InvalidConfig."""
-    command = os.path.join(folder, program.command) if "/" in program.command else program.command
+def run(program: Program, directory: str, cluster: Mapping[str, Any]) -> Credential:
+    """``directory``: the kubeconfig's, where a relative path begins; a bare name is searched in PATH. Raises: InvalidConfig."""
+    command = os.path.join(directory, program.command) if "/" in program.command else program.command
     variables = {variable.name: variable.value for variable in program.env or ()}
     spec = {"interactive": False} | ({"cluster": cluster} if program.wants_cluster else {})
     info = {"kind": "ExecCredential", "apiVersion": program.version, "spec": spec}

@@ -264,6 +264,6 @@ def read_or_make_key(path: str) -> bytes:
         raise IOFailure(f'could not read "{path}"', fault.strerror or "", errno=fault.errno or 0) from fault
     key = bytearray(os.urandom(KEY_BYTES))
     key[0], key[31] = key[0] & 0xF8, key[31] & 0x7F | 0x40  # as `wg genkey`: the form of a Curve25519 key
-    files.make_folder(os.path.dirname(path) or ".", 0o755)
+    files.make_directory(os.path.dirname(path) or ".", 0o755)
     files.write(path, b64encode(key) + b"\n", 0o400)
     return bytes(key)

@@ -74,13 +74,13 @@ def check(call: Call, config: HostLocalConfig) -> None:
         if not held:
             raise CheckFailed(
                 f"host-local: Failed to find address added by container {call.container_id}",
-                f'expected: a reservation of interface "{call.ifname}" in "{store.folder}", found: none',
+                f'expected: a reservation of interface "{call.ifname}" in "{store.directory}", found: none',
             )
         for address in wrong:
             found = " ".join(store.owner_of(address) or ["not reserved"])
             raise CheckFailed(
                 f'host-local: container {call.container_id} does not hold the address "{address}" of prevResult',
-                f'expected: {call.container_id} {call.ifname} in "{store.folder}/{address}", found: {found}; '
+                f'expected: {call.container_id} {call.ifname} in "{store.directory}/{address}", found: {found}; '
                 f"the container holds {', '.join(map(str, held))}",
             )
 
@@ -123,7 +123,7 @@ def _take(call: Call, store: Store, index: int, chosen: Choice) -> Choice:
     if not store.reserve(address, call.container_id, call.ifname, index):
         raise AddressesExhausted(
             f"failed to allocate for range {index}: requested IP address {address} is not available in range set {chosen[0]}",
-            f'"{store.folder}/{address}" is reserved by {" ".join(store.owner_of(address) or ["an unknown owner"])}',
+            f'"{store.directory}/{address}" is reserved by {" ".join(store.owner_of(address) or ["an unknown owner"])}',
         )
     return chosen
 
@@ -134,7 +134,7 @@ def _take_next(call: Call, store: Store, index: int, range_set: RangeSet) -> Cho
     for chosen in range_set.candidates(store.last_reserved(index)):
         if store.reserve(chosen[1], call.container_id, call.ifname, index):
             return chosen
-    error = _exhausted(store.folder, range_set)
+    error = _exhausted(store.directory, range_set)
     raise AddressesExhausted(f"failed to allocate for range {index}: {error.msg}", error.details, error.hint)
 
 
@@ -145,7 +145,7 @@ def _refuse_second_address(call: Call, store: Store, index: int, range_set: Rang
             raise InvalidEnvironment(
                 f"failed to allocate for range {index}: {address} has been allocated to {call.container_id}, "
                 "duplicate allocation is not allowed",
-                f'CNI_CONTAINERID and CNI_IFNAME: see "{store.folder}/{address}"',
+                f'CNI_CONTAINERID and CNI_IFNAME: see "{store.directory}/{address}"',
                 "call DEL first",
             )
 
@@ -158,11 +158,11 @@ def _has_free(data_dir: str, network: str, names: frozenset[str], range_set: Ran
         return any(store.is_free(address) for _, address in range_set.candidates())
 
 
-def _exhausted(folder: str, range_set: RangeSet) -> AddressesExhausted:
+def _exhausted(directory: str, range_set: RangeSet) -> AddressesExhausted:
     return AddressesExhausted(
         f"no IP addresses available in range set: {range_set}",
-        f'all {range_set.capacity()} addresses are reserved in "{folder}"',
-        f"list the reservations with their container ids: ls {folder}; remove those of deleted pods: cni-py sweep",
+        f'all {range_set.capacity()} addresses are reserved in "{directory}"',
+        f"list the reservations with their container ids: ls {directory}; remove those of deleted pods: cni-py sweep",
     )
 
 

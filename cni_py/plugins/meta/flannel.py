@@ -151,7 +151,7 @@ def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[
 
 def saved_path(call: Call, config: FlannelConfig) -> str:
     """Return the path of this attachment's delegate configuration. Raises: InvalidConfig."""
-    files.check_folder("dataDir", config.data_dir)
+    files.check_directory("dataDir", config.data_dir)
     first, own = f"{config.data_dir}/{call.container_id}", f"{config.data_dir}/{call.container_id}:{call.ifname}"
     if files.exists(own):
         return own
@@ -176,10 +176,10 @@ def _ifnames(call: Call, container_id: str) -> list[str]:
 
 def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict[str, Any]]]:
     """Return file name and content of every saved configuration of this network; the records name a damaged one's owner."""
-    files.check_folder("dataDir", config.data_dir)
+    files.check_directory("dataDir", config.data_dir)
     recorded = {container_id for container_id, _ in record.remembered(call.network)}
     found = []
-    for name in files.list_folder(config.data_dir):
+    for name in files.list_directory(config.data_dir):
         conf = _decoded(_read_saved(f"{config.data_dir}/{name}"), f"{config.data_dir}/{name}")
         if not conf and name.partition(":")[0] in recorded:
             conf = fallback_delegate_conf(call, config)
@@ -218,7 +218,7 @@ def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
 
 
 def _save(path: str, content: bytes) -> None:
-    files.make_folder(path.rpartition("/")[0], 0o700)
+    files.make_directory(path.rpartition("/")[0], 0o700)
     files.write(path, content, 0o600)
 
 
