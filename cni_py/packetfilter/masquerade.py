@@ -10,8 +10,8 @@ Each change is one transaction: a process that is killed leaves all of it or not
 from __future__ import annotations
 
 from cni_py.errors import CheckFailed, InvalidConfig
-from cni_py.files import Lock, make_directory
-from cni_py.journal import RUN_DIR, note
+from cni_py.files import HostLock
+from cni_py.journal import note
 from cni_py.packetfilter import libnftables, nfnetlink
 from cni_py.packetfilter import masquerade_ruleset as ruleset
 from cni_py.packetfilter.ownership import TABLE, Owner, digest, rule_comments, stale_test
@@ -28,11 +28,10 @@ MAPS = (f"{TABLE} masq4", f"{TABLE} masq6")
 GO_TABLE, GO_CHAIN = "cni_plugins_masquerade", "masq_checks"
 
 
-def lock() -> Lock:
+def lock() -> HostLock:
     """Serializes read, compare, write; shared with macspoof and hostports."""
     # An address may have been given to a new owner before the DEL of its old one comes, which then must not touch it.
-    make_directory(RUN_DIR, 0o700)
-    return Lock(f"{RUN_DIR}/nft.lock")
+    return HostLock("nft.lock")
 
 
 def choose_backend(wanted: str | None) -> str:
