@@ -52,7 +52,7 @@ def left_behind(host: Host, container_id: str) -> list[str]:
     links = host.json("ip -j link show")
     return [
         *(name for name, text in files.items() if container_id in name + text),
-        *(link["ifname"] for link in links if container_id in link.get("ifalias", "")),
+        *(link["ifname"] for link in links if container_id in str(link.get("altnames", ""))),
         *(str(element) for element in list_elements(host) if element.container == container_id),
     ]
 

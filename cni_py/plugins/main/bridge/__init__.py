@@ -54,7 +54,7 @@ def add(call: Call, config: BridgeConfig) -> Result:
         # the namespace is open until the undo steps have run: they delete what is inside
         with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, Undo() as undo:
             port = veth.create(undo, host, netns, call, mtu=wanted.mtu, mac=wanted.mac, master=bridge)
-            plug_in(host, port, wanted, veth.alias_of(call))
+            plug_in(host, port, wanted)
 
             with interface.open_with(netns, call.ifname, wanted.parameters) as sandbox:
                 end = get_link(sandbox, call.ifname)
@@ -217,7 +217,7 @@ def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:
     name = f"{bridge.name}.{wanted.vlan}"
     if find_link(host, name) is None:
         port = get_link(host, create_vlan_gateway(host, bridge, name, bridge.mtu))
-        set_port(host, port, hairpin=False, isolated=False, alias=f"port of {name}")
+        set_port(host, port, hairpin=False, isolated=False)
         if not wanted.keeps_default_vlan:
             delete_vlan(host, port, plan.DEFAULT_VLAN)
         add_vlan(host, port, wanted.vlan, native=True)
@@ -228,9 +228,9 @@ def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:
 # ---- the port ---------------------------------------------------------------------------------
 
 
-def plug_in(host: Rtnl, port: Link, wanted: Plan, alias: str) -> None:
+def plug_in(host: Rtnl, port: Link, wanted: Plan) -> None:
     """Configure the host end, a port of the bridge from the start. Raises: KernelRefused."""
-    set_port(host, port, wanted.is_hairpin, wanted.is_isolated, alias)
+    set_port(host, port, wanted.is_hairpin, wanted.is_isolated)
     sysctl.prefer(f"net/ipv6/conf/{port.name}/accept_ra", "0")
     if wanted.uses_vlans:
         if not wanted.keeps_default_vlan:
