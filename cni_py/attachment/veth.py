@@ -10,6 +10,7 @@ from __future__ import annotations
 from cni_py.attachment import interface, record
 from cni_py.attachment.record import MARK
 from cni_py.journal import note
+from cni_py.kernel import sysctl
 from cni_py.kernel.link import create_veth, delete_link, find_link, get_link, list_links
 from cni_py.netlink.socket import open_host
 
@@ -29,10 +30,11 @@ def create(
 ) -> Link:
     """Create both ends, down; the one in the sandbox is CNI_IFNAME. See :func:`cni_py.kernel.link.create_veth`.
 
-    Returns: the host end. Raises: KernelRefused.
+    The host accepts no router advertisements of the pod. Returns: the host end. Raises: KernelRefused.
     """
     name = create_veth(host, netns, call.ifname, mark_of(call), mtu=mtu, mac=mac, master=master)
     undo.on_failure("the veth", delete_link, host, name)
+    sysctl.prefer(f"net/ipv6/conf/{name}/accept_ra", "0")
     return get_link(host, name)
 
 
