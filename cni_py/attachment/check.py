@@ -14,12 +14,14 @@ from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link, list_links
 from cni_py.kernel.route import list_routes_over
 from cni_py.spec.result import from_json
+from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from cni_py.kernel.address import AddressWithPrefix
     from cni_py.kernel.link import Link
     from cni_py.kernel.route import Route
     from cni_py.netlink.socket import Rtnl
@@ -113,49 +115,47 @@ def check_link(link: Link, expected: Interface) -> None:
         expect(f'MTU of "{link.name}"', expected.mtu, link.mtu)
 
 
-def check_addresses(sandbox: Rtnl, end: Link, ips: list[IPConfig]) -> None:
+def check_configured(sandbox: Rtnl, end: Link, prev: Result, call: Call) -> None:
+    """Check the interface's addresses and routes. Raises: CheckFailed."""
+    check_addresses(sandbox, end, [ip.address for ip in expected_addresses(prev, call)])
+    # before 1.1.0 a result does not name the tables of its routes
+    check_routes(sandbox, end, wanted_routes(prev), in_any_table=not at_least(call.cni_version, "1.1.0"))
+
+
+def check_addresses(rtnl: Rtnl, link: Link, addresses: Iterable[AddressWithPrefix], what: str = "address") -> None:
     """Raises: CheckFailed."""
-    have = list_addresses(sandbox, end)
-    for ip in ips:
-        if ip.address not in have:
+    have = list_addresses(rtnl, link)
+    for address in addresses:
+        if address not in have:
             found = ", ".join(map(str, have)) or "none"
-            raise CheckFailed(f'the address {ip.address} is missing on "{end.name}"', f"expected {ip.address}, found {found}")
+            command = " ".join((*rtnl.enter, f"ip addr add {address} dev {link.name}"))
+            raise CheckFailed(
+                f'the {what} {address} is missing on "{link.name}"', f"expected {address}, found {found}", command
+            )
 
 
-def check_routes(sandbox: Rtnl, end: Link, prev: Result, has_tables: bool) -> None:
-    """Check every route of the result. Raises: CheckFailed.
-
-    Args:
-        has_tables: the result names the tables of its routes, from 1.1.0 on; else a route may be in any.
-    """
-    have = list_routes_over(sandbox, end)
-    for route in wanted_routes(prev):
-        same = [r for r in have if r.dst == route.dst and (r.table == route.table or not has_tables)]
+def check_routes(rtnl: Rtnl, link: Link, routes: Iterable[Route], in_any_table: bool = False) -> None:
+    """Raises: CheckFailed."""
+    have = list_routes_over(rtnl, link)
+    for route in routes:
+        same = [r for r in have if r.dst == route.dst and (r.table == route.table or in_any_table)]
         if not any(_matches(r, route) for r in same):
             words = " ".join(route.words("priority"))
             found = "; ".join(" ".join(r.words("priority")) for r in same) or "none to there"
-            raise CheckFailed(f'the route {words} over "{end.name}" is missing', f"expected {words}, found {found}")
+            command = " ".join((*rtnl.enter, f"ip route add {words} dev {link.name}"))
+            raise CheckFailed(f'the route {words} over "{link.name}" is missing', f"expected {words}, found {found}", command)
 
 
 def _matches(found: Route, expected: Route) -> bool:
-    """Return whether the kernel's route has the gateway, and everything else that the result gives of it."""
-    names = [name for name in ("metric", "mtu", "advmss") if getattr(expected, name)]
+    """Return whether the kernel's route has the gateway, and everything else that is expected of it."""
+    names = [name for name in ("metric", "mtu", "advmss", "source") if getattr(expected, name)]
     if expected.scope and expected.dst.version == 4:  # IPv6 routes have no scope
         names.append("scope")
     return found.gateway == expected.gateway and all(getattr(found, name) == getattr(expected, name) for name in names)
 
 
-def check_gateways(host: Rtnl, link: Link, ips: list[IPConfig]) -> None:
-    """Check that the link has the gateways of these addresses, and that the host forwards. Raises: CheckFailed."""
-    have = list_addresses(host, link)
-    for ip in ips:
-        address = gateway.address_for(ip)
-        if address not in have:
-            found = ", ".join(map(str, have)) or "none"
-            raise CheckFailed(
-                f'the gateway address {address} is missing on "{link.name}"',
-                f"expected {address}, found {found}",
-                f"ip addr add {address} dev {link.name}",
-            )
-        name = gateway.FORWARDING[address.version]
+def check_forwarding(addresses: Iterable[AddressWithPrefix]) -> None:
+    """Check that the host forwards packets of these IP versions. Raises: CheckFailed."""
+    for version in sorted({address.version for address in addresses}):
+        name = gateway.FORWARDING[version]
         expect(name, "1", sysctl.read(name), f"sysctl -w {name}=1")

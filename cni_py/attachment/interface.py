@@ -49,16 +49,6 @@ def _prefer(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> None:
         sysctl.prefer(f"net/{ip}/conf/{ifname}/{name}", value, netns.enter)
 
 
-def assigned(leased: Result, index: int, ipam: str) -> Result:
-    """The result of the IPAM plugin, with every address on the result's interface of this index. Pure.
-
-    Raises: InvalidConfig if there are no addresses.
-    """
-    if not leased.ips:
-        raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{ipam}"')
-    return leased.replace(ips=tuple(ip.replace(interface=index) for ip in leased.ips))
-
-
 def configure(netns: NetNS, sandbox: Rtnl, end: Link, result: Result, detect_duplicates: bool = False) -> None:
     """Add the result's addresses, set the interface up, add the routes. Raises: KernelRefused.
 

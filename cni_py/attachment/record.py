@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cni_py.kernel.link import Link
     from cni_py.packetfilter.ownership import Owner
     from cni_py.spec.call import Call
 
 DIRECTORY = f"{RUN_DIR}/attachments"
-ALIAS = "cni:"
-"""Prefix of the alias of host ends (attachment/veth.py)."""
+MARK = "cni:"
+"""Prefix of the mark of host ends (attachment/veth.py)."""
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 _is_known_boot = False
 
@@ -51,6 +52,21 @@ def name_of(container_id: str, ifname: str, network: str) -> str:
     from zlib import crc32
 
     return f"{container_id[:120]}:{ifname}:{network[:60]}~{crc32(name.encode()):08x}"
+
+
+def mark_of(container_id: str, ifname: str, network: str) -> str:
+    """The attachment in the mark of its host end, without prefix; the kernel takes at most 127 bytes of an alternative name."""
+    name = f"{container_id}:{ifname}:{network}"
+    if len(name.encode(errors="surrogateescape")) <= 123:
+        return name
+    from zlib import crc32
+
+    return f"{container_id[:72]}:{ifname}:{network[:25]}~{crc32(name.encode(errors='surrogateescape')):08x}"
+
+
+def mark_on(link: Link) -> str:
+    """The mark of a host end; "" if it has none."""
+    return next((name for name in (*link.altnames, link.alias) if name.startswith(MARK)), "")
 
 
 def owner_of(call: Call) -> Owner:

@@ -6,31 +6,29 @@ It is not called check.py: the submodule would hide the function ``check`` of th
 from __future__ import annotations
 
 from cni_py.attachment import check as attached
-from cni_py.attachment import delegate, record
+from cni_py.attachment import delegate, gateway, record
 from cni_py.attachment.check import expect, state
 from cni_py.errors import CheckFailed
 from cni_py.kernel.link import find_link, list_vlans
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.netlink.socket import open_host
 from cni_py.plugins.main.bridge.plan import DEFAULT_VLAN
-from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
+    from cni_py.config.models import BridgeConfig
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
     from cni_py.plugins.main.bridge.plan import Plan
     from cni_py.spec.call import Call
 
 
-def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> None:
+def check(call: Call, config: BridgeConfig, wanted: Plan) -> None:
     """Raises: CheckFailed at the first difference, with what was expected and what was found."""
-    prev = attached.parse_prev_result(prev_result)
-    if wanted.ipam:
-        delegate.check(call, wanted.ipam, call.conf, wanted.delegate_mode)
+    prev = attached.parse_prev_result(config.prev_result)
+    delegate.check_leased(call, config)
     with open_host() as host, open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
         bridge = check_bridge(host, wanted)
         end = attached.check_sandbox_end(sandbox, prev, call, "veth", wanted.is_up)
@@ -41,19 +39,16 @@ def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> No
             check_vlans(host, bridge, port, wanted)
         ips = attached.expected_addresses(prev, call) if wanted.ipam else []
         if wanted.ipam:
-            attached.check_addresses(sandbox, end, ips)
-            attached.check_routes(sandbox, end, prev, has_tables=at_least(call.cni_version, "1.1.0"))
+            attached.check_configured(sandbox, end, prev, call)
         if wanted.is_gateway:
-            attached.check_gateways(host, gateway_link(host, bridge, wanted), ips)
+            gateways = [gateway.address_for(ip) for ip in ips]
+            attached.check_addresses(host, gateway_link(host, bridge, wanted), gateways, "gateway address")
+            attached.check_forwarding(gateways)
     if wanted.checks_mac:
         from cni_py.packetfilter import macspoof
 
         macspoof.check(record.owner_of(call), port.name, end.mac)
-    if wanted.masquerades and ips:
-        from cni_py.packetfilter import masquerade
-
-        addresses = [ip.address for ip in ips]
-        masquerade.check(record.owner_of(call), addresses, wanted.masquerade_backend, wanted.masquerade_exclude)
+    gateway.check_masquerade(call, ips, wanted.masquerade)
 
 
 def check_bridge(host: Rtnl, wanted: Plan) -> Link:
