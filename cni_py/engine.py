@@ -20,6 +20,8 @@ from cni_py.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cni_py.spec.call import Call
 
 
@@ -27,7 +29,7 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     """Returns: exit status and standard output, which is empty if the verb has no result."""
     version = CURRENT
     try:
-        conf = config.decode(stdin)
+        conf = config.decode_for(PLUGINS[call.plugin].model, stdin)
         check_network_name(conf.get("name"))
         version = _checked_version(conf, call.verb)
         return 0, _run(call.replace(conf=conf))
@@ -42,7 +44,7 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         return 1, encode(fault.as_json(version))
 
 
-def _checked_version(conf: dict[str, object], verb: str) -> str:
+def _checked_version(conf: Mapping[str, object], verb: str) -> str:
     """The configuration's cniVersion; missing means 0.1.0. Raises: DecodingFailure, IncompatibleVersion."""
     version = conf.get("cniVersion") or "0.1.0"
     if not isinstance(version, str):

@@ -141,10 +141,10 @@ PtpConfig = _model(
 )
 Range = _model(
     "Range",
-    subnet=([["subnet"], ["Subnet"]], _default(STR, value="")),
-    range_start=([["rangeStart"], ["RangeStart"]], _default(STR, value="")),
-    range_end=([["rangeEnd"], ["RangeEnd"]], _default(STR, value="")),
-    gateway=([["gateway"], ["Gateway"]], _default(STR, value="")),
+    subnet=("subnet", _default(STR, value="")),
+    range_start=("rangeStart", _default(STR, value="")),
+    range_end=("rangeEnd", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
 )
 Route = _model(
     "Route",
@@ -158,15 +158,15 @@ Route = _model(
 )
 HostLocalIpam = _model(
     "HostLocalIpam",
-    subnet=([["subnet"], ["Subnet"]], _default(STR, value="")),
-    range_start=([["rangeStart"], ["RangeStart"]], _default(STR, value="")),
-    range_end=([["rangeEnd"], ["RangeEnd"]], _default(STR, value="")),
-    gateway=([["gateway"], ["Gateway"]], _default(STR, value="")),
-    type=([["type"], ["Type"]], _default(STR, value="")),
-    ranges=([["ranges"], ["Ranges"]], _default(_list(_list(Range)), make=list)),
-    routes=([["routes"], ["Routes"]], _default(_list(Route), make=list)),
-    data_dir=([["dataDir"], ["DataDir"]], _default(STR, value="/var/lib/cni/networks")),
-    resolv_conf=([["resolvConf"], ["ResolvConf"]], _default(STR, value="")),
+    subnet=("subnet", _default(STR, value="")),
+    range_start=("rangeStart", _default(STR, value="")),
+    range_end=("rangeEnd", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    ranges=("ranges", _default(_list(_list(Range)), make=list)),
+    routes=("routes", _default(_list(Route), make=list)),
+    data_dir=("dataDir", _default(STR, value="/var/lib/cni/networks")),
+    resolv_conf=("resolvConf", _default(STR, value="")),
 )
 IpsArgs = _model(
     "IpsArgs",
@@ -223,10 +223,10 @@ StaticConfig = _model(
 )
 PortMapping = _model(
     "PortMapping",
-    host_port=([["hostPort"], ["HostPort"]], _default(_int(), value=0)),
-    container_port=([["containerPort"], ["ContainerPort"]], _default(_int(), value=0)),
-    protocol=([["protocol"], ["Protocol"]], _default(STR, value="")),
-    host_ip=([["hostIP"], ["HostIP"]], _default(STR, value="")),
+    host_port=("hostPort", _default(_int(), value=0)),
+    container_port=("containerPort", _default(_int(), value=0)),
+    protocol=("protocol", _default(STR, value="")),
+    host_ip=("hostIP", _default(STR, value="")),
 )
 PortmapRuntimeConfig = _model(
     "PortmapRuntimeConfig",

@@ -1,8 +1,8 @@
 """Configurations that the plugins accept, as pydantic models: the only definition of each key.
 
 ``_schemas.py`` is generated from them (``make generate``) for the plugins, which cannot
-pay 70 ms for importing pydantic; docs/configuration.md is generated as well. Unknown keys are
-accepted, wrong types rejected (spec section 1). Addresses stay text here: the modules that use
+pay 70 ms for importing pydantic; docs/configuration.md is generated as well. Keys are taken in any case (config/__init__.py);
+unknown ones are accepted, wrong types rejected (spec section 1). Addresses stay text here: the modules that use
 them parse them, with errors that name the key.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, AliasGenerator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
-from pydantic.alias_generators import to_camel, to_pascal
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic.alias_generators import to_camel
 
 from cni_py.plugin_table import PLUGINS
 
@@ -20,16 +20,6 @@ class Model(BaseModel):
     """Base of all models; keys are the spec's camelCase."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore")
-
-
-class FromRuntime(Model):
-    """Object in a runtime's capability arguments: containerd (go-cni, types.go) writes `HostPort` for `hostPort`."""
-
-    model_config = ConfigDict(
-        alias_generator=AliasGenerator(
-            alias=to_camel, validation_alias=lambda name: AliasChoices(to_camel(name), to_pascal(name))
-        )
-    )
 
 
 class DNS(Model):
@@ -193,7 +183,7 @@ class PtpConfig(GatewayConfig):
     dns: DNS = Field(DNS(), description="Returned in the result. Default: the IPAM plugin's.")
 
 
-class Range(FromRuntime):
+class Range(Model):
     """Part of a subnet to allocate addresses from."""
 
     subnet: StrictStr = Field("", description="Subnet with prefix; required.", examples=["10.1.2.0/24"])
@@ -287,7 +277,7 @@ class StaticConfig(NetworkConfig):
     )
 
 
-class PortMapping(FromRuntime):
+class PortMapping(Model):
     """Entry of `portMappings`."""
 
     host_port: StrictInt = Field(0, description="Host port, 1 to 65535.", examples=[8080])
@@ -296,7 +286,6 @@ class PortMapping(FromRuntime):
     host_ip: StrictStr = Field(
         "",
         alias="hostIP",
-        validation_alias=AliasChoices("hostIP", "HostIP"),
         description="Host address to listen on. Default: any; `0.0.0.0`, `::`: any of that IP version.",
         examples=["192.0.2.1"],
     )
