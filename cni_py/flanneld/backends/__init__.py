@@ -117,6 +117,10 @@ class Backend(ABC):
         """What leads to a peer, by family: all of a family's entries, or none of them, are made. Pure."""
         return ()
 
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:  # noqa: ARG002
+        """Return why the node of a lease is not reached, by family , as warnings. Pure."""
+        return ()
+
     def follow(self, own: Lease, changes: Sequence[Change]) -> None:  # noqa: B027
         """Follow what are no entries of the kernel's tables: WireGuard's peers, commands. Called once for each change.
         Raises: CniError."""
@@ -158,6 +162,27 @@ def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:
             f"{what} is {outer}, of which the tunnel takes {overhead}, and pods need {MIN_MTU[version]}",
         )
     return mtu
+
+
+def lacks(lease: Lease, version: int) -> str:
+    """Return what a lease lacks for its node to be reached by this family; empty: nothing."""
+    subnet, address = lease.subnets.only(version).each(), version in lease.versions
+    if subnet and address:
+        return ""
+    what = f"public IPv{version} address" if subnet else f"IPv{version} subnet"
+    return f"the lease of {lease.subnets} has no {what}; not reached by IPv{version}"
+
+
+def families_lacking(lease: Lease, versions: Iterable[int]) -> list[tuple[int, str]]:
+    """Return :func:`lacks` of each of these families, where something is missing."""
+    return [(version, text) for version in versions if (text := lacks(lease, version))]
+
+
+def of_other_type(lease: Lease, backend: str, versions: Iterable[int], ignoring: str = "Ignoring") -> list[tuple[int, str]]:
+    """Return the faults of a lease of another back end, in Go's words."""
+    subnets = [subnet for version in versions for subnet in lease.subnets.only(version).each()]
+    theirs = lease.attributes.backend_type
+    return [(each.version, f"{ignoring} non-{backend} subnet {each}: type={theirs}; not reached") for each in subnets]
 
 
 def remarks(network: NetworkConfig) -> list[str]:

@@ -33,16 +33,16 @@ from pydantic import Field
 
 from cni_py.errors import CniError, InvalidConfig, KernelRefused
 from cni_py.flanneld import backends
-from cni_py.flanneld.backends import BackendConfig, pod_mtu
+from cni_py.flanneld.backends import BackendConfig, families_lacking, of_other_type, pod_mtu
 from cni_py.flanneld.backends.udp_packets import family_of, receiver_of, take_hop, unreachable
 from cni_py.flanneld.lease import Attributes
 from cni_py.kernel.tun import Tun
 from cni_py.node.desired import DeviceAddress, Route, device_sysctls, forwarding
-from cni_py.node.log import error, info, verbose, warning, warning_once
+from cni_py.node.log import error, info, verbose, warning
 from cni_py.node.stop import Wake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from cni_py.flanneld.backends import Change
     from cni_py.flanneld.iface import ExternalInterface
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from cni_py.node.stop import Stop
 
 TYPE = "udp"
+_TYPES = ("", TYPE)
+"""Go's flanneld publishes none."""
 DEVICE = "flannel0"
 OVERHEAD = {4: 28, 6: 48}
 """Bytes that the outer IP header and UDP's take, by the family of the outer packet."""
@@ -123,7 +125,6 @@ class Backend(backends.Backend):
         self._device = Tun(DEVICE, self.mtu)
         self._sockets: dict[int, socket.socket] = {}
         self._tables = {family: Table() for family in self.networks}
-        self._said: set[str] = set()
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -172,11 +173,15 @@ class Backend(backends.Backend):
         for subnet, node in ((lease.subnets.ipv4, its.public_ip), (lease.subnets.ipv6, its.public_ipv6)):
             if subnet is None or node is None or subnet.version not in self.networks:
                 continue
-            if its.backend_type in ("", TYPE):
+            if its.backend_type in _TYPES:
                 found[subnet] = node
-            else:
-                warning_once(f"Ignoring non-udp subnet {subnet}: type={its.backend_type}", self._said)
         return found
+
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:
+        """A lease of another back end, or of one family."""
+        if lease.attributes.backend_type not in _TYPES:
+            return of_other_type(lease, TYPE, self.networks)
+        return families_lacking(lease, self.networks)
 
     def _at(self, address: Address) -> SocketAddress:
         """Our port there. An IPv6 address of one link alone (fe80::…) is one of the external interface's."""

@@ -81,13 +81,15 @@ class Leases:
     def _complain(self, key: str, error: NotALease) -> None:
         if key not in self._complained:
             self._complained.add(key)
-            klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}')
+            klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}; not reached')
 
     def lease_of(self, kv: KeyValue) -> Lease | None:
         """Return what a key and its value say now. ``expires`` is None: what has expired is deleted, and etcd would have to be
         asked."""
         found = None if kv.is_deleted else self.parse(kv)
-        return Lease(found.subnets, found.attributes) if found is not None and found.attributes else None
+        if found is None or found.attributes is None:
+            return None
+        return Lease(found.subnets, found.attributes, since=kv.create_revision)
 
     def follow(self, stop: Stop) -> Iterator[list[Event]]:
         """Implement :meth:`Store.watch <cni_py.flanneld.stores.Store.watch>`; it ends by ``stop`` alone."""
