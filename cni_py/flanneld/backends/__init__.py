@@ -79,6 +79,10 @@ class BackendConfig(BaseModel):
         """By a key in lower case: as it is written."""
         return {(field.alias or name).lower(): field.alias or name for name, field in cls.model_fields.items()}
 
+    def commands(self) -> list[str]:
+        """Return the keys whose values are commands that are run."""
+        return []
+
     def check_network(self, network: NetworkConfig) -> None:
         """What no node could use in this network, whatever its interface. Raises: InvalidConfig, UnsupportedField."""
 
@@ -192,6 +196,17 @@ def remarks(network: NetworkConfig) -> list[str]:
     unknown = _module(network).Config.unknown(network.backend)
     words = f"is no key of the back end {network.backend_type} and has no effect"
     return [*network.warnings, *(f'"Backend.{shortened(key)}" {words}' for key in unknown)]
+
+
+def warning_of_commands(network: NetworkConfig) -> str:
+    """Return the warning that this configuration runs commands; "" if it runs none."""
+    keys = check(network).commands()
+    if not keys:
+        return ""
+    return (
+        f"the back end {network.backend_type} runs commands that the network configuration names ({', '.join(keys)}):"
+        " whoever may write it is root on every node. -allow-commands permits that; a later version refuses it otherwise"
+    )
 
 
 def _module(network: NetworkConfig) -> Any:

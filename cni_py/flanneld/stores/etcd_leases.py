@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import monotonic
 
-from cni_py.datastore.etcd import Compacted, Etcd, EtcdError, KeyValue
+from cni_py.datastore.etcd import Compacted, Etcd, EtcdError, KeyValue, TooLarge
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.stores import Event
 from cni_py.flanneld.stores.mirror import Mirror
@@ -114,6 +114,10 @@ class Leases:
                 revision = 0
                 horizon = f"compaction horizon (compact rev {error.revision})"
                 klog.warning(f"etcd watch for {name} fell behind {horizon}, re-listing and resuming")
+            except TooLarge as error:  # many changes in one message, after an outage
+                klog.warning(f"etcd watch for {name}: {error}, re-listing and resuming")
+                revision = 0
+                stop.wait(outage.pause_seconds())
             except EtcdError as error:
                 if not stop.is_set():
                     outage.log(name, revision + 1, str(error))
