@@ -210,6 +210,29 @@ LoopbackConfig = _model(
     type=("type", _default(STR, value="")),
     prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
 )
+Bandwidth = _model(
+    "Bandwidth",
+    ingress_rate=("ingressRate", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    ingress_burst=("ingressBurst", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    egress_rate=("egressRate", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    egress_burst=("egressBurst", _default(_int(ge=0, le=18446744073709551615), value=0)),
+)
+BandwidthRuntimeConfig = _model(
+    "BandwidthRuntimeConfig",
+    bandwidth=("bandwidth", _default(_nullable(Bandwidth), value=None)),
+)
+BandwidthConfig = _model(
+    "BandwidthConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ingress_rate=("ingressRate", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    ingress_burst=("ingressBurst", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    egress_rate=("egressRate", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    egress_burst=("egressBurst", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    runtime_config=("runtimeConfig", _default(BandwidthRuntimeConfig, validated=True)),
+)
 ResultInterface = _model(
     "ResultInterface",
     name=("name", STR),
@@ -260,6 +283,7 @@ SCHEMAS: dict[str, Schema] = {
     "HostLocalConfig": HostLocalConfig,
     "PortmapConfig": PortmapConfig,
     "LoopbackConfig": LoopbackConfig,
+    "BandwidthConfig": BandwidthConfig,
     "AnyResult": AnyResult,
     "OldResult": OldResult,
     "ValidAttachments": ValidAttachments,

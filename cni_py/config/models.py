@@ -15,6 +15,8 @@ from pydantic.alias_generators import to_camel, to_pascal
 
 from cni_py.plugin_table import PLUGINS
 
+_MAX64 = (1 << 64) - 1
+
 
 class Model(BaseModel):
     """Base of all models; keys are the spec's camelCase."""
@@ -283,6 +285,43 @@ class PortmapConfig(NetworkConfig):
     )
     runtime_config: PortmapRuntimeConfig = Field(
         PortmapRuntimeConfig(), description="Set by the runtime: the capability `portMappings`."
+    )
+
+
+class Bandwidth(Model):
+    """Limits of one attachment; the directions are the pod's."""
+
+    ingress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may receive; 0: no limit.")
+    ingress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may come at once after a pause.")
+    egress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may send; 0: no limit.")
+    egress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.")
+
+
+class BandwidthRuntimeConfig(Model):
+    bandwidth: Bandwidth | None = Field(
+        None,
+        description="Limits of the pod.",
+        examples=[{"ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 4000000, "egressBurst": 400000}],
+    )
+
+
+class BandwidthConfig(NetworkConfig):
+    """Keys of `bandwidth`, which follows a plugin that makes a veth. With one of its own keys it ignores the runtime's."""
+
+    ingress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may receive; 0: no limit.", examples=[8000000]
+    )
+    ingress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may come at once after a pause.", examples=[800000]
+    )
+    egress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may send; 0: no limit.", examples=[4000000]
+    )
+    egress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.", examples=[400000]
+    )
+    runtime_config: BandwidthRuntimeConfig = Field(
+        BandwidthRuntimeConfig(), description="Set by the runtime: the capability `bandwidth`."
     )
 
 

@@ -33,7 +33,7 @@ from cni_py.sweep import sweep
 from support.namespaces import PATH, Host
 from support.spec_cases import execute
 
-EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40}
+EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40, "bandwidth": 100}
 """Examples of ADD; the other verbs have half as many."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
@@ -48,6 +48,7 @@ LINKS = {
     "host-local": _STORE * 2,
     "portmap": ["/run/cni-py/nft.lock", "/run/cni-py/portmap/c1:eth0:net"] * 3,
     "loopback": [],
+    "bandwidth": ["/run/cni-py/bandwidth/c1:eth0:net"] * 3,
 }
 LINKS_OF_ALL = [
     "/run/cni-py/boot-id", "/run/cni-py/sweep.lock", "/run/cni-py/attachments/c1:eth0:net", "/run/cni-py/journal/c1:eth0:net",
@@ -123,6 +124,7 @@ BASES: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
     },
     "loopback": {},
+    "bandwidth": {"prevResult": PREVIOUS | {"interfaces": [{"name": "w0"}]}, "ingressRate": 8_000_000, "ingressBurst": 800_000},
 }
 VALID = st.lists(st.fixed_dictionaries({"containerID": NAMES, "ifname": IFNAMES}), max_size=3)
 CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
@@ -138,6 +140,9 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
                 "snat": st.booleans(), "markMasqBit": st.integers(-1, 33), "masqAll": st.booleans(), "prevResult.ips": st.lists(
                     st.fixed_dictionaries({"address": TEXT | st.just("10.1.0.2/24"), "interface": st.integers(-2, 2)}))},
     "loopback": {},
+    "bandwidth": {"ingressRate": st.integers(), "egressRate": st.integers(0, 1 << 64), "egressBurst": st.integers(0, 1 << 40),
+                  "runtimeConfig.bandwidth": TEXT, "prevResult.interfaces": st.lists(
+                      st.fixed_dictionaries({"name": IFNAMES, "sandbox": TEXT}), max_size=2)},
 }  # fmt: skip
 SHARED = {
     "name": NAMES,
@@ -354,7 +359,9 @@ def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
     host.write_subnet_env()
     host.netns("c1")
     if plugin == "portmap":  # the pod is behind a link with this name
-        host.run("ip link add 'a\"};{' type veth peer name w0; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
+        host.run("ip link add 'a\"};{' type veth peer name w1; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
+    if PLUGINS[plugin].kind == "meta" and plugin != "flannel":
+        host.run("ip link add w0 type veth peer name eth0 netns c1")
     host.do(hostile_calls, plugin, verb, EXAMPLES[plugin] // (1 if verb == "ADD" else 2))
 
 

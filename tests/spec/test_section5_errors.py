@@ -152,6 +152,8 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("portmap", "conditionsV4", ["x", [7], {}]),
     ("portmap", "conditionsV6", ["x", [7], {}]),
     ("portmap", "backend", [7, "x", []]),
+    ("bandwidth", "ingressRate", ["1M", -1, 1.5, True, 1 << 64, []]),
+    ("bandwidth", "runtimeConfig", [{"bandwidth": 7}, {"bandwidth": {"egressBurst": "x"}}]),
     (
         "portmap",
         "runtimeConfig",
