@@ -30,7 +30,7 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         conf = config.decode(stdin)
         check_network_name(conf.get("name"))
         version = _checked_version(conf, call)
-        return 0, _run(call.replace(conf=conf))
+        return 0, _run(call.replace(conf=conf, raw=stdin))
     except CniError as error:
         return 1, encode(error.as_json(version))
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error

@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel, to_pascal
 
 from cni_py.plugin_table import PLUGINS
 
-_MAX64 = (1 << 64) - 1
+_MAX31, _MAX64 = (1 << 31) - 1, (1 << 64) - 1
 
 
 class Model(BaseModel):
@@ -323,6 +323,46 @@ class BandwidthConfig(NetworkConfig):
     runtime_config: BandwidthRuntimeConfig = Field(
         BandwidthRuntimeConfig(), description="Set by the runtime: the capability `bandwidth`."
     )
+
+
+class TuningArgs(Model):
+    """Settings in `args.cni`, over those of the configuration."""
+
+    sysctl: dict[str, Any] | None = Field(None, description="Instead of `sysctl`.", examples=[{"net.core.somaxconn": "500"}])
+    mac: StrictStr = Field("", description="Instead of `mac`, of CNI_ARGS and of the runtime.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `mtu`.", examples=[1400])
+    promisc: StrictBool | None = Field(None, description="Instead of `promisc`.", examples=[True])
+    allmulti: StrictBool | None = Field(None, description="Instead of `allmulti`.", examples=[True])
+    tx_q_len: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `txQLen`.", examples=[500])
+
+
+class TuningArgsOfAll(Model):
+    cni: TuningArgs = TuningArgs()
+
+
+class TuningConfig(NetworkConfig):
+    """Keys of `tuning`, which follows a plugin that makes an interface."""
+
+    sysctl: dict[str, Any] = Field(
+        {},
+        description="Kernel parameters in the sandbox, below `net`. Values are strings; `IFNAME` in a key is the interface. "
+        "If `/etc/cni/tuning/allowlist.conf` exists, a key has to match one of its regular expressions, a line each.",
+        examples=[{"net.core.somaxconn": "500", "net/ipv4/conf/IFNAME/arp_filter": "1"}],
+    )
+    mac: StrictStr = Field("", description="MAC address.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt = Field(0, ge=0, le=_MAX31, description="MTU, in bytes; 0: unchanged.", examples=[1400])
+    promisc: StrictBool = Field(False, description="Receive every packet; `false`: unchanged.")
+    allmulti: StrictBool | None = Field(
+        None, description="Receive every multicast packet, or not. Default: unchanged.", examples=[True]
+    )
+    tx_q_len: StrictInt | None = Field(
+        None, ge=0, le=_MAX31, description="Length of the transmit queue, in packets. Default: unchanged.", examples=[500]
+    )
+    data_dir: StrictStr = Field(
+        "/run/cni/tuning", description="Directory for the values of before ADD, which DEL restores.", examples=["/run/tuning"]
+    )
+    args: TuningArgsOfAll = Field(TuningArgsOfAll(), description="`args.cni`: the same keys, without `dataDir`.")
+    runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
 
 
 class LoopbackConfig(NetworkConfig):

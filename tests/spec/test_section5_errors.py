@@ -152,6 +152,12 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("portmap", "conditionsV4", ["x", [7], {}]),
     ("portmap", "conditionsV6", ["x", [7], {}]),
     ("portmap", "backend", [7, "x", []]),
+    ("tuning", "mtu", ["1400", -1, 1.5, True, 1 << 31]),
+    ("tuning", "txQLen", ["7", -1, []]),
+    ("tuning", "promisc", ["yes", 1]),
+    ("tuning", "sysctl", ["net", [], {"kernel.hostname": "x"}, {"net.core.somaxconn": 7}]),
+    ("tuning", "mac", [7, "zz"]),
+    ("tuning", "dataDir", ["relative", 7]),
     ("bandwidth", "ingressRate", ["1M", -1, 1.5, True, 1 << 64, []]),
     ("bandwidth", "runtimeConfig", [{"bandwidth": 7}, {"bandwidth": {"egressBurst": "x"}}]),
     (

@@ -36,6 +36,17 @@ def meta_conf(plugin: str, **keys: Any) -> dict[str, Any]:
 LIMITS = {"ingressRate": 80 * MBIT, "ingressBurst": MBIT, "egressRate": 40 * MBIT, "egressBurst": MBIT}
 CHAINS = {
     "bandwidth": Chain(meta_conf("bandwidth", runtimeConfig={"bandwidth": LIMITS})),
+    "tuning": Chain(
+        meta_conf(
+            "tuning",
+            sysctl={"net.core.somaxconn": "500", "net/ipv4/conf/IFNAME/arp_filter": "1"},
+            mac="c2:11:22:33:44:99",
+            mtu=1400,
+            promisc=True,
+            allmulti=True,
+            txQLen=777,
+        )
+    ),
     "bandwidth-ingress": Chain(meta_conf("bandwidth", ingressRate=80 * MBIT, ingressBurst=MBIT)),
 }
 
