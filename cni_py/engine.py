@@ -15,7 +15,7 @@ from cni_py.jsontext import encode
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import check_network_name
 from cni_py.spec.result import Result
-from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
+from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, at_least, supported_since
 from cni_py.undo import Undo
 
 TYPE_CHECKING = False
@@ -31,8 +31,8 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     try:
         conf = config.decode_for(PLUGINS[call.plugin].model, stdin)
         check_network_name(conf.get("name"))
-        version = _checked_version(conf, call.verb)
-        return 0, _run(call.replace(conf=conf))
+        version = _checked_version(conf, call)
+        return 0, _run(call.replace(conf=conf, raw=stdin))
     except CniError as error:
         return 1, encode(error.as_json(version))
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error
@@ -44,16 +44,18 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         return 1, encode(fault.as_json(version))
 
 
-def _checked_version(conf: Mapping[str, object], verb: str) -> str:
+def _checked_version(conf: Mapping[str, object], call: Call) -> str:
     """The configuration's cniVersion; missing means 0.1.0. Raises: DecodingFailure, IncompatibleVersion."""
     version = conf.get("cniVersion") or "0.1.0"
     if not isinstance(version, str):
         raise DecodingFailure(f"cniVersion is {version!r}, not a string")
-    if version not in SUPPORTED:
-        raise IncompatibleVersion("incompatible CNI versions", f'config is "{version}", plugin supports {", ".join(SUPPORTED)}')
-    if not at_least(version, FIRST_VERSION_OF_VERB.get(verb, version)):
+    supported = supported_since(PLUGINS[call.plugin].since)
+    if version not in supported:
+        raise IncompatibleVersion("incompatible CNI versions", f'config is "{version}", plugin supports {", ".join(supported)}')
+    first = FIRST_VERSION_OF_VERB.get(call.verb, version)
+    if not at_least(version, first):
         raise IncompatibleVersion(
-            f"config version does not allow {verb}", f'config is "{version}", {verb} needs {FIRST_VERSION_OF_VERB[verb]}'
+            f"config version does not allow {call.verb}", f'config is "{version}", {call.verb} needs {first}'
         )
     return version
 

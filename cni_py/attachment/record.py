@@ -201,6 +201,11 @@ def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = 
     return found
 
 
+def remembered_by(call: Call) -> list[tuple[str, str]]:
+    """Container id and interface name of every attachment of the network that the called plugin has recorded."""
+    return remembered(call.network, _directory(call))
+
+
 def _names(directory: str, container_id: str) -> list[str]:
     """File names of the records that may be this container's (:func:`name_of` keeps at least 120 characters)."""
     try:

@@ -15,6 +15,8 @@ from pydantic.alias_generators import to_camel
 
 from cni_py.plugin_table import PLUGINS
 
+_MAX31, _MAX64 = (1 << 31) - 1, (1 << 64) - 1
+
 
 class Model(BaseModel):
     """Base of all models; keys are the spec's camelCase."""
@@ -331,6 +333,83 @@ class PortmapConfig(NetworkConfig):
     runtime_config: PortmapRuntimeConfig = Field(
         PortmapRuntimeConfig(), description="Set by the runtime: the capability `portMappings`."
     )
+
+
+class Bandwidth(Model):
+    """Limits of one attachment; the directions are the pod's."""
+
+    ingress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may receive; 0: no limit.")
+    ingress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may come at once after a pause.")
+    egress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may send; 0: no limit.")
+    egress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.")
+
+
+class BandwidthRuntimeConfig(Model):
+    bandwidth: Bandwidth | None = Field(
+        None,
+        description="Limits of the pod.",
+        examples=[{"ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 4000000, "egressBurst": 400000}],
+    )
+
+
+class BandwidthConfig(NetworkConfig):
+    """Keys of `bandwidth`, which follows a plugin that makes a veth. With one of its own keys it ignores the runtime's."""
+
+    ingress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may receive; 0: no limit.", examples=[8000000]
+    )
+    ingress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may come at once after a pause.", examples=[800000]
+    )
+    egress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may send; 0: no limit.", examples=[4000000]
+    )
+    egress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.", examples=[400000]
+    )
+    runtime_config: BandwidthRuntimeConfig = Field(
+        BandwidthRuntimeConfig(), description="Set by the runtime: the capability `bandwidth`."
+    )
+
+
+class TuningArgs(Model):
+    """Settings in `args.cni`, over those of the configuration."""
+
+    sysctl: dict[str, Any] | None = Field(None, description="Instead of `sysctl`.", examples=[{"net.core.somaxconn": "500"}])
+    mac: StrictStr = Field("", description="Instead of `mac`, of CNI_ARGS and of the runtime.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `mtu`.", examples=[1400])
+    promisc: StrictBool | None = Field(None, description="Instead of `promisc`.", examples=[True])
+    allmulti: StrictBool | None = Field(None, description="Instead of `allmulti`.", examples=[True])
+    tx_q_len: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `txQLen`.", examples=[500])
+
+
+class TuningArgsOfAll(Model):
+    cni: TuningArgs = TuningArgs()
+
+
+class TuningConfig(NetworkConfig):
+    """Keys of `tuning`, which follows a plugin that makes an interface."""
+
+    sysctl: dict[str, Any] = Field(
+        {},
+        description="Kernel parameters in the sandbox, below `net`. Values are strings; `IFNAME` in a key is the interface. "
+        "If `/etc/cni/tuning/allowlist.conf` exists, a key has to match one of its regular expressions, a line each.",
+        examples=[{"net.core.somaxconn": "500", "net/ipv4/conf/IFNAME/arp_filter": "1"}],
+    )
+    mac: StrictStr = Field("", description="MAC address.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt = Field(0, ge=0, le=_MAX31, description="MTU, in bytes; 0: unchanged.", examples=[1400])
+    promisc: StrictBool = Field(False, description="Receive every packet; `false`: unchanged.")
+    allmulti: StrictBool | None = Field(
+        None, description="Receive every multicast packet, or not. Default: unchanged.", examples=[True]
+    )
+    tx_q_len: StrictInt | None = Field(
+        None, ge=0, le=_MAX31, description="Length of the transmit queue, in packets. Default: unchanged.", examples=[500]
+    )
+    data_dir: StrictStr = Field(
+        "/run/cni/tuning", description="Directory for the values of before ADD, which DEL restores.", examples=["/run/tuning"]
+    )
+    args: TuningArgsOfAll = Field(TuningArgsOfAll(), description="`args.cni`: the same keys, without `dataDir`.")
+    runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
 
 
 class LoopbackConfig(NetworkConfig):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Call(Value):
-    """Parameters of one call; ``conf`` is the network configuration as received, a JSON object.
+    """Parameters of one call; ``conf`` is the network configuration as received, a JSON object, and ``raw`` its text.
 
     ``netns`` is the path of the sandbox, empty if DEL gets none; ``cni_path`` the directories to
     search for other plugins; ``environ`` is passed to plugins that are executed; ``callers`` are
@@ -34,6 +34,7 @@ class Call(Value):
     sandbox_fd: int = -1
     stderr_fd: int = 2
     conf: Mapping[str, Any] = {}
+    raw: bytes = b""
 
     @property
     def network(self) -> str:

@@ -69,7 +69,7 @@ def test_environment_is_checked_before_the_configuration(node: Host, verb: str) 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_path_is_optional(node: Host, plugin: str) -> None:
     """The spec's list of optional parameters; GC has it as a required one, libcni always sends it."""
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     for value in (None, "", ":", "relative", "/does/not/exist:/dev/null"):
         bare: dict[str, Any] = {"env": {"CNI_PATH": value}}
@@ -117,7 +117,7 @@ def test_container_id_that_cannot_be(node: Host, box: Sandbox, plugin: str, cont
 @pytest.mark.parametrize("container_id", ["a", "0", "Z.", "a-_.b", "d0d7" * 16, "x" * 200])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_container_id_that_can_be(node: Host, plugin: str, container_id: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     result = node.ok(plugin, "ADD", conf(plugin), sandbox=box, container_id=container_id)
     node.ok(plugin, "CHECK", conf(plugin), sandbox=box, container_id=container_id, prev=result)
     node.delete_netns(box)
@@ -130,7 +130,7 @@ def test_container_id_that_can_be(node: Host, plugin: str, container_id: str) ->
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_longest_names_of_all_kinds_together(node: Host, plugin: str) -> None:
     """Container id, network and interface name end up in one file name and one alternative name of a link."""
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     network = conf(plugin, name="n" * 200)
     of: dict[str, Any] = {"container_id": "c" * 200, "ifname": "i" * 15}
     result = node.ok(plugin, "ADD", network, sandbox=box, **of)
@@ -167,7 +167,7 @@ def test_interface_name_that_cannot_be(node: Host, box: Sandbox, plugin: str, if
 )
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_interface_name_that_can_be(node: Host, plugin: str, ifname: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id(), "ifname": ifname}
     result = node.ok(plugin, "ADD", conf(plugin), **of)
     if plugin != "host-local":
@@ -229,7 +229,7 @@ def test_args_that_are_no_pairs(node: Host, box: Sandbox, plugin: str, args: str
 )
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_args_as_runtimes_send_them(node: Host, plugin: str, args: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id(), "args": args}
     result = node.ok(plugin, "ADD", conf(plugin), **of)
     node.ok(plugin, "CHECK", conf(plugin), prev=result, **of)
@@ -271,7 +271,7 @@ def test_network_name_is_needed(node: Host, box: Sandbox, plugin: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0", "cbr0", "a.b-c_d", "N" * 200])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_network_name_that_can_be(node: Host, plugin: str, name: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     node.ok(plugin, "ADD", conf(plugin, name=name), **of)
     node.ok(plugin, "DEL", conf(plugin, name=name), **of)
