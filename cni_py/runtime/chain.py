@@ -27,6 +27,7 @@ from cni_py.runtime.result_cache import (
     write_cache,
 )
 from cni_py.spec import call
+from cni_py.spec.environment import DIFFERENCES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,6 +197,8 @@ class Runtime:
         if self.narrate is not None:
             environ["CNI_PY_EXPLAIN"] = "1"
             self.narrate(f"{verb} {conf['name']}: {kind} ({path})")
+        if verb == "CHECK":
+            environ[DIFFERENCES] = "1"
         began = time.perf_counter()
         status, output = _run(path, encode(conf), environ)
         if self.narrate is not None:
