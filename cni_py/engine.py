@@ -63,7 +63,8 @@ def _run(call: Call) -> bytes:
     title = f"{call.verb} {call.plugin}, network {call.network}, {where}"
     keeps_file = call.verb in ("ADD", "DEL", "GC")
     reply = b""
-    with journal.Journal(title, name if keeps_file else "", call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1):
+    explain_fd = call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1
+    with journal.Journal(title, name if keeps_file else "", explain_fd, call.stderr_fd):
         if call.verb == "ADD":
             reply = _add(call)
         elif call.verb == "DEL":

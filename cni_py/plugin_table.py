@@ -42,6 +42,7 @@ PLUGINS = {
         record="shared",
         gives_addresses=True,
     ),
+    "ptp": Row("cni_py.plugins.main.ptp", kind="main", model="PtpConfig", record="shared", gives_addresses=True),
     "host-local": Row(
         "cni_py.plugins.ipam.host_local",
         kind="ipam",
@@ -50,6 +51,7 @@ PLUGINS = {
         gives_addresses=True,
         files="reservations",
     ),
+    "static": Row("cni_py.plugins.ipam.static", kind="ipam", model="StaticConfig"),
     "portmap": Row("cni_py.plugins.meta.portmap", kind="meta", model="PortmapConfig", record="own"),
     "loopback": Row("cni_py.plugins.main.loopback", kind="main", model="LoopbackConfig"),
 }

@@ -15,13 +15,15 @@ from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link, list_links
 from cni_py.kernel.route import list_routes_over
 from cni_py.spec.result import from_json
+from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
     from typing import Any
 
+    from cni_py.kernel.address import AddressWithPrefix
     from cni_py.kernel.link import Link
     from cni_py.kernel.route import Route
     from cni_py.netlink.socket import Rtnl
@@ -167,59 +169,53 @@ def check_link(found: Differences, rtnl: Rtnl, link: Link, expected: Interface) 
         found.expect(f'MTU of "{link.name}"', expected.mtu, link.mtu, f"{change} mtu {expected.mtu}")
 
 
-def check_addresses(found: Differences, sandbox: Rtnl, end: Link, ips: list[IPConfig]) -> None:
-    """Look for every address of the result."""
-    have = list_addresses(sandbox, end)
-    for ip in ips:
-        if ip.address not in have:
+def check_configured(found: Differences, sandbox: Rtnl, end: Link, prev: Result, call: Call) -> None:
+    """Look for every address and route of the result on the interface."""
+    check_addresses(found, sandbox, end, [ip.address for ip in expected_addresses(prev, call)])
+    # before 1.1.0 a result does not name the tables of its routes
+    check_routes(found, sandbox, end, wanted_routes(prev), in_any_table=not at_least(call.cni_version, "1.1.0"))
+
+
+def check_addresses(
+    found: Differences, rtnl: Rtnl, link: Link, addresses: Iterable[AddressWithPrefix], what: str = "address"
+) -> None:
+    """Look for addresses on a link."""
+    have = list_addresses(rtnl, link)
+    for address in addresses:
+        if address not in have:
             there = ", ".join(map(str, have)) or "none"
-            words = f"ip addr add {ip.address} dev {end.name}{' nodad' if ip.address.version == 6 else ''}"
-            found.report(
-                f'the address {ip.address} is missing on "{end.name}"',
-                f"expected {ip.address}, found {there}",
-                command(sandbox, words),
-            )
+            words = f"ip addr add {address} dev {link.name}{' nodad' if address.version == 6 else ''}"
+            msg = f'the {what} {address} is missing on "{link.name}"'
+            found.report(msg, f"expected {address}, found {there}", command(rtnl, words))
 
 
-def check_routes(found: Differences, sandbox: Rtnl, end: Link, prev: Result, *, has_tables: bool) -> None:
-    """Look for every route of the result.
+def check_routes(found: Differences, rtnl: Rtnl, link: Link, routes: Iterable[Route], in_any_table: bool = False) -> None:
+    """Look for routes over a link.
 
     Args:
-        has_tables: the result names the tables of its routes, from 1.1.0 on; else a route may be in any.
+        in_any_table: a route may be in another table than the expected one.
     """
-    have = list_routes_over(sandbox, end)
-    for route in wanted_routes(prev):
-        same = [r for r in have if r.dst == route.dst and (r.table == route.table or not has_tables)]
+    have = list_routes_over(rtnl, link)
+    for route in routes:
+        same = [r for r in have if r.dst == route.dst and (r.table == route.table or in_any_table)]
         if not any(_matches(r, route) for r in same):
             words = " ".join(route.words("priority"))
             there = "; ".join(" ".join(r.words("priority")) for r in same) or "no route to this destination"
-            repair = " ".join(route.replace(device=end.name).words())
-            found.report(
-                f'the route {words} over "{end.name}" is missing',
-                f"expected {words}, found {there}",
-                command(sandbox, f"ip route replace {repair}"),
-            )
+            repair = " ".join(route.replace(device=link.name).words())
+            msg = f'the route {words} over "{link.name}" is missing'
+            found.report(msg, f"expected {words}, found {there}", command(rtnl, f"ip route replace {repair}"))
 
 
 def _matches(found: Route, expected: Route) -> bool:
-    """Return whether the kernel's route has the gateway, and everything else that the result gives of it."""
-    names = [name for name in ("metric", "mtu", "advmss") if getattr(expected, name)]
+    """Return whether the kernel's route has the gateway, and everything else that is expected of it."""
+    names = [name for name in ("metric", "mtu", "advmss", "source") if getattr(expected, name)]
     if expected.scope and expected.dst.version == 4:  # IPv6 routes have no scope
         names.append("scope")
     return found.gateway == expected.gateway and all(getattr(found, name) == getattr(expected, name) for name in names)
 
 
-def check_gateways(found: Differences, host: Rtnl, link: Link, ips: list[IPConfig]) -> None:
-    """Look for the gateways of these addresses on the link; the host has to forward."""
-    have = list_addresses(host, link)
-    for ip in ips:
-        address = gateway.address_for(ip)
-        if address not in have:
-            there = ", ".join(map(str, have)) or "none"
-            found.report(
-                f'the gateway address {address} is missing on "{link.name}"',
-                f"expected {address}, found {there}",
-                f"ip addr add {address} dev {link.name}",
-            )
-    for name in sorted({gateway.FORWARDING[gateway.address_for(ip).version] for ip in ips}):
+def check_forwarding(found: Differences, addresses: Iterable[AddressWithPrefix]) -> None:
+    """Compare whether the host forwards packets of these IP versions."""
+    for version in sorted({address.version for address in addresses}):
+        name = gateway.FORWARDING[version]
         found.expect(name, "1", sysctl.read(name), f"sysctl -w {name}=1")

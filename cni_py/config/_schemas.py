@@ -71,12 +71,6 @@ FlannelConfig = _model(
     delegate_mode=("delegateMode", _default(_literal(expected=["auto", "exec", "native"]), value="auto")),
     masquerade_beyond=("masqueradeBeyond", _default(_literal(expected=["subnet", "network"]), value="subnet")),
 )
-VlanRange = _model(
-    "VlanRange",
-    id=("id", _default(_nullable(_int(ge=1, le=4094)), value=None)),
-    min_id=("minID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
-    max_id=("maxID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
-)
 IpamType = _model(
     "IpamType",
     type=("type", _default(STR, value="")),
@@ -87,6 +81,12 @@ DNS = _model(
     domain=("domain", _default(STR, value="")),
     search=("search", _default(_list(STR), make=list)),
     options=("options", _default(_list(STR), make=list)),
+)
+VlanRange = _model(
+    "VlanRange",
+    id=("id", _default(_nullable(_int(ge=1, le=4094)), value=None)),
+    min_id=("minID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
+    max_id=("maxID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
 )
 MacArgs = _model(
     "MacArgs",
@@ -102,13 +102,16 @@ BridgeConfig = _model(
     name=("name", _default(STR, value="")),
     type=("type", _default(STR, value="")),
     prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ipam=("ipam", _default(IpamType, validated=True)),
+    dns=("dns", _default(DNS, validated=True)),
+    delegate_mode=("delegateMode", _default(_literal(expected=["auto", "exec", "native"]), value="auto")),
+    ip_masq=("ipMasq", _default(BOOL, value=False)),
+    ip_masq_backend=("ipMasqBackend", _default(_nullable(STR), value=None)),
+    masquerade_except=("masqueradeExcept", _default(_list(STR), make=list)),
     bridge=("bridge", _default(STR, value="cni0")),
     is_gateway=("isGateway", _default(BOOL, value=False)),
     is_default_gateway=("isDefaultGateway", _default(BOOL, value=False)),
     force_address=("forceAddress", _default(BOOL, value=False)),
-    ip_masq=("ipMasq", _default(BOOL, value=False)),
-    ip_masq_backend=("ipMasqBackend", _default(_nullable(STR), value=None)),
-    masquerade_except=("masqueradeExcept", _default(_list(STR), make=list)),
     mtu=("mtu", _default(_int(ge=0, le=65535), value=0)),
     hairpin_mode=("hairpinMode", _default(BOOL, value=False)),
     promisc_mode=("promiscMode", _default(BOOL, value=False)),
@@ -119,11 +122,22 @@ BridgeConfig = _model(
     enabledad=("enabledad", _default(BOOL, value=False)),
     disable_container_interface=("disableContainerInterface", _default(BOOL, value=False)),
     port_isolation=("portIsolation", _default(BOOL, value=False)),
+    args=("args", _default(BridgeArgs, validated=True)),
+    runtime_config=("runtimeConfig", _default(MacArgs, validated=True)),
+)
+PtpConfig = _model(
+    "PtpConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
     ipam=("ipam", _default(IpamType, validated=True)),
     dns=("dns", _default(DNS, validated=True)),
     delegate_mode=("delegateMode", _default(_literal(expected=["auto", "exec", "native"]), value="auto")),
-    args=("args", _default(BridgeArgs, validated=True)),
-    runtime_config=("runtimeConfig", _default(MacArgs, validated=True)),
+    ip_masq=("ipMasq", _default(BOOL, value=False)),
+    ip_masq_backend=("ipMasqBackend", _default(_nullable(STR), value=None)),
+    masquerade_except=("masqueradeExcept", _default(_list(STR), make=list)),
+    mtu=("mtu", _default(_int(ge=0, le=65535), value=0)),
 )
 Range = _model(
     "Range",
@@ -176,6 +190,36 @@ HostLocalConfig = _model(
     ipam=("ipam", _default(_nullable(HostLocalIpam), value=None)),
     args=("args", _default(HostLocalArgs, validated=True)),
     runtime_config=("runtimeConfig", _default(HostLocalRuntimeConfig, validated=True)),
+)
+StaticAddress = _model(
+    "StaticAddress",
+    address=("address", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
+)
+StaticIpam = _model(
+    "StaticIpam",
+    type=("type", _default(STR, value="")),
+    addresses=("addresses", _default(_list(StaticAddress), make=list)),
+    routes=("routes", _default(_list(Route), make=list)),
+    dns=("dns", _default(DNS, validated=True)),
+)
+IpsWithPrefix = _model(
+    "IpsWithPrefix",
+    ips=("ips", _default(_list(STR), make=list)),
+)
+StaticArgs = _model(
+    "StaticArgs",
+    cni=("cni", _default(IpsWithPrefix, validated=True)),
+)
+StaticConfig = _model(
+    "StaticConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ipam=("ipam", _default(_nullable(StaticIpam), value=None)),
+    args=("args", _default(StaticArgs, validated=True)),
+    runtime_config=("runtimeConfig", _default(IpsWithPrefix, validated=True)),
 )
 PortMapping = _model(
     "PortMapping",
@@ -257,7 +301,9 @@ ValidAttachments = _model(
 SCHEMAS: dict[str, Schema] = {
     "FlannelConfig": FlannelConfig,
     "BridgeConfig": BridgeConfig,
+    "PtpConfig": PtpConfig,
     "HostLocalConfig": HostLocalConfig,
+    "StaticConfig": StaticConfig,
     "PortmapConfig": PortmapConfig,
     "LoopbackConfig": LoopbackConfig,
     "AnyResult": AnyResult,

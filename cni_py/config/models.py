@@ -128,13 +128,19 @@ class IpamType(Model):
     type: StrictStr = Field("", description="Name of the IPAM plugin's executable.", examples=["host-local"])
 
 
-class BridgeConfig(NetworkConfig):
-    """Keys of `bridge`."""
+class MainConfig(NetworkConfig):
+    """Keys of every main plugin that has addresses."""
 
-    bridge: StrictStr = Field("cni0", description="Name of the bridge; created if it does not exist.", examples=["br0"])
-    is_gateway: StrictBool = Field(False, description="Assign the gateway's address to the bridge and enable IP forwarding.")
-    is_default_gateway: StrictBool = Field(False, description="Like `isGateway`, with a default route to it in the sandbox.")
-    force_address: StrictBool = Field(False, description="Replace another address of the same family on the bridge.")
+    ipam: IpamType = Field(IpamType(), description="IPAM plugin and its keys.", examples=[{"type": "host-local"}])
+    dns: DNS = Field(DNS(), description="Returned in the result.")
+    delegate_mode: Literal["auto", "exec", "native"] = Field(
+        "auto", description="How to run the IPAM plugin: see flannel's `delegateMode`."
+    )
+
+
+class GatewayConfig(MainConfig):
+    """Keys of a main plugin whose host is the gateway."""
+
     ip_masq: StrictBool = Field(False, description="Masquerade traffic that leaves the pod's subnet.")
     ip_masq_backend: StrictStr | None = Field(
         None, description="`nftables` or `iptables`. Default: nftables if it works, else iptables.", examples=["iptables"]
@@ -142,6 +148,15 @@ class BridgeConfig(NetworkConfig):
     masquerade_except: list[StrictStr] = Field(
         [], description="Networks to exclude from masquerading, besides the pod's own subnet.", examples=[["10.244.0.0/16"]]
     )
+
+
+class BridgeConfig(GatewayConfig):
+    """Keys of `bridge`."""
+
+    bridge: StrictStr = Field("cni0", description="Name of the bridge; created if it does not exist.", examples=["br0"])
+    is_gateway: StrictBool = Field(False, description="Assign the gateway's address to the bridge and enable IP forwarding.")
+    is_default_gateway: StrictBool = Field(False, description="Like `isGateway`, with a default route to it in the sandbox.")
+    force_address: StrictBool = Field(False, description="Replace another address of the same family on the bridge.")
     mtu: StrictInt = Field(
         0,
         ge=0,
@@ -166,11 +181,16 @@ class BridgeConfig(NetworkConfig):
         IpamType(), description="IPAM plugin and its keys. Default: layer 2 only.", examples=[{"type": "host-local"}]
     )
     dns: DNS = Field(DNS(), description="Returned in the result. Default: the IPAM plugin's.")
-    delegate_mode: Literal["auto", "exec", "native"] = Field(
-        "auto", description="How to run the IPAM plugin: see flannel's `delegateMode`."
-    )
     args: BridgeArgs = Field(BridgeArgs(), description="`args.cni.mac`: MAC address of the sandbox end.")
     runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
+
+
+class PtpConfig(GatewayConfig):
+    """Keys of `ptp`."""
+
+    mtu: StrictInt = Field(0, ge=0, le=65535, description="MTU of the veth; 0: the kernel's default.", examples=[1450])
+    ipam: IpamType = Field(IpamType(), description="IPAM plugin and its keys; required.", examples=[{"type": "host-local"}])
+    dns: DNS = Field(DNS(), description="Returned in the result. Default: the IPAM plugin's.")
 
 
 class Range(FromRuntime):
@@ -226,6 +246,44 @@ class HostLocalConfig(NetworkConfig):
     args: HostLocalArgs = Field(HostLocalArgs(), description="`args.cni.ips`: requested addresses.")
     runtime_config: HostLocalRuntimeConfig = Field(
         HostLocalRuntimeConfig(), description="Set by the runtime: the capabilities `ips` and `ipRanges`."
+    )
+
+
+class StaticAddress(Model):
+    """Entry of `addresses`."""
+
+    address: StrictStr = Field("", description="Address with prefix; required.", examples=["10.1.2.5/24"])
+    gateway: StrictStr = Field("", description="Gateway of the address.", examples=["10.1.2.1"])
+
+
+class StaticIpam(Model):
+    """Keys of `ipam` for `static`."""
+
+    type: StrictStr = Field("", description="Name of the IPAM plugin's executable.", examples=["static"])
+    addresses: list[StaticAddress] = Field(
+        [],
+        description="Addresses. `IP` in CNI_ARGS adds to them, `args.cni.ips` and the capability `ips` replace them.",
+        examples=[[{"address": "10.1.2.5/24", "gateway": "10.1.2.1"}]],
+    )
+    routes: list[Route] = Field([], description="Routes of the result.", examples=[[{"dst": "0.0.0.0/0"}]])
+    dns: DNS = Field(DNS(), description="DNS settings of the result.")
+
+
+class IpsWithPrefix(Model):
+    ips: list[StrictStr] = Field([], description="Addresses with prefix.", examples=[["10.1.2.30/24"]])
+
+
+class StaticArgs(Model):
+    cni: IpsWithPrefix = IpsWithPrefix()
+
+
+class StaticConfig(NetworkConfig):
+    """Keys of `static`, which reads the whole configuration of the plugin that calls it."""
+
+    ipam: StaticIpam | None = Field(None, description="See the keys below.")
+    args: StaticArgs = Field(StaticArgs(), description="`args.cni.ips`: addresses that replace the configured ones.")
+    runtime_config: IpsWithPrefix = Field(
+        IpsWithPrefix(), description="Set by the runtime: the capability `ips`, which replaces all other addresses."
     )
 
 

@@ -47,6 +47,7 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2_000),  # by default a server that is back is found after up to 2 minutes
     ("grpc.max_receive_message_length", -1),  # by default 4 MiB, some 20,000 subnets
     ("grpc.enable_http_proxy", 0),  # as etcd's own client
+    ("grpc.use_local_subchannel_pool", 1),  # by default a new channel takes over the connection that another one left
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),  # for the watch, see open_member()
 )
 PAGE = 500

@@ -111,6 +111,8 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "IFLA_EXT_MASK": (29, "uint32"),
             "IFLA_NUM_TX_QUEUES": (31, "uint32"),
             "IFLA_LINK_NETNSID": (37, "int32"),
+            "IFLA_PROP_LIST": (NESTED | 52, "proplist"),
+            "IFLA_ALT_IFNAME": (53, "asciiz"),
         },
     ),
     "ifinfo": (
@@ -223,6 +225,12 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         {
             "NETNSA_NSID": (1, "uint32"),
             "NETNSA_FD": (3, "uint32"),
+        },
+    ),
+    "proplist": (
+        (),
+        {
+            "IFLA_ALT_IFNAME": (53, "asciiz"),
         },
     ),
     "rtmsg": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cni_py.attachment.record import ALIAS
+from cni_py.attachment.record import MARK, mark_on
 from cni_py.ipam.ranges import as_address
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
@@ -101,17 +101,18 @@ def jump(line: str, tool: Iptables) -> Leftover | None:
 
 
 def veths() -> Iterator[Leftover]:
-    """Yield veths with our alias whose both ends are on the host: any other leads into a namespace, which then is alive.
+    """Yield veths with our mark whose both ends are on the host: any other leads into a namespace, which then is alive.
 
     Raises: OSError.
     """
     with netns_scan.Reader() as reader:
-        stray = [end for end in reader.host_ends() if end.nsid is None and end.alias.startswith(ALIAS)]
+        stray = [end for end in reader.host_ends() if end.nsid is None and mark_on(end)]
         addresses = dict(reader.addresses()) if stray else {}
     for end in stray:
-        parts = end.alias.removeprefix(ALIAS).split(":")
+        mark = mark_on(end)
+        parts = mark.removeprefix(MARK).split(":")
         if len(parts) == 3:
             container_id, ifname, network = parts
             of_peer = addresses.get(end.peer, b"")
             hashed = network_hash(network)
-            yield Leftover(VETH, end.name, end.name, container_id, ifname, network, hashed, of_peer, key=end.alias)
+            yield Leftover(VETH, end.name, end.name, container_id, ifname, network, hashed, of_peer, key=mark)

@@ -106,7 +106,7 @@ def _remove_veths(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Left
     removed = []
     with open_host() as host:
         for leftover in stale:
-            if any(link.name == leftover.path for link in list_links(host, alias=leftover.key)):
+            if any(link.name == leftover.path for link in list_links(host, leftover.key)):
                 delete_link(host, leftover.path)
                 removed.append(leftover)
     return removed

@@ -129,7 +129,7 @@ def test_container_id_that_can_be(node: Host, plugin: str, container_id: str) ->
 
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_longest_names_of_all_kinds_together(node: Host, plugin: str) -> None:
-    """Container id, network and interface name end up in one file name and one link alias."""
+    """Container id, network and interface name end up in one file name and one alternative name of a link."""
     box = new_sandbox(node)
     network = conf(plugin, name="n" * 200)
     of: dict[str, Any] = {"container_id": "c" * 200, "ifname": "i" * 15}

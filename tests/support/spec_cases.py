@@ -21,6 +21,7 @@ BOTH_FAMILIES = (
     "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_IPV6_NETWORK=fd00:10::/48\n"
     "FLANNEL_IPV6_SUBNET=fd00:10:0:5::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 )
+STATIC = [{"address": "10.1.2.5/24", "gateway": "10.1.2.1"}, {"address": "fd00:1::5/64", "gateway": "fd00:1::1"}]
 EXECUTABLE = "executable"
 """The parameter of the fixture `node` by which its plugins are executed; without it each call is a fork."""
 every_version = pytest.mark.parametrize(
@@ -53,6 +54,8 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
         "flannel": {"delegate": {"bridge": "flannel0", "isDefaultGateway": True}},
         "bridge": {"bridge": "bridge0", "isGateway": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"], "search": ["a"]}},
         "host-local": {"ipam": ipam},
+        "ptp": {"ipMasq": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"]}},
+        "static": {"ipam": {"type": "static", "addresses": STATIC, "routes": ipam["routes"]}},
         "portmap": {
             "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
             "prevResult": previous(version or "0.1.0"),

@@ -52,6 +52,7 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ifinfmsg", link("veth", {"VETH_INFO_PEER": {"flags": 1, "index": 5, "IFLA_ADDRESS": "c2:11:22:33:44:55"}})),
     ("ifinfmsg", link("vxlan", {"IFLA_VXLAN_ID": 1, "IFLA_VXLAN_LINK": 2, "IFLA_VXLAN_LOCAL": HERE, "IFLA_VXLAN_PORT": 8472})),
     ("ifinfmsg", link("vxlan", {"IFLA_VXLAN_LOCAL6": THERE6, "IFLA_VXLAN_GROUP6": THERE6, "IFLA_VXLAN_GBP": True})),
+    ("ifinfmsg", {"IFLA_IFNAME": "veth1", "IFLA_PROP_LIST": {"IFLA_ALT_IFNAME": "cni:c1:eth0:büro"}}),
     ("ifinfmsg", {"IFLA_OPERSTATE": 6, "IFLA_LINK_NETNSID": 0}),
     ("ifinfmsg", {"IFLA_OPERSTATE": 0, "IFLA_LINK_NETNSID": -1}),
     ("ifinfmsg", link("vxlan", dict.fromkeys(vxlan._OFF, 0))),

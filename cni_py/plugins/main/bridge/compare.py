@@ -6,34 +6,32 @@ It is not called check.py: the submodule would hide the function ``check`` of th
 from __future__ import annotations
 
 from cni_py.attachment import check as attached
-from cni_py.attachment import delegate, record
+from cni_py.attachment import delegate, gateway, record
 from cni_py.attachment.check import expect, state
 from cni_py.errors import CheckFailed
 from cni_py.kernel.link import find_link, list_vlans
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.netlink.socket import open_host
 from cni_py.plugins.main.bridge.plan import DEFAULT_VLAN
-from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
     from cni_py.attachment.check import Differences
+    from cni_py.config.models import BridgeConfig
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
     from cni_py.plugins.main.bridge.plan import Plan
     from cni_py.spec.call import Call
 
 
-def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> None:
+def check(call: Call, config: BridgeConfig, wanted: Plan) -> None:
     """Raises: CheckFailed with every difference: what was expected, what was found, the command that repairs it."""
-    prev = attached.parse_prev_result(prev_result)
+    prev = attached.parse_prev_result(config.prev_result)
     found = attached.Differences()
     with found:
-        if wanted.ipam:
-            delegate.check(call, wanted.ipam, call.conf, wanted.delegate_mode)
+        delegate.check_leased(call, config)
     with open_host() as host, open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
         bridge = end = port = None
         with found:
@@ -50,21 +48,18 @@ def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> No
         if bridge and port and wanted.uses_vlans:
             check_vlans(found, host, bridge, port, wanted)
         if end and wanted.ipam:
-            attached.check_addresses(found, sandbox, end, ips)
-            attached.check_routes(found, sandbox, end, prev, has_tables=at_least(call.cni_version, "1.1.0"))
+            attached.check_configured(found, sandbox, end, prev, call)
         if bridge and wanted.is_gateway:
-            attached.check_gateways(found, host, gateway_link(host, bridge, wanted), ips)
+            gateways = [gateway.address_for(ip) for ip in ips]
+            attached.check_addresses(found, host, gateway_link(host, bridge, wanted), gateways, "gateway address")
+            attached.check_forwarding(found, gateways)
     if end and port and wanted.checks_mac:
         from cni_py.packetfilter import macspoof
 
         with found:
             macspoof.check(record.owner_of(call), port.name, end.mac)
-    if wanted.masquerades and ips:
-        from cni_py.packetfilter import masquerade
-
-        with found:
-            addresses = [ip.address for ip in ips]
-            masquerade.check(record.owner_of(call), addresses, wanted.masquerade_backend, wanted.masquerade_exclude)
+    with found:
+        gateway.check_masquerade(call, ips, wanted.masquerade)
     found.raise_if_any()
 
 
