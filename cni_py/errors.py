@@ -139,7 +139,9 @@ class CheckFailed(CniError):
 
 
 class DelegateFailed(CniError):
-    """Failure of a plugin that was executed, with its own message and code."""
+    """Failure of a plugin that was executed, with its own message and code, and of CHECK with what it found to differ."""
+
+    differences: tuple[CheckFailed, ...] = ()
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         super().__init__(msg, details)

@@ -66,6 +66,8 @@ def check(call: Call, config: FlannelConfig) -> None:
             "expected the configuration that ADD saved, found none that is valid",
             "delete the pod; DEL works without it",
         )
+    if call.conf.get("cniVersion"):  # of the call: ADD may have been in an older one, which has no CHECK
+        conf["cniVersion"] = call.cni_version
     delegate.check(call, conf["type"], conf | _previous(call), config.delegate_mode)
 
 
