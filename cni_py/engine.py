@@ -82,6 +82,7 @@ def _add(call: Call) -> bytes:
     """Run ADD, all or nothing. Raises: CniError; InvalidConfig if this version of the spec cannot express the result."""
     with Undo() as undo:
         if PLUGINS[call.plugin].record == "shared":
+            call = call.replace(is_return=record.is_return(call))
             undo.on_failure_if_clean("the record as before", record.restore, call, record.remember(call))
         result = dispatch.run(call)
         undo.on_failure("the attachment", _delete, call.replace(verb="DEL"))

@@ -18,7 +18,7 @@ class Call(Value):
     ``netns`` is the path of the sandbox, empty if DEL gets none; ``cni_path`` the directories to
     search for other plugins; ``environ`` is passed to plugins that are executed; ``callers`` are
     our plugins that delegated to this one. The agent receives the sandbox and standard error from
-    its client as file descriptors.
+    its client as file descriptors. ``is_return``: an ADD of a container whose sandbox of before no longer exists.
     """
 
     verb: str
@@ -33,6 +33,7 @@ class Call(Value):
     callers: tuple[str, ...] = ()
     sandbox_fd: int = -1
     stderr_fd: int = 2
+    is_return: bool = False
     conf: Mapping[str, Any] = {}
 
     @property
