@@ -20,6 +20,8 @@ from cni_py.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cni_py.spec.call import Call
 
 
@@ -28,8 +30,9 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     version = CURRENT
     try:
         conf = config.decode(stdin)
+        version = _version_of(conf)
         check_network_name(conf.get("name"))
-        version = _checked_version(conf, call.verb)
+        _check_version(conf, call.verb)
         return 0, _run(call.replace(conf=conf))
     except CniError as error:
         return 1, encode(error.as_json(version))
@@ -42,8 +45,14 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         return 1, encode(fault.as_json(version))
 
 
-def _checked_version(conf: dict[str, object], verb: str) -> str:
-    """The configuration's cniVersion; missing means 0.1.0. Raises: DecodingFailure, IncompatibleVersion."""
+def _version_of(conf: Mapping[str, object]) -> str:
+    """The version that the reply has: the configuration's, where it is one that we know; missing means 0.1.0."""
+    version = conf.get("cniVersion") or "0.1.0"
+    return version if isinstance(version, str) and version in SUPPORTED else CURRENT
+
+
+def _check_version(conf: Mapping[str, object], verb: str) -> None:
+    """Raises: DecodingFailure, IncompatibleVersion."""
     version = conf.get("cniVersion") or "0.1.0"
     if not isinstance(version, str):
         raise DecodingFailure(f"cniVersion is {version!r}, not a string")
@@ -53,7 +62,6 @@ def _checked_version(conf: dict[str, object], verb: str) -> str:
         raise IncompatibleVersion(
             f"config version does not allow {verb}", f'config is "{version}", {verb} needs {FIRST_VERSION_OF_VERB[verb]}'
         )
-    return version
 
 
 def _run(call: Call) -> bytes:

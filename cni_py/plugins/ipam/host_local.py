@@ -69,7 +69,7 @@ def delete(call: Call, config: HostLocalConfig) -> None:
 def check(call: Call, config: HostLocalConfig) -> None:
     """Check that the attachment holds the addresses of our ranges in prevResult; if there are none, any."""
     range_sets = _range_sets(call, config)
-    _requested(call, config)
+    _requested(call.replace(args=()), config)  # CNI_ARGS are ADD's
     named = [ip.address.ip for ip in from_json(config.prev_result).ips] if config.prev_result else []
     expected = [address for address in named if any(address in range_set for range_set in range_sets)]
     owners = ((call.container_id, call.ifname), (call.container_id, ""))
@@ -252,15 +252,16 @@ def _address_of_args(call: Call) -> Address | None:
 
     Go-compatible: containernetworking/cni pkg/types/args.go.
     """
-    unknown = [f'"{key}={value}"' for key, value in call.args if key not in ("IP", "IgnoreUnknown")]
-    ignore = call.arg("IgnoreUnknown").lower()
-    if "IgnoreUnknown" in dict(call.args) and ignore not in ("1", "true", "0", "false"):
-        pair = f'"IgnoreUnknown={call.arg("IgnoreUnknown")}"'
+    pairs = call.pairs()
+    unknown = [f'"{key}={value}"' for key, value in pairs.items() if key not in ("IP", "IgnoreUnknown")]
+    ignore = pairs.get("IgnoreUnknown", "").lower()
+    if "IgnoreUnknown" in pairs and ignore not in ("1", "true", "0", "false"):
+        pair = f'"IgnoreUnknown={pairs["IgnoreUnknown"]}"'
         words = f"boolean unmarshal error: invalid input {ignore}"
         raise InvalidEnvironment(f"ARGS: error parsing value of pair {pair}: {words}", "CNI_ARGS")
     if unknown and ignore not in ("1", "true"):
         raise InvalidEnvironment(f"ARGS: unknown args [{' '.join(unknown)}]", "CNI_ARGS", "add IgnoreUnknown=1 to CNI_ARGS")
-    text = call.arg("IP")
+    text = pairs.get("IP", "")
     try:
         return _parse_ip(text) if text else None
     except InvalidConfig as error:
