@@ -42,7 +42,7 @@ def _answer() -> int:
     if fault:
         from cni_py.errors import InvalidEnvironment
 
-        return _fail(InvalidEnvironment(*fault))
+        return _fail(InvalidEnvironment(*fault), _requested_version())
     if verb == "VERSION":
         _write(_STDOUT, _version_json(plugin, _requested_version()))
         return 0
@@ -94,7 +94,7 @@ def _undo_add(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes)
     failed, _ = _work_alone(plugin, launcher, environ | {"CNI_COMMAND": "DEL"}, stdin)
     left = "undoing it failed: DEL is required" if failed else "it was undone"
     lost = TryAgainLater("the agent disconnected during ADD", left, "see its log: journalctl -u cni-agent")
-    return 1, _as_json(lost)
+    return 1, _as_json(lost, _version_in(stdin))
 
 
 def _unknown(plugin: str) -> "Fault":
@@ -105,16 +105,17 @@ def _unknown(plugin: str) -> "Fault":
     )
 
 
-def _fail(error: "CniError") -> int:
-    _write(_STDOUT, _as_json(error) + b"\n")
+def _fail(error: "CniError", version: str = "") -> int:
+    _write(_STDOUT, _as_json(error, version) + b"\n")
     return 1
 
 
-def _as_json(error: "CniError") -> bytes:
+def _as_json(error: "CniError", version: str = "") -> bytes:
+    """The error in this version, the current one if it is unknown."""
     from cni_py.jsontext import encode
-    from cni_py.spec.versions import CURRENT
+    from cni_py.spec.versions import CURRENT, SUPPORTED
 
-    return encode(error.as_json(CURRENT))
+    return encode(error.as_json(version if version in SUPPORTED else CURRENT))
 
 
 def _environ() -> dict[str, str]:
@@ -132,7 +133,7 @@ def _read_stdin() -> bytes:
 
 
 def _requested_version() -> str:
-    """Return the cniVersion of a request for VERSION, "" if it has none.
+    """Return the cniVersion of the configuration, "" if it has none: for VERSION, and for errors before it is decoded.
 
     By hand and from Go's older libraries there is no request, and the pipe may stay open: neither the end
     of the input is waited for, nor its beginning for long.

@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 
 from support.namespaces import Host, Sandbox
-from support.spec_cases import PLUGINS, code_of, conf, environment, error_of, execute, has_attachment, new_id, new_sandbox
+from support.spec_cases import (
+    PLUGINS,
+    VERSIONS,
+    code_of,
+    conf,
+    environment,
+    error_of,
+    execute,
+    has,
+    has_attachment,
+    new_id,
+    new_sandbox,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -222,6 +234,54 @@ def test_args_that_are_no_pairs(node: Host, box: Sandbox, plugin: str, args: str
     error = error_of(node.call(plugin, "ADD", conf(plugin), sandbox=box, container_id=new_id(), args=args))
     assert error["code"] == 4
     assert "ARGS" in error["msg"]
+
+
+ODD_ARGS = (
+    "none", "A=1;", ";", "=", "a=b=c", "K8S_POD_NAME", "FOO=BAR", "IgnoreUnknown=maybe", "IP=nonsense", "MAC=nonsense",
+    'IgnoreUnknown=1;K8S_POD_NAME=web;K8S_ANNOT={"selector":"app=web"}',
+)  # fmt: skip
+READERS = ("flannel", "bridge", "host-local")
+"""Plugins whose ADD reads CNI_ARGS, or hands it to one that does."""
+
+
+@pytest.mark.parametrize("args", ODD_ARGS)
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_args_are_rejected_only_by_an_add_that_reads_them(node: Host, plugin: str, args: str) -> None:
+    """CHECK and DEL of every plugin ignore them, and so does each verb of one that reads none."""
+    box = new_sandbox(node)
+    of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
+    first = of | ({} if plugin in READERS else {"args": args})
+    result = node.ok(plugin, "ADD", conf(plugin), **first)
+    node.ok(plugin, "CHECK", conf(plugin), prev=result, args=args, **of)
+    node.ok(plugin, "DEL", conf(plugin), prev=result, args=args, **of)
+    node.ok(plugin, "DEL", conf(plugin), args=args, **of)
+    node.delete_netns(box)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"args": "none"},
+        {"container_id": "a/b"},
+        {"ifname": "all"},
+        {"env": {"CNI_IFNAME": None}},
+        {"env": {"CNI_COMMAND": "X"}},
+    ],
+    ids=["args", "id", "ifname", "missing", "verb"],
+)
+def test_error_of_the_environment_has_the_version_of_the_configuration(
+    node: Host, box: Sandbox, version: str, odd: dict[str, Any]
+) -> None:
+    error = error_of(node.call("bridge", "ADD", conf("bridge", version), **({"sandbox": box} | odd)))
+    assert (error["code"], error["cniVersion"]) == (4, version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_error_before_the_call_has_the_version_of_the_configuration(node: Host, box: Sandbox, version: str) -> None:
+    assert error_of(node.call("bridge", "ADD", conf("bridge", version, name="a/b"), sandbox=box))["cniVersion"] == version
+    if not has(version, "STATUS"):
+        assert error_of(node.call("bridge", "STATUS", conf("bridge", version)))["cniVersion"] == version
 
 
 @pytest.mark.parametrize(
