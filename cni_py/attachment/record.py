@@ -278,6 +278,11 @@ def _names(directory: str, container_id: str) -> list[str]:
     return [name for name in names if name.startswith(container_id[:120])]
 
 
+def has_lost_its_sandbox(call: Call) -> bool:
+    """True if the recorded path of the called attachment leads to no namespace, or to another one."""
+    return _has_lost_its_sandbox(_path(call))
+
+
 def _has_lost_its_sandbox(path: str) -> bool:
     """True if the recorded path leads to no namespace, or to another one."""
     record = _read(path)

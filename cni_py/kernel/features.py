@@ -25,6 +25,7 @@ _KNOWN = {
     "ipip": ("IP-in-IP tunnels", "CONFIG_NET_IPIP"),
     "wireguard": ("WireGuard", "CONFIG_WIREGUARD"),
     "tun": ("TUN devices", "CONFIG_TUN"),
+    "rule": ("policy rules", "CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES"),
     "ifb": ("intermediate functional blocks", "CONFIG_IFB"),
     "tbf": ("token bucket filter", "CONFIG_NET_SCH_TBF"),
     "ingress": ("ingress queueing discipline", "CONFIG_NET_SCH_INGRESS"),
