@@ -225,6 +225,8 @@ def move(undo: Undo, sandbox: Rtnl, link: Link, plan: Plan) -> None:
     if plan.has_hints:
         for ip in plan.ips:
             hinted = Route(ip.address.network, scope=RT_SCOPE_LINK, source=ip.address.ip, protocol=RTPROT_BOOT)
+            for route in [route for route in routes if route.dst == hinted.dst]:  # it is replaced
+                undo.on_failure(f"the route to {route.dst}", put_back, sandbox, link, route)
             undo.on_failure(f"the route to {hinted.dst}", remove_route, sandbox, link, hinted)
             put_route(sandbox, link, hinted)
     leaving = [route for route in routes if not plan.has_hints or route.scope != RT_SCOPE_LINK]
