@@ -100,6 +100,7 @@ def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
     made = host.netns(f"box{next(_numbers)}")
     host.run(f"ip link del {HOST_END} 2>&1", check=False)  # of the test before: it goes some time after its namespace
     if plugin in CHAINED:
+        host.run("echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad", made)
         host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
         host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
     return made
