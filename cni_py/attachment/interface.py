@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from cni_py.netlink.socket import Rtnl
     from cni_py.spec.call import Call
     from cni_py.spec.result import Result
+    from cni_py.spec.result import Route as RouteOfResult
 
 Parameter = tuple[str, str, str]
 """IP version ("ipv4", "ipv6"), name and value of a parameter of an interface."""
+MAX_METRIC = (1 << 32) - 1
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -52,10 +54,13 @@ def _prefer(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> None:
 def assigned(leased: Result, index: int, ipam: str) -> Result:
     """The result of the IPAM plugin, with every address on the result's interface of this index. Pure.
 
-    Raises: InvalidConfig if there are no addresses.
+    Raises: InvalidConfig if there are no addresses, or a route that no interface can have.
     """
     if not leased.ips:
         raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{ipam}"')
+    for route in leased.routes:
+        if fault := route_fault(route):
+            raise InvalidConfig(f'route "{route.dst}" of the IPAM plugin cannot be added: {fault}', f'"ipam.type" is "{ipam}"')
     return leased.replace(ips=tuple(ip.replace(interface=index) for ip in leased.ips))
 
 
@@ -102,6 +107,16 @@ def wanted_routes(result: Result) -> list[Route]:
         )
         for route in result.routes
     ]
+
+
+def route_fault(route: RouteOfResult) -> str:
+    """Return which values of a route do not go together, or do not fit; "" if all do. Pure."""
+    if route.gw is not None and route.gw.version != route.dst.version:
+        return f'"gw" is "{route.gw}", of another IP family than "dst"'
+    for key, value in (("mtu", route.mtu), ("advmss", route.advmss)):
+        if value is not None and value > MAX_METRIC:
+            return f'"{key}" is {value}, larger than {MAX_METRIC}'
+    return ""
 
 
 def parse_mac(text: str) -> str:

@@ -36,6 +36,8 @@ SPEC_KEYS = (
 )  # fmt: skip
 """Keys that any plugin may get; a plugin's model has those that it reads."""
 _OBJECTS = (b'"ipam"', b'"args"', b'"dns"', b'"runtimeConfig"', b'"prevResult"', b'"delegate"', b'"cni"')
+_LIMITS = ("greater_than_equal", "less_than_equal", "literal_error")
+"""Types of pydantic's errors for a value of the right type."""
 _FOREIGN = ("HostLocalConfig", "IpamType", "BridgeArgs", "MacArgs", "HostLocalArgs", "IpsArgs", "HostLocalRuntimeConfig")
 """Models of objects with keys of other plugins: an unknown key in them is probably no mistake."""
 
@@ -87,10 +89,14 @@ def canonical(model: str, conf: Mapping[str, Any]) -> Mapping[str, Any]:
     return conf
 
 
-def parse(model: str, raw: Mapping[str, Any], what: str = "network config") -> Any:
+def parse(model: str, raw: Mapping[str, Any], what: str = "network config", *, deleting: bool = False) -> Any:
     """Validate ``raw`` against a model of models.py; a null member counts as absent, as in Go.
 
     A key that is unknown, and one letter from a known one, is a warning in the journal.
+
+    Args:
+        deleting: of DEL and GC: a value outside its limits counts as absent, since Go, which may have created the attachment,
+            has wider ones.
 
     Raises: InvalidConfig (code 7), which names each wrong key and its value.
     """
@@ -111,8 +117,19 @@ def parse(model: str, raw: Mapping[str, Any], what: str = "network config") -> A
     try:
         return _validators[model].validate_python(members)
     except ValidationError as error:
+        if deleting and all(fault["type"] in _LIMITS for fault in error.errors(include_url=False)):
+            return _validators[model].validate_python(_without_faults(members, [e["loc"] for e in error.errors()]))
         faults = [f'"{_path(e["loc"])}": {e["msg"]}, not {e["input"]!r:.80}' for e in error.errors(include_url=False)]
         raise InvalidConfig(f"{what} is invalid: {faults[0]}", "; ".join(faults[1:6])) from error
+
+
+def _without_faults(members: dict[str, Any], paths: list[tuple[str | int, ...]]) -> dict[str, Any]:
+    for *parents, last in paths:
+        holder: Any = members
+        for key in parents:
+            holder = holder[key]
+        del holder[last]
+    return members
 
 
 class _SeveralOfOneField(Exception):
