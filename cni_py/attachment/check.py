@@ -98,13 +98,6 @@ def find_host_end(host: Rtnl, end: Link, prev: Result) -> Link:
     return port
 
 
-def check_host_end(port: Link, prev: Result) -> None:
-    """Check its MAC address and MTU, if it still has its name. Raises: CheckFailed."""
-    for interface in prev.interfaces:
-        if interface.name == port.name and not interface.sandbox:
-            check_link(port, interface)
-
-
 def check_link(link: Link, expected: Interface) -> None:
     """Check MAC address and MTU, as far as they are known: results before 1.1.0 have no MTU. Raises: CheckFailed."""
     if expected.mac:

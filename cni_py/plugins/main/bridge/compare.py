@@ -9,7 +9,7 @@ from cni_py.attachment import check as attached
 from cni_py.attachment import delegate, record
 from cni_py.attachment.check import expect, state
 from cni_py.errors import CheckFailed
-from cni_py.kernel.link import find_link, list_vlans
+from cni_py.kernel.link import find_link, list_links, list_vlans
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.netlink.socket import open_host
 from cni_py.plugins.main.bridge.plan import DEFAULT_VLAN
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cni_py.netlink.socket import Rtnl
     from cni_py.plugins.main.bridge.plan import Plan
     from cni_py.spec.call import Call
+    from cni_py.spec.result import Interface, Result
 
 
 def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> None:
@@ -36,7 +37,7 @@ def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> No
         end = attached.check_sandbox_end(sandbox, prev, call, "veth", wanted.is_up)
         port = attached.find_host_end(host, end, prev)
         check_port(port, bridge, wanted)
-        attached.check_host_end(port, prev)
+        check_host_side(host, bridge, port, prev, wanted)
         if wanted.uses_vlans:
             check_vlans(host, bridge, port, wanted)
         ips = attached.expected_addresses(prev, call) if wanted.ipam else []
@@ -76,6 +77,42 @@ def check_port(port: Link, bridge: Link, wanted: Plan) -> None:
     expect(f'state of "{port.name}"', "up", state(port), f"ip link set {port.name} up")
     expect(f'hairpin mode of "{port.name}"', wanted.is_hairpin, port.hairpin)
     expect(f'isolation of "{port.name}"', wanted.is_isolated, port.isolated)
+
+
+def check_host_side(host: Rtnl, bridge: Link, port: Link, prev: Result, wanted: Plan) -> None:
+    """Compare the links on the host with ``prevResult``, as far as it names them. Raises: CheckFailed."""
+    expected = {interface.name: interface for interface in prev.interfaces if not interface.sandbox}
+    if not expected:  # the form of 0.2.0, or a plugin behind that left them out
+        return
+    expect("name of the bridge in prevResult", bridge.name, bridge.name if bridge.name in expected else ", ".join(expected))
+    check_followed(host, bridge, expected[bridge.name])
+    inner = find_link(host, f"{bridge.name}.{wanted.vlan}") if wanted.vlan and wanted.is_gateway else None
+    names = [name for name in expected if name not in (bridge.name, f"{bridge.name}.{wanted.vlan}")]
+    if names and port.name not in names:
+        expect("name of the host end", " or ".join(names), port.name, f"ip link set {port.name} name {names[0]}")
+    for link in (port, inner):
+        if link is not None and link.name in expected:
+            attached.check_link(link, expected[link.name])
+
+
+def check_followed(host: Rtnl, bridge: Link, expected: Interface) -> None:
+    """Check MAC address and MTU of the bridge. A larger MTU is no fault. Raises: CheckFailed.
+
+    It may follow its ports: unless they were set, the kernel takes the smallest MTU and the lowest MAC address of a port.
+    """
+    is_lower = 0 < bridge.mtu < expected.mtu
+    if not is_lower and expected.mac.lower() in ("", bridge.mac):
+        return
+    ports = [link for link in list_links(host) if link.master == bridge.ifindex]
+    if is_lower and bridge.mtu < min(link.mtu for link in ports):
+        expect(f'MTU of "{bridge.name}"', expected.mtu, bridge.mtu, f"ip link set {bridge.name} mtu {expected.mtu}")
+    if expected.mac and bridge.mac not in [link.mac for link in ports]:
+        expect(
+            f'MAC address of "{bridge.name}"',
+            expected.mac.lower(),
+            bridge.mac,
+            f"ip link set {bridge.name} address {expected.mac}",
+        )
 
 
 def check_vlans(host: Rtnl, bridge: Link, port: Link, wanted: Plan) -> None:
