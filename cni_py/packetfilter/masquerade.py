@@ -9,7 +9,9 @@ Each change is one transaction: a process that is killed leaves all of it or not
 
 from __future__ import annotations
 
-from cni_py.errors import CheckFailed, InvalidConfig
+from errno import ENOENT
+
+from cni_py.errors import CheckFailed, InvalidConfig, KernelRefused
 from cni_py.files import Lock, make_directory
 from cni_py.journal import RUN_DIR, note
 from cni_py.packetfilter import iptables, libnftables, nfnetlink
@@ -68,19 +70,30 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
             iptables.add(owner, addresses, exclude)
         return
     with lock():
-        chains = ruleset.wanted_chains(addresses, exclude)
-        is_current = all(nfnetlink.rule_comments(chain) == rule_comments(lines) for chain, lines in chains.items())
-        replaced = _replaced(owner, addresses, exclude)
-        commands = ruleset.element_commands(owner, addresses, exclude, replaced)
-        if is_current:
-            replaced_keys = libnftables.by_name((ruleset.map_of(address), address.ip.packed) for address in replaced)
-            wanted = libnftables.by_name(
-                (ruleset.map_of(address), _wanted_element(owner, address, exclude)) for address in addresses
-            )
-            libnftables.change(replaced_keys, wanted, "; ".join(commands))
-        else:
-            with libnftables.borrowed() as handle:
-                handle.run("; ".join(ruleset.base(chains) + commands))
+        for last_try in (False, True):
+            try:
+                _add_elements(owner, addresses, exclude)
+                break
+            except KernelRefused as error:  # another process may have flushed the ruleset since it was read
+                if error.errno != ENOENT or last_try:
+                    raise
+
+
+def _add_elements(owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network]) -> None:
+    """One transaction: damaged chains, and elements."""
+    chains = ruleset.wanted_chains(addresses, exclude)
+    is_current = all(nfnetlink.rule_comments(chain) == rule_comments(lines) for chain, lines in chains.items())
+    replaced = _replaced(owner, addresses, exclude)
+    commands = ruleset.element_commands(owner, addresses, exclude, replaced)
+    if is_current:
+        replaced_keys = libnftables.by_name((ruleset.map_of(address), address.ip.packed) for address in replaced)
+        wanted = libnftables.by_name(
+            (ruleset.map_of(address), _wanted_element(owner, address, exclude)) for address in addresses
+        )
+        libnftables.change(replaced_keys, wanted, "; ".join(commands))
+    else:
+        with libnftables.borrowed() as handle:
+            handle.run("; ".join(ruleset.base(chains) + commands))
 
 
 def _replaced(owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network]) -> list[Interface]:
@@ -240,17 +253,5 @@ def delete_stale(
             with attempts.attempt("iptables chains"):
                 iptables.delete_stale(network, {container_id for container_id, _ in valid})
         with attempts.attempt("unused chains"):
-            _delete_unused_chains()
+            libnftables.delete_unused_chains()
     attempts.raise_if_failed("deleting stale masquerade rules")
-
-
-def _delete_unused_chains() -> None:
-    """Delete the chains of subnets that no element refers to any more."""
-    if not libnftables.deletable(TABLE):
-        return
-    with libnftables.borrowed() as handle:
-        used = {element.target for name in MAPS for element in nfnetlink.elements(name)}
-        names = [entry["chain"]["name"] for entry in handle.list_json(f"list table {TABLE}") if "chain" in entry]
-        unused = [name for name in names if name.startswith(ruleset.BEYOND) and name not in used]
-        if unused:
-            handle.run("; ".join([f"delete chain {TABLE} {name}" for name in unused]))
