@@ -9,7 +9,7 @@ from __future__ import annotations
 from cni_py.errors import InvalidConfig, SandboxGone
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import add_address
-from cni_py.kernel.deletion import delete_in
+from cni_py.kernel.deletion import delete_in_background
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import Route, add_route
@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from cni_py.netlink.socket import Rtnl
     from cni_py.spec.call import Call
     from cni_py.spec.result import Result
-    from cni_py.spec.result import Route as RouteOfResult
 
 Parameter = tuple[str, str, str]
 """IP version ("ipv4", "ipv6"), name and value of a parameter of an interface."""
-MAX_METRIC = (1 << 32) - 1
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -49,19 +47,6 @@ def open_with(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> Rtn
 def _prefer(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> None:
     for ip, name, value in parameters:
         sysctl.prefer(f"net/{ip}/conf/{ifname}/{name}", value, netns.enter)
-
-
-def assigned(leased: Result, index: int, ipam: str) -> Result:
-    """The result of the IPAM plugin, with every address on the result's interface of this index. Pure.
-
-    Raises: InvalidConfig if there are no addresses, or a route that no interface can have.
-    """
-    if not leased.ips:
-        raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{ipam}"')
-    for route in leased.routes:
-        if fault := route_fault(route):
-            raise InvalidConfig(f'route "{route.dst}" of the IPAM plugin cannot be added: {fault}', f'"ipam.type" is "{ipam}"')
-    return leased.replace(ips=tuple(ip.replace(interface=index) for ip in leased.ips))
 
 
 def configure(netns: NetNS, sandbox: Rtnl, end: Link, result: Result, detect_duplicates: bool = False) -> None:
@@ -109,16 +94,6 @@ def wanted_routes(result: Result) -> list[Route]:
     ]
 
 
-def route_fault(route: RouteOfResult) -> str:
-    """Return which values of a route do not go together, or do not fit; "" if all do. Pure."""
-    if route.gw is not None and route.gw.version != route.dst.version:
-        return f'"gw" is "{route.gw}", of another IP family than "dst"'
-    for key, value in (("mtu", route.mtu), ("advmss", route.advmss)):
-        if value is not None and value > MAX_METRIC:
-            return f'"{key}" is {value}, larger than {MAX_METRIC}'
-    return ""
-
-
 def parse_mac(text: str) -> str:
     """A MAC address in the kernel's form, "" for "". Pure. Raises: InvalidConfig."""
     mac = text.lower().replace("-", ":")
@@ -149,6 +124,6 @@ def delete(call: Call, is_ours: Callable[[Link], bool] = lambda _: True) -> bool
 
     try:
         with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns:
-            return delete_in(netns, end_of)
+            return delete_in_background(netns, end_of)
     except SandboxGone:
         return False

@@ -162,10 +162,11 @@ def _sweep_once(call: Call) -> None:
             try:
                 flock(lock, LOCK_EX | LOCK_NB)
                 if not record.is_known_boot():
-                    if _sweep_for(call) or posix.fstat(lock).st_size + 1 >= BOOT_ATTEMPTS:
+                    posix.write(lock, b".")  # first: where nothing can be written, every call would sweep
+                    attempts = posix.fstat(lock).st_size
+                    if attempts > BOOT_ATTEMPTS or _sweep_for(call) or attempts == BOOT_ATTEMPTS:
                         files.write(record.BOOT_ID, boot_id)
-                    else:
-                        posix.write(lock, b".")
+                        posix.ftruncate(lock, 0)
             finally:
                 posix.close(lock)
         except BlockingIOError:

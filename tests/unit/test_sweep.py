@@ -65,14 +65,14 @@ def test_nothing_speaks_for_it() -> None:
     assert {finding.outcome for finding in findings} == {"would be removed"}
     assert {finding.network for finding in findings} == {"net"}
     why = next(finding.why for finding in findings if finding.leftover.kind == ADDRESS)
-    assert why == "10.1.0.2 is on no interface of any of 1 live namespaces; recorded namespace /run/netns/c1 no longer exists"
+    assert why == "10.1.0.2 is on no interface of any of 1 live namespace; recorded namespace /run/netns/c1 no longer exists"
 
 
 def test_nothing_is_known_of_an_element_but_its_comment() -> None:
     (finding,) = stale.find_stale([element(address=b"")], NOTHING, NOW, 300)
     assert (finding.outcome, finding.age_seconds) == ("would be removed", None)
     assert finding.network == f"({network_hash('net')})"
-    assert finding.why == "nothing of it exists in any of 1 live namespaces"
+    assert finding.why == "nothing of it exists in any of 1 live namespace"
 
 
 def test_damaged_reservation_is_nobodys() -> None:
@@ -98,7 +98,7 @@ def test_cached_result_is_reported() -> None:
 SIGNS: dict[str, tuple[list[Leftover], Liveness]] = {
     "address": ([], NOTHING.replace(addresses={POD: "/run/netns/c1"})),
     "address of another leftover": ([reservation(address=b"\1\2\3\4")], NOTHING.replace(addresses={b"\1\2\3\4": "x"})),
-    "host end": ([], NOTHING.replace(aliases=frozenset({"c1:eth0:net"}))),
+    "host end": ([], NOTHING.replace(marks=frozenset({"c1:eth0:net"}))),
     "record": ([record()], NOTHING.replace(sandboxes={"/run/netns/c1": GONE})),
     "record, in another mount namespace": ([record()], NOTHING.replace(mount_points={"/run/netns/c1": {5, GONE}})),
     "record that cannot be checked": ([record()], NOTHING.replace(sandboxes={"/run/netns/c1": None})),
@@ -129,8 +129,8 @@ def test_record_without_addresses_lives_by_its_number() -> None:
 )
 def test_life_of_another_attachment_is_no_life(other: dict[str, str]) -> None:
     living = reservation(address=b"\1\2\3\4", **other)
-    alias = f"{living.container_id}:{living.ifname}:{living.network}"
-    live = NOTHING.replace(addresses={b"\1\2\3\4": "x"}, aliases=frozenset({alias}))
+    mark = f"{living.container_id}:{living.ifname}:{living.network}"
+    live = NOTHING.replace(addresses={b"\1\2\3\4": "x"}, marks=frozenset({mark}))
     assert outcomes([living, reservation()], live) == ["would be removed"]
 
 
@@ -140,9 +140,9 @@ def test_file_that_names_no_interface_lives_with_any() -> None:
 
 
 @pytest.mark.parametrize(("id_length", "network_length"), [(64, 200), (100, 200), (121, 120), (200, 200), (73, 3)])
-def test_host_end_with_a_cut_alias(id_length: int, network_length: int) -> None:
+def test_host_end_with_a_cut_mark(id_length: int, network_length: int) -> None:
     owner = Owner("a" * id_length, "i" * 15, "n" * network_length)
-    live = NOTHING.replace(aliases=frozenset({attachments.name_of(owner.container_id, owner.ifname, owner.network)}))
+    live = NOTHING.replace(marks=frozenset({attachments.mark_of(owner.container_id, owner.ifname, owner.network)}))
     short, ifname, _ = owner.comment().split(" ")
     assert outcomes([element(container_id=short, ifname=ifname, network=owner.network, address=b"")], live) == []
     assert outcomes([reservation(container_id=owner.container_id, ifname=ifname, network=owner.network)], live) == []
@@ -434,14 +434,17 @@ def test_age_text(seconds: float | None, text: str) -> None:
     assert age_text(seconds) == text
 
 
-def test_report_as_table_and_json() -> None:
+def test_report_as_text_and_json() -> None:
     report = Report((Finding(reservation(), "net", 400.0, "why", "removed"),), 3, 2, (), False)
-    lines = list(report.lines())
-    assert lines[0].split() == ["OUTCOME", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
-    assert lines[1].split() == ["removed", "address", "/address", "c1", "eth0", "net", "6", "min", "why"]
-    assert lines[2] == "1 removed; 2 live attachments in 3 namespaces, including the host's"
+    assert list(report.lines()) == [
+        "removed: container c1, eth0, network net, age 6 min",
+        "    address  /address",
+        "    why: why",
+        "1 removed; 2 live attachments in 3 namespaces, including the host's",
+    ]
     assert json.loads(json.dumps(report.as_json()))["findings"][0]["containerID"] == "c1"
     assert list(Report().lines()) == ["no leaked resources found"]
+    assert list(Report(missing=("a reason",)).lines()) == ["unknown whether resources are leaked"]
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -455,11 +458,11 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     monkeypatch.setattr(sweep, "run", answer)
     command: Callable[..., int] = lambda *argv: cli.main(["sweep", "--netconf-path", str(tmp_path), *argv])  # noqa: E731
     assert command() == 0
-    assert command("--dry-run", "--grace", "1.5", "--network", "a", "--network", "b", "--json") == 1
+    assert command("--dry-run", "--grace", "1.5", "--network", "a", "--network", "b", "--json") == 3
     assert asked == [(300.0, False, None), (1.5, True, ["a", "b"])]
     captured = capsys.readouterr()
     assert captured.out.startswith("no leaked resources found\n{")
-    assert captured.err == "cni-py: nothing was removed, because live pods could not all be identified: a reason\n"
+    assert captured.err == "cni-py: nothing was removed, because live pods could not all be identified:\n  a reason\n"
 
 
 @pytest.mark.parametrize("seconds", ["-1", "x", "inf", "nan", ""])

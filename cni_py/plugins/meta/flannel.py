@@ -38,8 +38,8 @@ def add(call: Call, config: FlannelConfig) -> Result:
     with Undo() as undo:
         undo.on_failure_if_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
-        was_there = before is not None  # then a DEL of the delegate would delete a live attachment
-        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
+        is_second = before is not None and not call.is_return  # then the delegate's DEL would delete a live one
+        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if is_second else undo)
 
 
 def delete(call: Call, config: FlannelConfig) -> None:
@@ -66,6 +66,8 @@ def check(call: Call, config: FlannelConfig) -> None:
             "expected the configuration that ADD saved, found none that is valid",
             "delete the pod; DEL works without it",
         )
+    if call.conf.get("cniVersion"):  # of the call: ADD may have been in an older one, which has no CHECK
+        conf["cniVersion"] = call.cni_version
     delegate.check(call, conf["type"], conf | _previous(call), config.delegate_mode)
 
 
