@@ -176,7 +176,7 @@ def test_what_was_changed_is_seen(host: Host, case: str) -> None:
 NO_COMMAND = ("delete the pod", "another pod has", "look at it: ", "nft list ", "iptables -t nat -S")
 """Beginnings of hints that change nothing: what they are about has no single command."""
 NO_REPAIR = {
-    "bridge-gone", "bridge-is-none", "port-gone", "end-gone", "end-renamed", "end-is-another", "masquerade4-gone",
+    "bridge-gone", "bridge-of-another-name", "bridge-is-none", "port-gone", "end-gone", "end-renamed", "end-is-another", "masquerade4-gone",
     "masquerade6-gone", "masquerade-table-gone", "masquerade-chain-flushed", "masquerade-other-rule", "masquerade-of-another",
     "iptables-gone", "macspoofchk-gone", "macspoofchk-address-gone", "macspoofchk-rule-gone", "reservation-of-another",
 }  # fmt: skip

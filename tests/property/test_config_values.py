@@ -68,6 +68,7 @@ BRIDGE = {
     "runtimeConfig": {"mac": "c2:11:22:33:44:55", "ips": ["fd00:1::11"], "ipRanges": []},
     "dns": {"nameservers": [], "domain": "", "search": [], "options": []},
 }  # fmt: skip
+LIMITS = {"ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 4000000, "egressBurst": 400000}
 BASES: dict[str, list[dict[str, Any]]] = {
     "bridge": [NETWORK | BRIDGE | {"ipam": IPAM}, NETWORK | BRIDGE | {"ipam": {"type": "stub", "result": RESULT}}],
     "flannel": [
@@ -85,6 +86,32 @@ BASES: dict[str, list[dict[str, Any]]] = {
                 {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"},
                 {"hostPort": 53, "containerPort": 53, "protocol": "udp"},
             ]},
+        },
+    ],
+    "ptp": [
+        NETWORK | {"mtu": 1450, "ipMasq": True, "ipMasqBackend": "nftables", "masqueradeExcept": ["10.0.0.0/8"], "ipam": IPAM},
+        NETWORK | {"ipam": {"type": "stub", "result": RESULT}},
+    ],
+    "static": [
+        NETWORK
+        | {
+            "ipam": {
+                "type": "static",
+                "addresses": [{"address": "10.1.2.7/24", "gateway": "10.1.2.1"}, {"address": "fd00:1::7/64", "gateway": "fd00:1::1"}],
+                "routes": ROUTES,
+                "dns": RESULT["dns"],
+            },
+            "args": {"cni": {"ips": ["10.1.2.7/24"]}},
+            "runtimeConfig": {"ips": ["10.1.2.8/24"]},
+        },
+    ],
+    "bandwidth": [NETWORK | LIMITS, NETWORK | {"runtimeConfig": {"bandwidth": LIMITS}}],
+    "tuning": [
+        NETWORK
+        | {
+            "sysctl": {"net.core.somaxconn": "500"}, "mac": "c2:11:22:33:44:56", "mtu": 1400, "promisc": True, "allmulti": True,
+            "txQLen": 500, "args": {"cni": {"mtu": 1300, "sysctl": {"net/ipv4/conf/IFNAME/arp_filter": "1"}}},
+            "runtimeConfig": {"mac": "c2:11:22:33:44:57"},
         },
     ],
     "loopback": [NETWORK],
@@ -128,9 +155,20 @@ def vary(conf: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
     return conf
 
 
+def sandbox_of(plugin: str) -> str:
+    """The second one has an interface already."""
+    return "/run/netns/c2" if plugin in ("bandwidth", "tuning") else "/run/netns/c1"
+
+
+def make_sandboxes(host: Host) -> None:
+    host.netns("c1")
+    host.netns("c2")
+    host.run("ip link add vethx type veth peer name eth0 netns c2; ip link set vethx up; ip -n c2 link set eth0 up")
+
+
 def reply_of(plugin: str, verb: str, conf: dict[str, Any]) -> tuple[int, str]:
     environ = {
-        "CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/run",
+        "CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_NETNS": sandbox_of(plugin), "CNI_IFNAME": "eth0", "CNI_PATH": "/run",
     }  # fmt: skip
     status, reply = engine.handle(call.parse(plugin, environ), json.dumps(conf).encode())
     return status, reply.decode()
@@ -150,7 +188,7 @@ def bases_without_change() -> list[str]:
 
 def test_configurations_that_are_varied_work(host: Host) -> None:
     """Otherwise whatever is changed in them would be found too late."""
-    host.netns("c1")
+    make_sandboxes(host)
     assert [reply for reply in host.do(bases_without_change) if '"code"' in reply] == []
 
 
@@ -182,7 +220,7 @@ def refusals_of_pairs() -> list[tuple[int, str]]:
 
 
 def test_values_that_do_not_go_together_are_named(host: Host) -> None:
-    host.netns("c1")
+    make_sandboxes(host)
     for (keys, words), (status, reply) in zip(PAIRS, host.do(refusals_of_pairs), strict=True):
         error = json.loads(reply)
         assert (status, error["code"]) == (1, 7), (keys, reply)
@@ -207,5 +245,5 @@ def varied_calls(plugin: str, verb: str, examples: int) -> None:
 @pytest.mark.parametrize("verb", ["ADD", "CHECK", "STATUS", "GC"])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_no_values_that_are_right_by_type_are_a_bug(host: Host, plugin: str, verb: str, longer: int) -> None:
-    host.netns("c1")
+    make_sandboxes(host)
     host.do(varied_calls, plugin, verb, (60 if verb == "ADD" else 30) * longer)
