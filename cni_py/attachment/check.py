@@ -6,21 +6,25 @@ the MTU or the routes. Everything else comes from the configuration, and is the 
 
 from __future__ import annotations
 
-from cni_py.attachment import gateway
+from cni_py.attachment import delegate, gateway
 from cni_py.attachment.interface import wanted_routes
 from cni_py.errors import CheckFailed
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link, list_links
+from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import list_routes_over
+from cni_py.netlink.socket import open_host
 from cni_py.spec.result import from_json
 from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import TracebackType
     from typing import Any
 
+    from cni_py.config.models import MainConfig, MasterConfig
     from cni_py.kernel.address import AddressWithPrefix
     from cni_py.kernel.link import Link
     from cni_py.kernel.route import Route
@@ -39,6 +43,29 @@ def parse_prev_result(raw: Mapping[str, Any] | None) -> Result:
     if raw is None:
         raise CheckFailed("Required prevResult missing", "expected the result of ADD, found none")
     return from_json(raw)
+
+
+class Opened:
+    """``with Opened(call, config) as opened:`` — run CHECK of the IPAM plugin, then open the host and the sandbox.
+
+    Raises: CheckFailed without a previous result; CniError.
+    """
+
+    def __init__(self, call: Call, config: MainConfig) -> None:
+        self.prev = parse_prev_result(config.prev_result)
+        delegate.check_leased(call, config)
+        self._call = call
+
+    def __enter__(self) -> Opened:
+        call = self._call
+        with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns:
+            self.sandbox = open_in(netns)
+        self.host = open_host()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.host.close()
+        self.sandbox.close()
 
 
 def expected_from_prev_result(prev: Result, call: Call) -> Interface:
@@ -73,18 +100,38 @@ def state(link: Link) -> str:
 
 
 def check_sandbox_end(sandbox: Rtnl, prev: Result, call: Call, kind: str, is_up: bool = True) -> Link:
-    """Check that CNI_IFNAME exists and is of this kind, up, and as in ``prevResult``. Returns: it. Raises: CheckFailed."""
+    """Check that CNI_IFNAME exists and is of this kind ("": of any), up, and as in ``prevResult``.
+
+    Returns: it. Raises: CheckFailed.
+    """
     expected = expected_from_prev_result(prev, call)
     end = find_link(sandbox, call.ifname)
     if end is None:
         raise CheckFailed(
-            f'the interface "{call.ifname}" is missing in "{call.netns}"', f"expected a {kind}, found no such link", RECREATE
+            f'the interface "{call.ifname}" is missing in "{call.netns}"',
+            f"expected a {kind or 'link'}, found no such link",
+            RECREATE,
         )
-    expect(f'kind of "{end.name}" in the sandbox', kind, end.kind)
+    expect(f'kind of "{end.name}" in the sandbox', kind or end.kind, end.kind)
     if is_up:
         expect(f'state of "{end.name}" in the sandbox', "up", state(end))
     check_link(end, expected)
     return end
+
+
+def check_master(opened: Opened, end: Link, config: MasterConfig) -> None:
+    """Check the link below, if the configuration names it: the default route may lead elsewhere now. Raises: CheckFailed."""
+    if config.master:
+        from cni_py.attachment import master
+
+        below = master.find(opened.sandbox if config.link_in_container else opened.host, config.master)
+        expect(f'number of the link below "{end.name}", "{below.name}"', below.ifindex, end.peer)
+
+
+def check_choice(end: Link, what: str, names: Mapping[str, int], expected: int, found: int | None) -> None:
+    """Check one of several values by its name. Raises: CheckFailed."""
+    words = {number: name for name, number in names.items()}
+    expect(f'{what} of "{end.name}"', words[expected], words.get(found, found) if found is not None else None)
 
 
 def find_host_end(host: Rtnl, end: Link, prev: Result) -> Link:

@@ -1,9 +1,9 @@
-"""Kernel features that back ends need, and the error that names a missing one.
+"""Kernel features that back ends and plugins need, and the error that names a missing one.
 
 How a kind of link is tested: by a request with an impossible number of queues. The kernel looks up the kind first (and
 loads its module), then rejects it; so nothing is ever created, and CAP_NET_ADMIN is sufficient.
 
-    require_kind(rtnl, "vxlan" | "ipip" | "wireguard") -> None      Raises: NotAvailable, which names the feature
+    require_kind(rtnl, "vxlan" | "macvlan" | …) -> None             Raises: NotAvailable, which names the feature
     missing(kind, details) -> NotAvailable                          if it was detected in another way ("tun")
 
 Source: linux net/core/rtnetlink.c (rtnl_newlink, rtnl_create_link).
@@ -19,22 +19,29 @@ from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import encode
 from cni_py.netlink.constants import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
+OTHER_BACK_END = "choose another back end, or"
 _NAME = "cni-py-probe"
 _KNOWN = {
     "vxlan": ("VXLAN", "CONFIG_VXLAN"),
     "ipip": ("IP-in-IP tunnels", "CONFIG_NET_IPIP"),
     "wireguard": ("WireGuard", "CONFIG_WIREGUARD"),
-    "tun": ("TUN devices", "CONFIG_TUN"),
+    "tun": ("TUN and TAP devices", "CONFIG_TUN"),
+    "macvlan": ("macvlan links", "CONFIG_MACVLAN"),
+    "ipvlan": ("ipvlan links", "CONFIG_IPVLAN"),
+    "vlan": ("VLAN links", "CONFIG_VLAN_8021Q"),
+    "dummy": ("dummy links", "CONFIG_DUMMY"),
 }
+_MODULES = {"vlan": "8021q"}
+"""Modules that are not called like the kind."""
 
 
-def require_kind(rtnl: nl.Rtnl, kind: str) -> None:
+def require_kind(rtnl: nl.Rtnl, kind: str, instead: str = OTHER_BACK_END) -> None:
     """Check a kind of link. Raises: NotAvailable if the kernel does not have it; KernelRefused if the test is not permitted."""
-    if not _has_kind(rtnl, kind):
-        raise missing(kind, f'it has no links of kind "{kind}"')
+    if not has_kind(rtnl, kind):
+        raise missing(kind, f'it has no links of kind "{kind}"', instead)
 
 
-def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
+def has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
     info = {"IFLA_INFO_KIND": kind}
     message = encode("ifinfmsg", {"IFLA_IFNAME": _NAME, "IFLA_NUM_TX_QUEUES": 0xFFFFFFFF, "IFLA_LINKINFO": info})
     with nl.question(*rtnl.enter, "ip", "link", "add", _NAME, "numtxqueues", "4294967295", "type", kind):
@@ -48,8 +55,12 @@ def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
     return True
 
 
-def missing(kind: str, details: str) -> NotAvailable:
-    """Return the error for a kernel without it, which names its configuration option."""
+def missing(kind: str, details: str, instead: str = OTHER_BACK_END) -> NotAvailable:
+    """Return the error for a kernel without it, which names its configuration option.
+
+    Args:
+        instead: another way out than another kernel; "" for none.
+    """
     name, option = _KNOWN.get(kind, (kind, "the option for it"))
-    hint = f"try: modprobe {kind}; else choose another back end, or a kernel with {option}"
+    hint = f"try: modprobe {_MODULES.get(kind, kind)}; else {instead or 'choose'} a kernel with {option}"
     return NotAvailable(f"this kernel has no {name} ({option})", details, hint)

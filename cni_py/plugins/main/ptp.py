@@ -70,6 +70,7 @@ def add(call: Call, config: PtpConfig) -> Result:
 def delete(call: Call, config: PtpConfig) -> None:
     """Delete everything that ADD may have made; absence is success. The kernel frees the veth while the rest is deleted."""
     attempts = Attempts()
+    delegate.release_from_link(attempts, call, config)
     with attempts.attempt("the veth"):
         veth.delete(call)
     gateway.delete_masquerade(attempts, call, config)
@@ -82,19 +83,17 @@ def check(call: Call, config: PtpConfig) -> None:
     from cni_py.attachment import check as attached
 
     masquerade = gateway.masquerade_of(config)
-    prev = attached.parse_prev_result(config.prev_result)
-    delegate.check_leased(call, config)
-    with open_host() as host, open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
-        end = attached.check_sandbox_end(sandbox, prev, call, "veth")
-        attached.check_configured(sandbox, end, prev, call)
-        ips = attached.expected_addresses(prev, call)
+    with attached.Opened(call, config) as opened:
+        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, "veth")
+        attached.check_configured(opened.sandbox, end, opened.prev, call)
+        ips = attached.expected_addresses(opened.prev, call)
         ends = with_gateways(ips)
-        attached.check_routes(sandbox, end, sandbox_routes(ends), in_any_table=True)  # sbr moves them
-        port = attached.find_host_end(host, end, prev)
-        attached.check_host_end(port, prev)
+        attached.check_routes(opened.sandbox, end, sandbox_routes(ends), in_any_table=True)  # sbr moves them
+        port = attached.find_host_end(opened.host, end, opened.prev)
+        attached.check_host_end(port, opened.prev)
         attached.expect(f'state of "{port.name}"', "up", attached.state(port), f"ip link set {port.name} up")
-        attached.check_addresses(host, port, gateway_addresses(ends), "gateway address")
-        attached.check_routes(host, port, pod_routes(ends))
+        attached.check_addresses(opened.host, port, gateway_addresses(ends), "gateway address")
+        attached.check_routes(opened.host, port, pod_routes(ends))
         attached.check_forwarding(address for address, _ in ends)
     gateway.check_masquerade(call, ips, masquerade)
 
