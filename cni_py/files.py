@@ -20,14 +20,16 @@ On file systems without ``O_TMPFILE`` (NFS, FAT) the temporary has a random name
 from __future__ import annotations
 
 import posix
-from errno import EINVAL, EISDIR, EOPNOTSUPP
+from errno import EACCES, EINVAL, EISDIR, EOPNOTSUPP, EROFS
 
 from cni_py.errors import InvalidConfig, IOFailure
-from cni_py.journal import step
+from cni_py.journal import RUN_DIR, note, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from cni_py.socket_lock import SocketLock
 
 MAX_BYTES = 1 << 20
 
@@ -213,7 +215,7 @@ class Lock:
 
         self._fd = -1
         try:
-            self._fd = posix.open(self.path, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, self.mode)
+            self._fd = self._open()
             flock(self._fd, LOCK_EX)
         except OSError as error:
             if self._fd >= 0:
@@ -222,3 +224,37 @@ class Lock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         posix.close(self._fd)
+
+    def _open(self) -> int:
+        flags = posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        try:
+            return posix.open(self.path, posix.O_RDWR | posix.O_CREAT | flags, self.mode)
+        except OSError as error:
+            if error.errno not in (EROFS, EACCES):
+                raise
+            return posix.open(self.path, posix.O_RDONLY | flags)  # flock writes nothing
+
+
+class HostLock:
+    """``with HostLock(name):`` — a :class:`Lock` in ``/run/cni-py``; where that cannot be used, an abstract socket."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._held: Lock | SocketLock | None = None
+
+    def __enter__(self) -> None:
+        lock: Lock | SocketLock = Lock(f"{RUN_DIR}/{self._name}")
+        try:
+            make_directory(RUN_DIR, 0o700)
+            lock.__enter__()
+        except IOFailure as error:
+            from cni_py.socket_lock import SocketLock
+
+            note(f'the lock "{self._name}" is taken without a file: {error}')
+            lock = SocketLock(self._name)
+            lock.__enter__()
+        self._held = lock
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._held is not None:
+            self._held.__exit__(kind, error, trace)

@@ -9,7 +9,10 @@ When the block ends, the line is written with its result and duration; if the bl
 ``OSError``, that becomes the project's error *with the line in it*. Log, ``cni-py explain`` and
 error messages therefore agree. Lines go to the file of the attachment,
 ``/run/cni-py/journal/<container id>:<ifname>:<network>``, and, with ``CNI_PY_EXPLAIN`` set, to
-standard error. A journal that cannot be written never fails a call.
+standard error.
+
+Bookkeeping never decides over a call: a journal or a record that cannot be written is said once in the call, on
+standard error (:func:`go_on_without`).
 
 Owns: ``/run/cni-py/journal`` (0700). A file holds at most ``MAX_BYTES`` (the older half is dropped);
 there are at most ``MAX_FILES``, in an agent fifty more; those of deleted attachments, in ``deleted/``, are dropped first.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import posix
 from _thread import _local
+from errno import EEXIST
 from time import gmtime, perf_counter, strftime, time
 
 from cni_py.errors import IOFailure, KernelRefused
@@ -31,6 +35,7 @@ RUN_DIR = "/run/cni-py"
 JOURNAL_DIR = f"{RUN_DIR}/journal"
 MAX_BYTES = 64 * 1024
 MAX_FILES = 1000
+_APPEND = posix.O_RDWR | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%!")
 
 _current = _local()
@@ -50,10 +55,11 @@ class Journal:
         title: the call in words, the first line of its part of the file.
         name: file name, unique to an attachment; empty: no file.
         stderr_fd: file descriptor to print each line to as it happens; -1: none.
+        warn_fd: file descriptor to say on, once, that bookkeeping is incomplete; -1: none.
     """
 
-    def __init__(self, title: str, name: str = "", stderr_fd: int = -1) -> None:
-        self.title, self.name, self.stderr_fd = title, name, stderr_fd
+    def __init__(self, title: str, name: str = "", stderr_fd: int = -1, warn_fd: int = -1) -> None:
+        self.title, self.name, self.stderr_fd, self.warn_fd = title, name, stderr_fd, warn_fd
         self._fd, self._size = -1, 0
         self._began = perf_counter()
 
@@ -88,8 +94,20 @@ class Journal:
             self._size += posix.write(self._fd, text.encode(errors="backslashreplace"))
             if self._size > MAX_BYTES:
                 self._size = _cut(self._fd, self._size)
-        except OSError:
+        except OSError as error:
             self.name = ""
+            self.warn(f"no journal in {JOURNAL_DIR}: {error.strerror}")
+
+    def warn(self, reason: str) -> None:
+        """Say the first time that bookkeeping is incomplete."""
+        if self.warn_fd < 0:
+            return
+        text = f"cni-py: bookkeeping incomplete, the call goes on: {reason} (see: ls -ld {RUN_DIR}; df -h -i {RUN_DIR})\n"
+        try:
+            posix.write(self.warn_fd, text.encode(errors="backslashreplace"))
+        except OSError:
+            pass
+        self.warn_fd = -1
 
 
 def _open(name: str) -> tuple[int, int]:
@@ -101,8 +119,12 @@ def _open(name: str) -> tuple[int, int]:
             pass
     path = f"{JOURNAL_DIR}/{name}"
     _bring_back(name)
-    fd = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
-    return fd, posix.fstat(fd).st_size
+    fd = posix.open(path, _APPEND, 0o600)
+    status = posix.fstat(fd)
+    if status.st_mode & 0o170000 != 0o100000:
+        posix.close(fd)
+        raise FileExistsError(EEXIST, f"{path} is not a regular file")
+    return fd, status.st_size
 
 
 def _bring_back(name: str) -> None:
@@ -179,6 +201,14 @@ def note(line: str) -> None:
     journal = current()
     if journal is not None:
         journal.write(f"# {_in_one_line(line)}")
+
+
+def go_on_without(error: IOFailure) -> None:
+    """Note that bookkeeping could not be read or written; the first time in a call it is said on standard error, too."""
+    journal = current()
+    if journal is not None:
+        journal.write(f"# bookkeeping incomplete: {_in_one_line(error)}")
+        journal.warn(_in_one_line(error))
 
 
 class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …):

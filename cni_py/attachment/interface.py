@@ -9,7 +9,7 @@ from __future__ import annotations
 from cni_py.errors import InvalidConfig, SandboxGone
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import add_address
-from cni_py.kernel.deletion import delete_in
+from cni_py.kernel.deletion import delete_in_background
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import Route, add_route
@@ -131,6 +131,6 @@ def delete(call: Call, is_ours: Callable[[Link], bool] = lambda _: True) -> bool
 
     try:
         with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns:
-            return delete_in(netns, end_of)
+            return delete_in_background(netns, end_of)
     except SandboxGone:
         return False

@@ -1,7 +1,8 @@
 """Serialize ADD and DEL of one attachment, across every process of this host.
 
 Owns: ``/run/cni-py/turns.lock``. It holds nothing: each attachment has a byte in it that is locked, so nothing stale
-is left behind, and two attachments that share a byte by chance only wait for each other.
+is left behind, and two attachments that share a byte by chance only wait for each other. Where ``/run`` is full or
+read-only the lock is an abstract socket (socket_lock.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from cni_py.socket_lock import SocketLock
     from cni_py.spec.call import Call
 
 PATH = f"{RUN_DIR}/turns.lock"
@@ -34,6 +36,7 @@ class AttachmentLock:
     def __init__(self, call: Call) -> None:
         self._name = f"{call.container_id}:{call.ifname}" if call.verb in ("ADD", "DEL") and not call.is_nested else ""
         self._fd = -1
+        self._socket: SocketLock | None = None
 
     def __enter__(self) -> None:
         if not self._name:
@@ -48,8 +51,13 @@ class AttachmentLock:
             # of an open file description: locks of a process would be shared by the agent's threads
             fcntl(self._fd, F_OFD_SETLKW, pack("hhqqi4x", F_WRLCK, 0, number, 1, 0))
         except (OSError, IOFailure):
-            pass  # a lock that cannot be had costs no pod its network
+            from cni_py.socket_lock import SocketLock
+
+            self._socket = SocketLock(f"turn/{self._name}")
+            self._socket.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._fd >= 0:
             posix.close(self._fd)
+        if self._socket is not None:
+            self._socket.__exit__(kind, error, trace)

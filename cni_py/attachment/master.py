@@ -47,7 +47,7 @@ def check_mtu(mtu: int, master: Link) -> None:
 def check_ready(name: str, is_in_sandbox: bool, kind: str) -> None:
     """Check for STATUS that the kernel has links of this kind, and that the master exists. Raises: NotAvailable."""
     with open_host() as host:
-        require_kind(host, kind, instead="")
+        require_kind(host, kind)
         if is_in_sandbox:
             return
         try:

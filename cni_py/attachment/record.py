@@ -2,7 +2,7 @@
 
 Owns: ``/run/cni-py/attachments/<container id>:<ifname>:<network>``, JSON with the path of the namespace, its device and
 inode. It is written before ADD changes anything and deleted when DEL has succeeded. ``/run`` is empty after a boot, and
-everything works when records are lost: GC then keeps what it has no record of.
+everything works when records are lost, or cannot be written: GC then keeps what it has no record of.
 
 Own records: a meta plugin keeps its own (``/run/cni-py/portmap/…``). The runtime calls DEL and GC for one plugin of the
 chain after the other, and the first of them must not delete what the next one needs. Which plugin has which: the table
@@ -15,7 +15,7 @@ import posix
 
 from cni_py import config, files
 from cni_py.errors import CniError, IOFailure
-from cni_py.journal import RUN_DIR, note
+from cni_py.journal import RUN_DIR, go_on_without, note
 from cni_py.jsontext import encode
 from cni_py.plugin_table import PLUGINS
 
@@ -32,6 +32,8 @@ DIRECTORY = f"{RUN_DIR}/attachments"
 MARK = "cni:"
 """Prefix of the mark of host ends (attachment/veth.py)."""
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
+END_SECONDS = 2.0
+_RETURNED = "returned"
 _is_known_boot = False
 
 
@@ -80,24 +82,24 @@ def owner_of(call: Call) -> Owner:
 
 
 def remember(call: Call, **more: Any) -> bytes | None:
-    """Write the record of an ADD. Raises: IOFailure.
+    """Write the record of an ADD, which goes on without one if it cannot be written.
 
     Args:
         more: whatever else DEL needs to know; :func:`read` returns it.
 
     Returns: the record before this one, for :func:`restore`.
     """
-    for directory in (RUN_DIR, _directory(call)):
-        files.make_directory(directory, 0o700)
     record: dict[str, Any] = {
         "containerID": call.container_id,
         "ifname": call.ifname,
         "network": call.network,
         "netns": call.netns,
     }
+    if call.is_return:
+        record[_RETURNED] = True  # for nested plugins: they find this record instead of the one before
     try:
         status = posix.fstat(call.sandbox_fd) if call.sandbox_fd >= 0 else posix.stat(call.netns)
-        record |= {"dev": status.st_dev, "ino": status.st_ino}
+        record |= {"dev": status.st_dev, "ino": status.st_ino, "ctime": status.st_ctime_ns}
     except OSError:
         pass
     record |= more
@@ -106,16 +108,61 @@ def remember(call: Call, **more: Any) -> bytes | None:
         before = files.read(path)
     except (OSError, IOFailure):
         before = None
-    files.write(path, encode(record))
+    _write(path, encode(record))
     return before
 
 
+def is_return(call: Call) -> bool:
+    """True if a container comes back with its id: the sandbox of its ADD before no longer exists. Before :func:`remember`.
+
+    Its runtime was killed, and no DEL was called. What the attachment had is stale, and can be used again.
+    """
+    if not files.exists(_path(call)):
+        return False
+    before = read(call)
+    if call.is_nested and before.get(_RETURNED) is True:
+        return True
+    return _has_ended(before) and not _has_host_end(call)
+
+
+def _has_ended(record: dict[str, Any]) -> bool:
+    """True if the recorded sandbox no longer exists, though another one may have its path, and its inode."""
+    if not _is_complete(record):
+        return False
+    try:
+        status = posix.stat(record["netns"])
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    if (status.st_dev, status.st_ino) != (record["dev"], record["ino"]):
+        return True
+    # The kernel gives the inode of a deleted namespace to the next one; the file of /proc may be made again for the same one.
+    return not record["netns"].startswith("/proc/") and record.get("ctime", status.st_ctime_ns) != status.st_ctime_ns
+
+
+def _has_host_end(call: Call) -> bool:
+    """True if the veth of before still leads into a namespace, which then lives without its path."""
+    from time import monotonic, sleep
+
+    from cni_py.kernel.link import list_links
+    from cni_py.netlink.socket import open_host
+
+    mark = MARK + mark_of(call.container_id, call.ifname, call.network)
+    deadline = monotonic() + END_SECONDS
+    with open_host() as host:
+        # the kernel deletes a namespace, and with it the veth, a moment after its last user
+        while found := any(link.nsid is not None for link in list_links(host, mark)):
+            if monotonic() > deadline:
+                break
+            sleep(0.02)
+    return found
+
+
 def restore(call: Call, before: bytes | None) -> None:
-    """Undo :func:`remember` after a failed ADD. Raises: IOFailure."""
+    """Undo :func:`remember` after a failed ADD."""
     if before is None:
         forget(call)
     else:
-        files.write(_path(call), before)
+        _write(_path(call), before)
 
 
 def read(call: Call) -> dict[str, Any]:
@@ -124,9 +171,9 @@ def read(call: Call) -> dict[str, Any]:
 
 
 def forget(call: Call) -> None:
-    """Delete the record after DEL. Raises: IOFailure."""
+    """Delete the record after DEL."""
     if files.exists(_path(call)):
-        files.remove(_path(call))
+        _remove(_path(call))
 
 
 def is_remembered(container_id: str, ifname: str, network: str) -> bool:
@@ -142,11 +189,11 @@ def _path(call: Call) -> str:
 
 
 def forget_stale(call: Call) -> None:
-    """Delete the records that :func:`stale_test` calls stale. Raises: IOFailure."""
+    """Delete the records that :func:`stale_test` calls stale."""
     is_stale, directory = stale_test(call), _directory(call)
     for container_id, ifname in remembered(call.network, directory):
         if is_stale(container_id, ifname):
-            files.remove(f"{directory}/{name_of(container_id, ifname, call.network)}")
+            _remove(f"{directory}/{name_of(container_id, ifname, call.network)}")
 
 
 def stale_test(call: Call) -> Callable[[str, str], bool]:
@@ -232,9 +279,19 @@ def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = 
     return found
 
 
+def remembered_by(call: Call) -> list[tuple[str, str]]:
+    """Container id and interface name of every attachment of the network that the called plugin has recorded."""
+    return remembered(call.network, _directory(call))
+
+
 def _names(directory: str, container_id: str) -> list[str]:
     """File names of the records that may be this container's (:func:`name_of` keeps at least 120 characters)."""
-    return [name for name in files.list_directory(directory) if name.startswith(container_id[:120])]
+    try:
+        names = files.list_directory(directory)
+    except IOFailure as error:  # a file in its place
+        go_on_without(error)
+        return []
+    return [name for name in names if name.startswith(container_id[:120])]
 
 
 def _live_sandbox(record: dict[str, Any] | None) -> str:
@@ -252,8 +309,7 @@ def _live_sandbox(record: dict[str, Any] | None) -> str:
 def _has_lost_its_sandbox(path: str) -> bool:
     """True if the recorded path leads to no namespace, or to another one."""
     record = _read(path)
-    shape = {"netns": str, "dev": int, "ino": int}
-    if not record or not all(isinstance(record.get(key), kind) for key, kind in shape.items()):
+    if not record or not _is_complete(record):
         return False
     try:
         status = posix.stat(record["netns"])
@@ -262,6 +318,27 @@ def _has_lost_its_sandbox(path: str) -> bool:
     except OSError:
         return False
     return (status.st_dev, status.st_ino) != (record["dev"], record["ino"])
+
+
+def _is_complete(record: dict[str, Any]) -> bool:
+    shape = {"netns": str, "dev": int, "ino": int}
+    return all(isinstance(record.get(key), kind) for key, kind in shape.items())
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        for directory in (RUN_DIR, path.rpartition("/")[0]):
+            files.make_directory(directory, 0o700)
+        files.write(path, content)
+    except IOFailure as error:
+        go_on_without(error)
+
+
+def _remove(path: str) -> None:
+    try:
+        files.remove(path)
+    except IOFailure as error:
+        go_on_without(error)
 
 
 def _read(path: str) -> dict[str, Any] | None:

@@ -111,8 +111,8 @@ def mac_of(call: Call, config: WithMac) -> str:
 
     Raises: InvalidConfig, InvalidEnvironment.
     """
-    call.refuse_unknown_args("MAC")
-    text = config.runtime_config.mac or call.arg("MAC") or config.mac
+    args = call.known_pairs("MAC") if call.verb == "ADD" else {}
+    text = config.runtime_config.mac or args.get("MAC", "") or config.mac
     try:
         return interface.parse_mac(text)
     except InvalidConfig as error:

@@ -19,7 +19,6 @@ from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import encode
 from cni_py.netlink.constants import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
-OTHER_BACK_END = "choose another back end, or"
 _NAME = "cni-py-probe"
 _KNOWN = {
     "vxlan": ("VXLAN", "CONFIG_VXLAN"),
@@ -30,15 +29,19 @@ _KNOWN = {
     "ipvlan": ("ipvlan links", "CONFIG_IPVLAN"),
     "vlan": ("VLAN links", "CONFIG_VLAN_8021Q"),
     "dummy": ("dummy links", "CONFIG_DUMMY"),
+    "ifb": ("intermediate functional blocks", "CONFIG_IFB"),
+    "tbf": ("token bucket filter", "CONFIG_NET_SCH_TBF"),
+    "ingress": ("ingress queueing discipline", "CONFIG_NET_SCH_INGRESS"),
+    "u32": ("u32 classifier with mirred actions", "CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED"),
 }
-_MODULES = {"vlan": "8021q"}
-"""Modules that are not called like the kind."""
+_MODULES = {"tbf": "sch_tbf", "ingress": "sch_ingress", "u32": "-a cls_u32 act_mirred", "vlan": "8021q"}
+"""Names of modules that are not those of the kind."""
 
 
-def require_kind(rtnl: nl.Rtnl, kind: str, instead: str = OTHER_BACK_END) -> None:
+def require_kind(rtnl: nl.Rtnl, kind: str) -> None:
     """Check a kind of link. Raises: NotAvailable if the kernel does not have it; KernelRefused if the test is not permitted."""
     if not has_kind(rtnl, kind):
-        raise missing(kind, f'it has no links of kind "{kind}"', instead)
+        raise missing(kind, f'it has no links of kind "{kind}"')
 
 
 def has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
@@ -55,12 +58,8 @@ def has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
     return True
 
 
-def missing(kind: str, details: str, instead: str = OTHER_BACK_END) -> NotAvailable:
-    """Return the error for a kernel without it, which names its configuration option.
-
-    Args:
-        instead: another way out than another kernel; "" for none.
-    """
+def missing(kind: str, details: str) -> NotAvailable:
+    """Return the error for a kernel without it, which names its configuration option."""
     name, option = _KNOWN.get(kind, (kind, "the option for it"))
-    hint = f"try: modprobe {_MODULES.get(kind, kind)}; else {instead or 'choose'} a kernel with {option}"
+    hint = f"try: modprobe {_MODULES.get(kind, kind)}; else use a kernel with {option}"
     return NotAvailable(f"this kernel has no {name} ({option})", details, hint)

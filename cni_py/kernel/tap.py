@@ -78,7 +78,7 @@ def _open() -> int:
             raise
         from cni_py.kernel.features import missing
 
-        raise missing("tun", f"{_FILE}: {error.strerror}", instead="") from error
+        raise missing("tun", f"{_FILE}: {error.strerror}") from error
 
 
 def create(sandbox: NetNS, name: str, tap: Tap, label: str = "") -> None:

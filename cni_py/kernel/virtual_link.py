@@ -85,5 +85,5 @@ def create(rtnl: Rtnl, sandbox: NetNS, ifname: str, new: NewLink, master: Link |
             if error.errno == EOPNOTSUPP:
                 from cni_py.kernel.features import missing
 
-                raise missing(new.kind, str(error.strerror), instead="") from error
+                raise missing(new.kind, str(error.strerror)) from error
             raise

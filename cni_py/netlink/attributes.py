@@ -256,5 +256,6 @@ _CORRECTIONS: dict[str, dict[str, tuple[int, str]]] = {
     "macvx_data": {"IFLA_MACVLAN_BC_QUEUE_LEN": (7, "uint32")},
     "ifaddrmsg": {"IFA_TARGET_NETNSID": (10, "int32")},
     "nsidmsg": {"NETNSA_NSID": (1, "int32")},
+    "tcmsg": {"TCA_OPTIONS": (2, "binary")},  # of each kind its own: kernel/tc.py
 }
 """Types that pyroute2 lacks, or has as text or as unsigned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cni_py import socket_lock
 from cni_py.attachment import lock
 from cni_py.attachment import record as attachments
-from cni_py.errors import InvalidConfig, IOFailure
+from cni_py.errors import InvalidConfig
+from cni_py.journal import Journal
 from cni_py.spec.call import Call
 from cni_py.spec.environment import NESTED
 
@@ -60,7 +63,7 @@ def test_record_lives_from_add_to_delete(directory: Path, sandbox: Path) -> None
     status = sandbox.stat()
     assert json.loads((directory / "c1:eth0:net").read_text()) == {
         "containerID": "c1", "ifname": "eth0", "network": "net", "netns": str(sandbox),
-        "dev": status.st_dev, "ino": status.st_ino,
+        "dev": status.st_dev, "ino": status.st_ino, "ctime": status.st_ctime_ns,
     }  # fmt: skip
     assert stat.S_IMODE((directory / "c1:eth0:net").stat().st_mode) == 0o600
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -100,10 +103,18 @@ def test_directory_that_is_not_there_holds_nothing() -> None:
     assert attachments.remembered("net") == []
 
 
-def test_directory_that_cannot_be_made_is_an_error_of_ours(directory: Path) -> None:
+def test_record_that_cannot_be_written_decides_nothing(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is said once in a call, whatever cannot be written."""
     directory.parent.write_text("")
-    with pytest.raises(IOFailure):
-        attachments.remember(a_call())
+    with Journal("ADD", warn_fd=2):
+        before = attachments.remember(a_call())
+        attachments.restore(a_call(), before)
+        attachments.restore(a_call(), b"{}")
+        attachments.forget(a_call())
+        attachments.forget_stale(a_call())
+        assert attachments.remembered("net") == []
+        assert attachments.read(a_call()) == {}
+    assert capfd.readouterr().err.count("bookkeeping incomplete") == 1
 
 
 @pytest.mark.parametrize(
@@ -271,9 +282,30 @@ def test_lock_is_of_one_attachment(lock_file: Path, call: Call, held_up: bool) -
     assert lock_file.read_bytes() == b""
 
 
-def test_lock_that_cannot_be_had_holds_nothing_up(lock_file: Path) -> None:
-    """Neither does a directory in its place cost a pod its network, nor a full or read-only file system."""
+def test_lock_without_a_file_is_of_one_attachment_too(lock_file: Path) -> None:
+    """A directory in its place, or a full or read-only file system: the lock is an abstract socket."""
     lock_file.parent.mkdir()
     lock_file.mkdir()
+    mine = f"c{os.getpid()}"  # a socket's name is one for all tests of this machine
+    with lock.AttachmentLock(a_call(mine)):
+        assert is_held_up(a_call(mine))
+        assert not is_held_up(a_call(mine, "eth1"))
+    assert not is_held_up(a_call(mine))
+
+
+def test_lock_that_cannot_be_had_holds_nothing_up(lock_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_socket(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    lock_file.parent.mkdir()
+    lock_file.mkdir()
+    monkeypatch.setattr(socket_lock, "socket", no_socket)
     with lock.AttachmentLock(a_call()):
         assert not is_held_up(a_call())
+
+
+def test_names_of_sockets_are_short_and_differ() -> None:
+    names = ["nft.lock", "turn/" + "c" * 200 + ":eth0", "turn/" + "c" * 200 + ":eth1"]
+    addresses = {socket_lock.address_of(name) for name in names}
+    assert len(addresses) == len(names)
+    assert all(len(address) <= 107 for address in addresses)

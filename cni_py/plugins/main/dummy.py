@@ -47,15 +47,14 @@ def check(call: Call, config: DummyConfig) -> None:
 
     require_ipam(config)
     with attached.Opened(call, config) as opened:
-        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, KIND)
-        attached.check_configured(opened.sandbox, end, opened.prev, call)
+        opened.check_configured(opened.check_end(KIND))
 
 
 def status(call: Call, config: DummyConfig) -> None:
     """Check the configuration, the kernel and the IPAM plugin."""
     require_ipam(config)
     with open_host() as host:
-        require_kind(host, KIND, instead="")
+        require_kind(host, KIND)
     delegate.check_ready(call, config)
 
 

@@ -81,11 +81,11 @@ def check(call: Call, config: HostDeviceConfig) -> None:
     with attached.Opened(call, config) as opened:
         if has_no_link(config):
             return
-        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, "")
+        end = opened.check_end("")
         if config.device:
-            attached.expect(f'alias of "{end.name}", its name on the host', config.device, end.alias)
+            opened.found.expect(f'alias of "{end.name}", its name on the host', config.device, end.alias)
         if config.ipam.type:
-            attached.check_configured(opened.sandbox, end, opened.prev, call)
+            opened.check_configured(end)
 
 
 def status(call: Call, config: HostDeviceConfig) -> None:

@@ -55,11 +55,11 @@ def check(call: Call, config: IpvlanConfig) -> None:
 
     new = wanted(config)
     with attached.Opened(call, config) as opened:
-        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, KIND)
-        attached.check_master(opened, end, config)
+        end = opened.check_end(KIND)
+        opened.check_master(end, config)
         modes = virtual_link.IPVLAN_MODES
-        attached.check_choice(end, "mode", modes, new.data["IFLA_IPVLAN_MODE"], end.data.get("IFLA_IPVLAN_MODE"))
-        attached.check_configured(opened.sandbox, end, opened.prev, call)
+        opened.check_choice(end, "mode", modes, new.data["IFLA_IPVLAN_MODE"], end.data.get("IFLA_IPVLAN_MODE"))
+        opened.check_configured(end)
 
 
 def status(call: Call, config: IpvlanConfig) -> None:

@@ -50,12 +50,12 @@ def check(call: Call, config: MacvlanConfig) -> None:
 
     new = wanted(call, config)
     with attached.Opened(call, config) as opened:
-        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, KIND)
-        attached.check_master(opened, end, config)
+        end = opened.check_end(KIND)
+        opened.check_master(end, config)
         modes = virtual_link.MACVLAN_MODES
-        attached.check_choice(end, "mode", modes, new.data["IFLA_MACVLAN_MODE"], end.data.get("IFLA_MACVLAN_MODE"))
+        opened.check_choice(end, "mode", modes, new.data["IFLA_MACVLAN_MODE"], end.data.get("IFLA_MACVLAN_MODE"))
         if config.ipam.type:
-            attached.check_configured(opened.sandbox, end, opened.prev, call)
+            opened.check_configured(end)
 
 
 def status(call: Call, config: MacvlanConfig) -> None:

@@ -84,18 +84,18 @@ def check(call: Call, config: PtpConfig) -> None:
 
     masquerade = gateway.masquerade_of(config)
     with attached.Opened(call, config) as opened:
-        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, "veth")
-        attached.check_configured(opened.sandbox, end, opened.prev, call)
+        end = opened.check_end("veth")
+        opened.check_configured(end)
         ips = attached.expected_addresses(opened.prev, call)
         ends = with_gateways(ips)
-        attached.check_routes(opened.sandbox, end, sandbox_routes(ends), in_any_table=True)  # sbr moves them
+        attached.check_routes(opened.found, opened.sandbox, end, sandbox_routes(ends), in_any_table=True)  # sbr moves them
         port = attached.find_host_end(opened.host, end, opened.prev)
-        attached.check_host_end(port, opened.prev)
-        attached.expect(f'state of "{port.name}"', "up", attached.state(port), f"ip link set {port.name} up")
-        attached.check_addresses(opened.host, port, gateway_addresses(ends), "gateway address")
-        attached.check_routes(opened.host, port, pod_routes(ends))
-        attached.check_forwarding(address for address, _ in ends)
-    gateway.check_masquerade(call, ips, masquerade)
+        attached.check_host_end(opened.found, opened.host, port, opened.prev)
+        opened.found.expect(f'state of "{port.name}"', "up", attached.state(port), f"ip link set {port.name} up")
+        attached.check_addresses(opened.found, opened.host, port, gateway_addresses(ends), "gateway address")
+        attached.check_routes(opened.found, opened.host, port, pod_routes(ends))
+        attached.check_forwarding(opened.found, [address for address, _ in ends])
+        gateway.check_masquerade(call, ips, masquerade)
 
 
 def status(call: Call, config: PtpConfig) -> None:

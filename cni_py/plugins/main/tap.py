@@ -57,14 +57,14 @@ def check(call: Call, config: TapConfig) -> None:
 
     sandbox_link.mac_of(call, config)
     with attached.Opened(call, config) as opened:
-        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, tap.KIND)
-        attached.expect(f'properties of "{end.name}"', words(wanted(config)), words(tap.tap_of(end)))
+        end = opened.check_end(tap.KIND)
+        opened.found.expect(f'properties of "{end.name}"', words(wanted(config)), words(tap.tap_of(end)), attached.RECREATE)
         if config.bridge:
             bridge = find_bridge(opened.sandbox, config.bridge)
             found = find_link(opened.sandbox, end.master) if end.master else None
-            attached.expect(f'bridge of "{end.name}"', bridge and bridge.name, found and found.name)
+            opened.found.expect(f'bridge of "{end.name}"', bridge and bridge.name, found and found.name)
         if config.ipam.type:
-            attached.check_configured(opened.sandbox, end, opened.prev, call)
+            opened.check_configured(end)
 
 
 def status(call: Call, config: TapConfig) -> None:

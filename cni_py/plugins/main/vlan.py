@@ -49,10 +49,10 @@ def check(call: Call, config: VlanConfig) -> None:
 
     check_config(config)
     with attached.Opened(call, config) as opened:
-        end = attached.check_sandbox_end(opened.sandbox, opened.prev, call, KIND)
-        attached.check_master(opened, end, config)
-        attached.expect(f'VLAN of "{end.name}"', config.vlan_id, end.data.get("IFLA_VLAN_ID"))
-        attached.check_configured(opened.sandbox, end, opened.prev, call)
+        end = opened.check_end(KIND)
+        opened.check_master(end, config)
+        opened.found.expect(f'VLAN of "{end.name}"', config.vlan_id, end.data.get("IFLA_VLAN_ID"), attached.RECREATE)
+        opened.check_configured(end)
 
 
 def status(call: Call, config: VlanConfig) -> None:

@@ -21,6 +21,7 @@ from cni_py.kernel.link import (
     delete_vlan,
     find_link,
     get_link,
+    list_links,
     random_mac,
     set_mac,
     set_port,
@@ -192,13 +193,28 @@ def delete_conflicting(host: Rtnl, link: Link, have: list[AddressWithPrefix], ad
     """Delete addresses that exclude this one, if the configuration says so. Raises: InvalidConfig, KernelRefused."""
     others = plan.conflicts(have, address)
     if others and not wanted.replaces_addresses:
-        raise InvalidConfig(
-            f'"{link.name}" already has an IP address different from {address}',
-            f"it has {', '.join(map(str, others))}",
-            f'delete it (ip addr del {others[0]} dev {link.name}) or set "forceAddress": true',
-        )
+        raise has_former_address(host, link, others, address, wanted)
     for other in others:
         delete_address(host, link, other)
+
+
+def has_former_address(
+    host: Rtnl, link: Link, others: list[AddressWithPrefix], address: AddressWithPrefix, wanted: Plan
+) -> InvalidConfig:
+    """Return the error. The address is the gateway of pods that were attached before the node's subnet changed."""
+    from cni_py.plural import counted
+
+    bridge = get_link(host, wanted.bridge)
+    ports = [port for port in list_links(host) if port.master == bridge.ifindex and port.nsid is not None]
+    pods = len(ports) - 1  # the port of this ADD is one
+    found = ", ".join(map(str, others))
+    if pods > 0:
+        details = f"it has {found}, the gateway of {counted(pods, 'pod')} of the former subnet"
+        hint = "list those pods: cni-py explain; when they have been deleted and created again, no pod needs the address"
+    else:
+        details = f"it has {found}, of the former subnet, which no pod uses"
+        hint = f"ip addr del {others[0]} dev {link.name}"
+    return InvalidConfig(f'"{link.name}" already has an IP address different from {address}', details, hint)
 
 
 def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:
@@ -248,7 +264,7 @@ def accept_only_mac(undo: Undo, call: Call, port: Link, end: Link) -> None:
     from cni_py.packetfilter import macspoof
 
     owner = record.owner_of(call)
-    undo.on_failure("the check of the MAC address", macspoof.delete, owner)
+    undo.on_failure("the check of the MAC address", macspoof.delete_port, owner, port.name)
     macspoof.add(owner, port.name, end.mac)
 
 
