@@ -118,8 +118,8 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
     conf.setdefault("mtu", env.mtu)
     if conf["type"] == "bridge":
         conf.setdefault("isGateway", True)
-        if config.masquerade_beyond == "network":
-            conf.setdefault("masqueradeExcept", [str(network) for network in env.networks])
+    if config.masquerade_beyond == "network":
+        conf.setdefault("masqueradeExcept", [str(network) for network in env.networks])
     ipam = dict(call.conf.get("ipam") or {})
     routes = ipam.get("routes") or []
     if not isinstance(routes, list):

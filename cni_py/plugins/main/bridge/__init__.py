@@ -83,6 +83,7 @@ def delete(call: Call, config: BridgeConfig) -> None:
     pod before everything of this one is deleted.
     """
     attempts = Attempts()
+    delegate.release_from_link(attempts, call, config)
     with attempts.attempt("the veth"):
         veth.delete(call)
     gateway.delete_masquerade(attempts, call, config)
