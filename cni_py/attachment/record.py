@@ -264,6 +264,19 @@ def others_of_container(call: Call) -> list[dict[str, Any]]:
     return [record for record in records if record and record.get("containerID") == call.container_id]
 
 
+def texts_of_others(call: Call) -> list[bytes]:
+    """The records of all other attachments that the called plugin has recorded, of any network, undecoded."""
+    own, directory = name_of(call.container_id, call.ifname, call.network), _directory(call)
+    texts = []
+    for name in _names(directory, ""):
+        if name != own:
+            try:
+                texts.append(files.read(f"{directory}/{name}"))
+            except (OSError, IOFailure):
+                pass
+    return texts
+
+
 def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = "") -> list[tuple[str, str]]:
     """Container id and interface name of every recorded attachment of a network; of a damaged record, as in its name.
 

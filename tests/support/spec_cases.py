@@ -46,7 +46,7 @@ def has(version: str, verb: str) -> bool:
 def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
     """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's.
 
-    portmap and those of ``CHAINED`` follow another plugin, whose result is in it.
+    portmap, firewall and those of ``CHAINED`` follow another plugin, whose result is in it.
     """
     ipam = {
         "type": "host-local",
@@ -64,6 +64,7 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
             "prevResult": previous(version or "0.1.0"),
         },
         "loopback": {},
+        "firewall": {"prevResult": previous(version or "0.1.0")},
         "tuning": {"mtu": 1400, "prevResult": previous(version or "0.1.0")},
         "bandwidth": {
             "runtimeConfig": {
