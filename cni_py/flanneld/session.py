@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cni_py import files, subnet_env
@@ -23,7 +24,7 @@ from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.own_lease import OwnLease
 from cni_py.flanneld.saved import Saver
-from cni_py.flanneld.stores import read_snapshot
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import blackhole
 from cni_py.node.log import error, info, log_changes, warning
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from cni_py.flanneld.stores import Event, Store
     from cni_py.node.desired import Network
     from cni_py.node.status import Status
+
+
+LIST_SECONDS = 10.0
+"""Time in which the datastore has to list the leases before those that were saved are used."""
 
 
 class Session:
@@ -89,6 +94,10 @@ class Session:
             host_networks.why_not,
         )
         self._watched = store.watch(self.ended)
+        self._watching = threading.Thread(target=self._guarded, args=("watch", self._watch_leases), name="watch", daemon=True)
+        self._has_own, self._has_leases = False, False
+        """Whether the datastore confirmed our lease, and listed those of the others."""
+        self._reporting, self._doubt = threading.Lock(), ""
 
     def _own_changed(self) -> None:
         self._saver.changed()
@@ -101,16 +110,35 @@ class Session:
 
     # ---- begin ----------------------------------------------------------------------------------
 
-    def acquire(self) -> bool:
-        """Lease our subnet, however long it takes; False where the process is to end."""
-        return self.own.acquire(read_subnets(self.options.subnet_file))
+    def begin(self, known: saved.Saved | None, is_answered: bool) -> None:
+        """Set up by what the datastore says, or by what was saved if it does not answer. Raises: CniError, OSError.
 
-    def first_leases(self) -> Mapping[Subnets, Lease] | None:
-        """Return all current leases: a restart must not delete the entries of live peers, not even for a moment.
-
-        None if the process is to end before the datastore has listed them.
+        Args:
+            known: what was saved and may be used; without it the datastore is waited for.
+            is_answered: the datastore has given the network configuration; it may still fail to do the rest.
         """
-        return read_snapshot(self._heard())
+        saved_leases = known.leases() if known is not None and not is_answered else None
+        if is_answered:
+            self._has_own = self.own.acquire(read_subnets(self.options.subnet_file), may_give_up=known is not None)
+            leases = self._first_leases(LIST_SECONDS if known is not None else None) if self._has_own else None
+            if leases is not None:
+                self._has_leases = True
+                self.set_up(leases, is_confirmed=True)
+                return
+            saved_leases = known.leases() if known is not None and not self.status.stop.is_set() else None
+        if saved_leases is not None and known is not None:
+            if not self._has_own:
+                self.own.lease = replace(known.own, attributes=self.own.attributes)
+            warning(f"the datastore does not answer: forwarding by what was saved, subnet {self.own.lease.subnets}")
+            self.set_up(saved_leases, is_confirmed=False)
+        elif known is not None and not self.status.stop.is_set():  # what was saved cannot be used
+            self.begin(None, is_answered)
+
+    def _first_leases(self, seconds: float | None) -> Mapping[Subnets, Lease] | None:
+        """Return all current leases: a restart must not delete the entries of live peers, not even for a moment."""
+        if not self._watching.is_alive():
+            self._watching.start()
+        return self._following.first_leases(self.ended, seconds)
 
     def set_up(self, leases: Mapping[Subnets, Lease], *, is_confirmed: bool) -> None:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
@@ -131,13 +159,12 @@ class Session:
 
     # ---- keep -----------------------------------------------------------------------------------
 
-    def keep(self, is_confirmed: bool) -> None:
+    def keep(self) -> None:
         """Start the threads that keep it so, and wait until it has to begin again, or the process is to end."""
         info("Running backend.")
         tasks: dict[str, Callable[[], None]] = {
-            "watch": self._watch_leases,
             "leases": lambda: self._following.run(self.ended),
-            "renewal": lambda: self.own.keep(is_confirmed, confirmed=lambda: self._report_ready(is_confirmed=True)),
+            "renewal": lambda: self.own.keep(self._has_own, confirmed=self._own_confirmed),
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
             "interface": self._watch_interface,
@@ -145,18 +172,29 @@ class Session:
             "back end": lambda: self.backend.run(self.ended),
         }
         threads = [threading.Thread(target=self._guarded, args=task, name=task[0], daemon=True) for task in tasks.items()]
+        threads += [] if self._watching.is_alive() else [self._watching]
+        with self._reporting:
+            self._report_ready()
         for thread in threads:
             thread.start()
-        self._report_ready(is_confirmed)
         while not self.ended.wait(self.status.beat_seconds):
             self.status.beat()
-        for thread in threads:
+        for thread in (*threads, self._watching):
             thread.join()
 
-    def _report_ready(self, is_confirmed: bool) -> None:
-        doubt = "" if is_confirmed else "by what was saved, for the datastore does not answer"
+    def _own_confirmed(self) -> None:
+        self._has_own = True
+        self._report_if_confirmed()
+
+    def _report_if_confirmed(self) -> None:
+        with self._reporting:
+            if self._doubt and self._has_own and self._has_leases:
+                self._report_ready()
+
+    def _report_ready(self) -> None:
+        self._doubt = "" if self._has_own and self._has_leases else "by what was saved, for the datastore does not answer"
         subnets = self.own.lease.subnets
-        self.status.ready(f"subnet {subnets} leased, {self.config.backend_type} over {self.external.name}", doubt)
+        self.status.ready(f"subnet {subnets} leased, {self.config.backend_type} over {self.external.name}", self._doubt)
 
     def _guarded(self, name: str, task: Callable[[], None]) -> None:
         """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""
@@ -178,6 +216,9 @@ class Session:
         info("watching for new subnet leases")
         for events in self._heard():
             self._following.put(events)
+            if SNAPSHOT_COMPLETE in events and not self._has_leases:
+                self._has_leases = True
+                self._report_if_confirmed()
 
     def _watch_interface(self) -> None:
         watch_interface(self.options, self.config, self.external, self.ended, self._begin_again, self._look_at_host)
