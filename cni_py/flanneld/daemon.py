@@ -23,8 +23,10 @@ from cni_py.errors import CniError, NotAvailable
 from cni_py.flanneld import backends, commands, iface, saved
 from cni_py.flanneld.host_networks import HostNetworks
 from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.only_one import only_one
 from cni_py.flanneld.options import Options, UsageError, parse
-from cni_py.flanneld.session import Session, read_subnets
+from cni_py.flanneld.session import Session
+from cni_py.flanneld.subnet_file import read_subnets
 from cni_py.netlink.monitor import Watch
 from cni_py.node import bridge_netfilter, systemd
 from cni_py.node.health import Health
@@ -264,7 +266,8 @@ def run(options: Options) -> int:
     info(f"CLI flags config: {options.redacted()}")
     use_one_heap()
     try:
-        return Daemon(options, open_store(options)).run()
+        with only_one(options.subnet_file):
+            return Daemon(options, open_store(options)).run()
     except (CniError, StoreError, OSError) as fault:
         error(f"flanneld cannot run: {fault}")
         return 1

@@ -8,36 +8,32 @@ lost.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cni_py import files, subnet_env
-from cni_py.errors import CniError
 from cni_py.flanneld import backends, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.following import Following
 from cni_py.flanneld.iface_watch import watch_interface
-from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.own_lease import OwnLease
 from cni_py.flanneld.saved import Saver
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE
+from cni_py.flanneld.subnet_file import SubnetFile, content_for, read_subnets
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import blackhole
 from cni_py.node.log import error, info, log_changes, warning
 from cni_py.node.reconcile import Reconciler
 from cni_py.node.stop import Stop
-from cni_py.subnet_env import SubnetEnv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from cni_py.flanneld.host_networks import HostNetworks
     from cni_py.flanneld.iface import ExternalInterface
-    from cni_py.flanneld.lease import Attributes, Lease
+    from cni_py.flanneld.lease import Attributes, Lease, Subnets
     from cni_py.flanneld.options import Options
     from cni_py.flanneld.stores import Event, Store
     from cni_py.node.desired import Network
@@ -154,7 +150,9 @@ class Session:
         self._following.start(leases, is_confirmed=is_confirmed)
         self.reconciler.start()
         self._saver.save()
-        write_subnet_file(self.options.subnet_file, self.config, own, self.backend.mtu, self.options.ip_masq)
+        content = content_for(self.config, own, self.backend.mtu, self.options.ip_masq)
+        self._subnet_file = SubnetFile(self.options.subnet_file, content, self._subnet_file_is_right)
+        self._subnet_file.write()
         info(f"Wrote subnet file to {self.options.subnet_file}")
 
     # ---- keep -----------------------------------------------------------------------------------
@@ -168,6 +166,7 @@ class Session:
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
             "interface": self._watch_interface,
+            "subnet file": lambda: self._subnet_file.run(self.ended),
             "saving": lambda: self._saver.run(self.ended),
             "back end": lambda: self.backend.run(self.ended),
         }
@@ -181,6 +180,13 @@ class Session:
             self.status.beat()
         for thread in (*threads, self._watching):
             thread.join()
+
+    def _subnet_file_is_right(self, trouble: str) -> None:
+        if trouble:
+            self.status.not_ready(trouble)
+        else:
+            with self._reporting:
+                self._report_ready()
 
     def _own_confirmed(self) -> None:
         self._has_own = True
@@ -234,32 +240,3 @@ class Session:
     def _begin_again(self) -> None:
         self.ended.set()
         self.store.reconnect()  # a connection from an address that was deleted would only time out
-
-
-def read_subnets(path: str) -> Subnets | None:
-    """The subnets that subnet.env names, None where there is none that can be used."""
-    try:
-        env = subnet_env.read(path)
-    except CniError:
-        return None
-    by_version: dict[int, Any] = {subnet.version: subnet for subnet in env.subnets}
-    return Subnets(by_version.get(4), by_version.get(6))
-
-
-def write_subnet_file(path: str, config: NetworkConfig, own: Subnets, mtu: int, ip_masq: bool) -> None:
-    """Write it. A file that cannot be written, and is right as it is, is a warning. Raises: CniError, OSError."""
-    content = subnet_env.render(SubnetEnv(tuple(config.networks), tuple(own.each()), mtu, ip_masq)).encode()
-    try:
-        files.make_directory(os.path.dirname(path) or ".", 0o755)
-        files.write(path, content, 0o644)
-    except (CniError, OSError) as fault:
-        if not _holds(path, content):
-            raise
-        warning(f"{fault}; it is right as it is")
-
-
-def _holds(path: str, content: bytes) -> bool:
-    try:
-        return files.read(path) == content
-    except OSError:
-        return False

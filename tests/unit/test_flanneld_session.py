@@ -20,8 +20,9 @@ from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
-from cni_py.flanneld.session import Session, read_subnets, write_subnet_file
+from cni_py.flanneld.session import Session
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Event, Gone, LeaseTaken, PoolExhausted, Store
+from cni_py.flanneld.subnet_file import SubnetFile, content_for, read_subnets
 from cni_py.node import status
 from cni_py.node.stop import Stop
 
@@ -182,5 +183,6 @@ def test_own_lease_is_looked_after_in_what_the_datastore_tells(running: Daemon, 
 
 def test_subnet_file_may_be_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_subnet_file("subnet.env", NetworkConfig.parse(config("alloc")), OURS, 1450, ip_masq=True)
+    content = content_for(NetworkConfig.parse(config("alloc")), OURS, 1450, ip_masq=True)
+    SubnetFile("subnet.env", content, lambda _: None).write()
     assert read_subnets("subnet.env") == OURS
