@@ -148,7 +148,15 @@ class Daemon:
         self.host_networks.begin(config.networks, own, _subnets_of(known))
         networks = NetworkConfig.parse(known.config).networks if known else []
         session = self.session = Session(
-            self.options, self.store, self.status, config_text, external, former, self.host_networks, networks
+            self.options,
+            self.store,
+            self.status,
+            config_text,
+            external,
+            former,
+            self.host_networks,
+            networks,
+            [own] if own else [],
         )
         try:
             session.begin(known if known is not None and _is_same(known.config, config) else None, is_answered=text is not None)

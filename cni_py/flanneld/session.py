@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cni_py.flanneld import backends, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.following import Following
+from cni_py.flanneld.former_gateways import FormerGateways
 from cni_py.flanneld.iface_watch import watch_interface
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.own_lease import OwnLease
@@ -50,6 +51,7 @@ class Session:
     Args:
         former: what our last lease said.
         networks: of an earlier configuration: routes that it left there are ours too.
+        former_subnets: that this node had, and its pods may have.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Session:
         former: Attributes | None,
         host_networks: HostNetworks,
         networks: Iterable[Network] = (),
+        former_subnets: Iterable[Subnets] = (),
     ) -> None:
         """Raises: CniError."""
         self.options, self.store, self.status, self.host_networks = options, store, status, host_networks
@@ -89,6 +92,7 @@ class Session:
             self._saver.changed,
             host_networks.why_not,
         )
+        self._former = list(former_subnets)
         self._watched = store.watch(self.ended)
         self._watching = threading.Thread(target=self._guarded, args=("watch", self._watch_leases), name="watch", daemon=True)
         self._has_own, self._has_leases = False, False
@@ -152,6 +156,8 @@ class Session:
         self._saver.save()
         content = content_for(self.config, own, self.backend.mtu, self.options.ip_masq)
         self._subnet_file = SubnetFile(self.options.subnet_file, content, self._subnet_file_is_right)
+        former = read_subnets(self.options.subnet_file)
+        self._former_gateways = FormerGateways(self.config.networks, own, [*self._former, *([former] if former else [])])
         self._subnet_file.write()
         info(f"Wrote subnet file to {self.options.subnet_file}")
 
@@ -166,6 +172,7 @@ class Session:
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
             "interface": self._watch_interface,
+            "bridge": lambda: self._former_gateways.run(self.ended),
             "subnet file": lambda: self._subnet_file.run(self.ended),
             "saving": lambda: self._saver.run(self.ended),
             "back end": lambda: self.backend.run(self.ended),

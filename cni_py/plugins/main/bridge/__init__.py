@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 CONFIG = "BridgeConfig"
 PORT_TIMEOUT_SECONDS = 3.0
+SHOWN = 5
+"""Pods that an error names."""
 
 
 def add(call: Call, config: BridgeConfig) -> Result:
@@ -191,13 +193,32 @@ def delete_conflicting(host: Rtnl, link: Link, have: list[AddressWithPrefix], ad
     """Delete addresses that exclude this one, if the configuration says so. Raises: InvalidConfig, KernelRefused."""
     others = plan.conflicts(have, address)
     if others and not wanted.replaces_addresses:
+        users, command = users_of_addresses(host, link, others, wanted), f"ip addr del {others[0]} dev {link.name}"
+        hint = f'delete it ({command}) or set "forceAddress": true'
+        if users:
+            hint = f"delete those first, for example by kubectl drain; then flanneld deletes the address, or: {command}"
         raise InvalidConfig(
             f'"{link.name}" already has an IP address different from {address}',
-            f"it has {', '.join(map(str, others))}",
-            f'delete it (ip addr del {others[0]} dev {link.name}) or set "forceAddress": true',
+            f"it has {', '.join(map(str, others))}{f', which these use: {users}' if users else ''}",
+            hint,
         )
     for other in others:
         delete_address(host, link, other)
+
+
+def users_of_addresses(host: Rtnl, link: Link, addresses: list[AddressWithPrefix], wanted: Plan) -> str:
+    """Name what is plugged into the bridge with an address in one of these subnets; "" if nothing is. Raises: KernelRefused."""
+    from cni_py.kernel.bridge_users import users_of
+
+    bridge = get_link(host, wanted.bridge)
+    users = [user for address in addresses for user in users_of(host, bridge, address.network)]
+    named = dict.fromkeys(f"{container_of(user.port) or user.port.name} {user.address}".strip() for user in users)
+    return ", ".join(list(named)[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")
+
+
+def container_of(port: Link) -> str:
+    """The container id in the mark of a host end of ours; "" for others."""
+    return record.mark_on(port).removeprefix(record.MARK).partition(":")[0]
 
 
 def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:
