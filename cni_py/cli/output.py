@@ -12,11 +12,21 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNKNOWN = 3
+"""Nothing wrong was found, but not everything could be asked or inspected."""
 
 
 def show(text: str) -> None:
     """Print to standard output; control characters are escaped."""
     _print(text, sys.stdout)
+
+
+def show_json(value: object) -> None:
+    """Print JSON to standard output; control characters are escaped as JSON has it."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=4) + "\n")
 
 
 def say(text: str, head: str = "cni-py: ") -> None:

@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
+        "attachment", "ipam",  # explain: records and reservations
     },
 }  # fmt: skip
 """A package, or a module of the root, and what it may import besides itself and the ground."""

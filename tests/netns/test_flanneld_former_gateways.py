@@ -66,7 +66,7 @@ def test_address_stays_as_long_as_a_pod_has_one_of_its_subnet(host: Host, former
 def test_what_is_no_gateway_of_a_former_subnet_is_left_alone(host: Host) -> None:
     host.run(BRIDGE)
     host.run(
-        "ip addr add 10.244.91.77/24 dev cni0; ip addr add 169.254.20.10/32 dev cni0; ip addr add 10.88.0.1/16 dev cni0;"
+        "ip addr add 10.244.91.77/32 dev cni0; ip addr add 169.254.20.10/32 dev cni0; ip addr add 10.88.0.1/16 dev cni0;"
         "ip link add br9 type bridge; ip link add up0 type veth peer up1; ip link set up0 master br9; ip addr add 10.244.33.1/24 dev br9;"
         "ip addr add 10.244.34.1/24 dev up1; ip addr add 10.9.7.1/24 dev cni0"
     )
@@ -80,7 +80,7 @@ def test_what_is_no_gateway_of_a_former_subnet_is_left_alone(host: Host) -> None
 
 
 def test_gateway_in_a_vlan_is_treated_as_that_of_the_bridge(host: Host) -> None:
-    host.run("ip link add cni0 type bridge vlan_filtering 1; ip link set cni0 up")
+    host.run("ip link add cni0 type bridge; ip link set cni0 up")
     host.run(
         "ip link add cni0.100 type veth peer port100; ip link set port100 master cni0 up; ip addr add 10.244.91.1/24 dev cni0.100"
     )

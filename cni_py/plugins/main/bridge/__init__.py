@@ -193,27 +193,30 @@ def delete_conflicting(host: Rtnl, link: Link, have: list[AddressWithPrefix], ad
     """Delete addresses that exclude this one, if the configuration says so. Raises: InvalidConfig, KernelRefused."""
     others = plan.conflicts(have, address)
     if others and not wanted.replaces_addresses:
-        users, command = users_of_addresses(host, link, others, wanted), f"ip addr del {others[0]} dev {link.name}"
-        hint = f'delete it ({command}) or set "forceAddress": true'
-        if users:
-            hint = f"delete those first, for example by kubectl drain; then flanneld deletes the address, or: {command}"
-        raise InvalidConfig(
-            f'"{link.name}" already has an IP address different from {address}',
-            f"it has {', '.join(map(str, others))}{f', which these use: {users}' if users else ''}",
-            hint,
-        )
+        raise has_former_address(host, link, others, address, wanted)
     for other in others:
         delete_address(host, link, other)
 
 
-def users_of_addresses(host: Rtnl, link: Link, addresses: list[AddressWithPrefix], wanted: Plan) -> str:
-    """Name what is plugged into the bridge with an address in one of these subnets; "" if nothing is. Raises: KernelRefused."""
+def has_former_address(
+    host: Rtnl, link: Link, others: list[AddressWithPrefix], address: AddressWithPrefix, wanted: Plan
+) -> InvalidConfig:
+    """Return the error. The address is the gateway of pods that were attached before the node's subnet changed."""
     from cni_py.kernel.bridge_users import users_of
+    from cni_py.plural import counted
 
     bridge = get_link(host, wanted.bridge)
-    users = [user for address in addresses for user in users_of(host, bridge, address.network)]
-    named = dict.fromkeys(f"{container_of(user.port) or user.port.name} {user.address}".strip() for user in users)
-    return ", ".join(list(named)[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")
+    users = [user for other in others for user in users_of(host, bridge, other.network)]
+    pods = list(dict.fromkeys(f"{container_of(user.port) or user.port.name} {user.address}".strip() for user in users))
+    found = ", ".join(map(str, others))
+    if pods:
+        names = ", ".join(pods[:SHOWN]) + (f" and {len(pods) - SHOWN} more" if len(pods) > SHOWN else "")
+        details = f"it has {found}, the gateway of {counted(len(pods), 'pod')} of the former subnet: {names}"
+        hint = "delete those pods, for example by kubectl drain; then no pod needs the address, and flanneld deletes it"
+    else:
+        details = f"it has {found}, of the former subnet, which no pod uses"
+        hint = f"ip addr del {others[0]} dev {link.name}"
+    return InvalidConfig(f'"{link.name}" already has an IP address different from {address}', details, hint)
 
 
 def container_of(port: Link) -> str:
@@ -268,7 +271,7 @@ def accept_only_mac(undo: Undo, call: Call, port: Link, end: Link) -> None:
     from cni_py.packetfilter import macspoof
 
     owner = record.owner_of(call)
-    undo.on_failure("the check of the MAC address", macspoof.delete, owner)
+    undo.on_failure("the check of the MAC address", macspoof.delete_port, owner, port.name)
     macspoof.add(owner, port.name, end.mac)
 
 
