@@ -42,9 +42,9 @@ def _answer() -> int:
     if fault:
         from cni_py.errors import InvalidEnvironment
 
-        return _fail(InvalidEnvironment(*fault))
+        return _fail(InvalidEnvironment(*fault), _requested_version())
     if verb == "VERSION":
-        _write(_STDOUT, _version_json(_requested_version()))
+        _write(_STDOUT, _version_json(plugin, _requested_version()))
         return 0
     try:
         stdin = _read_stdin()
@@ -94,7 +94,7 @@ def _undo_add(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes)
     failed, _ = _work_alone(plugin, launcher, environ | {"CNI_COMMAND": "DEL"}, stdin)
     left = "undoing it failed: DEL is required" if failed else "it was undone"
     lost = TryAgainLater("the agent disconnected during ADD", left, "see its log: journalctl -u cni-agent")
-    return 1, _as_json(lost)
+    return 1, _as_json(lost, _version_in(stdin))
 
 
 def _unknown(plugin: str) -> "Fault":
@@ -105,16 +105,17 @@ def _unknown(plugin: str) -> "Fault":
     )
 
 
-def _fail(error: "CniError") -> int:
-    _write(_STDOUT, _as_json(error) + b"\n")
+def _fail(error: "CniError", version: str = "") -> int:
+    _write(_STDOUT, _as_json(error, version) + b"\n")
     return 1
 
 
-def _as_json(error: "CniError") -> bytes:
+def _as_json(error: "CniError", version: str = "") -> bytes:
+    """The error in this version, the current one if it is unknown."""
     from cni_py.jsontext import encode
-    from cni_py.spec.versions import CURRENT
+    from cni_py.spec.versions import CURRENT, SUPPORTED
 
-    return encode(error.as_json(CURRENT))
+    return encode(error.as_json(version if version in SUPPORTED else CURRENT))
 
 
 def _environ() -> dict[str, str]:
@@ -132,7 +133,7 @@ def _read_stdin() -> bytes:
 
 
 def _requested_version() -> str:
-    """Return the cniVersion of a request for VERSION, "" if it has none.
+    """Return the cniVersion of the configuration, "" if it has none: for VERSION, and for errors before it is decoded.
 
     By hand and from Go's older libraries there is no request, and the pipe may stay open: neither the end
     of the input is waited for, nor its beginning for long.
@@ -172,20 +173,21 @@ def _say(text: str) -> None:
 
 def _about(plugin: str) -> str:
     from cni_py import __version__
-    from cni_py.spec.versions import SUPPORTED
+    from cni_py.spec.versions import SUPPORTED, supported_since
 
     name = plugin if plugin in PLUGINS else "plugin"
+    versions = supported_since(PLUGINS[plugin].since) if plugin in PLUGINS else SUPPORTED
     return (
         f"CNI {name} of cni-py {__version__}\n"
-        f"CNI protocol versions supported: {', '.join(SUPPORTED)}\n"
+        f"CNI protocol versions supported: {', '.join(versions)}\n"
         "It is executed by a container runtime, with CNI_COMMAND and the other variables of the CNI spec;\n"
         "to try it by hand: cni-py add --help\n"
     )
 
 
-def _version_json(asked: str) -> bytes:
+def _version_json(plugin: str, asked: str) -> bytes:
     """The reply to VERSION names the version of the request, where it is one that we know."""
-    from cni_py.spec.versions import CURRENT, SUPPORTED
+    from cni_py.spec.versions import CURRENT, SUPPORTED, supported_since
 
-    versions = ",".join(f'"{version}"' for version in SUPPORTED)
+    versions = ",".join(f'"{version}"' for version in supported_since(PLUGINS[plugin].since))
     return f'{{"cniVersion":"{asked if asked in SUPPORTED else CURRENT}","supportedVersions":[{versions}]}}\n'.encode()

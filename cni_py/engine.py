@@ -10,16 +10,19 @@ import sys
 
 from cni_py import config, dispatch, journal
 from cni_py.attachment import record
-from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError
+from cni_py.errors import CheckFailed, CniError, DecodingFailure, IncompatibleVersion, InternalError
 from cni_py.jsontext import encode
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import check_network_name
+from cni_py.spec.environment import DIFFERENCES
 from cni_py.spec.result import Result
-from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
+from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least, supported_since
 from cni_py.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cni_py.spec.call import Call
 
 
@@ -27,10 +30,14 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     """Returns: exit status and standard output, which is empty if the verb has no result."""
     version = CURRENT
     try:
-        conf = config.decode(stdin)
+        conf = config.decode_for(PLUGINS[call.plugin].model, stdin)
+        version = _version_of(conf)
         check_network_name(conf.get("name"))
-        version = _checked_version(conf, call.verb)
-        return 0, _run(call.replace(conf=conf))
+        _check_version(conf, call)
+        return 0, _run(call.replace(conf=conf, raw=stdin))
+    except CheckFailed as error:
+        differences = {"differences": error.differences()} if DIFFERENCES in call.environ else {}
+        return 1, encode(error.as_json(version) | differences)
     except CniError as error:
         return 1, encode(error.as_json(version))
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error
@@ -42,18 +49,25 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         return 1, encode(fault.as_json(version))
 
 
-def _checked_version(conf: dict[str, object], verb: str) -> str:
-    """The configuration's cniVersion; missing means 0.1.0. Raises: DecodingFailure, IncompatibleVersion."""
+def _version_of(conf: Mapping[str, object]) -> str:
+    """The version that the reply has: the configuration's, where it is one that we know; missing means 0.1.0."""
+    version = conf.get("cniVersion") or "0.1.0"
+    return version if isinstance(version, str) and version in SUPPORTED else CURRENT
+
+
+def _check_version(conf: Mapping[str, object], call: Call) -> None:
+    """Raises: DecodingFailure, IncompatibleVersion."""
     version = conf.get("cniVersion") or "0.1.0"
     if not isinstance(version, str):
         raise DecodingFailure(f"cniVersion is {version!r}, not a string")
-    if version not in SUPPORTED:
-        raise IncompatibleVersion("incompatible CNI versions", f'config is "{version}", plugin supports {", ".join(SUPPORTED)}')
-    if not at_least(version, FIRST_VERSION_OF_VERB.get(verb, version)):
+    supported = supported_since(PLUGINS[call.plugin].since)
+    if version not in supported:
+        raise IncompatibleVersion("incompatible CNI versions", f'config is "{version}", plugin supports {", ".join(supported)}')
+    first = FIRST_VERSION_OF_VERB.get(call.verb, version)
+    if not at_least(version, first):
         raise IncompatibleVersion(
-            f"config version does not allow {verb}", f'config is "{version}", {verb} needs {FIRST_VERSION_OF_VERB[verb]}'
+            f"config version does not allow {call.verb}", f'config is "{version}", {call.verb} needs {first}'
         )
-    return version
 
 
 def _run(call: Call) -> bytes:
@@ -82,6 +96,7 @@ def _add(call: Call) -> bytes:
     """Run ADD, all or nothing. Raises: CniError; InvalidConfig if this version of the spec cannot express the result."""
     with Undo() as undo:
         if PLUGINS[call.plugin].record == "shared":
+            call = call.replace(is_return=record.is_return(call))
             undo.on_failure_if_clean("the record as before", record.restore, call, record.remember(call))
         result = dispatch.run(call)
         undo.on_failure("the attachment", _delete, call.replace(verb="DEL"))

@@ -1,8 +1,8 @@
 """Lock of this host without a file: an abstract Unix socket, for when ``/run/cni-py`` cannot be used.
 
 Owns: sockets ``@cni-py/NAME`` of the network namespace, which the kernel closes when their process ends. How it works.
-The holder of the lock listens on the name; who waits for it connects, is never accepted, and is disconnected when
-the holder ends. Any user can take a name, so a holder that is not root is ignored.
+The holder of the lock listens on the name; a process that waits for it connects, is never accepted, and is disconnected
+when the holder ends. Any user can take a name, so a holder that is not root is ignored.
 
 It is imported only where a lock file cannot be had: a call without that fault does not load it.
 """
@@ -73,7 +73,7 @@ def _take(address: bytes) -> socket | None:
 
 
 def _wait(address: bytes) -> bool:
-    """Wait until the holder ends. Returns: False if it is not one of ours. Raises: OSError if there is no socket."""
+    """Wait until the holder ends. Returns: False if it is another user's process. Raises: OSError if there is no socket."""
     waiting = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
         waiting.connect(address)

@@ -32,6 +32,8 @@ DIRECTORY = f"{RUN_DIR}/attachments"
 MARK = "cni:"
 """Prefix of the mark of host ends (attachment/veth.py)."""
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
+END_SECONDS = 2.0
+_RETURNED = "returned"
 _is_known_boot = False
 
 
@@ -93,9 +95,11 @@ def remember(call: Call, **more: Any) -> bytes | None:
         "network": call.network,
         "netns": call.netns,
     }
+    if call.is_return:
+        record[_RETURNED] = True  # for nested plugins: they find this record instead of the one before
     try:
         status = posix.fstat(call.sandbox_fd) if call.sandbox_fd >= 0 else posix.stat(call.netns)
-        record |= {"dev": status.st_dev, "ino": status.st_ino}
+        record |= {"dev": status.st_dev, "ino": status.st_ino, "ctime": status.st_ctime_ns}
     except OSError:
         pass
     record |= more
@@ -106,6 +110,51 @@ def remember(call: Call, **more: Any) -> bytes | None:
         before = None
     _write(path, encode(record))
     return before
+
+
+def is_return(call: Call) -> bool:
+    """True if a container comes back with its id: the sandbox of its ADD before no longer exists. Before :func:`remember`.
+
+    Its runtime was killed, and no DEL was called. What the attachment had is stale, and can be used again.
+    """
+    if not files.exists(_path(call)):
+        return False
+    before = read(call)
+    if call.is_nested and before.get(_RETURNED) is True:
+        return True
+    return _has_ended(before) and not _has_host_end(call)
+
+
+def _has_ended(record: dict[str, Any]) -> bool:
+    """True if the recorded sandbox no longer exists, though another one may have its path, and its inode."""
+    if not _is_complete(record):
+        return False
+    try:
+        status = posix.stat(record["netns"])
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    if (status.st_dev, status.st_ino) != (record["dev"], record["ino"]):
+        return True
+    # The kernel gives the inode of a deleted namespace to the next one; the file of /proc may be made again for the same one.
+    return not record["netns"].startswith("/proc/") and record.get("ctime", status.st_ctime_ns) != status.st_ctime_ns
+
+
+def _has_host_end(call: Call) -> bool:
+    """True if the veth of before still leads into a namespace, which then lives without its path."""
+    from time import monotonic, sleep
+
+    from cni_py.kernel.link import list_links
+    from cni_py.netlink.socket import open_host
+
+    mark = MARK + mark_of(call.container_id, call.ifname, call.network)
+    deadline = monotonic() + END_SECONDS
+    with open_host() as host:
+        # the kernel deletes a namespace, and with it the veth, a moment after its last user
+        while found := any(link.nsid is not None for link in list_links(host, mark)):
+            if monotonic() > deadline:
+                break
+            sleep(0.02)
+    return found
 
 
 def restore(call: Call, before: bytes | None) -> None:
@@ -201,6 +250,11 @@ def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = 
     return found
 
 
+def remembered_by(call: Call) -> list[tuple[str, str]]:
+    """Container id and interface name of every attachment of the network that the called plugin has recorded."""
+    return remembered(call.network, _directory(call))
+
+
 def _names(directory: str, container_id: str) -> list[str]:
     """File names of the records that may be this container's (:func:`name_of` keeps at least 120 characters)."""
     try:
@@ -214,8 +268,7 @@ def _names(directory: str, container_id: str) -> list[str]:
 def _has_lost_its_sandbox(path: str) -> bool:
     """True if the recorded path leads to no namespace, or to another one."""
     record = _read(path)
-    shape = {"netns": str, "dev": int, "ino": int}
-    if not record or not all(isinstance(record.get(key), kind) for key, kind in shape.items()):
+    if not record or not _is_complete(record):
         return False
     try:
         status = posix.stat(record["netns"])
@@ -224,6 +277,11 @@ def _has_lost_its_sandbox(path: str) -> bool:
     except OSError:
         return False
     return (status.st_dev, status.st_ino) != (record["dev"], record["ino"])
+
+
+def _is_complete(record: dict[str, Any]) -> bool:
+    shape = {"netns": str, "dev": int, "ino": int}
+    return all(isinstance(record.get(key), kind) for key, kind in shape.items())
 
 
 def _write(path: str, content: bytes) -> None:

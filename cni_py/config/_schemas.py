@@ -141,10 +141,10 @@ PtpConfig = _model(
 )
 Range = _model(
     "Range",
-    subnet=([["subnet"], ["Subnet"]], _default(STR, value="")),
-    range_start=([["rangeStart"], ["RangeStart"]], _default(STR, value="")),
-    range_end=([["rangeEnd"], ["RangeEnd"]], _default(STR, value="")),
-    gateway=([["gateway"], ["Gateway"]], _default(STR, value="")),
+    subnet=("subnet", _default(STR, value="")),
+    range_start=("rangeStart", _default(STR, value="")),
+    range_end=("rangeEnd", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
 )
 Route = _model(
     "Route",
@@ -158,15 +158,15 @@ Route = _model(
 )
 HostLocalIpam = _model(
     "HostLocalIpam",
-    subnet=([["subnet"], ["Subnet"]], _default(STR, value="")),
-    range_start=([["rangeStart"], ["RangeStart"]], _default(STR, value="")),
-    range_end=([["rangeEnd"], ["RangeEnd"]], _default(STR, value="")),
-    gateway=([["gateway"], ["Gateway"]], _default(STR, value="")),
-    type=([["type"], ["Type"]], _default(STR, value="")),
-    ranges=([["ranges"], ["Ranges"]], _default(_list(_list(Range)), make=list)),
-    routes=([["routes"], ["Routes"]], _default(_list(Route), make=list)),
-    data_dir=([["dataDir"], ["DataDir"]], _default(STR, value="/var/lib/cni/networks")),
-    resolv_conf=([["resolvConf"], ["ResolvConf"]], _default(STR, value="")),
+    subnet=("subnet", _default(STR, value="")),
+    range_start=("rangeStart", _default(STR, value="")),
+    range_end=("rangeEnd", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    ranges=("ranges", _default(_list(_list(Range)), make=list)),
+    routes=("routes", _default(_list(Route), make=list)),
+    data_dir=("dataDir", _default(STR, value="/var/lib/cni/networks")),
+    resolv_conf=("resolvConf", _default(STR, value="")),
 )
 IpsArgs = _model(
     "IpsArgs",
@@ -223,10 +223,10 @@ StaticConfig = _model(
 )
 PortMapping = _model(
     "PortMapping",
-    host_port=([["hostPort"], ["HostPort"]], _default(_int(), value=0)),
-    container_port=([["containerPort"], ["ContainerPort"]], _default(_int(), value=0)),
-    protocol=([["protocol"], ["Protocol"]], _default(STR, value="")),
-    host_ip=([["hostIP"], ["HostIP"]], _default(STR, value="")),
+    host_port=("hostPort", _default(_int(), value=0)),
+    container_port=("containerPort", _default(_int(), value=0)),
+    protocol=("protocol", _default(STR, value="")),
+    host_ip=("hostIP", _default(STR, value="")),
 )
 PortmapRuntimeConfig = _model(
     "PortmapRuntimeConfig",
@@ -253,6 +253,58 @@ LoopbackConfig = _model(
     name=("name", _default(STR, value="")),
     type=("type", _default(STR, value="")),
     prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+)
+Bandwidth = _model(
+    "Bandwidth",
+    ingress_rate=("ingressRate", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    ingress_burst=("ingressBurst", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    egress_rate=("egressRate", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    egress_burst=("egressBurst", _default(_int(ge=0, le=18446744073709551615), value=0)),
+)
+BandwidthRuntimeConfig = _model(
+    "BandwidthRuntimeConfig",
+    bandwidth=("bandwidth", _default(_nullable(Bandwidth), value=None)),
+)
+BandwidthConfig = _model(
+    "BandwidthConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ingress_rate=("ingressRate", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    ingress_burst=("ingressBurst", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    egress_rate=("egressRate", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    egress_burst=("egressBurst", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    runtime_config=("runtimeConfig", _default(BandwidthRuntimeConfig, validated=True)),
+)
+TuningArgs = _model(
+    "TuningArgs",
+    sysctl=("sysctl", _default(_nullable(OBJECT), value=None)),
+    mac=("mac", _default(STR, value="")),
+    mtu=("mtu", _default(_nullable(_int(ge=0, le=2147483647)), value=None)),
+    promisc=("promisc", _default(_nullable(BOOL), value=None)),
+    allmulti=("allmulti", _default(_nullable(BOOL), value=None)),
+    tx_q_len=("txQLen", _default(_nullable(_int(ge=0, le=2147483647)), value=None)),
+)
+TuningArgsOfAll = _model(
+    "TuningArgsOfAll",
+    cni=("cni", _default(TuningArgs, validated=True)),
+)
+TuningConfig = _model(
+    "TuningConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    sysctl=("sysctl", _default(OBJECT, make=dict)),
+    mac=("mac", _default(STR, value="")),
+    mtu=("mtu", _default(_int(ge=0, le=2147483647), value=0)),
+    promisc=("promisc", _default(BOOL, value=False)),
+    allmulti=("allmulti", _default(_nullable(BOOL), value=None)),
+    tx_q_len=("txQLen", _default(_nullable(_int(ge=0, le=2147483647)), value=None)),
+    data_dir=("dataDir", _default(STR, value="/run/cni/tuning")),
+    args=("args", _default(TuningArgsOfAll, validated=True)),
+    runtime_config=("runtimeConfig", _default(MacArgs, validated=True)),
 )
 ResultInterface = _model(
     "ResultInterface",
@@ -306,6 +358,8 @@ SCHEMAS: dict[str, Schema] = {
     "StaticConfig": StaticConfig,
     "PortmapConfig": PortmapConfig,
     "LoopbackConfig": LoopbackConfig,
+    "BandwidthConfig": BandwidthConfig,
+    "TuningConfig": TuningConfig,
     "AnyResult": AnyResult,
     "OldResult": OldResult,
     "ValidAttachments": ValidAttachments,

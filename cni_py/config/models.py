@@ -1,8 +1,8 @@
 """Configurations that the plugins accept, as pydantic models: the only definition of each key.
 
 ``_schemas.py`` is generated from them (``make generate``) for the plugins, which cannot
-pay 70 ms for importing pydantic; docs/configuration.md is generated as well. Unknown keys are
-accepted, wrong types rejected (spec section 1). Addresses stay text here: the modules that use
+pay 70 ms for importing pydantic; docs/configuration.md is generated as well. Keys are taken in any case (config/__init__.py);
+unknown ones are accepted, wrong types rejected (spec section 1). Addresses stay text here: the modules that use
 them parse them, with errors that name the key.
 """
 
@@ -10,26 +10,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, AliasGenerator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
-from pydantic.alias_generators import to_camel, to_pascal
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic.alias_generators import to_camel
 
 from cni_py.plugin_table import PLUGINS
+
+_MAX31, _MAX64 = (1 << 31) - 1, (1 << 64) - 1
 
 
 class Model(BaseModel):
     """Base of all models; keys are the spec's camelCase."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore")
-
-
-class FromRuntime(Model):
-    """Object in a runtime's capability arguments: containerd (go-cni, types.go) writes `HostPort` for `hostPort`."""
-
-    model_config = ConfigDict(
-        alias_generator=AliasGenerator(
-            alias=to_camel, validation_alias=lambda name: AliasChoices(to_camel(name), to_pascal(name))
-        )
-    )
 
 
 class DNS(Model):
@@ -193,7 +185,7 @@ class PtpConfig(GatewayConfig):
     dns: DNS = Field(DNS(), description="Returned in the result. Default: the IPAM plugin's.")
 
 
-class Range(FromRuntime):
+class Range(Model):
     """Part of a subnet to allocate addresses from."""
 
     subnet: StrictStr = Field("", description="Subnet with prefix; required.", examples=["10.1.2.0/24"])
@@ -287,7 +279,7 @@ class StaticConfig(NetworkConfig):
     )
 
 
-class PortMapping(FromRuntime):
+class PortMapping(Model):
     """Entry of `portMappings`."""
 
     host_port: StrictInt = Field(0, description="Host port, 1 to 65535.", examples=[8080])
@@ -296,7 +288,6 @@ class PortMapping(FromRuntime):
     host_ip: StrictStr = Field(
         "",
         alias="hostIP",
-        validation_alias=AliasChoices("hostIP", "HostIP"),
         description="Host address to listen on. Default: any; `0.0.0.0`, `::`: any of that IP version.",
         examples=["192.0.2.1"],
     )
@@ -342,6 +333,83 @@ class PortmapConfig(NetworkConfig):
     runtime_config: PortmapRuntimeConfig = Field(
         PortmapRuntimeConfig(), description="Set by the runtime: the capability `portMappings`."
     )
+
+
+class Bandwidth(Model):
+    """Limits of one attachment; the directions are the pod's."""
+
+    ingress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may receive; 0: no limit.")
+    ingress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may come at once after a pause.")
+    egress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may send; 0: no limit.")
+    egress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.")
+
+
+class BandwidthRuntimeConfig(Model):
+    bandwidth: Bandwidth | None = Field(
+        None,
+        description="Limits of the pod.",
+        examples=[{"ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 4000000, "egressBurst": 400000}],
+    )
+
+
+class BandwidthConfig(NetworkConfig):
+    """Keys of `bandwidth`, which follows a plugin that makes a veth. With one of its own keys it ignores the runtime's."""
+
+    ingress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may receive; 0: no limit.", examples=[8000000]
+    )
+    ingress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may come at once after a pause.", examples=[800000]
+    )
+    egress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may send; 0: no limit.", examples=[4000000]
+    )
+    egress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.", examples=[400000]
+    )
+    runtime_config: BandwidthRuntimeConfig = Field(
+        BandwidthRuntimeConfig(), description="Set by the runtime: the capability `bandwidth`."
+    )
+
+
+class TuningArgs(Model):
+    """Settings in `args.cni`, over those of the configuration."""
+
+    sysctl: dict[str, Any] | None = Field(None, description="Instead of `sysctl`.", examples=[{"net.core.somaxconn": "500"}])
+    mac: StrictStr = Field("", description="Instead of `mac`, of CNI_ARGS and of the runtime.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `mtu`.", examples=[1400])
+    promisc: StrictBool | None = Field(None, description="Instead of `promisc`.", examples=[True])
+    allmulti: StrictBool | None = Field(None, description="Instead of `allmulti`.", examples=[True])
+    tx_q_len: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `txQLen`.", examples=[500])
+
+
+class TuningArgsOfAll(Model):
+    cni: TuningArgs = TuningArgs()
+
+
+class TuningConfig(NetworkConfig):
+    """Keys of `tuning`, which follows a plugin that makes an interface."""
+
+    sysctl: dict[str, Any] = Field(
+        {},
+        description="Kernel parameters in the sandbox, below `net`. Values are strings; `IFNAME` in a key is the interface. "
+        "If `/etc/cni/tuning/allowlist.conf` exists, a key has to match one of its regular expressions, a line each.",
+        examples=[{"net.core.somaxconn": "500", "net/ipv4/conf/IFNAME/arp_filter": "1"}],
+    )
+    mac: StrictStr = Field("", description="MAC address.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt = Field(0, ge=0, le=_MAX31, description="MTU, in bytes; 0: unchanged.", examples=[1400])
+    promisc: StrictBool = Field(False, description="Receive every packet; `false`: unchanged.")
+    allmulti: StrictBool | None = Field(
+        None, description="Receive every multicast packet, or not. Default: unchanged.", examples=[True]
+    )
+    tx_q_len: StrictInt | None = Field(
+        None, ge=0, le=_MAX31, description="Length of the transmit queue, in packets. Default: unchanged.", examples=[500]
+    )
+    data_dir: StrictStr = Field(
+        "/run/cni/tuning", description="Directory for the values of before ADD, which DEL restores.", examples=["/run/tuning"]
+    )
+    args: TuningArgsOfAll = Field(TuningArgsOfAll(), description="`args.cni`: the same keys, without `dataDir`.")
+    runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
 
 
 class LoopbackConfig(NetworkConfig):

@@ -19,6 +19,7 @@ from cni_py.netlink.constants import (
     AF_BRIDGE,
     BRIDGE_VLAN_INFO_PVID,
     BRIDGE_VLAN_INFO_UNTAGGED,
+    IFF_ALLMULTI,
     IFF_NOARP,
     IFF_PROMISC,
     IFF_UP,
@@ -84,6 +85,10 @@ class Link(Value):
     @property
     def is_promiscuous(self) -> bool:
         return bool(self.flags & IFF_PROMISC)
+
+    @property
+    def is_allmulticast(self) -> bool:
+        return bool(self.flags & IFF_ALLMULTI)
 
 
 def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
@@ -260,10 +265,22 @@ def set_arp_on(rtnl: Rtnl, link: Link) -> None:
         _set(rtnl, link, flags=0, change=IFF_NOARP)
 
 
-def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
-    """Set it promiscuous. Raises: KernelRefused."""
-    with step("ip", "link", "set", link.name, "promisc", "on"):
-        _set(rtnl, link, flags=IFF_PROMISC, change=IFF_PROMISC)
+def set_promiscuous(rtnl: Rtnl, link: Link, is_on: bool = True) -> None:
+    """Set it promiscuous, or no longer. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "promisc", "on" if is_on else "off"):
+        _set(rtnl, link, flags=IFF_PROMISC if is_on else 0, change=IFF_PROMISC)
+
+
+def set_allmulticast(rtnl: Rtnl, link: Link, is_on: bool) -> None:
+    """Let it receive every multicast packet, or no longer. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "allmulticast", "on" if is_on else "off"):
+        _set(rtnl, link, flags=IFF_ALLMULTI if is_on else 0, change=IFF_ALLMULTI)
+
+
+def set_txqueuelen(rtnl: Rtnl, link: Link, packets: int) -> None:
+    """Set the length of its transmit queue. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "txqueuelen", str(packets)):
+        _set(rtnl, link, IFLA_TXQLEN=packets)
 
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:

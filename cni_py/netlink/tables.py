@@ -264,6 +264,13 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NFTA_SET_ELEM_USERDATA": (6, "set_elem_udata"),
         },
     ),
+    "tcmsg": (
+        (("family", "B"), ("pad1", "B"), ("pad2", "H"), ("index", "i"), ("handle", "I"), ("parent", "I"), ("info", "I")),
+        {
+            "TCA_KIND": (1, "asciiz"),
+            "TCA_OPTIONS": (2, "get_options"),
+        },
+    ),
     "verdict_attributes": (
         (),
         {

@@ -61,6 +61,19 @@ def delete(owner: Owner) -> None:
     attempts.raise_if_failed("deleting the MAC address check")
 
 
+def delete_port(owner: Owner, port: str) -> None:
+    """Delete the elements of one port, to undo :func:`add`; absence is success. Raises: KernelRefused."""
+    # The owner's other ports stay: of a second ADD that is refused, the first one's pod lives.
+    comment, of_port = owner.comment(), ruleset.port_key(port)
+    with lock():
+        found = {name: nfnetlink.elements(name, comment) for name in (CHECKED, ALLOWED)}
+        keys = {name: [e.key for e in of if e.comment == comment and e.key[:16] == of_port] for name, of in found.items()}
+        keys = {name: some for name, some in keys.items() if some}
+        if keys:
+            commands = [f"delete element {name} {{ {', '.join(map(ruleset.port_text, some))} }}" for name, some in keys.items()]
+            libnftables.change(keys, {}, "; ".join(commands))
+
+
 def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> None:
     libnftables.delete_elements((CHECKED, ALLOWED), ruleset.port_text, selects, holding)
 

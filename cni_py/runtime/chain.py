@@ -27,6 +27,7 @@ from cni_py.runtime.result_cache import (
     write_cache,
 )
 from cni_py.spec import call
+from cni_py.spec.environment import DIFFERENCES
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -229,12 +230,14 @@ class Runtime:
 
     def _execute(self, verb: str, conf: Mapping[str, Any], attachment: Attachment | None) -> bytes:
         """Execute one plugin and return its standard output. Raises: CniError with the plugin's code."""
-        kind = conf["type"]
+        kind = config.member_of(conf, "type")
         path = find_plugin(kind, self.cni_path)
         environ = {**os.environ, **_parameters(verb, attachment), "CNI_PATH": ":".join(self.cni_path)}
         if self.narrate is not None:
             environ["CNI_PY_EXPLAIN"] = "1"
             self.narrate(f"{verb} {conf['name']}: {kind} ({path})")
+        if verb == "CHECK":
+            environ[DIFFERENCES] = "1"
         began = time.perf_counter()
         status, output = _run(path, encode(conf), environ)
         if self.narrate is not None:
@@ -252,7 +255,8 @@ def _naming(plugin: Mapping[str, Any], doing: str) -> Iterator[None]:
     try:
         yield
     except CniError as error:
-        raise PluginFailed(f'plugin type="{plugin["type"]}"{name} failed ({doing})', error, plugin["type"]) from error
+        kind = config.member_of(plugin, "type")
+        raise PluginFailed(f'plugin type="{kind}"{name} failed ({doing})', error, kind) from error
 
 
 def _parameters(verb: str, attachment: Attachment | None) -> dict[str, str]:

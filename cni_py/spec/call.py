@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cni_py.errors import InvalidConfig, InvalidEnvironment
-from cni_py.spec.environment import MAX_NAME, NESTED, REQUIRED, fault_in, is_name, split_args
+from cni_py.spec.environment import MAX_NAME, NESTED, REQUIRED, fault_in, is_name
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 class Call(Value):
-    """Parameters of one call; ``conf`` is the network configuration as received, a JSON object.
+    """Parameters of one call; ``conf`` is the network configuration as received, a JSON object, and ``raw`` its text.
 
+    ``args`` is CNI_ARGS in parts, unchecked: only the verb of a plugin that reads it may reject it (:meth:`pairs`).
     ``netns`` is the path of the sandbox, empty if DEL gets none; ``cni_path`` the directories to
     search for other plugins; ``environ`` is passed to plugins that are executed; ``callers`` are
     our plugins that delegated to this one. The agent receives the sandbox and standard error from
-    its client as file descriptors.
+    its client as file descriptors. ``is_return``: an ADD of a container whose sandbox of before no longer exists.
     """
 
     verb: str
@@ -26,14 +27,16 @@ class Call(Value):
     container_id: str = ""
     netns: str = ""
     ifname: str = ""
-    args: tuple[tuple[str, str], ...] = ()
+    args: tuple[tuple[str, ...], ...] = ()
     cni_path: tuple[str, ...] = ()
     launcher: str = ""
     environ: Mapping[str, str] = {}
     callers: tuple[str, ...] = ()
     sandbox_fd: int = -1
     stderr_fd: int = 2
+    is_return: bool = False
     conf: Mapping[str, Any] = {}
+    raw: bytes = b""
 
     @property
     def network(self) -> str:
@@ -55,19 +58,27 @@ class Call(Value):
         """True if one of our calls executed the plugin that executed us."""
         return NESTED in self.environ
 
-    def arg(self, key: str) -> str:
-        """Return the value of a key of CNI_ARGS, "" if it is not set."""
-        return dict(self.args).get(key, "")
+    def pairs(self) -> dict[str, str]:
+        """CNI_ARGS by key, for ADD of a plugin that reads it. Raises: InvalidEnvironment.
 
-    def refuse_unknown_args(self, *known: str) -> None:
-        """Reject other keys of CNI_ARGS unless IgnoreUnknown is true, as Go's plugins do. Raises: InvalidEnvironment."""
-        unknown = [f"{key}={value}" for key, value in self.args if key not in (*known, "IgnoreUnknown")]
-        if unknown and self.arg("IgnoreUnknown") not in ("1", "t", "T", "TRUE", "true", "True"):
+        Go-compatible: containernetworking/cni pkg/types/args.go; a value cannot hold a ``=``.
+        """
+        for pair in self.args:
+            if len(pair) != 2:
+                raise InvalidEnvironment(f'ARGS: invalid pair "{"=".join(pair)}"', "CNI_ARGS is KEY=VALUE;KEY=VALUE")
+        return dict(self.args)  # type: ignore[arg-type]  # two of each
+
+    def known_pairs(self, *known: str) -> dict[str, str]:
+        """The same; other keys are rejected unless IgnoreUnknown is true. Raises: InvalidEnvironment."""
+        pairs = self.pairs()
+        unknown = [f"{key}={value}" for key, value in pairs.items() if key not in (*known, "IgnoreUnknown")]
+        if unknown and pairs.get("IgnoreUnknown") not in ("1", "t", "T", "TRUE", "true", "True"):
             raise InvalidEnvironment(
                 f"ARGS: unknown args {unknown}",
                 f"known CNI_ARGS: {', '.join(known) or 'none'}",
                 "add IgnoreUnknown=1",
             )
+        return pairs
 
 
 def parse(plugin: str, environ: Mapping[str, str], launcher: str = "") -> Call:
@@ -76,13 +87,14 @@ def parse(plugin: str, environ: Mapping[str, str], launcher: str = "") -> Call:
         raise InvalidEnvironment(*fault)
     verb = environ["CNI_COMMAND"]
     of_attachment = environ if verb in REQUIRED else {}
+    args = of_attachment.get("CNI_ARGS", "")
     return Call(
         verb=verb,
         plugin=plugin,
         container_id=of_attachment.get("CNI_CONTAINERID", ""),
         netns=of_attachment.get("CNI_NETNS", ""),
         ifname=of_attachment.get("CNI_IFNAME", ""),
-        args=tuple((key, value) for key, value in split_args(of_attachment.get("CNI_ARGS", ""))),
+        args=tuple([tuple(pair.split("=")) for pair in args.split(";")]) if args else (),
         cni_path=tuple(p for p in environ.get("CNI_PATH", "").split(":") if p.startswith("/")),
         launcher=launcher,
         environ=environ,

@@ -24,6 +24,8 @@ MAX_NAME = 200
 MAX_PATH = 4096
 NESTED = "CNI_PY_NESTED"
 """Set for third-party plugins: if they execute ours in turn, ours know that one of our calls waits for them."""
+DIFFERENCES = "CNI_PY_DIFFERENCES"
+"""Set by ``cni-py check``: the error object of CHECK lists the differences one by one, as ``differences``."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _NAME = _LETTERS | frozenset("_.-")
 
@@ -54,15 +56,7 @@ def _fault_in_attachment(environ: "Mapping[str, str]") -> "Fault | None":
         return fault, f"CNI_IFNAME is {ifname[:40]!r}", ""
     if len(netns) > MAX_PATH or "\n" in netns:
         return "CNI_NETNS is not a path of a network namespace", netns[:100], ""
-    for pair in split_args(environ.get("CNI_ARGS", "")):
-        if len(pair) != 2 or not pair[0]:
-            return f'ARGS: invalid pair "{"=".join(pair)}"', "CNI_ARGS is KEY=VALUE;KEY=VALUE", ""
     return None
-
-
-def split_args(text: str) -> list[list[str]]:
-    """Split CNI_ARGS, ``KEY=VALUE;KEY=VALUE``, into pairs."""
-    return [pair.split("=") for pair in text.split(";")] if text else []
 
 
 def is_name(text: str) -> bool:

@@ -1,14 +1,15 @@
-"""Leftovers in the kernel: nftables elements, iptables chains, veths. Changes nothing."""
+"""Leftovers in the kernel: nftables elements, iptables chains, veths, ifbs. Changes nothing."""
 
 from __future__ import annotations
 
+from cni_py.attachment.chained import IFB_ALIAS
 from cni_py.attachment.record import MARK, mark_on
 from cni_py.ipam.ranges import as_address
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
 from cni_py.spec.environment import is_name
 from cni_py.sweep import netns_scan
-from cni_py.sweep.leftovers import CHAIN, ELEMENT, VETH, Leftover
+from cni_py.sweep.leftovers import CHAIN, ELEMENT, IFB, VETH, Leftover
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -116,3 +117,17 @@ def veths() -> Iterator[Leftover]:
             of_peer = addresses.get(end.peer, b"")
             hashed = network_hash(network)
             yield Leftover(VETH, end.name, end.name, container_id, ifname, network, hashed, of_peer, key=mark)
+
+
+def ifbs() -> Iterator[Leftover]:
+    """Yield the ifbs of bandwidth: their alias names the owner. Raises: KernelRefused."""
+    from cni_py.kernel.link import list_links
+    from cni_py.netlink.socket import open_host
+
+    with open_host() as host:
+        links = [link for link in list_links(host) if link.kind == "ifb" and link.alias.startswith(IFB_ALIAS)]
+    for link in links:
+        parts = link.alias.removeprefix(IFB_ALIAS).split(":")
+        if len(parts) == 3:
+            container_id, ifname, network = parts
+            yield Leftover(IFB, link.name, link.name, container_id, ifname, network, network_hash(network), key=link.alias)

@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 
 from support.namespaces import Host, Sandbox
-from support.spec_cases import PLUGINS, code_of, conf, environment, error_of, execute, has_attachment, new_id, new_sandbox
+from support.spec_cases import (
+    PLUGINS,
+    VERSIONS,
+    code_of,
+    conf,
+    environment,
+    error_of,
+    execute,
+    has,
+    has_attachment,
+    new_id,
+    new_sandbox,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -69,7 +81,7 @@ def test_environment_is_checked_before_the_configuration(node: Host, verb: str) 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_path_is_optional(node: Host, plugin: str) -> None:
     """The spec's list of optional parameters; GC has it as a required one, libcni always sends it."""
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     for value in (None, "", ":", "relative", "/does/not/exist:/dev/null"):
         bare: dict[str, Any] = {"env": {"CNI_PATH": value}}
@@ -117,7 +129,7 @@ def test_container_id_that_cannot_be(node: Host, box: Sandbox, plugin: str, cont
 @pytest.mark.parametrize("container_id", ["a", "0", "Z.", "a-_.b", "d0d7" * 16, "x" * 200])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_container_id_that_can_be(node: Host, plugin: str, container_id: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     result = node.ok(plugin, "ADD", conf(plugin), sandbox=box, container_id=container_id)
     node.ok(plugin, "CHECK", conf(plugin), sandbox=box, container_id=container_id, prev=result)
     node.delete_netns(box)
@@ -130,7 +142,7 @@ def test_container_id_that_can_be(node: Host, plugin: str, container_id: str) ->
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_longest_names_of_all_kinds_together(node: Host, plugin: str) -> None:
     """Container id, network and interface name end up in one file name and one alternative name of a link."""
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     network = conf(plugin, name="n" * 200)
     of: dict[str, Any] = {"container_id": "c" * 200, "ifname": "i" * 15}
     result = node.ok(plugin, "ADD", network, sandbox=box, **of)
@@ -167,7 +179,7 @@ def test_interface_name_that_cannot_be(node: Host, box: Sandbox, plugin: str, if
 )
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_interface_name_that_can_be(node: Host, plugin: str, ifname: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id(), "ifname": ifname}
     result = node.ok(plugin, "ADD", conf(plugin), **of)
     if plugin != "host-local":
@@ -224,12 +236,60 @@ def test_args_that_are_no_pairs(node: Host, box: Sandbox, plugin: str, args: str
     assert "ARGS" in error["msg"]
 
 
+ODD_ARGS = (
+    "none", "A=1;", ";", "=", "a=b=c", "K8S_POD_NAME", "FOO=BAR", "IgnoreUnknown=maybe", "IP=nonsense", "MAC=nonsense",
+    'IgnoreUnknown=1;K8S_POD_NAME=web;K8S_ANNOT={"selector":"app=web"}',
+)  # fmt: skip
+READERS = ("flannel", "bridge", "host-local")
+"""Plugins whose ADD reads CNI_ARGS, or hands it to one that does."""
+
+
+@pytest.mark.parametrize("args", ODD_ARGS)
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_args_are_rejected_only_by_an_add_that_reads_them(node: Host, plugin: str, args: str) -> None:
+    """CHECK and DEL of every plugin ignore them, and so does each verb of one that reads none."""
+    box = new_sandbox(node)
+    of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
+    first = of | ({} if plugin in READERS else {"args": args})
+    result = node.ok(plugin, "ADD", conf(plugin), **first)
+    node.ok(plugin, "CHECK", conf(plugin), prev=result, args=args, **of)
+    node.ok(plugin, "DEL", conf(plugin), prev=result, args=args, **of)
+    node.ok(plugin, "DEL", conf(plugin), args=args, **of)
+    node.delete_netns(box)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"args": "none"},
+        {"container_id": "a/b"},
+        {"ifname": "all"},
+        {"env": {"CNI_IFNAME": None}},
+        {"env": {"CNI_COMMAND": "X"}},
+    ],
+    ids=["args", "id", "ifname", "missing", "verb"],
+)
+def test_error_of_the_environment_has_the_version_of_the_configuration(
+    node: Host, box: Sandbox, version: str, odd: dict[str, Any]
+) -> None:
+    error = error_of(node.call("bridge", "ADD", conf("bridge", version), **({"sandbox": box} | odd)))
+    assert (error["code"], error["cniVersion"]) == (4, version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_error_before_the_call_has_the_version_of_the_configuration(node: Host, box: Sandbox, version: str) -> None:
+    assert error_of(node.call("bridge", "ADD", conf("bridge", version, name="a/b"), sandbox=box))["cniVersion"] == version
+    if not has(version, "STATUS"):
+        assert error_of(node.call("bridge", "STATUS", conf("bridge", version)))["cniVersion"] == version
+
+
 @pytest.mark.parametrize(
     "args", ["", "IgnoreUnknown=1", "IgnoreUnknown=true;K8S_POD_NAME=p;K8S_POD_UID=", "K8S_POD_NAME=p;IgnoreUnknown=1"]
 )
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_args_as_runtimes_send_them(node: Host, plugin: str, args: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id(), "args": args}
     result = node.ok(plugin, "ADD", conf(plugin), **of)
     node.ok(plugin, "CHECK", conf(plugin), prev=result, **of)
@@ -271,7 +331,7 @@ def test_network_name_is_needed(node: Host, box: Sandbox, plugin: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0", "cbr0", "a.b-c_d", "N" * 200])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_network_name_that_can_be(node: Host, plugin: str, name: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     node.ok(plugin, "ADD", conf(plugin, name=name), **of)
     node.ok(plugin, "DEL", conf(plugin, name=name), **of)

@@ -158,13 +158,12 @@ def test_version(client: Client, stdin: str) -> None:
         {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1"},
         {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "../x", "CNI_NETNS": "/x", "CNI_IFNAME": "eth0"},
         {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/x", "CNI_IFNAME": "a" * 16},
-        {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/x", "CNI_IFNAME": "eth0", "CNI_ARGS": "x"},
     ],
 )
 def test_error_of_the_environment(client: Client, env: dict[str, str]) -> None:
     status, loaded = client.run("flannel", "{}", **env)
     assert status == 1
-    assert loaded == ERROR
+    assert loaded == ERROR | ({"select"} & loaded)  # to read the version of the configuration, without waiting for it
 
 
 def test_run_by_hand(client: Client) -> None:
@@ -176,7 +175,7 @@ def test_run_by_hand(client: Client) -> None:
 def test_unknown_name(client: Client) -> None:
     status, loaded = client.run("calico", "{}", CNI_COMMAND="ADD")
     assert status == 1
-    assert loaded == ERROR
+    assert loaded == ERROR | ({"select"} & loaded)  # to read the version of the configuration, without waiting for it
 
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "STATUS", "GC"])

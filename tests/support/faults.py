@@ -145,8 +145,7 @@ def install(host: Host) -> None:
         f"{DIRECTORY}/cni-plugin",
         launcher.replace("\nfrom cni_py.client import main\n", f"\n{HOOK}\nfrom cni_py.client import main\n"),
     )
-    names = " ".join(PLUGINS)
-    host.run(f"cd {DIRECTORY}; chmod +x cni-plugin; for name in {names}; do ln -s cni-plugin $name; done")
+    host.run(f"cd {DIRECTORY}; chmod +x cni-plugin; for name in {' '.join(PLUGINS)}; do ln -s cni-plugin $name; done")
 
 
 def environ(kind: str, at: int, errno: str = "EIO") -> dict[str, str | None]:

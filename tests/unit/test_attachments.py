@@ -63,7 +63,7 @@ def test_record_lives_from_add_to_delete(directory: Path, sandbox: Path) -> None
     status = sandbox.stat()
     assert json.loads((directory / "c1:eth0:net").read_text()) == {
         "containerID": "c1", "ifname": "eth0", "network": "net", "netns": str(sandbox),
-        "dev": status.st_dev, "ino": status.st_ino,
+        "dev": status.st_dev, "ino": status.st_ino, "ctime": status.st_ctime_ns,
     }  # fmt: skip
     assert stat.S_IMODE((directory / "c1:eth0:net").stat().st_mode) == 0o600
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700

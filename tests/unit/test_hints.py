@@ -15,6 +15,7 @@ from support.hints import READS, commands_in, hints_in, templates
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKED = "tests/netns/test_check.py::test_hints_repair_what_was_changed"
+TUNING = "tests/netns/test_tuning.py::test_check_sees_what_was_changed"
 VLANS = "integration/kernel/test_bridge_vlan.py"
 LAB = "integration/lab/test_lab.py"
 ADVICE = "tests/netns/test_cli.py"
@@ -36,6 +37,8 @@ COMMANDS = {
     "ip link set {} type bridge vlan_filtering 1": VLANS,
     "bridge vlan add dev {} vid {}{}": VLANS,
     "bridge vlan del dev {} vid {}": VLANS,
+    "sysctl -w {}": TUNING,
+    "ip link set {} {} {}": TUNING,
     # cni-py add, gc, status
     "to undo the changes of {}, which succeeded: {}": f"{ADVICE}::test_hint_after_a_later_plugin_failed_cleans_up",
     "to undo what was created: {}": f"{ADVICE}::test_hint_after_a_later_plugin_failed_cleans_up",
@@ -68,7 +71,7 @@ COMMANDS = {
 
 NOT_HERE = {
     "the plugins work without it; start it: systemctl start cni-agent.socket": "needs systemd",
-    "try: modprobe {}; else choose another back end, or a kernel with {}": "loads a module into the machine's kernel",
+    "try: modprobe {}; else use a kernel with {}": "loads a module into the machine's kernel",
     "if it needs that: sysctl -w net.ipv6.conf.{}.accept_ra=2": "a choice, in a warning of flanneld",
     "install them (names as in Debian): apt-get install {}": "installs packages of the machine",
     "install it: pip install 'cni-py[flanneld]'": "installs packages of the machine",

@@ -16,7 +16,7 @@ from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidConf
 from cni_py.ipam import resolv_conf
 from cni_py.ipam.ranges import as_address, parse_address, parse_cidr, parse_range_sets
 from cni_py.ipam.store import Store, reserved_names
-from cni_py.journal import quote
+from cni_py.journal import note, quote
 from cni_py.spec.call import check_network_name
 from cni_py.spec.result import DNS, IPConfig, Result, Route, from_json
 from cni_py.undo import Undo
@@ -46,11 +46,17 @@ def add(call: Call, config: HostLocalConfig) -> Result:
     dns, routes = _dns(config), _routes(config)
     ips = []
     with Store(*_place(call, config), create=True) as store, Undo() as undo:
+        own = _of_before(call, store)
         for index, range_set in enumerate(range_sets):
-            asked = wanted[index]
-            chosen, address = _take(call, store, index, asked) if asked else _take_next(call, store, index, range_set)
-            undo.on_failure(f"release {address}", store.release, [address])
+            asked = wanted[index] or _again(own, range_set)
+            if asked and asked[1] in own:
+                chosen, address = asked
+                own.remove(address)
+            else:
+                chosen, address = _take(call, store, index, asked) if asked else _take_next(call, store, index, range_set)
+                undo.on_failure(f"release {address}", store.release, [address])
             ips.append(IPConfig(ip_interface((int(address), chosen.subnet.prefixlen)), chosen.gateway))
+        store.release(own)
     return Result(ips=tuple(ips), routes=routes, dns=dns)
 
 
@@ -63,7 +69,7 @@ def delete(call: Call, config: HostLocalConfig) -> None:
 def check(call: Call, config: HostLocalConfig) -> None:
     """Check that the attachment holds the addresses of our ranges in prevResult; if there are none, any."""
     range_sets = _range_sets(call, config)
-    _requested(call, config)
+    _requested(call.replace(args=()), config)  # CNI_ARGS are ADD's
     named = [ip.address.ip for ip in from_json(config.prev_result).ips] if config.prev_result else []
     expected = [address for address in named if any(address in range_set for range_set in range_sets)]
     owners = ((call.container_id, call.ifname), (call.container_id, ""))
@@ -150,6 +156,20 @@ def _take_next(call: Call, store: Store, index: int, range_set: RangeSet) -> Cho
             return chosen
     error = _exhausted(store.directory, range_set)
     raise AddressesExhausted(f"failed to allocate for range {index}: {error.msg}", error.details, error.hint)
+
+
+def _of_before(call: Call, store: Store) -> list[Address]:
+    """The addresses that the container had when its runtime was killed without DEL: it gets them again."""
+    held = store.held_by(call.container_id, call.ifname) if call.is_return else []
+    if held:
+        note(f"{call.container_id} comes back: its sandbox of before no longer exists, it had {', '.join(map(str, held))}")
+    return held
+
+
+def _again(own: list[Address], range_set: RangeSet) -> Choice | None:
+    """The first of them that the range set gives, with its range."""
+    again = ((found, address) for address in own if range_set.can_give(address) and (found := range_set.range_of(address)))
+    return next(again, None)
 
 
 def _refuse_second_address(call: Call, store: Store, index: int, range_set: RangeSet) -> None:
@@ -245,15 +265,16 @@ def _address_of_args(call: Call) -> Address | None:
 
     Go-compatible: containernetworking/cni pkg/types/args.go.
     """
-    unknown = [f'"{key}={value}"' for key, value in call.args if key not in ("IP", "IgnoreUnknown")]
-    ignore = call.arg("IgnoreUnknown").lower()
-    if "IgnoreUnknown" in dict(call.args) and ignore not in ("1", "true", "0", "false"):
-        pair = f'"IgnoreUnknown={call.arg("IgnoreUnknown")}"'
+    pairs = call.pairs()
+    unknown = [f'"{key}={value}"' for key, value in pairs.items() if key not in ("IP", "IgnoreUnknown")]
+    ignore = pairs.get("IgnoreUnknown", "").lower()
+    if "IgnoreUnknown" in pairs and ignore not in ("1", "true", "0", "false"):
+        pair = f'"IgnoreUnknown={pairs["IgnoreUnknown"]}"'
         words = f"boolean unmarshal error: invalid input {ignore}"
         raise InvalidEnvironment(f"ARGS: error parsing value of pair {pair}: {words}", "CNI_ARGS")
     if unknown and ignore not in ("1", "true"):
         raise InvalidEnvironment(f"ARGS: unknown args [{' '.join(unknown)}]", "CNI_ARGS", "add IgnoreUnknown=1 to CNI_ARGS")
-    text = call.arg("IP")
+    text = pairs.get("IP", "")
     try:
         return _parse_ip(text) if text else None
     except InvalidConfig as error:

@@ -80,15 +80,15 @@ def addresses(call: Call, config: StaticConfig) -> list[IPConfig]:
 
 def _of_args(call: Call) -> list[IPConfig]:
     """Addresses of CNI_ARGS, each with the last gateway in its subnet. Pure. Raises: InvalidEnvironment."""
-    call.refuse_unknown_args("IP", "GATEWAY")
+    args = call.known_pairs("IP", "GATEWAY")
     try:
         found = [
-            _cidr(text.strip(), "the 'ip' field is expected to be in CIDR notation, got") for text in _words(call.arg("IP"))
+            _cidr(text.strip(), "the 'ip' field is expected to be in CIDR notation, got") for text in _words(args.get("IP", ""))
         ]
     except InvalidConfig as error:
         raise InvalidEnvironment(error.msg, "CNI_ARGS", error.hint) from error
     gateways = []
-    for text in _words(call.arg("GATEWAY")):
+    for text in _words(args.get("GATEWAY", "")):
         try:
             gateways.append(parse_address(text.strip()))
         except InvalidConfig as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cni_py import files, subnet_env
 from cni_py.attachment import delegate, record
-from cni_py.config import decode
+from cni_py.config import decode, in_order
 from cni_py.errors import CheckFailed, CniError, InvalidConfig, IOFailure, NotAvailable
 from cni_py.journal import note
 from cni_py.jsontext import encode
@@ -38,8 +38,8 @@ def add(call: Call, config: FlannelConfig) -> Result:
     with Undo() as undo:
         undo.on_failure_if_clean("the saved configuration as before", _restore, path, before)
         _save(path, encode(conf))
-        was_there = before is not None  # then a DEL of the delegate would delete a live attachment
-        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if was_there else undo)
+        is_second = before is not None and not call.is_return  # then the delegate's DEL would delete a live one
+        return delegate.add(call, conf["type"], conf, config.delegate_mode, None if is_second else undo)
 
 
 def delete(call: Call, config: FlannelConfig) -> None:
@@ -126,7 +126,7 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
         raise InvalidConfig('"ipam.routes" must be a list', f"it is {routes!r:.80}")
     ipam["ranges"] = [[{"subnet": str(subnet)}] for subnet in env.subnets]
     ipam["routes"] = [*routes, *({"dst": str(network)} for network in env.networks)]
-    return conf | {"ipam": {"type": "host-local"} | ipam}
+    return in_order(conf | {"ipam": {"type": "host-local"} | ipam})
 
 
 def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
         conf.pop("type")
     conf = _base_conf(call, config, conf)
     conf.setdefault("ipMasq", True)
-    return conf | {"ipam": {"type": "host-local"} | config.ipam}
+    return in_order(conf | {"ipam": {"type": "host-local"} | config.ipam})
 
 
 def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:

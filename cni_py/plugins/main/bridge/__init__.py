@@ -263,7 +263,7 @@ def accept_only_mac(undo: Undo, call: Call, port: Link, end: Link) -> None:
     from cni_py.packetfilter import macspoof
 
     owner = record.owner_of(call)
-    undo.on_failure("the check of the MAC address", macspoof.delete, owner)
+    undo.on_failure("the check of the MAC address", macspoof.delete_port, owner, port.name)
     macspoof.add(owner, port.name, end.mac)
 
 

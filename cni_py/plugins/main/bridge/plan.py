@@ -79,7 +79,7 @@ class Plan(Value):
 
 def check_config(call: Call, config: BridgeConfig) -> Plan:
     """Refuse a configuration that cannot work. Raises: InvalidConfig, InvalidEnvironment."""
-    call.refuse_unknown_args("MAC")
+    args = call.known_pairs("MAC") if call.verb == "ADD" else {}
     if config.ipam.type and config.disable_container_interface:
         raise InvalidConfig(
             "cannot use IPAM when DisableContainerInterface flag is set", '"disableContainerInterface" with "ipam"'
@@ -95,7 +95,7 @@ def check_config(call: Call, config: BridgeConfig) -> Plan:
         is_gateway=config.is_gateway or config.is_default_gateway,
         is_default_gateway=config.is_default_gateway,
         replaces_addresses=config.force_address,
-        mac=interface.parse_mac(config.runtime_config.mac or config.args.cni.mac or call.arg("MAC")),
+        mac=interface.parse_mac(config.runtime_config.mac or config.args.cni.mac or args.get("MAC", "")),
         is_up=not config.disable_container_interface,
         detects_duplicates=config.enabledad,
         ipam=config.ipam.type,
