@@ -245,9 +245,11 @@ def check_addresses(
     for address in addresses:
         if address not in have:
             there = ", ".join(map(str, have)) or "none"
-            words = f"ip addr add {address} dev {link.name}{' nodad' if address.version == 6 else ''}"
+            option = " nodad" if address.version == 6 else ""
             msg = f'the {what} {address} is missing on "{link.name}"'
-            found.report(msg, f"expected {address}, found {there}", command(rtnl, words))
+            found.report(
+                msg, f"expected {address}, found {there}", command(rtnl, f"ip addr add {address} dev {link.name}{option}")
+            )
 
 
 def check_routes(found: Differences, rtnl: Rtnl, link: Link, routes: Iterable[Route], in_any_table: bool = False) -> None:

@@ -64,7 +64,7 @@ def check(call: Call, config: FlannelConfig) -> None:
         raise CheckFailed(
             f'the delegate\'s configuration "{path}" is missing or damaged',
             "expected the configuration that ADD saved, found none that is valid",
-            "delete the pod; DEL works without it",
+            "the pod's network and DEL work without it; ADD of a new pod writes a new one",
         )
     if call.conf.get("cniVersion"):  # of the call: ADD may have been in an older one, which has no CHECK
         conf["cniVersion"] = call.cni_version
