@@ -44,7 +44,7 @@ def _answer() -> int:
 
         return _fail(InvalidEnvironment(*fault), _requested_version())
     if verb == "VERSION":
-        _write(_STDOUT, _version_json(_requested_version()))
+        _write(_STDOUT, _version_json(plugin, _requested_version()))
         return 0
     try:
         stdin = _read_stdin()
@@ -173,20 +173,21 @@ def _say(text: str) -> None:
 
 def _about(plugin: str) -> str:
     from cni_py import __version__
-    from cni_py.spec.versions import SUPPORTED
+    from cni_py.spec.versions import SUPPORTED, supported_since
 
     name = plugin if plugin in PLUGINS else "plugin"
+    versions = supported_since(PLUGINS[plugin].since) if plugin in PLUGINS else SUPPORTED
     return (
         f"CNI {name} of cni-py {__version__}\n"
-        f"CNI protocol versions supported: {', '.join(SUPPORTED)}\n"
+        f"CNI protocol versions supported: {', '.join(versions)}\n"
         "It is executed by a container runtime, with CNI_COMMAND and the other variables of the CNI spec;\n"
         "to try it by hand: cni-py add --help\n"
     )
 
 
-def _version_json(asked: str) -> bytes:
+def _version_json(plugin: str, asked: str) -> bytes:
     """The reply to VERSION names the version of the request, where it is one that we know."""
-    from cni_py.spec.versions import CURRENT, SUPPORTED
+    from cni_py.spec.versions import CURRENT, SUPPORTED, supported_since
 
-    versions = ",".join(f'"{version}"' for version in SUPPORTED)
+    versions = ",".join(f'"{version}"' for version in supported_since(PLUGINS[plugin].since))
     return f'{{"cniVersion":"{asked if asked in SUPPORTED else CURRENT}","supportedVersions":[{versions}]}}\n'.encode()

@@ -56,7 +56,10 @@ def load(plugin: str) -> Plugin[Any]:
 def run(call: Call) -> Result | Mapping[str, Any] | None:
     """Run the call's verb in this process; only ADD returns a result. Raises: CniError."""
     plugin = load(call.plugin)
-    settings = config.parse(plugin.CONFIG, call.conf)
+    conf = config.canonical(plugin.CONFIG, call.conf)  # of the outermost call the engine has done it
+    if conf is not call.conf:
+        call = call.replace(conf=conf)
+    settings = config.parse(plugin.CONFIG, conf)
     if call.verb == "ADD":
         return plugin.add(call, settings)
     verbs = {"DEL": plugin.delete, "CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}

@@ -15,7 +15,7 @@ from cni_py.jsontext import encode
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import check_network_name
 from cni_py.spec.result import Result
-from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least
+from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least, supported_since
 from cni_py.undo import Undo
 
 TYPE_CHECKING = False
@@ -29,11 +29,11 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
     """Returns: exit status and standard output, which is empty if the verb has no result."""
     version = CURRENT
     try:
-        conf = config.decode(stdin)
+        conf = config.decode_for(PLUGINS[call.plugin].model, stdin)
         version = _version_of(conf)
         check_network_name(conf.get("name"))
-        _check_version(conf, call.verb)
-        return 0, _run(call.replace(conf=conf))
+        _check_version(conf, call)
+        return 0, _run(call.replace(conf=conf, raw=stdin))
     except CniError as error:
         return 1, encode(error.as_json(version))
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error
@@ -51,16 +51,18 @@ def _version_of(conf: Mapping[str, object]) -> str:
     return version if isinstance(version, str) and version in SUPPORTED else CURRENT
 
 
-def _check_version(conf: Mapping[str, object], verb: str) -> None:
+def _check_version(conf: Mapping[str, object], call: Call) -> None:
     """Raises: DecodingFailure, IncompatibleVersion."""
     version = conf.get("cniVersion") or "0.1.0"
     if not isinstance(version, str):
         raise DecodingFailure(f"cniVersion is {version!r}, not a string")
-    if version not in SUPPORTED:
-        raise IncompatibleVersion("incompatible CNI versions", f'config is "{version}", plugin supports {", ".join(SUPPORTED)}')
-    if not at_least(version, FIRST_VERSION_OF_VERB.get(verb, version)):
+    supported = supported_since(PLUGINS[call.plugin].since)
+    if version not in supported:
+        raise IncompatibleVersion("incompatible CNI versions", f'config is "{version}", plugin supports {", ".join(supported)}')
+    first = FIRST_VERSION_OF_VERB.get(call.verb, version)
+    if not at_least(version, first):
         raise IncompatibleVersion(
-            f"config version does not allow {verb}", f'config is "{version}", {verb} needs {FIRST_VERSION_OF_VERB[verb]}'
+            f"config version does not allow {call.verb}", f'config is "{version}", {call.verb} needs {first}'
         )
 
 

@@ -118,9 +118,21 @@ class AddressesExhausted(CniError):
 
 
 class CheckFailed(CniError):
-    """Difference from the state that ADD created; details: expected and found."""
+    """Difference from the state that ADD created; details: expected and found. The hint is the command that repairs it.
+
+    ``others`` are further differences that the same CHECK found.
+    """
 
     code = 103
+    others: tuple[CheckFailed, ...] = ()
+
+    def as_json(self, cni_version: str) -> dict[str, Any]:
+        """Return the error object; runtimes print its ``details``, ``cni-py check`` its ``differences``."""
+        found = (self, *self.others)
+        texts = [". ".join(filter(None, (one.details, one.hint))) for one in found]
+        texts[1:] = [f"also: {one.msg}: {text}" for one, text in zip(found[1:], texts[1:], strict=True)]
+        parts = [{"msg": one.msg, "details": one.details, "hint": one.hint} for one in found]
+        return super().as_json(cni_version) | {"details": "; ".join(texts), "differences": parts}
 
 
 class DelegateFailed(CniError):

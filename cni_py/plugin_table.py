@@ -17,13 +17,22 @@ class Row:
 
     ``gives_addresses``: its network has a pool of addresses, whether the plugin or its delegate keeps it. ``files``
     says what the sweep finds in the configuration's ``dataDir``: "reservations", "delegate configurations" or "".
+
+    ``since`` is the oldest version of the CNI spec that the Go plugin of this name accepts, and so does ours.
     """
 
     def __init__(
-        self, module: str, kind: str, model: str, record: str = "", gives_addresses: bool = False, files: str = ""
+        self,
+        module: str,
+        kind: str,
+        model: str,
+        record: str = "",
+        gives_addresses: bool = False,
+        files: str = "",
+        since: str = "0.1.0",
     ) -> None:
         self.module, self.kind, self.model = module, kind, model
-        self.record, self.gives_addresses, self.files = record, gives_addresses, files
+        self.record, self.gives_addresses, self.files, self.since = record, gives_addresses, files, since
 
 
 PLUGINS = {
@@ -42,6 +51,7 @@ PLUGINS = {
         record="shared",
         gives_addresses=True,
     ),
+    "ptp": Row("cni_py.plugins.main.ptp", kind="main", model="PtpConfig", record="shared", gives_addresses=True),
     "host-local": Row(
         "cni_py.plugins.ipam.host_local",
         kind="ipam",
@@ -50,6 +60,9 @@ PLUGINS = {
         gives_addresses=True,
         files="reservations",
     ),
+    "static": Row("cni_py.plugins.ipam.static", kind="ipam", model="StaticConfig"),
     "portmap": Row("cni_py.plugins.meta.portmap", kind="meta", model="PortmapConfig", record="own"),
     "loopback": Row("cni_py.plugins.main.loopback", kind="main", model="LoopbackConfig"),
+    "bandwidth": Row("cni_py.plugins.meta.bandwidth", kind="meta", model="BandwidthConfig", record="own", since="0.3.0"),
+    "tuning": Row("cni_py.plugins.meta.tuning", kind="meta", model="TuningConfig", record="own"),
 }

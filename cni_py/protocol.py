@@ -27,7 +27,7 @@ The client loads this only if a plugin has work to do: one module, because each 
 """
 
 import posix
-from _socket import AF_UNIX, SCM_RIGHTS, SHUT_RD, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, SCM_RIGHTS, SHUT_RD, SO_PEERCRED, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 from sys import byteorder
 
 from cni_py.spec.environment import NESTED
@@ -132,6 +132,7 @@ def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int
     sock.settimeout(REQUEST_SECONDS)
     try:
         sock.connect(SOCKET_PATH)
+        check_agent_user(sock)
         _send_request(sock, plugin, launcher, netns, stdin)
         kind, status, reply = _first_reply(sock)
     except (OSError, FrameError):
@@ -143,6 +144,18 @@ def ask_agent(plugin: str, launcher: str, netns: str, stdin: bytes) -> tuple[int
         return read_reply(sock)[1:]
     except (OSError, FrameError) as error:
         raise BrokeOff(str(error)) from error
+
+
+def peer_uid(sock: socket) -> int:
+    """Return the user of the process at the other end: of a client the one that connects, of an agent the one that listens."""
+    credentials = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
+    return int.from_bytes(credentials[4:8], byteorder)
+
+
+def check_agent_user(sock: socket) -> None:
+    """Refuse to send namespaces and configurations to a process of another user. Raises: FrameError."""
+    if (uid := peer_uid(sock)) not in (0, posix.geteuid()):
+        raise FrameError(f"a process of the user {uid} listens there")
 
 
 def _send_request(sock: socket, plugin: str, launcher: str, netns: str, stdin: bytes) -> None:

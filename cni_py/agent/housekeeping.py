@@ -19,6 +19,7 @@ from cni_py.attachment import record
 from cni_py.errors import CniError
 from cni_py.netlink.constants import NETLINK_ROUTE, RTNLGRP_NSID
 from cni_py.netlink.socket import Listener
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import Call
 from cni_py.spec.result import from_json
 from cni_py.sweep import report as sweep_report
@@ -96,7 +97,7 @@ class Housekeeper:
         if call.verb not in ("ADD", "DEL", "STATUS"):
             return
         try:
-            conf = config.decode(stdin)
+            conf = dict(config.decode_for(PLUGINS[call.plugin].model, stdin))
         except CniError:
             return
         self.usage.record_call(call.replace(conf=conf))

@@ -88,6 +88,6 @@ def _usage(call: Call) -> list[tuple[RangeSet, int]]:
         settings = config.parse(flannel.CONFIG, conf)
         conf = flannel.delegate_conf(call, settings, subnet_env.read(settings.subnet_file))
     ipam = conf.get("ipam")
-    if not isinstance(ipam, dict) or (ipam.get("type") != "host-local" and call.plugin != "host-local"):
+    if not isinstance(ipam, dict) or (config.member_of(ipam, "type") != "host-local" and call.plugin != "host-local"):
         return []
     return host_local.usage(call.replace(conf=conf), config.parse(host_local.CONFIG, conf))

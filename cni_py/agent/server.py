@@ -137,7 +137,7 @@ class Agent:
     def _answer(self, connection: socket.socket, descriptors: list[int]) -> None:
         """Raises: FrameError, OSError."""
         connection.settimeout(protocol.REQUEST_SECONDS)
-        if requests.peer_uid(connection) != 0:
+        if protocol.peer_uid(connection) != 0:
             raise protocol.FrameError("the peer is not root")
         request = requests.read(connection, descriptors, self._own_namespaces)
         if request is not None and request.is_status:

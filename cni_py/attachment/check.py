@@ -9,17 +9,21 @@ from __future__ import annotations
 from cni_py.attachment import gateway
 from cni_py.attachment.interface import wanted_routes
 from cni_py.errors import CheckFailed
+from cni_py.journal import quote
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link, list_links
 from cni_py.kernel.route import list_routes_over
 from cni_py.spec.result import from_json
+from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
     from typing import Any
 
+    from cni_py.kernel.address import AddressWithPrefix
     from cni_py.kernel.link import Link
     from cni_py.kernel.route import Route
     from cni_py.netlink.socket import Rtnl
@@ -27,6 +31,47 @@ if TYPE_CHECKING:
     from cni_py.spec.result import Interface, IPConfig, Result
 
 RECREATE = "delete the pod and create it again"
+
+
+class Differences:
+    """Collects what differs, so that one CHECK reports all of it.
+
+    ::
+
+        found = Differences()
+        found.expect("state of eth0", "up", state(link), f"ip link set eth0 up")
+        with found:  # one difference at most: what follows in the block depends on it
+            port = find_host_end(…)
+        found.raise_if_any()
+    """
+
+    def __init__(self) -> None:
+        self.failed: list[CheckFailed] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, CheckFailed):
+            return False
+        self.failed += [error, *error.others]
+        return True
+
+    def expect(self, subject: str, expected: object, found: object, hint: str = "") -> None:
+        """Collect the difference between two values."""
+        with self:
+            expect(subject, expected, found, hint)
+
+    def report(self, msg: str, details: str, hint: str) -> None:
+        """Collect a difference that is none between two values."""
+        self.failed.append(CheckFailed(msg, details, hint))
+
+    def raise_if_any(self) -> None:
+        """Raise the first one, with the others in it. Raises: CheckFailed."""
+        if self.failed:
+            first, *others = self.failed
+            first.others = tuple(others)
+            raise first
 
 
 # ---- prevResult -------------------------------------------------------------------------------
@@ -70,19 +115,28 @@ def state(link: Link) -> str:
     return "up" if link.is_up else "down"
 
 
-def check_sandbox_end(sandbox: Rtnl, prev: Result, call: Call, kind: str, is_up: bool = True) -> Link:
-    """Check that CNI_IFNAME exists and is of this kind, up, and as in ``prevResult``. Returns: it. Raises: CheckFailed."""
-    expected = expected_from_prev_result(prev, call)
+def find_sandbox_end(sandbox: Rtnl, call: Call, kind: str) -> Link:
+    """Return CNI_IFNAME in the sandbox. Raises: CheckFailed if it is missing or of another kind."""
     end = find_link(sandbox, call.ifname)
     if end is None:
         raise CheckFailed(
             f'the interface "{call.ifname}" is missing in "{call.netns}"', f"expected a {kind}, found no such link", RECREATE
         )
-    expect(f'kind of "{end.name}" in the sandbox', kind, end.kind)
-    if is_up:
-        expect(f'state of "{end.name}" in the sandbox', "up", state(end))
-    check_link(end, expected)
+    expect(f'kind of "{end.name}" in the sandbox', kind, end.kind, RECREATE)
     return end
+
+
+def check_sandbox_end(found: Differences, sandbox: Rtnl, end: Link, prev: Result, call: Call, is_up: bool = True) -> None:
+    """Compare the interface with ``prevResult``; it has to be up."""
+    if is_up:
+        found.expect(f'state of "{end.name}" in the sandbox', "up", state(end), command(sandbox, f"ip link set {end.name} up"))
+    with found:
+        check_link(found, sandbox, end, expected_from_prev_result(prev, call))
+
+
+def command(rtnl: Rtnl, words: str) -> str:
+    """Return the command as it is typed on the host."""
+    return " ".join([*map(quote, rtnl.enter), words])
 
 
 def find_host_end(host: Rtnl, end: Link, prev: Result) -> Link:
@@ -98,64 +152,70 @@ def find_host_end(host: Rtnl, end: Link, prev: Result) -> Link:
     return port
 
 
-def check_host_end(port: Link, prev: Result) -> None:
-    """Check its MAC address and MTU, if it still has its name. Raises: CheckFailed."""
+def check_host_end(found: Differences, host: Rtnl, port: Link, prev: Result) -> None:
+    """Compare its MAC address and MTU, if it still has its name."""
     for interface in prev.interfaces:
         if interface.name == port.name and not interface.sandbox:
-            check_link(port, interface)
+            check_link(found, host, port, interface)
 
 
-def check_link(link: Link, expected: Interface) -> None:
-    """Check MAC address and MTU, as far as they are known: results before 1.1.0 have no MTU. Raises: CheckFailed."""
+def check_link(found: Differences, rtnl: Rtnl, link: Link, expected: Interface) -> None:
+    """Compare MAC address and MTU, as far as they are known: results before 1.1.0 have no MTU."""
+    change = command(rtnl, f"ip link set {link.name}")
     if expected.mac:
-        expect(f'MAC address of "{link.name}"', expected.mac.lower(), link.mac)
+        mac = expected.mac.lower()
+        found.expect(f'MAC address of "{link.name}"', mac, link.mac, f"{change} address {mac}")
     if expected.mtu:
-        expect(f'MTU of "{link.name}"', expected.mtu, link.mtu)
+        found.expect(f'MTU of "{link.name}"', expected.mtu, link.mtu, f"{change} mtu {expected.mtu}")
 
 
-def check_addresses(sandbox: Rtnl, end: Link, ips: list[IPConfig]) -> None:
-    """Raises: CheckFailed."""
-    have = list_addresses(sandbox, end)
-    for ip in ips:
-        if ip.address not in have:
-            found = ", ".join(map(str, have)) or "none"
-            raise CheckFailed(f'the address {ip.address} is missing on "{end.name}"', f"expected {ip.address}, found {found}")
+def check_configured(found: Differences, sandbox: Rtnl, end: Link, prev: Result, call: Call) -> None:
+    """Look for every address and route of the result on the interface."""
+    check_addresses(found, sandbox, end, [ip.address for ip in expected_addresses(prev, call)])
+    # before 1.1.0 a result does not name the tables of its routes
+    check_routes(found, sandbox, end, wanted_routes(prev), in_any_table=not at_least(call.cni_version, "1.1.0"))
 
 
-def check_routes(sandbox: Rtnl, end: Link, prev: Result, has_tables: bool) -> None:
-    """Check every route of the result. Raises: CheckFailed.
+def check_addresses(
+    found: Differences, rtnl: Rtnl, link: Link, addresses: Iterable[AddressWithPrefix], what: str = "address"
+) -> None:
+    """Look for addresses on a link."""
+    have = list_addresses(rtnl, link)
+    for address in addresses:
+        if address not in have:
+            there = ", ".join(map(str, have)) or "none"
+            words = f"ip addr add {address} dev {link.name}{' nodad' if address.version == 6 else ''}"
+            msg = f'the {what} {address} is missing on "{link.name}"'
+            found.report(msg, f"expected {address}, found {there}", command(rtnl, words))
+
+
+def check_routes(found: Differences, rtnl: Rtnl, link: Link, routes: Iterable[Route], in_any_table: bool = False) -> None:
+    """Look for routes over a link.
 
     Args:
-        has_tables: the result names the tables of its routes, from 1.1.0 on; else a route may be in any.
+        in_any_table: a route may be in another table than the expected one.
     """
-    have = list_routes_over(sandbox, end)
-    for route in wanted_routes(prev):
-        same = [r for r in have if r.dst == route.dst and (r.table == route.table or not has_tables)]
+    have = list_routes_over(rtnl, link)
+    for route in routes:
+        same = [r for r in have if r.dst == route.dst and (r.table == route.table or in_any_table)]
         if not any(_matches(r, route) for r in same):
             words = " ".join(route.words("priority"))
-            found = "; ".join(" ".join(r.words("priority")) for r in same) or "none to there"
-            raise CheckFailed(f'the route {words} over "{end.name}" is missing', f"expected {words}, found {found}")
+            there = "; ".join(" ".join(r.words("priority")) for r in same) or "no route to this destination"
+            repair = " ".join(route.replace(device=link.name).words())
+            msg = f'the route {words} over "{link.name}" is missing'
+            found.report(msg, f"expected {words}, found {there}", command(rtnl, f"ip route replace {repair}"))
 
 
 def _matches(found: Route, expected: Route) -> bool:
-    """Return whether the kernel's route has the gateway, and everything else that the result gives of it."""
-    names = [name for name in ("metric", "mtu", "advmss") if getattr(expected, name)]
+    """Return whether the kernel's route has the gateway, and everything else that is expected of it."""
+    names = [name for name in ("metric", "mtu", "advmss", "source") if getattr(expected, name)]
     if expected.scope and expected.dst.version == 4:  # IPv6 routes have no scope
         names.append("scope")
     return found.gateway == expected.gateway and all(getattr(found, name) == getattr(expected, name) for name in names)
 
 
-def check_gateways(host: Rtnl, link: Link, ips: list[IPConfig]) -> None:
-    """Check that the link has the gateways of these addresses, and that the host forwards. Raises: CheckFailed."""
-    have = list_addresses(host, link)
-    for ip in ips:
-        address = gateway.address_for(ip)
-        if address not in have:
-            found = ", ".join(map(str, have)) or "none"
-            raise CheckFailed(
-                f'the gateway address {address} is missing on "{link.name}"',
-                f"expected {address}, found {found}",
-                f"ip addr add {address} dev {link.name}",
-            )
-        name = gateway.FORWARDING[address.version]
-        expect(name, "1", sysctl.read(name), f"sysctl -w {name}=1")
+def check_forwarding(found: Differences, addresses: Iterable[AddressWithPrefix]) -> None:
+    """Compare whether the host forwards packets of these IP versions."""
+    for version in sorted({address.version for address in addresses}):
+        name = gateway.FORWARDING[version]
+        found.expect(name, "1", sysctl.read(name), f"sysctl -w {name}=1")

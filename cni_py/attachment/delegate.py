@@ -1,7 +1,7 @@
-"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM plugin of bridge.
+"""Run another plugin for this one (CNI spec section 4): the delegate of flannel, the IPAM plugin of a main plugin.
 
 Ours run in this process, which saves an interpreter's start; third-party ones are executed as by a
-runtime. :func:`choose` selects one of the two.
+runtime. :func:`choose` selects one of the two. :func:`lease` to :func:`check_ready` are for main plugins.
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ from cni_py.spec.versions import CURRENT, at_least
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, Protocol
 
+    from cni_py.config.models import IpamType
     from cni_py.spec.call import Call
-    from cni_py.undo import Undo
+    from cni_py.undo import Attempts, Undo
+
+    class WithIpam(Protocol):
+        """Configuration of a main plugin; ``ipam.type`` "": no addresses."""
+
+        ipam: IpamType
+        delegate_mode: Any
+
 
 MAX_OUTPUT = 1 << 20
 """Maximum size of a plugin's output."""
@@ -113,6 +121,51 @@ def status(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
         if error.code in (50, 51):
             raise
         raise NotAvailable(f'"{plugin}" is not available: {error.msg}', error.details, error.hint) from error
+
+
+# ---- the IPAM plugin of a main plugin: the same configuration, and the type of ``ipam`` ------------
+
+
+def lease(undo: Undo, call: Call, config: WithIpam, interface: int = 0) -> Result:
+    """Run ADD of the IPAM plugin. Returns: its result, with every address on the result's interface of this index.
+
+    Raises: CniError; InvalidConfig without a plugin or without addresses.
+    """
+    if not config.ipam.type:
+        raise InvalidConfig("no plugin name provided", '"ipam.type" is missing', 'set "ipam": {"type": "host-local", …}')
+    leased = add(call, config.ipam.type, call.conf, config.delegate_mode, undo)
+    if not leased.ips:
+        raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{config.ipam.type}"')
+    return leased.replace(ips=tuple(ip.replace(interface=interface) for ip in leased.ips))
+
+
+def release(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    """Run DEL of the IPAM plugin. Last: addresses are not leased to another pod before everything else is deleted."""
+    if config.ipam.type:
+        with attempts.attempt(f"addresses of {config.ipam.type}"):
+            delete(call, config.ipam.type, call.conf, config.delegate_mode)
+
+
+def release_stale(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    """Run GC of the IPAM plugin."""
+    if config.ipam.type:
+        with attempts.attempt(f"addresses of {config.ipam.type}"):
+            gc(call, config.ipam.type, call.conf, config.delegate_mode)
+
+
+def check_leased(call: Call, config: WithIpam) -> None:
+    """Run CHECK of the IPAM plugin. Raises: CniError."""
+    if config.ipam.type:
+        check(call, config.ipam.type, call.conf, config.delegate_mode)
+
+
+def check_ready(call: Call, config: WithIpam) -> None:
+    """Run STATUS of the IPAM plugin. Raises: CniError with code 50 or 51."""
+    if config.ipam.type:
+        status(call, config.ipam.type, call.conf, config.delegate_mode)
+
+
+# ---- how it is run ----------------------------------------------------------------------------
 
 
 def _invoke(call: Call, verb: str, plugin: str, conf: Mapping[str, Any], mode: str) -> Result | Mapping[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from cni_py.errors import InvalidConfig, SandboxGone
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import add_address
-from cni_py.kernel.deletion import delete_in
+from cni_py.kernel.deletion import delete_in_background
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import Route, add_route
@@ -47,16 +47,6 @@ def open_with(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> Rtn
 def _prefer(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> None:
     for ip, name, value in parameters:
         sysctl.prefer(f"net/{ip}/conf/{ifname}/{name}", value, netns.enter)
-
-
-def assigned(leased: Result, index: int, ipam: str) -> Result:
-    """The result of the IPAM plugin, with every address on the result's interface of this index. Pure.
-
-    Raises: InvalidConfig if there are no addresses.
-    """
-    if not leased.ips:
-        raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{ipam}"')
-    return leased.replace(ips=tuple(ip.replace(interface=index) for ip in leased.ips))
 
 
 def configure(netns: NetNS, sandbox: Rtnl, end: Link, result: Result, detect_duplicates: bool = False) -> None:
@@ -134,6 +124,6 @@ def delete(call: Call, is_ours: Callable[[Link], bool] = lambda _: True) -> bool
 
     try:
         with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns:
-            return delete_in(netns, end_of)
+            return delete_in_background(netns, end_of)
     except SandboxGone:
         return False

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cni_py.kernel.link import Link
     from cni_py.packetfilter.ownership import Owner
     from cni_py.spec.call import Call
 
 DIRECTORY = f"{RUN_DIR}/attachments"
-ALIAS = "cni:"
-"""Prefix of the alias of host ends (attachment/veth.py)."""
+MARK = "cni:"
+"""Prefix of the mark of host ends (attachment/veth.py)."""
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 END_SECONDS = 2.0
 _RETURNED = "returned"
@@ -53,6 +54,21 @@ def name_of(container_id: str, ifname: str, network: str) -> str:
     from zlib import crc32
 
     return f"{container_id[:120]}:{ifname}:{network[:60]}~{crc32(name.encode()):08x}"
+
+
+def mark_of(container_id: str, ifname: str, network: str) -> str:
+    """The attachment in the mark of its host end, without prefix; the kernel takes at most 127 bytes of an alternative name."""
+    name = f"{container_id}:{ifname}:{network}"
+    if len(name.encode(errors="surrogateescape")) <= 123:
+        return name
+    from zlib import crc32
+
+    return f"{container_id[:72]}:{ifname}:{network[:25]}~{crc32(name.encode(errors='surrogateescape')):08x}"
+
+
+def mark_on(link: Link) -> str:
+    """The mark of a host end; "" if it has none."""
+    return next((name for name in (*link.altnames, link.alias) if name.startswith(MARK)), "")
 
 
 def owner_of(call: Call) -> Owner:
@@ -130,11 +146,11 @@ def _has_host_end(call: Call) -> bool:
     from cni_py.kernel.link import list_links
     from cni_py.netlink.socket import open_host
 
-    alias = ALIAS + name_of(call.container_id, call.ifname, call.network)
+    mark = MARK + mark_of(call.container_id, call.ifname, call.network)
     deadline = monotonic() + END_SECONDS
     with open_host() as host:
         # the kernel deletes a namespace, and with it the veth, a moment after its last user
-        while found := any(link.nsid is not None for link in list_links(host, alias=alias)):
+        while found := any(link.nsid is not None for link in list_links(host, mark)):
             if monotonic() > deadline:
                 break
             sleep(0.02)
@@ -232,6 +248,11 @@ def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = 
         if len(parts) == 3 and parts[2] == network and container_id in ("", parts[0]):
             found.append((str(parts[0]), str(parts[1])))
     return found
+
+
+def remembered_by(call: Call) -> list[tuple[str, str]]:
+    """Container id and interface name of every attachment of the network that the called plugin has recorded."""
+    return remembered(call.network, _directory(call))
 
 
 def _names(directory: str, container_id: str) -> list[str]:

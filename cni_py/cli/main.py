@@ -113,6 +113,7 @@ def _agent_report() -> dict[str, object]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(protocol.REQUEST_SECONDS)
             sock.connect(protocol.SOCKET_PATH)
+            protocol.check_agent_user(sock)
             sock.sendall(protocol.pack_request(protocol.STATUS_REQUEST, "", (), b"", (0, 0, 0, 0), 0))
             report: dict[str, object] = json.loads(protocol.read_reply(sock)[2])
             return report

@@ -3,12 +3,17 @@
 The models are in models.py; importing pydantic for them would cost a call 70 ms, its compiled
 core with a ready schema costs 2 (docs/decisions/0003-configuration.md). :func:`parse` returns an
 object with the model's fields as attributes.
+
+Keys are matched as Go's encoding/json matches them: a key in any case sets its field, and of several the last
+in the text wins. A configuration with a key in another case, or with a repeated object, is rare; ``keys.py``, which is
+imported only then, brings it into the models' case.
 """
 
 from __future__ import annotations
 
 from cni_py.config._schemas import SCHEMAS
 from cni_py.errors import DecodingFailure, InvalidConfig
+from cni_py.journal import current
 from cni_py.lazy import without_init
 
 with without_init("pydantic_core"):
@@ -19,10 +24,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    Fields = dict[str, tuple[str, "Schema"]]
+    Schema = dict[str, Any]
+
 MAX_BYTES = 4 << 20
 """Maximum size of a configuration in bytes: a GC of 10,000 attachments needs one."""
 
+SPEC_KEYS = (
+    "cniVersion", "name", "type", "ipam", "dns", "args", "capabilities", "runtimeConfig", "prevResult",
+    "cni.dev/valid-attachments", "cni.dev/attachments",
+)  # fmt: skip
+"""Keys that any plugin may get; a plugin's model has those that it reads."""
+_OBJECTS = (b'"ipam"', b'"args"', b'"dns"', b'"runtimeConfig"', b'"prevResult"', b'"delegate"', b'"cni"')
+_FOREIGN = ("HostLocalConfig", "IpamType", "BridgeArgs", "MacArgs", "HostLocalArgs", "IpsArgs", "HostLocalRuntimeConfig")
+"""Models of objects with keys of other plugins: an unknown key in them is probably no mistake."""
+
 _validators: dict[str, SchemaValidator] = {}
+_fields: dict[int, Fields] = {}
+
+
+class Received(dict[str, "Any"]):
+    """Network configuration as received; ``text`` has what a dict cannot keep, repeated keys and their order."""
+
+    text: bytes
 
 
 def decode(data: bytes, what: str = "network config") -> dict[str, Any]:
@@ -38,18 +62,132 @@ def decode(data: bytes, what: str = "network config") -> dict[str, Any]:
     return value
 
 
+def decode_for(model: str, data: bytes) -> Mapping[str, Any]:
+    """Decode the configuration of a plugin, with its top-level keys in the model's case. Raises: DecodingFailure (code 6)."""
+    received = Received(decode(data))
+    received.text = data
+    if any(data.count(key) > 1 for key in _OBJECTS):
+        from cni_py.config import keys
+
+        return keys.canonical(received, _fields_of(SCHEMAS[model]))
+    return canonical(model, received)
+
+
+def canonical(model: str, conf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration with its top-level keys in the model's case: itself if they are. Pure."""
+    fields = _fields_of(SCHEMAS[model])
+    for key in conf:
+        field = fields.get(key)
+        if (field is not None and field[0] == key) or key in SPEC_KEYS:
+            continue
+        if field is not None or fold(key) in fields or fold(key) in FOLDED_SPEC_KEYS:
+            from cni_py.config import keys
+
+            return keys.canonical(conf, fields)
+    return conf
+
+
 def parse(model: str, raw: Mapping[str, Any], what: str = "network config") -> Any:
     """Validate ``raw`` against a model of models.py; a null member counts as absent, as in Go.
 
+    A key that is unknown, and one letter from a known one, is a warning in the journal.
+
     Raises: InvalidConfig (code 7), which names each wrong key and its value.
     """
+    schema = SCHEMAS[model]
     if model not in _validators:
-        _validators[model] = SchemaValidator(SCHEMAS[model])
+        _validators[model] = SchemaValidator(schema)
+    unknown: list[tuple[str, str, Fields]] = []
     try:
-        return _validators[model].validate_python(_without_nulls(raw))
+        members = _members(raw, schema, "", unknown)
+    except _SeveralOfOneField:
+        from cni_py.config import keys
+
+        members = keys.members(raw, schema, _fields_of)
+    if unknown and model.endswith("Config") and current() is not None:
+        from cni_py.config import keys
+
+        keys.warn(unknown)
+    try:
+        return _validators[model].validate_python(members)
     except ValidationError as error:
         faults = [f'"{_path(e["loc"])}": {e["msg"]}, not {e["input"]!r:.80}' for e in error.errors(include_url=False)]
         raise InvalidConfig(f"{what} is invalid: {faults[0]}", "; ".join(faults[1:6])) from error
+
+
+class _SeveralOfOneField(Exception):
+    """Two keys of an object set the same field."""
+
+
+def member_of(raw: Mapping[str, Any], key: str) -> Any:
+    """Return a member by its key in any case; of several, that which Go's libcni writes last. None: there is none."""
+    found = [name for name in raw if name == key or fold(name) == fold(key)]
+    return raw[max(found)] if found else None
+
+
+def in_order(conf: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort the keys, as Go writes a map: of several that set one field in different case, a plugin takes the last. Pure."""
+    return {key: _in_order(member) for key, member in sorted(conf.items())}
+
+
+def _in_order(value: Any) -> Any:
+    if isinstance(value, dict):
+        return in_order(value)
+    return [_in_order(item) for item in value] if isinstance(value, list) else value
+
+
+def fold(key: str) -> str:
+    """Fold the case of a key as Go's encoding/json does: beyond ASCII only U+017F and U+212A fold to a letter of ASCII."""
+    return key.lower().replace("\u017f", "s")
+
+
+FOLDED_SPEC_KEYS = {fold(key): key for key in SPEC_KEYS}
+
+
+def _fields_of(schema: Schema) -> Fields:
+    """Return the fields of a model by key and by folded key: the key, and the schema of an object or a list in it."""
+    found = _fields.get(id(schema))
+    if found is None:
+        listed = [(field["validation_alias"], _inner(field["schema"])) for field in schema["schema"]["fields"]]
+        found = _fields[id(schema)] = {fold(field[0]): field for field in listed} | {field[0]: field for field in listed}
+    return found
+
+
+def _inner(schema: Schema) -> Schema:
+    """Return the schema without default, and as ``{"nullable": True, …}`` if the field may be null: in Go it is a pointer."""
+    while schema["type"] == "default":
+        schema = schema["schema"]
+    return schema["schema"] | {"nullable": True} if schema["type"] == "nullable" else schema
+
+
+def _members(value: Mapping[str, Any], schema: Schema, where: str, unknown: list[tuple[str, str, Fields]]) -> dict[str, Any]:
+    """Return the members that the model has, in its case and without nulls; ``unknown`` gets the keys of all others.
+
+    Raises: _SeveralOfOneField.
+    """
+    fields, out = _fields_of(schema), {}
+    for key, member in value.items():
+        field = fields.get(key) or fields.get(fold(key))
+        if field is None:
+            if key not in SPEC_KEYS and schema["schema"]["dataclass_name"] not in _FOREIGN:
+                unknown.append((where, key, fields))
+            continue
+        name, inner = field
+        if name != key and (name in value or name in out or member is None):
+            raise _SeveralOfOneField
+        if member is not None:
+            out[name] = _member(member, inner, f"{where}{name}", unknown)
+    return out
+
+
+def _member(value: Any, schema: Schema, where: str, unknown: list[tuple[str, str, Fields]]) -> Any:
+    kind = schema["type"]
+    if kind == "dataclass" and isinstance(value, dict):
+        return _members(value, schema, f"{where}.", unknown)
+    if kind == "list" and isinstance(value, list):
+        items = _inner(schema["items_schema"])
+        return [_member(item, items, where, unknown) for item in value]
+    return _without_nulls(value)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -71,12 +71,6 @@ FlannelConfig = _model(
     delegate_mode=("delegateMode", _default(_literal(expected=["auto", "exec", "native"]), value="auto")),
     masquerade_beyond=("masqueradeBeyond", _default(_literal(expected=["subnet", "network"]), value="subnet")),
 )
-VlanRange = _model(
-    "VlanRange",
-    id=("id", _default(_nullable(_int(ge=1, le=4094)), value=None)),
-    min_id=("minID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
-    max_id=("maxID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
-)
 IpamType = _model(
     "IpamType",
     type=("type", _default(STR, value="")),
@@ -87,6 +81,12 @@ DNS = _model(
     domain=("domain", _default(STR, value="")),
     search=("search", _default(_list(STR), make=list)),
     options=("options", _default(_list(STR), make=list)),
+)
+VlanRange = _model(
+    "VlanRange",
+    id=("id", _default(_nullable(_int(ge=1, le=4094)), value=None)),
+    min_id=("minID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
+    max_id=("maxID", _default(_nullable(_int(ge=1, le=4094)), value=None)),
 )
 MacArgs = _model(
     "MacArgs",
@@ -102,13 +102,16 @@ BridgeConfig = _model(
     name=("name", _default(STR, value="")),
     type=("type", _default(STR, value="")),
     prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ipam=("ipam", _default(IpamType, validated=True)),
+    dns=("dns", _default(DNS, validated=True)),
+    delegate_mode=("delegateMode", _default(_literal(expected=["auto", "exec", "native"]), value="auto")),
+    ip_masq=("ipMasq", _default(BOOL, value=False)),
+    ip_masq_backend=("ipMasqBackend", _default(_nullable(STR), value=None)),
+    masquerade_except=("masqueradeExcept", _default(_list(STR), make=list)),
     bridge=("bridge", _default(STR, value="cni0")),
     is_gateway=("isGateway", _default(BOOL, value=False)),
     is_default_gateway=("isDefaultGateway", _default(BOOL, value=False)),
     force_address=("forceAddress", _default(BOOL, value=False)),
-    ip_masq=("ipMasq", _default(BOOL, value=False)),
-    ip_masq_backend=("ipMasqBackend", _default(_nullable(STR), value=None)),
-    masquerade_except=("masqueradeExcept", _default(_list(STR), make=list)),
     mtu=("mtu", _default(_int(ge=0, le=65535), value=0)),
     hairpin_mode=("hairpinMode", _default(BOOL, value=False)),
     promisc_mode=("promiscMode", _default(BOOL, value=False)),
@@ -119,18 +122,29 @@ BridgeConfig = _model(
     enabledad=("enabledad", _default(BOOL, value=False)),
     disable_container_interface=("disableContainerInterface", _default(BOOL, value=False)),
     port_isolation=("portIsolation", _default(BOOL, value=False)),
-    ipam=("ipam", _default(IpamType, validated=True)),
-    dns=("dns", _default(DNS, validated=True)),
-    delegate_mode=("delegateMode", _default(_literal(expected=["auto", "exec", "native"]), value="auto")),
     args=("args", _default(BridgeArgs, validated=True)),
     runtime_config=("runtimeConfig", _default(MacArgs, validated=True)),
 )
+PtpConfig = _model(
+    "PtpConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ipam=("ipam", _default(IpamType, validated=True)),
+    dns=("dns", _default(DNS, validated=True)),
+    delegate_mode=("delegateMode", _default(_literal(expected=["auto", "exec", "native"]), value="auto")),
+    ip_masq=("ipMasq", _default(BOOL, value=False)),
+    ip_masq_backend=("ipMasqBackend", _default(_nullable(STR), value=None)),
+    masquerade_except=("masqueradeExcept", _default(_list(STR), make=list)),
+    mtu=("mtu", _default(_int(ge=0, le=65535), value=0)),
+)
 Range = _model(
     "Range",
-    subnet=([["subnet"], ["Subnet"]], _default(STR, value="")),
-    range_start=([["rangeStart"], ["RangeStart"]], _default(STR, value="")),
-    range_end=([["rangeEnd"], ["RangeEnd"]], _default(STR, value="")),
-    gateway=([["gateway"], ["Gateway"]], _default(STR, value="")),
+    subnet=("subnet", _default(STR, value="")),
+    range_start=("rangeStart", _default(STR, value="")),
+    range_end=("rangeEnd", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
 )
 Route = _model(
     "Route",
@@ -144,15 +158,15 @@ Route = _model(
 )
 HostLocalIpam = _model(
     "HostLocalIpam",
-    subnet=([["subnet"], ["Subnet"]], _default(STR, value="")),
-    range_start=([["rangeStart"], ["RangeStart"]], _default(STR, value="")),
-    range_end=([["rangeEnd"], ["RangeEnd"]], _default(STR, value="")),
-    gateway=([["gateway"], ["Gateway"]], _default(STR, value="")),
-    type=([["type"], ["Type"]], _default(STR, value="")),
-    ranges=([["ranges"], ["Ranges"]], _default(_list(_list(Range)), make=list)),
-    routes=([["routes"], ["Routes"]], _default(_list(Route), make=list)),
-    data_dir=([["dataDir"], ["DataDir"]], _default(STR, value="/var/lib/cni/networks")),
-    resolv_conf=([["resolvConf"], ["ResolvConf"]], _default(STR, value="")),
+    subnet=("subnet", _default(STR, value="")),
+    range_start=("rangeStart", _default(STR, value="")),
+    range_end=("rangeEnd", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    ranges=("ranges", _default(_list(_list(Range)), make=list)),
+    routes=("routes", _default(_list(Route), make=list)),
+    data_dir=("dataDir", _default(STR, value="/var/lib/cni/networks")),
+    resolv_conf=("resolvConf", _default(STR, value="")),
 )
 IpsArgs = _model(
     "IpsArgs",
@@ -177,12 +191,42 @@ HostLocalConfig = _model(
     args=("args", _default(HostLocalArgs, validated=True)),
     runtime_config=("runtimeConfig", _default(HostLocalRuntimeConfig, validated=True)),
 )
+StaticAddress = _model(
+    "StaticAddress",
+    address=("address", _default(STR, value="")),
+    gateway=("gateway", _default(STR, value="")),
+)
+StaticIpam = _model(
+    "StaticIpam",
+    type=("type", _default(STR, value="")),
+    addresses=("addresses", _default(_list(StaticAddress), make=list)),
+    routes=("routes", _default(_list(Route), make=list)),
+    dns=("dns", _default(DNS, validated=True)),
+)
+IpsWithPrefix = _model(
+    "IpsWithPrefix",
+    ips=("ips", _default(_list(STR), make=list)),
+)
+StaticArgs = _model(
+    "StaticArgs",
+    cni=("cni", _default(IpsWithPrefix, validated=True)),
+)
+StaticConfig = _model(
+    "StaticConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ipam=("ipam", _default(_nullable(StaticIpam), value=None)),
+    args=("args", _default(StaticArgs, validated=True)),
+    runtime_config=("runtimeConfig", _default(IpsWithPrefix, validated=True)),
+)
 PortMapping = _model(
     "PortMapping",
-    host_port=([["hostPort"], ["HostPort"]], _default(_int(), value=0)),
-    container_port=([["containerPort"], ["ContainerPort"]], _default(_int(), value=0)),
-    protocol=([["protocol"], ["Protocol"]], _default(STR, value="")),
-    host_ip=([["hostIP"], ["HostIP"]], _default(STR, value="")),
+    host_port=("hostPort", _default(_int(), value=0)),
+    container_port=("containerPort", _default(_int(), value=0)),
+    protocol=("protocol", _default(STR, value="")),
+    host_ip=("hostIP", _default(STR, value="")),
 )
 PortmapRuntimeConfig = _model(
     "PortmapRuntimeConfig",
@@ -209,6 +253,58 @@ LoopbackConfig = _model(
     name=("name", _default(STR, value="")),
     type=("type", _default(STR, value="")),
     prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+)
+Bandwidth = _model(
+    "Bandwidth",
+    ingress_rate=("ingressRate", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    ingress_burst=("ingressBurst", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    egress_rate=("egressRate", _default(_int(ge=0, le=18446744073709551615), value=0)),
+    egress_burst=("egressBurst", _default(_int(ge=0, le=18446744073709551615), value=0)),
+)
+BandwidthRuntimeConfig = _model(
+    "BandwidthRuntimeConfig",
+    bandwidth=("bandwidth", _default(_nullable(Bandwidth), value=None)),
+)
+BandwidthConfig = _model(
+    "BandwidthConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ingress_rate=("ingressRate", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    ingress_burst=("ingressBurst", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    egress_rate=("egressRate", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    egress_burst=("egressBurst", _default(_nullable(_int(ge=0, le=18446744073709551615)), value=None)),
+    runtime_config=("runtimeConfig", _default(BandwidthRuntimeConfig, validated=True)),
+)
+TuningArgs = _model(
+    "TuningArgs",
+    sysctl=("sysctl", _default(_nullable(OBJECT), value=None)),
+    mac=("mac", _default(STR, value="")),
+    mtu=("mtu", _default(_nullable(_int(ge=0, le=2147483647)), value=None)),
+    promisc=("promisc", _default(_nullable(BOOL), value=None)),
+    allmulti=("allmulti", _default(_nullable(BOOL), value=None)),
+    tx_q_len=("txQLen", _default(_nullable(_int(ge=0, le=2147483647)), value=None)),
+)
+TuningArgsOfAll = _model(
+    "TuningArgsOfAll",
+    cni=("cni", _default(TuningArgs, validated=True)),
+)
+TuningConfig = _model(
+    "TuningConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    sysctl=("sysctl", _default(OBJECT, make=dict)),
+    mac=("mac", _default(STR, value="")),
+    mtu=("mtu", _default(_int(ge=0, le=2147483647), value=0)),
+    promisc=("promisc", _default(BOOL, value=False)),
+    allmulti=("allmulti", _default(_nullable(BOOL), value=None)),
+    tx_q_len=("txQLen", _default(_nullable(_int(ge=0, le=2147483647)), value=None)),
+    data_dir=("dataDir", _default(STR, value="/run/cni/tuning")),
+    args=("args", _default(TuningArgsOfAll, validated=True)),
+    runtime_config=("runtimeConfig", _default(MacArgs, validated=True)),
 )
 ResultInterface = _model(
     "ResultInterface",
@@ -257,9 +353,13 @@ ValidAttachments = _model(
 SCHEMAS: dict[str, Schema] = {
     "FlannelConfig": FlannelConfig,
     "BridgeConfig": BridgeConfig,
+    "PtpConfig": PtpConfig,
     "HostLocalConfig": HostLocalConfig,
+    "StaticConfig": StaticConfig,
     "PortmapConfig": PortmapConfig,
     "LoopbackConfig": LoopbackConfig,
+    "BandwidthConfig": BandwidthConfig,
+    "TuningConfig": TuningConfig,
     "AnyResult": AnyResult,
     "OldResult": OldResult,
     "ValidAttachments": ValidAttachments,

@@ -1,8 +1,8 @@
 """Configurations that the plugins accept, as pydantic models: the only definition of each key.
 
 ``_schemas.py`` is generated from them (``make generate``) for the plugins, which cannot
-pay 70 ms for importing pydantic; docs/configuration.md is generated as well. Unknown keys are
-accepted, wrong types rejected (spec section 1). Addresses stay text here: the modules that use
+pay 70 ms for importing pydantic; docs/configuration.md is generated as well. Keys are taken in any case (config/__init__.py);
+unknown ones are accepted, wrong types rejected (spec section 1). Addresses stay text here: the modules that use
 them parse them, with errors that name the key.
 """
 
@@ -10,26 +10,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, AliasGenerator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
-from pydantic.alias_generators import to_camel, to_pascal
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic.alias_generators import to_camel
 
 from cni_py.plugin_table import PLUGINS
+
+_MAX31, _MAX64 = (1 << 31) - 1, (1 << 64) - 1
 
 
 class Model(BaseModel):
     """Base of all models; keys are the spec's camelCase."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore")
-
-
-class FromRuntime(Model):
-    """Object in a runtime's capability arguments: containerd (go-cni, types.go) writes `HostPort` for `hostPort`."""
-
-    model_config = ConfigDict(
-        alias_generator=AliasGenerator(
-            alias=to_camel, validation_alias=lambda name: AliasChoices(to_camel(name), to_pascal(name))
-        )
-    )
 
 
 class DNS(Model):
@@ -128,13 +120,19 @@ class IpamType(Model):
     type: StrictStr = Field("", description="Name of the IPAM plugin's executable.", examples=["host-local"])
 
 
-class BridgeConfig(NetworkConfig):
-    """Keys of `bridge`."""
+class MainConfig(NetworkConfig):
+    """Keys of every main plugin that has addresses."""
 
-    bridge: StrictStr = Field("cni0", description="Name of the bridge; created if it does not exist.", examples=["br0"])
-    is_gateway: StrictBool = Field(False, description="Assign the gateway's address to the bridge and enable IP forwarding.")
-    is_default_gateway: StrictBool = Field(False, description="Like `isGateway`, with a default route to it in the sandbox.")
-    force_address: StrictBool = Field(False, description="Replace another address of the same family on the bridge.")
+    ipam: IpamType = Field(IpamType(), description="IPAM plugin and its keys.", examples=[{"type": "host-local"}])
+    dns: DNS = Field(DNS(), description="Returned in the result.")
+    delegate_mode: Literal["auto", "exec", "native"] = Field(
+        "auto", description="How to run the IPAM plugin: see flannel's `delegateMode`."
+    )
+
+
+class GatewayConfig(MainConfig):
+    """Keys of a main plugin whose host is the gateway."""
+
     ip_masq: StrictBool = Field(False, description="Masquerade traffic that leaves the pod's subnet.")
     ip_masq_backend: StrictStr | None = Field(
         None, description="`nftables` or `iptables`. Default: nftables if it works, else iptables.", examples=["iptables"]
@@ -142,6 +140,15 @@ class BridgeConfig(NetworkConfig):
     masquerade_except: list[StrictStr] = Field(
         [], description="Networks to exclude from masquerading, besides the pod's own subnet.", examples=[["10.244.0.0/16"]]
     )
+
+
+class BridgeConfig(GatewayConfig):
+    """Keys of `bridge`."""
+
+    bridge: StrictStr = Field("cni0", description="Name of the bridge; created if it does not exist.", examples=["br0"])
+    is_gateway: StrictBool = Field(False, description="Assign the gateway's address to the bridge and enable IP forwarding.")
+    is_default_gateway: StrictBool = Field(False, description="Like `isGateway`, with a default route to it in the sandbox.")
+    force_address: StrictBool = Field(False, description="Replace another address of the same family on the bridge.")
     mtu: StrictInt = Field(
         0,
         ge=0,
@@ -166,14 +173,19 @@ class BridgeConfig(NetworkConfig):
         IpamType(), description="IPAM plugin and its keys. Default: layer 2 only.", examples=[{"type": "host-local"}]
     )
     dns: DNS = Field(DNS(), description="Returned in the result. Default: the IPAM plugin's.")
-    delegate_mode: Literal["auto", "exec", "native"] = Field(
-        "auto", description="How to run the IPAM plugin: see flannel's `delegateMode`."
-    )
     args: BridgeArgs = Field(BridgeArgs(), description="`args.cni.mac`: MAC address of the sandbox end.")
     runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
 
 
-class Range(FromRuntime):
+class PtpConfig(GatewayConfig):
+    """Keys of `ptp`."""
+
+    mtu: StrictInt = Field(0, ge=0, le=65535, description="MTU of the veth; 0: the kernel's default.", examples=[1450])
+    ipam: IpamType = Field(IpamType(), description="IPAM plugin and its keys; required.", examples=[{"type": "host-local"}])
+    dns: DNS = Field(DNS(), description="Returned in the result. Default: the IPAM plugin's.")
+
+
+class Range(Model):
     """Part of a subnet to allocate addresses from."""
 
     subnet: StrictStr = Field("", description="Subnet with prefix; required.", examples=["10.1.2.0/24"])
@@ -229,7 +241,45 @@ class HostLocalConfig(NetworkConfig):
     )
 
 
-class PortMapping(FromRuntime):
+class StaticAddress(Model):
+    """Entry of `addresses`."""
+
+    address: StrictStr = Field("", description="Address with prefix; required.", examples=["10.1.2.5/24"])
+    gateway: StrictStr = Field("", description="Gateway of the address.", examples=["10.1.2.1"])
+
+
+class StaticIpam(Model):
+    """Keys of `ipam` for `static`."""
+
+    type: StrictStr = Field("", description="Name of the IPAM plugin's executable.", examples=["static"])
+    addresses: list[StaticAddress] = Field(
+        [],
+        description="Addresses. `IP` in CNI_ARGS adds to them, `args.cni.ips` and the capability `ips` replace them.",
+        examples=[[{"address": "10.1.2.5/24", "gateway": "10.1.2.1"}]],
+    )
+    routes: list[Route] = Field([], description="Routes of the result.", examples=[[{"dst": "0.0.0.0/0"}]])
+    dns: DNS = Field(DNS(), description="DNS settings of the result.")
+
+
+class IpsWithPrefix(Model):
+    ips: list[StrictStr] = Field([], description="Addresses with prefix.", examples=[["10.1.2.30/24"]])
+
+
+class StaticArgs(Model):
+    cni: IpsWithPrefix = IpsWithPrefix()
+
+
+class StaticConfig(NetworkConfig):
+    """Keys of `static`, which reads the whole configuration of the plugin that calls it."""
+
+    ipam: StaticIpam | None = Field(None, description="See the keys below.")
+    args: StaticArgs = Field(StaticArgs(), description="`args.cni.ips`: addresses that replace the configured ones.")
+    runtime_config: IpsWithPrefix = Field(
+        IpsWithPrefix(), description="Set by the runtime: the capability `ips`, which replaces all other addresses."
+    )
+
+
+class PortMapping(Model):
     """Entry of `portMappings`."""
 
     host_port: StrictInt = Field(0, description="Host port, 1 to 65535.", examples=[8080])
@@ -238,7 +288,6 @@ class PortMapping(FromRuntime):
     host_ip: StrictStr = Field(
         "",
         alias="hostIP",
-        validation_alias=AliasChoices("hostIP", "HostIP"),
         description="Host address to listen on. Default: any; `0.0.0.0`, `::`: any of that IP version.",
         examples=["192.0.2.1"],
     )
@@ -284,6 +333,83 @@ class PortmapConfig(NetworkConfig):
     runtime_config: PortmapRuntimeConfig = Field(
         PortmapRuntimeConfig(), description="Set by the runtime: the capability `portMappings`."
     )
+
+
+class Bandwidth(Model):
+    """Limits of one attachment; the directions are the pod's."""
+
+    ingress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may receive; 0: no limit.")
+    ingress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may come at once after a pause.")
+    egress_rate: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits a second that the pod may send; 0: no limit.")
+    egress_burst: StrictInt = Field(0, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.")
+
+
+class BandwidthRuntimeConfig(Model):
+    bandwidth: Bandwidth | None = Field(
+        None,
+        description="Limits of the pod.",
+        examples=[{"ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 4000000, "egressBurst": 400000}],
+    )
+
+
+class BandwidthConfig(NetworkConfig):
+    """Keys of `bandwidth`, which follows a plugin that makes a veth. With one of its own keys it ignores the runtime's."""
+
+    ingress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may receive; 0: no limit.", examples=[8000000]
+    )
+    ingress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may come at once after a pause.", examples=[800000]
+    )
+    egress_rate: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits a second that a pod may send; 0: no limit.", examples=[4000000]
+    )
+    egress_burst: StrictInt | None = Field(
+        None, ge=0, le=_MAX64, description="Bits that may leave at once after a pause.", examples=[400000]
+    )
+    runtime_config: BandwidthRuntimeConfig = Field(
+        BandwidthRuntimeConfig(), description="Set by the runtime: the capability `bandwidth`."
+    )
+
+
+class TuningArgs(Model):
+    """Settings in `args.cni`, over those of the configuration."""
+
+    sysctl: dict[str, Any] | None = Field(None, description="Instead of `sysctl`.", examples=[{"net.core.somaxconn": "500"}])
+    mac: StrictStr = Field("", description="Instead of `mac`, of CNI_ARGS and of the runtime.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `mtu`.", examples=[1400])
+    promisc: StrictBool | None = Field(None, description="Instead of `promisc`.", examples=[True])
+    allmulti: StrictBool | None = Field(None, description="Instead of `allmulti`.", examples=[True])
+    tx_q_len: StrictInt | None = Field(None, ge=0, le=_MAX31, description="Instead of `txQLen`.", examples=[500])
+
+
+class TuningArgsOfAll(Model):
+    cni: TuningArgs = TuningArgs()
+
+
+class TuningConfig(NetworkConfig):
+    """Keys of `tuning`, which follows a plugin that makes an interface."""
+
+    sysctl: dict[str, Any] = Field(
+        {},
+        description="Kernel parameters in the sandbox, below `net`. Values are strings; `IFNAME` in a key is the interface. "
+        "If `/etc/cni/tuning/allowlist.conf` exists, a key has to match one of its regular expressions, a line each.",
+        examples=[{"net.core.somaxconn": "500", "net/ipv4/conf/IFNAME/arp_filter": "1"}],
+    )
+    mac: StrictStr = Field("", description="MAC address.", examples=["c2:11:22:33:44:55"])
+    mtu: StrictInt = Field(0, ge=0, le=_MAX31, description="MTU, in bytes; 0: unchanged.", examples=[1400])
+    promisc: StrictBool = Field(False, description="Receive every packet; `false`: unchanged.")
+    allmulti: StrictBool | None = Field(
+        None, description="Receive every multicast packet, or not. Default: unchanged.", examples=[True]
+    )
+    tx_q_len: StrictInt | None = Field(
+        None, ge=0, le=_MAX31, description="Length of the transmit queue, in packets. Default: unchanged.", examples=[500]
+    )
+    data_dir: StrictStr = Field(
+        "/run/cni/tuning", description="Directory for the values of before ADD, which DEL restores.", examples=["/run/tuning"]
+    )
+    args: TuningArgsOfAll = Field(TuningArgsOfAll(), description="`args.cni`: the same keys, without `dataDir`.")
+    runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
 
 
 class LoopbackConfig(NetworkConfig):

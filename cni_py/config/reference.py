@@ -146,7 +146,9 @@ _INTRODUCTION = """\
 
 Every key that the plugins read, with its type, default and an example. A plugin's keys belong in its object
 of a network's `plugins` list (for the keys around that list see [cni-py](cni-py.md#configuration-files)); those of
-an IPAM plugin belong in `ipam`. Unknown keys are accepted and ignored; a value of the
+an IPAM plugin belong in `ipam`. Keys are taken in any case, as by the Go plugins: of several that differ in case alone, and of
+a repeated one, the last in the text counts. (In the object around `plugins` they are exact.) Unknown keys are accepted and
+ignored; one that is a letter from a known key is a warning in the journal, and in `cni-py add … --explain`. A value of the
 wrong type is rejected (error code 7), and the message names the key. A `null` counts as absent.
 
 In the column *Key*, `a.b` is the key `b` of the object `a`, and `a[].b` the key `b` of each object in the

@@ -35,9 +35,14 @@ from etcd3 import etcdrpc as rpc
 
 from cni_py import files
 from cni_py.datastore import tls as certificates
+from cni_py.datastore.plaintext import warning_about
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.node import log as klog
 
+MAX_MESSAGE = 16 << 20
+"""Bytes of a message from etcd, which by default takes values of 1.5 MiB. A larger page is asked for in parts."""
+MAX_TOTAL = 256 << 20
+"""Bytes of all keys and values below a prefix: more than a million leases."""
 OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),  # etcd hangs up on who pings oftener than every 5 s
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -45,8 +50,9 @@ OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),  # no limit; by default an idle watch is pinged twice and no more
     ("grpc.min_reconnect_backoff_ms", 2_000),  # this long may one connect take
     ("grpc.max_reconnect_backoff_ms", 2_000),  # by default a server that is back is found after up to 2 minutes
-    ("grpc.max_receive_message_length", -1),  # by default 4 MiB, some 20,000 subnets
+    ("grpc.max_receive_message_length", MAX_MESSAGE),  # by default 4 MiB
     ("grpc.enable_http_proxy", 0),  # as etcd's own client
+    ("grpc.use_local_subchannel_pool", 1),  # by default a new channel takes over the connection that another one left
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),  # for the watch, see open_member()
 )
 PAGE = 500
@@ -69,6 +75,10 @@ class LeaseGone(EtcdError):
 
 class TokenRefused(EtcdError):
     """The token has expired, its server was restarted, or somebody's rights were changed."""
+
+
+class TooLarge(EtcdError):
+    """A message has more than ``MAX_MESSAGE`` bytes."""
 
 
 class Compacted(EtcdError):
@@ -145,6 +155,10 @@ class Etcd:
         self._lock = threading.Lock()
         self._user, self._password, self._token = user, password, ""
         self._timeout_seconds = timeout_seconds
+        given = [name for name, is_given in (("the password", user), ("the TLS files", self._tls)) if is_given]
+        for endpoint in endpoints:
+            if not is_encrypted(endpoint, bool(self._tls)) and (text := warning_about(endpoint, given)):
+                klog.warning(text)
 
     def reconnect(self) -> None:
         """Open the channels anew: those that there are may be of an address that the node no longer has."""
@@ -172,13 +186,29 @@ class Etcd:
     def pages(self, prefix: str) -> Iterator[tuple[list[KeyValue], int]]:
         """The keys below, sorted, some at a time, and the revision that all are of: watch from the next one on.
 
-        Raises: Compacted where the history of that revision was dropped meanwhile; EtcdError.
+        A key whose value is larger than a message is left out, with a warning.
+
+        Raises: Compacted where the history of that revision was dropped meanwhile; TooLarge; EtcdError.
         """
-        first, end, revision = encode(prefix), end_of(prefix), 0
+        first, end, revision, size, limit = encode(prefix), end_of(prefix), 0, 0, PAGE
         while True:
-            response = self._range(rpc.RangeRequest(key=first, range_end=end, limit=PAGE, revision=revision))
+            try:
+                response = self._range(rpc.RangeRequest(key=first, range_end=end, limit=limit, revision=revision))
+                kvs = response.kvs
+            except TooLarge:
+                if limit > 1:
+                    limit = max(limit // 8, 1)
+                    continue
+                response = self._range(rpc.RangeRequest(key=first, range_end=end, limit=1, revision=revision, keys_only=True))
+                name = response.kvs[0].key.decode(errors="replace")
+                klog.warning(f'"{klog.shortened(name, 256)}" in etcd is too large: ignored')
+                kvs = []
+            size += response.ByteSize()
+            if size > MAX_TOTAL:
+                hint = f"delete what does not belong there; see: etcdctl get --prefix --keys-only {prefix}"
+                raise TooLarge(f"etcd has more than {MAX_TOTAL >> 20} MiB below {prefix}", hint=hint)
             revision = revision or int(response.header.revision)
-            yield [key_value(kv) for kv in response.kvs], revision
+            yield [key_value(kv) for kv in kvs], revision
             if not response.more:
                 return
             first = response.kvs[-1].key + b"\0"
@@ -364,7 +394,9 @@ def translated(member: Member) -> Iterator[None]:
     except grpc.RpcError as error:
         code, details = error.code(), error.details() or ""
         kind = EtcdError
-        if code in ELSEWHERE:
+        if code is CODE.RESOURCE_EXHAUSTED and "larger than max" in details:
+            kind = TooLarge
+        elif code in ELSEWHERE:
             kind = Unavailable
         elif code is CODE.NOT_FOUND:
             kind = LeaseGone
@@ -465,10 +497,16 @@ def open_members(endpoints: Sequence[str], tls: TlsFiles) -> list[Member]:
     return [open_member(endpoint, credentials, bool(tls)) for endpoint in endpoints]
 
 
+def is_encrypted(endpoint: str, has_tls: bool) -> bool:
+    """Return whether the connection uses TLS: the scheme decides, as in etcd ``client/v3/internal/endpoint``."""
+    scheme, separator, _ = endpoint.rpartition("://")
+    return scheme == "https" or (not separator and has_tls)
+
+
 def open_member(endpoint: str, credentials: Any, has_tls: bool) -> Member:
-    """The scheme decides about TLS, as in etcd ``client/v3/internal/endpoint``. Raises: InvalidConfig."""
-    scheme, separator, address = endpoint.rstrip("/").rpartition("://")
-    if scheme == "https" or (not separator and has_tls):
+    """Raises: InvalidConfig."""
+    scheme, _, address = endpoint.rstrip("/").rpartition("://")
+    if is_encrypted(endpoint, has_tls):
         channel = grpc.secure_channel(address, credentials, OPTIONS)
     elif scheme in ("http", ""):
         channel = grpc.insecure_channel(address, OPTIONS)

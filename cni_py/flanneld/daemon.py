@@ -132,6 +132,8 @@ class Daemon:
             warning(f"no network configuration now: forwarding by what was saved, subnet {known.own.subnets}")
         config_text = known.config if known is not None and text is None else str(text)
         config = NetworkConfig.parse(config_text)
+        if not self.options.allow_commands and (text_of := backends.warning_of_commands(config)):
+            warning_once(text_of, self._said)
         self._take_stored_addresses()
         if self.options.iface_node_ip:
             self._take_node_addresses(known.own.attributes if known else None)

@@ -1,14 +1,16 @@
 """Follow the other nodes' leases: the entries of a lease are desired as long as it exists.
 
-How it works. Events of the datastore come in order. Each is checked (a lease that would divert packets of other
-nodes is ignored), and what it changes is handed to the back end and the reconciler: the entries of that lease, and no
-others. A single change is followed at once; those that come within ``GATHER_SECONDS`` after it are gathered and followed
-together.
+How it works. Events of the datastore come in order. Each is checked: a lease that would divert packets of other
+nodes is ignored, of two that overlap the younger one, and of a lease with two families one that cannot be followed. What
+it changes is handed to the back end and the reconciler: the entries of that lease, and no others. Whatever is not reached
+is logged as a warning, once. A single change is followed at once; those that come within ``GATHER_SECONDS`` after it are
+gathered and followed together.
 """
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -16,11 +18,13 @@ from typing import TYPE_CHECKING
 from cni_py.errors import CniError
 from cni_py.flanneld.lease import Lease
 from cni_py.flanneld.stores import Gone
+from cni_py.flanneld.subnet_index import SubnetIndex
 from cni_py.flanneld.vanished import Vanished
 from cni_py.node.log import error, warning, warning_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from ipaddress import IPv4Address, IPv6Address
 
     from cni_py.flanneld.backends import Backend
     from cni_py.flanneld.lease import Attributes, Subnets
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from cni_py.node.health import Health
     from cni_py.node.reconcile import Reconciler
     from cni_py.node.stop import Stop
+
+    Address = IPv4Address | IPv6Address
 
 GATHER_SECONDS = 0.05
 
@@ -59,7 +65,18 @@ class Following:
         self._queue: SimpleQueue[list[Event]] = SimpleQueue()
         self._must_recheck = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
-        """Leases that are not followed; one that changes is checked again."""
+        """Leases that are not followed, or by one family alone, as they were published; one that changes is checked again."""
+        self._followed = SubnetIndex()
+        self._younger: dict[Subnets, dict[Subnets, None]] = {}
+        """Leases that are ignored because they overlap this one."""
+        self._older: dict[Subnets, Subnets] = {}
+        """The same the other way round."""
+        self._again: list[Lease] = []
+        """Leases to check again, because one that they overlap was dropped."""
+        self._nodes: dict[Address, dict[Subnets, None]] = {}
+        """Leases by the addresses of their nodes."""
+        self._unreached: dict[Subnets, list[str]] = {}
+        """Faults of leases that were logged."""
         self._vanished = Vanished()
         self._unconfirmed: set[Subnets] | None = None
         """Saved leases that the datastore has not listed yet; None once it has listed all."""
@@ -70,7 +87,8 @@ class Following:
 
         ``is_confirmed``: the datastore listed all leases, so these are complete; otherwise they were saved.
         """
-        self._follow(leases.values(), monotonic())
+        oldest_first = sorted(leases.values(), key=lambda lease: lease.since)
+        self._follow(oldest_first, monotonic())
         self._unconfirmed = None if is_confirmed else {*self.leases, *self._ignored}
 
     def put(self, events: list[Event]) -> None:
@@ -142,45 +160,106 @@ class Following:
                 self._unconfirmed = None
         for subnets in self._vanished.ended(now):
             self._drop(subnets, before)
+        while self._again:
+            self._put(self._again.pop(), before)
         self._health.gauge("leases", "Leases in the datastore, our own too.", len(self.leases) + 1)
         self._changed(before)
         changes = [
             (former, lease) for subnets, former in before.items() if _says(former) != _says(lease := self.leases.get(subnets))
         ]
-        for former, lease in changes:
-            self._desire(former, lease)
-        self._backend.follow(self._own(), changes)
+        self._backend.follow(self._own(), [change for change in changes if self._desire(*change)])
 
     def _put(self, lease: Lease, before: dict[Subnets, Lease | None]) -> None:
         subnets, former = lease.subnets, self.leases.get(lease.subnets)
         if subnets == self._own().subnets:
             return
-        if (former is None or former.attributes != lease.attributes) and (why_not := self._why_not(lease)):
-            self._ignore(lease, why_not, before)
+        published = self._ignored.get(subnets, former)
+        if former is not None and published is not None and published.attributes == lease.attributes:
+            self._vanished.discard(subnets)
+            before.setdefault(subnets, former)
+            self.leases[subnets] = replace(lease, attributes=former.attributes)
             return
-        self._ignored.pop(subnets, None)
+        part = self._part_to_follow(lease, before)
+        if part is None:
+            return
         self._vanished.discard(subnets)
         if former is None:
             for vanished in self._vanished.overlapping(subnets):  # its subnet has a new node
                 self._drop(vanished, before)
+        if self._is_younger(part, before):
+            return
+        if part == lease:
+            self._ignored.pop(subnets, None)
         before.setdefault(subnets, former)
-        self.leases[subnets] = lease
+        self._forget_node(subnets)
+        self.leases[subnets] = part
+        self._followed.add(subnets)
+        self._note_node(part)
+
+    def _part_to_follow(self, lease: Lease, before: dict[Subnets, Lease | None]) -> Lease | None:
+        """Return the lease with the families that can be followed; None if there is none, and it is ignored."""
+        why_not = self._why_not(lease)
+        left_out = {} if why_not else self._left_out(lease)
+        if left_out and (len(left_out) == len(lease.subnets.each()) or not lease.without(*left_out).versions):
+            why_not = next(iter(left_out.values()))
+        if why_not:
+            self._ignore(lease, why_not, before)
+            return None
+        if not left_out:
+            return lease
+        if self._ignored.get(lease.subnets) != lease:
+            for version, reason in left_out.items():
+                warning(f"the lease of {lease.subnets}: {reason}; not reached by IPv{version}")
+        self._ignored[lease.subnets] = lease
+        return lease.without(*left_out)
 
     def _ignore(self, lease: Lease, why_not: str, before: dict[Subnets, Lease | None]) -> None:
         if self._ignored.get(lease.subnets) != lease:
-            warning(f"ignoring the lease of {lease.subnets}: {why_not}")
+            warning(f"ignoring the lease of {lease.subnets}: {why_not}; not reached")
         self._ignored[lease.subnets] = lease
         self._drop(lease.subnets, before)
 
+    def _is_younger(self, lease: Lease, before: dict[Subnets, Lease | None]) -> bool:
+        """Ignore the younger one of leases of different nodes that overlap; return whether it is this one."""
+        others = [self.leases[subnets] for subnets in self._followed.overlapping(lease.subnets) if subnets != lease.subnets]
+        rivals = [other for other in others if not lease.attributes.is_same_node(other.attributes)]
+        for rival in rivals:
+            if not lease.since or rival.since <= lease.since:
+                self._ignore_younger(lease, rival, before)
+                return True
+        for rival in rivals:
+            self._ignore_younger(rival, lease, before)
+        return False
+
+    def _ignore_younger(self, younger: Lease, older: Lease, before: dict[Subnets, Lease | None]) -> None:
+        self._ignore(younger, f"it overlaps {older.subnets} of {older.attributes.addresses[0]}, whose lease is older", before)
+        self._forget_older(younger.subnets)
+        self._older[younger.subnets] = older.subnets
+        self._younger.setdefault(older.subnets, {})[younger.subnets] = None
+
+    def _forget_older(self, subnets: Subnets) -> None:
+        older = self._older.pop(subnets, None)
+        if older is not None:
+            self._younger.get(older, {}).pop(subnets, None)
+
     def _recheck(self, before: dict[Subnets, Lease | None]) -> None:
         for subnets, lease in list(self.leases.items()):
-            if subnets not in self._vanished and (why_not := self._why_not(lease)):
-                self._ignore(lease, why_not, before)
+            if subnets in self._vanished:
+                continue
+            published = self._ignored.get(subnets, lease)
+            part = self._part_to_follow(published, before)
+            if part == published:
+                self._ignored.pop(subnets, None)
+            if part is not None and part != lease:
+                before.setdefault(subnets, lease)
+                self.leases[subnets] = part
         for lease in list(self._ignored.values()):
-            self._put(lease, before)
+            if lease.subnets not in self.leases:
+                self._put(lease, before)
 
     def _take_away(self, gone: Gone, before: dict[Subnets, Lease | None], now: float) -> None:
         self._ignored.pop(gone.subnets, None)
+        self._forget_older(gone.subnets)
         if gone.is_final:
             self._drop(gone.subnets, before)
         elif gone.subnets in self.leases:
@@ -188,22 +267,45 @@ class Following:
 
     def _drop(self, subnets: Subnets, before: dict[Subnets, Lease | None]) -> None:
         self._vanished.discard(subnets)
-        former = self.leases.pop(subnets, None)
-        if former is not None:
-            before.setdefault(subnets, former)
+        if subnets not in self.leases:
+            return
+        self._forget_node(subnets)
+        before.setdefault(subnets, self.leases.pop(subnets))
+        self._followed.discard(subnets)
+        self._again += [self._ignored[younger] for younger in self._younger.pop(subnets, ()) if younger in self._ignored]
 
-    def _desire(self, former: Lease | None, lease: Lease | None) -> None:
-        """Replace the entries of one lease, by family."""
-        there = dict(self._backend.peer_entries(former)) if former else {}
-        wanted = dict(self._backend.peer_entries(lease)) if lease else {}
+    def _desire(self, former: Lease | None, lease: Lease | None) -> bool:
+        """Replace the entries of one lease, by family; return whether the back end is to follow it too."""
         peer = lease or former
         assert peer is not None, "one of the two"
+        try:
+            there = dict(self._backend.peer_entries(former)) if former else {}
+            wanted = dict(self._backend.peer_entries(lease)) if lease else {}
+            self._warn_of_faults(peer.subnets, lease)
+        except Exception as fault:  # noqa: BLE001 — what one node publishes never costs another one
+            error(f"the lease of {peer.subnets} could not be followed: {fault!r:.200}; not reached")
+            return False
         for version in there.keys() | wanted.keys():
             owner = (peer.subnets, version)
             taken = self._reconciler.replace(owner, there.get(version, ()), wanted.get(version, ()))
             if taken is not None:
                 words = f"{' '.join(taken.words())}, which another lease asks for"
                 warning_once(f"{peer.subnets} is not reached: what its lease asks for contradicts {words}", self._said)
+        return True
+
+    # ---- what a lease lacks ---------------------------------------------------------------------
+
+    def _warn_of_faults(self, subnets: Subnets, lease: Lease | None) -> None:
+        """Log why a node is not reached, or not by one family; once, unless it changes."""
+        published = self._ignored.get(subnets)
+        left_out = set() if published is None or lease is None else published.versions - lease.versions
+        faults = [] if lease is None else [text for version, text in self._backend.faults(lease) if version not in left_out]
+        logged = self._unreached.pop(subnets, [])
+        for text in faults:
+            if text not in logged:
+                warning(text)
+        if faults:
+            self._unreached[subnets] = faults
 
     def _why_not(self, lease: Lease) -> str:
         """Return why a lease is not followed; empty: it is."""
@@ -213,9 +315,39 @@ class Following:
             return f"{same.pop()} is our own address"
         if its.public_ip is None and _is_link_local(its) and not _is_link_local(ours):
             return f"{its.public_ipv6} is link-local, and our address is not"
-        if not self._config.holds(subnets):
-            return "it is not in the network; if the configuration is another now, start flanneld again"
-        return f"it overlaps our own, {own}" if subnets.overlap(own) else self._why_not_here(subnets)
+        return f"it overlaps our own, {own}" if subnets.overlap(own) else ""
+
+    def _left_out(self, lease: Lease) -> dict[int, str]:
+        """Return the families in which a lease is not followed, and why."""
+        found: dict[int, str] = {}
+        for subnet in lease.subnets.each():
+            alone = lease.subnets.only(subnet.version)
+            if not self._config.holds(alone):
+                found[subnet.version] = "it is not in the network; if the configuration is another now, start flanneld again"
+            elif why_not := self._why_not_here(alone):
+                found[subnet.version] = why_not
+        return found
+
+    def _note_node(self, lease: Lease) -> None:
+        """Keep which leases have an address, and log where two nodes have one."""
+        for address in lease.attributes.addresses:
+            those = self._nodes.setdefault(address, {})
+            other = next((other for other in those if other not in self._vanished), None)
+            if other is not None:
+                warning_once(
+                    f"the leases of {other} and {lease.subnets} have one public address, {address}: if these are two nodes,"
+                    " one of them is not reached, and needs another -public-ip",
+                    self._said,
+                )
+            those[lease.subnets] = None
+
+    def _forget_node(self, subnets: Subnets) -> None:
+        former = self.leases.get(subnets)
+        for address in former.attributes.addresses if former is not None else ():
+            those = self._nodes.get(address, {})
+            those.pop(subnets, None)
+            if not those:
+                self._nodes.pop(address, None)
 
 
 def _says(lease: Lease | None) -> Attributes | None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from sys import intern
 from time import time
 from typing import Any, TypeVar
 
+from cni_py.flanneld.untrusted import decode, is_utf8, members, published, shown
 from cni_py.node.log import shortened
 
 LEASE_SECONDS = 86400
@@ -26,6 +27,9 @@ _NOTHING, _BROADCAST = IPv4Network("0.0.0.0/0"), IPv4Address("255.255.255.255")
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
 _NO_ADDRESS = (None, "", str(_NOTHING.network_address))
 _HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+VALUE_BYTES = 2 << 20
+"""Length of a lease's value, more than etcd's own limit of a request by default."""
+_FIELDS = {name.lower(): name for name in ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")}
 TYPE_LENGTH = 64
 """Characters of a back end's type, at most."""
 Address = TypeVar("Address", IPv4Address, IPv6Address)
@@ -48,6 +52,10 @@ class Subnets:
     def each(self) -> list[IPv4Network | IPv6Network]:
         """Those that are there."""
         return [subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None]
+
+    def only(self, version: int) -> Subnets:
+        """Return the subnet of one family alone."""
+        return Subnets(self.ipv4 if version == 4 else None, self.ipv6 if version == 6 else None)
 
     def in_words(self) -> str:
         """As Go's log has them."""
@@ -85,7 +93,8 @@ class Subnets:
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What a node publishes about itself: where it is reached, and what its back end adds (JSON values)."""
+    """What a node publishes about itself: where it is reached, and what its back end adds, a text or an object of plain values
+    (``untrusted.py``)."""
 
     public_ip: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
@@ -122,24 +131,27 @@ class Attributes:
     def from_json(cls, text: bytes | str) -> Attributes:
         """Raises: NotALease."""
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            found = decode(text, VALUE_BYTES)
+        except ValueError as error:
             raise NotALease(f"the value is no lease: {error}") from error
         return cls.from_value(found)
 
     @classmethod
     def from_value(cls, found: Any) -> Attributes:
         """From decoded JSON. Raises: NotALease."""
+        if not isinstance(found, dict):
+            raise NotALease(f"the value is no lease: {shown(found)} is no object")
+        its = members(found, _FIELDS)
         try:
-            public_ip, public_ipv6 = found.get("PublicIP"), found.get("PublicIPv6")
+            public_ip, public_ipv6 = its.get("PublicIP"), its.get("PublicIPv6")
             lease = cls(
                 public_ip=None if public_ip in _NO_ADDRESS else node_address(public_ip, IPv4Address),
                 public_ipv6=None if public_ipv6 in _NO_ADDRESS else node_address(public_ipv6, IPv6Address),
-                backend_type=type_of_backend(found.get("BackendType")),
-                backend_data=compact(found.get("BackendData")),
-                backend_v6_data=compact(found.get("BackendV6Data")),
+                backend_type=type_of_backend(its.get("BackendType")),
+                backend_data=published(its.get("BackendData")),
+                backend_v6_data=published(its.get("BackendV6Data")),
             )
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise NotALease(f"the value is no lease: {error}") from error
         if not lease.addresses:
             raise NotALease('the value is no lease: it has no "PublicIP"')
@@ -161,7 +173,7 @@ def node_address(value: object, kind: type[Address]) -> Address:
             return address
     except AddressValueError:
         pass
-    raise ValueError(f"{shortened(json.dumps(value))} is no IPv{kind(0).version} address")
+    raise ValueError(f"{shown(value)} is no IPv{kind(0).version} address")
 
 
 def why_no_node(address: IPv4Address | IPv6Address) -> str:
@@ -179,23 +191,34 @@ def why_no_node(address: IPv4Address | IPv6Address) -> str:
 
 def type_of_backend(value: object) -> str:
     """Raises: ValueError."""
-    if not isinstance(value, str | None) or len(value or "") > TYPE_LENGTH:
-        raise ValueError(f"{shortened(json.dumps(value))} is no type of a back end")
+    if not isinstance(value, str | None) or len(value or "") > TYPE_LENGTH or not is_utf8(value or ""):
+        raise ValueError(f"{shown(value)} is no type of a back end")
     return intern(value or "")
-
-
-def compact(data: Any) -> Any:
-    """The same JSON value, the keys of an object shared with those of all others: there are thousands of leases."""
-    return {intern(key): value for key, value in data.items()} if isinstance(data, dict) else data
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A subnet in a node's hands. ``expires``: seconds since the epoch, None where it never does (a reservation)."""
+    """A subnet in a node's hands. ``expires``: seconds since the epoch, None where it never does (a reservation).
+
+    ``since``: a number that is smaller for what was created earlier, in one datastore; 0: unknown.
+    """
 
     subnets: Subnets
     attributes: Attributes
     expires: float | None = None
+    since: int = field(default=0, compare=False)
+
+    @property
+    def versions(self) -> set[int]:
+        """The families by which its node is reached."""
+        return {address.version for address in self.attributes.addresses}
+
+    def without(self, *versions: int) -> Lease:
+        """Return it as if its node had no address of these families."""
+        its = self.attributes
+        public_ip = None if 4 in versions else its.public_ip
+        public_ipv6 = None if 6 in versions else its.public_ipv6
+        return replace(self, attributes=replace(its, public_ip=public_ip, public_ipv6=public_ipv6))
 
     def is_live(self) -> bool:
         """Whether it has not ended by its time."""

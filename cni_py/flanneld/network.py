@@ -215,7 +215,10 @@ class _Members(dict[str, Any]):
 
     def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
         self.pairs = list(pairs)
-        super().__init__(self.pairs)
+        super().__init__()
+        for key, value in self.pairs:
+            self.pop(key, None)  # the last of equal keys counts, at its place: a back end's keys are taken in any case, too
+            self[key] = value
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -274,6 +274,13 @@ class Options:
     subnet_file: str = _option(
         "/run/flannel/subnet.env", NETWORK, "FILE", "File with subnet and MTU to write for the flannel plugin.", _needed
     )
+    allow_commands: bool = _option(
+        False,
+        NETWORK,
+        "",
+        "Run commands that the network configuration names (back end extension). "
+        "Without it there is a warning; a later version will refuse them.",
+    )
     subnet_lease_renew_margin: int = _option(
         60,
         NETWORK,
@@ -361,6 +368,7 @@ _DUMP = {
     "ifaceCIDR": "iface_cidr",
     "ifaceNodeIP": "iface_node_ip",
     "hostNetworkOverlap": "host_network_overlap",
+    "allowCommands": "allow_commands",
 }
 
 _FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}

@@ -2,7 +2,7 @@
 
     own_devices(links, addresses, gateways) -> {ifindex: "the bridge of the pods", …}        pure
 
-How it works. A link is ours by its name, by the alias that the plugins give a pod's host end, or by what it does: a bridge with
+How it works. A link is ours by its name, by the mark that the plugins give a pod's host end, or by what it does: a bridge with
 the address that subnet.env says, or whose only ports are pods' host ends. Never by its kind alone: in kind, k3d and our lab a
 node's eth0 is a veth, and a bridge with a port to the network is often the node's own interface.
 
@@ -27,7 +27,7 @@ _FLANNELD = re.compile(r"flannel([.-]|\d)")
 _BRIDGE = re.compile(r"cni0(\.\d+)?")
 """The flannel plugin's bridge, and its gateways in VLANs."""
 _HOST_END = re.compile(r"veth[\da-f]{8}")
-_ALIAS = "cni:"
+_MARK = "cni:"
 
 
 def own_devices(
@@ -59,5 +59,7 @@ def _by_itself(link: Link) -> str:
         return FLANNELD
     if _BRIDGE.fullmatch(link.name):
         return BRIDGE
-    is_host_end = link.alias.startswith(_ALIAS) or (link.kind == "veth" and _HOST_END.fullmatch(link.name))
+    is_host_end = any(name.startswith(_MARK) for name in (*link.altnames, link.alias)) or (
+        link.kind == "veth" and _HOST_END.fullmatch(link.name)
+    )
     return HOST_END if is_host_end else ""

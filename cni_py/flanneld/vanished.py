@@ -11,13 +11,11 @@ now. etcd reports an expired key as it reports a deleted one, so there the half 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from ipaddress import IPv4Network, IPv6Network
+from cni_py.flanneld.subnet_index import SubnetIndex
 
+if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets
 
 LINGER_SECONDS = 0.5
@@ -30,8 +28,7 @@ class Vanished:
     def __init__(self) -> None:
         self._ends: dict[Subnets, float] = {}
         """The one that ends first comes first."""
-        self._by_prefix: dict[tuple[int, int], dict[int, Subnets]] = defaultdict(dict)
-        """Subnets by version and prefix length, then by prefix."""
+        self._index = SubnetIndex()
 
     def __contains__(self, subnets: Subnets) -> bool:
         return subnets in self._ends
@@ -39,20 +36,12 @@ class Vanished:
     def add(self, subnets: Subnets, now: float) -> None:
         self.discard(subnets)
         self._ends[subnets] = now + LINGER_SECONDS
-        for network in subnets.each():
-            self._by_prefix[network.version, network.prefixlen][_prefix(network, network.prefixlen)] = subnets
+        self._index.add(subnets)
 
     def discard(self, subnets: Subnets) -> None:
         """Forget a lease that was re-created, or dropped."""
-        if self._ends.pop(subnets, None) is None:
-            return
-        for network in subnets.each():
-            place = network.version, network.prefixlen
-            nodes = self._by_prefix[place]
-            if nodes.get(_prefix(network, network.prefixlen)) == subnets:
-                del nodes[_prefix(network, network.prefixlen)]
-            if not nodes:
-                del self._by_prefix[place]
+        if self._ends.pop(subnets, None) is not None:
+            self._index.discard(subnets)
 
     def ended(self, now: float) -> list[Subnets]:
         """Remove and return those that count no more."""
@@ -69,22 +58,4 @@ class Vanished:
 
     def overlapping(self, subnets: Subnets) -> list[Subnets]:
         """Return those that overlap these subnets."""
-        return list(dict.fromkeys(found for network in subnets.each() for found in self._touching(network)))
-
-    def _touching(self, network: IPv4Network | IPv6Network) -> Iterator[Subnets]:
-        for (version, length), by_prefix in self._by_prefix.items():
-            if version != network.version:
-                continue
-            if length <= network.prefixlen:
-                found = by_prefix.get(_prefix(network, length))
-                if found is not None:
-                    yield found
-            else:  # smaller ones, of a network that was planned otherwise
-                shift = length - network.prefixlen
-                mine = _prefix(network, network.prefixlen)
-                yield from (found for prefix, found in by_prefix.items() if prefix >> shift == mine)
-
-
-def _prefix(network: IPv4Network | IPv6Network, length: int) -> int:
-    """The first ``length`` bits."""
-    return int(network.network_address) >> network.max_prefixlen - length
+        return self._index.overlapping(subnets)

@@ -63,7 +63,7 @@ class Deletion:
         return True
 
 
-def delete_in(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
+def delete_in_background(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
     """Delete a link of a namespace and return when it is invisible; absence is success. Raises: KernelRefused.
 
     ``choose`` finds it, with a socket in the namespace. Returns: whether there was one to delete.

@@ -25,7 +25,13 @@ _KNOWN = {
     "ipip": ("IP-in-IP tunnels", "CONFIG_NET_IPIP"),
     "wireguard": ("WireGuard", "CONFIG_WIREGUARD"),
     "tun": ("TUN devices", "CONFIG_TUN"),
+    "ifb": ("intermediate functional blocks", "CONFIG_IFB"),
+    "tbf": ("token bucket filter", "CONFIG_NET_SCH_TBF"),
+    "ingress": ("ingress queueing discipline", "CONFIG_NET_SCH_INGRESS"),
+    "u32": ("u32 classifier with mirred actions", "CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED"),
 }
+_MODULES = {"tbf": "sch_tbf", "ingress": "sch_ingress", "u32": "-a cls_u32 act_mirred"}
+"""Names of modules that are not those of the kind."""
 
 
 def require_kind(rtnl: nl.Rtnl, kind: str) -> None:
@@ -51,5 +57,5 @@ def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
 def missing(kind: str, details: str) -> NotAvailable:
     """Return the error for a kernel without it, which names its configuration option."""
     name, option = _KNOWN.get(kind, (kind, "the option for it"))
-    hint = f"try: modprobe {kind}; else choose another back end, or a kernel with {option}"
+    hint = f"try: modprobe {_MODULES.get(kind, kind)}; else use a kernel with {option}"
     return NotAvailable(f"this kernel has no {name} ({option})", details, hint)

@@ -7,7 +7,7 @@ net/bridge/br_netlink.c.
 
 from __future__ import annotations
 
-from errno import EEXIST, ENODEV
+from errno import EEXIST, ENODEV, EOPNOTSUPP
 from posix import urandom
 from struct import unpack_from
 
@@ -19,9 +19,11 @@ from cni_py.netlink.constants import (
     AF_BRIDGE,
     BRIDGE_VLAN_INFO_PVID,
     BRIDGE_VLAN_INFO_UNTAGGED,
+    IFF_ALLMULTI,
     IFF_NOARP,
     IFF_PROMISC,
     IFF_UP,
+    NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_EXCL,
     RTEXT_FILTER_BRVLAN,
@@ -29,6 +31,7 @@ from cni_py.netlink.constants import (
     RTM_DELLINK,
     RTM_GETLINK,
     RTM_NEWLINK,
+    RTM_NEWLINKPROP,
     RTM_SETLINK,
 )
 from cni_py.value import Value
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from cni_py.netlink.attributes import Message
     from cni_py.netlink.socket import Rtnl
 
-IFALIAS_MAX = 255
+ALTERNATIVE_NAME_MAX = 127
 _WITHOUT_STATISTICS = {"IFLA_EXT_MASK": RTEXT_FILTER_SKIP_STATS}
 _OPERSTATES = {1: "NOTPRESENT", 2: "DOWN", 3: "LOWERLAYERDOWN", 4: "TESTING", 5: "DORMANT", 6: "UP"}
 
@@ -54,6 +57,7 @@ class Link(Value):
     in any namespace); ``operstate`` is "UP", "DOWN" …; ``hairpin`` and ``isolated`` are of a
     bridge port; ``vlan_filtering`` of a bridge, None if the kernel was built without it. ``nsid``
     numbers the namespace of the peer, None: it is in this one. ``data``: attributes of the kind.
+    ``altnames``: alternative names (``ip link property add``).
     """
 
     ifindex: int
@@ -72,6 +76,7 @@ class Link(Value):
     nsid: int | None = None
     txqueuelen: int = 0
     data: Mapping[str, Any] = {}
+    altnames: tuple[str, ...] = ()
 
     @property
     def is_up(self) -> bool:
@@ -80,6 +85,10 @@ class Link(Value):
     @property
     def is_promiscuous(self) -> bool:
         return bool(self.flags & IFF_PROMISC)
+
+    @property
+    def is_allmulticast(self) -> bool:
+        return bool(self.flags & IFF_ALLMULTI)
 
 
 def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
@@ -103,15 +112,17 @@ def get_link(rtnl: Rtnl, name: str) -> Link:
     return link
 
 
-def list_links(rtnl: Rtnl, alias: str = "") -> list[Link]:
-    """Every link of the namespace, or those of this alias. Raises: KernelRefused.
+def list_links(rtnl: Rtnl, mark: str = "") -> list[Link]:
+    """Every link of the namespace, or those with this alternative name or alias. Raises: KernelRefused.
 
     Only those that hold the text are decoded.
     """
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show"):
-        answers = rtnl.dump(encode("ifinfmsg", _WITHOUT_STATISTICS), RTM_GETLINK, containing=alias.encode())
+        answers = rtnl.dump(
+            encode("ifinfmsg", _WITHOUT_STATISTICS), RTM_GETLINK, containing=mark.encode(errors="surrogateescape")
+        )
     links = [link_of(answer) for answer in answers]
-    return [link for link in links if not alias or link.alias == alias]
+    return [link for link in links if not mark or mark in (link.alias, *link.altnames)]
 
 
 def random_mac() -> str:
@@ -141,14 +152,15 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
 
 
 def create_veth(
-    rtnl: Rtnl, sandbox: NetNS, ifname: str, alias: str, *, mtu: int = 0, mac: str = "", master: Link | None = None
+    rtnl: Rtnl, sandbox: NetNS, ifname: str, mark: str, *, mtu: int = 0, mac: str = "", master: Link | None = None
 ) -> str:
     """Create a veth with one end on the host and the other, ``ifname``, in the sandbox.
 
-    The host end has its alias from the start: GC finds it whenever an ADD is killed. Both ends are down: the kernel
-    refuses a peer that is created up (ENOTCONN).
+    The host end has its alternative name from the start: GC finds it whenever an ADD is killed. Both ends are down: the
+    kernel refuses a peer that is created up (ENOTCONN).
 
     Args:
+        mark: alternative name of the host end, at most ``ALTERNATIVE_NAME_MAX`` bytes.
         mtu: of both ends; 0: the kernel's choice.
         mac: of the sandbox's end; "": the kernel's choice.
         master: the bridge that the host end is a port of.
@@ -165,12 +177,9 @@ def create_veth(
         words += ["peer", "name", ifname, *size, *address, "netns", sandbox.path]
         try:
             made = step(*words)
-            made.line += f" && ip link set {name} alias {quote(alias)}"
+            made.line += f" && ip link property add dev {name} altname {quote(mark)}"
             with made:
-                rtnl.change_all(
-                    (encode("ifinfmsg", {"IFLA_IFNAME": name, **veth}), RTM_NEWLINK, _NEW),
-                    (encode("ifinfmsg", {"IFLA_IFNAME": name, "IFLA_IFALIAS": alias[:IFALIAS_MAX]}), RTM_NEWLINK, 0),
-                )
+                _create_marked(rtnl, name, veth, mark)
             return name
         except KernelRefused as error:
             if error.errno != EEXIST:
@@ -179,6 +188,20 @@ def create_veth(
             if last or find_link(rtnl, name) is None:
                 raise
     raise AssertionError("the loop returns or raises")
+
+
+def _create_marked(rtnl: Rtnl, name: str, link: Message, mark: str) -> None:
+    """Create the link and give it an alternative name in one datagram; before Linux 5.5, which has none, an alias."""
+    names = {"IFLA_IFNAME": name, "IFLA_PROP_LIST": {"IFLA_ALT_IFNAME": mark}}
+    try:
+        rtnl.change_all(
+            (encode("ifinfmsg", {"IFLA_IFNAME": name, **link}), RTM_NEWLINK, _NEW),
+            (encode("ifinfmsg", names), RTM_NEWLINKPROP, _NEW | NLM_F_APPEND),
+        )
+    except nl.NetlinkError as error:
+        if error.errno != EOPNOTSUPP or find_link(rtnl, name) is None:
+            raise
+        rtnl.change(encode("ifinfmsg", {"IFLA_IFNAME": name, "IFLA_IFALIAS": mark}), RTM_NEWLINK)
 
 
 def _delete_if_made(rtnl: Rtnl, name: str) -> None:
@@ -201,14 +224,14 @@ def create_vlan_gateway(rtnl: Rtnl, bridge: Link, name: str, mtu: int) -> str:
     return port
 
 
-def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool, alias: str) -> None:
-    """Configure a bridge port, set its owner as alias, and set it up. Raises: KernelRefused."""
+def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool) -> None:
+    """Configure a bridge port, and set it up. Raises: KernelRefused."""
     data = {"IFLA_BRPORT_MODE": int(hairpin), "IFLA_BRPORT_ISOLATED": int(isolated)}
     info = {"IFLA_INFO_SLAVE_KIND": "bridge", "IFLA_INFO_SLAVE_DATA": data}
     onoff = {True: "on", False: "off"}
-    words = ["ip", "link", "set", link.name, "up", "alias", alias, "type", "bridge_slave"]
+    words = ["ip", "link", "set", link.name, "up", "type", "bridge_slave"]
     with step(*words, "hairpin", onoff[hairpin], "isolated", onoff[isolated]):
-        _set(rtnl, link, flags=IFF_UP, change=IFF_UP, IFLA_IFALIAS=alias[:IFALIAS_MAX], IFLA_LINKINFO=info)
+        _set(rtnl, link, flags=IFF_UP, change=IFF_UP, IFLA_LINKINFO=info)
 
 
 def set_up(rtnl: Rtnl, link: Link) -> None:
@@ -242,10 +265,22 @@ def set_arp_on(rtnl: Rtnl, link: Link) -> None:
         _set(rtnl, link, flags=0, change=IFF_NOARP)
 
 
-def set_promiscuous(rtnl: Rtnl, link: Link) -> None:
-    """Set it promiscuous. Raises: KernelRefused."""
-    with step("ip", "link", "set", link.name, "promisc", "on"):
-        _set(rtnl, link, flags=IFF_PROMISC, change=IFF_PROMISC)
+def set_promiscuous(rtnl: Rtnl, link: Link, is_on: bool = True) -> None:
+    """Set it promiscuous, or no longer. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "promisc", "on" if is_on else "off"):
+        _set(rtnl, link, flags=IFF_PROMISC if is_on else 0, change=IFF_PROMISC)
+
+
+def set_allmulticast(rtnl: Rtnl, link: Link, is_on: bool) -> None:
+    """Let it receive every multicast packet, or no longer. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "allmulticast", "on" if is_on else "off"):
+        _set(rtnl, link, flags=IFF_ALLMULTI if is_on else 0, change=IFF_ALLMULTI)
+
+
+def set_txqueuelen(rtnl: Rtnl, link: Link, packets: int) -> None:
+    """Set the length of its transmit queue. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "txqueuelen", str(packets)):
+        _set(rtnl, link, IFLA_TXQLEN=packets)
 
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
@@ -346,4 +381,11 @@ def link_of(answer: bytes) -> Link:
         nsid=found.get("IFLA_LINK_NETNSID"),
         txqueuelen=found.get("IFLA_TXQLEN", 0),
         data=data,
+        altnames=_altnames(answer) if "IFLA_PROP_LIST" in found else (),
     )
+
+
+def _altnames(answer: bytes) -> tuple[str, ...]:
+    """Return the alternative names: one attribute for each, of which decode() would keep the last."""
+    listed = items("ifinfmsg", answer, "IFLA_PROP_LIST")
+    return tuple([name.rstrip(b"\0").decode(errors="surrogateescape") for name in listed])

@@ -8,7 +8,8 @@ bridge that holds the pods: it never replaces that one.
 
     route_get(rtnl, address) -> ResolvedRoute | None           packed address; None: no route
     default_interfaces(rtnl, version: 4 | 6) -> list[int]      ifindexes of the default routes, the best first
-    add_route(rtnl, link, route)                               list_routes_over(rtnl, link) -> list[Route]
+    add_route(rtnl, link, route), put_route(rtnl, link, route), delete_route(rtnl, link, network)
+    list_routes_over(rtnl, link) -> list[Route]
     list_routes(rtnl, protocol=PROTOCOL, device="") -> set[Route]      protocol 0: of all but the kernel
     replace_routes(rtnl, routes) -> list[Refusal[Route]]       delete_routes(rtnl, routes) -> list[Refusal[Route]]
 
@@ -77,7 +78,7 @@ class Route(Value):
 
     ``onlink``: the gateway is on the link, whatever the other routes. ``device``: the link's name; "" for a black
     hole, and if the link is given separately. ``metric``, ``mtu``, ``advmss`` 0: the kernel's choice; ``scope`` None:
-    as the gateway requires.
+    as the gateway requires; ``source``: the address that packets of this host are sent from.
     """
 
     dst: Network
@@ -91,6 +92,7 @@ class Route(Value):
     scope: int | None = None
     mtu: int = 0
     advmss: int = 0
+    source: Address | None = None
 
     def words(self, metric: str = "metric") -> list[str]:
         """Return the words for ``ip route``, which also accepts "priority", CNI's name for ``metric``."""
@@ -98,6 +100,7 @@ class Route(Value):
         out += ["via", str(self.gateway)] if self.gateway else []
         out += ["dev", self.device] if self.device else []
         out += ["onlink"] if self.onlink else []
+        out += ["src", str(self.source)] if self.source else []
         out += ["table", str(self.table)] if self.table != RT_TABLE_MAIN else []
         out += ["scope", str(self.scope)] if self.scope else []
         for name, value in ((metric, self.metric), ("mtu", self.mtu), ("advmss", self.advmss)):
@@ -161,6 +164,7 @@ def list_routes_over(rtnl: Rtnl, link: Link) -> list[Route]:
             scope=of["scope"],
             mtu=of.get("RTA_METRICS", {}).get("RTAX_MTU", 0),
             advmss=of.get("RTA_METRICS", {}).get("RTAX_ADVMSS", 0),
+            source=_address(of["RTA_PREFSRC"]) if "RTA_PREFSRC" in of else None,
         )
         for of in found
         if of["type"] == RTN_UNICAST and of.get("RTA_OIF") == link.ifindex
@@ -260,6 +264,23 @@ def add_route(rtnl: Rtnl, link: Link, route: Route) -> None:
         rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
 
 
+def put_route(rtnl: Rtnl, link: Link, route: Route) -> None:
+    """Add a route over the link in place of any other to its destination with its metric. Raises: KernelRefused."""
+    message = _message(route, link.ifindex, _scope(route))
+    with step(*rtnl.enter, "ip", "route", "replace", *route.words("priority"), "dev", link.name):
+        rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def delete_route(rtnl: Rtnl, link: Link, network: Network) -> None:
+    """Delete a route to the network over the link; absence is success. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name):
+        try:
+            rtnl.change(_message(Route(network, protocol=0), link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
+        except nl.NetlinkError as error:
+            if error.errno not in _ABSENT:
+                raise
+
+
 def replace_routes(rtnl: Rtnl, routes: Iterable[Route]) -> list[Refusal[Route]]:
     """Add the routes; each replaces an existing one to its subnet with the same metric.
 
@@ -321,6 +342,7 @@ def _message(route: Route, ifindex: int, scope: int) -> bytes:
         "RTA_TABLE": route.table if route.table >= 256 else None,
         "RTA_OIF": ifindex or None,
         "RTA_GATEWAY": route.gateway.packed if route.gateway else None,
+        "RTA_PREFSRC": route.source.packed if route.source else None,
         "RTA_PRIORITY": route.metric or None,
         "RTA_METRICS": metrics if route.mtu or route.advmss else None,
     }

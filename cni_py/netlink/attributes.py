@@ -243,5 +243,6 @@ _CORRECTIONS: dict[str, dict[str, tuple[int, str]]] = {
     "cta_tuple": {"CTA_TUPLE_ZONE": (3, "be16")},
     "ifaddrmsg": {"IFA_TARGET_NETNSID": (10, "int32")},
     "nsidmsg": {"NETNSA_NSID": (1, "int32")},
+    "tcmsg": {"TCA_OPTIONS": (2, "binary")},  # of each kind its own: kernel/tc.py
 }
 """Types that pyroute2 lacks, or has as text or as unsigned."""

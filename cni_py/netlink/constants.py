@@ -1,7 +1,8 @@
 """The kernel's numbers, each once, by the names of its headers.
 
 Source: linux include/uapi/linux: netlink.h, rtnetlink.h, if.h, if_link.h, if_addr.h, if_bridge.h, neighbour.h, genetlink.h,
-wireguard.h, netfilter.h, netfilter/nfnetlink.h, netfilter/nf_tables.h, netfilter/nfnetlink_conntrack.h.
+wireguard.h, pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h, netfilter.h,
+netfilter/nfnetlink.h, netfilter/nf_tables.h, netfilter/nfnetlink_conntrack.h.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 RTM_GETNSID = 90
+RTM_NEWLINKPROP = 108
 
 RTMGRP_LINK, RTMGRP_NEIGH = 0x1, 0x4
 RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x10, 0x40
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
 RTNLGRP_NSID = 28
 
-IFF_UP, IFF_NOARP, IFF_PROMISC = 0x1, 0x80, 0x100
+IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x80, 0x100, 0x200
 RTEXT_FILTER_BRVLAN, RTEXT_FILTER_SKIP_STATS = 0x2, 0x8
 BRIDGE_VLAN_INFO_PVID, BRIDGE_VLAN_INFO_UNTAGGED = 0x2, 0x4
 
@@ -49,11 +53,19 @@ IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x20, 0x80
 RT_TABLE_MAIN = 254
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE = 1, 2, 6
 RTPROT_KERNEL, RTPROT_BOOT = 2, 3
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 253, 254, 255
 RTNH_F_ONLINK = 0x4
 
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
+
+TC_H_ROOT, TC_H_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
+TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
+TCA_U32_SEL, TCA_U32_ACT = 5, 7
+TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_MIRRED_PARMS = 1, 2, 2
+TC_ACT_STOLEN, TCA_EGRESS_REDIR = 4, 1
+TC_LINKLAYER_ETHERNET, TC_U32_TERMINAL = 1, 1
+ETH_P_ALL = 0x0003
 
 # ---- generic netlink --------------------------------------------------------------------------
 

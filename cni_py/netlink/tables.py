@@ -111,6 +111,8 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "IFLA_EXT_MASK": (29, "uint32"),
             "IFLA_NUM_TX_QUEUES": (31, "uint32"),
             "IFLA_LINK_NETNSID": (37, "int32"),
+            "IFLA_PROP_LIST": (NESTED | 52, "proplist"),
+            "IFLA_ALT_IFNAME": (53, "asciiz"),
         },
     ),
     "ifinfo": (
@@ -225,6 +227,12 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NETNSA_FD": (3, "uint32"),
         },
     ),
+    "proplist": (
+        (),
+        {
+            "IFLA_ALT_IFNAME": (53, "asciiz"),
+        },
+    ),
     "rtmsg": (
         (
             ("family", "B"),
@@ -254,6 +262,13 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NFTA_SET_ELEM_KEY": (1, "data_attributes"),
             "NFTA_SET_ELEM_DATA": (2, "data_attributes"),
             "NFTA_SET_ELEM_USERDATA": (6, "set_elem_udata"),
+        },
+    ),
+    "tcmsg": (
+        (("family", "B"), ("pad1", "B"), ("pad2", "H"), ("index", "i"), ("handle", "I"), ("parent", "I"), ("info", "I")),
+        {
+            "TCA_KIND": (1, "asciiz"),
+            "TCA_OPTIONS": (2, "get_options"),
         },
     ),
     "verdict_attributes": (

@@ -12,15 +12,16 @@ from __future__ import annotations
 from cni_py.errors import CheckFailed, InvalidConfig
 from cni_py.files import HostLock
 from cni_py.journal import note
-from cni_py.packetfilter import iptables, libnftables, nfnetlink
+from cni_py.packetfilter import libnftables, nfnetlink
 from cni_py.packetfilter import masquerade_ruleset as ruleset
 from cni_py.packetfilter.ownership import TABLE, Owner, digest, rule_comments, stale_test
 from cni_py.undo import Attempts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from cni_py.packetfilter.iptables import Iptables
     from cni_py.packetfilter.masquerade_ruleset import Interface, Network
 
 MAPS = (f"{TABLE} masq4", f"{TABLE} masq6")
@@ -62,13 +63,15 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
     """
     if not addresses:
         return
-    if choose_backend(backend) == "iptables":
-        with lock():
-            iptables.add(owner, addresses, exclude)
-        return
+    chains = ruleset.wanted_chains(addresses, exclude)
     with lock():
-        chains = ruleset.wanted_chains(addresses, exclude)
-        is_current = all(nfnetlink.rule_comments(chain) == rule_comments(lines) for chain, lines in chains.items())
+        # chains that are current show that nftables works: elements suffice, and its library need not be loaded (4 ms)
+        is_current = backend in (None, "", "nftables") and _are_current(chains)
+        if not is_current and choose_backend(backend) == "iptables":
+            from cni_py.packetfilter import iptables
+
+            iptables.add(owner, addresses, exclude)
+            return
         replaced = _replaced(owner, addresses, exclude)
         commands = ruleset.element_commands(owner, addresses, exclude, replaced)
         if is_current:
@@ -80,6 +83,10 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
         else:
             with libnftables.borrowed() as handle:
                 handle.run("; ".join(ruleset.base(chains) + commands))
+
+
+def _are_current(chains: Mapping[str, Sequence[str]]) -> bool:
+    return all(nfnetlink.rule_comments(chain) == rule_comments(lines) for chain, lines in chains.items())
 
 
 def _replaced(owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network]) -> list[Interface]:
@@ -113,13 +120,15 @@ def delete(owner: Owner, addresses: Collection[Interface] = ()) -> None:
 
     Raises: Incomplete, with what is left, after everything else was deleted.
     """
+    from cni_py.packetfilter import iptables
+
     chain, sources, attempts = owner.go_chain(), [str(address.ip) for address in addresses], Attempts()
     with lock():
         with attempts.attempt(f'elements of "{TABLE}"'):
             _delete_elements(owner.comment().__eq__, owner.comment())
         with attempts.attempt(f'rules of "inet {GO_TABLE}"'):
             _delete_go_rules(lambda comment: comment.startswith(owner.go_instance()))
-        tools: list[iptables.Iptables] = []
+        tools: list[Iptables] = []
         with attempts.attempt(f"chain {chain}"):
             tools = iptables.tools_with(chain)
         for tool in tools:
@@ -158,6 +167,8 @@ def check(owner: Owner, addresses: Sequence[Interface], backend: str | None = No
     """Raises: CheckFailed if packets from one of ``addresses`` would not be masqueraded as ADD configured it."""
     ours = any(nfnetlink.elements(name, owner.comment()) for name in MAPS)
     if choose_backend(backend) == "iptables" or (backend is None and not ours and _made_by_iptables(owner)):
+        from cni_py.packetfilter import iptables
+
         missing = iptables.missing(owner, addresses, exclude)
         if missing:
             raise CheckFailed(
@@ -236,6 +247,8 @@ def delete_stale(
             ours = digest(network)[:16] + "-"
             with attempts.attempt(f'rules of "inet {GO_TABLE}"'):
                 _delete_go_rules(lambda comment: comment.startswith(ours) and comment[:33] not in owners)
+            from cni_py.packetfilter import iptables
+
             with attempts.attempt("iptables chains"):
                 iptables.delete_stale(network, {container_id for container_id, _ in valid})
         with attempts.attempt("unused chains"):

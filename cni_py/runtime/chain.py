@@ -190,7 +190,7 @@ class Runtime:
 
     def _execute(self, verb: str, conf: Mapping[str, Any], attachment: Attachment | None) -> bytes:
         """Execute one plugin and return its standard output. Raises: CniError with the plugin's code."""
-        kind = conf["type"]
+        kind = config.member_of(conf, "type")
         path = find_plugin(kind, self.cni_path)
         environ = {**os.environ, **_parameters(verb, attachment), "CNI_PATH": ":".join(self.cni_path)}
         if self.narrate is not None:
@@ -213,7 +213,7 @@ def _naming(plugin: Mapping[str, Any], doing: str) -> Iterator[None]:
     try:
         yield
     except CniError as error:
-        raise PluginFailed(f'plugin type="{plugin["type"]}"{name} failed ({doing})', error) from error
+        raise PluginFailed(f'plugin type="{config.member_of(plugin, "type")}"{name} failed ({doing})', error) from error
 
 
 def _parameters(verb: str, attachment: Attachment | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from cni_py import config, files
+from cni_py.config import keys
 from cni_py.errors import CniError, InvalidConfig, IOFailure
 from cni_py.jsontext import encode
 from cni_py.spec import call
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+_LIST_KEYS = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC", "loadOnlyInlinedPlugins", "plugins")
 _PLUGIN_KEYS: dict[str, type] = {
     "cniVersion": str,
     "name": str,
@@ -84,7 +86,7 @@ def read_all(directory: str, warn: Callable[[str], None]) -> Iterator[tuple[str,
         except CniError as error:
             warn(f"skipped {path}: {error.msg}")
         else:
-            if not raw.get("name"):
+            if not _name(path, raw):
                 warn(f'skipped {path}: missing "name"')
             yield path, content, raw
 
@@ -93,16 +95,31 @@ def load_network(directory: str, name: str, warn: Callable[[str], None]) -> Netw
     """Load the first configuration with this name. Raises: NoSuchNetwork; InvalidConfig or IOFailure if it is broken."""
     seen: dict[str, str] = {}
     for path, content, raw in read_all(directory, warn):
-        if raw.get("name") == name:
+        found = _name(path, raw)
+        if found == name:
+            _warn_of_unknown_keys(path, raw, warn)
             return parse_list(path, content, raw) if path.endswith(".conflist") else wrap_single(path, raw)
-        if isinstance(raw.get("name"), str) and raw["name"]:
-            seen.setdefault(raw["name"], os.path.basename(path))
+        if isinstance(found, str) and found:
+            seen.setdefault(found, os.path.basename(path))
     if seen:
         there = ", ".join(f"{other} ({file})" for other, file in seen.items())
         raise NoSuchNetwork(f'no net configuration with name "{name}" in {directory}', hint=f"existing networks: {there}")
     raise NoSuchNetwork(
         f"no net configurations found in {directory}", hint="set another directory with NETCONFPATH or --netconf-path"
     )
+
+
+def _name(path: str, raw: Mapping[str, Any]) -> Any:
+    """Return the network's name. Go-compatible: the keys of a list are exact, those of a plugin are not."""
+    return raw.get("name") if path.endswith(".conflist") else config.member_of(raw, "name")
+
+
+def _warn_of_unknown_keys(path: str, raw: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    if path.endswith(".conflist"):
+        for key in raw:
+            meant = "" if key in _LIST_KEYS else keys.meant(key, _LIST_KEYS)
+            if meant:
+                warn(f'{path}: unknown key "{key}" has no effect: is "{meant}" meant? The keys of a list are exact')
 
 
 def parse_list(path: str, content: bytes, raw: Mapping[str, Any]) -> Network:
@@ -132,26 +149,27 @@ def parse_list(path: str, content: bytes, raw: Mapping[str, Any]) -> Network:
 
 def wrap_single(path: str, raw: Mapping[str, Any]) -> Network:
     """Wrap a configuration of one plugin, the form before 1.0.0, in a list. Raises: InvalidConfig."""
-    if "plugins" in raw and "type" not in raw:
+    if "plugins" in raw and config.member_of(raw, "type") is None:
         raise InvalidConfig(
             f"{path}: missing 'type'", hint=f"a list of plugins must be named {os.path.splitext(path)[0]}.conflist"
         )
     check_plugin(path, raw)
-    version = raw.get("cniVersion") or ""
-    source = encode({"name": raw["name"], "cniVersion": version, "plugins": [raw]})
-    return Network(name=raw["name"], cni_version=version, plugins=(raw,), source=source, path=path)
+    name, version = config.member_of(raw, "name"), config.member_of(raw, "cniVersion") or ""
+    source = encode({"name": name, "cniVersion": version, "plugins": [raw]})
+    return Network(name=name, cni_version=version, plugins=(raw,), source=source, path=path)
 
 
 def check_plugin(where: str, plugin: object) -> None:
     """Reject a plugin configuration whose common keys have the wrong type. Raises: InvalidConfig."""
     if not isinstance(plugin, dict):
         raise InvalidConfig(f"{where}: a plugin must be an object")
-    if not isinstance(plugin.get("type"), str) or not plugin["type"]:
+    kind = config.member_of(plugin, "type")
+    if not isinstance(kind, str) or not kind:
         raise InvalidConfig(f"{where}: missing 'type'", hint='"type" is the name of the plugin\'s executable')
-    for key, kind in _PLUGIN_KEYS.items():
-        if not isinstance(plugin.get(key), kind | None):
-            raise InvalidConfig(f'{where}: "{key}" must be {"an object" if kind is dict else "a string"}')
-    for capability, wanted in (plugin.get("capabilities") or {}).items():
+    for key, expected in _PLUGIN_KEYS.items():
+        if not isinstance(config.member_of(plugin, key), expected | None):
+            raise InvalidConfig(f'{where}: "{key}" must be {"an object" if expected is dict else "a string"}')
+    for capability, wanted in (config.member_of(plugin, "capabilities") or {}).items():
         if not isinstance(wanted, bool):
             raise InvalidConfig(f'{where}: "capabilities.{capability}" must be true or false')
 
@@ -185,17 +203,18 @@ def request_config(
     """Derive a plugin's standard input (spec section 3, "Deriving request configuration").
 
     ``runtimeConfig`` holds the capability arguments that the plugin declares and the attachment
-    has. Like libcni, and unlike the letter of the spec, ``capabilities`` is kept.
+    has. Like libcni, and unlike the letter of the spec, ``capabilities`` is kept; the keys are sorted, since
+    of several that set one field in different case the plugin takes the last.
     """
     conf = {**plugin, "name": network.name, "cniVersion": network.cni_version}
     if prev_result is not None:
         conf["prevResult"] = prev_result
     if attachment is not None:
-        wanted = [name for name, wanted in (plugin.get("capabilities") or {}).items() if wanted]
+        wanted = [name for name, wanted in (config.member_of(plugin, "capabilities") or {}).items() if wanted]
         arguments = {name: attachment.capability_args[name] for name in wanted if name in attachment.capability_args}
         if arguments:
             conf["runtimeConfig"] = arguments
-    return conf
+    return config.in_order(conf)
 
 
 def _sibling_plugins(path: str, name: str) -> list[dict[str, Any]]:

@@ -5,6 +5,11 @@ CURRENT = SUPPORTED[-1]
 FIRST_VERSION_OF_VERB = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 
 
+def supported_since(version: str) -> tuple[str, ...]:
+    """Return the versions that a plugin supports whose first one this is."""
+    return SUPPORTED[SUPPORTED.index(version) :]
+
+
 def at_least(version: str, minimum: str) -> bool:
     """Return whether a supported version is ``minimum`` or newer."""
     return SUPPORTED.index(version) >= SUPPORTED.index(minimum)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import EINVAL
 
-from cni_py.attachment.record import ALIAS
+from cni_py.attachment.record import MARK, mark_on
 from cni_py.sweep import netns_scan
 
 TYPE_CHECKING = False
@@ -22,14 +22,14 @@ class AddressScan:
 
     Attributes:
         addresses: packed address to the namespace that it is in.
-        aliases: of host ends, without "cni:", whose other end is in another namespace.
+        marks: of host ends, without "cni:", whose other end is in another namespace.
         unseen: a namespace behind a veth that ``namespaces`` lacks, in words; empty if there is none.
         faults: what could not be read.
     """
 
     def __init__(self, namespaces: NetnsPaths, own: int, check_time: Callable[[], None]) -> None:
         self.addresses: dict[bytes, str] = {}
-        self.aliases: set[str] = set()
+        self.marks: set[str] = set()
         self.unseen = ""
         self.faults: list[str] = []
         self._namespaces, self._own, self._check_time = namespaces, own, check_time
@@ -52,7 +52,7 @@ class AddressScan:
         behind = {end.nsid: f'the namespace behind "{end.name}"' for end in ends if end.nsid is not None}
         if reader.is_strict:
             ends = self._scan_behind(reader, behind, ends)
-        self.aliases = {end.alias.removeprefix(ALIAS) for end in ends if end.alias.startswith(ALIAS)}
+        self.marks = {mark.removeprefix(MARK) for end in ends if (mark := mark_on(end))}
         unseen = {end.nsid for end in ends} - self._seen
         # Read once more: one that was deleted in the meantime needs no explanation.
         still = {end.nsid for end in reader.host_ends()} if unseen else set()

@@ -78,10 +78,10 @@ def saved(directory: str) -> Iterator[tuple[Leftover, str]]:
         conf = _decoded(path)
         network = str(conf["name"]) if is_name(str(conf.get("name", ""))) else ""
         hashed = network_hash(network) if network else ""
-        ipam = conf.get("ipam")
+        ipam = config.member_of(conf, "ipam")
         ipam = ipam if isinstance(ipam, dict) else {}
-        is_blind = bool(ipam) and _files_of(ipam.get("type")) != "reservations"
-        data_dir = ipam.get("dataDir") or DATA_DIR
+        is_blind = bool(ipam) and _files_of(config.member_of(ipam, "type")) != "reservations"
+        data_dir = config.member_of(ipam, "dataDir") or DATA_DIR
         leftover = Leftover(SAVED, path, path, container_id, ifname, network, hashed, stamp=stamp, is_blind=is_blind)
         yield leftover, data_dir if isinstance(data_dir, str) and not is_blind else ""
 
@@ -138,13 +138,13 @@ def places_of(plugins: Iterable[Mapping[str, Any]], network: str) -> Places:
     """Return the directories in plugin configurations; values of the wrong type are skipped. Pure."""
     places = Places()
     for plugin in plugins:
-        ipam = plugin.get("ipam")
+        ipam = config.member_of(plugin, "ipam")
         ipam = ipam if isinstance(ipam, dict) else {}
-        data_dir = ipam.get("dataDir")
-        if isinstance(data_dir, str) and _files_of(ipam.get("type", "host-local")) == "reservations":
+        data_dir = config.member_of(ipam, "dataDir")
+        if isinstance(data_dir, str) and _files_of(config.member_of(ipam, "type") or "host-local") == "reservations":
             places |= Places(frozenset({(data_dir, network)}))
-        data_dir = plugin.get("dataDir")
-        if isinstance(data_dir, str) and data_dir[:1] == "/" and _files_of(plugin.get("type")) == "delegate configurations":
+        data_dir, kept = config.member_of(plugin, "dataDir"), _files_of(config.member_of(plugin, "type"))
+        if isinstance(data_dir, str) and data_dir[:1] == "/" and kept == "delegate configurations":
             places |= Places(flannel=frozenset({data_dir.rstrip("/") or "/"}))
     return places
 

@@ -1,14 +1,15 @@
-"""Leftovers in the kernel: nftables elements, iptables chains, veths. Changes nothing."""
+"""Leftovers in the kernel: nftables elements, iptables chains, veths, ifbs. Changes nothing."""
 
 from __future__ import annotations
 
-from cni_py.attachment.record import ALIAS
+from cni_py.attachment.chained import IFB_ALIAS
+from cni_py.attachment.record import MARK, mark_on
 from cni_py.ipam.ranges import as_address
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
 from cni_py.spec.environment import is_name
 from cni_py.sweep import netns_scan
-from cni_py.sweep.leftovers import CHAIN, ELEMENT, VETH, Leftover
+from cni_py.sweep.leftovers import CHAIN, ELEMENT, IFB, VETH, Leftover
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -101,17 +102,32 @@ def jump(line: str, tool: Iptables) -> Leftover | None:
 
 
 def veths() -> Iterator[Leftover]:
-    """Yield veths with our alias whose both ends are on the host: any other leads into a namespace, which then is alive.
+    """Yield veths with our mark whose both ends are on the host: any other leads into a namespace, which then is alive.
 
     Raises: OSError.
     """
     with netns_scan.Reader() as reader:
-        stray = [end for end in reader.host_ends() if end.nsid is None and end.alias.startswith(ALIAS)]
+        stray = [end for end in reader.host_ends() if end.nsid is None and mark_on(end)]
         addresses = dict(reader.addresses()) if stray else {}
     for end in stray:
-        parts = end.alias.removeprefix(ALIAS).split(":")
+        mark = mark_on(end)
+        parts = mark.removeprefix(MARK).split(":")
         if len(parts) == 3:
             container_id, ifname, network = parts
             of_peer = addresses.get(end.peer, b"")
             hashed = network_hash(network)
-            yield Leftover(VETH, end.name, end.name, container_id, ifname, network, hashed, of_peer, key=end.alias)
+            yield Leftover(VETH, end.name, end.name, container_id, ifname, network, hashed, of_peer, key=mark)
+
+
+def ifbs() -> Iterator[Leftover]:
+    """Yield the ifbs of bandwidth: their alias names the owner. Raises: KernelRefused."""
+    from cni_py.kernel.link import list_links
+    from cni_py.netlink.socket import open_host
+
+    with open_host() as host:
+        links = [link for link in list_links(host) if link.kind == "ifb" and link.alias.startswith(IFB_ALIAS)]
+    for link in links:
+        parts = link.alias.removeprefix(IFB_ALIAS).split(":")
+        if len(parts) == 3:
+            container_id, ifname, network = parts
+            yield Leftover(IFB, link.name, link.name, container_id, ifname, network, network_hash(network), key=link.alias)

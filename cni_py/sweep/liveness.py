@@ -9,7 +9,7 @@ namespaces
 addresses
     in every such namespace and in every namespace behind a veth of this host, found in /proc or not
 host ends
-    a veth with our alias whose other end is in another namespace, which is alive by definition
+    a veth with our mark whose other end is in another namespace, which is alive by definition
 sandboxes
     whether a namespace, and which, is at the paths that records and cached results name
 containers
@@ -49,7 +49,7 @@ class Liveness(Value):
         namespaces: inode to a name for it; with the host's own, ``own``.
         mount_points: path, as it is in some mount namespace, to inodes.
         addresses: packed address to the namespace that it is in.
-        aliases: of host ends, without "cni:", whose other end is in another namespace.
+        marks: of host ends, without "cni:", whose other end is in another namespace.
         containers: words of cgroup paths.
         calls: container id and interface name of plugin calls.
         sandboxes: requested path to inode; 0: no namespace there; None: unknown.
@@ -60,7 +60,7 @@ class Liveness(Value):
     own: int = 0
     mount_points: Mapping[str, set[int]] = {}
     addresses: Mapping[bytes, str] = {}
-    aliases: frozenset[str] = frozenset()
+    marks: frozenset[str] = frozenset()
     containers: frozenset[str] = frozenset()
     calls: frozenset[tuple[str, str]] = frozenset()
     sandboxes: Mapping[str, int | None] = {}
@@ -110,7 +110,7 @@ def _liveness(walk: ProcWalk, scan: AddressScan, sandboxes: Mapping[str, int | N
         own=walk.own,
         mount_points=walk.mount_points,
         addresses=scan.addresses,
-        aliases=frozenset(scan.aliases),
+        marks=frozenset(scan.marks),
         containers=frozenset(walk.containers),
         calls=frozenset(walk.calls),
         sandboxes=sandboxes,

@@ -8,7 +8,7 @@ from cni_py import files
 from cni_py.errors import CniError, IOFailure
 from cni_py.journal import note, retire, step
 from cni_py.sweep import file_leftovers
-from cni_py.sweep.leftovers import ADDRESS, CHAIN, ELEMENT, RECORD, SAVED, VETH, Leftover, Stamp, stamp_of
+from cni_py.sweep.leftovers import ADDRESS, CHAIN, ELEMENT, IFB, RECORD, SAVED, VETH, Leftover, Stamp, stamp_of
 from cni_py.sweep.report import FAILED, KEPT, REMOVED, Finding
 
 TYPE_CHECKING = False
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # Each kind leads to those before it: a sweep that is killed in the middle leaves enough for the next one to continue.
-_ORDER = (ELEMENT, CHAIN, VETH, ADDRESS, SAVED, RECORD)
+_ORDER = (ELEMENT, CHAIN, VETH, IFB, ADDRESS, SAVED, RECORD)
 
 
 def remove(stale: Sequence[Finding], found: Sequence[Leftover]) -> list[Finding]:
@@ -99,14 +99,14 @@ def _with_newer_record(stale: Sequence[Leftover], found: Sequence[Leftover]) -> 
     return [leftover for leftover in stale if any(leftover.is_with(record) for record in newer)]
 
 
-def _remove_veths(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
+def _remove_links(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
     from cni_py.kernel.link import delete_link, list_links
     from cni_py.netlink.socket import open_host
 
     removed = []
     with open_host() as host:
         for leftover in stale:
-            if any(link.name == leftover.path for link in list_links(host, alias=leftover.key)):
+            if any(link.name == leftover.path for link in list_links(host, leftover.key)):
                 delete_link(host, leftover.path)
                 removed.append(leftover)
     return removed
@@ -156,7 +156,8 @@ def remove_if_same(path: str, stamp: Stamp) -> bool:
 _REMOVE: dict[str, Callable[[Sequence[Leftover], Sequence[Leftover]], list[Leftover]]] = {
     ELEMENT: _remove_elements,
     CHAIN: _remove_chains,
-    VETH: _remove_veths,
+    VETH: _remove_links,
+    IFB: _remove_links,
     ADDRESS: _remove_reservations,
     SAVED: _remove_files,
     RECORD: _remove_files,

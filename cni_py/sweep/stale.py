@@ -27,7 +27,7 @@ def find_stale(
     of_container: dict[str, list[Leftover]] = {}
     for leftover in found:
         of_container.setdefault(leftover.short_id, []).append(leftover)
-    for end in map(live_end, live.aliases):
+    for end in map(live_end, live.marks):
         of_container.setdefault(end.short_id, []).append(end)
     claimed = {one.inode for one in found if one.kind == RECORD and one.inode and _inode_at(one, live) == one.inode}
     names = {leftover.hashed: leftover.network for leftover in found if leftover.network}
@@ -94,7 +94,7 @@ def _alive_by_state(leftover: Leftover, related: Sequence[Leftover], live: Liven
     """Check state that only a live attachment has: an address, a host end, its namespace."""
     if leftover.address in live.addresses:
         return f"{address_text(leftover.address)} is in {live.addresses[leftover.address]}"
-    if leftover.kind == LIVE_END or _may_be_cut_alias(leftover, live):
+    if leftover.kind == LIVE_END or _may_be_cut_mark(leftover, live):
         return "its host end leads into a live namespace"
     if leftover.kind == RECORD and _is_recorded_namespace_alive(leftover, related, live, claimed):
         return f'its record names "{leftover.netns}", which exists'
@@ -132,17 +132,17 @@ def _is_recorded_namespace_alive(
     return is_somewhere and not any(leftover.address for leftover in related)
 
 
-def live_end(alias: str) -> Leftover:
-    """Return a host end as a leftover of the attachment in its alias; a truncated network name matches any."""
-    container_id, _, rest = alias.partition(":")
+def live_end(mark: str) -> Leftover:
+    """Return a host end as a leftover of the attachment in its mark; a truncated network name matches any."""
+    container_id, _, rest = mark.partition(":")
     ifname, _, network = rest.partition(":")
-    return Leftover(LIVE_END, alias, alias, container_id, ifname, network, "" if "~" in network else network_hash(network))
+    return Leftover(LIVE_END, mark, mark, container_id, ifname, network, "" if "~" in network else network_hash(network))
 
 
-def _may_be_cut_alias(leftover: Leftover, live: Liveness) -> bool:
-    """Return whether a host end may belong to this container, whose id is too long for an alias (``record.name_of``)."""
-    cut = [alias for alias in live.aliases if "~" in alias] if len(leftover.short_id) == 72 else []
-    return any(alias.startswith(leftover.short_id.partition("~")[0]) for alias in cut)
+def _may_be_cut_mark(leftover: Leftover, live: Liveness) -> bool:
+    """Return whether a host end may belong to this container, whose id is too long for a mark (``record.mark_of``)."""
+    cut = [mark for mark in live.marks if "~" in mark] if len(leftover.short_id) == 72 else []
+    return any(mark.startswith(leftover.short_id.partition("~")[0]) for mark in cut)
 
 
 def _is_of(leftover: Leftover, call: Call) -> bool:

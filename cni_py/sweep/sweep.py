@@ -29,6 +29,7 @@ from cni_py import config, files
 from cni_py.attachment import record
 from cni_py.errors import CniError
 from cni_py.journal import RUN_DIR, Journal, note
+from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import check_network_name
 from cni_py.sweep import file_leftovers, liveness
 from cni_py.sweep.file_leftovers import Places
@@ -127,7 +128,7 @@ def before_first_call(call: Call, stdin: bytes) -> None:
     if not record.is_first_of_boot(call):
         return
     try:
-        conf = config.decode(stdin)
+        conf = config.decode_for(PLUGINS[call.plugin].model, stdin)
         check_network_name(conf.get("name"))
     except CniError:
         return  # the call will fail

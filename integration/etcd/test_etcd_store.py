@@ -586,6 +586,44 @@ def memory_mib() -> float:
 
 
 @inside
+def test_values_of_any_size_are_read_in_parts_and_cost_no_other_lease() -> None:
+    """A page, and the changes of an outage, may be larger than a message; one value may be. The limits are lowered here."""
+    with limits(message=64 << 10, total=8 << 20):
+        [server] = servers.start(options=["--max-request-bytes", "1000000"])
+        store, client = open_store(server), Etcd([server.endpoint])
+        put = PREFIX + "/subnets/10.244.{}.0-24"
+        value = json.dumps({"PublicIP": "192.168.9.9", "BackendType": "vxlan", "x": "y" * 30_000}).encode()
+        for number in range(20):
+            client.put(put.format(number), value.replace(b"9.9", b"9.%d" % (number + 1)))
+        client.put(put.format(7), value.replace(b"y", b"yyyy"))
+        leases, _ = store._leases.read()
+        assert {found.kv.key for found in leases} == {put.format(number) for number in range(20) if number != 7}
+        with pytest.raises(etcd.TooLarge), client.watch(PREFIX, 1) as watch:
+            for _ in watch:
+                pass
+        read_leases, begins = store._leases._read_leases, [([], 1)]
+        store._leases._read_leases = lambda: begins.pop() if begins else read_leases()  # type: ignore[method-assign]
+        with logged() as log, Watching(store) as watching:
+            until(lambda: watching.sets and len(watching.sets[-1]) == 19, "all that can be read, though the watch cannot be")
+            client.put(put.format(71), value)
+            until(lambda: len(watching.sets[-1]) == 20, "it goes on")
+        assert any("re-listing" in line for line in log)
+        for number in range(100, 200):
+            client.put(put.format(number), value.replace(b"y", b"yyyy"))
+    with limits(message=1 << 20, total=1 << 20), pytest.raises(etcd.TooLarge, match="more than 1 MiB"):
+        list(Etcd([server.endpoint]).pages(PREFIX))
+
+
+@contextmanager
+def limits(message: int, total: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        options = dict(etcd.OPTIONS) | {"grpc.max_receive_message_length": message}
+        patch.setattr(etcd, "OPTIONS", tuple(options.items()))
+        patch.setattr(etcd, "MAX_TOTAL", total)
+        yield
+
+
+@inside
 def test_server_killed_and_restarted() -> None:
     (server,) = servers.start()
     store = open_store(server)
@@ -703,14 +741,6 @@ def again(call: Callable[[], Lease]) -> Lease:
 # ---- who may ----------------------------------------------------------------------------------
 
 
-def renewed(store: EtcdStore, lease: Lease) -> bool:
-    """Try to renew: right after etcd is back, the connection may still wait before it is opened again."""
-    try:
-        return store.renew(lease).subnets == lease.subnets
-    except Unavailable:
-        return False
-
-
 @inside
 def test_password() -> None:
     (server,) = servers.start(options=["--bcrypt-cost", "4"])
@@ -730,7 +760,7 @@ def test_password() -> None:
         server.kill()  # which forgets all tokens
         server.start()
         server.wait()
-        until(lambda: renewed(store, lease), "renewed, with a new token")
+        assert store.renew(lease).subnets == lease.subnets
         open_store(server, user="flannel", password="word").acquire(NETWORK, node(2), None)
         follower.until(lambda found: len(found) == 2)
     with pytest.raises(Refused, match="authentication failed, invalid user ID or password") as wrong:

@@ -125,13 +125,15 @@ def test_altered_lease_is_published_again(pair: Pair) -> None:
 
 def test_other_address_is_published_at_once(pair: Pair) -> None:
     """The old connection is of an address that no longer exists."""
-    key = pair.etcd.key_of("192.168.123.12")
+    key, gave_up = pair.etcd.key_of("192.168.123.12"), "forwarding by what was saved"
+    before = pair.daemons["node2"].log.count(gave_up)
     for old, new in (("12", "52"), ("52", "12")):
         route = "ip route replace default via 192.168.123.2"
         change = f"ip addr add 192.168.123.{new}/24 dev eth0; ip addr del 192.168.123.{old}/24 dev eth0"
         pair.cluster.run("node2", f"{change}; ip addr replace 192.168.123.{new}/24 dev eth0; {route}")
         until(lambda new=new: pair.etcd.key_of(f"192.168.123.{new}") == key, "the lease has the new address")  # type: ignore[misc]
         until(lambda: pair.cluster.ping().is_complete, "the other node follows")
+    assert pair.daemons["node2"].log.count(gave_up) == before, pair.daemons["node2"].log
     assert len(pair.etcd.leases()) == 2
 
 

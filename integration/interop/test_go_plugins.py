@@ -503,7 +503,7 @@ def _known_differences(seen: dict[str, Any]) -> dict[str, Any]:
     for part in state.values():
         for link in part["addresses"]:
             link.pop("txqlen", None)  # 1.1.1: 0 for a veth
-            link.pop("ifalias", None)  # our host ends say whose they are
+            link.pop("altnames", None)  # our host ends say whose they are
             for kind in ("info_data", "info_slave_data"):  # made of MAC addresses
                 data = link.get("linkinfo", {}).get(kind, {})
                 link.get("linkinfo", {})[kind] = {key: value for key, value in data.items() if key not in BRIDGE_IDS}

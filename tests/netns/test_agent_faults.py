@@ -251,6 +251,20 @@ def test_another_process_listens(host: Host, answer: bytes) -> None:
         assert os.waitpid(child, 0)[1] == 0
 
 
+def test_process_of_another_user_listens(host: Host) -> None:
+    """Its user is the one that called listen(). It receives nothing: neither configurations nor namespaces."""
+    with listening(host, 10) as listener:
+        os.seteuid(65534)
+        try:
+            listener.listen(10)
+        finally:
+            os.seteuid(0)
+        pod_comes_and_goes(host)
+        for _ in range(3):
+            with listener.accept()[0] as connection:
+                assert connection.recv(1) == b""
+
+
 def test_agent_of_another_protocol_refuses(host: Host) -> None:
     with Agent(host, code="from cni_py import protocol; protocol.PROTOCOL = 2") as agent:
         pod_comes_and_goes(host)

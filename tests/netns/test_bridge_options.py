@@ -247,13 +247,33 @@ def test_isolated_pods_reach_the_host_but_not_one_another(host: Host) -> None:
     assert datagram(host, first, third, ips(three)[0]) == ips(one)[0], "a port that is not isolated reaches all"
 
 
+def create_and_find(path: str) -> list[str]:
+    """Create a veth on a kernel without alternative names, which rejects the message; the links with its mark."""
+    from cni_py.kernel import link as links
+    from cni_py.kernel.netns import open_sandbox
+    from cni_py.netlink.socket import open_host
+
+    links.RTM_NEWLINKPROP = 250
+    with open_host() as rtnl, open_sandbox(path) as netns:
+        links.create_veth(rtnl, netns, "eth0", "cni:c1:eth0:net")
+        return [found.alias for found in links.list_links(rtnl, "cni:c1:eth0:net")]
+
+
+def test_mark_is_an_alias_where_the_kernel_has_no_alternative_names(host: Host) -> None:
+    pod = host.netns("c1")
+    assert host.do(create_and_find, pod.path) == ["cni:c1:eth0:net"]
+    delete(host, bridge_conf(), pod)
+    assert host.host_ends() == []
+
+
 def test_host_end_is_named_and_described(host: Host) -> None:
     result = add(host, bridge_conf(), pod := host.netns("c1"))
     port = port_of(host, result)
     assert port["ifname"].removeprefix("veth").isalnum()
     assert len(port["ifname"]) == len("veth12345678")
     assert int(port["ifname"].removeprefix("veth"), 16) >= 0
-    assert port["ifalias"] == "cni:c1:eth0:net"
+    assert port["altnames"] == ["cni:c1:eth0:net"]
+    assert "ifalias" not in port, "Go sets none"
     assert port["master"] == "br0"
     assert [i.get("sandbox", "") for i in result["interfaces"]] == ["", "", pod.path]
     assert [i["mac"] for i in result["interfaces"]] == [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.namespaces import Host, Sandbox
+from support.namespaces import Host, Reply, Sandbox
 from support.pods import DUAL_ENV, FLANNEL, MAC, OPTIONS, ROUTES, V4, V6, add, bridge_conf, check, layer_2_conf, words
 
 CONF = bridge_conf(
@@ -163,6 +163,57 @@ def test_what_was_changed_is_seen(host: Host, case: str) -> None:
         assert text.replace("PORT", result["interfaces"][1]["name"]) in words(reply), reply
     assert "expected" in reply.json["details"], reply
     assert "found" in reply.json["details"], reply
+
+
+NO_COMMAND = ("delete the pod", "another pod has", "look at it: ", "nft list ", "iptables -t nat -S")
+"""Beginnings of hints that change nothing: what they are about has no single command."""
+NO_REPAIR = {
+    "bridge-gone", "bridge-is-none", "port-gone", "end-gone", "end-renamed", "end-is-another", "masquerade4-gone",
+    "masquerade6-gone", "masquerade-table-gone", "masquerade-chain-flushed", "masquerade-other-rule", "masquerade-of-another",
+    "iptables-gone", "macspoofchk-gone", "macspoofchk-address-gone", "macspoofchk-rule-gone", "reservation-of-another",
+}  # fmt: skip
+
+
+def hints(reply: Reply) -> list[str]:
+    assert all(one["msg"] and one["hint"] for one in reply.json["differences"]), reply
+    return [one["hint"] for one in reply.json["differences"]]
+
+
+def repair(host: Host, conf: dict[str, Any], pod: Sandbox, result: dict[str, Any]) -> Reply:
+    """Type the command of each difference, and check again, until there is no difference or nothing to type."""
+    for _ in range(4):
+        reply = check(host, conf, pod, result)
+        commands = [hint for hint in hints(reply) if not hint.startswith(NO_COMMAND)] if reply.rc else []
+        if not commands:
+            return reply
+        for command in commands:
+            host.run(command)
+    raise AssertionError(reply)
+
+
+@pytest.mark.parametrize("case", CASES, ids=CASES.keys())
+def test_hints_repair_what_was_changed(host: Host, case: str) -> None:
+    alter, keys, _ = CASES[case]
+    conf = CONF | keys
+    result = add(host, conf, pod := host.netns("c1"))
+    alter(host, pod, result)
+    reply = repair(host, conf, pod, result)
+    assert reply.rc == (case in NO_REPAIR), reply
+
+
+def test_all_differences_are_reported_at_once(host: Host) -> None:
+    cases = ["forwarding4-off", "gateway4-gone", "port-hairpin", "port-mtu", "end-mac", "end-mtu", "address4-gone"]
+    cases += ["masquerade4-gone", "macspoofchk-gone", "one-reservation-gone"]
+    result = add(host, CONF, pod := host.netns("c1"))
+    for case in cases:
+        CASES[case][0](host, pod, result)
+    reply = check(host, CONF, pod, result)
+    said = [f"{one['msg']}: {one['details']}" for one in reply.json["differences"]]
+    for case in cases:
+        wanted = [text.replace("PORT", result["interfaces"][1]["name"]) for text in CASES[case][2]]
+        assert any(all(text in line for text in wanted) for line in said), (case, said)
+        assert all(text in words(reply) for text in wanted)
+    assert repair(host, CONF, pod, result).json["msg"].startswith(("masquerading", "macspoofchk"))
 
 
 def test_namespace_that_has_gone(host: Host) -> None:

@@ -420,6 +420,11 @@ def test_sigterm_while_a_command_runs_kills_it_and_ends_soon(net: Net, which: st
     assert time.monotonic() - began < SOON_SECONDS
     assert "Exiting cleanly" in flanneld.log
     assert "flanneld ends, killed" in flanneld.log
+    assert flanneld.log.count(f"the back end extension runs commands that the network configuration names ({which})") == 1
+    flanneld = node.start("-allow-commands")
+    flanneld.wait_for_log("CLI flags config")
+    flanneld.terminate()
+    assert "extension runs commands" not in flanneld.log
     until(lambda: all(node.host.execute(["kill", "-0", pid]).returncode != 0 for pid in pids), "what it started has ended")
 
 

@@ -370,6 +370,28 @@ def test_udp_takes_packets_of_the_families_in_use(pair: Pair, count: int) -> Non
 
 
 @pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
+def test_udp_takes_packets_only_from_the_subnet_of_the_node_that_sent_them(pair: Pair) -> None:
+    """Not from one of another node, of none, of ours, or from an address that is no node's."""
+    pair.connect()
+    pair.host.run("ip address add 192.0.2.9/24 dev eth0; ip route add 192.0.2.1 dev eth0 src 192.0.2.9", Sandbox("n2"))
+    target, target6 = ip_address("10.244.1.9").packed, ip_address("fd00:244:0:1::9").packed
+
+    def packets(source: str, source6: str) -> list[bytes]:
+        v4 = pack("!BBHHHBBH", 0x45, 0, 20, 0, 0, 64, 253, 0) + ip_address(source).packed + target
+        return [v4, pack("!IHBB", 6 << 28, 0, 59, 64) + ip_address(source6).packed + target6]
+
+    theirs = packets("10.244.2.9", "fd00:244:0:2::9")
+    others = [packets("10.244.3.9", "fd00:244:0:3::9"), packets("10.244.1.8", "fd00:244:0:1::8"), packets("8.8.8.8", "fe80::1")]
+    pair.send(theirs, "192.0.2.1")  # from 192.0.2.9
+    pair.host.run("ip route del 192.0.2.1 dev eth0", Sandbox("n2"))
+    for address in ("192.0.2.1", "2001:db8::1"):
+        pair.send([packet for each in others for packet in each], address)
+        pair.send(theirs, address)
+    assert pair.lost() == "0%"  # when these have come, the others have been looked at
+    assert pair.came_in() == 2 * len(theirs) + 2 * len(pair.ends)
+
+
+@pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
 def test_udp_leaves_nothing(pair: Pair) -> None:
     pair.connect()
     pair.close()

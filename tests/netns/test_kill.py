@@ -141,8 +141,9 @@ class Runtime:
 
     def left(self) -> list[str]:
         """Return what exists of c2: host ends except that of c1, files, elements, records, links in its namespace."""
-        ends = [name for name in os.listdir("/sys/class/net") if name.startswith("veth")]
-        found = [f"link {name}" for name in ends if ":c1:" not in Path(f"/sys/class/net/{name}/ifalias").read_text()]
+        shown = subprocess.run(["ip", "-j", "link", "show", "type", "veth"], capture_output=True, text=True, check=True)
+        ends = json.loads(shown.stdout or "[]")
+        found = [f"link {end['ifname']}" for end in ends if ":c1:" not in str(end.get("altnames"))]
         for directory in ("/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0", "/run/cni-py/attachments"):
             for name in os.listdir(directory):
                 text = Path(directory, name).read_text()

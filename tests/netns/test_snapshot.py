@@ -31,7 +31,7 @@ def test_second_pod_leaves_no_trace(host: Host, conf: dict[str, Any], verb: str)
 
 @pytest.mark.parametrize("verb", ["DEL", "GC"])
 def test_names_as_long_as_can_be_leave_no_trace(host: Host, verb: str) -> None:
-    """The alias of a host end, and the names of records, hold 250 characters: here they are cut."""
+    """The mark of a host end holds 127 characters, the name of a record 250: here they are cut."""
     conf = OPTIONS["all"] | {"name": "n" * 200}
     first, second = host.netns("c1"), host.netns("c2")
     add(host, conf, first, container_id="a" * 200, ifname="i" * 15)

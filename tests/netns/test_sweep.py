@@ -154,7 +154,7 @@ def test_dry_run_changes_nothing(host: Host, sweep: Sweep) -> None:
 
 
 def test_element_whose_pod_the_go_plugins_deleted(host: Host, sweep: Sweep, go_plugins: str) -> None:
-    """The Go plugins do not know our elements, records and alias."""
+    """The Go plugins do not know our elements, records and marks."""
     dead, live = host.netns("c1"), host.netns("c2")
     add(host, BRIDGE, dead)
     add(host, BRIDGE, live)
@@ -262,7 +262,7 @@ def test_cached_result_is_reported_and_kept(host: Host, sweep: Sweep) -> None:
 
 
 def test_veth_with_both_ends_on_the_host(host: Host, sweep: Sweep) -> None:
-    host.run("ip link add v1 type veth peer name w1; ip link set v1 alias cni:c1:eth0:net")
+    host.run("ip link add v1 type veth peer name w1; ip link property add dev v1 altname cni:c1:eth0:net")
     host.run("ip link add v2 type veth peer name w2; ip link set v2 alias cni:c2:eth0:net; ip addr add 10.1.0.2/24 dev w2")
     host.run("ip link add v3 type veth peer name w3; ip link set v3 alias other")
     assert outcomes(sweep()) == {"veth": ["removed"]}

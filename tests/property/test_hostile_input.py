@@ -33,13 +33,13 @@ from cni_py.sweep import sweep
 from support.namespaces import PATH, Host
 from support.spec_cases import execute
 
-EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40}
+EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40, "bandwidth": 100, "tuning": 100}
 """Examples of ADD; the other verbs have half as many."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
 """Error codes without 100, which is a bug."""
 VICTIM = "/run/victim"
-OURS = ("/run/cni-py", "/var/lib/cni/flannel", "/var/lib/cni/networks")
+OURS = ("/run/cni-py", "/run/cni", "/var/lib/cni/flannel", "/var/lib/cni/networks")
 OWN_DIRECTORY = "/run/own"  # what a configuration may name: everything in it may be written
 _STORE = [f"/var/lib/cni/networks/net/{name}" for name in ("lock", "last_reserved_ip.0", "10.1.0.2", "10.244.91.2")]
 LINKS = {
@@ -48,6 +48,8 @@ LINKS = {
     "host-local": _STORE * 2,
     "portmap": ["/run/cni-py/nft.lock", "/run/cni-py/portmap/c1:eth0:net"] * 3,
     "loopback": [],
+    "tuning": ["/run/cni-py/tuning/c1:eth0:net", "/run/cni/tuning/c1_eth0.json", "/run/cni/tuning"],
+    "bandwidth": ["/run/cni-py/bandwidth/c1:eth0:net"] * 3,
 }
 LINKS_OF_ALL = [
     "/run/cni-py/boot-id", "/run/cni-py/sweep.lock", "/run/cni-py/attachments/c1:eth0:net", "/run/cni-py/journal/c1:eth0:net",
@@ -123,6 +125,8 @@ BASES: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
     },
     "loopback": {},
+    "tuning": {"prevResult": PREVIOUS, "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True},
+    "bandwidth": {"prevResult": PREVIOUS | {"interfaces": [{"name": "w0"}]}, "ingressRate": 8_000_000, "ingressBurst": 800_000},
 }
 VALID = st.lists(st.fixed_dictionaries({"containerID": NAMES, "ifname": IFNAMES}), max_size=3)
 CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
@@ -138,6 +142,11 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
                 "snat": st.booleans(), "markMasqBit": st.integers(-1, 33), "masqAll": st.booleans(), "prevResult.ips": st.lists(
                     st.fixed_dictionaries({"address": TEXT | st.just("10.1.0.2/24"), "interface": st.integers(-2, 2)}))},
     "loopback": {},
+    "tuning": {"sysctl": st.dictionaries(TEXT | st.sampled_from(["net.core.somaxconn", "net/../kernel/hostname"]), TEXT, max_size=2),
+               "mac": TEXT, "mtu": st.integers(), "txQLen": st.integers(), "dataDir": PATHS, "args.cni.mac": TEXT},
+    "bandwidth": {"ingressRate": st.integers(), "egressRate": st.integers(0, 1 << 64), "egressBurst": st.integers(0, 1 << 40),
+                  "runtimeConfig.bandwidth": TEXT, "prevResult.interfaces": st.lists(
+                      st.fixed_dictionaries({"name": IFNAMES, "sandbox": TEXT}), max_size=2)},
 }  # fmt: skip
 SHARED = {
     "name": NAMES,
@@ -354,7 +363,9 @@ def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
     host.write_subnet_env()
     host.netns("c1")
     if plugin == "portmap":  # the pod is behind a link with this name
-        host.run("ip link add 'a\"};{' type veth peer name w0; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
+        host.run("ip link add 'a\"};{' type veth peer name w1; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
+    if PLUGINS[plugin].kind == "meta" and plugin != "flannel":
+        host.run("ip link add w0 type veth peer name eth0 netns c1")
     host.do(hostile_calls, plugin, verb, EXAMPLES[plugin] // (1 if verb == "ADD" else 2))
 
 

@@ -81,7 +81,7 @@ def test_environment_is_checked_before_the_configuration(node: Host, verb: str) 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_path_is_optional(node: Host, plugin: str) -> None:
     """The spec's list of optional parameters; GC has it as a required one, libcni always sends it."""
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     for value in (None, "", ":", "relative", "/does/not/exist:/dev/null"):
         bare: dict[str, Any] = {"env": {"CNI_PATH": value}}
@@ -129,7 +129,7 @@ def test_container_id_that_cannot_be(node: Host, box: Sandbox, plugin: str, cont
 @pytest.mark.parametrize("container_id", ["a", "0", "Z.", "a-_.b", "d0d7" * 16, "x" * 200])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_container_id_that_can_be(node: Host, plugin: str, container_id: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     result = node.ok(plugin, "ADD", conf(plugin), sandbox=box, container_id=container_id)
     node.ok(plugin, "CHECK", conf(plugin), sandbox=box, container_id=container_id, prev=result)
     node.delete_netns(box)
@@ -141,8 +141,8 @@ def test_container_id_that_can_be(node: Host, plugin: str, container_id: str) ->
 
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_longest_names_of_all_kinds_together(node: Host, plugin: str) -> None:
-    """Container id, network and interface name end up in one file name and one link alias."""
-    box = new_sandbox(node)
+    """Container id, network and interface name end up in one file name and one alternative name of a link."""
+    box = new_sandbox(node, plugin)
     network = conf(plugin, name="n" * 200)
     of: dict[str, Any] = {"container_id": "c" * 200, "ifname": "i" * 15}
     result = node.ok(plugin, "ADD", network, sandbox=box, **of)
@@ -179,7 +179,7 @@ def test_interface_name_that_cannot_be(node: Host, box: Sandbox, plugin: str, if
 )
 @pytest.mark.parametrize("plugin", ["flannel", "bridge", "host-local"])
 def test_interface_name_that_can_be(node: Host, plugin: str, ifname: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id(), "ifname": ifname}
     result = node.ok(plugin, "ADD", conf(plugin), **of)
     if plugin != "host-local":
@@ -240,19 +240,22 @@ ODD_ARGS = (
     "none", "A=1;", ";", "=", "a=b=c", "K8S_POD_NAME", "FOO=BAR", "IgnoreUnknown=maybe", "IP=nonsense", "MAC=nonsense",
     'IgnoreUnknown=1;K8S_POD_NAME=web;K8S_ANNOT={"selector":"app=web"}',
 )  # fmt: skip
-READERS = ("flannel", "bridge", "host-local")
-"""Plugins whose ADD reads CNI_ARGS, or hands it to one that does."""
+READERS = {
+    "flannel": ["ADD"], "bridge": ["ADD"], "ptp": ["ADD"], "host-local": ["ADD"],
+    "static": ["ADD", "CHECK"], "tuning": ["ADD", "CHECK"],
+}  # fmt: skip
+"""Verbs that read CNI_ARGS, or hand them to a plugin that does."""
 
 
 @pytest.mark.parametrize("args", ODD_ARGS)
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_args_are_rejected_only_by_an_add_that_reads_them(node: Host, plugin: str, args: str) -> None:
-    """CHECK and DEL of every plugin ignore them, and so does each verb of one that reads none."""
-    box = new_sandbox(node)
+def test_args_are_rejected_only_by_a_verb_that_reads_them(node: Host, plugin: str, args: str) -> None:
+    """DEL of every plugin ignores them, and so does each verb of one that reads none."""
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
-    first = of | ({} if plugin in READERS else {"args": args})
-    result = node.ok(plugin, "ADD", conf(plugin), **first)
-    node.ok(plugin, "CHECK", conf(plugin), prev=result, args=args, **of)
+    given = {verb: "" if verb in READERS.get(plugin, []) else args for verb in ("ADD", "CHECK")}
+    result = node.ok(plugin, "ADD", conf(plugin), args=given["ADD"], **of)
+    node.ok(plugin, "CHECK", conf(plugin), prev=result, args=given["CHECK"], **of)
     node.ok(plugin, "DEL", conf(plugin), prev=result, args=args, **of)
     node.ok(plugin, "DEL", conf(plugin), args=args, **of)
     node.delete_netns(box)
@@ -289,7 +292,7 @@ def test_error_before_the_call_has_the_version_of_the_configuration(node: Host, 
 )
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_args_as_runtimes_send_them(node: Host, plugin: str, args: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id(), "args": args}
     result = node.ok(plugin, "ADD", conf(plugin), **of)
     node.ok(plugin, "CHECK", conf(plugin), prev=result, **of)
@@ -331,7 +334,7 @@ def test_network_name_is_needed(node: Host, box: Sandbox, plugin: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0", "cbr0", "a.b-c_d", "N" * 200])
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_network_name_that_can_be(node: Host, plugin: str, name: str) -> None:
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     node.ok(plugin, "ADD", conf(plugin, name=name), **of)
     node.ok(plugin, "DEL", conf(plugin, name=name), **of)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cni_py.plugin_table import PLUGINS
 from support.namespaces import Host, Reply
 
 DIRECTORY = "/run/faults"
@@ -144,9 +145,7 @@ def install(host: Host) -> None:
         f"{DIRECTORY}/cni-plugin",
         launcher.replace("\nfrom cni_py.client import main\n", f"\n{HOOK}\nfrom cni_py.client import main\n"),
     )
-    host.run(
-        f"cd {DIRECTORY}; chmod +x cni-plugin; for name in flannel bridge host-local loopback; do ln -s cni-plugin $name; done"
-    )
+    host.run(f"cd {DIRECTORY}; chmod +x cni-plugin; for name in {' '.join(PLUGINS)}; do ln -s cni-plugin $name; done")
 
 
 def environ(kind: str, at: int, errno: str = "EIO") -> dict[str, str | None]:

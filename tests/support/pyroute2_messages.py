@@ -30,6 +30,7 @@ _MODULES = {
     "nft_table_msg": "pyroute2.netlink.nfnetlink.nftsocket",
     "nsidmsg": "pyroute2.netlink.rtnl.nsidmsg",
     "rtmsg": "pyroute2.netlink.rtnl.rtmsg",
+    "tcmsg": "pyroute2.netlink.rtnl.tcmsg",
     "wgmsg": "pyroute2.netlink.generic.wireguard",
 }
 MESSAGES = tuple(_MODULES)

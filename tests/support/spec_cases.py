@@ -21,6 +21,7 @@ BOTH_FAMILIES = (
     "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_IPV6_NETWORK=fd00:10::/48\n"
     "FLANNEL_IPV6_SUBNET=fd00:10:0:5::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 )
+STATIC = [{"address": "10.1.2.5/24", "gateway": "10.1.2.1"}, {"address": "fd00:1::5/64", "gateway": "fd00:1::1"}]
 EXECUTABLE = "executable"
 """The parameter of the fixture `node` by which its plugins are executed; without it each call is a fork."""
 every_version = pytest.mark.parametrize(
@@ -30,6 +31,9 @@ every_version = pytest.mark.parametrize(
 )
 """Pairs of way and version: all versions without the start of an interpreter, and one of them by the executables."""
 PREVIOUS_IP = "10.1.2.3"
+HOST_END = "hostend0"
+CHAINED = ("bandwidth", "tuning")
+"""Plugins that change an existing interface: for them a sandbox has ``eth0``, a veth."""
 
 _numbers = count()
 
@@ -42,7 +46,7 @@ def has(version: str, verb: str) -> bool:
 def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
     """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's.
 
-    portmap follows another plugin, whose result is in it.
+    portmap and those of ``CHAINED`` follow another plugin, whose result is in it.
     """
     ipam = {
         "type": "host-local",
@@ -53,11 +57,20 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
         "flannel": {"delegate": {"bridge": "flannel0", "isDefaultGateway": True}},
         "bridge": {"bridge": "bridge0", "isGateway": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"], "search": ["a"]}},
         "host-local": {"ipam": ipam},
+        "ptp": {"ipMasq": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"]}},
+        "static": {"ipam": {"type": "static", "addresses": STATIC, "routes": ipam["routes"]}},
         "portmap": {
             "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
             "prevResult": previous(version or "0.1.0"),
         },
         "loopback": {},
+        "tuning": {"mtu": 1400, "prevResult": previous(version or "0.1.0")},
+        "bandwidth": {
+            "runtimeConfig": {
+                "bandwidth": {"ingressRate": 8 << 20, "ingressBurst": 8 << 20, "egressRate": 8000, "egressBurst": 8 << 14}
+            },
+            "prevResult": previous(version or "0.1.0"),
+        },
     }[plugin]
     about = {"name": f"{plugin}-net", "type": plugin} | ({} if version is None else {"cniVersion": version})
     return about | own | keys
@@ -69,12 +82,33 @@ def previous(version: str) -> dict[str, Any]:
     if version in VERSIONS[:2]:
         return {"cniVersion": version, "ip4": {"ip": address, "gateway": gateway}}
     family = {} if version in VERSIONS[5:] else {"version": "4"}
-    return {"cniVersion": version, "ips": [{**family, "address": address, "gateway": gateway}]}
+    ends = [{"name": HOST_END}, {"name": "eth0", "sandbox": "/run/netns/any"}]
+    return {
+        "cniVersion": version,
+        "interfaces": ends,
+        "ips": [{**family, "address": address, "gateway": gateway, "interface": 1}],
+    }
 
 
-def new_sandbox(host: Host) -> Sandbox:
-    """A sandbox whose name no other test has."""
-    return host.netns(f"box{next(_numbers)}")
+def supports(plugin: str, version: str) -> bool:
+    """Return whether the plugin accepts this version, as the Go plugin of its name."""
+    return VERSIONS.index(version) >= VERSIONS.index(plugin_table.PLUGINS[plugin].since)
+
+
+def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
+    """A sandbox whose name no other test has; for a plugin of `CHAINED` with the interface that it changes."""
+    made = host.netns(f"box{next(_numbers)}")
+    host.run(f"ip link del {HOST_END} 2>&1", check=False)  # of the test before: it goes some time after its namespace
+    if plugin in CHAINED:
+        host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
+        host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
+    return made
+
+
+def plugin_of(request: pytest.FixtureRequest) -> str:
+    """The parameter ``plugin`` of a test, "" if it has none."""
+    call = getattr(request.node, "callspec", None)
+    return str(call.params.get("plugin", "")) if call else ""
 
 
 def new_id() -> str:

@@ -94,10 +94,6 @@ def test_null_in_a_list_is_a_wrong_value() -> None:
         parse("BridgeConfig", {"masqueradeExcept": [None]})
 
 
-def test_unknown_keys_are_accepted_and_other_spellings_are_unknown() -> None:
-    assert parse("BridgeConfig", {"x": 1, "is_gateway": True, "isgateway": True, "IsGateway": True}).is_gateway is False
-
-
 def test_parsed_objects_do_not_share_their_defaults() -> None:
     first, second = parse("BridgeConfig", {}), parse("BridgeConfig", {})
     first.vlan_trunk.append(7)

@@ -201,17 +201,72 @@ def test_leases_are_judged_again_where_the_host_has_other_networks(capfd: pytest
     assert peers.take(now=100.0 + LINGER_SECONDS) == (set(), {"4 via 192.0.2.4"})
 
 
-def test_two_leases_that_contradict_each_other_are_told_of_once(capfd: pytest.CaptureFixture[str]) -> None:
-    """The same subnet in two keys."""
+def test_the_same_subnet_in_two_keys_is_the_older_node_s(capfd: pytest.CaptureFixture[str]) -> None:
     peers = Peers(lease(2))
     both = Lease(Subnets(lease(2).subnets.ipv4, None), Attributes(IPv4Address("192.0.2.9"), backend_type="host-gw"))
     other = Lease(Subnets(IPv4Network("10.244.2.0/24"), _any_ipv6()), both.attributes)
-    for _ in range(2):
-        assert peers.take(other) == (set(), set())
-        peers.take(Gone(other.subnets, is_final=True))
-    assert capfd.readouterr().err.count("is not reached: what its lease asks for contradicts 10.244.2.0/24 via 192.0.2.2") == 1
-    peers.take(other)
+    assert peers.take(other) == (set(), set())
+    assert peers.take(other) == (set(), set())
+    words = f"ignoring the lease of {other.subnets}: it overlaps 10.244.2.0/24 of 192.0.2.2, whose lease is older; not reached"
+    assert capfd.readouterr().err.count(words) == 1
     assert peers.take(gone(2, is_final=True)) == ({"2 via 192.0.2.9"}, set())
+
+
+def aged(subnet: str, node: int, since: int) -> Lease:
+    address = IPv4Address(f"192.0.2.{node}")
+    return Lease(Subnets(IPv4Network(subnet)), Attributes(address, backend_type="host-gw"), since=since)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
+def test_of_leases_that_overlap_the_oldest_is_followed_whatever_comes_first(
+    order: tuple[int, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    three = [aged("10.244.2.0/24", 2, since=5), aged("10.244.2.128/25", 3, since=6), aged("10.244.2.192/26", 4, since=7)]
+    peers = Peers(lease(9))
+    for number in order:
+        peers.take(three[number])
+    assert peers.kernel.routes == {"9 via 192.0.2.9", "2 via 192.0.2.2"}
+    log = capfd.readouterr().err
+    assert "ignoring the lease of 10.244.2.128/25: it overlaps 10.244.2.0/24 of 192.0.2.2, whose lease is older" in log
+    assert peers.take(Gone(three[0].subnets, is_final=True)) == ({"2 via 192.0.2.3"}, {"2 via 192.0.2.2"})
+    assert peers.take(Gone(three[1].subnets, is_final=True)) == ({"2 via 192.0.2.4"}, {"2 via 192.0.2.3"})
+    assert peers.take(Gone(three[2].subnets, is_final=True)) == (set(), {"2 via 192.0.2.4"})
+    peers.take(Gone(lease(9).subnets, is_final=True))
+    of = peers.following
+    kept = [of._ignored, of._younger, of._older, of._nodes, of._unreached, of._followed._by_prefix]
+    assert not any(kept), "it keeps nothing of leases that are gone"
+
+
+def test_node_that_has_a_larger_subnet_now_is_no_rival_of_itself() -> None:
+    peers = Peers(aged("10.244.2.0/25", 2, since=5))
+    assert peers.take(aged("10.244.2.0/24", 2, since=9)) == ({"2 via 192.0.2.2"}, set())
+
+
+def test_two_nodes_with_one_public_address_are_told_of(capfd: pytest.CaptureFixture[str]) -> None:
+    peers = Peers(lease(2), lease(3))
+    words = "the leases of 10.244.2.0/24 and 10.244.7.0/24 have one public address, 192.0.2.2"
+    for _ in range(2):
+        peers.take(lease(7, 2))
+    assert capfd.readouterr().err.count(words) == 1
+    peers.take(gone(3))
+    peers.take(lease(8, 3))
+    assert "have one public address" not in capfd.readouterr().err, "the node has another subnet now"
+
+
+def test_odd_lease_ends_neither_the_thread_nor_another_lease(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    peers = Peers(lease(2))
+    entries = peers.backend.peer_entries
+
+    def fail_for_three(of: Lease) -> Any:
+        if of.subnets == lease(3).subnets:
+            raise RecursionError
+        return entries(of)
+
+    monkeypatch.setattr(peers.backend, "peer_entries", fail_for_three)
+    assert peers.take(lease(3), lease(4)) == ({"4 via 192.0.2.4"}, set())
+    assert "the lease of 10.244.3.0/24 could not be followed: RecursionError(); not reached" in capfd.readouterr().err
 
 
 def _any_ipv6() -> Any:

@@ -324,5 +324,35 @@ def test_lease_of_a_node_as_go_wrote_it() -> None:
     old = node(1, **vxlan(1))
     del old["spec"]["podCIDRs"]
     assert annotations.lease(old, ipv4=True, ipv6=False) == Lease(subnet("10.244.1.0/24"), OURS)
+    assert annotations.lease(old, ipv4=True, ipv6=True) == Lease(subnet("10.244.1.0/24"), OURS)
     with pytest.raises(NotALease, match=r"missing IPv6 address on n\.Spec\.PodCIDRs"):
-        annotations.lease(old, ipv4=True, ipv6=True)
+        annotations.lease(old, ipv4=False, ipv6=True)
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "its", "versions"),
+    [
+        (["10.244.2.0/24", "fd00::2:0/112"], {"public_ip": "192.0.2.2", "public_ipv6": "2001:db8::2"}, {4, 6}),
+        (["10.244.2.0/24", "fd00::2:0/112"], {"public_ip": "192.0.2.2"}, {4}),
+        (["10.244.2.0/24", "fd00::2:0/112"], {"public_ip": "192.0.2.2", "public_ipv6": ""}, {4}),
+        (["10.244.2.0/24", "fd00::2:0/112"], {"public_ip": "192.0.2.2", "public_ipv6": "ff02::1"}, {4}),
+        (["10.244.2.0/24", "fd00::2:0/112"], {"public_ip": "none", "public_ipv6": "2001:db8::2"}, {6}),
+        (["10.244.2.0/24"], {"public_ip": "192.0.2.2", "public_ipv6": "2001:db8::2"}, {4}),
+        (["fd00::2:0/112"], {"public_ip": "192.0.2.2", "public_ipv6": "2001:db8::2"}, {6}),
+        (["fd00::2:0/112"], {"public_ip": "192.0.2.2"}, set()),
+        ([], {"public_ip": "192.0.2.2", "public_ipv6": "2001:db8::2"}, set()),
+    ],
+)
+def test_node_with_one_family_is_reached_by_that(cidrs: list[str], its: dict[str, str], versions: set[int]) -> None:
+    """A roll-out of dual stack: nodes get their second podCIDR and address one after the other."""
+    annotations = Annotations("flannel.alpha.coreos.com")
+    there = node(2, kube_subnet_manager="true", backend_type="host-gw", **its)
+    there["spec"] = {"podCIDRs": cidrs}
+    if not versions:
+        with pytest.raises(NotALease, match="missing"):
+            annotations.lease(there, ipv4=True, ipv6=True)
+        return
+    lease = annotations.lease(there, ipv4=True, ipv6=True)
+    assert lease is not None
+    assert lease.versions == versions
+    assert {subnet.version for subnet in lease.subnets.each()} >= versions

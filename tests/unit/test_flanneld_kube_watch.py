@@ -56,6 +56,18 @@ def test_watch_begins_with_all_nodes_in_pages_and_follows(cluster: Cluster, monk
     assert len(cluster.server.asked("GET", "'watch'")) == 1
 
 
+def test_page_that_is_too_large_is_asked_for_in_parts(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_api, "MAX_BYTES", 20_000)
+    for number in range(2, 31):
+        there = node(number, **vxlan(number))
+        there["metadata"]["annotations"]["images"] = "x" * 2000
+        cluster.server.put(there)
+    with Watching(cluster.store) as watcher:
+        watcher.wait_for_count(29)
+    limits = {asked.query["limit"] for asked in cluster.server.requests if "limit" in asked.query}
+    assert limits == {"500", "62", "7"}
+
+
 def test_watch_asks_as_the_protocol_says(cluster: Cluster, watcher: Watching) -> None:
     (asked,) = cluster.server.asked("GET", "'watch'")
     assert asked.query | {"timeoutSeconds": ""} == {

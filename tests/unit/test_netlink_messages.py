@@ -39,6 +39,7 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ifaddrmsg", {"family": 2, "prefixlen": 24, "index": 3, "IFA_LOCAL": HERE, "IFA_ADDRESS": HERE, "IFA_BROADCAST": HERE}),
     ("ifaddrmsg", {"family": 10, "prefixlen": 64, "index": 3, "IFA_LOCAL": THERE6, "IFA_ADDRESS": THERE6, "IFA_FLAGS": 2}),
     ("ifinfmsg", {"index": 4, "flags": 1, "change": 1}),
+    ("tcmsg", {"index": 4, "handle": 0x10000, "parent": 0xFFFFFFFF, "info": 0x10300, "TCA_KIND": "tbf"}),
     ("ifinfmsg", {"IFLA_IFNAME": "a" * 15, "IFLA_EXT_MASK": 8}),
     ("ifinfmsg", {"index": 4, "IFLA_ADDRESS": "c2:11:22:33:44:55", "IFLA_MTU": 65535, "IFLA_MASTER": 0, "IFLA_TXQLEN": 0}),
     ("ifinfmsg", {"index": 4, "IFLA_IFALIAS": "cni:c1:eth0:büro", "IFLA_LINK": 7, "IFLA_NUM_TX_QUEUES": 0xFFFFFFFF}),
@@ -52,6 +53,7 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ifinfmsg", link("veth", {"VETH_INFO_PEER": {"flags": 1, "index": 5, "IFLA_ADDRESS": "c2:11:22:33:44:55"}})),
     ("ifinfmsg", link("vxlan", {"IFLA_VXLAN_ID": 1, "IFLA_VXLAN_LINK": 2, "IFLA_VXLAN_LOCAL": HERE, "IFLA_VXLAN_PORT": 8472})),
     ("ifinfmsg", link("vxlan", {"IFLA_VXLAN_LOCAL6": THERE6, "IFLA_VXLAN_GROUP6": THERE6, "IFLA_VXLAN_GBP": True})),
+    ("ifinfmsg", {"IFLA_IFNAME": "veth1", "IFLA_PROP_LIST": {"IFLA_ALT_IFNAME": "cni:c1:eth0:büro"}}),
     ("ifinfmsg", {"IFLA_OPERSTATE": 6, "IFLA_LINK_NETNSID": 0}),
     ("ifinfmsg", {"IFLA_OPERSTATE": 0, "IFLA_LINK_NETNSID": -1}),
     ("ifinfmsg", link("vxlan", dict.fromkeys(vxlan._OFF, 0))),
@@ -211,7 +213,10 @@ def test_damaged_attributes_end(data: bytes) -> None:
 
 def test_every_type_is_an_atom_a_table_or_by_hand() -> None:
     known = {*attributes._TYPES, *attributes._CHOSEN, *tables.TABLES}
-    kinds = {kind if kind in known else kind.lstrip("*") for _, rows in tables.TABLES.values() for _, kind in rows.values()}
+    every = [
+        kind for name, (_, rows) in tables.TABLES.items() for _, kind in (rows | attributes._CORRECTIONS.get(name, {})).values()
+    ]
+    kinds = {kind if kind in known else kind.lstrip("*") for kind in every}
     assert kinds <= known
     chosen = {kind for _, kinds in attributes._CHOSEN.values() for kind in kinds.values()}
     assert chosen <= tables.TABLES.keys()

@@ -98,7 +98,7 @@ def test_cached_result_is_reported() -> None:
 SIGNS: dict[str, tuple[list[Leftover], Liveness]] = {
     "address": ([], NOTHING.replace(addresses={POD: "/run/netns/c1"})),
     "address of another leftover": ([reservation(address=b"\1\2\3\4")], NOTHING.replace(addresses={b"\1\2\3\4": "x"})),
-    "host end": ([], NOTHING.replace(aliases=frozenset({"c1:eth0:net"}))),
+    "host end": ([], NOTHING.replace(marks=frozenset({"c1:eth0:net"}))),
     "record": ([record()], NOTHING.replace(sandboxes={"/run/netns/c1": GONE})),
     "record, in another mount namespace": ([record()], NOTHING.replace(mount_points={"/run/netns/c1": {5, GONE}})),
     "record that cannot be checked": ([record()], NOTHING.replace(sandboxes={"/run/netns/c1": None})),
@@ -129,8 +129,8 @@ def test_record_without_addresses_lives_by_its_number() -> None:
 )
 def test_life_of_another_attachment_is_no_life(other: dict[str, str]) -> None:
     living = reservation(address=b"\1\2\3\4", **other)
-    alias = f"{living.container_id}:{living.ifname}:{living.network}"
-    live = NOTHING.replace(addresses={b"\1\2\3\4": "x"}, aliases=frozenset({alias}))
+    mark = f"{living.container_id}:{living.ifname}:{living.network}"
+    live = NOTHING.replace(addresses={b"\1\2\3\4": "x"}, marks=frozenset({mark}))
     assert outcomes([living, reservation()], live) == ["would be removed"]
 
 
@@ -140,9 +140,9 @@ def test_file_that_names_no_interface_lives_with_any() -> None:
 
 
 @pytest.mark.parametrize(("id_length", "network_length"), [(64, 200), (100, 200), (121, 120), (200, 200), (73, 3)])
-def test_host_end_with_a_cut_alias(id_length: int, network_length: int) -> None:
+def test_host_end_with_a_cut_mark(id_length: int, network_length: int) -> None:
     owner = Owner("a" * id_length, "i" * 15, "n" * network_length)
-    live = NOTHING.replace(aliases=frozenset({attachments.name_of(owner.container_id, owner.ifname, owner.network)}))
+    live = NOTHING.replace(marks=frozenset({attachments.mark_of(owner.container_id, owner.ifname, owner.network)}))
     short, ifname, _ = owner.comment().split(" ")
     assert outcomes([element(container_id=short, ifname=ifname, network=owner.network, address=b"")], live) == []
     assert outcomes([reservation(container_id=owner.container_id, ifname=ifname, network=owner.network)], live) == []

@@ -26,6 +26,7 @@ from urllib.parse import quote, urlencode
 
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes.config import Access, load_library
+from cni_py.datastore.plaintext import warning_about
 from cni_py.errors import InvalidConfig
 from cni_py.node import log as klog
 
@@ -38,6 +39,8 @@ WATCH_SECONDS = 300
 """The server ends a watch after this, or up to a quarter earlier, so that nodes do not come back all at once."""
 WATCH_READ_SECONDS = 330.0
 PAGE = 500
+MAX_BYTES = 64 << 20
+"""Of an answer; a larger page is asked for in parts."""
 MAX_LINE_BYTES = 16 << 20
 USER_AGENT = "cni-py-flanneld"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -53,6 +56,10 @@ KEEPALIVE = [
 
 class Gone(StoreError):
     """What we know is too old to go on from: list again."""
+
+
+class TooLarge(Refused):
+    """The answer has more than ``MAX_BYTES``."""
 
 
 class NotFound(Refused):
@@ -79,6 +86,8 @@ class KubeApi:
         self._urllib3 = load_library("urllib3", "urllib3")
         self._pool: urllib3.PoolManager | None = None
         self._lock = threading.Lock()
+        if not self._access.has_tls and (text := warning_about(str(self), self._access.credentials)):
+            klog.warning(text)
         if not self._access.is_verified:
             klog.warning(f"insecure-skip-tls-verify: whoever answers for {self} is believed, and gets our credentials")
             self._urllib3.disable_warnings(self._urllib3.exceptions.InsecureRequestWarning)  # one for each request
@@ -97,9 +106,15 @@ class KubeApi:
 
     def list_all(self, path: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Page by page: the version of the whole, and objects. Raises: StoreError, Gone where a page came too late."""
-        query = {"limit": str(PAGE)}
+        limit, query = PAGE, dict[str, str]()
         while True:
-            found = self._call("GET", f"{path}?{urlencode(query)}")
+            try:
+                found = self._call("GET", f"{path}?{urlencode({'limit': str(limit), **query})}")
+            except TooLarge:
+                if limit == 1:
+                    raise
+                limit = max(limit // 8, 1)
+                continue
             metadata, items = found.get("metadata") or {}, found.get("items") or []
             yield str(metadata.get("resourceVersion") or ""), items
             if not metadata.get("continue"):
@@ -159,9 +174,19 @@ class KubeApi:
         response = self._open(method, path, body, headers)
         with self.translated():
             try:
-                return _object(response.data)
+                return _object(self._body(response))
             finally:
                 response.release_conn()
+
+    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        """Raises: TooLarge."""
+        body = b""
+        while len(body) <= MAX_BYTES and (block := response.read(MAX_BYTES + 1 - len(body))):
+            body += block
+        if len(body) > MAX_BYTES:
+            response.close()
+            raise TooLarge(f"{self} answers with more than {MAX_BYTES >> 20} MiB")
+        return body
 
     def _open(
         self,

@@ -134,6 +134,19 @@ class Access:
     def has_tls(self) -> bool:
         return self.server.startswith("https:")
 
+    @property
+    def credentials(self) -> list[str]:
+        """What is given for this server, in words."""
+        user, cluster = self._user, self._cluster
+        given = [
+            ("the token", user.token or user.token_file),
+            ("the password", user.password),
+            ("the program for credentials", user.program),
+            ("the client certificate", user.certificate_file or user.certificate_data),
+            ("the CA certificate", cluster.ca_file or cluster.ca_data),
+        ]
+        return [name for name, is_given in given if is_given]
+
     def refuse(self) -> None:
         """The API does not take it: it is no longer current."""
         self._is_refused = True

@@ -79,6 +79,10 @@ class BackendConfig(BaseModel):
         """By a key in lower case: as it is written."""
         return {(field.alias or name).lower(): field.alias or name for name, field in cls.model_fields.items()}
 
+    def commands(self) -> list[str]:
+        """Return the keys whose values are commands that are run."""
+        return []
+
     def check_network(self, network: NetworkConfig) -> None:
         """What no node could use in this network, whatever its interface. Raises: InvalidConfig, UnsupportedField."""
 
@@ -115,6 +119,10 @@ class Backend(ABC):
 
     def peer_entries(self, lease: Lease) -> Iterable[tuple[int, Sequence[Entry]]]:  # noqa: ARG002
         """What leads to a peer, by family: all of a family's entries, or none of them, are made. Pure."""
+        return ()
+
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:  # noqa: ARG002
+        """Return why the node of a lease is not reached, by family , as warnings. Pure."""
         return ()
 
     def follow(self, own: Lease, changes: Sequence[Change]) -> None:  # noqa: B027
@@ -160,6 +168,27 @@ def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:
     return mtu
 
 
+def lacks(lease: Lease, version: int) -> str:
+    """Return what a lease lacks for its node to be reached by this family; empty: nothing."""
+    subnet, address = lease.subnets.only(version).each(), version in lease.versions
+    if subnet and address:
+        return ""
+    what = f"public IPv{version} address" if subnet else f"IPv{version} subnet"
+    return f"the lease of {lease.subnets} has no {what}; not reached by IPv{version}"
+
+
+def families_lacking(lease: Lease, versions: Iterable[int]) -> list[tuple[int, str]]:
+    """Return :func:`lacks` of each of these families, where something is missing."""
+    return [(version, text) for version in versions if (text := lacks(lease, version))]
+
+
+def of_other_type(lease: Lease, backend: str, versions: Iterable[int], ignoring: str = "Ignoring") -> list[tuple[int, str]]:
+    """Return the faults of a lease of another back end, in Go's words."""
+    subnets = [subnet for version in versions for subnet in lease.subnets.only(version).each()]
+    theirs = lease.attributes.backend_type
+    return [(each.version, f"{ignoring} non-{backend} subnet {each}: type={theirs}; not reached") for each in subnets]
+
+
 def remarks(network: NetworkConfig) -> list[str]:
     """What of a configuration is accepted, and probably not what was meant."""
     if network.backend_type not in MODULES:
@@ -167,6 +196,17 @@ def remarks(network: NetworkConfig) -> list[str]:
     unknown = _module(network).Config.unknown(network.backend)
     words = f"is no key of the back end {network.backend_type} and has no effect"
     return [*network.warnings, *(f'"Backend.{shortened(key)}" {words}' for key in unknown)]
+
+
+def warning_of_commands(network: NetworkConfig) -> str:
+    """Return the warning that this configuration runs commands; "" if it runs none."""
+    keys = check(network).commands()
+    if not keys:
+        return ""
+    return (
+        f"the back end {network.backend_type} runs commands that the network configuration names ({', '.join(keys)}):"
+        " whoever may write it is root on every node. -allow-commands permits that; a later version refuses it otherwise"
+    )
 
 
 def _module(network: NetworkConfig) -> Any:

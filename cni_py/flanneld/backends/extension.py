@@ -71,6 +71,9 @@ class Config(BackendConfig):
     subnet_remove_command: str = ""
     shutdown_command: str = ""
 
+    def commands(self) -> list[str]:
+        return [field.alias or name for name, field in type(self).model_fields.items() if getattr(self, name)]
+
     @field_validator("*")
     @classmethod
     def _can_be_run(cls, command: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld import backends
-from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.backends import BackendConfig, families_lacking, of_other_type
 from cni_py.flanneld.lease import Attributes
 from cni_py.node.desired import Route, forwarding
 
@@ -62,3 +62,10 @@ class Backend(backends.Backend):
             yield 4, (forwarding(4), Route(subnets.ipv4, self.external.name, peer.public_ip))
         if subnets.ipv6 and peer.public_ipv6 and self.network.ipv6:
             yield 6, (forwarding(6), Route(subnets.ipv6, self.external.name, peer.public_ipv6))
+
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:
+        """A lease of another back end, or of one family."""
+        versions = [network.version for network in self.network.networks]
+        if lease.attributes.backend_type != TYPE:
+            return of_other_type(lease, TYPE, versions)
+        return families_lacking(lease, versions)

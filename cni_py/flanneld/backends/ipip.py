@@ -16,13 +16,13 @@ from pydantic import Field
 
 from cni_py.errors import InvalidConfig, UnsupportedField
 from cni_py.flanneld import backends
-from cni_py.flanneld.backends import BackendConfig
+from cni_py.flanneld.backends import BackendConfig, families_lacking, of_other_type
 from cni_py.flanneld.lease import Attributes
 from cni_py.kernel.address import list_addresses
 from cni_py.kernel.ipip import Ipip
 from cni_py.kernel.link import find_link
 from cni_py.node.desired import DeviceAddress, Route, device_sysctls, forwarding
-from cni_py.node.log import info, warning, warning_once
+from cni_py.node.log import info, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,7 +59,6 @@ class Backend(backends.Backend):
         self.config, self.external, self.mtu = config, external, external.mtu - OVERHEAD
         self._device = Ipip(DEVICE, external.addr, self.mtu)
         self._on_link: list[Any] = []
-        self._said: set[str] = set()
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -83,11 +82,13 @@ class Backend(backends.Backend):
     def peer_entries(self, lease: Lease) -> Iterable[tuple[int, Sequence[Entry]]]:
         """A route."""
         subnet, remote = lease.subnets.ipv4, lease.attributes.public_ip
-        if subnet is None or remote is None:
+        if subnet is None or remote is None or lease.attributes.backend_type != TYPE:
             return
-        if lease.attributes.backend_type != TYPE:
-            warning_once(f"Ignoring non-ipip subnet {subnet}: type={lease.attributes.backend_type}", self._said)
-        elif any(remote in network for network in self._on_link):
+        if any(remote in network for network in self._on_link):
             yield 4, (Route(subnet, self.external.name, remote),)
         else:
             yield 4, (Route(subnet, DEVICE, remote, onlink=True),)
+
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:
+        """A lease of another back end, or of the other family."""
+        return families_lacking(lease, (4,)) if lease.attributes.backend_type == TYPE else of_other_type(lease, TYPE, (4,))

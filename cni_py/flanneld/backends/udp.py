@@ -7,10 +7,11 @@ what we write comes in by it. So a packet to a pod of another node goes
         → UDP datagram to 192.168.123.12:8285 → there: receive → write → its flannel0 → its cni0 → pod
 
 and the datagram holds the packet as it is, without a header of ours. An IPv6 packet goes the same way by a table of its
-own, in a datagram to the node's IPv6 address. Nothing is encrypted, and whoever reaches the port can send packets to
-the pods, as in Go. Each node counts as a router, twice: TTL or hop limit is less by one when the packet goes into the
-tunnel and by another when it comes out; at 0 it is dropped. (So a router's advertisement, which counts only with a hop
-limit of 255, says nothing to who gets it through the tunnel.) Where no node has the address its sender is told by ICMP.
+own, in a datagram to the node's IPv6 address. Nothing is encrypted; a packet counts only if its sender is in the subnet of the
+node that the datagram comes from (Go: whatever reaches the port). Each node counts as a router, twice: TTL or hop limit is
+less by one when the packet goes into the tunnel and by another when it comes out; at 0 it is dropped. (So a router's
+advertisement, which counts only with a hop limit of 255, says nothing to who gets it through the tunnel.) Where no node has
+the address its sender is told by ICMP.
 
 Each packet is copied to this program and back, so it is slow. The device lives as long as we hold it
 open, so unlike with other back ends the way ends with flanneld.
@@ -33,16 +34,16 @@ from pydantic import Field
 
 from cni_py.errors import CniError, InvalidConfig, KernelRefused
 from cni_py.flanneld import backends
-from cni_py.flanneld.backends import BackendConfig, pod_mtu
-from cni_py.flanneld.backends.udp_packets import family_of, receiver_of, take_hop, unreachable
+from cni_py.flanneld.backends import BackendConfig, families_lacking, of_other_type, pod_mtu
+from cni_py.flanneld.backends.udp_packets import family_of, receiver_of, sender_of, take_hop, unreachable
 from cni_py.flanneld.lease import Attributes
 from cni_py.kernel.tun import Tun
 from cni_py.node.desired import DeviceAddress, Route, device_sysctls, forwarding
-from cni_py.node.log import error, info, verbose, warning, warning_once
+from cni_py.node.log import error, info, is_verbose, verbose, warning
 from cni_py.node.stop import Wake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from cni_py.flanneld.backends import Change
     from cni_py.flanneld.iface import ExternalInterface
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from cni_py.node.stop import Stop
 
 TYPE = "udp"
+_TYPES = ("", TYPE)
+"""Go's flanneld publishes none."""
 DEVICE = "flannel0"
 OVERHEAD = {4: 28, 6: 48}
 """Bytes that the outer IP header and UDP's take, by the family of the outer packet."""
@@ -123,7 +126,8 @@ class Backend(backends.Backend):
         self._device = Tun(DEVICE, self.mtu)
         self._sockets: dict[int, socket.socket] = {}
         self._tables = {family: Table() for family in self.networks}
-        self._said: set[str] = set()
+        self._addresses: dict[str, frozenset[str]] = {}
+        """All addresses of a node that has several, by each."""
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -158,6 +162,11 @@ class Backend(backends.Backend):
             for subnet in before.keys() - now.keys():
                 self._tables[subnet.version].put(subnet, None)
                 info(f"Subnet removed: {subnet}")
+            if former is not None:
+                for address in former.attributes.addresses:
+                    self._addresses.pop(str(address), None)
+            if lease is not None and len(addresses := frozenset(map(str, lease.attributes.addresses))) > 1:
+                self._addresses |= dict.fromkeys(addresses, addresses)
             for subnet, node in now.items():
                 self._tables[subnet.version].put(subnet, self._at(node))
                 if subnet not in before:
@@ -172,11 +181,15 @@ class Backend(backends.Backend):
         for subnet, node in ((lease.subnets.ipv4, its.public_ip), (lease.subnets.ipv6, its.public_ipv6)):
             if subnet is None or node is None or subnet.version not in self.networks:
                 continue
-            if its.backend_type in ("", TYPE):
+            if its.backend_type in _TYPES:
                 found[subnet] = node
-            else:
-                warning_once(f"Ignoring non-udp subnet {subnet}: type={its.backend_type}", self._said)
         return found
+
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:
+        """A lease of another back end, or of one family."""
+        if lease.attributes.backend_type not in _TYPES:
+            return of_other_type(lease, TYPE, self.networks)
+        return families_lacking(lease, self.networks)
 
     def _at(self, address: Address) -> SocketAddress:
         """Our port there. An IPv6 address of one link alone (fe80::…) is one of the external interface's."""
@@ -239,11 +252,22 @@ class Backend(backends.Backend):
         """From the other nodes to the device."""
         for _ in range(BURST):
             try:
-                packet = bytearray(peers.recv(MAX_PACKET))
+                received, sender = peers.recvfrom(MAX_PACKET)
             except BlockingIOError:
                 return
-            if family_of(packet) in self.networks and take_hop(packet):
+            packet = bytearray(received)
+            family = family_of(packet)
+            if family in self.networks and self._is_from(sender, family, packet) and take_hop(packet):
                 os.write(self._device.fd, packet)
+
+    def _is_from(self, sender: SocketAddress, family: int, packet: bytearray) -> bool:
+        """Return whether the packet is from the subnet of the node that sent it: whoever reaches the port could forge one."""
+        node, address = self._tables[family].find(sender_of(packet)), sender[0].partition("%")[0]
+        if node is not None and (address == node[0] or address in self._addresses.get(node[0], ())):
+            return True
+        if is_verbose(1):
+            verbose(1, f"dropped a packet from {in_words(sender)}: its sender is not in the subnet of that node")
+        return False
 
     def close(self) -> None:
         """With the descriptor the device goes, and with it addresses and routes."""

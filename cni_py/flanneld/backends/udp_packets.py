@@ -40,6 +40,11 @@ def receiver_of(packet: bytearray) -> int:
     return int.from_bytes(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40], "big")
 
 
+def sender_of(packet: bytearray) -> int:
+    """The address that it is from, as a number."""
+    return int.from_bytes(packet[12:16] if packet[0] >> 4 == 4 else packet[8:24], "big")
+
+
 def take_hop(packet: bytearray) -> bool:
     """As a router does; ``False``: the packet ends here. Of IPv4 the checksum is corrected, not computed anew (RFC 1624)."""
     at = 8 if packet[0] >> 4 == 4 else 7

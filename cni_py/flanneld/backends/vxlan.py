@@ -23,14 +23,14 @@ from pydantic import Field
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld import backends
-from cni_py.flanneld.backends import BackendConfig, pod_mtu
+from cni_py.flanneld.backends import BackendConfig, families_lacking, of_other_type, pod_mtu
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.vtep_mac import stable_mac
 from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link
 from cni_py.kernel.vxlan import Vxlan, find_vxlan
 from cni_py.node.desired import DeviceAddress, Forwarding, Neighbour, Route, device_sysctls, forwarding
-from cni_py.node.log import info, warning_once
+from cni_py.node.log import info
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,6 +49,8 @@ OVERHEAD = {4: 50, 6: 70}
 DEFAULT_PORT = 8472
 NAME_LENGTH = 15
 """Bytes of a device's name, at most."""
+NO_MAC = "00:00:00:00:00:00"
+"""Entry of an FDB for whatever no other entry is for: a peer with it would receive what is for unknown nodes."""
 _MAC = re.compile(r"[\da-f]{2}(:[\da-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
 
@@ -91,7 +93,6 @@ class Backend(backends.Backend):
         }
         self.mtu = min(self._mtus.values())
         self._vxlans: dict[int, Vxlan] = {}
-        self._said: set[str] = set()
         self._on_link: list[Any] = []
 
     @property
@@ -165,22 +166,27 @@ class Backend(backends.Backend):
         """By family: our device, the peer's subnet, its node's address, its device's MAC address."""
         peer = lease.attributes
         if peer.backend_type != TYPE:
-            warning_once(f"ignoring non-vxlan subnet {lease.subnets}: type={peer.backend_type}", self._said)
             return
         for version, subnet, remote, data in (
             (4, lease.subnets.ipv4, peer.public_ip, peer.backend_data),
             (6, lease.subnets.ipv6, peer.public_ipv6, peer.backend_v6_data),
         ):
-            if version not in self._vxlans or subnet is None or remote is None:
-                continue
-            mac = data.get("VtepMAC") if isinstance(data, dict) else None
-            if mac is None or not _is_mac(mac):
-                warning_once(
-                    f"the lease of {subnet} has no MAC address of its VXLAN device: {data!r:.100}; not reached", self._said
-                )
-                continue
-            in_lower_case = mac.lower()
-            yield self._vxlans[version], subnet, remote, mac if mac == in_lower_case else in_lower_case  # one text, not two
+            mac = _mac_in(data)
+            if version in self._vxlans and subnet is not None and remote is not None and mac:
+                yield self._vxlans[version], subnet, remote, mac
+
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:
+        """A lease of another back end, of one family, or without the MAC address of a unicast receiver."""
+        its, subnets = lease.attributes, lease.subnets
+        if its.backend_type != TYPE:
+            return of_other_type(lease, TYPE, self._vxlans, "ignoring")
+        faults = families_lacking(lease, self._vxlans)
+        lacking = {version for version, _ in faults}
+        for version, subnet, data in ((4, subnets.ipv4, its.backend_data), (6, subnets.ipv6, its.backend_v6_data)):
+            if version in self._vxlans and version not in lacking and not _mac_in(data):
+                words = f"the lease of {subnet} has no MAC address of its VXLAN device: {data!r:.100}"
+                faults.append((version, f"{words}; not reached by IPv{version}"))
+        return faults
 
 
 def device_name(vni: int, version: int) -> str:
@@ -189,13 +195,19 @@ def device_name(vni: int, version: int) -> str:
 
 def _former_mac(former: Attributes, version: int) -> str:
     """That of the device in an earlier lease; "" where it says none."""
-    data = former.backend_data if version == 4 else former.backend_v6_data
-    mac = data.get("VtepMAC") if isinstance(data, dict) and former.backend_type == TYPE else None
-    return mac.lower() if isinstance(mac, str) and _is_mac(mac) else ""
+    return _mac_in(former.backend_data if version == 4 else former.backend_v6_data) if former.backend_type == TYPE else ""
 
 
-def _is_mac(text: object) -> bool:
-    return isinstance(text, str) and _MAC.fullmatch(text) is not None
+def _mac_in(data: Any) -> str:
+    """Return the MAC address in what a node publishes, in lower case; "" where it has none that one device can have."""
+    mac = data.get("VtepMAC") if isinstance(data, dict) else None
+    if not isinstance(mac, str) or _MAC.fullmatch(mac) is None:
+        return ""
+    is_group = int(mac[1], 16) & 1
+    in_lower_case = mac.lower()
+    if is_group or in_lower_case == NO_MAC:
+        return ""
+    return mac if mac == in_lower_case else in_lower_case  # one text, not two
 
 
 def _go(value: bool) -> str:

@@ -26,11 +26,11 @@ from pydantic import Field
 from cni_py import files
 from cni_py.errors import InvalidConfig, IOFailure
 from cni_py.flanneld import backends
-from cni_py.flanneld.backends import BackendConfig, pod_mtu
+from cni_py.flanneld.backends import BackendConfig, families_lacking, lacks, of_other_type, pod_mtu
 from cni_py.flanneld.lease import Attributes
 from cni_py.kernel.wireguard import KEY_BYTES, Peer, WireGuardDevice
 from cni_py.node.desired import DeviceAddress, Route, device_sysctls, forwarding
-from cni_py.node.log import info, warning, warning_once
+from cni_py.node.log import info, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,7 +87,6 @@ class Backend(backends.Backend):
         self._psk = config.psk_bytes()
         self.names: dict[int, str] = {}
         """Of the device of each family."""
-        self._said: set[str] = set()
         for version, is_on in ((4, network.ipv4), (6, network.ipv6)):
             if is_on:
                 self.names[version] = DEVICE_V6 if version == 6 and config.mode == "separate" else DEVICE
@@ -181,13 +180,30 @@ class Backend(backends.Backend):
     def _peers_of(self, lease: Lease) -> Iterable[tuple[tuple[str, bytes], Peer]]:
         """Pure: the lease as a peer of each of our devices, by device and key."""
         if lease.attributes.backend_type != TYPE:
-            warning_once(f"Ignoring non-wireguard subnet {lease.subnets}: type={lease.attributes.backend_type}", self._said)
             return
-        for device, peer in self._ends(lease):
-            yield (device, peer.public_key), peer
+        for device, _, peer in self._ends(lease):
+            if isinstance(peer, Peer):
+                yield (device, peer.public_key), peer
 
-    def _ends(self, lease: Lease) -> Iterable[tuple[str, Peer]]:
-        """The lease as a peer of each of our devices."""
+    def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:
+        """A lease of another back end, of one family, or without a key, an address or a port of one."""
+        if lease.attributes.backend_type != TYPE:
+            return of_other_type(lease, TYPE, self.names)
+        if self.config.mode == "separate":
+            faults = families_lacking(lease, self.names)
+        else:  # an address of one family is enough
+            there = {subnet.version for subnet in lease.subnets.each()}
+            faults = [(version, lacks(lease, version)) for version in self.names if version not in there]
+        lacking = {version for version, _ in faults}
+        for _, subnets, peer in self._ends(lease):
+            if isinstance(peer, InvalidConfig):
+                words = f"the lease of {lease.subnets} makes no peer: {peer}; not reached"
+                versions = {subnet.version for subnet in subnets} - lacking
+                faults += [(version, f"{words} by IPv{version}") for version in versions]
+        return faults
+
+    def _ends(self, lease: Lease) -> Iterable[tuple[str, tuple[Subnet, ...], Peer | InvalidConfig]]:
+        """The lease as a peer of each of our devices, or why it is none."""
         its = lease.attributes
         addresses: dict[int, Address | None] = {4: its.public_ip, 6: its.public_ipv6}
         data = {4: its.backend_data, 6: its.backend_v6_data}
@@ -205,9 +221,9 @@ class Backend(backends.Backend):
                 if address is None:
                     raise InvalidConfig(f"it says no IPv{outer} address of its node")
                 port = port or self._port(device)
-                yield device, Peer(key, address, port, allowed, self.config.persistent_keepalive_interval)
+                yield device, allowed, Peer(key, address, port, allowed, self.config.persistent_keepalive_interval)
             except InvalidConfig as fault:
-                warning_once(f"the lease of {lease.subnets} makes no peer: {fault}", self._said)
+                yield device, allowed, fault
 
     def _outer_version(self, its: Attributes) -> int:
         """Of the outer packet to this node. In mode auto IPv4, unless only IPv6 is public on both sides."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import monotonic
 
-from cni_py.datastore.etcd import Compacted, Etcd, EtcdError, KeyValue
+from cni_py.datastore.etcd import Compacted, Etcd, EtcdError, KeyValue, TooLarge
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
 from cni_py.flanneld.stores import Event
 from cni_py.flanneld.stores.mirror import Mirror
@@ -81,13 +81,15 @@ class Leases:
     def _complain(self, key: str, error: NotALease) -> None:
         if key not in self._complained:
             self._complained.add(key)
-            klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}')
+            klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}; not reached')
 
     def lease_of(self, kv: KeyValue) -> Lease | None:
         """Return what a key and its value say now. ``expires`` is None: what has expired is deleted, and etcd would have to be
         asked."""
         found = None if kv.is_deleted else self.parse(kv)
-        return Lease(found.subnets, found.attributes) if found is not None and found.attributes else None
+        if found is None or found.attributes is None:
+            return None
+        return Lease(found.subnets, found.attributes, since=kv.create_revision)
 
     def follow(self, stop: Stop) -> Iterator[list[Event]]:
         """Implement :meth:`Store.watch <cni_py.flanneld.stores.Store.watch>`; it ends by ``stop`` alone."""
@@ -112,6 +114,10 @@ class Leases:
                 revision = 0
                 horizon = f"compaction horizon (compact rev {error.revision})"
                 klog.warning(f"etcd watch for {name} fell behind {horizon}, re-listing and resuming")
+            except TooLarge as error:  # many changes in one message, after an outage
+                klog.warning(f"etcd watch for {name}: {error}, re-listing and resuming")
+                revision = 0
+                stop.wait(outage.pause_seconds())
             except EtcdError as error:
                 if not stop.is_set():
                     outage.log(name, revision + 1, str(error))

@@ -172,7 +172,7 @@ class FileStore(Store):
             raise Refused(f"{self.path} is damaged: {error}", "mend it with an editor") from error
         for key, fault in content.faults.items():
             if self._complaints.get(key) != fault:
-                klog.warning(f'{self.path}: ignored "{klog.shortened(key)}": {fault}')
+                klog.warning(f'{self.path}: ignored "{klog.shortened(key)}": {fault}; not reached')
         self._complaints = content.faults
         return content
 

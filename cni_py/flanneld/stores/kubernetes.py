@@ -128,7 +128,8 @@ class KubeStore(Store):
             klog.info(f"Overriding {key.replace('-', ' ')} with '{value}' from node annotation '{name}-overwrite'")
         if changes.annotations:
             node = self._patch_status({"metadata": {"annotations": changes.annotations}})
-        return self._lease_of(config, node) or Lease(subnets, attributes)
+        lease = self._lease_of(config, node)
+        return lease if lease is not None and lease.subnets == subnets else Lease(subnets, attributes)
 
     def renew(self, lease: Lease) -> Lease:
         """Write again what was taken away. Raises: StoreError; LeaseTaken where the node has other podCIDRs now."""
@@ -286,7 +287,7 @@ class _Nodes:
             lease = self._annotations.lease(node, *self._families)
         except NotALease as error:
             if self._faults.get(name) != str(error):
-                klog.info(f'Error turning node "{name}" to lease: {error}')
+                klog.warning(f'Error turning node "{name}" to lease: {error}; not reached')
             self._faults[name] = str(error)
             return None
         self._faults.pop(name, None)

@@ -14,7 +14,6 @@ Source: flannel-io/flannel pkg/subnet/kube/annotations.go, kube.go.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -22,16 +21,17 @@ from typing import Any
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.lease import (
+    VALUE_BYTES,
     Address,
     Attributes,
     Lease,
     NotALease,
     Subnets,
     as_go_writes,
-    compact,
     node_address,
     type_of_backend,
 )
+from cni_py.flanneld.untrusted import decode, published
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com"
 MANAGED = "kube-subnet-manager"
@@ -90,22 +90,30 @@ class Annotations:
         return Changes(changed, tuple(key for key in overridden if f"{self.prefix}{key}" in changed))
 
     def lease(self, node: dict[str, Any], ipv4: bool, ipv6: bool) -> Lease | None:
-        """The node's lease, None where it is no node of flannel's. Raises: NotALease."""
+        """The node's lease, None where it is no node of flannel's. Raises: NotALease.
+
+        A node that has one family, as during a roll-out, is reached by that: what it lacks of the other is left out. Go leaves
+        out both.
+        """
         there = self.of(node)
         if there.get(MANAGED) != "true":
             return None
-        subnets = pod_subnets(node)
-        if (ipv4 and not subnets.ipv4) or (ipv6 and not subnets.ipv6):
-            raise NotALease(f"missing {'IPv4' if ipv4 and not subnets.ipv4 else 'IPv6'} address on n.Spec.PodCIDRs")
+        found = pod_subnets(node)
+        subnets = Subnets(found.ipv4 if ipv4 else None, found.ipv6 if ipv6 else None)
+        used = [version for version, is_used in ((4, ipv4), (6, ipv6)) if is_used]
+        faults = {version: fault for version in used if (fault := _fault_of_family(there, subnets, version))}
+        if len(faults) == len(used):
+            raise NotALease("; ".join(faults.values()))
         return Lease(
-            Subnets(subnets.ipv4 if ipv4 else None, subnets.ipv6 if ipv6 else None),
+            subnets,
             Attributes(
-                public_ip=_address(there, "public-ip", IPv4Address) if ipv4 else None,
-                public_ipv6=_address(there, "public-ipv6", IPv6Address) if ipv6 else None,
+                public_ip=_address(there, "public-ip", IPv4Address) if ipv4 and 4 not in faults else None,
+                public_ipv6=_address(there, "public-ipv6", IPv6Address) if ipv6 and 6 not in faults else None,
                 backend_type=_type(there),
                 backend_data=_data(there, "backend-data") if ipv4 else None,
                 backend_v6_data=_data(there, "backend-v6-data") if ipv6 else None,
             ),
+            since=_since(node),
         )
 
     def stored_addresses(self, node: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address | None]:
@@ -153,6 +161,24 @@ def _address(there: dict[str, str], key: str, kind: type[Address]) -> Address:
         raise NotALease(f"{key}: {error}") from error
 
 
+def _fault_of_family(there: dict[str, str], subnets: Subnets, version: int) -> str:
+    """Return what a node lacks of a family; empty: nothing."""
+    if not subnets.only(version).each():
+        return f"missing IPv{version} address on n.Spec.PodCIDRs"
+    try:
+        _ = _address(there, "public-ip", IPv4Address) if version == 4 else _address(there, "public-ipv6", IPv6Address)
+    except NotALease as error:
+        return str(error)
+    return ""
+
+
+def _since(node: dict[str, Any]) -> int:
+    """When the node was created, as a number: 20261126002000; 0 where that is unknown."""
+    text = str((node.get("metadata") or {}).get("creationTimestamp") or "")
+    digits = "".join(filter(str.isdecimal, text[:32]))
+    return int(digits) if digits.isascii() and len(digits) == len("20261126002000") else 0
+
+
 def _type(there: dict[str, str]) -> str:
     """Raises: NotALease."""
     try:
@@ -164,6 +190,6 @@ def _type(there: dict[str, str]) -> str:
 def _data(there: dict[str, str], key: str) -> Any:
     """Raises: NotALease."""
     try:
-        return compact(json.loads(there.get(key) or "null"))
-    except (ValueError, RecursionError) as error:
+        return published(decode(there.get(key) or "null", VALUE_BYTES))
+    except ValueError as error:
         raise NotALease(f"{key} is no JSON: {error}") from error

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
+from cni_py.flanneld.untrusted import MAX_DEPTH, is_deeper, shown
 
 _WITHOUT_TYPE = ("udp", "alloc")
 _KEYS_OF_A_LEASE = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "Expires")
@@ -45,10 +46,14 @@ class LeaseFile:
         default = _type_in(self.config)
         for key, value in self._content["leases"].items():
             self._add(key, value, default)
+        if is_deeper({key: value for key, value in self._content.items() if key != "leases"}, MAX_DEPTH + 1):
+            raise Damaged(f"it is nested more than {MAX_DEPTH} deep")
 
     def _add(self, key: str, value: Any, default_type: str) -> None:
         """An entry that cannot be understood stays as it is. Raises: Damaged."""
         subnets = None
+        if is_deeper(value, MAX_DEPTH):
+            value = "nested too deeply"  # what was there could not be written again, with another node's change
         try:
             subnets = Subnets.from_key(key)
             lease = _parse_lease(subnets, value, default_type)
@@ -144,7 +149,7 @@ def _end_of(text: Any) -> float | None:
         end = datetime.fromisoformat(text)
         if end.tzinfo is not None:
             return end.timestamp()
-    raise NotALease(f'"Expires" must be null or a time like "{_EXAMPLE_OF_A_TIME}", not {text!r}')
+    raise NotALease(f'"Expires" must be null or a time like "{_EXAMPLE_OF_A_TIME}", not {shown(text)}')
 
 
 def _type_in(config: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone
+from cni_py.node.log import shortened, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Mirror:
-    """Leases by name. Two entries may name the same subnets, by mistake: the one that changed last counts."""
+    """Leases by name. Two entries may name the same subnets, by mistake: the older one counts, or that which changed last."""
 
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
@@ -34,7 +35,15 @@ class Mirror:
         if before is not None and (lease is None or lease.subnets != before.subnets):
             events += self._remove(name, is_final)
         if lease is not None:
-            self._leases[name], self._names[lease.subnets] = lease, name
+            self._leases[name] = lease
+            holder = self._names.get(lease.subnets, name)
+            if holder != name and 0 < self._leases[holder].since < lease.since:
+                words = (
+                    f'"{shortened(name)}" has the subnet {lease.subnets} of "{shortened(holder)}", which is older; not reached'
+                )
+                warning(words)
+                return events
+            self._names[lease.subnets] = name
             events.append(lease)
         return events
 

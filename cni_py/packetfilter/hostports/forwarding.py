@@ -19,10 +19,9 @@ from cni_py.kernel.route import route_get
 from cni_py.netlink.constants import RTN_UNICAST
 from cni_py.netlink.socket import open_host
 from cni_py.packetfilter import libnftables, nfnetlink
-from cni_py.packetfilter.hostports import connections, iptables
+from cni_py.packetfilter.hostports import connections
 from cni_py.packetfilter.hostports import rules as portmap_rules
 from cni_py.packetfilter.hostports.rules import HOSTPORTS, LOCALNET, SOURCES, is_quotable
-from cni_py.packetfilter.iptables import Iptables
 from cni_py.packetfilter.masquerade import lock
 from cni_py.packetfilter.ownership import TABLE, Owner, rule_comments, stale_test
 from cni_py.undo import Attempts
@@ -46,6 +45,8 @@ def choose_backend(wanted: str) -> str:
     reason = libnftables.works()
     if not reason:
         return "nftables"
+    from cni_py.packetfilter.iptables import Iptables
+
     if Iptables(4).find() or Iptables(6).find():
         return "iptables"
     raise NotAvailable("neither nftables nor iptables is available", reason, "install libnftables1 or iptables")
@@ -53,6 +54,8 @@ def choose_backend(wanted: str) -> str:
 
 def check_backend(wanted: str) -> None:
     """Raises: NotAvailable if the back end does not work on this host."""
+    from cni_py.packetfilter.iptables import Iptables
+
     backend = choose_backend(wanted)
     reason = libnftables.works() if backend == "nftables" else ""
     if backend == "iptables" and not (Iptables(4).find() or Iptables(6).find()):
@@ -66,21 +69,23 @@ def check_backend(wanted: str) -> None:
 
 def add(wanted: Wanted, backend: str = "") -> None:
     """Map the ports. Idempotent. Raises: NotAvailable, KernelRefused, InvalidConfig for conditions that nft rejects."""
-    backend = choose_backend(backend)
     with lock():
-        links = localhost_links(wanted)
-        if backend == "iptables":
+        links, chains = localhost_links(wanted), portmap_rules.wanted_chains(wanted)
+        if backend != "iptables":
+            chains = _damaged(chains)  # none: nftables works, elements suffice, and its library need not be loaded (4 ms)
+        if chains and choose_backend(backend) == "iptables":
+            from cni_py.packetfilter.hostports import iptables
+
             iptables.add(wanted)
         else:
-            _add_elements(wanted, links)
+            _add_elements(wanted, links, chains)
         for link in links:
             _enable_route_localnet(link)
     connections.delete_to([m for m in wanted.mappings if m.protocol == "udp"])
 
 
-def _add_elements(wanted: Wanted, links: Sequence[str]) -> None:
+def _add_elements(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:
     """One transaction: damaged chains, elements, and the links from which packets to 127.0.0.1 are dropped."""
-    chains = _damaged(portmap_rules.wanted_chains(wanted))
     replaced = [(name, portmap_rules.key_of(mapping)) for mapping in wanted.mappings for name in _replaced(mapping, wanted)]
     new = [pair for mapping in wanted.mappings for pair in wanted_elements(mapping, wanted).items()]
     closed = unprotected(links)
@@ -179,6 +184,8 @@ def delete(owner: Owner, udp_ports: Collection[int] = ()) -> set[tuple[int, byte
 
     Raises: Incomplete, with what is left, after everything else was deleted.
     """
+    from cni_py.packetfilter.hostports import iptables
+
     attempts = Attempts()
     gone: list[Element] = []
     others = False
@@ -233,12 +240,16 @@ def delete_stale(
 
     Raises: Incomplete, with what is left, after everything else was deleted.
     """
+    from cni_py.packetfilter.hostports import iptables
+
     attempts = Attempts()
     gone: list[Element] = []
     with lock():
         with attempts.attempt(f'elements of "{TABLE}"'):
             gone = _delete_elements(stale_test(network, valid, is_stale))
         if valid is not None:
+            from cni_py.packetfilter.hostports import iptables
+
             with attempts.attempt("iptables chains"):
                 iptables.delete_stale(network, frozenset([container_id for container_id, _ in valid]))
         with attempts.attempt("shared chains"):

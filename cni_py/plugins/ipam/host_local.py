@@ -16,7 +16,7 @@ from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidConf
 from cni_py.ipam import resolv_conf
 from cni_py.ipam.ranges import as_address, parse_address, parse_cidr, parse_range_sets
 from cni_py.ipam.store import Store, reserved_names
-from cni_py.journal import note
+from cni_py.journal import note, quote
 from cni_py.spec.call import check_network_name
 from cni_py.spec.result import DNS, IPConfig, Result, Route, from_json
 from cni_py.undo import Undo
@@ -78,18 +78,31 @@ def check(call: Call, config: HostLocalConfig) -> None:
         if expected and not wrong:
             return
         held = store.held_by(call.container_id, call.ifname)
-        if not held:
+        if held and not wrong:
+            return
+        if not wrong:
             raise CheckFailed(
                 f"host-local: Failed to find address added by container {call.container_id}",
                 f'expected: a reservation of interface "{call.ifname}" in "{store.directory}", found: none',
+                f"list the reservations: grep -r . {store.directory}",
             )
-        for address in wrong:
-            found = " ".join(store.owner_of(address) or ["not reserved"])
-            raise CheckFailed(
-                f'host-local: container {call.container_id} does not hold the address "{address}" of prevResult',
-                f'expected: {call.container_id} {call.ifname} in "{store.directory}/{address}", found: {found}; '
-                f"the container holds {', '.join(map(str, held))}",
-            )
+        first, *others = [_misplaced(call, store, address, held) for address in wrong]
+        if not held:
+            first.msg = f"host-local: Failed to find address added by container {call.container_id}"
+        first.others = tuple(others)
+        raise first
+
+
+def _misplaced(call: Call, store: Store, address: Address, held: list[Address]) -> CheckFailed:
+    """Return the difference: an address of prevResult that the attachment does not hold."""
+    owner, path = store.owner_of(address), f"{store.directory}/{address}"
+    reserve = f"printf '{call.container_id}\\r\\n{call.ifname}' >{quote(path)}"
+    return CheckFailed(
+        f'host-local: container {call.container_id} does not hold the address "{address}" of prevResult',
+        f'expected: {call.container_id} {call.ifname} in "{path}", found: {" ".join(owner or ["not reserved"])}; '
+        f"the container holds {', '.join(map(str, held)) or 'none'}",
+        "another pod has the address too: delete one of the two and create it again" if owner else reserve,
+    )
 
 
 def status(call: Call, config: HostLocalConfig) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cni_py import files, subnet_env
 from cni_py.attachment import delegate, record
-from cni_py.config import decode
+from cni_py.config import decode, in_order
 from cni_py.errors import CheckFailed, CniError, InvalidConfig, IOFailure, NotAvailable
 from cni_py.journal import note
 from cni_py.jsontext import encode
@@ -124,7 +124,7 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
         raise InvalidConfig('"ipam.routes" must be a list', f"it is {routes!r:.80}")
     ipam["ranges"] = [[{"subnet": str(subnet)}] for subnet in env.subnets]
     ipam["routes"] = [*routes, *({"dst": str(network)} for network in env.networks)]
-    return conf | {"ipam": {"type": "host-local"} | ipam}
+    return in_order(conf | {"ipam": {"type": "host-local"} | ipam})
 
 
 def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
         conf.pop("type")
     conf = _base_conf(call, config, conf)
     conf.setdefault("ipMasq", True)
-    return conf | {"ipam": {"type": "host-local"} | config.ipam}
+    return in_order(conf | {"ipam": {"type": "host-local"} | config.ipam})
 
 
 def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:

@@ -54,21 +54,19 @@ def add(call: Call, config: BridgeConfig) -> Result:
         # the namespace is open until the undo steps have run: they delete what is inside
         with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, Undo() as undo:
             port = veth.create(undo, host, netns, call, mtu=wanted.mtu, mac=wanted.mac, master=bridge)
-            plug_in(host, port, wanted, veth.alias_of(call))
+            plug_in(host, port, wanted)
 
             with interface.open_with(netns, call.ifname, wanted.parameters) as sandbox:
                 end = get_link(sandbox, call.ifname)
                 if wanted.checks_mac:
                     accept_only_mac(undo, call, port, end)
                 result = Result()
-                if wanted.ipam:
-                    leased = delegate.add(call, wanted.ipam, call.conf, wanted.delegate_mode, undo)
-                    result = plan.complete(leased, wanted)
+                if config.ipam.type:
+                    result = plan.complete(delegate.lease(undo, call, config, plan.SANDBOX_INTERFACE), wanted)
                     interface.configure(netns, sandbox, end, result, wanted.detects_duplicates)
                     if wanted.is_gateway:
                         make_gateway(host, ensure_vlan_gateway(host, bridge, wanted) if wanted.vlan else bridge, result, wanted)
-                    if wanted.masquerades:
-                        masquerade_addresses(undo, call, result, wanted)
+                    gateway.masquerade(undo, call, result, wanted.masquerade)
                 elif wanted.is_up:
                     set_up(sandbox, end)
 
@@ -86,19 +84,13 @@ def delete(call: Call, config: BridgeConfig) -> None:
     attempts = Attempts()
     with attempts.attempt("the veth"):
         veth.delete(call)
-    if config.ip_masq:
-        from cni_py.packetfilter import masquerade
-
-        with attempts.attempt("masquerade"):
-            masquerade.delete(record.owner_of(call), plan.known_addresses(config))
+    gateway.delete_masquerade(attempts, call, config)
     if config.macspoofchk:
         from cni_py.packetfilter import macspoof
 
         with attempts.attempt("the check of the MAC address"):
             macspoof.delete(record.owner_of(call))
-    if config.ipam.type:
-        with attempts.attempt(f"addresses of {config.ipam.type}"):
-            delegate.delete(call, config.ipam.type, call.conf, config.delegate_mode)
+    delegate.release(attempts, call, config)
     attempts.raise_if_failed("DEL")
 
 
@@ -106,31 +98,27 @@ def check(call: Call, config: BridgeConfig) -> None:
     """Compare everything that ADD set with the actual state: see compare.py."""
     from cni_py.plugins.main.bridge import compare
 
-    compare.check(call, config.prev_result, plan.check_config(call, config))
+    compare.check(call, config, plan.check_config(call, config))
 
 
 def status(call: Call, config: BridgeConfig) -> None:
     """Check that the configuration can work and that the IPAM plugin is ready."""
     plan.check_config(call, config)
-    if config.ipam.type:
-        delegate.status(call, config.ipam.type, call.conf, config.delegate_mode)
+    delegate.check_ready(call, config)
 
 
 def gc(call: Call, config: BridgeConfig) -> None:
     """Delete what belongs to attachments of this network that no longer exist."""
-    from cni_py.packetfilter import macspoof, masquerade
+    from cni_py.packetfilter import macspoof
 
     is_stale = record.stale_test(call)
     attempts = Attempts()
     with attempts.attempt("veths"):
         veth.delete_stale(call.network, is_stale)
-    with attempts.attempt("masquerade"):
-        masquerade.delete_stale(call.network, record.valid(call), is_stale)
+    gateway.delete_stale_masquerade(attempts, call, is_stale)
     with attempts.attempt("the check of MAC addresses"):
         macspoof.delete_stale(call.network, record.valid(call), is_stale)
-    if config.ipam.type:
-        with attempts.attempt(f"addresses of {config.ipam.type}"):
-            delegate.gc(call, config.ipam.type, call.conf, config.delegate_mode)
+    delegate.release_stale(attempts, call, config)
     attempts.raise_if_failed("GC")
 
 
@@ -217,7 +205,7 @@ def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:
     name = f"{bridge.name}.{wanted.vlan}"
     if find_link(host, name) is None:
         port = get_link(host, create_vlan_gateway(host, bridge, name, bridge.mtu))
-        set_port(host, port, hairpin=False, isolated=False, alias=f"port of {name}")
+        set_port(host, port, hairpin=False, isolated=False)
         if not wanted.keeps_default_vlan:
             delete_vlan(host, port, plan.DEFAULT_VLAN)
         add_vlan(host, port, wanted.vlan, native=True)
@@ -228,10 +216,9 @@ def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:
 # ---- the port ---------------------------------------------------------------------------------
 
 
-def plug_in(host: Rtnl, port: Link, wanted: Plan, alias: str) -> None:
+def plug_in(host: Rtnl, port: Link, wanted: Plan) -> None:
     """Configure the host end, a port of the bridge from the start. Raises: KernelRefused."""
-    set_port(host, port, wanted.is_hairpin, wanted.is_isolated, alias)
-    sysctl.prefer(f"net/ipv6/conf/{port.name}/accept_ra", "0")
+    set_port(host, port, wanted.is_hairpin, wanted.is_isolated)
     if wanted.uses_vlans:
         if not wanted.keeps_default_vlan:
             delete_vlan(host, port, plan.DEFAULT_VLAN)
@@ -253,15 +240,6 @@ def wait_for_port(host: Rtnl, port: Link) -> Link:
 
 
 # ---- the packet filter, imported if it is needed: libnftables takes 5 ms to load -----------------
-
-
-def masquerade_addresses(undo: Undo, call: Call, result: Result, wanted: Plan) -> None:
-    """Let packets of the pod that leave its subnet have the host's address. Raises: NotAvailable, KernelRefused."""
-    from cni_py.packetfilter import masquerade
-
-    owner = record.owner_of(call)
-    undo.on_failure("masquerade", masquerade.delete, owner)  # before: it may fail half-way
-    masquerade.add(owner, [ip.address for ip in result.ips], wanted.masquerade_backend, wanted.masquerade_exclude)
 
 
 def accept_only_mac(undo: Undo, call: Call, port: Link, end: Link) -> None:

@@ -6,97 +6,118 @@ It is not called check.py: the submodule would hide the function ``check`` of th
 from __future__ import annotations
 
 from cni_py.attachment import check as attached
-from cni_py.attachment import delegate, record
+from cni_py.attachment import delegate, gateway, record
 from cni_py.attachment.check import expect, state
 from cni_py.errors import CheckFailed
 from cni_py.kernel.link import find_link, list_vlans
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.netlink.socket import open_host
 from cni_py.plugins.main.bridge.plan import DEFAULT_VLAN
-from cni_py.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
+    from cni_py.attachment.check import Differences
+    from cni_py.config.models import BridgeConfig
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
     from cni_py.plugins.main.bridge.plan import Plan
     from cni_py.spec.call import Call
 
 
-def check(call: Call, prev_result: Mapping[str, Any] | None, wanted: Plan) -> None:
-    """Raises: CheckFailed at the first difference, with what was expected and what was found."""
-    prev = attached.parse_prev_result(prev_result)
-    if wanted.ipam:
-        delegate.check(call, wanted.ipam, call.conf, wanted.delegate_mode)
+def check(call: Call, config: BridgeConfig, wanted: Plan) -> None:
+    """Raises: CheckFailed with every difference: what was expected, what was found, the command that repairs it."""
+    prev = attached.parse_prev_result(config.prev_result)
+    found = attached.Differences()
+    with found:
+        delegate.check_leased(call, config)
     with open_host() as host, open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
-        bridge = check_bridge(host, wanted)
-        end = attached.check_sandbox_end(sandbox, prev, call, "veth", wanted.is_up)
-        port = attached.find_host_end(host, end, prev)
-        check_port(port, bridge, wanted)
-        attached.check_host_end(port, prev)
-        if wanted.uses_vlans:
-            check_vlans(host, bridge, port, wanted)
+        bridge = end = port = None
+        with found:
+            bridge = find_bridge(host, wanted)
+            check_bridge(found, bridge, wanted)
+        with found:
+            end = attached.find_sandbox_end(sandbox, call, "veth")
+            attached.check_sandbox_end(found, sandbox, end, prev, call, wanted.is_up)
+            port = attached.find_host_end(host, end, prev)
         ips = attached.expected_addresses(prev, call) if wanted.ipam else []
-        if wanted.ipam:
-            attached.check_addresses(sandbox, end, ips)
-            attached.check_routes(sandbox, end, prev, has_tables=at_least(call.cni_version, "1.1.0"))
-        if wanted.is_gateway:
-            attached.check_gateways(host, gateway_link(host, bridge, wanted), ips)
-    if wanted.checks_mac:
+        if port:
+            check_port(found, host, port, wanted, has_bridge=bridge is not None)
+            attached.check_host_end(found, host, port, prev)
+        if bridge and port and wanted.uses_vlans:
+            check_vlans(found, host, bridge, port, wanted)
+        if end and wanted.ipam:
+            attached.check_configured(found, sandbox, end, prev, call)
+        if bridge and wanted.is_gateway:
+            gateways = [gateway.address_for(ip) for ip in ips]
+            attached.check_addresses(found, host, gateway_link(host, bridge, wanted), gateways, "gateway address")
+            attached.check_forwarding(found, gateways)
+    if end and port and wanted.checks_mac:
         from cni_py.packetfilter import macspoof
 
-        macspoof.check(record.owner_of(call), port.name, end.mac)
-    if wanted.masquerades and ips:
-        from cni_py.packetfilter import masquerade
+        with found:
+            macspoof.check(record.owner_of(call), port.name, end.mac)
+    with found:
+        gateway.check_masquerade(call, ips, wanted.masquerade)
+    found.raise_if_any()
 
-        addresses = [ip.address for ip in ips]
-        masquerade.check(record.owner_of(call), addresses, wanted.masquerade_backend, wanted.masquerade_exclude)
 
-
-def check_bridge(host: Rtnl, wanted: Plan) -> Link:
-    """Returns: the bridge. Raises: CheckFailed."""
+def find_bridge(host: Rtnl, wanted: Plan) -> Link:
+    """Return the bridge. Raises: CheckFailed if it is missing, or something else."""
     bridge = find_link(host, wanted.bridge)
     if bridge is None:
         raise CheckFailed(
             f'the bridge "{wanted.bridge}" is missing', "expected a bridge, found no such link", attached.RECREATE
         )
-    expect(f'kind of "{bridge.name}"', "bridge", bridge.kind)
-    expect(f'state of "{bridge.name}"', "up", state(bridge), f"ip link set {bridge.name} up")
-    if wanted.is_promiscuous:
-        expect(f'promiscuous mode of "{bridge.name}"', True, bridge.is_promiscuous)
+    expect(f'kind of "{bridge.name}"', "bridge", bridge.kind, f"look at it: ip -d link show {bridge.name}")
     return bridge
 
 
-def check_port(port: Link, bridge: Link, wanted: Plan) -> None:
-    """Raises: CheckFailed."""
-    expect(f'bridge of "{port.name}"', bridge.ifindex, port.master, f"ip link set {port.name} master {bridge.name}")
-    expect(f'state of "{port.name}"', "up", state(port), f"ip link set {port.name} up")
-    expect(f'hairpin mode of "{port.name}"', wanted.is_hairpin, port.hairpin)
-    expect(f'isolation of "{port.name}"', wanted.is_isolated, port.isolated)
+def check_bridge(found: Differences, bridge: Link, wanted: Plan) -> None:
+    """Compare the state of the bridge."""
+    found.expect(f'state of "{bridge.name}"', "up", state(bridge), f"ip link set {bridge.name} up")
+    if wanted.is_promiscuous:
+        hint = f"ip link set {bridge.name} promisc on"
+        found.expect(f'promiscuous mode of "{bridge.name}"', True, bridge.is_promiscuous, hint)
 
 
-def check_vlans(host: Rtnl, bridge: Link, port: Link, wanted: Plan) -> None:
-    """Check the VLANs of the port, and of the port of the VLAN's gateway. Others may have added more. Raises: CheckFailed."""
+def check_port(found: Differences, host: Rtnl, port: Link, wanted: Plan, *, has_bridge: bool) -> None:
+    """Compare the bridge port."""
+    master = find_link(host, port.master) if port.master else None
+    hint = f"ip link set {port.name} master {wanted.bridge}" if has_bridge else attached.RECREATE
+    found.expect(f'bridge of "{port.name}"', wanted.bridge, master.name if master else "none", hint)
+    found.expect(f'state of "{port.name}"', "up", state(port), f"ip link set {port.name} up")
+    change = f"bridge link set dev {port.name}"
+    found.expect(f'hairpin mode of "{port.name}"', wanted.is_hairpin, port.hairpin, f"{change} hairpin {on(wanted.is_hairpin)}")
+    found.expect(
+        f'isolation of "{port.name}"', wanted.is_isolated, port.isolated, f"{change} isolated {on(wanted.is_isolated)}"
+    )
+
+
+def on(is_set: bool) -> str:
+    return "on" if is_set else "off"
+
+
+def check_vlans(found: Differences, host: Rtnl, bridge: Link, port: Link, wanted: Plan) -> None:
+    """Compare the VLANs of the port, and of the port of the VLAN's gateway. Others may have added more."""
     hint = f"ip link set {bridge.name} type bridge vlan_filtering 1"
-    expect(f'VLAN filtering of "{bridge.name}"', True, bridge.vlan_filtering, hint)
-    check_port_vlans(host, port, wanted.port_vlans, wanted.keeps_default_vlan)
+    found.expect(f'VLAN filtering of "{bridge.name}"', True, bridge.vlan_filtering, hint)
+    check_port_vlans(found, host, port, wanted.port_vlans, wanted.keeps_default_vlan)
     inner = find_link(host, f"{bridge.name}.{wanted.vlan}") if wanted.vlan and wanted.is_gateway else None
     if inner and (peer := find_link(host, inner.peer)):
-        check_port_vlans(host, peer, {wanted.vlan: True}, wanted.keeps_default_vlan)
+        check_port_vlans(found, host, peer, {wanted.vlan: True}, wanted.keeps_default_vlan)
 
 
-def check_port_vlans(host: Rtnl, port: Link, expected: Mapping[int, bool], keeps_default: bool) -> None:
-    """Raises: CheckFailed."""
-    found = list_vlans(host, port)
+def check_port_vlans(found: Differences, host: Rtnl, port: Link, expected: Mapping[int, bool], keeps_default: bool) -> None:
+    """Compare the VLANs of one port."""
+    there = list_vlans(host, port)
     for vlan, is_native in expected.items():
         hint = f"bridge vlan add dev {port.name} vid {vlan}{' pvid untagged' if is_native else ''}"
-        expect(f'VLAN {vlan} of "{port.name}"', vlan_state(is_native), vlan_state(found.get(vlan)), hint)
-    if DEFAULT_VLAN in found and DEFAULT_VLAN not in expected and not keeps_default:
+        found.expect(f'VLAN {vlan} of "{port.name}"', vlan_state(is_native), vlan_state(there.get(vlan)), hint)
+    if DEFAULT_VLAN in there and DEFAULT_VLAN not in expected and not keeps_default:
         hint = f"bridge vlan del dev {port.name} vid {DEFAULT_VLAN}"
-        expect(f'VLAN {DEFAULT_VLAN} of "{port.name}"', vlan_state(None), vlan_state(found[DEFAULT_VLAN]), hint)
+        found.expect(f'VLAN {DEFAULT_VLAN} of "{port.name}"', vlan_state(None), vlan_state(there[DEFAULT_VLAN]), hint)
 
 
 def vlan_state(is_native: bool | None) -> str:

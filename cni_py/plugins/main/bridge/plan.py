@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
-
 from cni_py.attachment import gateway, interface
-from cni_py.errors import CniError, InvalidConfig
+from cni_py.errors import InvalidConfig
 from cni_py.spec.environment import link_name_fault
-from cni_py.spec.result import DNS, dns_from_config, from_json
+from cni_py.spec.result import DNS, dns_from_config
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cni_py.attachment.gateway import Masquerade
     from cni_py.attachment.interface import Parameter
     from cni_py.config.models import BridgeConfig
-    from cni_py.kernel.address import AddressWithPrefix, Network
+    from cni_py.kernel.address import AddressWithPrefix
     from cni_py.spec.call import Call
     from cni_py.spec.result import Result
 
@@ -46,7 +45,6 @@ class Plan(Value):
     is_up: bool
     detects_duplicates: bool
     ipam: str
-    delegate_mode: str
     # the host end
     is_hairpin: bool
     is_isolated: bool
@@ -55,9 +53,7 @@ class Plan(Value):
     keeps_default_vlan: bool
     checks_mac: bool
     # the addresses
-    masquerades: bool
-    masquerade_backend: str | None
-    masquerade_exclude: tuple[Network, ...]
+    masquerade: Masquerade
     dns: DNS
 
     @property
@@ -92,7 +88,6 @@ def check_config(call: Call, config: BridgeConfig) -> Plan:
         raise InvalidConfig("cannot set hairpin mode and promiscuous mode at the same time", '"hairpinMode" and "promiscMode"')
     if fault := link_name_fault(config.bridge):
         raise InvalidConfig(f'"bridge": "{config.bridge[:40]}" cannot be the name of a link', fault)
-    exclude = parse_networks(config)
     return Plan(
         bridge=config.bridge,
         mtu=config.mtu,
@@ -104,26 +99,15 @@ def check_config(call: Call, config: BridgeConfig) -> Plan:
         is_up=not config.disable_container_interface,
         detects_duplicates=config.enabledad,
         ipam=config.ipam.type,
-        delegate_mode=config.delegate_mode,
         is_hairpin=config.hairpin_mode,
         is_isolated=config.port_isolation,
         vlan=config.vlan,
         trunk=trunk_vlans(config),
         keeps_default_vlan=config.preserve_default_vlan,
         checks_mac=config.macspoofchk,
-        masquerades=config.ip_masq,
-        masquerade_backend=config.ip_masq_backend,
-        masquerade_exclude=exclude,
+        masquerade=gateway.masquerade_of(config),
         dns=dns_from_config(config.dns),
     )
-
-
-def parse_networks(config: BridgeConfig) -> tuple[Network, ...]:
-    """Raises: InvalidConfig."""
-    try:
-        return tuple(ip_network(text, strict=False) for text in config.masquerade_except)
-    except ValueError as error:
-        raise InvalidConfig(f'"masqueradeExcept": {error}') from error
 
 
 def trunk_vlans(config: BridgeConfig) -> tuple[int, ...]:
@@ -155,17 +139,8 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def complete(leased: Result, wanted: Plan) -> Result:
-    """The result of the IPAM plugin with interfaces and, as configured, gateways and default routes. Raises: InvalidConfig."""
-    result = interface.assigned(leased, SANDBOX_INTERFACE, wanted.ipam)
-    return gateway.choose(result, wanted.is_default_gateway) if wanted.is_gateway else result
-
-
-def known_addresses(config: BridgeConfig) -> list[AddressWithPrefix]:
-    """The attachment's addresses, if the runtime gives DEL a result that can be read."""
-    try:
-        return [ip.address for ip in from_json(config.prev_result).ips] if config.prev_result else []
-    except CniError:
-        return []
+    """The result of the IPAM plugin with gateways and default routes, as configured."""
+    return gateway.choose(leased, wanted.is_default_gateway) if wanted.is_gateway else leased
 
 
 def conflicts(have: Sequence[AddressWithPrefix], gateway: AddressWithPrefix) -> list[AddressWithPrefix]:

@@ -1,0 +1,121 @@
+"""Meta plugins behind a main plugin: a table of chains, their calls, and everything that they could have changed.
+
+A test of all chains is parametrized over `CHAINS`; a new meta plugin is a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from support import faults
+from support.namespaces import Host, Reply, Sandbox
+from support.pods import V4, V6, bridge_conf
+
+BRIDGE = bridge_conf(V4, V6, isDefaultGateway=True)
+MBIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A configuration of a meta plugin, and of the main plugin in front of it."""
+
+    conf: dict[str, Any]
+    main: dict[str, Any] = field(default_factory=lambda: BRIDGE)
+    setup: str = ""  # a script on the host, before everything else
+
+    @property
+    def plugin(self) -> str:
+        return str(self.conf["type"])
+
+
+def meta_conf(plugin: str, **keys: Any) -> dict[str, Any]:
+    return {"cniVersion": "1.1.0", "name": "net", "type": plugin} | keys
+
+
+LIMITS = {"ingressRate": 80 * MBIT, "ingressBurst": MBIT, "egressRate": 40 * MBIT, "egressBurst": MBIT}
+CHAINS = {
+    "bandwidth": Chain(meta_conf("bandwidth", runtimeConfig={"bandwidth": LIMITS})),
+    "tuning": Chain(
+        meta_conf(
+            "tuning",
+            sysctl={"net.core.somaxconn": "500", "net/ipv4/conf/IFNAME/arp_filter": "1"},
+            mac="c2:11:22:33:44:99",
+            mtu=1400,
+            promisc=True,
+            allmulti=True,
+            txQLen=777,
+        )
+    ),
+    "bandwidth-ingress": Chain(meta_conf("bandwidth", ingressRate=80 * MBIT, ingressBurst=MBIT)),
+}
+
+
+class Pods:
+    """The calls of one chain on a host, by the executables of `bin_dir` or, with a fault, by those of support/faults.py."""
+
+    def __init__(self, host: Host, chain: Chain) -> None:
+        self.host, self.chain = host, chain
+        self.results: dict[str, Any] = {}  # what the main plugin returned
+        if chain.setup:
+            host.run(chain.setup)
+
+    def add_main(self, pod: Sandbox) -> Any:
+        self.results[pod.name] = self.host.ok(
+            self.chain.main["type"], "ADD", self.chain.main, sandbox=pod, container_id=pod.name
+        )
+        return self.results[pod.name]
+
+    def call(self, verb: str, pod: Sandbox, prev: Any = None, **options: Any) -> Reply:
+        """Call the meta plugin with the main plugin's result, or another one."""
+        prev = self.results.get(pod.name) if prev is None else prev
+        return self.host.call(
+            self.chain.plugin, verb, self.chain.conf, sandbox=pod, container_id=pod.name, prev=prev or None, **options
+        )
+
+    def faulty(self, verb: str, pod: Sandbox, kind: str, number: int, errno: str = "EIO") -> tuple[Reply, str | None]:
+        """The meta plugin with a fault: see `faults.call`."""
+        return faults.call(
+            self.host, verb, self.chain.conf, kind, number, errno,
+            sandbox=pod, container_id=pod.name, prev=self.results.get(pod.name),
+        )  # fmt: skip
+
+    def ok(self, verb: str, pod: Sandbox, prev: Any = None, **options: Any) -> Any:
+        reply = self.call(verb, pod, prev, **options)
+        assert reply.rc == 0, reply
+        return reply.json
+
+    def add(self, pod: Sandbox) -> Any:
+        """Both plugins; returns the meta plugin's result."""
+        self.add_main(pod)
+        return self.ok("ADD", pod)
+
+    def delete(self, pod: Sandbox, *, prev: bool = True) -> None:
+        """Both plugins, the meta plugin first, as a runtime does it."""
+        self.ok("DEL", pod, None if prev else {})
+        self.host.ok(self.chain.main["type"], "DEL", self.chain.main, sandbox=pod, container_id=pod.name)
+        self.results.pop(pod.name, None)
+
+    def gc(self, *valid: Sandbox) -> None:
+        """GC of both, which keeps these."""
+        listed = {"cni.dev/valid-attachments": [{"containerID": pod.name, "ifname": "eth0"} for pod in valid]}
+        for conf in (self.chain.conf, self.chain.main):
+            self.host.ok(conf["type"], "GC", conf | listed)
+
+    def state(self, *pods: Sandbox) -> dict[str, Any]:
+        """Everything that the plugins could have changed."""
+        return (
+            self.host.snapshot(*pods) | extras(self.host, None) | {pod.path + " more": extras(self.host, pod) for pod in pods}
+        )
+
+
+def extras(host: Host, pod: Sandbox | None) -> dict[str, Any]:
+    """State that `Host.snapshot` does not show: queueing disciplines and filters, iptables, records, saved values."""
+    script = (
+        "for name in $(ls /sys/class/net); do echo $name; tc qdisc show dev $name; tc filter show dev $name ingress; done;"
+        "iptables -S; iptables -t nat -S; ip6tables -S"
+    )
+    lines = [line for line in host.run(script, pod).splitlines() if "noqueue" not in line and not line.startswith("# Warning")]
+    files = host.files("/run/cni-py", "/run/cni") if pod is None else {}
+    kept = {name: text for name, text in files.items() if "/journal/" not in name and not name.endswith(("boot-id", ".lock"))}
+    return {"shown": lines, "records": kept}
