@@ -14,8 +14,20 @@ from cni_py.plugin_table import PLUGINS
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "cni_py" / "plugin_table.py"
-GENERATED = ROOT / "cni_py" / "config" / "_schemas.py"  # its lists are of configuration keys, "bridge" among them
-SOURCES = [source for source in sorted((ROOT / "cni_py").rglob("*.py")) if source not in (TABLE, GENERATED)]
+OTHER_LISTS = [
+    "config/_schemas.py",  # of configuration keys, "bridge" among them
+    "kernel/features.py",  # of kinds of links, after which plugins are called
+    "netlink/attributes.py",
+]
+SOURCES = [
+    source
+    for source in sorted((ROOT / "cni_py").rglob("*.py"))
+    if source != TABLE and str(source.relative_to(ROOT / "cni_py")) not in OTHER_LISTS
+]
+
+
+AMBIGUOUS = {"bridge", "macvlan", "ipvlan", "vlan", "dummy", "tap", "vrf", "firewall"}
+"""Names that are words of the kernel or of other parts, too: a list of these alone is none of plugins."""
 
 
 def plugin_lists(source: str) -> Iterator[tuple[int, set[str]]]:
@@ -23,7 +35,7 @@ def plugin_lists(source: str) -> Iterator[tuple[int, set[str]]]:
     for node in ast.walk(ast.parse(source)):
         members = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
         names = {member.value for member in members if isinstance(member, ast.Constant) and member.value in PLUGINS}
-        if len(names) > 1:
+        if len(names) > 1 and names - AMBIGUOUS:
             yield node.lineno, names
 
 

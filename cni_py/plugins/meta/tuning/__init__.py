@@ -44,7 +44,8 @@ SETTINGS: dict[str, tuple[type, Callable[[Link], Any], Callable[[Rtnl, Link, Any
     "txQLen": (int, lambda link: link.txqueuelen, set_txqueuelen),
 }
 """Key in the file: its type, how a link shows it, how it is set. In the order of ADD."""
-IP_WORDS = {"mac": "address", "promisc": "promisc", "mtu": "mtu", "allmulti": "allmulticast", "txQLen": "txqueuelen"}
+WORDS = {"mac": "address", "allmulti": "allmulticast", "txQLen": "txqueuelen"}
+"""Words of ``ip link set`` that differ from the key."""
 
 
 def add(call: Call, config: TuningConfig) -> Result:
@@ -98,16 +99,17 @@ def check(call: Call, config: TuningConfig) -> None:
             raise CheckFailed(f'the interface "{call.ifname}" is missing', "expected a link, found none", checks.RECREATE)
         found = checks.Differences()
         with question(*netns.enter, "sysctl", "net"):
-            netns.run(lambda: check_sysctls(found, netns, plan))
+            netns.run(lambda: check_sysctls(found, sandbox, plan))
         for key, expected in settings_of(plan).items():
-            value = SETTINGS[key][1](link)
-            if value != expected:
+            actual = SETTINGS[key][1](link)
+            if actual != expected:
+                value = ("off", "on")[expected] if isinstance(expected, bool) else expected
                 found.report(
-                    f"Error: Tuning link {link.name} configured {key} is {expected}, current value is {value}",
-                    f"expected {expected}, found {value}",
-                    " ".join([*netns.enter, "ip", "link", "set", link.name, IP_WORDS[key], words_of(expected)]),
+                    f"Error: Tuning link {link.name} configured {key} is {expected}, current value is {actual}",
+                    f"expected {expected}, found {actual}",
+                    checks.command(sandbox, f"ip link set {link.name} {WORDS.get(key, key)} {value}"),
                 )
-        found.raise_if_any()
+    found.raise_if_any()
 
 
 def status(call: Call, config: TuningConfig) -> None:
@@ -139,15 +141,15 @@ def set_sysctls(undo: Undo, netns: NetNS, plan: Plan) -> None:
         sysctl.ensure(name, value, netns.enter)
 
 
-def check_sysctls(found: checks.Differences, netns: NetNS, plan: Plan) -> None:
-    """Raises: KernelRefused."""
+def check_sysctls(found: checks.Differences, sandbox: Rtnl, plan: Plan) -> None:
+    """Compare every sysctl. Raises: KernelRefused."""
     for name, value in plan.sysctls:
-        current = sysctl.read(name)
-        if current.split() != value.split():  # the kernel separates numbers by tabs
+        actual = sysctl.read(name)
+        if actual.split() != value.split():  # the kernel separates numbers by tabs
             found.report(
-                f"Error: Tuning configured value of /proc/sys/{name} is {value}, current value is {current}",
-                f"expected {value}, found {current}",
-                " ".join([*netns.enter, "sysctl", "-w", quote(f"{name}={value}")]),
+                f"Error: Tuning configured value of /proc/sys/{name} is {value}, current value is {actual}",
+                f"expected {value}, found {actual}",
+                checks.command(sandbox, f"sysctl -w {quote(f'{name}={value}')}"),
             )
 
 
@@ -172,11 +174,6 @@ def restore(call: Call, saved: dict[str, Any]) -> None:
     except SandboxGone:
         return
     attempts.raise_if_failed("restoring")
-
-
-def words_of(value: Any) -> str:
-    """A value as ``ip link set`` takes it. Pure."""
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def set_back(sandbox: Rtnl, ifname: str, key: str, value: Any) -> None:
