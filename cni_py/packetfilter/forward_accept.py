@@ -8,7 +8,7 @@ them: in the flavour (nft or legacy) whose table ``filter`` this namespace has; 
 change is one ``iptables-restore --noflush``: all of it or nothing. The rules have no owner in them: the Go plugin deletes a
 rule only if it is exactly as it would write it. The plugin's records name the owner of an address.
 
-    add(addresses, admin_chain, isolation: Isolation | None)      missing(…) -> list[str]      delete(addresses)
+    add(addresses, admin_chain, isolation: Isolation | None)      missing(…) -> rules and repairs      delete(addresses)
 
 Source: containernetworking/plugins plugins/meta/firewall/iptables.go, ingresspolicy.go.
 """
@@ -150,15 +150,22 @@ def add(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isola
                 tool.apply(lines, "filter")
 
 
-def missing(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isolation | None = None) -> list[str]:
-    """Missing rules, and jumps that come too late, as ``-A`` lines. Raises: NotAvailable, KernelRefused."""
-    found = []
+def missing(
+    addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isolation | None = None
+) -> list[tuple[str, str]]:
+    """Missing rules, and jumps that come too late, as ``-A`` lines; with the first of a family the command that repairs all.
+
+    Raises: NotAvailable, KernelRefused.
+    """
+    found: list[tuple[str, str]] = []
     for version, mine in _by_version(addresses):
-        there = tool_for(version).table("filter")
-        rules = [rule for rule, _ in wanted(mine, admin_chain, isolation)]
-        found += [rule for rule in rules if _bare(rule) not in map(_bare, there.get(rule.split(" ", 2)[1], []))]
+        tool = tool_for(version)
+        there, rules = tool.table("filter"), wanted(mine, admin_chain, isolation)
+        lines = [rule for rule, _ in rules if _bare(rule) not in map(_bare, there.get(rule.split(" ", 2)[1], []))]
         if isolation and _is_late(there):
-            found.append(f"-A {FORWARD} -j {STAGE_1}, before that to {ACCEPTED}")
+            lines.append(f"-A {FORWARD} -j {STAGE_1}, before that to {ACCEPTED}")
+        repair = tool.typed(commands(there, rules), "filter") if lines else ""
+        found += [(line, "" if number else repair) for number, line in enumerate(lines)]
     return found
 
 

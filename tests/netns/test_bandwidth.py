@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cni_py.attachment.check import RECREATE
 from support.chained import LIMITS, MBIT, Chain, Pods, meta_conf
 from support.namespaces import Host
 from support.pods import bridge_conf, words
@@ -173,6 +174,11 @@ def test_check_sees_what_was_changed(host: Host, pods: Pods, case: str) -> None:
     assert reply.code == 103, reply
     assert said in words(reply)
     assert "found" in words(reply)
+    for difference in reply.json["differences"]:
+        if difference["hint"] != RECREATE:
+            host.run(difference["hint"])
+    if case != "ifb-gone":
+        pods.ok("CHECK", pod, result)
 
 
 def test_interface_without_a_host_end_is_refused(host: Host, pods: Pods) -> None:

@@ -139,6 +139,8 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "loopback": {},
     "sbr": {"prevResult": PREVIOUS},
+    "vrf": {"vrfname": "blue", "prevResult": PREVIOUS},
+    "dhcp": {"ipam": {"type": "dhcp"}},
     "ptp": {"ipMasq": True, "ipam": IPAM},
     "macvlan": {"master": "up0", "ipam": IPAM},
     "ipvlan": {"master": "up0", "ipam": IPAM},
@@ -164,6 +166,10 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
                 "snat": st.booleans(), "markMasqBit": st.integers(-1, 33), "masqAll": st.booleans(), "prevResult.ips": st.lists(
                     st.fixed_dictionaries({"address": TEXT | st.just("10.1.0.2/24"), "interface": st.integers(-2, 2)}))},
     "loopback": {},
+    "vrf": {"vrfname": IFNAMES, "table": st.integers(), "prevResult.ips": st.lists(TEXT, max_size=1)},
+    "dhcp": {"ipam.daemonSocketPath": PATHS, "ipam.priority": st.integers(), "ipam.request": st.lists(
+        st.fixed_dictionaries({"option": TEXT}), max_size=2), "ipam.provide": st.lists(
+            st.fixed_dictionaries({"option": st.just("12"), "value": TEXT, "fromArg": TEXT}), max_size=2)},
     "sbr": {"table": st.integers(), "gateways": st.lists(TEXT | st.sampled_from(["10.1.0.1", "fd00::1"]), max_size=3),
             "addSourceHints": st.booleans(), "prevResult.ips": st.lists(
                 st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64"), "interface": st.integers(-2, 2)}), max_size=2)},

@@ -16,6 +16,7 @@ from support.hints import READS, commands_in, hints_in, templates
 ROOT = Path(__file__).resolve().parents[2]
 CHECKED = "tests/netns/test_check.py::test_hints_repair_what_was_changed"
 TUNING = "tests/netns/test_tuning.py::test_check_sees_what_was_changed"
+BANDWIDTH = "tests/netns/test_bandwidth.py::test_check_sees_what_was_changed"
 VLANS = "integration/kernel/test_bridge_vlan.py"
 LAB = "integration/lab/test_lab.py"
 ADVICE = "tests/netns/test_cli.py"
@@ -38,6 +39,10 @@ COMMANDS = {
     "bridge vlan add dev {} vid {}{}": VLANS,
     "bridge vlan del dev {} vid {}": VLANS,
     "sysctl -w {}": TUNING,
+    "tc qdisc replace dev {} root handle 1: {}": BANDWIDTH,
+    "tc qdisc replace dev {} ingress; tc filter del dev {} ingress pref 1 || true; tc filter add dev {} parent ffff: protocol all prio 1 u32 "
+    "match u32 0 0 action mirred egress redirect dev {}": BANDWIDTH,
+    "ip link set {} mtu {}": BANDWIDTH,
     "ip link set {} {} {}": TUNING,
     # cni-py add, gc, status
     "to undo the changes of {}, which succeeded: {}": f"{ADVICE}::test_hint_after_a_later_plugin_failed_cleans_up",
@@ -71,6 +76,7 @@ COMMANDS = {
 
 NOT_HERE = {
     "the plugins work without it; start it: systemctl start cni-agent.socket": "needs systemd",
+    "start it: systemctl start cni-dhcp.socket, or run: dhcp daemon": "needs systemd; tests/netns/test_dhcp.py runs the daemon",
     "try: modprobe {}; else use a kernel with {}": "loads a module into the machine's kernel",
     "if it needs that: sysctl -w net.ipv6.conf.{}.accept_ra=2": "a choice, in a warning of flanneld",
     "install them (names as in Debian): apt-get install {}": "installs packages of the machine",

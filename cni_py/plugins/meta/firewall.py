@@ -91,12 +91,12 @@ def check(call: Call, config: FirewallConfig) -> None:
                 f"firewall-cmd --zone={plan.zone} --add-source={source}",
             )
     if not plan.zone or plan.isolation:
-        for rule in forward_accept.missing(plan.addresses, plan.admin_chain, plan.isolation):
+        for rule, repair in forward_accept.missing(plan.addresses, plan.admin_chain, plan.isolation):
             chain, _, words = rule.removeprefix("-A ").partition(" ")
             found.report(
                 f"expected {chain} rule [{words.replace(chr(34), '')}] not found",
                 f"expected {rule}, found no such rule",
-                f"iptables {rule}",
+                repair or "the command of the first difference repairs it",
             )
     found.raise_if_any()
 
@@ -107,7 +107,7 @@ def status(call: Call, config: FirewallConfig) -> None:
     if not uses_firewalld(call, config):
         forward_accept.check_usable()
     elif not is_running(call):
-        raise NotAvailable("firewalld is not available", "its name is not on the system bus", "systemctl status firewalld")
+        raise NotAvailable("firewalld is not available", "its name is not on the system bus", "see: systemctl status firewalld")
 
 
 def gc(call: Call, config: FirewallConfig) -> None:

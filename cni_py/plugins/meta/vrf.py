@@ -16,23 +16,15 @@ from time import sleep
 
 from cni_py.attachment import record
 from cni_py.attachment.chained import prev_result
-from cni_py.attachment.check import RECREATE, Differences, state
+from cni_py.attachment.check import RECREATE, Differences, command, state
 from cni_py.errors import CheckFailed, InvalidConfig, KernelRefused, SandboxGone
 from cni_py.kernel.address import add_address, list_addresses
 from cni_py.kernel.features import require_kind
-from cni_py.kernel.link import (
-    create_vrf,
-    delete_link,
-    find_link,
-    get_link,
-    list_links,
-    release,
-    set_master,
-    set_up,
-    table_of_vrf,
-)
+from cni_py.kernel.link import delete_link, find_link, get_link, list_links, release, set_master, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import add_route, list_routes_over, put_route
+from cni_py.kernel.vrf import create_vrf
+from cni_py.kernel.vrf import table_of as table_of_vrf
 from cni_py.netlink.constants import RT_TABLE_MAIN, RTPROT_KERNEL
 from cni_py.netlink.socket import open_host
 from cni_py.spec.environment import link_name_fault
@@ -91,7 +83,7 @@ def add(call: Call, config: VrfConfig) -> Result:
 
 def delete(call: Call, config: VrfConfig) -> None:
     """Take the interface out of the VRF, and delete that if no other is in it; absence is success."""
-    if not call.netns or not config.vrfname:
+    if not call.netns or link_name_fault(config.vrfname):
         return
     attempts = Attempts()
     try:
@@ -117,14 +109,13 @@ def check(call: Call, config: VrfConfig) -> None:
         if vrf is None or vrf.kind != "vrf":
             there = f"a link of kind {vrf.kind or 'none'}" if vrf else "no such link"
             raise CheckFailed(f'the VRF "{config.vrfname}" is missing', f"expected a VRF, found {there}", RECREATE)
-        enter = " ".join(netns.enter)
-        found.expect(f'state of "{vrf.name}"', "up", state(vrf), f"{enter} ip link set {vrf.name} up")
+        found.expect(f'state of "{vrf.name}"', "up", state(vrf), command(sandbox, f"ip link set {vrf.name} up"))
         if config.table:
             found.expect(f'table of "{vrf.name}"', config.table, table_of_vrf(vrf), RECREATE)
         master = find_link(sandbox, link.master) if link and link.master else None
         there = master.name if master else "none"
-        command = f"{enter} ip link set {call.ifname} master {vrf.name}"
-        found.expect(f'master of "{call.ifname}"', vrf.name, there if link else "no such interface", command)
+        repair = command(sandbox, f"ip link set {call.ifname} master {vrf.name}")
+        found.expect(f'master of "{call.ifname}"', vrf.name, there if link else "no such interface", repair)
     found.raise_if_any()
 
 
