@@ -10,10 +10,11 @@ import sys
 
 from cni_py import config, dispatch, journal
 from cni_py.attachment import record
-from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InternalError
+from cni_py.errors import CheckFailed, CniError, DecodingFailure, IncompatibleVersion, InternalError
 from cni_py.jsontext import encode
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import check_network_name
+from cni_py.spec.environment import DIFFERENCES
 from cni_py.spec.result import Result
 from cni_py.spec.versions import CURRENT, FIRST_VERSION_OF_VERB, SUPPORTED, at_least, supported_since
 from cni_py.undo import Undo
@@ -34,6 +35,9 @@ def handle(call: Call, stdin: bytes) -> tuple[int, bytes]:
         check_network_name(conf.get("name"))
         _check_version(conf, call)
         return 0, _run(call.replace(conf=conf, raw=stdin))
+    except CheckFailed as error:
+        differences = {"differences": error.differences()} if DIFFERENCES in call.environ else {}
+        return 1, encode(error.as_json(version) | differences)
     except CniError as error:
         return 1, encode(error.as_json(version))
     except Exception as error:  # noqa: BLE001 — a bug: the reply names it, the traceback goes to standard error

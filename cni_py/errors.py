@@ -127,16 +127,21 @@ class CheckFailed(CniError):
     others: tuple[CheckFailed, ...] = ()
 
     def as_json(self, cni_version: str) -> dict[str, Any]:
-        """Return the error object; runtimes print its ``details``, ``cni-py check`` its ``differences``."""
+        """Return the error object; its ``details`` has all differences."""
         found = (self, *self.others)
         texts = [". ".join(filter(None, (one.details, one.hint))) for one in found]
         texts[1:] = [f"also: {one.msg}: {text}" for one, text in zip(found[1:], texts[1:], strict=True)]
-        parts = [{"msg": one.msg, "details": one.details, "hint": one.hint} for one in found]
-        return super().as_json(cni_version) | {"details": "; ".join(texts), "differences": parts}
+        return super().as_json(cni_version) | {"details": "; ".join(texts)}
+
+    def differences(self) -> list[dict[str, str]]:
+        """Return the differences one by one, for ``cni-py check``: the spec's error object has no place for them."""
+        return [{"msg": one.msg, "details": one.details, "hint": one.hint} for one in (self, *self.others)]
 
 
 class DelegateFailed(CniError):
-    """Failure of a plugin that was executed, with its own message and code."""
+    """Failure of a plugin that was executed, with its own message and code, and of CHECK with what it found to differ."""
+
+    differences: tuple[CheckFailed, ...] = ()
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         super().__init__(msg, details)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from textwrap import fill
 
 from cni_py import __version__
 
@@ -18,18 +19,18 @@ and see what the plugins did."""
 _EXAMPLES = """\
 examples:
   ip netns add blue
-  cni-py add cbr0 blue --explain      attach it, and print every step as a command
-  cni-py check cbr0 blue              compare it with the state that ADD created
-  cni-py explain                      list the attachments that have a journal
-  cni-py explain cnitool-3528         show the journal of this one
+  cni-py add cbr0 blue --explain   attach it, and print every step as a command
+  cni-py check cbr0 blue           compare it with the state that ADD created
+  cni-py explain                   list the attachments of this node
+  cni-py explain 10.244.91.2       show the journal of this one
   cni-py del cbr0 blue
-  cni-py sweep --dry-run              list resources leaked by deleted pods
-  cni-py version -v                   check this host's kernel, libraries and plugins
-  cni-py config get                   show the network configuration for flanneld
-  cni-py lab up                       create three nodes with flanneld and pods, to experiment
+  cni-py sweep --dry-run           list resources leaked by deleted pods
+  cni-py version -v                show kernel, libraries and plugins
+  cni-py config get                show the network configuration of flanneld
+  cni-py lab up                    create three nodes with pods, to experiment
 
-Run "cni-py help COMMAND" for details. Attachments can be shared with cnitool: the
-environment, the container ids and the cached results are the same."""
+Run "cni-py help COMMAND" for details. Attachments can be shared with cnitool:
+the environment, the container ids and the cached results are the same."""
 
 _ENVIRONMENT = """\
 environment (an option overrides its variable):
@@ -44,21 +45,26 @@ _ADD = """\
 Attach a network namespace to a network and print the result.
 
 Executes every plugin of the network with ADD. If one fails, the changes made by the
-previous ones remain until "cni-py del".
+plugins in front of it remain until "cni-py del".
 
 examples:
   cni-py add cbr0 blue
   cni-py add cbr0 /proc/4711/ns/net --ifname eth1 --explain
-  cni-py add cbr0 blue --cap-args \\
-    '{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'"""
+  cni-py add cbr0 blue --cap-args '{"portMappings":
+    [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'"""
 
 _CHECK = """\
-Compare an attachment with the state that ADD created (cniVersion 0.4.0 or newer).
+Compare an attachment with the state that ADD created.
 
-Prints nothing and exits with 0 if they match. Arguments default to those of ADD.
+Prints every difference, with the command that repairs it. Arguments default to those of
+ADD. The plugins are asked even if the network's cniVersion has no CHECK.
 
-example:
-  cni-py check cbr0 blue"""
+exit status: 0 as ADD left it, 1 differences, 3 a plugin could not be asked
+
+examples:
+  cni-py check cbr0 blue
+  cni-py check default/web-1
+  cni-py check 10.244.91.2 --json"""
 
 _DEL = """\
 Delete an attachment.
@@ -73,32 +79,38 @@ _GC = """\
 Garbage-collect: delete every attachment of a network except the valid ones.
 
 Deletes each cached attachment that is not valid, then lets the plugins collect
-leaked resources (cniVersion 1.1.0). Without --valid and --valid-living NO attachment is
-valid, as with cnitool: those of a container runtime on this host are deleted too.
+leaked resources (cniVersion 1.1.0). Without an option it lists what it would delete. The
+attachments of a container runtime on this host are in the same cache.
 
 examples:
   cni-py gc cbr0 --valid-living
   cni-py gc cbr0 --valid cnitool-352833ea4e7f1a968163/eth0"""
 
 _STATUS = """\
-Ask the plugins of a network whether they are ready (cniVersion 1.1.0).
+Ask the plugins of a network whether they are ready, and compare what they rely on.
 
-Prints nothing and exits with 0 if they are. Without a network: print the agent's
-statistics as JSON: calls, latencies (p50, p95, p99 by verb), attachments, failures, repairs.
+Prints nothing and exits with 0 if they are, and if subnet.env agrees with the bridge and
+flannel's device. Without a network: print the agent's statistics as JSON: calls,
+latencies (p50, p95, p99 by verb), attachments, failures, repairs.
+
+exit status: 0 ready, 1 not ready or contradictory, 3 a plugin could not be asked
 
 examples:
   cni-py status cbr0
   cni-py status"""
 
 _EXPLAIN = """\
-Show the journal of an attachment, or list the attachments that have one.
+Show the journal of an attachment, or list the attachments of this node.
 
-Each line is a change to the kernel or to a file, as the command that would make it,
-with its time (UTC) and duration. Journals are kept until the next boot.
+The list says of each whether it is live, failed, gone (its namespace no longer exists,
+and DEL was not called) or deleted, and its last error. Each line of a journal is a change
+to the kernel or to a file, as the command that would make it, with its time (UTC) and
+duration. Journals are kept until the next boot.
 
 examples:
   cni-py explain
-  cni-py explain cnitool-3528
+  cni-py explain default/web-1
+  cni-py explain 10.244.91.2
   cni-py explain cnitool-3528 --ifname eth1"""
 
 _SWEEP = """\
@@ -106,9 +118,12 @@ Remove resources leaked by deleted pods: those that belong to no live network na
 
 Reservations of host-local, saved configurations of flannel, records, elements of
 nftables, masquerade chains of iptables, leaked veths; cached results are listed, not
-deleted. The table shows what each one is, its owner, age, and the reason why it is stale.
-Resources of live pods are never removed, whichever program created them: addresses in every
-namespace, processes and mounts are checked, and if any of them cannot be checked, nothing is removed.
+deleted. Each is shown with its owner, its age, and the reason why it is stale.
+Resources of live pods are never removed, whichever program created them: addresses in
+every namespace, processes and mounts are checked, and if any of them cannot be checked,
+nothing is removed.
+
+exit status: 0 done, 1 something could not be removed, 3 not everything could be checked
 
 examples:
   cni-py sweep --dry-run
@@ -122,7 +137,7 @@ the nodes. The machine's own network is not touched, and "down" removes everythi
 
 examples:
   cni-py lab up --nodes 3 --backend vxlan
-  cni-py lab ping                             ping between all pods, with full-sized packets too
+  cni-py lab ping                             ping all pods, in two sizes
   cni-py lab exec node1 -- ip route
   cni-py lab exec pod1 -- ping 10.244.85.2
   cni-py lab break route node1                watch flanneld restore it
@@ -182,8 +197,9 @@ restarted. --force writes it anyway. flanneld reads it when it starts.
 
 examples:
   cni-py config set /etc/kube-flannel/net-conf.json
-  echo '{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan"}}}}' | cni-py config set -
-  cni-py config set net-conf.json -- -datastore=file:/var/lib/flannel/network.json"""
+  echo '{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan"}}}}' |
+    cni-py config set -
+  cni-py config set net-conf.json -- -datastore=file:/var/lib/flannel/net.json"""
 
 _CONFIG_RESERVE = f"""\
 Reserve a subnet permanently for the node with this public address.
@@ -284,8 +300,9 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
 
 
 def _add_explain(command: argparse.ArgumentParser) -> None:
-    text = "a container id or a unique prefix of it; default: list all attachments"
-    command.add_argument("container_id", nargs="?", metavar="CONTAINERID", help=text)
+    text = "a container id or its beginning, a pod, a network namespace, an address; default: list all"
+    command.add_argument("attachment", nargs="?", metavar="ATTACHMENT", help=text)
+    command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("-i", "--ifname", default="", metavar="NAME", help="this interface only")
     command.add_argument("--network", default="", metavar="NAME", help="this network only")
 
@@ -293,6 +310,7 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
 def _add_version(command: argparse.ArgumentParser) -> None:
     command.add_argument("-v", "--verbose", action="store_true", help="libraries, kernel, masquerade back end, plugins")
     command.add_argument("--cni-path", metavar="DIR:DIR", help="directories of plugins (CNI_PATH)")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_config_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -391,7 +409,10 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
     nargs = "?" if verb == "status" else None
     command.add_argument("network", metavar="NETWORK", nargs=nargs, help='the "name" in its configuration')
     if verb in ("add", "check", "del"):
-        command.add_argument("netns", metavar="NETNS", help='path of a network namespace, or its name in "ip netns"')
+        text = 'path of a network namespace, or its name in "ip netns"'
+        if verb == "check":
+            text += "; or a pod, an address, a container id: then NETWORK may be left out"
+        command.add_argument("netns", metavar="NETNS", nargs="?" if verb == "check" else None, help=text)
         command.add_argument("-i", "--ifname", help="interface name in the sandbox")
         command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")
         command.add_argument("--args", metavar="KEY=VALUE;...", help="arguments for the plugins")
@@ -402,6 +423,9 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
         text = "keep this attachment (may be repeated)"
         command.add_argument("--valid", metavar="CONTAINERID/IFNAME", type=_valid_attachment, action="append", help=text)
         command.add_argument("--valid-living", action="store_true", help="keep cached attachments whose namespace exists")
+        command.add_argument("--all", action="store_true", help="delete every cached attachment, also those of live pods")
+    if verb != "add":
+        command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--explain", action="store_true", help="print each step to standard error")
     command.add_argument("--netconf-path", metavar="DIR", help="directory of network configurations")
     command.add_argument("--cni-path", metavar="DIR:DIR", help="directories of plugins")
@@ -426,7 +450,14 @@ def _seconds(text: str) -> float:
 
 
 def _new(make: Callable[..., argparse.ArgumentParser], *args: str, **kwargs: str) -> argparse.ArgumentParser:
+    kwargs["description"] = _folded(kwargs.get("description", ""))
     return make(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+
+def _folded(text: str) -> str:
+    """Fold paragraphs to 80 columns; those with an indented line, such as examples, are kept as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(one if "\n  " in one else fill(one, 79, break_on_hyphens=False) for one in paragraphs)
 
 
 def _summary(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from cni_py.errors import CniError
@@ -12,11 +13,21 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNKNOWN = 3
+"""Nothing wrong was found, but not everything could be asked or inspected."""
 
 
 def show(text: str) -> None:
     """Print to standard output; control characters are escaped."""
     _print(text, sys.stdout)
+
+
+def show_json(value: object) -> None:
+    """Print JSON to standard output; control characters are escaped as JSON has it."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=4) + "\n")
 
 
 def say(text: str, head: str = "cni-py: ") -> None:
@@ -37,7 +48,17 @@ def print_error(error: CniError) -> None:
         )
     for label, text in lines:
         if text:
-            say(f"{label}: {text}".replace("\n", "\n    "), "  ")
+            say(f"{label}: {as_typed(text) if label == 'hint' else text}".replace("\n", "\n    "), "  ")
+
+
+def as_typed(text: str) -> str:
+    """Return a hint with ``cni-py`` as it was typed: a checkout or an installation need not be in PATH."""
+    from shutil import which
+
+    program = sys.argv[0]
+    if not program.endswith("/cni-py") or which("cni-py"):
+        return text
+    return re.sub(r"(^|[\s\"])cni-py(?= [a-z])", lambda found: f"{found[1]}{program}", text)
 
 
 def printable(text: str) -> str:

@@ -258,10 +258,29 @@ def rename(rtnl: Rtnl, link: Link, name: str) -> None:
         _set(rtnl, link, IFLA_IFNAME=name)
 
 
+def set_master(rtnl: Rtnl, link: Link, master: Link) -> None:
+    """Make it a port of a bridge (bond, …). Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "master", master.name):
+        _set(rtnl, link, IFLA_MASTER=master.ifindex)
+
+
 def release(rtnl: Rtnl, link: Link) -> None:
     """Remove it from its bridge (bond, …). Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "nomaster"):
         _set(rtnl, link, IFLA_MASTER=0)
+
+
+def move(rtnl: Rtnl, link: Link, target: NetNS, name: str, alias: str) -> None:
+    """Move it to another namespace under this name, with this alias, in one request; it is down then. Raises: KernelRefused."""
+    words = ["ip", "link", "set", link.name, "netns", target.path, "name", name, "alias", alias]
+    with step(*rtnl.enter, *words):
+        _set(rtnl, link, IFLA_NET_NS_FD=target.fd, IFLA_IFNAME=name, IFLA_IFALIAS=alias)
+
+
+def set_alias(rtnl: Rtnl, link: Link, alias: str) -> None:
+    """Set its alias, "" for none. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "alias", alias):
+        _set(rtnl, link, IFLA_IFALIAS=alias)
 
 
 def set_arp_on(rtnl: Rtnl, link: Link) -> None:

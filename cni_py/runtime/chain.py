@@ -14,7 +14,7 @@ import os
 import time
 
 from cni_py import config, files, program
-from cni_py.errors import CniError, DecodingFailure, DelegateFailed, InvalidConfig, InvalidEnvironment, IOFailure
+from cni_py.errors import CheckFailed, CniError, DecodingFailure, DelegateFailed, InvalidConfig, InvalidEnvironment, IOFailure
 from cni_py.jsontext import encode
 from cni_py.runtime.network_config import Attachment, Network, request_config, version_number
 from cni_py.runtime.result_cache import (
@@ -27,6 +27,8 @@ from cni_py.runtime.result_cache import (
     write_cache,
 )
 from cni_py.spec import call
+from cni_py.spec.environment import DIFFERENCES
+from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,12 +41,33 @@ OTHER_DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 """Directories where distributions install plugins: checked for a hint only."""
 
 
-class PluginFailed(DelegateFailed):
-    """Failure of a plugin in a chain: its name, the operation, and its own code and message."""
+CHECK_FROM, STATUS_FROM = "0.4.0", "1.1.0"
+"""The versions of the spec that introduced these verbs."""
+_UNSUPPORTED = {"CHECK": (1, 4), "STATUS": (1, 3, 4)}
+"""Codes of a plugin that does not know this version of the spec, or this verb; Go's then misses a container id of STATUS."""
 
-    def __init__(self, doing: str, cause: CniError) -> None:
+
+class PluginFailed(DelegateFailed):
+    """Failure of a plugin in a chain: its name, the operation, and its own code and message.
+
+    Attributes:
+        plugin: its type.
+        differences: each of them, from one of our plugins in CHECK.
+        completed: types of the plugins in front of it that have succeeded, in ADD.
+    """
+
+    def __init__(self, doing: str, cause: CniError, plugin: str = "") -> None:
         super().__init__(cause.code, f"{doing}: {cause.msg}", cause.details)
-        self.hint = cause.hint
+        self.hint, self.plugin = cause.hint, plugin
+        self.differences: tuple[CheckFailed, ...] = getattr(cause, "differences", ())
+        self.completed: tuple[str, ...] = ()
+
+
+class Asked(Value):
+    """Outcome of CHECK or STATUS: what the plugins reported, and why any of them was not asked."""
+
+    failed: tuple[PluginFailed, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 def find_plugin(kind: str, directories: Sequence[str]) -> str:
@@ -90,10 +113,14 @@ class Runtime:
         """Execute the chain with ADD; the last plugin's result, in the network's version, is cached and returned."""
         _check_parameters("ADD", network, attachment)
         result: dict[str, Any] | None = None
-        for plugin in network.plugins:
-            with _naming(plugin, "add"):
-                output = self._execute("ADD", request_config(network, plugin, attachment, result), attachment)
-                result = _read_result(output, network.cni_version)
+        for number, plugin in enumerate(network.plugins):
+            try:
+                with _naming(plugin, "add"):
+                    output = self._execute("ADD", request_config(network, plugin, attachment, result), attachment)
+                    result = _read_result(output, network.cni_version)
+            except PluginFailed as error:
+                error.completed = tuple(one["type"] for one in network.plugins[:number])
+                raise
         assert result is not None
         write_cache(self.cache_dir, network, attachment, result)
         return result
@@ -114,36 +141,49 @@ class Runtime:
                 self._execute("DEL", request_config(network, plugin, attachment, prev_result), attachment)
         _remove(path)
 
-    def check(self, network: Network, attachment: Attachment) -> None:
-        """Execute the chain with CHECK up to the first plugin that fails."""
+    def check(self, network: Network, attachment: Attachment) -> Asked:
+        """Execute every plugin of the chain with CHECK, in 0.4.0 if the network has an older version.
+
+        A runtime stops at the first plugin that fails, and refuses below 0.4.0.
+        """
         _check_parameters("CHECK", network, attachment)
-        if version_number(network.cni_version) < (0, 4, 0):
-            version = network.cni_version or "0.1.0"
-            raise InvalidConfig(
-                f'configuration version "{version}" does not support the CHECK command',
-                hint="CHECK requires cniVersion 0.4.0 or newer",
-            )
+        network = self._in_version(network, "CHECK", CHECK_FROM)
         if network.disable_check:
-            self.say('"disableCheck" is set: nothing was checked')
-            return
+            return Asked(unasked=('"disableCheck" is set: nothing was checked',))
         prev_result = cached_result(self.cache_dir, network, attachment)
         if prev_result is None:
             self.say("no cached result for this attachment: was it added with this container id and interface?")
-        for plugin in network.plugins:
-            with _naming(plugin, "check"):
-                self._execute("CHECK", request_config(network, plugin, attachment, prev_result), attachment)
+        elif not prev_result.get("interfaces"):  # results before 0.3.0 have none
+            prev_result["interfaces"] = [{"name": attachment.ifname, "sandbox": attachment.netns}]
+        return self._ask("CHECK", network, attachment, prev_result)
 
-    def status(self, network: Network) -> None:
-        """Execute the chain with STATUS up to the first plugin that is not ready."""
-        if version_number(network.cni_version) < (1, 1, 0):
-            version = network.cni_version or "0.1.0"
-            self.say(
-                f'configuration version "{version}" does not support the STATUS command (1.1.0 does): no plugin was called'
-            )
-            return
+    def status(self, network: Network) -> Asked:
+        """Execute every plugin of the chain with STATUS, in 1.1.0 if the network has an older version."""
+        return self._ask("STATUS", self._in_version(network, "STATUS", STATUS_FROM), None, None)
+
+    def _in_version(self, network: Network, verb: str, first: str) -> Network:
+        """Return the network in a version that has the verb. People may ask for what the runtime never does."""
+        if version_number(network.cni_version) >= version_number(first):
+            return network
+        where = f" ({network.path})" if network.path else ""
+        self.say(
+            f'the runtime never runs {verb} with "cniVersion": "{network.cni_version or "0.1.0"}"{where}: '
+            f"the plugins are asked in version {first}"
+        )
+        return network.replace(cni_version=first)
+
+    def _ask(self, verb: str, network: Network, attachment: Attachment | None, prev_result: object) -> Asked:
+        failed, unasked = [], []
         for plugin in network.plugins:
-            with _naming(plugin, "status"):
-                self._execute("STATUS", request_config(network, plugin, None, None), None)
+            try:
+                with _naming(plugin, verb.lower()):
+                    self._execute(verb, request_config(network, plugin, attachment, prev_result), attachment)
+            except PluginFailed as error:
+                if error.code in _UNSUPPORTED[verb]:
+                    unasked.append(f'plugin "{plugin["type"]}" cannot be asked: {error.msg.partition(": ")[2]}')
+                else:
+                    failed.append(error)
+        return Asked(tuple(failed), tuple(unasked))
 
     def gc(self, network: Network, valid: Sequence[tuple[str, str]] | None) -> list[CniError]:
         """Delete cached attachments of the network that are not valid, then execute the chain with GC.
@@ -159,11 +199,11 @@ class Runtime:
             stale = cached.attachment
             if (stale.container_id, stale.ifname) in (valid or ()):
                 continue
-            self.say(f"deleting stale attachment {stale.container_id} {stale.ifname}")
+            self.say(f"deleting attachment {stale.container_id} {stale.ifname}")
             try:
                 self.delete(network, stale)
             except CniError as error:
-                errors.append(PluginFailed(f"failed to delete stale attachment {stale.container_id} {stale.ifname}", error))
+                errors.append(PluginFailed(f"failed to delete attachment {stale.container_id} {stale.ifname}", error))
         if version_number(network.cni_version) >= (1, 1, 0):
             for plugin in network.plugins:
                 conf = request_config(network, plugin, None, None)
@@ -196,6 +236,8 @@ class Runtime:
         if self.narrate is not None:
             environ["CNI_PY_EXPLAIN"] = "1"
             self.narrate(f"{verb} {conf['name']}: {kind} ({path})")
+        if verb == "CHECK":
+            environ[DIFFERENCES] = "1"
         began = time.perf_counter()
         status, output = _run(path, encode(conf), environ)
         if self.narrate is not None:
@@ -213,7 +255,8 @@ def _naming(plugin: Mapping[str, Any], doing: str) -> Iterator[None]:
     try:
         yield
     except CniError as error:
-        raise PluginFailed(f'plugin type="{config.member_of(plugin, "type")}"{name} failed ({doing})', error) from error
+        kind = config.member_of(plugin, "type")
+        raise PluginFailed(f'plugin type="{kind}"{name} failed ({doing})', error, kind) from error
 
 
 def _parameters(verb: str, attachment: Attachment | None) -> dict[str, str]:
@@ -270,7 +313,18 @@ def _plugin_error(status: int, output: bytes) -> CniError:
         )
     code = raw.get("code")
     message = raw.get("msg") or f"netplugin failed without a message: {ended}"
-    return DelegateFailed(code if isinstance(code, int) else 100, str(message), str(raw.get("details") or ""))
+    error = DelegateFailed(code if isinstance(code, int) else 100, str(message), str(raw.get("details") or ""))
+    error.differences = _differences(raw.get("differences"))
+    return error
+
+
+def _differences(raw: object) -> tuple[CheckFailed, ...]:
+    """Return the differences that one of our plugins found; empty if another plugin uses the key."""
+    return tuple(
+        CheckFailed(one["msg"], str(one.get("details") or ""), str(one.get("hint") or ""))
+        for one in (raw if isinstance(raw, list) else ())
+        if isinstance(one, dict) and isinstance(one.get("msg"), str)
+    )
 
 
 def _read_result(output: bytes, version: str) -> dict[str, Any]:

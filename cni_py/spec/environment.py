@@ -24,6 +24,8 @@ MAX_NAME = 200
 MAX_PATH = 4096
 NESTED = "CNI_PY_NESTED"
 """Set for third-party plugins: if they execute ours in turn, ours know that one of our calls waits for them."""
+DIFFERENCES = "CNI_PY_DIFFERENCES"
+"""Set by ``cni-py check``: the error object of CHECK lists the differences one by one, as ``differences``."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _NAME = _LETTERS | frozenset("_.-")
 

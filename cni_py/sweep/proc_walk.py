@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 3600.0
 """Plugins do not run for longer; but a process that one started may, and inherits its environment."""
+_NAMED = 5
+"""Unreadable processes that are named one by one."""
 _NO_NAMESPACE = ("/dev/", "/proc/", "/sys/", "/memfd:")
 
 
@@ -43,7 +45,7 @@ class ProcWalk:
         self._kept_open: list[int] = []
         self._copies: dict[bytes, int] = {}
         self._cgroups: set[bytes] = set()
-        self._unreadable = 0
+        self._unreadable: list[str] = []
         try:
             status = posix.stat("/proc/self/ns/net")
             self.own, self.device = status.st_ino, status.st_dev
@@ -77,11 +79,15 @@ class ProcWalk:
             try:
                 self._process(f"/proc/{pid}", is_other=int(pid) != posix.getpid())
             except OSError as error:
-                self._unreadable += not netns_scan.is_gone(error, f"/proc/{pid}")
+                if not netns_scan.is_gone(error, f"/proc/{pid}"):
+                    self._unreadable.append(_named(pid, error))
         if "1" not in pids:
             self.faults.append("/proc hides processes (hidepid)")
-        elif self._unreadable:
-            self.faults.append(f"{counted(self._unreadable, 'unreadable process', 'es')} in /proc")
+        elif self._unreadable and posix.geteuid() == 0:  # another user can read none of them, which is said already
+            self.faults += self._unreadable[:_NAMED]
+            if len(self._unreadable) > _NAMED:
+                self.faults.append(f"{counted(len(self._unreadable) - _NAMED, 'more unreadable process', 'es')}")
+            self.faults.append("a process of another user namespace or container is read with CAP_SYS_PTRACE on the host")
 
     def _process(self, directory: str, is_other: bool) -> None:
         """Read one process. Raises: OSError."""
@@ -190,6 +196,16 @@ def container_words(cgroup: str) -> set[str]:
             found.add(word)
             word = word.partition("-")[2]
     return found
+
+
+def _named(pid: str, error: OSError) -> str:
+    """Return the fault of a process that cannot be inspected: its number, its name, the file and the reason."""
+    try:
+        name = netns_scan.read_all(posix.open(f"/proc/{pid}/comm", posix.O_RDONLY | posix.O_CLOEXEC)).decode(errors="replace")
+    except OSError:
+        name = "?"
+    path = error.filename if isinstance(error.filename, str) else f"/proc/{pid}"
+    return f"process {pid} ({name.strip()}) cannot be inspected: {path}: {error.strerror}"
 
 
 def _inode_in(link: str, kind: str) -> tuple[int, bool]:

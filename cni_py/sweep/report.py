@@ -1,4 +1,4 @@
-"""Findings of a sweep, as values, as a table and as JSON."""
+"""Findings of a sweep, as values, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cni_py.sweep.leftovers import Leftover
 
 REMOVED, WOULD_REMOVE, KEPT, FAILED, REPORTED = "removed", "would be removed", "kept", "failed", "reported"
-_HEAD = ("OUTCOME", "WHAT", "", "CONTAINER ID", "INTERFACE", "NETWORK", "AGE", "WHY")
+COLUMNS = 80
 
 
 class Finding(Value):
@@ -50,16 +50,28 @@ class Report(Value):
         return not self.failed and not self.missing
 
     def lines(self) -> Iterator[str]:
-        """Yield a table, and a line of totals."""
-        rows = [_HEAD, *(_row(finding) for finding in self.findings)] if self.findings else []
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))] if rows else []
-        for row in rows:
-            yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        """Yield a block for each attachment, and a line of totals."""
+        blocks: dict[tuple[str, ...], list[Leftover]] = {}
+        for one in self.findings:
+            of = one.leftover
+            age = age_text(one.age_seconds)
+            key = (one.outcome, one.network, of.container_id, of.ifname if of.container_id else of.what, age, one.why)
+            blocks.setdefault(key, []).append(of)
+        for (outcome, network, container_id, ifname, age, why), leftovers in blocks.items():
+            of_container = f"container {container_id}, {ifname or '-'}" if container_id else "no owner"
+            yield from _folded(f"{outcome}: {of_container}, network {network or '-'}, age {age}", "")
+            for leftover in leftovers:
+                yield from _folded(f"{leftover.kind.ljust(8)} {leftover.what}", "    ", 9)
+            yield from _folded(f"why: {why}", "    ", 5)
         outcomes = [finding.outcome for finding in self.findings]
         counts = [f"{outcomes.count(one)} {one}" for one in (REMOVED, WOULD_REMOVE, KEPT, FAILED, REPORTED) if one in outcomes]
+        nothing = "unknown whether resources are leaked" if self.missing else "no leaked resources found"
+        yield from _folded(f"{', '.join(counts) or nothing}{self._live}", "")
+
+    @property
+    def _live(self) -> str:
         attachments, namespaces = counted(self.live_attachments, "live attachment"), counted(self.namespaces, "namespace")
-        live = f"; {attachments} in {namespaces}, including the host's"
-        yield f"{', '.join(counts) or 'no leaked resources found'}{live if self.namespaces else ''}"
+        return f"; {attachments} in {namespaces}, including the host's" if self.namespaces else ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for programs; ``ageSeconds`` is null if no file is left."""
@@ -67,6 +79,7 @@ class Report(Value):
             "dryRun": self.is_dry_run,
             "namespaces": self.namespaces,
             "liveAttachments": self.live_attachments,
+            "isComplete": self.is_complete,
             "missing": list(self.missing),
             "findings": [
                 {
@@ -85,18 +98,14 @@ class Report(Value):
         }
 
 
-def _row(finding: Finding) -> tuple[str, ...]:
-    leftover = finding.leftover
-    return (
-        finding.outcome,
-        leftover.kind,
-        leftover.what,
-        leftover.container_id or "-",
-        leftover.ifname or "-",
-        finding.network or "-",
-        age_text(finding.age_seconds),
-        finding.why,
-    )
+def _folded(text: str, indent: str, hanging: int = 4) -> list[str]:
+    """Fold the text to 80 columns; names are never broken."""
+    from textwrap import wrap
+
+    below = indent + " " * hanging
+    return wrap(
+        text, COLUMNS, initial_indent=indent, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
 
 
 def age_text(seconds: float | None) -> str:

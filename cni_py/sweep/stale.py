@@ -6,6 +6,7 @@ If one piece of an attachment is live, all of its pieces are. sweep.py explains 
 from __future__ import annotations
 
 from cni_py.packetfilter.ownership import network_hash
+from cni_py.plural import counted
 from cni_py.sweep.leftovers import ADDRESS, CACHED, RECORD, Leftover
 from cni_py.sweep.liveness import Liveness, plain_run
 from cni_py.sweep.report import KEPT, REPORTED, WOULD_REMOVE, Finding
@@ -152,7 +153,7 @@ def _is_of(leftover: Leftover, call: Call) -> bool:
 
 def reasons_stale(leftover: Leftover, related: Sequence[Leftover], live: Liveness) -> list[str]:
     """Return why a leftover is stale, for people."""
-    everywhere = f"any of {len(live.namespaces)} live namespaces"
+    everywhere = f"any of {counted(len(live.namespaces), 'live namespace')}"
     addresses = [leftover.address] if leftover.address else sorted({one.address for one in related if one.address})
     is_damaged = leftover.kind == ADDRESS and not leftover.container_id
     reasons = ["the file is damaged and names no owner"] if is_damaged else []

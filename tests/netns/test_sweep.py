@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -109,18 +110,18 @@ def test_nothing_is_left_of_a_pod_whose_namespace_has_gone(host: Host, sweep: Sw
     assert outcomes(sweep("--grace", "0")) == {}
 
 
-def test_the_table_shows_the_reasons(host: Host, cni_py: Path) -> None:
+def test_a_block_for_each_attachment_shows_the_reason_once(host: Host, cni_py: Path) -> None:
     pod = host.netns("c1")
     add(host, BRIDGE, pod)
     host.delete_netns(pod)
     lines = host.run(f"{cni_py} sweep --dry-run --grace 0").splitlines()
-    assert lines[0].split() == ["OUTCOME", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
-    line = next(line for line in lines if "10.1.0.2 (/var/lib/cni/networks/net/10.1.0.2)" in line)
-    assert line.startswith("would be removed  address")
-    assert "  c1            eth0       net      " in line
-    assert "10.1.0.2 is on no interface of any of 1 live namespaces" in line
-    assert "recorded namespace /run/netns/c1 no longer exists" in line
-    assert lines[-1] == "3 would be removed; 0 live attachments in 1 namespace, including the host's"
+    assert lines[0].startswith("would be removed: container c1, eth0, network net, age ")
+    assert "    address  10.1.0.2 (/var/lib/cni/networks/net/10.1.0.2)" in lines
+    text = " ".join(" ".join(lines).split())
+    assert text.count("10.1.0.2 is on no interface of any of 1 live namespace;") == 1
+    assert text.count("recorded namespace /run/netns/c1 no longer exists") == 1
+    assert text.endswith("3 would be removed; 0 live attachments in 1 namespace, including the host's")
+    assert max(map(len, lines)) <= 80
 
 
 def test_each_change_is_in_the_journal(host: Host, sweep: Sweep) -> None:
@@ -474,10 +475,34 @@ def test_in_another_pid_namespace_nothing_is_removed(host: Host, cni_py: Path) -
     host.run(f"exec >/run/said 2>&1\n{HOLDERS['process']}")
     host.write("/var/lib/cni/networks/net/10.1.0.77", "c7\r\neth0")
     done = host.execute(["unshare", "--pid", "--fork", "--mount-proc", str(cni_py), "sweep", "--grace", "0"])
-    assert done.returncode == 1, done.stdout
+    assert done.returncode == 3, done.stdout
     assert "/proc may not show the whole host" in done.stderr
-    assert "kept: liveness unknown" in done.stdout
+    assert "kept: liveness unknown" in " ".join(done.stdout.split())
     assert reserved(host) == ["10.1.0.2", "10.1.0.77"]
+
+
+def test_process_that_cannot_be_looked_at_is_named(host: Host, cni_py: Path) -> None:
+    """Root without CAP_SYS_PTRACE, as in a container, cannot read a process with more capabilities."""
+    host.write("/var/lib/cni/networks/net/10.1.0.2", "c1\r\neth0")
+    done = host.execute(["setpriv", "--bounding-set=-sys_ptrace", str(cni_py), "sweep", "--grace", "0"])
+    assert done.returncode == 3, done.stderr
+    assert re.search(r"^  process 1 \(\w+\) cannot be inspected: /proc/1/\S+: Permission denied$", done.stderr, re.MULTILINE)
+    assert "CAP_SYS_PTRACE" in done.stderr
+    assert reserved(host) == ["10.1.0.2"]
+
+
+@pytest.mark.parametrize("leaked", [True, False])
+def test_another_user_gets_one_reason_and_no_false_all_clear(host: Host, cni_py: Path, leaked: bool) -> None:
+    if leaked:
+        host.write("/var/lib/cni/networks/net/10.1.0.2", "c1\r\neth0")
+    done = host.execute(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(cni_py), "sweep"])
+    if "Permission denied" in done.stderr and "can't open file" in done.stderr:
+        pytest.skip("the installation is in a directory that other users cannot enter")
+    assert done.returncode == 3
+    assert done.stderr.count("\n") <= 8
+    assert "hint: sudo cni-py sweep" in done.stderr
+    assert "no leaked resources" not in done.stdout
+    assert "1 kept" in done.stdout if leaked else "unknown whether resources are leaked" in done.stdout
 
 
 def test_resources_that_cannot_be_removed_are_named(host: Host, sweep: Sweep) -> None:

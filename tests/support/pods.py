@@ -114,7 +114,10 @@ def delete(host: Host, conf: dict[str, Any], pod: Sandbox, **options: Any) -> No
 
 
 def check(host: Host, conf: dict[str, Any], pod: Sandbox, prev: dict[str, Any], **options: Any) -> Reply:
-    return host.call(plugin_of(conf), "CHECK", conf, sandbox=pod, prev=prev, **({"container_id": pod.name} | options))
+    """CHECK as ``cni-py check`` calls it: the error object has all differences one by one."""
+    given: dict[str, Any] = {"container_id": pod.name, "env": {}} | options
+    given["env"] |= {"CNI_PY_DIFFERENCES": "1"}
+    return host.call(plugin_of(conf), "CHECK", conf, sandbox=pod, prev=prev, **given)
 
 
 def gc(host: Host, conf: dict[str, Any], *valid: tuple[str, str], **options: Any) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cni_py import __version__, journal
-from cni_py.cli import explain, host_report
+from cni_py.cli import attachments, host_report, verbs
+from cni_py.cli import journals as journal_files
 from cni_py.cli import main as cli
 from cni_py.cli.output import printable
 from cni_py.config import models, reference
@@ -86,8 +87,8 @@ def records(node: Path) -> list[str]:
 
 
 def test_container_id_is_that_of_cnitool() -> None:
-    assert cli.container_id_of("/tmp/ns") == "cnitool-352833ea4e7f1a968163"  # recorded with cnitool v1.3.0
-    assert cli.container_id_of("/tmp/co/ns") == "cnitool-c2bc32a2eba65dcaeaa4"
+    assert verbs.container_id_of("/tmp/ns") == "cnitool-352833ea4e7f1a968163"  # recorded with cnitool v1.3.0
+    assert verbs.container_id_of("/tmp/co/ns") == "cnitool-c2bc32a2eba65dcaeaa4"
 
 
 def test_add_prints_the_result_and_keeps_it(run: Run, node: Path) -> None:
@@ -97,7 +98,7 @@ def test_add_prints_the_result_and_keeps_it(run: Run, node: Path) -> None:
         out
         == '{\n    "cniVersion": "1.1.0",\n    "ips": [\n        {\n            "address": "10.1.0.2/24"\n        }\n    ]\n}\n'
     )
-    assert records(node) == [f"blue-{cli.container_id_of(str(node / 'ns'))}-eth0"]
+    assert records(node) == [f"blue-{verbs.container_id_of(str(node / 'ns'))}-eth0"]
     assert seen(node, "ADD")["CNI_NETNS"] == str(node / "ns")
     assert seen(node, "ADD")["CNI_ARGS"] == ""
 
@@ -145,9 +146,9 @@ def test_plugins_of_this_installation_come_first(node: Path, monkeypatch: pytest
     (node / "cni" / "bin" / "cni-plugin").touch()
     monkeypatch.setattr(sys, "argv", [str(node / "bin" / "cni-py")])
     options = cli.arguments.parse(["version", "-v"])
-    assert cli._cni_path(options) == [f"{node}/cni/bin", "/opt/cni/bin"]
+    assert verbs.cni_path(options) == [f"{node}/cni/bin", "/opt/cni/bin"]
     (node / "cni" / "bin" / "cni-plugin").unlink()
-    assert cli._cni_path(options) == ["/opt/cni/bin"]
+    assert verbs.cni_path(options) == ["/opt/cni/bin"]
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def netns_directories(node: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str,
     (node / "run").mkdir()
     (node / "var").symlink_to(node / "run")
     directories = f"{node}/run", f"{node}/var"
-    monkeypatch.setattr(cli, "NETNS_DIRECTORIES", directories)
+    monkeypatch.setattr(verbs, "NETNS_DIRECTORIES", directories)
     return directories
 
 
@@ -180,7 +181,7 @@ def test_missing_namespace(run: Run, node: Path, netns_directories: tuple[str, s
     status, _, err = run(verb, "blue", "green")
     assert status == 1
     assert f'network namespace "{node}/run/green" does not exist' in err
-    assert "ip netns add green" in err
+    assert ("ip netns add green" in err) == (verb == "add"), "a new namespace is no help for a deleted pod"
 
 
 def test_delete_needs_no_namespace(run: Run, node: Path, netns_directories: tuple[str, str]) -> None:
@@ -199,12 +200,30 @@ def test_delete_and_check_use_the_arguments_of_add(run: Run, node: Path) -> None
     assert records(node) == []
 
 
-def test_gc_without_a_list_deletes_all(run: Run, node: Path) -> None:
+def test_gc_without_a_list_deletes_nothing_and_lists_what_it_would(run: Run, node: Path) -> None:
     run("add", "blue", str(node / "ns"))
+    run("add", "blue", str(node / "ns"), "--container-id", "dead")
+    kept = records(node)
     status, out, err = run("gc", "blue")
+    assert (status, out) == (2, "")
+    assert f"would be deleted: {verbs.container_id_of(str(node / 'ns'))}/eth0, whose namespace {node}/ns exists" in err
+    assert "--valid-living" in err
+    assert "--all" in err
+    assert records(node) == kept
+    assert not (node / "seen.GC").exists()
+
+
+def test_gc_of_all_deletes_all(run: Run, node: Path) -> None:
+    run("add", "blue", str(node / "ns"))
+    status, out, err = run("gc", "blue", "--all")
     assert (status, out) == (0, "")
-    assert err == f"cni-py: deleting stale attachment {cli.container_id_of(str(node / 'ns'))} eth0\n"
+    assert err == f"cni-py: deleting attachment {verbs.container_id_of(str(node / 'ns'))} eth0\n"
     assert "cni.dev/valid-attachments" not in conf_seen(node, "GC")
+
+
+def test_gc_of_a_network_without_attachments_needs_no_option(run: Run, node: Path) -> None:
+    assert run("gc", "blue") == (0, "", "")
+    assert (node / "seen.GC").exists()
 
 
 def test_gc_keeps_what_is_named_and_what_lives(run: Run, node: Path) -> None:
@@ -221,7 +240,7 @@ def test_gc_keeps_what_is_named_and_what_lives(run: Run, node: Path) -> None:
 def test_gc_prints_every_error(run: Run, node: Path) -> None:
     run("add", "blue", str(node / "ns"))
     (node / "fail").write_text('{"code": 5, "msg": "no way"}')
-    status, _, err = run("gc", "blue")
+    status, _, err = run("gc", "blue", "--all")
     assert status == 1
     assert err.count("no way") == 2
 
@@ -258,12 +277,45 @@ def test_error_of_a_plugin_is_printed_in_parts(run: Run, node: Path) -> None:
     ]
 
 
-def test_failed_add_hints_at_del(run: Run, node: Path) -> None:
-    (node / "bin" / "fake").write_text('#!/bin/sh\necho \'{"code": 11, "msg": "later"}\'; exit 1\n')
+def failing(node: Path, name: str = "fake") -> None:
+    (node / "bin" / name).write_text('#!/bin/sh\necho \'{"code": 11, "msg": "later"}\'; exit 1\n')
+    (node / "bin" / name).chmod(0o755)
+
+
+def two_plugins(node: Path, second: str) -> None:
+    conf = {"name": "blue", "cniVersion": "1.1.0", "plugins": [{"type": "fake"}, {"type": second}]}
+    (node / "net.d" / "10-blue.conflist").write_text(json.dumps(conf))
+
+
+def test_failed_add_hints_at_del_where_a_plugin_in_front_succeeded(run: Run, node: Path) -> None:
+    failing(node, "second")
+    two_plugins(node, "second")
     status, out, err = run("add", "blue", str(node / "ns"), "--ifname", "net1")
     assert (status, out) == (1, "")
-    assert f"hint: to undo what was created: cni-py del blue {node}/ns --ifname net1\n" in err
-    assert "to undo" not in run("add", "blue", str(node / "ns"), "--ifname", "a/b")[2]
+    assert f"hint: to undo the changes of fake, which succeeded: cni-py del blue {node}/ns --ifname net1\n" in err
+
+
+@pytest.mark.parametrize("case", ["first plugin fails", "no such plugin", "bad name"])
+def test_failed_add_that_left_nothing_hints_at_no_del(run: Run, node: Path, case: str) -> None:
+    failing(node)
+    two_plugins(node, "second")
+    if case == "no such plugin":
+        (node / "bin" / "fake").unlink()
+    options = ["--ifname", "a/b"] if case == "bad name" else []
+    assert "cni-py del" not in run("add", "blue", str(node / "ns"), *options)[2]
+
+
+@pytest.mark.parametrize("same_id", [True, False])
+def test_failed_add_beside_a_live_attachment_never_hints_at_del(run: Run, node: Path, same_id: bool) -> None:
+    run("add", "blue", str(node / "ns"))
+    failing(node, "second")
+    two_plugins(node, "second")
+    options = [] if same_id else ["--container-id", "another"]
+    _, _, err = run("add", "blue", str(node / "ns"), *options)
+    assert "cni-py del" not in err
+    assert f'"eth0" of {node}/ns is attached already, since ' in err
+    assert "with 10.1.0.2" in err
+    assert f"hint: see its journal: cni-py explain {verbs.container_id_of(str(node / 'ns'))}" in err
 
 
 def test_control_characters_are_escaped(run: Run, node: Path) -> None:
@@ -384,6 +436,20 @@ def test_help_and_no_command_print_help(capsys: pytest.CaptureFixture[str], argv
     assert printed[0].out.startswith("usage: cni-py ")
 
 
+def commands() -> list[list[str]]:
+    groups = {"lab": "up exec ping status log break heal down", "config": "keys get set reserve release"}
+    alone = [[], *([name] for name in cli._COMMANDS)]
+    return alone + [[group, name] for group, names in groups.items() for name in names.split()]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_help_is_80_columns_wide(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words, "--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
@@ -439,84 +505,168 @@ def journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "journal"
     (directory / "deleted").mkdir(parents=True)
     monkeypatch.setattr(journal, "JOURNAL_DIR", str(directory))
-    files = {
-        "deleted/abc1:eth0:cbr0": "# 2026-11-24T10:00:00Z ADD\n10:00:00.000001  ip link del veth1\n",
-        "abc1:eth0:cbr0": "# 2026-11-24T11:00:00Z ADD\n11:00:00.000001  ip link add veth1 \x1b[31mtype veth\n",
-        "abc1:net1:other": "second interface\n",
-        "abd2:eth0:cbr0": "another container\n",
-        "no-journal": "x",
-    }
-    for number, (name, text) in enumerate(files.items()):
-        (directory / name).write_text(text)
-        os.utime(directory / name, (1_700_000_000 + number, 1_700_000_000 + number))
+    monkeypatch.setattr(attachments.record, "DIRECTORY", str(tmp_path / "records"))
+    monkeypatch.setattr(attachments, "RESERVATIONS", str(tmp_path / "networks"))
+    monkeypatch.setattr(attachments.known, "__defaults__", (str(tmp_path / "cache"),))
     return directory
 
 
-def test_explain_lists_attachments(run: Run, journals: Path) -> None:
+def call(verb: str, container_id: str, netns: object, *, error: str = "", plugin: str = "bridge", network: str = "cbr0") -> str:
+    """Return a call as journal.py writes it."""
+    title = f"# 2026-11-24T10:00:00Z {verb} {plugin}, network {network}, container {container_id}, eth0 in {netns}\n"
+    step = f"10:00:00.000001  ip link {'add' if verb == 'ADD' else 'del'} veth1{f'  # failed: {error}' if error else ''}  (1.00 ms)\n"
+    return title + step + f"10:00:00.000002  # {f'failed: {error}' if error else 'done'}  (2.50 ms)\n"
+
+
+def write_journal(journals: Path, container_id: str, text: str, *, deleted: bool = False, network: str = "cbr0") -> None:
+    path = journals / ("deleted" if deleted else "") / f"{container_id}:eth0:{network}"
+    path.write_text(text)
+    moment = 1_700_000_000 + len(list(journals.rglob("*:*")))
+    os.utime(path, (moment, moment))
+
+
+@pytest.fixture
+def four(journals: Path, node: Path) -> Path:
+    """Write the journals of a live, a gone, a failed and a deleted attachment."""
+    gone = node / "gone"
+    write_journal(journals, "live1", call("ADD", "live1", node / "ns"))
+    write_journal(journals, "gone1", call("ADD", "gone1", gone))
+    write_journal(journals, "fail1", call("ADD", "fail1", node / "ns", error='the kernel refused: "ip link add": File exists'))
+    write_journal(journals, "del1", call("ADD", "del1", gone, error="no address") + call("DEL", "del1", gone), deleted=True)
+    return journals
+
+
+def test_explain_lists_attachments_with_their_state_and_last_error(run: Run, four: Path, node: Path) -> None:
     status, out, _ = run("explain")
     assert status == 0
-    assert out == (
-        "LAST CHANGE           STATE    CONTAINER ID  INTERFACE  NETWORK\n"
-        "2023-11-14 22:13:20Z  deleted  abc1          eth0       cbr0\n"
-        "2023-11-14 22:13:21Z  live     abc1          eth0       cbr0\n"
-        "2023-11-14 22:13:22Z  live     abc1          net1       other\n"
-        "2023-11-14 22:13:23Z  live     abd2          eth0       cbr0\n"
-    )
-    assert len(run("explain", "--network", "other")[1].splitlines()) == 2
+    words = [line.split() for line in out.splitlines()]
+    assert [line[0] for line in words if line[0] in ("live", "gone", "failed", "deleted")] == [
+        "live",
+        "gone",
+        "failed",
+        "deleted",
+    ]
+    assert 'error: the kernel refused: "ip link add": File exists' in " ".join(out.split())
+    assert "error: no address" in out, "the error of ADD, although DEL has cleaned up since"
+    assert words[-1] == ["4", "attachments:", "1", "live,", "1", "gone,", "1", "failed,", "1", "deleted"]
+    states = {one["containerID"]: one["state"] for one in json.loads(run("explain", "--json")[1])}
+    assert states == {"live1": "live", "gone1": "gone", "fail1": "failed", "del1": "deleted"}
 
 
-def test_explain_shows_every_journal_of_a_container(run: Run, journals: Path) -> None:
-    status, out, _ = run("explain", "abc")
+def test_explain_is_80_columns_wide(run: Run, journals: Path) -> None:
+    write_journal(journals, "f" * 64, call("ADD", "f" * 64, "/run/netns/cni-1", error="it was refused " * 40), network="net")
+    assert max(map(len, run("explain")[1].splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        (call("ADD", "c", "NS") + call("ADD", "c", "NS", error="x", plugin="portmap"), "failed"),
+        (call("ADD", "c", "NS", error="x") + call("ADD", "c", "NS"), "live"),
+        (call("ADD", "c", "NS") + call("DEL", "c", "NS", error="x"), "failed"),
+        (call("ADD", "c", "NS") + call("DEL", "c", "-", error="x"), "failed"),
+        (call("ADD", "c", "/nowhere") + call("DEL", "c", "-", error="x"), "failed"),
+        ("# older lines were cut\n", "unknown"),
+    ],
+)
+def test_state_is_that_of_the_last_call(run: Run, journals: Path, node: Path, text: str, state: str) -> None:
+    write_journal(journals, "c", text.replace("NS", str(node / "ns")))
+    (one,) = json.loads(run("explain", "--json")[1])
+    assert one["state"] == state
+
+
+def test_second_add_that_was_refused_leaves_the_first_live(run: Run, journals: Path, node: Path, tmp_path: Path) -> None:
+    assert run("add", "blue", str(node / "ns"), "--container-id", "c", "--cache-dir", str(tmp_path / "cache"))[0] == 0
+    refused = call("ADD", "c", node / "ns", network="blue") + call("ADD", "c", node / "ns", error="File exists", network="blue")
+    write_journal(journals, "c", refused, network="blue")
+    (one,) = json.loads(run("explain", "--json")[1])
+    assert (one["state"], one["error"]) == ("live", "File exists")
+
+
+def test_explain_shows_every_journal_of_a_container(run: Run, four: Path, node: Path) -> None:
+    write_journal(four, "live1", call("ADD", "live1", node / "ns", network="other"), network="other")
+    status, out, _ = run("explain", "live")
     assert status == 0
-    assert out == (
-        "== abc1 eth0, network cbr0 (deleted, last change 2023-11-14 22:13:20Z)\n"
-        "# 2026-11-24T10:00:00Z ADD\n10:00:00.000001  ip link del veth1\n\n"
-        "== abc1 eth0, network cbr0 (live, last change 2023-11-14 22:13:21Z)\n"
-        "# 2026-11-24T11:00:00Z ADD\n11:00:00.000001  ip link add veth1 \\x1b[31mtype veth\n\n"
-        "== abc1 net1, network other (live, last change 2023-11-14 22:13:22Z)\nsecond interface\n"
-    )
+    assert out.count("== live1 eth0, network ") == 2
+    assert out.count("ip link add veth1") == 2
+    assert run("explain", "live1", "--network", "other")[1].count("ip link add veth1") == 1
+    assert run("explain", "live1", "--ifname", "net1")[0] == 1
 
 
-def test_explain_takes_one_interface_or_network(run: Run, journals: Path) -> None:
-    assert run("explain", "abc1", "--ifname", "net1")[1].count("== ") == 1
-    assert run("explain", "abc1", "--network", "cbr0")[1].count("== ") == 2
-    assert run("explain", "ab", "--network", "other")[0] == 0
+@pytest.mark.parametrize("word", ["web-1", "default/web-1", "10.1.0.2", "10.1.0.2/24", "NS", "cni-7"])
+def test_attachment_is_found_by_what_an_engineer_has(
+    run: Run, journals: Path, node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-1"
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    run("add", "blue", str(node / "ns"), "--container-id", "3f2c", "--args", args, *cache)
+    record = {"containerID": "3f2c", "ifname": "eth0", "network": "blue", "netns": "/run/netns/cni-7"}
+    (tmp_path / "records").mkdir()
+    if word == "cni-7":
+        (tmp_path / "records" / "3f2c:eth0:blue").write_text(json.dumps(record))
+        (tmp_path / "cache" / "results" / "blue-3f2c-eth0").unlink()
+    status, out, err = run("explain", word.replace("NS", str(node / "ns")))
+    assert status == 0, err
+    assert out.startswith("== 3f2c eth0, network blue")
+    if word != "cni-7":
+        assert run("check", word.replace("NS", str(node / "ns")), *cache) == (0, "", "")
+        assert run("check", "blue", word.replace("NS", str(node / "ns")), *cache) == (0, "", "")
+        assert seen(node, "CHECK")["CNI_CONTAINERID"] == "3f2c"
 
 
-def test_explain_of_an_ambiguous_id_names_the_candidates(run: Run, journals: Path) -> None:
-    status, out, err = run("explain", "ab")
+def test_name_of_a_pod_means_its_live_container(run: Run, journals: Path, node: Path, tmp_path: Path) -> None:
+    """A pod that was created again has several containers, one after the other."""
+    (node / "old").touch()
+    for container_id, netns in (("old1", "old"), ("new1", "ns")):
+        run("add", "blue", str(node / netns), "--container-id", container_id, "--args", "K8S_POD_NAME=web", "--cache-dir",
+            str(tmp_path / "cache"))  # fmt: skip
+    assert run("explain", "web")[1].count("== ") == 4, "both live: both are shown"
+    (node / "old").unlink()
+    assert "old1" not in run("explain", "web")[1]
+
+
+def test_check_of_an_unknown_word_lists_what_there_is(run: Run, four: Path) -> None:
+    status, _, err = run("check", "web-9")
+    assert status == 1
+    assert 'no attachment "web-9"' in err
+    assert "known attachments: del1, fail1, gone1, live1" in err
+
+
+def test_explain_of_an_ambiguous_id_names_the_candidates(run: Run, four: Path) -> None:
+    write_journal(four, "live2", "x\n")
+    status, out, err = run("explain", "live")
     assert (status, out) == (1, "")
-    assert "one of abc1, abd2" in err
+    assert "one of live1, live2" in err
 
 
-def test_explain_prefers_the_whole_id(run: Run, journals: Path) -> None:
-    (journals / "abc12:eth0:cbr0").write_text("longer\n")
-    assert "longer" not in run("explain", "abc1")[1]
+def test_explain_prefers_the_whole_id(run: Run, four: Path) -> None:
+    write_journal(four, "live12", "longer\n")
+    assert "longer" not in run("explain", "live1")[1]
 
 
-def test_explain_of_an_unknown_id_lists_the_others(run: Run, journals: Path) -> None:
-    assert "journals exist for abc1, abd2" in run("explain", "x")[2]
+def test_explain_escapes_control_characters(run: Run, journals: Path) -> None:
+    write_journal(journals, "c", "red \x1b[31m\n")
+    assert "red \\x1b[31m" in run("explain", "c")[1]
 
 
-def test_explain_without_any_journal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "JOURNAL_DIR", "/nowhere")
-    assert run("explain")[:2] == (0, "LAST CHANGE  STATE  CONTAINER ID  INTERFACE  NETWORK\n")
+def test_explain_without_any_attachment(run: Run, journals: Path) -> None:
+    assert run("explain")[:2] == (0, "no attachments\n")
     status, _, err = run("explain", "x")
     assert status == 1
     assert "since the last boot" in err
 
 
 def test_explain_finds_ids_that_were_cut_in_the_name_of_the_file() -> None:
-    entry = explain.Entry("a" * 120, "eth0", "net~0123abcd", "/x", False, 0.0)
-    assert explain.select([entry], "a" * 200) == [entry]
+    known = attachments.Known("a" * 120, "eth0", "net~0123abcd")
+    assert attachments.select([known], "a" * 200) == [known]
     with pytest.raises(CniError):
-        explain.select([entry], "b" * 200)
+        attachments.select([known], "b" * 200)
 
 
-def test_explain_of_a_journal_that_was_deleted_meanwhile(journals: Path) -> None:
-    entry = explain.entries()[0]
+def test_explain_of_a_journal_that_was_deleted_meanwhile(four: Path) -> None:
+    entry = journal_files.entries()[0]
     Path(entry.path).unlink()
-    assert len(list(explain.render_journal(entry))) == 1
+    assert journal_files.lines_of(entry) == []
 
 
 # ---- version and config -----------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 from cni_py.errors import CniError, DecodingFailure, InvalidConfig, InvalidEnvironment, IOFailure
 from cni_py.runtime import chain as runtime
 from cni_py.runtime import network_config, result_cache
-from cni_py.runtime.chain import PluginFailed, Runtime
+from cni_py.runtime.chain import Asked, PluginFailed, Runtime
 from cni_py.runtime.network_config import Attachment, Network, NoSuchNetwork
 
 RESULT = {
@@ -648,16 +648,21 @@ def test_check_gives_every_plugin_the_last_result(run: Runtime, fakes: Fakes) ->
 
 
 @pytest.mark.parametrize("version", ["", "0.1.0", "0.3.1"])
-def test_check_does_not_exist_below_0_4_0(run: Runtime, fakes: Fakes, version: str) -> None:
-    with pytest.raises(InvalidConfig, match="does not support the CHECK command"):
-        run.check(network(version), attachment())
-    assert not fakes.calls()
+def test_check_of_an_old_version_is_asked_in_the_first_that_has_it(
+    run: Runtime, fakes: Fakes, said: list[str], version: str
+) -> None:
+    run.add(network(version), attachment())
+    assert run.check(network(version), attachment()) == Asked()
+    assert verbs(fakes)[2:] == ["CHECK one", "CHECK two"]
+    conf = fakes.calls()[2][2]
+    assert conf["cniVersion"] == conf["prevResult"]["cniVersion"] == "0.4.0"
+    assert conf["prevResult"]["interfaces"], "results before 0.3.0 have none, and CHECK looks for the pod's"
+    assert "the runtime never runs CHECK" in said[-1]
 
 
-def test_check_that_is_disabled_does_nothing(run: Runtime, fakes: Fakes, said: list[str]) -> None:
-    run.check(network(disableCheck=True), attachment())
+def test_check_that_is_disabled_does_nothing(run: Runtime, fakes: Fakes) -> None:
+    assert '"disableCheck" is set' in run.check(network(disableCheck=True), attachment()).unasked[0]
     assert not fakes.calls()
-    assert "disableCheck" in said[0]
 
 
 def test_check_without_cached_result_is_remarked(run: Runtime, fakes: Fakes, said: list[str]) -> None:
@@ -674,13 +679,28 @@ def test_check_with_a_broken_record_is_an_error(run: Runtime, fakes: Fakes, tmp_
     assert not fakes.calls()
 
 
-def test_check_stops_at_the_first_difference(run: Runtime, fakes: Fakes) -> None:
+def test_check_asks_every_plugin_whatever_the_others_found(run: Runtime, fakes: Fakes) -> None:
     run.add(network(), attachment())
-    fakes.answer("one", "CHECK", {"code": 103, "msg": "it is down"}, status=1)
-    with pytest.raises(PluginFailed, match="it is down") as caught:
-        run.check(network(), attachment())
-    assert caught.value.code == 103
-    assert verbs(fakes)[2:] == ["CHECK one"]
+    parts = [{"msg": "it is down", "details": "expected up", "hint": "ip link set x up"}, {"msg": "and slow"}, "x", {}]
+    fakes.answer("one", "CHECK", {"code": 103, "msg": "it is down", "differences": parts}, status=1)
+    fakes.answer("two", "CHECK", {"code": 7, "msg": "no"}, status=1)
+    first, second = run.check(network(), attachment()).failed
+    assert (first.code, first.plugin, first.msg) == (103, "one", 'plugin type="one" failed (check): it is down')
+    assert [(one.msg, one.details, one.hint) for one in first.differences] == [
+        ("it is down", "expected up", "ip link set x up"),
+        ("and slow", "", ""),
+    ]
+    assert (second.code, second.differences) == (7, ())
+
+
+@pytest.mark.parametrize("verb", ["CHECK", "STATUS"])
+@pytest.mark.parametrize("code", [1, 4])
+def test_plugin_without_the_verb_is_not_asked(run: Runtime, fakes: Fakes, verb: str, code: int) -> None:
+    run.add(network("0.3.1"), attachment())
+    fakes.answer("one", verb, {"code": code, "msg": "incompatible"}, status=1)
+    asked = run.check(network("0.3.1"), attachment()) if verb == "CHECK" else run.status(network("0.3.1"))
+    assert asked == Asked(unasked=('plugin "one" cannot be asked: incompatible',))
+    assert verbs(fakes)[2:] == [f"{verb} one", f"{verb} two"]
 
 
 def test_status_asks_the_plugins_without_an_attachment(run: Runtime, fakes: Fakes) -> None:
@@ -694,18 +714,16 @@ def test_status_asks_the_plugins_without_an_attachment(run: Runtime, fakes: Fake
     assert [environment[f"CNI_{key}"] for key in ("CONTAINERID", "NETNS", "IFNAME", "ARGS")] == ["", "", "", ""]
 
 
-def test_status_stops_at_the_first_plugin_that_is_not_ready(run: Runtime, fakes: Fakes) -> None:
+def test_status_asks_every_plugin(run: Runtime, fakes: Fakes) -> None:
     fakes.answer("one", "STATUS", {"code": 50, "msg": "not yet"}, status=1)
-    with pytest.raises(PluginFailed) as caught:
-        run.status(network("1.1.0"))
-    assert caught.value.code == 50
-    assert verbs(fakes) == ["STATUS one"]
+    assert [error.code for error in run.status(network("1.1.0")).failed] == [50]
+    assert verbs(fakes) == ["STATUS one", "STATUS two"]
 
 
-def test_status_below_1_1_0_calls_no_plugin(run: Runtime, fakes: Fakes, said: list[str]) -> None:
+def test_status_of_an_old_version_is_asked_in_the_first_that_has_it(run: Runtime, fakes: Fakes, said: list[str]) -> None:
     run.status(network("1.0.0"))
-    assert not fakes.calls()
-    assert "does not support the STATUS command" in said[0]
+    assert [conf["cniVersion"] for _, _, conf in fakes.calls()] == ["1.1.0", "1.1.0"]
+    assert "the runtime never runs STATUS" in said[0]
 
 
 # ---- GC ---------------------------------------------------------------------------------------
@@ -777,7 +795,7 @@ def test_gc_goes_on_after_errors_and_returns_them_all(run: Runtime, fakes: Fakes
     missing = f'failed to find plugin "gone" in path {fakes.bin}'
     errors = run.gc(net, [("b", "eth0")])
     assert [error.msg for error in errors] == [
-        f'failed to delete stale attachment a eth0: plugin type="gone" failed (delete): {missing}',
+        f'failed to delete attachment a eth0: plugin type="gone" failed (delete): {missing}',
         'plugin type="one" failed (gc): gc failed',
         f'plugin type="gone" failed (gc): {missing}',
     ]

@@ -65,14 +65,14 @@ def test_nothing_speaks_for_it() -> None:
     assert {finding.outcome for finding in findings} == {"would be removed"}
     assert {finding.network for finding in findings} == {"net"}
     why = next(finding.why for finding in findings if finding.leftover.kind == ADDRESS)
-    assert why == "10.1.0.2 is on no interface of any of 1 live namespaces; recorded namespace /run/netns/c1 no longer exists"
+    assert why == "10.1.0.2 is on no interface of any of 1 live namespace; recorded namespace /run/netns/c1 no longer exists"
 
 
 def test_nothing_is_known_of_an_element_but_its_comment() -> None:
     (finding,) = stale.find_stale([element(address=b"")], NOTHING, NOW, 300)
     assert (finding.outcome, finding.age_seconds) == ("would be removed", None)
     assert finding.network == f"({network_hash('net')})"
-    assert finding.why == "nothing of it exists in any of 1 live namespaces"
+    assert finding.why == "nothing of it exists in any of 1 live namespace"
 
 
 def test_damaged_reservation_is_nobodys() -> None:
@@ -434,14 +434,17 @@ def test_age_text(seconds: float | None, text: str) -> None:
     assert age_text(seconds) == text
 
 
-def test_report_as_table_and_json() -> None:
+def test_report_as_text_and_json() -> None:
     report = Report((Finding(reservation(), "net", 400.0, "why", "removed"),), 3, 2, (), False)
-    lines = list(report.lines())
-    assert lines[0].split() == ["OUTCOME", "WHAT", "CONTAINER", "ID", "INTERFACE", "NETWORK", "AGE", "WHY"]
-    assert lines[1].split() == ["removed", "address", "/address", "c1", "eth0", "net", "6", "min", "why"]
-    assert lines[2] == "1 removed; 2 live attachments in 3 namespaces, including the host's"
+    assert list(report.lines()) == [
+        "removed: container c1, eth0, network net, age 6 min",
+        "    address  /address",
+        "    why: why",
+        "1 removed; 2 live attachments in 3 namespaces, including the host's",
+    ]
     assert json.loads(json.dumps(report.as_json()))["findings"][0]["containerID"] == "c1"
     assert list(Report().lines()) == ["no leaked resources found"]
+    assert list(Report(missing=("a reason",)).lines()) == ["unknown whether resources are leaked"]
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -455,11 +458,11 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     monkeypatch.setattr(sweep, "run", answer)
     command: Callable[..., int] = lambda *argv: cli.main(["sweep", "--netconf-path", str(tmp_path), *argv])  # noqa: E731
     assert command() == 0
-    assert command("--dry-run", "--grace", "1.5", "--network", "a", "--network", "b", "--json") == 1
+    assert command("--dry-run", "--grace", "1.5", "--network", "a", "--network", "b", "--json") == 3
     assert asked == [(300.0, False, None), (1.5, True, ["a", "b"])]
     captured = capsys.readouterr()
     assert captured.out.startswith("no leaked resources found\n{")
-    assert captured.err == "cni-py: nothing was removed, because live pods could not all be identified: a reason\n"
+    assert captured.err == "cni-py: nothing was removed, because live pods could not all be identified:\n  a reason\n"
 
 
 @pytest.mark.parametrize("seconds", ["-1", "x", "inf", "nan", ""])

@@ -1,0 +1,89 @@
+"""Journals of attachments, as ``cni-py explain`` reads them.
+
+In ``/run/cni-py/journal``, which journal.py writes, there is a file ``<container id>:<ifname>:<network>`` per attachment,
+in ``deleted/`` those of deleted attachments.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from cni_py import files, journal
+from cni_py.errors import IOFailure
+from cni_py.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_BYTES = 4 << 20
+_CALL = re.compile(r"# \S+Z (ADD|DEL|GC) \S+, network .*, container \S+, \S+ in (\S+)")
+_END = re.compile(r"[\d:.]+  # (done|failed: (.*))  \([\d.]+ ms\)")
+
+
+class Entry(Value):
+    """Journal of one attachment; ``changed`` in seconds since 1970.
+
+    Attributes:
+        netns: the path that the last call named.
+        failed_verb: the verb of the last call, if it failed.
+        error: of the last ADD or DEL that failed, and was not followed by one that succeeded.
+    """
+
+    container_id: str
+    ifname: str
+    network: str
+    path: str
+    deleted: bool
+    changed: float
+    netns: str = ""
+    failed_verb: str = ""
+    error: str = ""
+
+
+def entries() -> list[Entry]:
+    """Return every journal, sorted by the last change. Raises: IOFailure."""
+    found = [*_directory(journal.JOURNAL_DIR, deleted=False), *_directory(f"{journal.JOURNAL_DIR}/deleted", deleted=True)]
+    return sorted(found, key=lambda entry: entry.changed)
+
+
+def lines_of(entry: Entry) -> list[str]:
+    """Return the lines of a journal; none if it was deleted in the meantime. Raises: IOFailure."""
+    try:
+        return files.read(entry.path, MAX_BYTES).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise IOFailure(f'could not read "{entry.path}"', error.strerror or "", errno=error.errno or 0) from error
+
+
+def with_outcome(entry: Entry) -> Entry:
+    """Complete the entry with what its last calls were, and how they ended."""
+    verb = netns = failed = error = ""
+    for line in lines_of(entry):
+        if call := _CALL.fullmatch(line):
+            verb = call[1]
+            netns = netns if call[2] == "-" else call[2]
+            failed = ""
+        elif end := _END.fullmatch(line):
+            failed = verb if end[2] else ""
+            if verb in ("ADD", "DEL"):
+                # a DEL after a failed ADD cleans up: why the pod has no network is still the error of ADD
+                error = end[2] or (error if verb == "DEL" else "")
+    return entry.replace(netns=netns, failed_verb=failed, error=error)
+
+
+def _directory(directory: str, *, deleted: bool) -> Iterator[Entry]:
+    try:
+        with os.scandir(directory) as files_there:
+            for file in files_there:
+                parts = file.name.split(":")
+                if len(parts) == 3 and file.is_file(follow_symlinks=False):
+                    container_id, ifname, network = parts
+                    entry = Entry(container_id, ifname, network, file.path, deleted, file.stat().st_mtime)
+                    yield with_outcome(entry)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise IOFailure(f'could not read "{directory}"', error.strerror or "", errno=error.errno or 0) from error
