@@ -71,7 +71,7 @@ def _delete(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> None:
         try:
             delegate.delete(call, conf["type"], conf | _previous(call), config.delegate_mode)
             return
-        except (InvalidConfig, DecodingFailure) as error:  # of ours; what a third-party one refuses is its own business
+        except (InvalidConfig, DecodingFailure) as error:  # a third-party delegate raises DelegateFailed
             note(f"the saved configuration cannot be used: {error}")
             conf = {}
     rebuilt = rebuilt_delegate_conf(call, config)
