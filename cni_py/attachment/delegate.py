@@ -143,11 +143,26 @@ def lease(undo: Undo, call: Call, config: WithIpam, interface: int = 0) -> Resul
     return leased.replace(ips=tuple(ip.replace(interface=interface) for ip in leased.ips))
 
 
+def release_from_link(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    """Run DEL of an IPAM plugin that may need the interface, as dhcp sends from it. First, before the link is deleted."""
+    if config.ipam.type and _may_need_link(config.ipam.type):
+        _release(attempts, call, config)
+
+
 def release(attempts: Attempts, call: Call, config: WithIpam) -> None:
-    """Run DEL of the IPAM plugin. Last: addresses are not leased to another pod before everything else is deleted."""
-    if config.ipam.type:
-        with attempts.attempt(f"addresses of {config.ipam.type}"):
-            delete(call, config.ipam.type, call.conf, config.delegate_mode)
+    """Run DEL of any other IPAM plugin. Last: no other pod gets an address before everything else of this one is deleted."""
+    if config.ipam.type and not _may_need_link(config.ipam.type):
+        _release(attempts, call, config)
+
+
+def _may_need_link(plugin: str) -> bool:
+    """Return whether DEL may need the interface. Third-party plugins may: the Go plugins always run them first. Pure."""
+    return plugin not in PLUGINS or PLUGINS[plugin].needs_link
+
+
+def _release(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    with attempts.attempt(f"addresses of {config.ipam.type}"):
+        delete(call, config.ipam.type, call.conf, config.delegate_mode)
 
 
 def release_stale(attempts: Attempts, call: Call, config: WithIpam) -> None:

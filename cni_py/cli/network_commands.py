@@ -59,7 +59,7 @@ def opened(words: Sequence[str]) -> Iterator[Datastore]:
         raise NotAvailable(
             "with -kube-subnet-mgr the network configuration is not in a datastore: "
             f"it is the file {options.net_config_path}, from a ConfigMap",
-            hint="kubectl -n kube-flannel edit configmap kube-flannel-cfg; flanneld -check-config FILE",
+            hint="change it with: kubectl -n kube-flannel edit configmap kube-flannel-cfg",
         )
     try:
         if options.datastore:
@@ -93,8 +93,8 @@ def write(store: Datastore, text: str, *, is_forced: bool = False) -> Output:
         raise InvalidConfig(
             "configuration is valid but was not written: it conflicts with the leases of nodes",
             "\n".join(reasons),
-            'write it with --force, then restart flanneld on every node ("systemctl restart flanneld") '
-            "and re-create the pods of nodes whose subnet changes",
+            "keep Network and Backend.Type as they are; --force is for a planned outage, in which flanneld is restarted "
+            "on every node, and the pods of nodes whose subnet changes are created again",
         )
     store.write_network_config(text)
     messages = [*backends.remarks(config), *warnings_here(config.networks), f"written: {config}"]

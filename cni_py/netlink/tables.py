@@ -133,6 +133,18 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "IFLA_IPIP_PMTUDISC": (10, "uint8"),
         },
     ),
+    "ipvlan": (
+        (),
+        {
+            "IFLA_IPVLAN_MODE": (1, "uint16"),
+        },
+    ),
+    "macvx_data": (
+        (),
+        {
+            "IFLA_MACVLAN_MODE": (1, "uint32"),
+        },
+    ),
     "metrics": (
         (),
         {
@@ -272,6 +284,17 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "TCA_OPTIONS": (2, "get_options"),
         },
     ),
+    "tun": (
+        (),
+        {
+            "IFLA_TUN_OWNER": (1, "uint32"),
+            "IFLA_TUN_GROUP": (2, "uint32"),
+            "IFLA_TUN_TYPE": (3, "uint8"),
+            "IFLA_TUN_PI": (4, "uint8"),
+            "IFLA_TUN_VNET_HDR": (5, "uint8"),
+            "IFLA_TUN_MULTI_QUEUE": (7, "uint8"),
+        },
+    ),
     "verdict_attributes": (
         (),
         {
@@ -283,6 +306,12 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         (),
         {
             "VETH_INFO_PEER": (1, "info_peer"),
+        },
+    ),
+    "vlan": (
+        (),
+        {
+            "IFLA_VLAN_ID": (1, "uint16"),
         },
     ),
     "vlan_info": ((("flags", "H"), ("vid", "H")), {}),

@@ -48,7 +48,7 @@ class NftWatch:
 
     def __init__(self, tables: Iterable[str], only_deletions_but_by: Callable[[int], bool] | None = None) -> None:
         self._tables = frozenset(tables)
-        self._is_spared = only_deletions_but_by
+        self._is_excluded = only_deletions_but_by
         self._deletes = False
         """In the transaction that is being read."""
         self.culprit = ""
@@ -83,8 +83,8 @@ class NftWatch:
                 self.culprit, concerns = "", True
                 continue
             for kind, _, body in received:
-                if self._is_spared is not None:
-                    concerns |= self._is_deletion(kind, body, self._is_spared)
+                if self._is_excluded is not None:
+                    concerns |= self._is_deletion(kind, body, self._is_excluded)
                 elif kind == _NEWGEN:
                     if in_this_transaction:
                         self.culprit = _culprit(decode("nft_gen_msg", body))
@@ -93,14 +93,14 @@ class NftWatch:
                     concerns = in_this_transaction = True
         return concerns
 
-    def _is_deletion(self, kind: int, body: bytes, is_spared: Callable[[int], bool]) -> bool:
+    def _is_deletion(self, kind: int, body: bytes, is_excluded: Callable[[int], bool]) -> bool:
         """Return whether the message ends a transaction of another process that deleted something of the tables."""
         if kind != _NEWGEN:
             self._deletes |= kind & 0xFF in _DELETIONS and self._is_of_ours(decode("nft_table_msg", body))
             return False
         was_deleted, self._deletes = self._deletes, False
         generation = decode("nft_gen_msg", body)
-        if not was_deleted or is_spared(generation.get("NFTA_GEN_PROC_PID", 0)):
+        if not was_deleted or is_excluded(generation.get("NFTA_GEN_PROC_PID", 0)):
             return False
         self.culprit = _culprit(generation)
         return True

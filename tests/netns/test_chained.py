@@ -16,7 +16,7 @@ from support.pods import words
 MAX_STEPS = 200
 SECONDS = 1.0
 FEWEST = 4  # kills, however long they take on a machine that has a lot else to do
-PREFERRED = ("sysctl -w net/ipv",)
+PREFERRED = ("sysctl -w net/ipv", "/run/cni-py")
 """Steps that ADD can do without: it says so in the journal."""
 
 every_chain = pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
@@ -94,7 +94,7 @@ def test_add_takes_everything_back_whichever_step_fails(host: Host, pods: Pods) 
             assert pods.state(other, pod) == before, f"after a failure ({kind}) of: {line}"
         else:
             raise AssertionError("no end of steps")
-        assert seen
+        assert seen or kind == "lost"  # rules are not written by netlink
         assert pods.call("CHECK", pod, reply.json).rc == 0
         pods.delete(pod)
         pods.add_main(pod)

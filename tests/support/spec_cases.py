@@ -46,7 +46,7 @@ def has(version: str, verb: str) -> bool:
 def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
     """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's.
 
-    portmap and those of ``CHAINED`` follow another plugin, whose result is in it.
+    portmap, firewall and those of ``CHAINED`` follow another plugin, whose result is in it.
     """
     ipam = {
         "type": "host-local",
@@ -64,6 +64,7 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
             "prevResult": previous(version or "0.1.0"),
         },
         "loopback": {},
+        "firewall": {"prevResult": previous(version or "0.1.0")},
         "tuning": {"mtu": 1400, "prevResult": previous(version or "0.1.0")},
         "bandwidth": {
             "runtimeConfig": {
@@ -100,6 +101,7 @@ def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
     made = host.netns(f"box{next(_numbers)}")
     host.run(f"ip link del {HOST_END} 2>&1", check=False)  # of the test before: it goes some time after its namespace
     if plugin in CHAINED:
+        host.run("echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad", made)
         host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
         host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
     return made

@@ -47,6 +47,9 @@ SAMPLES: list[tuple[str, Message]] = [
         "ifinfmsg",
         link("ipip", {"IFLA_IPIP_LOCAL": HERE, "IFLA_IPIP_REMOTE": bytes(4), "IFLA_IPIP_TTL": 0, "IFLA_IPIP_PMTUDISC": 0}),
     ),
+    ("ifinfmsg", link("macvlan", {"IFLA_MACVLAN_MODE": 4})),
+    ("ifinfmsg", link("ipvlan", {"IFLA_IPVLAN_MODE": 2})),
+    ("ifinfmsg", link("vlan", {"IFLA_VLAN_ID": 100})),
     ("ifinfmsg", link("wireguard")),
     ("ifinfmsg", link("bridge", {"IFLA_BR_VLAN_FILTERING": 1, "IFLA_BR_VLAN_PROTOCOL": 0x8100})),
     ("ifinfmsg", link("veth", {"VETH_INFO_PEER": {"IFLA_IFNAME": "eth0", "IFLA_NET_NS_FD": 9, "IFLA_MTU": 1450}})),
@@ -166,6 +169,7 @@ def test_message_is_decoded_as_by_pyroute2_and_as_it_was(table: str, message: Me
         ("nsidmsg", {"NETNSA_NSID": -1}, attribute(1, b"\xff\xff\xff\xff")),
         ("ifaddrmsg", {"IFA_TARGET_NETNSID": 3}, attribute(10, pack("=i", 3))),
         ("cta_tuple", {"CTA_TUPLE_ZONE": 7}, attribute(3, b"\0\7")),
+        ("macvx_data", {"IFLA_MACVLAN_BC_QUEUE_LEN": 200}, attribute(7, pack("=I", 200))),
     ],
 )
 def test_what_pyroute2_lacks(table: str, message: Message, data: bytes) -> None:

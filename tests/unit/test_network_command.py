@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from cni_py.flanneld.stores.file import FileStore
 CONFIG = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
 DUAL = '{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}'
 LEASE = {"PublicIP": "192.168.123.11", "PublicIPv6": None, "BackendType": "vxlan", "Expires": "2099-01-01T00:00:00Z"}
+ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -326,3 +328,12 @@ def test_what_is_not_given_is_wrong_usage(run: Run) -> None:
         status, out, err = run(*argv, options=())
         assert (status, out) == (2, ""), argv
         assert "usage" in err
+
+
+def test_hint_about_a_missing_file_creates_it(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "not" / "there" / "network.json"
+    _, _, err = run("get", options=(f"-datastore=file:{path}",))
+    command = err.partition("hint: create it: ")[2].strip()
+    program = ROOT / "bin" / "cni-py"
+    subprocess.run(["sh", "-ec", command.replace("cni-py", str(program), 1)], check=True, capture_output=True, timeout=60)
+    assert run("get", options=(f"-datastore=file:{path}",))[0] == 0

@@ -64,7 +64,7 @@ def check(call: Call, config: FlannelConfig) -> None:
         raise CheckFailed(
             f'the delegate\'s configuration "{path}" is missing or damaged',
             "expected the configuration that ADD saved, found none that is valid",
-            "delete the pod; DEL works without it",
+            "the pod's network and DEL work without it; ADD of a new pod writes a new one",
         )
     if call.conf.get("cniVersion"):  # of the call: ADD may have been in an older one, which has no CHECK
         conf["cniVersion"] = call.cni_version
@@ -118,8 +118,8 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
     conf.setdefault("mtu", env.mtu)
     if conf["type"] == "bridge":
         conf.setdefault("isGateway", True)
-        if config.masquerade_beyond == "network":
-            conf.setdefault("masqueradeExcept", [str(network) for network in env.networks])
+    if config.masquerade_beyond == "network":
+        conf.setdefault("masqueradeExcept", [str(network) for network in env.networks])
     ipam = dict(call.conf.get("ipam") or {})
     routes = ipam.get("routes") or []
     if not isinstance(routes, list):
