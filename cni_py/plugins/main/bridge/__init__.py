@@ -74,6 +74,11 @@ def add(call: Call, config: BridgeConfig) -> Result:
 
             if wanted.is_up:
                 port = wait_for_port(host, port)
+            rules = gateway.rules_of(result, wanted.masquerade)
+            if wanted.checks_mac:
+                rules["macspoofchk"] = {"port": port.name, "mac": end.mac}
+            if rules:
+                record.amend(call, **rules)
             return described(result, call, wanted, host, port, end)
 
 
