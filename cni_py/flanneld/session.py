@@ -154,7 +154,7 @@ class Session:
         self._following.start(leases, is_confirmed=is_confirmed)
         self.reconciler.start()
         self._saver.save()
-        content = content_for(self.config, own, self.backend.mtu, self.options.ip_masq)
+        content = content_for(self.config, own, self.backend.mtu, bool(self.options.ip_masq))
         self._subnet_file = SubnetFile(self.options.subnet_file, content, self._subnet_file_is_right)
         former = read_subnets(self.options.subnet_file)
         self._former_gateways = FormerGateways(self.config.networks, own, [*self._former, *([former] if former else [])])

@@ -43,13 +43,14 @@ class Firewall:
         families = ((config.network, subnets.ipv4), (config.ipv6_network, subnets.ipv6))
         pairs = [Pair(network, subnet) for network, subnet in families if network and subnet]
         self.pairs = pairs
-        self.masquerades, self.accepts = options.ip_masq, options.iptables_forward_rules
+        masqueraded = [pair for pair in pairs if options.masquerades(pair.version)]
+        self.masquerades, self.accepts = bool(masqueraded), options.iptables_forward_rules
         self.resync_seconds = max(options.iptables_resync, 1)
         self.kind = ""
         """nftables or iptables, chosen by the first :meth:`ensure`."""
         self._asked_for_nftables = config.enable_nftables if "enable_nftables" in config.model_fields_set else None
         self._chains = IptablesChains()
-        self._masquerade = Masquerade(pairs, self._chains, random_fully=not options.ip_masq_fully_random_disable)
+        self._masquerade = Masquerade(masqueraded, self._chains, random_fully=not options.ip_masq_fully_random_disable)
         self._accept = Accept(pairs, self._chains)
         self._logged: set[str] = set()
         self._lock = Lock()
