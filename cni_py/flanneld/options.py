@@ -305,6 +305,12 @@ class Options:
         "Masquerade traffic that leaves the flannel network, of both families or of one alone.",
         _families,
     )
+    vxlan_one_address: bool = _option(
+        False,
+        TRAFFIC,
+        "",
+        "With vxlan, drop packets of the tunnel for other addresses of this host than the published one.",
+    )
     ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports if possible.")
     iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept forwarded traffic from and to the flannel network.")
     iptables_resync: int = _option(
@@ -388,6 +394,7 @@ _DUMP = {
     "ifaceNodeIP": "iface_node_ip",
     "hostNetworkOverlap": "host_network_overlap",
     "allowCommands": "allow_commands",
+    "vxlanOneAddress": "vxlan_one_address",
 }
 
 _FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}

@@ -323,7 +323,7 @@ def test_version_comes_before_the_environment() -> None:
 
 
 def test_dump_is_gos_with_our_own_at_its_end() -> None:
-    ours = "datastore: ifaceCIDR:[] ifaceNodeIP:false hostNetworkOverlap:refuse allowCommands:false"
+    ours = "datastore: ifaceCIDR:[] ifaceNodeIP:false hostNetworkOverlap:refuse allowCommands:false vxlanOneAddress:false"
     assert Options().redacted() == f"{GO_DUMP} {ours}}}"
     assert (
         " iface:[eth0 10.0.0.1] ifaceRegex:[] ipMasq:true "
