@@ -35,10 +35,11 @@ class Inventory:
         self.faults: list[str] = []
 
     def of_kernel(self) -> list[Leftover]:
-        """Return elements, chains, veths, ifbs."""
+        """Return elements, chains, links."""
         from cni_py.sweep import kernel_leftovers  # not needed by the sweep of a boot, which a plugin call waits for
 
-        readers = (kernel_leftovers.elements, kernel_leftovers.chains, kernel_leftovers.veths, kernel_leftovers.ifbs)
+        of_links = (kernel_leftovers.veths, kernel_leftovers.ifbs, kernel_leftovers.devices)
+        readers = (kernel_leftovers.elements, kernel_leftovers.chains, *of_links)
         return [leftover for read in readers for leftover in self._each(read)]
 
     def of_files(self) -> list[Leftover]:
