@@ -129,13 +129,17 @@ def status(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
 def lease(undo: Undo, call: Call, config: WithIpam, interface: int = 0) -> Result:
     """Run ADD of the IPAM plugin. Returns: its result, with every address on the result's interface of this index.
 
-    Raises: CniError; InvalidConfig without a plugin or without addresses.
+    Raises: CniError; InvalidConfig without a plugin, without addresses, or for a route that no interface can have.
     """
     if not config.ipam.type:
         raise InvalidConfig("no plugin name provided", '"ipam.type" is missing', 'set "ipam": {"type": "host-local", …}')
     leased = add(call, config.ipam.type, call.conf, config.delegate_mode, undo)
     if not leased.ips:
         raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{config.ipam.type}"')
+    for route in leased.routes:
+        if route.fault:
+            words = f'route "{route.dst}" of the IPAM plugin cannot be added: {route.fault}'
+            raise InvalidConfig(words, f'"ipam.type" is "{config.ipam.type}"')
     return leased.replace(ips=tuple(ip.replace(interface=interface) for ip in leased.ips))
 
 

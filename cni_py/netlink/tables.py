@@ -178,6 +178,7 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NFTA_CHAIN_NAME": (3, "asciiz"),
             "NFTA_CHAIN_HOOK": (4, "hook"),
             "NFTA_CHAIN_POLICY": (5, "be32"),
+            "NFTA_CHAIN_USE": (6, "be32"),
         },
     ),
     "nft_expr": (

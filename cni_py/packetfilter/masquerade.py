@@ -9,7 +9,9 @@ Each change is one transaction: a process that is killed leaves all of it or not
 
 from __future__ import annotations
 
-from cni_py.errors import CheckFailed, InvalidConfig
+from errno import ENOENT
+
+from cni_py.errors import CheckFailed, InvalidConfig, KernelRefused
 from cni_py.files import HostLock
 from cni_py.journal import note
 from cni_py.packetfilter import libnftables, nfnetlink
@@ -65,24 +67,35 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
         return
     chains = ruleset.wanted_chains(addresses, exclude)
     with lock():
-        # chains that are current show that nftables works: elements suffice, and its library need not be loaded (4 ms)
-        is_current = backend in (None, "", "nftables") and _are_current(chains)
-        if not is_current and choose_backend(backend) == "iptables":
-            from cni_py.packetfilter import iptables
+        for last_try in (False, True):
+            # chains that are current show that nftables works: elements suffice, and its library need not be loaded (4 ms)
+            is_current = backend in (None, "", "nftables") and _are_current(chains)
+            if not is_current and choose_backend(backend) == "iptables":
+                from cni_py.packetfilter import iptables
 
-            iptables.add(owner, addresses, exclude)
-            return
-        replaced = _replaced(owner, addresses, exclude)
-        commands = ruleset.element_commands(owner, addresses, exclude, replaced)
-        if is_current:
-            replaced_keys = libnftables.by_name((ruleset.map_of(address), address.ip.packed) for address in replaced)
-            wanted = libnftables.by_name(
-                (ruleset.map_of(address), _wanted_element(owner, address, exclude)) for address in addresses
-            )
-            libnftables.change(replaced_keys, wanted, "; ".join(commands))
-        else:
-            with libnftables.borrowed() as handle:
-                handle.run("; ".join(ruleset.base(chains) + commands))
+                iptables.add(owner, addresses, exclude)
+                return
+            try:
+                _add_elements(owner, addresses, exclude, {} if is_current else chains)
+                return
+            except KernelRefused as error:  # another process may have flushed the ruleset since it was read
+                if error.errno != ENOENT or last_try:
+                    raise
+
+
+def _add_elements(
+    owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network], chains: Mapping[str, Sequence[str]]
+) -> None:
+    """One transaction: the chains, if they have to be written, and the elements."""
+    replaced = _replaced(owner, addresses, exclude)
+    commands = ruleset.element_commands(owner, addresses, exclude, replaced)
+    if chains:
+        with libnftables.borrowed() as handle:
+            handle.run("; ".join(ruleset.base(chains) + commands))
+        return
+    replaced_keys = libnftables.by_name((ruleset.map_of(address), address.ip.packed) for address in replaced)
+    wanted = libnftables.by_name((ruleset.map_of(address), _wanted_element(owner, address, exclude)) for address in addresses)
+    libnftables.change(replaced_keys, wanted, "; ".join(commands))
 
 
 def _are_current(chains: Mapping[str, Sequence[str]]) -> bool:
@@ -252,17 +265,5 @@ def delete_stale(
             with attempts.attempt("iptables chains"):
                 iptables.delete_stale(network, {container_id for container_id, _ in valid})
         with attempts.attempt("unused chains"):
-            _delete_unused_chains()
+            libnftables.delete_unused_chains()
     attempts.raise_if_failed("deleting stale masquerade rules")
-
-
-def _delete_unused_chains() -> None:
-    """Delete the chains of subnets that no element refers to any more."""
-    if not libnftables.deletable(TABLE):
-        return
-    with libnftables.borrowed() as handle:
-        used = {element.target for name in MAPS for element in nfnetlink.elements(name)}
-        names = [entry["chain"]["name"] for entry in handle.list_json(f"list table {TABLE}") if "chain" in entry]
-        unused = [name for name in names if name.startswith(ruleset.BEYOND) and name not in used]
-        if unused:
-            handle.run("; ".join([f"delete chain {TABLE} {name}" for name in unused]))

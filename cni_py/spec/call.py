@@ -69,7 +69,9 @@ class Call(Value):
         return dict(self.args)  # type: ignore[arg-type]  # two of each
 
     def known_pairs(self, *known: str) -> dict[str, str]:
-        """The same; other keys are rejected unless IgnoreUnknown is true. Raises: InvalidEnvironment."""
+        """The same, for ADD alone; other keys are rejected unless IgnoreUnknown is true. Raises: InvalidEnvironment."""
+        if self.verb != "ADD":
+            return {}
         pairs = self.pairs()
         unknown = [f"{key}={value}" for key, value in pairs.items() if key not in (*known, "IgnoreUnknown")]
         if unknown and pairs.get("IgnoreUnknown") not in ("1", "t", "T", "TRUE", "true", "True"):

@@ -240,7 +240,7 @@ ODD_ARGS = (
     "none", "A=1;", ";", "=", "a=b=c", "K8S_POD_NAME", "FOO=BAR", "IgnoreUnknown=maybe", "IP=nonsense", "MAC=nonsense",
     'IgnoreUnknown=1;K8S_POD_NAME=web;K8S_ANNOT={"selector":"app=web"}',
 )  # fmt: skip
-READERS = ("flannel", "bridge", "host-local")
+READERS = ("flannel", "bridge", "ptp", "host-local", "static", "tuning")
 """Plugins whose ADD reads CNI_ARGS, or hands it to one that does."""
 
 
@@ -248,7 +248,7 @@ READERS = ("flannel", "bridge", "host-local")
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_args_are_rejected_only_by_an_add_that_reads_them(node: Host, plugin: str, args: str) -> None:
     """CHECK and DEL of every plugin ignore them, and so does each verb of one that reads none."""
-    box = new_sandbox(node)
+    box = new_sandbox(node, plugin)
     of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     first = of | ({} if plugin in READERS else {"args": args})
     result = node.ok(plugin, "ADD", conf(plugin), **first)

@@ -112,6 +112,7 @@ def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
     if plugin == "host-device" and "nic1" not in host.run("ip -br link"):  # it was deleted with the sandbox of another test
         host.run("for n in 1 2; do ip link del wire$n 2>&1 || :; done; " + NICS)
     if plugin in CHAINED:
+        host.run("echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad", made)
         host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
         host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
     return made

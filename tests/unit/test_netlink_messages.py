@@ -94,7 +94,10 @@ SAMPLES: list[tuple[str, Message]] = [
         },
     ),
     ("nft_chain_msg", {"nfgen_family": 1, "NFTA_CHAIN_TABLE": "cni_py", "NFTA_CHAIN_NAME": "masquerade"}),
-    ("nft_chain_msg", {"NFTA_CHAIN_HANDLE": 7, "NFTA_CHAIN_POLICY": 1, "NFTA_CHAIN_HOOK": {"NFTA_HOOK_HOOKNUM": 4}}),
+    (
+        "nft_chain_msg",
+        {"NFTA_CHAIN_HANDLE": 7, "NFTA_CHAIN_USE": 2, "NFTA_CHAIN_POLICY": 1, "NFTA_CHAIN_HOOK": {"NFTA_HOOK_HOOKNUM": 4}},
+    ),
     ("nft_chain_msg", {"NFTA_CHAIN_HOOK": {"NFTA_HOOK_HOOKNUM": 2, "NFTA_HOOK_PRIORITY": -100}}),
     ("nft_gen_msg", {}),
     ("nft_gen_msg", {"NFTA_GEN_PROC_PID": 4711, "NFTA_GEN_PROC_NAME": "nft"}),
