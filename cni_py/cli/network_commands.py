@@ -140,7 +140,7 @@ def validated(text: str) -> NetworkConfig:
 
 
 def mistyped_keys(text: str, config: NetworkConfig) -> list[str]:
-    """Return the remarks about keys that are probably mistyped, and whose right form is not there beside them."""
+    """Return the warnings about keys that are probably mistyped, and whose right form is not there beside them."""
     raw = json.loads(text)
     keys = [*raw, *(key for value in raw.values() if isinstance(value, dict) for key in value)]
     there = {f'is "{key}" meant?'.lower() for key in keys}

@@ -1,4 +1,4 @@
-"""Remarks on the keys of a plugin's configuration, for ``cni-py config check``: unknown ones, and those in another case.
+"""Comments on the keys of a plugin's configuration, for ``cni-py config check``: unknown ones, and those in another case.
 
 A runtime passes any key on and a plugin ignores what it does not know, so a mistyped key has no effect and no error.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def remarks(plugin: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """Yield a remark for each key that has no effect, or is written in another case than documented. Pure."""
+    """Yield a warning for each key that has no effect, or is written in another case than documented. Pure."""
     kind = str(member_of(plugin, "type") or "")
     row = PLUGINS.get(kind)
     if row is None:
