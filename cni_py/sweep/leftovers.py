@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cni_py.packetfilter.iptables import Iptables
 
 ADDRESS, SAVED, RECORD, ELEMENT, CHAIN, ACCEPTED, VETH, IFB, DEVICE, CACHED = (
-    "address", "saved configuration", "record", "nftables element", "iptables chain", "accepted address", "veth", "ifb", "device",
-    "cached result",
+    "address", "saved configuration", "record", "nftables element", "iptables chain", "accepted address", "veth", "ifb",
+    "device", "cached result",
 )  # fmt: skip
 Stamp = tuple[int, int, int]
 
