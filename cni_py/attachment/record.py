@@ -145,11 +145,6 @@ def say_rules_lost() -> None:
     _rules_lost = True
 
 
-def are_rules_in_doubt(call: Call) -> bool:
-    """True after a GC of a plugin that keeps records, and after an ADD that found the base chains missing."""
-    return bool(call.verb == "GC" and PLUGINS[call.plugin].record) or take_rules_lost()
-
-
 def take_rules_lost() -> bool:
     """Return whether an ADD of this process has found these rules missing since the last time, and others have records."""
     global _rules_lost
