@@ -145,10 +145,12 @@ def say_rules_lost() -> None:
     _rules_lost = True
 
 
-def take_rules_lost() -> bool:
-    """Return whether an ADD of this process has found these rules missing since the last time, and others have records."""
+def may_have_lost_rules(call: Call) -> bool:
+    """Return whether other attachments may have lost rules: after a GC, and after an ADD that found the shared ones missing."""
     global _rules_lost
     lost, _rules_lost = _rules_lost, False
+    if call.verb == "GC":
+        return PLUGINS[call.plugin].kind != "ipam"
     return lost and any(len(files.list_directory(directory)) > 1 for directory in directories())
 
 
