@@ -620,7 +620,7 @@ def test_device_is_kept_while_it_is_as_wanted_and_made_anew_where_not() -> None:
 def test_device_of_another_kind_is_left_to_its_owner() -> None:
     kernel: Any = Kernel("ipip", "bridge")
     device.ensure_device(kernel, "flannel.ipip", "bridge", 1500)
-    with pytest.raises(KernelRefused, match=r"isn't a device of kind ipip.*ip link del flannel\.ipip"):
+    with pytest.raises(KernelRefused, match=r"isn't a device of kind ipip.*ip -d link show flannel\.ipip"):
         device.ensure_device(kernel, "flannel.ipip", "ipip", 1480)
     assert RTM_DELLINK not in kernel.requests
 
