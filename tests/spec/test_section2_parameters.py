@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cni_py import plugin_table
 from support.namespaces import Host, Sandbox
 from support.spec_cases import (
     PLUGINS,
@@ -240,7 +241,7 @@ ODD_ARGS = (
     "none", "A=1;", ";", "=", "a=b=c", "K8S_POD_NAME", "FOO=BAR", "IgnoreUnknown=maybe", "IP=nonsense", "MAC=nonsense",
     'IgnoreUnknown=1;K8S_POD_NAME=web;K8S_ANNOT={"selector":"app=web"}',
 )  # fmt: skip
-READERS = ("flannel", "bridge", "ptp", "host-local", "static", "tuning")
+READERS = (*(plugin for plugin, row in plugin_table.PLUGINS.items() if row.gives_addresses), "static", "tuning")
 """Plugins whose ADD reads CNI_ARGS, or hands it to one that does."""
 
 

@@ -80,8 +80,9 @@ def addresses(call: Call, config: StaticConfig) -> list[IPConfig]:
 
 def _of_args(call: Call) -> list[IPConfig]:
     """Addresses of CNI_ARGS, each with the last gateway in its subnet. Pure. Raises: InvalidEnvironment."""
-    # what ADD accepted, CHECK does not reject
-    args = call.known_pairs("IP", "GATEWAY") if call.verb == "ADD" else {pair[0]: pair[-1] for pair in call.args}
+    if call.verb != "ADD":  # what ADD accepted, CHECK does not reject
+        return []
+    args = call.known_pairs("IP", "GATEWAY")
     try:
         found = [
             _cidr(text.strip(), "the 'ip' field is expected to be in CIDR notation, got") for text in _words(args.get("IP", ""))
