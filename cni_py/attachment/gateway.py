@@ -97,7 +97,16 @@ def masquerade(undo: Undo, call: Call, result: Result, wanted: Masquerade) -> No
 
     owner = record.owner_of(call)
     undo.on_failure("masquerade", masquerade.delete, owner)  # before: it may fail half-way
-    masquerade.add(owner, [ip.address for ip in result.ips], wanted.backend, wanted.exclude)
+    if masquerade.add(owner, [ip.address for ip in result.ips], wanted.backend, wanted.exclude):
+        record.say_rules_lost()
+
+
+def rules_of(result: Result, wanted: Masquerade) -> dict[str, object]:
+    """What the record needs for the masquerade to be restored if another process deletes it. Pure."""
+    if not wanted.is_wanted:
+        return {}
+    addresses, exclude = [str(ip.address) for ip in result.ips], [str(network) for network in wanted.exclude]
+    return {"masquerade": {"addresses": addresses, "exclude": exclude, "backend": wanted.backend}}
 
 
 def check_masquerade(call: Call, ips: Iterable[IPConfig], wanted: Masquerade) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from cni_py.cli.output import EXIT_FAILED, print_error, say, show
+from cni_py.cli.output import EXIT_FAILED, as_typed, print_error, say, show
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.host_networks import HostNetwork, warnings
 from cni_py.flanneld.network import NetworkConfig
+from cni_py.journal import quote
 from cni_py.lab import faults
 from cni_py.lab.build import listed
 from cni_py.lab.lab import DIRECTORY, Lab
@@ -35,13 +37,22 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. Raises: LabFailed."""
     if os.geteuid() != 0:
         raise LabFailed(
-            "cni-py lab must be run as root: it creates network, mount and PID namespaces", hint="sudo cni-py lab ..."
+            "cni-py lab must be run as root: it creates network, mount and PID namespaces",
+            hint=f"sudo cni-py lab {options.lab_command}",
         )
     try:
         return _COMMANDS[options.lab_command](options)
-    except WrongUsage as error:
+    except LabFailed as error:
+        error.hint = _in_directory(error.hint, options.directory)
+        if not isinstance(error, WrongUsage):
+            raise
         print_error(error)
         return error.status
+
+
+def _in_directory(text: str, directory: str) -> str:
+    """Return a hint whose commands are about the lab in this directory."""
+    return text if directory == DIRECTORY else re.sub(r"(cni-py lab \w+)", rf"\1 --directory {quote(directory)}", text)
 
 
 def up(options: argparse.Namespace) -> int:
@@ -246,7 +257,7 @@ def break_(options: argparse.Namespace) -> int:
         show("flanneld did not restore them")
     else:
         show(f"{fault.what}: {'cable unplugged' if options.what == 'link' else 'killed'}")
-    show(f"to heal it: cni-py lab heal {fault.what}")
+    show(as_typed(_in_directory(f"to heal it: cni-py lab heal {fault.what}", options.directory)))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from cni_py.errors import CniError
@@ -47,7 +48,17 @@ def print_error(error: CniError) -> None:
         )
     for label, text in lines:
         if text:
-            say(f"{label}: {text}".replace("\n", "\n    "), "  ")
+            say(f"{label}: {as_typed(text) if label == 'hint' else text}".replace("\n", "\n    "), "  ")
+
+
+def as_typed(text: str) -> str:
+    """Return a hint with ``cni-py`` as it was typed: a checkout or an installation need not be in PATH."""
+    from shutil import which
+
+    program = sys.argv[0]
+    if not program.endswith("/cni-py") or which("cni-py"):
+        return text
+    return re.sub(r"(^|[\s\"])cni-py(?= [a-z])", lambda found: f"{found[1]}{program}", text)
 
 
 def printable(text: str) -> str:

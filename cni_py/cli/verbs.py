@@ -68,14 +68,15 @@ def _advise(error: PluginFailed, options: argparse.Namespace, before: Known | No
 
 
 def _attached(options: argparse.Namespace, attachment: Attachment) -> Known | None:
-    """Return the attachment that this interface of the namespace has already, whatever its container id."""
+    """Return the live attachment that is in the way: of this interface of the namespace, or of this container."""
     from cni_py.cli import attachments
 
     try:
         found = attachments.known(options.cache_dir)
     except CniError:
         return None
-    same = [one for one in found if (one.netns, one.ifname) == (attachment.netns, attachment.ifname)]
+    ours = {(attachment.netns, attachment.ifname), (attachment.container_id, attachment.ifname)}
+    same = [one for one in found if ours & {(one.netns, one.ifname), (one.container_id, one.ifname)}]
     return next((one for one in same if one.state == attachments.LIVE), None)
 
 
@@ -172,7 +173,9 @@ def _agent_report() -> dict[str, object]:
             return report
     except (OSError, ValueError, protocol.FrameError) as error:
         raise IOFailure(
-            "could not query the agent", f"{protocol.SOCKET_PATH}: {error}", "start it: cni-agent; the plugins work without it"
+            "could not query the agent",
+            f"{protocol.SOCKET_PATH}: {error}",
+            "the plugins work without it; start it: systemctl start cni-agent.socket",
         ) from error
 
 

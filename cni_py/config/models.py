@@ -534,6 +534,49 @@ class TuningConfig(NetworkConfig):
     runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
 
 
+class FirewallConfig(NetworkConfig):
+    """Keys of `firewall`, which follows a plugin that gives addresses."""
+
+    backend: StrictStr = Field(
+        "",
+        description="`iptables` or `firewalld`. Default: firewalld if it runs, else iptables. Other values mean iptables.",
+        examples=["iptables"],
+    )
+    iptables_admin_chain_name: StrictStr = Field(
+        "CNI-ADMIN",
+        description="Chain for the administrator's own rules, which come first; created if it does not exist.",
+        examples=["NODE-RULES"],
+    )
+    firewalld_zone: StrictStr = Field("trusted", description="Zone of firewalld that pods are sources of.", examples=["pods"])
+    ingress_policy: StrictStr = Field(
+        "open",
+        description="`open`; `same-bridge`: packets from pods of other bridges with this policy are dropped; `isolated`: those "
+        "from pods of the same bridge, too (only where br_netfilter passes them through iptables).",
+        examples=["same-bridge"],
+    )
+
+
+class SbrConfig(NetworkConfig):
+    """Keys of `sbr`, routing by source, which follows a main plugin."""
+
+    table: StrictInt | None = Field(
+        None,
+        ge=1,
+        le=0xFFFFFFFF,
+        description="Table that the rules lead to; nothing else is changed. Default: a free one from 100 on for each address, "
+        "with the interface's routes.",
+        examples=[200],
+    )
+    gateways: list[StrictStr] = Field(
+        [],
+        description="Gateways of the default routes, at most one of each IP version, instead of prevResult's.",
+        examples=[["10.1.2.254"]],
+    )
+    add_source_hints: StrictBool = Field(
+        False, description="Keep the subnets' routes in the table main, with the address as source."
+    )
+
+
 class LoopbackConfig(NetworkConfig):
     """Keys of `loopback`: no own ones."""
 

@@ -37,6 +37,7 @@ from cni_py import files
 from cni_py.datastore import tls as certificates
 from cni_py.datastore.plaintext import warning_about
 from cni_py.errors import CniError, InvalidConfig
+from cni_py.journal import quote
 from cni_py.node import log as klog
 
 MAX_MESSAGE = 16 << 20
@@ -324,8 +325,21 @@ class Etcd:
             except Unavailable as error:
                 failures.append(str(error))
                 self._leave(member)
-        hint = self._tls.fault() or "see: etcdctl endpoint health --cluster"
+        hint = self._tls.fault() or self._tls_reason(failures) or f"see its state: {self.command('endpoint', 'health')}"
         raise Unavailable("etcd cannot be used", "; ".join(failures), hint)
+
+    def _tls_reason(self, failures: Sequence[str]) -> str:
+        """Return why TLS fails at an endpoint that answers; gRPC's words do not say."""
+        if any(word in failure for failure in failures for word in ("DEADLINE", "refused", "unreachable")):
+            return ""
+        reasons = (self._tls.reason_at(member.endpoint) for member in self._members)
+        return next(filter(None, reasons), "")
+
+    def command(self, *words: str) -> str:
+        """Return the command of etcdctl that a person types for the same cluster; it asks for a password."""
+        options = [f"--endpoints={','.join(member.endpoint for member in self._members)}", *self._tls.etcdctl_options()]
+        options += [f"--user={self._user}"] if self._user else []
+        return " ".join(["ETCDCTL_API=3", "etcdctl", *map(quote, (*options, *words))])
 
     def _send(self, member: Member, send: Send) -> Any:
         with translated(member):
@@ -458,6 +472,19 @@ class TlsFiles:
             raise
         self._unusable = ""
         return grpc.ssl_channel_credentials(ca, key, cert)
+
+    def reason_at(self, endpoint: str) -> str:
+        """Return why TLS with this endpoint fails, and which option to set; "" if it does not."""
+        from cni_py.datastore import tls_probe
+
+        scheme, separator, _ = endpoint.rpartition("://")
+        is_tls = scheme == "https" or (not separator and bool(self))
+        return tls_probe.reason(endpoint, self._ca_path, self._cert_path, self._key_path, is_tls=is_tls)
+
+    def etcdctl_options(self) -> list[str]:
+        """Return the same files as options of etcdctl."""
+        named = {"cacert": self._ca_path, "cert": self._cert_path, "key": self._key_path}
+        return [f"--{option}={path}" for option, path in named.items() if path]
 
     def fault(self) -> str:
         """Why no connection can be made with the files that are there now, as far as they tell; else ""."""

@@ -56,7 +56,9 @@ def ensure_device(rtnl: Rtnl, name: str, kind: str, mtu: int, data: Message | No
     link = find_link(rtnl, name)
     if link is not None and link.kind != kind:
         raise KernelRefused(
-            f'"{name}" isn\'t a device of kind {kind}', f"it is of kind {link.kind or 'none'}", f"remove it: ip link del {name}"
+            f'"{name}" isn\'t a device of kind {kind}',
+            f"it is of kind {link.kind or 'none'}",
+            f"see what created it: ip -d link show {name}",
         )
     if link is not None and not _holds(link, data):
         delete_link(rtnl, name)

@@ -165,7 +165,9 @@ def create_veth(
         mac: of the sandbox's end; "": the kernel's choice.
         master: the bridge that the host end is a port of.
 
-    Returns: the name of the host end, "veth" and eight hex digits. Raises: KernelRefused, EEXIST if ``ifname`` is taken.
+    Returns: the name of the host end, "veth" and eight hex digits.
+
+    Raises: KernelRefused, EEXIST if ``ifname`` or ``mark`` is taken.
     """
     peer = {"IFLA_IFNAME": ifname, "IFLA_NET_NS_FD": sandbox.fd, "IFLA_ADDRESS": mac or None, "IFLA_MTU": mtu or None}
     info = _linkinfo("veth", {"VETH_INFO_PEER": peer})
@@ -186,6 +188,9 @@ def create_veth(
                 _delete_if_made(rtnl, name)
                 raise
             if last or find_link(rtnl, name) is None:
+                raise
+            if list_links(rtnl, mark):  # the link was made, but its alternative name is another one's
+                delete_link(rtnl, name)
                 raise
     raise AssertionError("the loop returns or raises")
 

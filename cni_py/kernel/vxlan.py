@@ -221,7 +221,10 @@ def _conflicting_device(rtnl: nl.Rtnl, wanted: Vxlan) -> str:
     """Name the device with the same VNI and port, which two devices cannot share."""
     for link, other in _vxlans(rtnl):
         if other.vni == wanted.vni and link.name != wanted.name:
-            return f'"{link.name}" has VNI {other.vni} on port {other.port}: ip link del {link.name}, or another VNI'
+            return (
+                f'"{link.name}" has VNI {other.vni} on port {other.port}: choose another VNI for all nodes, "VNI" in their '
+                f"configuration, or see what created it: ip -d link show {link.name}"
+            )
     return ""
 
 

@@ -72,7 +72,7 @@ def check(programs: Programs, *, flanneld: str, with_etcd: bool) -> None:
     """Check that everything a lab needs exists. Raises: LabFailed, with everything that is missing."""
     if os.geteuid() != 0:
         raise LabFailed(
-            "a lab must be created as root: it consists of network, mount and PID namespaces", hint="sudo cni-py lab ..."
+            "a lab must be created as root: it consists of network, mount and PID namespaces", hint="sudo cni-py lab up"
         )
     wanted = PACKAGES | (ETCD_PACKAGES if with_etcd else {})
     missing = [name for name in wanted if shutil.which(name, path=SYSTEM_PATH) is None]

@@ -94,7 +94,13 @@ def read_all(directory: str, warn: Callable[[str], None]) -> Iterator[tuple[str,
 def load_network(directory: str, name: str, warn: Callable[[str], None]) -> Network:
     """Load the first configuration with this name. Raises: NoSuchNetwork; InvalidConfig or IOFailure if it is broken."""
     seen: dict[str, str] = {}
-    for path, content, raw in read_all(directory, warn):
+    skipped: list[str] = []
+
+    def warn_of(line: str) -> None:
+        skipped.append(line)
+        warn(line)
+
+    for path, content, raw in read_all(directory, warn_of):
         found = _name(path, raw)
         if found == name:
             _warn_of_unknown_keys(path, raw, warn)
@@ -104,6 +110,8 @@ def load_network(directory: str, name: str, warn: Callable[[str], None]) -> Netw
     if seen:
         there = ", ".join(f"{other} ({file})" for other, file in seen.items())
         raise NoSuchNetwork(f'no net configuration with name "{name}" in {directory}', hint=f"existing networks: {there}")
+    if skipped:
+        raise NoSuchNetwork(f"no net configurations found in {directory}", "; ".join(skipped), "correct these files")
     raise NoSuchNetwork(
         f"no net configurations found in {directory}", hint="set another directory with NETCONFPATH or --netconf-path"
     )

@@ -61,7 +61,7 @@ class Route(Value):
 
     @property
     def fault(self) -> str:
-        """Which values do not go together, or do not fit into the kernel's; "" if all do."""
+        """Name the values that do not go together, or do not fit into the kernel's; "" if all do."""
         if self.gw is not None and self.gw.version != self.dst.version:
             return f'"gw" is "{self.gw}", of another IP family than "dst"'
         for key, value in (("mtu", self.mtu), ("advmss", self.advmss)):

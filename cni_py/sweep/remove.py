@@ -8,7 +8,20 @@ from cni_py import files
 from cni_py.errors import CniError, IOFailure
 from cni_py.journal import note, retire, step
 from cni_py.sweep import file_leftovers
-from cni_py.sweep.leftovers import ADDRESS, CHAIN, DEVICE, ELEMENT, IFB, RECORD, SAVED, VETH, Leftover, Stamp, stamp_of
+from cni_py.sweep.leftovers import (
+    ACCEPTED,
+    ADDRESS,
+    CHAIN,
+    DEVICE,
+    ELEMENT,
+    IFB,
+    RECORD,
+    SAVED,
+    VETH,
+    Leftover,
+    Stamp,
+    stamp_of,
+)
 from cni_py.sweep.report import FAILED, KEPT, REMOVED, Finding
 
 TYPE_CHECKING = False
@@ -16,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # Each kind leads to those before it: a sweep that is killed in the middle leaves enough for the next one to continue.
-_ORDER = (ELEMENT, CHAIN, VETH, IFB, DEVICE, ADDRESS, SAVED, RECORD)
+_ORDER = (ELEMENT, CHAIN, ACCEPTED, VETH, IFB, DEVICE, ADDRESS, SAVED, RECORD)
 
 
 def remove(stale: Sequence[Finding], found: Sequence[Leftover]) -> list[Finding]:
@@ -87,6 +100,21 @@ def _remove_chains(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list
         for leftover in removed:
             if leftover.tool is not None:
                 iptables.delete(leftover.tool, leftover.path, [leftover.key])
+    return removed
+
+
+def _remove_accepted(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
+    """Remove the rules, or the sources in firewalld, of addresses. Returns: those that were removed."""
+    from ipaddress import ip_address
+
+    from cni_py.packetfilter import firewalld, forward_accept
+
+    staying = _with_newer_record(stale, found)
+    removed = [leftover for leftover in stale if leftover not in staying]
+    forward_accept.delete([ip_address(leftover.address) for leftover in removed])
+    for leftover in removed:
+        if leftover.key and firewalld.is_running():
+            firewalld.delete(leftover.key, [ip_address(leftover.address)])
     return removed
 
 
@@ -171,6 +199,7 @@ def remove_if_same(path: str, stamp: Stamp) -> bool:
 _REMOVE: dict[str, Callable[[Sequence[Leftover], Sequence[Leftover]], list[Leftover]]] = {
     ELEMENT: _remove_elements,
     CHAIN: _remove_chains,
+    ACCEPTED: _remove_accepted,
     VETH: _remove_links,
     IFB: _remove_links,
     DEVICE: _rename_devices,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -271,10 +272,49 @@ def test_fault_without_its_node_is_wrong_usage(command: Command) -> None:
     command("up", "--nodes", "2", "--pods", "0", "--datastore", "etcd")
     for verb in ("break", "heal"):
         missing = command(verb, "route", status=2)
-        assert missing.stderr == 'cni-py: "route" requires a node\n  hint: cni-py lab break route node1; nodes: node1, node2\n'
+        assert missing.stderr.startswith('cni-py: "route" requires a node\n')
+        assert missing.stderr.endswith(" route node1; nodes: node1, node2\n")
         too_much = command(verb, "etcd", "node1", status=2)
         assert 'etcd does not run on "node1" but on its own machine' in too_much.stderr
     command("status")
+
+
+@needs_root
+def test_hints_of_the_lab_are_typed(command: Command, tmp_path: Path) -> None:
+    """Each in the state that produced it; each names this lab's directory, and the program as it was typed."""
+
+    def hint(verb: str, *argv: str, status: int = 1) -> list[str]:
+        text = command(verb, *argv, status=status).stderr.partition("hint: ")[2]
+        commands = re.findall(r"(\S*cni-py lab [^;,\n]*?)(?= removes| creates|[;,\n]|$)", text)
+        assert commands, text
+        assert all(f"--directory {tmp_path / 'lab'}" in line for line in commands)
+        return commands
+
+    def typed(line: str, status: int = 0) -> None:
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == status, f"{line}: {done.stdout}{done.stderr}"
+
+    (up,) = hint("status")
+    typed(f"{up} --nodes 2 --pods 0")
+    show, down = hint("up")
+    typed(show)
+    (with_etcd,) = hint("break", "etcd")
+    typed(down)
+    typed(f"{with_etcd} --nodes 2 --pods 0")
+    (route,) = hint("break", "route", status=2)
+    typed(route)
+    (etcd,) = hint("break", "etcd", "node1", status=2)
+    typed(etcd)
+    (heal,) = hint("break", "etcd")
+    typed(heal)
+    keeper = json.loads((tmp_path / "lab" / "state.json").read_text())["keeper"]["pid"]
+    os.kill(keeper, signal.SIGKILL)
+    down, up = hint("status")
+    typed(down)
+    typed(f"{up} --nodes 1 --pods 0")
+    (tmp_path / "lab" / "state.json").write_text("{")
+    (down,) = hint("status")
+    typed(down)
 
 
 @needs_root

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from support.hints import READS, commands_in, templates
 from support.namespaces import Host, Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,3 +192,68 @@ def test_former_subnet_on_the_bridge_is_kept_while_pods_use_it(node: Host, typed
         assert "ip addr del 10.244.91.1/24 dev cni0" in done.stderr
         node.run("ip addr del 10.244.91.1/24 dev cni0")
         typed("cni-py add cbr0 red")
+
+
+def test_hint_creates_the_namespace_that_is_missing(node: Host, typed: Typed) -> None:
+    done = typed("cni-py add cbr0 green", 1)
+    (hint,) = hints(done)
+    node.run(hint.partition(', "')[2].partition('"')[0])
+    typed("cni-py add cbr0 green")
+    assert "ip netns add" not in typed("cni-py add cbr0 /proc/99999/ns/net", 1).stderr
+
+
+def test_hint_of_a_full_range_frees_the_addresses_of_deleted_pods_alone(node: Host, typed: Typed) -> None:
+    node.run("sed -i s,10.244.91.1/24,10.244.91.1/29, /run/flannel/subnet.env")
+    for name in ("live", "dead1", "dead2", "dead3", "dead4"):
+        node.netns(name)
+        typed(f"cni-py add cbr0 {name}")
+        if name != "live":
+            node.delete_netns(Sandbox(name))
+    done = typed("cni-py add cbr0 blue", 1)
+    commands = re.search(r"(grep -r \. \S+); remove those of deleted pods: (cni-py sweep)", done.stderr)
+    assert commands, done.stderr
+    assert "eth0" in node.run(commands[1])
+    node.run("find /var/lib/cni /run/cni-py -type f -exec touch -d '1 hour ago' {} +")
+    typed(commands[2])
+    typed("cni-py add cbr0 blue")
+    typed("cni-py check cbr0 live")
+    typed("ip netns exec live ping -c 1 -W 2 10.244.91.1")
+
+
+def test_hints_about_a_live_attachment_change_nothing(node: Host, typed: Typed) -> None:
+    """host-local refuses a second ADD, and so does the interface that exists; the hint was "call DEL first"."""
+    typed("cni-py add cbr0 blue --container-id c1")
+    node.netns("red")
+    done = typed("cni-py add cbr0 red --container-id c1", 1)
+    assert "DEL" not in done.stderr
+    command = re.search(r"cni-py explain c1", done.stderr)
+    assert command, done.stderr
+    typed(command[0])
+    typed("cni-py check cbr0 blue")
+
+
+READ_ONLY = sorted({command for hint in templates() for command in commands_in(hint) if READS.match(command)})
+FILLED = {
+    "ip -d link show": "cni0", "ip link show": "cni0", "ls": "/etc/hostname", "grep -r .": "/var/lib/cni/networks/cbr0",
+    "namei": "/etc/hostname", "fuser -v": "/var/lib/cni", "ss": "80", "cat": "self", "cni-py explain": "10.244.91.2",
+    "nft list set": "inet cni_py localnet", "nft list map": "inet cni_py masq4", "nft list chain": "inet cni_py postrouting",
+    "nft list table": "inet cni_py",
+}  # fmt: skip
+PORT = '{"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}'
+
+
+@pytest.mark.parametrize("command", READ_ONLY)
+def test_command_of_a_hint_that_only_reads_can_be_typed(node: Host, typed: Typed, command: str) -> None:
+    """Every one of them, on a node with a pod: the program accepts the words, and nothing has changed."""
+    program = command.split(maxsplit=1)[0]
+    if shutil.which(program) is None and program != "cni-py":
+        pytest.skip(f"no {program}")
+    if command.startswith(("cni-py lab", "cni-py config", "etcdctl", "ip monitor", "nft monitor")):
+        pytest.skip("needs a lab or a datastore, or does not end: integration/lab, integration/etcd")
+    typed(f"cni-py add cbr0 blue --cap-args '{PORT}'")
+    fitting = [value for head, value in FILLED.items() if command.startswith(f"{head} ")]
+    before = node.snapshot(Sandbox("blue"))
+    done = typed(command.replace("{}", fitting[0]) if "{}" in command else command, None)
+    assert done.returncode == 0 or program in ("fuser", "cat"), done.stderr
+    assert "Usage" not in done.stderr
+    assert node.snapshot(Sandbox("blue")) == before

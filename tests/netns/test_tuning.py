@@ -157,9 +157,12 @@ def test_check_sees_what_was_changed(host: Host, pods: Pods, case: str) -> None:
     script, said = ALTERED[case]
     result = pods.add(pod := host.netns("c1"))
     host.run(script, pod)
-    reply = pods.call("CHECK", pod, result)
+    reply = pods.call("CHECK", pod, result, env={"CNI_PY_DIFFERENCES": "1"})
     assert reply.code == 103, reply
     assert said in words(reply)
+    for one in reply.json["differences"] if case != "gone" else ():
+        host.run(one["hint"])
+    assert pods.call("CHECK", pod, result).rc == (case == "gone")
 
 
 def test_check_leaves_out_what_was_not_asked_for(host: Host) -> None:

@@ -34,7 +34,7 @@ every_version = pytest.mark.parametrize(
 """Pairs of way and version: all versions without the start of an interpreter, and one of them by the executables."""
 PREVIOUS_IP = "10.1.2.3"
 HOST_END = "hostend0"
-CHAINED = ("bandwidth", "tuning")
+CHAINED = ("bandwidth", "tuning", "sbr")
 """Plugins that change an existing interface: for them a sandbox has ``eth0``, a veth."""
 
 _numbers = count()
@@ -48,7 +48,7 @@ def has(version: str, verb: str) -> bool:
 def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
     """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's.
 
-    portmap and those of ``CHAINED`` follow another plugin, whose result is in it.
+    portmap, firewall and those of ``CHAINED`` follow another plugin, whose result is in it.
     """
     ipam = {
         "type": "host-local",
@@ -72,6 +72,8 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
             "prevResult": previous(version or "0.1.0"),
         },
         "loopback": {},
+        "sbr": {"prevResult": previous(version or "0.1.0")},
+        "firewall": {"prevResult": previous(version or "0.1.0")},
         "tuning": {"mtu": 1400, "prevResult": previous(version or "0.1.0")},
         "bandwidth": {
             "runtimeConfig": {

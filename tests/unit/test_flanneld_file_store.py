@@ -325,7 +325,7 @@ def test_huge_file_is_refused(file: LeasesFile, monkeypatch: pytest.MonkeyPatch)
 
 def test_missing_file_is_said_with_what_to_make(file: LeasesFile) -> None:
     file.path.unlink()
-    with pytest.raises(Refused, match=r'is not there; make it: \{"config"'):
+    with pytest.raises(Refused, match=r"is not there; create it: echo .* \| cni-py config set - -- -datastore=file:/"):
         file.store.read_network_config()
     with pytest.raises(Refused, match="is not there"):
         file.acquire(node(11))

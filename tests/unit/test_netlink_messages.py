@@ -39,6 +39,10 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ifaddrmsg", {"family": 2, "prefixlen": 24, "index": 3, "IFA_LOCAL": HERE, "IFA_ADDRESS": HERE, "IFA_BROADCAST": HERE}),
     ("ifaddrmsg", {"family": 10, "prefixlen": 64, "index": 3, "IFA_LOCAL": THERE6, "IFA_ADDRESS": THERE6, "IFA_FLAGS": 2}),
     ("ifinfmsg", {"index": 4, "flags": 1, "change": 1}),
+    (
+        "fibmsg",
+        {"family": 2, "src_len": 32, "table": 100, "action": 1, "FRA_SRC": HERE, "FRA_TABLE": 100, "FRA_PRIORITY": 32765},
+    ),
     ("tcmsg", {"index": 4, "handle": 0x10000, "parent": 0xFFFFFFFF, "info": 0x10300, "TCA_KIND": "tbf"}),
     ("ifinfmsg", {"IFLA_IFNAME": "a" * 15, "IFLA_EXT_MASK": 8}),
     ("ifinfmsg", {"index": 4, "IFLA_ADDRESS": "c2:11:22:33:44:55", "IFLA_MTU": 65535, "IFLA_MASTER": 0, "IFLA_TXQLEN": 0}),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.network import NetworkConfig
     from cni_py.flanneld.options import Options
 
+EXAMPLE = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 RACE_TRIES = 20
 RACE_SECONDS = (0.01, 1.0)
 """The longest pause after the first lost race, and after many; it doubles."""
@@ -77,7 +78,7 @@ class EtcdStore(Store):
         if found is None:
             raise Refused(
                 "flannel config not found in etcd store. Did you create your config using etcdv3 API?",
-                f"""type: etcdctl put {key} '{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan"}}}}'""",
+                f"create one: {self._etcd.command('put', key, EXAMPLE)}",
             )
         return found.value.decode(errors="replace")
 
@@ -161,7 +162,7 @@ class EtcdStore(Store):
             if found.is_reservation:
                 raise Refused(
                     f"{found.subnets} is reserved for {attributes.addresses[0]}, and does not fit the network's configuration",
-                    f"change one of the two, or type: etcdctl del '{found.kv.key}'",
+                    f"change one of the two; to give up the reservation: {self._etcd.command('del', found.kv.key)}",
                 )
             klog.info(f"{words} but not compatible with current config, deleting")
             self._etcd.delete(found.kv.key)
@@ -224,7 +225,9 @@ class EtcdStore(Store):
             for _ in tries("release a subnet"):
                 kv = self._etcd.get(key)
                 if kv is None or kv.lease:
-                    raise Refused(f"{subnets} is not reserved", f"see: etcdctl get --prefix {self._leases.prefix}")
+                    raise Refused(
+                        f"{subnets} is not reserved", f"see: {self._etcd.command('get', '--prefix', self._leases.prefix)}"
+                    )
                 with self._granted() as grant:
                     grant.is_used = self._etcd.replace(key, kv.value, kv.mod_revision, grant.lease)
                 if grant.is_used:
@@ -297,5 +300,5 @@ def only_ours(leases: Iterable[Found], subnets: Subnets, is_ours: Callable[[Foun
         if found.subnets != subnets or not is_ours(found):
             owners = found.attributes.addresses if found.attributes else []
             owner = ", ".join(map(str, owners)) or "nobody that its value names"
-            raise LeaseTaken(f"{found.subnets} is leased to {owner}", f"see: etcdctl get '{found.kv.key}'")
+            raise LeaseTaken(f"{found.subnets} is leased to {owner}", "see: cni-py config leases")
     return touching[0] if touching else None

@@ -13,19 +13,23 @@ must be there and say what the others need to know.
 from __future__ import annotations
 
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address
 from time import time
 from typing import TYPE_CHECKING
 
+from cni_py import files
 from cni_py.datastore.errors import Refused
+from cni_py.errors import IOFailure
 from cni_py.flanneld import allocate
 from cni_py.flanneld.lease import LEASE_SECONDS, Attributes, Lease, Subnets
 from cni_py.flanneld.stores import LeaseTaken, Store
 from cni_py.flanneld.stores.file_watch import FileWatch
 from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
 from cni_py.flanneld.stores.shared_file import SharedFile
+from cni_py.journal import quote
 from cni_py.node import log as klog
 
 if TYPE_CHECKING:
@@ -36,14 +40,15 @@ if TYPE_CHECKING:
     from cni_py.flanneld.stores import Event
     from cni_py.node.stop import Stop
 
-EXAMPLE = '{"config": {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}, "leases": {}}'
+EXAMPLE = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 
 
 class FileStore(Store):
     """The store in the file ``path``, which exists; ``node_name`` goes into our entry. Safe from several threads."""
 
     def __init__(self, path: str, node_name: str) -> None:
-        self._file, self.node_name = SharedFile(path, EXAMPLE), node_name
+        create = f"echo {quote(EXAMPLE)} | cni-py config set - -- {quote(f'-datastore=file:{path}')}"
+        self._file, self.node_name = SharedFile(path, create), node_name
         self.path = self._file.path
         self._complaints: dict[str, str] = {}
         self._written: Lease | None = None
@@ -57,7 +62,12 @@ class FileStore(Store):
         return json.dumps(self._read().config)
 
     def write_network_config(self, text: str) -> None:
-        """For who has validated it; where there is no file, it is made. Raises: StoreError."""
+        """Write a validated configuration; a missing file is created, with its directory. Raises: StoreError."""
+        if not self._file.exists():
+            try:
+                files.make_directory(os.path.dirname(self.path), 0o755)
+            except IOFailure as error:
+                raise Refused(f"{os.path.dirname(self.path)} cannot be created: {error}", "name a file elsewhere") from error
         with self._locked_for_people():
             content = self._read() if self._file.exists() else LeaseFile(b'{"config": {}}')
             content.put_config(json.loads(text))

@@ -30,10 +30,10 @@ SETTLED_SECONDS = 1.0
 
 
 class SharedFile:
-    """The file ``path``, links resolved. ``example``: what a missing one could hold, for the hint."""
+    """The file ``path``, links resolved. ``create``: the command that creates a missing one, for the hint."""
 
-    def __init__(self, path: str, example: str) -> None:
-        self.path, self._example = os.path.realpath(path), example
+    def __init__(self, path: str, create: str) -> None:
+        self.path, self._create = os.path.realpath(path), create
 
     def __str__(self) -> str:
         return self.path
@@ -46,7 +46,7 @@ class SharedFile:
         try:
             return files.read(self.path, MAX_BYTES)
         except FileNotFoundError as error:
-            raise Refused(f"{self.path} is not there", f"make it: {self._example}") from error
+            raise Refused(f"{self.path} is not there", f"create it: {self._create}") from error
         except IOFailure as error:
             raise Refused(error.msg, error.hint) from error
         except OSError as error:

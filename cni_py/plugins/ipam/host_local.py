@@ -180,7 +180,7 @@ def _refuse_second_address(call: Call, store: Store, index: int, range_set: Rang
                 f"failed to allocate for range {index}: {address} has been allocated to {call.container_id}, "
                 "duplicate allocation is not allowed",
                 f'CNI_CONTAINERID and CNI_IFNAME: see "{store.directory}/{address}"',
-                "call DEL first",
+                f"see the attachment: cni-py explain {call.container_id}",
             )
 
 
@@ -196,7 +196,7 @@ def _exhausted(directory: str, range_set: RangeSet) -> AddressesExhausted:
     return AddressesExhausted(
         f"no IP addresses available in range set: {range_set}",
         f'all {range_set.capacity()} addresses are reserved in "{directory}"',
-        f"list the reservations with their container ids: ls {directory}; remove those of deleted pods: cni-py sweep",
+        f"list the reservations with their container ids: grep -r . {directory}; remove those of deleted pods: cni-py sweep",
     )
 
 

@@ -80,8 +80,6 @@ def addresses(call: Call, config: StaticConfig) -> list[IPConfig]:
 
 def _of_args(call: Call) -> list[IPConfig]:
     """Addresses of CNI_ARGS, each with the last gateway in its subnet. Pure. Raises: InvalidEnvironment."""
-    if call.verb != "ADD":  # what ADD accepted, CHECK does not reject
-        return []
     args = call.known_pairs("IP", "GATEWAY")
     try:
         found = [

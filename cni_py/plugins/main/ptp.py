@@ -62,6 +62,8 @@ def add(call: Call, config: PtpConfig) -> Result:
         for route in pod_routes(ends):
             put_route(host, port, route)
         gateway.masquerade(undo, call, result, masquerade)
+        if rules := gateway.rules_of(result, masquerade):
+            record.amend(call, **rules)
         dns = dns_from_config(config.dns)
         interfaces = interface.described(get_link(host, port.name)), interface.described(end, call.netns)
         return result.replace(interfaces=interfaces, dns=dns if dns.as_json() else result.dns)

@@ -79,7 +79,7 @@ class Plan(Value):
 
 def check_config(call: Call, config: BridgeConfig) -> Plan:
     """Refuse a configuration that cannot work. Raises: InvalidConfig, InvalidEnvironment."""
-    args = call.known_pairs("MAC")
+    args = call.known_pairs("MAC") if call.verb == "ADD" else {}
     if config.ipam.type and config.disable_container_interface:
         raise InvalidConfig(
             "cannot use IPAM when DisableContainerInterface flag is set", '"disableContainerInterface" with "ipam"'

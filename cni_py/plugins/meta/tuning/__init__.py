@@ -14,7 +14,7 @@ from cni_py.attachment import check as checks
 from cni_py.attachment import record
 from cni_py.attachment.chained import prev_result
 from cni_py.errors import CheckFailed, CniError, SandboxGone
-from cni_py.journal import note
+from cni_py.journal import note, quote
 from cni_py.kernel import sysctl
 from cni_py.kernel.link import find_link, get_link, set_allmulticast, set_mac, set_mtu, set_promiscuous, set_txqueuelen
 from cni_py.kernel.netns import open_in, open_sandbox
@@ -44,6 +44,8 @@ SETTINGS: dict[str, tuple[type, Callable[[Link], Any], Callable[[Rtnl, Link, Any
     "txQLen": (int, lambda link: link.txqueuelen, set_txqueuelen),
 }
 """Key in the file: its type, how a link shows it, how it is set. In the order of ADD."""
+WORDS = {"mac": "address", "allmulti": "allmulticast", "txQLen": "txqueuelen"}
+"""Words of ``ip link set`` that differ from the key."""
 
 
 def add(call: Call, config: TuningConfig) -> Result:
@@ -95,15 +97,19 @@ def check(call: Call, config: TuningConfig) -> None:
         link = find_link(sandbox, call.ifname)
         if link is None:
             raise CheckFailed(f'the interface "{call.ifname}" is missing', "expected a link, found none", checks.RECREATE)
+        found = checks.Differences()
         with question(*netns.enter, "sysctl", "net"):
-            netns.run(lambda: check_sysctls(plan))
+            netns.run(lambda: check_sysctls(found, sandbox, plan))
         for key, expected in settings_of(plan).items():
-            found = SETTINGS[key][1](link)
-            if found != expected:
-                raise CheckFailed(
-                    f"Error: Tuning link {link.name} configured {key} is {expected}, current value is {found}",
-                    f"expected {expected}, found {found}",
+            actual = SETTINGS[key][1](link)
+            if actual != expected:
+                value = ("off", "on")[expected] if isinstance(expected, bool) else expected
+                found.report(
+                    f"Error: Tuning link {link.name} configured {key} is {expected}, current value is {actual}",
+                    f"expected {expected}, found {actual}",
+                    checks.command(sandbox, f"ip link set {link.name} {WORDS.get(key, key)} {value}"),
                 )
+    found.raise_if_any()
 
 
 def status(call: Call, config: TuningConfig) -> None:
@@ -135,15 +141,15 @@ def set_sysctls(undo: Undo, netns: NetNS, plan: Plan) -> None:
         sysctl.ensure(name, value, netns.enter)
 
 
-def check_sysctls(plan: Plan) -> None:
-    """Raises: CheckFailed, KernelRefused."""
+def check_sysctls(found: checks.Differences, sandbox: Rtnl, plan: Plan) -> None:
+    """Compare every sysctl. Raises: KernelRefused."""
     for name, value in plan.sysctls:
-        found = sysctl.read(name)
-        if found.split() != value.split():  # the kernel separates numbers by tabs
-            raise CheckFailed(
-                f"Error: Tuning configured value of /proc/sys/{name} is {value}, current value is {found}",
-                f"expected {value}, found {found}",
-                f"sysctl -w {name}={value}",
+        actual = sysctl.read(name)
+        if actual.split() != value.split():  # the kernel separates numbers by tabs
+            found.report(
+                f"Error: Tuning configured value of /proc/sys/{name} is {value}, current value is {actual}",
+                f"expected {value}, found {actual}",
+                checks.command(sandbox, f"sysctl -w {quote(f'{name}={value}')}"),
             )
 
 
@@ -168,6 +174,11 @@ def restore(call: Call, saved: dict[str, Any]) -> None:
     except SandboxGone:
         return
     attempts.raise_if_failed("restoring")
+
+
+def words_of(value: Any) -> str:
+    """A value as ``ip link set`` takes it. Pure."""
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def set_back(sandbox: Rtnl, ifname: str, key: str, value: Any) -> None:
