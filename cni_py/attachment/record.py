@@ -258,6 +258,11 @@ def stale_calls(call: Call) -> list[Call]:
     return found
 
 
+def with_sandbox(call: Call) -> Call:
+    """Return a DEL without CNI_NETNS with the recorded namespace, if that still exists; any other call as it is."""
+    return call if call.netns else call.replace(netns=_live_sandbox(read(call)), sandbox_fd=-1)
+
+
 def is_anothers_interface(call: Call) -> bool:
     """Return whether CNI_IFNAME is another network's: one that has an older record of this interface in this sandbox.
 
