@@ -346,11 +346,6 @@ def _live_sandbox(record: dict[str, Any] | None) -> str:
     return str(record["netns"]) if record and _is_complete(record) and not _has_ended(record) else ""
 
 
-def has_lost_its_sandbox(call: Call) -> bool:
-    """True if the recorded path of the called attachment leads to no namespace, or to another one."""
-    return _has_lost_its_sandbox(_path(call))
-
-
 def _has_lost_its_sandbox(path: str) -> bool:
     """True if the recorded path leads to no namespace, or to another one."""
     record = _read(path)
