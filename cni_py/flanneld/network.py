@@ -21,7 +21,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.host_networks import HostNetwork, HostNetworks, overlapping
+from cni_py.flanneld.untrusted import decode
 from cni_py.node.log import shortened
+from cni_py.spelling import meant
 
 if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets
@@ -199,8 +201,8 @@ def _decode(text: str) -> list[tuple[str, Any]]:
     if len(text) > MAX_BYTES:
         raise InvalidConfig(f"the network configuration is larger than {MAX_BYTES} bytes")
     try:
-        found = json.loads(text, object_pairs_hook=_Members, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        found = decode(text, MAX_BYTES, pairs_hook=_Members, constant_hook=_refuse)
+    except ValueError as error:
         raise InvalidConfig("the network configuration is no JSON", str(error)) from error
     if not isinstance(found, _Members):
         raise InvalidConfig(
@@ -254,7 +256,10 @@ def _backend_type(backend: Mapping[str, Any], faults: dict[str, str]) -> str:
 
 
 def _warnings(config: NetworkConfig, written: Mapping[str, Any], unknown: Iterable[str]) -> tuple[str, ...]:
-    lines = [f'"{shortened(name)}" is no key of a network configuration and has no effect' for name in unknown]
+    lines = [
+        f'"{shortened(name)}" is no key of a network configuration and has no effect{meant(name, _KEYS.values())}'
+        for name in unknown
+    ]
     for family in _FAMILIES:
         idle = [key for key in written if key in family.keys and key != family.enable]
         if idle and not family.is_enabled(config):

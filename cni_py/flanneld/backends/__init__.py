@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_pascal
 
 from cni_py.errors import InvalidConfig
 from cni_py.node.log import shortened
+from cni_py.spelling import meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -73,6 +74,11 @@ class BackendConfig(BaseModel):
     def unknown(cls, raw: dict[str, Any]) -> list[str]:
         """Keys that no flanneld looks at: slips of the pen, mostly."""
         return [key for key in raw if key.lower() not in cls._aliases() and key.lower() != "type"]
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return every key, as it is written."""
+        return list(cls._aliases().values())
 
     @classmethod
     def _aliases(cls) -> dict[str, str]:
@@ -170,8 +176,9 @@ def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:
 
 def lacks(lease: Lease, version: int) -> str:
     """Return what a lease lacks for its node to be reached by this family; empty: nothing."""
-    subnet, address = lease.subnets.only(version).each(), version in lease.versions
-    if subnet and address:
+    subnets, its = lease.subnets, lease.attributes
+    subnet, address = (subnets.ipv4, its.public_ip) if version == 4 else (subnets.ipv6, its.public_ipv6)
+    if subnet is not None and address is not None:
         return ""
     what = f"public IPv{version} address" if subnet else f"IPv{version} subnet"
     return f"the lease of {lease.subnets} has no {what}; not reached by IPv{version}"
@@ -193,9 +200,12 @@ def remarks(network: NetworkConfig) -> list[str]:
     """What of a configuration is accepted, and probably not what was meant."""
     if network.backend_type not in MODULES:
         return list(network.warnings)
-    unknown = _module(network).Config.unknown(network.backend)
+    config = _module(network).Config
     words = f"is no key of the back end {network.backend_type} and has no effect"
-    return [*network.warnings, *(f'"Backend.{shortened(key)}" {words}' for key in unknown)]
+    unknown = [
+        f'"Backend.{shortened(key)}" {words}{meant(key, ("Type", *config.keys()))}' for key in config.unknown(network.backend)
+    ]
+    return [*network.warnings, *unknown]
 
 
 def warning_of_commands(network: NetworkConfig) -> str:
