@@ -338,14 +338,12 @@ def _names(directory: str, container_id: str) -> list[str]:
 
 def _live_sandbox(record: dict[str, Any] | None) -> str:
     """Return the recorded path if it leads to the recorded namespace, else ""."""
-    netns = (record or {}).get("netns")
-    if record is None or not isinstance(netns, str):
-        return ""
-    try:
-        status = posix.stat(netns)
-    except OSError:
-        return ""
-    return netns if (status.st_dev, status.st_ino) == (record.get("dev"), record.get("ino")) else ""
+    return str(record["netns"]) if record and _is_complete(record) and not _has_ended(record) else ""
+
+
+def has_lost_its_sandbox(call: Call) -> bool:
+    """True if the recorded path of the called attachment leads to no namespace, or to another one."""
+    return _has_lost_its_sandbox(_path(call))
 
 
 def _has_lost_its_sandbox(path: str) -> bool:

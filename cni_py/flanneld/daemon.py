@@ -135,6 +135,8 @@ class Daemon:
         config = NetworkConfig.parse(config_text)
         if not self.options.allow_commands and (text_of := backends.warning_of_commands(config)):
             warning_once(text_of, self._said)
+        if isinstance(masq := self.options.ip_masq, str) and not (config.ipv4 if masq == "ipv4" else config.ipv6):
+            warning_once(f"-ip-masq={masq} has no effect: the network does not have that family", self._said)
         self._take_stored_addresses()
         if self.options.iface_node_ip:
             self._take_node_addresses(known.own.attributes if known else None)

@@ -23,11 +23,14 @@ from cni_py.flanneld.own_lease import OwnLease
 from cni_py.flanneld.saved import Saver
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE
 from cni_py.flanneld.subnet_file import SubnetFile, content_for, read_subnets
+from cni_py.kernel.vxlan import Vxlan
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import blackhole
 from cni_py.node.log import error, info, log_changes, warning
 from cni_py.node.reconcile import Reconciler
 from cni_py.node.stop import Stop
+from cni_py.packetfilter import vxlan_guard
+from cni_py.packetfilter.vxlan_guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -117,6 +120,7 @@ class Session:
             known: what was saved and may be used; without it the datastore is waited for.
             is_answered: the datastore has given the network configuration; it may still fail to do the rest.
         """
+        self._open_guard()
         saved_leases = known.leases() if known is not None and not is_answered else None
         if is_answered:
             self._has_own = self.own.acquire(read_subnets(self.options.subnet_file), may_give_up=known is not None)
@@ -144,7 +148,7 @@ class Session:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.own.lease.subnets
         self.host_networks.start_on(own)
-        self.firewall = Firewall(self.options, self.config, own)
+        self.firewall = Firewall(self.options, self.config, own, self._guards())
         self.firewall.ensure()
         for device in self.backend.devices:
             self.reconciler.keep(device)
@@ -154,12 +158,31 @@ class Session:
         self._following.start(leases, is_confirmed=is_confirmed)
         self.reconciler.start()
         self._saver.save()
-        content = content_for(self.config, own, self.backend.mtu, self.options.ip_masq)
+        content = content_for(self.config, own, self.backend.mtu, bool(self.options.ip_masq))
         self._subnet_file = SubnetFile(self.options.subnet_file, content, self._subnet_file_is_right)
         former = read_subnets(self.options.subnet_file)
         self._former_gateways = FormerGateways(self.config.networks, own, [*self._former, *([former] if former else [])])
         self._subnet_file.write()
         info(f"Wrote subnet file to {self.options.subnet_file}")
+
+    def _guards(self) -> list[Guard]:
+        """Return on which addresses VXLAN is received: those of the devices, and those that the lease says."""
+        if not self.options.vxlan_one_address:
+            return []
+        devices = [device for device in self.backend.devices if isinstance(device, Vxlan)]
+        if not devices:
+            warning(f"-vxlan-one-address has no effect with the back end {self.config.backend_type}")
+        addresses = [*(device.local for device in devices), *self.own.lease.attributes.addresses]
+        return [
+            Guard(device.port, device.vni, tuple(dict.fromkeys(a for a in addresses if a.version == device.local.version)))
+            for device in devices
+        ]
+
+    def _open_guard(self) -> None:
+        """Receive on every address until the rules are those of this session: another address may be published first."""
+        new = {device.local for device in self.backend.devices if isinstance(device, Vxlan)}
+        if self.options.vxlan_one_address and not all(vxlan_guard.names(address) for address in new):
+            vxlan_guard.delete()
 
     # ---- keep -----------------------------------------------------------------------------------
 

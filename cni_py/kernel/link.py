@@ -304,6 +304,13 @@ def set_alias(rtnl: Rtnl, link: Link, alias: str) -> None:
         _set(rtnl, link, IFLA_IFALIAS=alias)
 
 
+def restore_name(rtnl: Rtnl, link: Link) -> None:
+    """Rename it to its alias, and clear that; it is down then. Raises: KernelRefused."""
+    name = link.alias
+    rename(rtnl, link, name)
+    set_alias(rtnl, link.replace(name=name), "")
+
+
 def set_arp_on(rtnl: Rtnl, link: Link) -> None:
     """Enable ARP. Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "arp", "on"):

@@ -192,6 +192,20 @@ def _delete_go_rules(selects: Callable[[str], bool]) -> None:
             handle.run("; ".join([f"delete rule {chain} handle {number}" for number in handles]))
 
 
+def exists(owner: Owner) -> bool:
+    """Return whether the attachment has rules or elements, created by us or by Go."""
+    from cni_py.packetfilter import iptables
+
+    if any(nfnetlink.elements(name, owner.comment()) for name in MAPS) or _made_by_iptables(owner):
+        return True
+    if any(tool.rules(owner.go_chain()) is not None for tool in iptables.legacy_tools()):
+        return True
+    if not libnftables.deletable(f"inet {GO_TABLE}"):
+        return False
+    with libnftables.borrowed() as handle:
+        return _go_rules(handle, owner) > 0
+
+
 # ---- CHECK ------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ EXAMPLES = {
     "bandwidth": 100,
     "tuning": 100,
     "firewall": 60,
+    "sbr": 60,
 }
 """Examples of ADD, of other plugins 40; the other verbs have half as many."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -57,6 +58,7 @@ LINKS = {
     "host-local": _STORE * 2,
     "portmap": ["/run/cni-py/nft.lock", "/run/cni-py/portmap/c1:eth0:net"] * 3,
     "ptp": ["/run/cni-py/nft.lock", *_STORE],
+    "sbr": ["/run/cni-py/sbr/c1:eth0:net"] * 3,
     "firewall": ["/run/cni-py/nft.lock", "/run/cni-py/firewall/c1:eth0:net"] * 3,
     "tuning": ["/run/cni-py/tuning/c1:eth0:net", "/run/cni/tuning/c1_eth0.json", "/run/cni/tuning"],
     "bandwidth": ["/run/cni-py/bandwidth/c1:eth0:net"] * 3,
@@ -142,6 +144,7 @@ BASES: dict[str, dict[str, Any]] = {
     "dummy": {"ipam": IPAM},
     "tap": {"ipam": IPAM},
     "static": {"ipam": {"type": "static", "addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]}},
+    "sbr": {"prevResult": PREVIOUS},
     "firewall": {"prevResult": PREVIOUS, "ingressPolicy": "same-bridge"},
     "tuning": {"prevResult": PREVIOUS, "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True},
     "bandwidth": {"prevResult": PREVIOUS | {"interfaces": [{"name": "w0"}]}, "ingressRate": 8_000_000, "ingressBurst": 800_000},
@@ -172,6 +175,9 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "static": {"ipam.addresses": st.lists(st.fixed_dictionaries({"address": TEXT, "gateway": TEXT}), max_size=2),
                "args.cni.ips": st.lists(TEXT, max_size=2), "runtimeConfig.ips": st.lists(TEXT, max_size=2),
                "ipam.routes": st.lists(st.fixed_dictionaries({"dst": TEXT, "gw": TEXT}), max_size=2), "ipam.dns.domain": TEXT},
+    "sbr": {"table": st.integers(), "gateways": st.lists(TEXT | st.sampled_from(["10.1.0.1", "fd00::1"]), max_size=3),
+            "addSourceHints": st.booleans(), "prevResult.ips": st.lists(
+                st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64"), "interface": st.integers(-2, 2)}), max_size=2)},
     "firewall": {"backend": st.sampled_from(["iptables", "firewalld"]) | TEXT, "iptablesAdminChainName": TEXT, "firewalldZone": TEXT,
                  "ingressPolicy": st.sampled_from(["open", "isolated"]) | TEXT, "prevResult.interfaces": st.lists(
                      st.fixed_dictionaries({"name": IFNAMES}), max_size=2), "prevResult.ips": st.lists(

@@ -48,6 +48,9 @@ CHAINS = {
             txQLen=777,
         )
     ),
+    "sbr": Chain(meta_conf("sbr")),
+    "sbr-hints": Chain(meta_conf("sbr", addSourceHints=True, gateways=["10.1.0.9"])),
+    "sbr-table": Chain(meta_conf("sbr", table=300)),
     "firewall": Chain(meta_conf("firewall"), setup=CLOSED),
     "firewall-isolated": Chain(meta_conf("firewall", ingressPolicy="isolated", iptablesAdminChainName="MINE"), setup=CLOSED),
     "bandwidth-ingress": Chain(meta_conf("bandwidth", ingressRate=80 * MBIT, ingressBurst=MBIT)),
