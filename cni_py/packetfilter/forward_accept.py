@@ -150,11 +150,24 @@ def add(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isola
                 tool.apply(lines, "filter")
 
 
-def missing(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isolation | None = None) -> list[str]:
-    """Missing rules, and jumps that come too late, as ``-A`` lines. Raises: NotAvailable, KernelRefused."""
+def missing(
+    addresses: Iterable[Address],
+    admin_chain: str = ADMIN,
+    isolation: Isolation | None = None,
+    tables: dict[int, dict[str, list[str]]] | None = None,
+) -> list[str]:
+    """Missing rules, and jumps that come too late, as ``-A`` lines. Raises: NotAvailable, KernelRefused.
+
+    Args:
+        tables: by IP version, read before for another attachment, or to be filled for the next one.
+    """
     found = []
     for version, mine in _by_version(addresses):
-        there = tool_for(version).table("filter")
+        there = tables.get(version) if tables is not None else None
+        if there is None:
+            there = tool_for(version).table("filter")
+        if tables is not None:
+            tables[version] = there
         rules = [rule for rule, _ in wanted(mine, admin_chain, isolation)]
         found += [rule for rule in rules if _bare(rule) not in map(_bare, there.get(rule.split(" ", 2)[1], []))]
         if isolation and _is_late(there):
