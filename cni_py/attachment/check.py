@@ -12,9 +12,10 @@ from cni_py.errors import CheckFailed
 from cni_py.journal import quote
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_addresses
-from cni_py.kernel.link import find_link, list_links
+from cni_py.kernel.link import find_link, list_links, table_of_vrf
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import list_routes_over
+from cni_py.netlink.constants import RT_TABLE_MAIN
 from cni_py.netlink.socket import open_host
 from cni_py.spec.result import from_json
 from cni_py.spec.versions import at_least
@@ -259,14 +260,30 @@ def check_routes(found: Differences, rtnl: Rtnl, link: Link, routes: Iterable[Ro
         in_any_table: a route may be in another table than the expected one.
     """
     have = list_routes_over(rtnl, link)
+    moved = None
     for route in routes:
         same = [r for r in have if r.dst == route.dst and (r.table == route.table or in_any_table)]
+        if not same and route.table == RT_TABLE_MAIN:  # a later plugin of the chain may have moved them all: sbr, vrf
+            moved = tables_of(rtnl, link) if moved is None else moved
+            same = [r for r in have if r.dst == route.dst and r.table in moved]
         if not any(_matches(r, route) for r in same):
             words = " ".join(route.words("priority"))
             there = "; ".join(" ".join(r.words("priority")) for r in same) or "no route to this destination"
             repair = " ".join(route.replace(device=link.name).words())
             msg = f'the route {words} over "{link.name}" is missing'
             found.report(msg, f"expected {words}, found {there}", command(rtnl, f"ip route replace {repair}"))
+
+
+def tables_of(rtnl: Rtnl, link: Link) -> set[int]:
+    """The tables that a rule of one of the link's addresses leads to, and that of its VRF."""
+    from cni_py.kernel.rule import list_rules
+
+    addresses = {address.ip for address in list_addresses(rtnl, link)}
+    tables = {rule.table for rule in list_rules(rtnl) if rule.source and rule.source.network_address in addresses}
+    master = find_link(rtnl, link.master) if link.master else None
+    if master is not None and master.kind == "vrf":
+        tables.add(table_of_vrf(master))
+    return tables
 
 
 def _matches(found: Route, expected: Route) -> bool:

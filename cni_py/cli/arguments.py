@@ -175,8 +175,8 @@ _LAB_DIRECTORY = "/run/cni-py/lab"
 _CONFIG = """\
 Show the plugins' configuration keys, or read and write flannel's network configuration.
 
-"get", "set", "reserve" and "release" work on flannel's datastore. "cni-py config" and
-"cni-py config PLUGIN" are short for "cni-py config keys"."""
+"get", "set", "leases", "reserve" and "release" work on flannel's datastore, "check" on
+files. "cni-py config" and "cni-py config PLUGIN" are short for "cni-py config keys"."""
 
 _KEYS = """\
 Show the configuration keys of the plugins: type, default, meaning, example.
@@ -235,13 +235,35 @@ Turn a reserved subnet into a lease: it expires after 24 hours unless its node r
 example:
   cni-py config release 10.244.91.0/24"""
 
+_CONFIG_LEASES = f"""\
+List the leases and reservations of flannel's nodes.
+
+{_WHICH_DATASTORE}
+
+examples:
+  cni-py config leases
+  cni-py config leases --json"""
+
+_CONFIG_CHECK = """\
+Check configuration files, as flanneld and the plugins read them.
+
+Network configurations of flannel, and *.conflist, *.conf, *.json of CNI: values, unknown
+keys, and keys that are probably mistyped. Nothing is executed, and nothing is changed.
+
+exit status: 0 valid, 1 an error; with --strict a warning too
+
+examples:
+  cni-py config check /etc/kube-flannel/net-conf.json
+  cni-py config check --strict /etc/cni/net.d/*"""
+
 _DATASTORE_COMMANDS = {
     "get": _CONFIG_GET,
     "set": _CONFIG_SET,
+    "leases": _CONFIG_LEASES,
     "reserve": _CONFIG_RESERVE,
     "release": _CONFIG_RELEASE,
 }
-CONFIG_COMMANDS = ("keys", *_DATASTORE_COMMANDS)
+CONFIG_COMMANDS = ("keys", "check", *_DATASTORE_COMMANDS)
 
 _VERBS = {"add": _ADD, "check": _CHECK, "del": _DEL, "gc": _GC, "status": _STATUS}
 
@@ -339,6 +361,10 @@ def _add_config_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = _new(add, "keys", help=_summary(_KEYS), description=_KEYS)
     command.add_argument("plugin", nargs="?", metavar="PLUGIN", default="", help="this plugin only")
     command.add_argument("--markdown", action="store_true", help="print docs/configuration.md")
+    command = _new(add, "check", help=_summary(_CONFIG_CHECK), description=_CONFIG_CHECK)
+    command.add_argument("files", metavar="FILE", nargs="+", help="configuration file")
+    command.add_argument("--strict", action="store_true", help="fail for warnings too")
+    command.add_argument("--json", action="store_true", help="print JSON")
     for name, text in _DATASTORE_COMMANDS.items():
         _add_datastore_arguments(_new(add, name, help=_summary(text), description=text), name)
 
@@ -347,12 +373,14 @@ def _add_datastore_arguments(command: argparse.ArgumentParser, name: str) -> Non
     if name == "set":
         command.add_argument("source", metavar="FILE", help="- for standard input")
         command.add_argument("--force", action="store_true", help="write it even if it does not fit the nodes' leases")
+    command.add_argument("--json", action="store_true", help="print JSON")
     if name in ("reserve", "release"):
         text = "such as 10.244.91.0/24; for a dual-stack network one per family, separated by a comma"
         command.add_argument("subnet", metavar="SUBNET", help=text)
     if name == "reserve":
         command.add_argument("public_ip", metavar="PUBLIC_IP", help="address that identifies the node")
-    command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [-- FLANNELD-OPTION ...]"
+    words = " ".join(command.format_usage().split()).removeprefix("usage: ").replace(" [-h]", "").replace("[--json] ", "")
+    command.usage = f"{words} [--json] [-- FLANNELD-OPTION ...]".replace("[--json] [--json]", "[--json]")
 
 
 def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

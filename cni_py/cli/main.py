@@ -133,6 +133,8 @@ def version(options: argparse.Namespace) -> int:
 
 def config(options: argparse.Namespace) -> int:
     """Run ``cni-py config``: the keys of the plugins, or a command on flannel's datastore."""
+    if options.config_command == "check":
+        return _check_files(options)
     if options.config_command != "keys":
         return _network_config(options)
     from cni_py.config import reference
@@ -146,8 +148,20 @@ def config(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_files(options: argparse.Namespace) -> int:
+    """Run ``cni-py config check``: a line for each finding; exits with 1 for an error, with ``--strict`` for a warning too."""
+    from cni_py.cli import config_check
+
+    found = [config_check.check(path) for path in options.files]
+    if options.json:
+        show_json([one.as_json() for one in found])
+    for line in (line for one in found for line in one.lines()) if not options.json else ():
+        show(line)
+    return EXIT_FAILED if any(one.errors or (options.strict and one.warnings) for one in found) else 0
+
+
 def _network_config(options: argparse.Namespace) -> int:
-    """Run ``cni-py config get``, ``set``, ``reserve`` or ``release``."""
+    """Run ``cni-py config get``, ``set``, ``leases``, ``reserve`` or ``release``."""
     from cni_py.cli import network_commands
     from cni_py.flanneld.options import UsageError
 
@@ -156,6 +170,9 @@ def _network_config(options: argparse.Namespace) -> int:
     except UsageError as error:
         say(str(error))
         return error.status
+    if options.json and options.config_command != "leases":
+        show_json({"printed": printed, "messages": messages})
+        return 0
     for line in printed:
         show(line)
     for line in messages:

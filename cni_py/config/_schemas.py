@@ -380,6 +380,25 @@ FirewallConfig = _model(
     firewalld_zone=("firewalldZone", _default(STR, value="trusted")),
     ingress_policy=("ingressPolicy", _default(STR, value="open")),
 )
+SbrConfig = _model(
+    "SbrConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    table=("table", _default(_nullable(_int(ge=1, le=4294967295)), value=None)),
+    gateways=("gateways", _default(_list(STR), make=list)),
+    add_source_hints=("addSourceHints", _default(BOOL, value=False)),
+)
+VrfConfig = _model(
+    "VrfConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    vrfname=("vrfname", _default(STR, value="")),
+    table=("table", _default(_int(ge=0, le=4294967295), value=0)),
+)
 TuningArgs = _model(
     "TuningArgs",
     sysctl=("sysctl", _default(_nullable(OBJECT), value=None)),
@@ -469,6 +488,8 @@ SCHEMAS: dict[str, Schema] = {
     "LoopbackConfig": LoopbackConfig,
     "BandwidthConfig": BandwidthConfig,
     "FirewallConfig": FirewallConfig,
+    "SbrConfig": SbrConfig,
+    "VrfConfig": VrfConfig,
     "TuningConfig": TuningConfig,
     "AnyResult": AnyResult,
     "OldResult": OldResult,

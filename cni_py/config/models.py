@@ -556,6 +556,36 @@ class FirewallConfig(NetworkConfig):
     )
 
 
+class SbrConfig(NetworkConfig):
+    """Keys of `sbr`, routing by source, which follows a main plugin."""
+
+    table: StrictInt | None = Field(
+        None,
+        ge=1,
+        le=0xFFFFFFFF,
+        description="Table that the rules lead to; nothing else is changed. Default: a free one from 100 on for each address, "
+        "with the interface's routes.",
+        examples=[200],
+    )
+    gateways: list[StrictStr] = Field(
+        [],
+        description="Gateways of the default routes, at most one of each IP version, instead of prevResult's.",
+        examples=[["10.1.2.254"]],
+    )
+    add_source_hints: StrictBool = Field(
+        False, description="Keep the subnets' routes in the table main, with the address as source."
+    )
+
+
+class VrfConfig(NetworkConfig):
+    """Keys of `vrf`, which follows a main plugin."""
+
+    vrfname: StrictStr = Field("", description="Name of the VRF; required. Created if it does not exist.", examples=["blue"])
+    table: StrictInt = Field(
+        0, ge=0, le=0xFFFFFFFF, description="Table of the VRF; 0: the lowest that no other VRF of the pod has.", examples=[100]
+    )
+
+
 class LoopbackConfig(NetworkConfig):
     """Keys of `loopback`: no own ones."""
 

@@ -23,6 +23,7 @@ from cni_py.errors import InvalidConfig
 from cni_py.flanneld.host_networks import HostNetwork, HostNetworks, overlapping
 from cni_py.flanneld.untrusted import decode
 from cni_py.node.log import shortened
+from cni_py.spelling import meant
 
 if TYPE_CHECKING:
     from cni_py.flanneld.lease import Subnets
@@ -255,7 +256,10 @@ def _backend_type(backend: Mapping[str, Any], faults: dict[str, str]) -> str:
 
 
 def _warnings(config: NetworkConfig, written: Mapping[str, Any], unknown: Iterable[str]) -> tuple[str, ...]:
-    lines = [f'"{shortened(name)}" is no key of a network configuration and has no effect' for name in unknown]
+    lines = [
+        f'"{shortened(name)}" is no key of a network configuration and has no effect{meant(name, _KEYS.values())}'
+        for name in unknown
+    ]
     for family in _FAMILIES:
         idle = [key for key in written if key in family.keys and key != family.enable]
         if idle and not family.is_enabled(config):

@@ -196,7 +196,7 @@ class Session:
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
             "interface": self._watch_interface,
-            "gateways": lambda: self._former_gateways.run(self.ended),
+            "former gateways": lambda: self._former_gateways.run(self.ended),
             "subnet file": lambda: self._subnet_file.run(self.ended),
             "saving": lambda: self._saver.run(self.ended),
             "back end": lambda: self.backend.run(self.ended),

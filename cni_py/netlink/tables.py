@@ -77,6 +77,24 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NFTA_DATA_VERDICT": (2, "verdict_attributes"),
         },
     ),
+    "fibmsg": (
+        (
+            ("family", "B"),
+            ("dst_len", "B"),
+            ("src_len", "B"),
+            ("tos", "B"),
+            ("table", "B"),
+            ("res1", "B"),
+            ("res2", "B"),
+            ("action", "B"),
+            ("flags", "I"),
+        ),
+        {
+            "FRA_SRC": (2, "ipaddr"),
+            "FRA_PRIORITY": (6, "uint32"),
+            "FRA_TABLE": (15, "uint32"),
+        },
+    ),
     "hook": (
         (),
         {
@@ -315,6 +333,12 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         },
     ),
     "vlan_info": ((("flags", "H"), ("vid", "H")), {}),
+    "vrf": (
+        (),
+        {
+            "IFLA_VRF_TABLE": (1, "uint32"),
+        },
+    ),
     "vxlan": (
         (),
         {

@@ -23,6 +23,7 @@ GROUND = {
     "plural",
     "program",
     "socket_lock",
+    "spelling",
     "subnet_env",
     "undo",
     "value",

@@ -5,8 +5,10 @@ What a plugin does is in the recorded cases (integration/golden-plugins); here i
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.netns
 SECONDS = 1.5
 FEWEST = 6
 MAX_STEPS = 120
-PREFERRED = ("sysctl -w net/ipv", "last_reserved_ip")
+PREFERRED = ("sysctl -w net/ipv", "last_reserved_ip", "/run/cni-py")
 """Steps that ADD can do without: the journal says so."""
 
 every_plugin = pytest.mark.parametrize("plugin", parameters())
@@ -418,6 +420,35 @@ def test_physical_device_of_a_deleted_sandbox_gets_its_name_back(
     assert "ifalias" not in link(host, "nic1")
     assert link(host, "other")["ifalias"] == "nic9"
     assert [name for name in host.files() if "last_reserved" not in name] == []
+
+
+def given_back_by_a_deleted_sandbox(host: Host) -> None:
+    """Do by hand to nic1 what the kernel does to a physical device."""
+    pod = host.netns("c1")
+    add(host, DEVICE, pod)
+    host.run("ip -n c1 link set eth0 netns 1")
+    host.delete_netns(pod)
+    assert link(host, "eth0")["ifalias"] == "nic1"
+
+
+def test_next_pod_gets_a_device_that_no_del_brought_back(host: Host) -> None:
+    given_back_by_a_deleted_sandbox(host)
+    pod = host.netns("c1")
+    result = add(host, DEVICE, pod)
+    assert check(host, DEVICE, pod, result).rc == 0
+    delete(host, DEVICE, pod)
+    assert "ifalias" not in link(host, "nic1")
+
+
+def test_sweep_gives_a_device_its_name(host: Host, cni_py: Path) -> None:
+    given_back_by_a_deleted_sandbox(host)
+    host.run("ip link add other type veth peer name far; ip link set other alias nic9")
+    done = host.execute([str(cni_py), "sweep", "--grace", "0", "--json"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    kinds = {finding["kind"]: finding["outcome"] for finding in json.loads(done.stdout)["findings"]}
+    assert kinds["device"] == kinds["record"] == "removed"
+    assert "ifalias" not in link(host, "nic1")
+    assert link(host, "other")["ifalias"] == "nic9"
 
 
 def test_failed_add_leaves_the_device_with_addresses_and_routes(host: Host) -> None:

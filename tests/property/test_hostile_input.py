@@ -42,6 +42,7 @@ EXAMPLES = {
     "bandwidth": 100,
     "tuning": 100,
     "firewall": 60,
+    "sbr": 60,
 }
 """Examples of ADD, of other plugins 40; the other verbs have half as many."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -57,6 +58,7 @@ LINKS = {
     "host-local": _STORE * 2,
     "portmap": ["/run/cni-py/nft.lock", "/run/cni-py/portmap/c1:eth0:net"] * 3,
     "ptp": ["/run/cni-py/nft.lock", *_STORE],
+    "sbr": ["/run/cni-py/sbr/c1:eth0:net"] * 3,
     "firewall": ["/run/cni-py/nft.lock", "/run/cni-py/firewall/c1:eth0:net"] * 3,
     "tuning": ["/run/cni-py/tuning/c1:eth0:net", "/run/cni/tuning/c1_eth0.json", "/run/cni/tuning"],
     "bandwidth": ["/run/cni-py/bandwidth/c1:eth0:net"] * 3,
@@ -141,7 +143,9 @@ BASES: dict[str, dict[str, Any]] = {
     "vlan": {"master": "up0", "vlanId": 7, "ipam": IPAM},
     "dummy": {"ipam": IPAM},
     "tap": {"ipam": IPAM},
+    "host-device": {"device": "nic0", "ipam": IPAM},
     "static": {"ipam": {"type": "static", "addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]}},
+    "sbr": {"prevResult": PREVIOUS},
     "firewall": {"prevResult": PREVIOUS, "ingressPolicy": "same-bridge"},
     "tuning": {"prevResult": PREVIOUS, "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True},
     "bandwidth": {"prevResult": PREVIOUS | {"interfaces": [{"name": "w0"}]}, "ingressRate": 8_000_000, "ingressBurst": 800_000},
@@ -167,11 +171,16 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ipvlan": {"master": IFNAMES, "mode": TEXT, "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
     "vlan": {"master": IFNAMES, "vlanId": st.integers(), "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
     "dummy": {"ipam.type": TEXT, "ipam.dataDir": PATHS},
+    "host-device": {"device": IFNAMES, "hwaddr": TEXT, "kernelpath": PATHS | st.sampled_from(["/sys/devices/../class", "/sys/devices/"]),
+                    "pciBusID": PATHS, "runtimeConfig.deviceID": PATHS, "ipam.type": TEXT},
     "tap": {"mtu": st.integers(), "mac": TEXT, "owner": st.integers(), "group": st.integers(), "bridge": IFNAMES,
             "multiQueue": st.booleans(), "selinuxContext": TEXT, "ipam.type": TEXT},
     "static": {"ipam.addresses": st.lists(st.fixed_dictionaries({"address": TEXT, "gateway": TEXT}), max_size=2),
                "args.cni.ips": st.lists(TEXT, max_size=2), "runtimeConfig.ips": st.lists(TEXT, max_size=2),
                "ipam.routes": st.lists(st.fixed_dictionaries({"dst": TEXT, "gw": TEXT}), max_size=2), "ipam.dns.domain": TEXT},
+    "sbr": {"table": st.integers(), "gateways": st.lists(TEXT | st.sampled_from(["10.1.0.1", "fd00::1"]), max_size=3),
+            "addSourceHints": st.booleans(), "prevResult.ips": st.lists(
+                st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64"), "interface": st.integers(-2, 2)}), max_size=2)},
     "firewall": {"backend": st.sampled_from(["iptables", "firewalld"]) | TEXT, "iptablesAdminChainName": TEXT, "firewalldZone": TEXT,
                  "ingressPolicy": st.sampled_from(["open", "isolated"]) | TEXT, "prevResult.interfaces": st.lists(
                      st.fixed_dictionaries({"name": IFNAMES}), max_size=2), "prevResult.ips": st.lists(
@@ -397,6 +406,7 @@ def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
     host.write_subnet_env()
     host.netns("c1")
     host.run("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up")
+    host.run("ip link add nic0 type veth peer name wire0")
     if plugin == "portmap":  # the pod is behind a link with this name
         host.run("ip link add 'a\"};{' type veth peer name w1; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
     if PLUGINS[plugin].kind == "meta" and plugin != "flannel":

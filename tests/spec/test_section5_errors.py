@@ -152,6 +152,8 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("portmap", "conditionsV4", ["x", [7], {}]),
     ("portmap", "conditionsV6", ["x", [7], {}]),
     ("portmap", "backend", [7, "x", []]),
+    ("sbr", "table", ["7", 0, -1, 1 << 32]),
+    ("sbr", "gateways", [["x"], "10.1.2.1", [7], ["10.1.2.1", "10.1.2.2"]]),
     ("firewall", "ingressPolicy", ["closed", 7, []]),
     ("firewall", "backend", [7, []]),
     ("firewall", "firewalldZone", [7]),

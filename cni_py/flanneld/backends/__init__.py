@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_pascal
 
 from cni_py.errors import InvalidConfig
 from cni_py.node.log import shortened
+from cni_py.spelling import meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -73,6 +74,11 @@ class BackendConfig(BaseModel):
     def unknown(cls, raw: dict[str, Any]) -> list[str]:
         """Return keys that no flanneld reads: typing errors, mostly."""
         return [key for key in raw if key.lower() not in cls._aliases() and key.lower() != "type"]
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return every key, as it is written."""
+        return list(cls._aliases().values())
 
     @classmethod
     def _aliases(cls) -> dict[str, str]:
@@ -194,9 +200,12 @@ def remarks(network: NetworkConfig) -> list[str]:
     """Return what of a configuration is accepted, and probably not what was meant."""
     if network.backend_type not in MODULES:
         return list(network.warnings)
-    unknown = _module(network).Config.unknown(network.backend)
+    config = _module(network).Config
     words = f"is no key of the back end {network.backend_type} and has no effect"
-    return [*network.warnings, *(f'"Backend.{shortened(key)}" {words}' for key in unknown)]
+    unknown = [
+        f'"Backend.{shortened(key)}" {words}{meant(key, ("Type", *config.keys()))}' for key in config.unknown(network.backend)
+    ]
+    return [*network.warnings, *unknown]
 
 
 def warning_of_commands(network: NetworkConfig) -> str:

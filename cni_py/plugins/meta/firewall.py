@@ -13,7 +13,8 @@ from ipaddress import ip_address
 
 from cni_py.attachment import record
 from cni_py.attachment.chained import prev_result
-from cni_py.errors import CheckFailed, CniError, DecodingFailure, InvalidConfig, NotAvailable
+from cni_py.attachment.check import Differences
+from cni_py.errors import CniError, DecodingFailure, InvalidConfig, NotAvailable
 from cni_py.journal import note
 from cni_py.packetfilter import forward_accept
 from cni_py.spec.environment import link_name_fault
@@ -79,23 +80,25 @@ def check(call: Call, config: FirewallConfig) -> None:
     """Compare rules, chains and isolation with what ADD creates; nothing is created."""
     check_config(config)
     plan = plan_of(call, config, prev_result(config.prev_result, call, NO_PREV))
+    found = Differences()
     if plan.zone:
         from cni_py.packetfilter import firewalld
 
         for source in firewalld.missing(plan.zone, plan.addresses, bus_of(call)):
-            raise CheckFailed(
+            found.report(
                 f"failed to find the address {source} in {plan.zone} zone",
                 f"expected source {source}, found no such source",
-                f"firewall-cmd --zone={plan.zone} --list-sources",
+                f"firewall-cmd --zone={plan.zone} --add-source={source}",
             )
     if not plan.zone or plan.isolation:
         for rule in forward_accept.missing(plan.addresses, plan.admin_chain, plan.isolation):
             chain, _, words = rule.removeprefix("-A ").partition(" ")
-            raise CheckFailed(
+            found.report(
                 f"expected {chain} rule [{words.replace(chr(34), '')}] not found",
                 f"expected {rule}, found no such rule",
-                f"iptables -S {chain}",
+                f"iptables {rule}",
             )
+    found.raise_if_any()
 
 
 def status(call: Call, config: FirewallConfig) -> None:
