@@ -206,7 +206,7 @@ class Etcd:
                 kvs = []
             size += response.ByteSize()
             if size > MAX_TOTAL:
-                hint = f"delete keys that do not belong there; see: {self.command('get', '--prefix', '--keys-only', prefix)}"
+                hint = f"delete keys that do not belong there; see: etcdctl get --prefix --keys-only {prefix}"
                 raise TooLarge(f"etcd has more than {MAX_TOTAL >> 20} MiB below {prefix}", hint=hint)
             revision = revision or int(response.header.revision)
             yield [key_value(kv) for kv in kvs], revision
