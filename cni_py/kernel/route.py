@@ -22,6 +22,7 @@ from errno import EACCES, EAFNOSUPPORT, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODE
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
+from cni_py.errors import KernelRefused
 from cni_py.journal import step
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import decode, encode
@@ -265,15 +266,31 @@ def _address(packed: bytes) -> Address:
 def add_route(rtnl: Rtnl, link: Link, route: Route) -> None:
     """Add a route over the link, beside others to its destination. Raises: KernelRefused."""
     message = _message(route, link.ifindex, _scope(route))
-    with step(*rtnl.enter, "ip", "route", "add", *route.words("priority"), "dev", link.name):
-        rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
+    try:
+        with step(*rtnl.enter, "ip", "route", "add", *route.words("priority"), "dev", link.name):
+            rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
+    except KernelRefused as refused:
+        _explain(refused, rtnl, link, route)
+        raise
+
+
+def _explain(refused: KernelRefused, rtnl: Rtnl, link: Link, route: Route) -> None:
+    """Raises: KernelRefused, if there are better words."""
+    from cni_py.kernel import refusals
+
+    gateway = route.gateway or "none"
+    refusals.explain("route", refused, link=link.name, dst=route.dst, gateway=gateway, enter=refusals.prefix(rtnl.enter))
 
 
 def put_route(rtnl: Rtnl, link: Link, route: Route) -> None:
     """Add a route over the link in place of any other to its destination with its metric. Raises: KernelRefused."""
     message = _message(route, link.ifindex, _scope(route))
-    with step(*rtnl.enter, "ip", "route", "replace", *route.words("priority"), "dev", link.name):
-        rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+    try:
+        with step(*rtnl.enter, "ip", "route", "replace", *route.words("priority"), "dev", link.name):
+            rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+    except KernelRefused as refused:
+        _explain(refused, rtnl, link, route)
+        raise
 
 
 def delete_connected_route(rtnl: Rtnl, link: Link, network: Network) -> None:

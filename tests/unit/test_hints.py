@@ -24,6 +24,9 @@ TLS = "integration/etcd/test_tls_errors.py"
 COMMANDS = {
     # CHECK: each command is typed after each change, and CHECK then finds nothing
     "ip link set {} up": CHECKED,
+    "ip link set {} name {}": CHECKED,
+    "ip link set {} mtu {}": CHECKED,
+    "ip link set {} address {}": CHECKED,
     "{} address {}": CHECKED,
     "{} mtu {}": CHECKED,
     "ip addr add {} dev {}{}": CHECKED,
@@ -71,6 +74,7 @@ COMMANDS = {
 
 NOT_HERE = {
     "the plugins work without it; start it: systemctl start cni-agent.socket": "needs systemd",
+    "stop that one, systemctl stop flanneld; a second network on this node needs another -subnet-file": "needs systemd",
     "try: modprobe {}; else use a kernel with {}": "loads a module into the machine's kernel",
     "if it needs that: sysctl -w net.ipv6.conf.{}.accept_ra=2": "a choice, in a warning of flanneld",
     "install them (names as in Debian): apt-get install {}": "installs packages of the machine",
@@ -101,7 +105,6 @@ UNFILLED = {
     'add to its "leases", for example, "10.244.1.0-24": {}',
     "if the pod was deleted, list what is left of it: cni-py sweep --dry-run; {}",
     "install it, or check the configuration's type and delegateMode: {}",
-    'IPv6 is disabled on "{}": {}',
 }
 """Hints that end with a value, which is no command."""
 

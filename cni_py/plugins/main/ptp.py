@@ -14,7 +14,6 @@ from ipaddress import ip_interface
 
 from cni_py.attachment import delegate, gateway, interface, record, veth
 from cni_py.errors import InvalidConfig
-from cni_py.kernel.address import add_address
 from cni_py.kernel.link import get_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import Route, delete_connected_route, put_route
@@ -57,8 +56,7 @@ def add(call: Call, config: PtpConfig) -> Result:
                 interface.configure(netns, sandbox, get_link(sandbox, call.ifname), result)
                 end = get_link(sandbox, call.ifname)
                 route_through_gateway(sandbox, end, ends)
-        for address in gateway_addresses(ends):
-            add_address(host, port, address)
+        gateway.add_addresses(host, port, gateway_addresses(ends))
         for route in pod_routes(ends):
             put_route(host, port, route)
         gateway.masquerade(undo, call, result, masquerade)
