@@ -59,7 +59,7 @@ def run(call: Call) -> Result | Mapping[str, Any] | None:
     conf = config.canonical(plugin.CONFIG, call.conf)  # of the outermost call the engine has done it
     if conf is not call.conf:
         call = call.replace(conf=conf)
-    settings = config.parse(plugin.CONFIG, conf)
+    settings = config.parse(plugin.CONFIG, conf, deleting=call.verb in ("DEL", "GC"))
     if call.verb == "ADD":
         return plugin.add(call, settings)
     verbs = {"DEL": plugin.delete, "CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}

@@ -1,4 +1,4 @@
-"""JSON encoder for plain values.
+"""JSON encoder for plain values; keys as Go's encoding/json compares them.
 
 ``json`` costs a call 5 ms of imports, and pydantic-core's ``to_json`` looks up the types of half
 the standard library. The interpreter's own string encoder is free.
@@ -11,6 +11,17 @@ from _json import encode_basestring_ascii
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+class Received(dict[str, "Any"]):
+    """JSON object as received; ``text`` has what a dict cannot keep, repeated keys and their order."""
+
+    text: bytes
+
+
+def fold(key: str) -> str:
+    """Fold the case of a key as Go's encoding/json does: beyond ASCII only U+017F and U+212A fold to a letter of ASCII."""
+    return key.lower().replace("\u017f", "s")
 
 
 def encode(value: Any) -> bytes:

@@ -6,14 +6,17 @@ the MTU or the routes. Everything else comes from the configuration, and is the 
 
 from __future__ import annotations
 
-from cni_py.attachment import gateway
+from cni_py.attachment import delegate, gateway
 from cni_py.attachment.interface import wanted_routes
 from cni_py.errors import CheckFailed
 from cni_py.journal import quote
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_addresses
 from cni_py.kernel.link import find_link, list_links
+from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import list_routes_over
+from cni_py.netlink.constants import RT_TABLE_MAIN
+from cni_py.netlink.socket import open_host
 from cni_py.spec.result import from_json
 from cni_py.spec.versions import at_least
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from cni_py.config.models import MainConfig, MasterConfig
     from cni_py.kernel.address import AddressWithPrefix
     from cni_py.kernel.link import Link
     from cni_py.kernel.route import Route
@@ -74,6 +78,62 @@ class Differences:
             raise first
 
 
+# ---- the frame of a CHECK ---------------------------------------------------------------------
+
+
+class Opened:
+    """``with Opened(call, config) as opened:`` — the host, the sandbox and the previous result for a CHECK.
+
+    CHECK of the IPAM plugin comes first. What the block raises or collects in ``found`` is raised together at the end.
+
+    Raises: CheckFailed, CniError.
+    """
+
+    def __init__(self, call: Call, config: MainConfig) -> None:
+        self.call, self.found = call, Differences()
+        self.prev = parse_prev_result(config.prev_result)
+        with self.found:
+            delegate.check_leased(call, config)
+
+    def __enter__(self) -> Opened:
+        call = self.call
+        with open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns:
+            self.sandbox = open_in(netns)
+        self.host = open_host()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self.host.close()
+        self.sandbox.close()
+        is_collected = self.found.__exit__(kind, error, trace)
+        if error is None or is_collected:
+            self.found.raise_if_any()
+        return is_collected
+
+    def check_end(self, kind: str) -> Link:
+        """Compare CNI_IFNAME with the previous result. Returns: it. Raises: CheckFailed if it is missing or of another kind."""
+        end = find_sandbox_end(self.sandbox, self.call, kind)
+        check_sandbox_end(self.found, self.sandbox, end, self.prev, self.call)
+        return end
+
+    def check_configured(self, end: Link) -> None:
+        """Look for every address and route of the previous result. Raises: CheckFailed if it does not have the interface."""
+        check_configured(self.found, self.sandbox, end, self.prev, self.call)
+
+    def check_master(self, end: Link, config: MasterConfig) -> None:
+        """Compare the link below, if the configuration names it: the default route may lead elsewhere now."""
+        if config.master:
+            from cni_py.attachment import master
+
+            below = master.find(self.sandbox if config.link_in_container else self.host, config.master)
+            self.found.expect(f'number of the link below "{end.name}", "{below.name}"', below.ifindex, end.peer, RECREATE)
+
+    def check_choice(self, end: Link, what: str, names: Mapping[str, int], expected: int, found: int | None) -> None:
+        """Compare one of several values by its name."""
+        words = {number: name for name, number in names.items()}
+        self.found.expect(f'{what} of "{end.name}"', words[expected], words.get(found or 0, found), RECREATE)
+
+
 # ---- prevResult -------------------------------------------------------------------------------
 
 
@@ -116,13 +176,15 @@ def state(link: Link) -> str:
 
 
 def find_sandbox_end(sandbox: Rtnl, call: Call, kind: str) -> Link:
-    """Return CNI_IFNAME in the sandbox. Raises: CheckFailed if it is missing or of another kind."""
+    """Return CNI_IFNAME in the sandbox; ``kind`` "": of any. Raises: CheckFailed if it is missing or of another kind."""
     end = find_link(sandbox, call.ifname)
     if end is None:
         raise CheckFailed(
-            f'the interface "{call.ifname}" is missing in "{call.netns}"', f"expected a {kind}, found no such link", RECREATE
+            f'the interface "{call.ifname}" is missing in "{call.netns}"',
+            f"expected a {kind or 'link'}, found no such link",
+            RECREATE,
         )
-    expect(f'kind of "{end.name}" in the sandbox', kind, end.kind, RECREATE)
+    expect(f'kind of "{end.name}" in the sandbox', kind or end.kind, end.kind, RECREATE)
     return end
 
 
@@ -198,14 +260,30 @@ def check_routes(found: Differences, rtnl: Rtnl, link: Link, routes: Iterable[Ro
         in_any_table: a route may be in another table than the expected one.
     """
     have = list_routes_over(rtnl, link)
+    moved = None
     for route in routes:
         same = [r for r in have if r.dst == route.dst and (r.table == route.table or in_any_table)]
+        if not same and route.table == RT_TABLE_MAIN:  # a later plugin of the chain may have moved them all: sbr, vrf
+            moved = tables_of(rtnl, link) if moved is None else moved
+            same = [r for r in have if r.dst == route.dst and r.table in moved]
         if not any(_matches(r, route) for r in same):
             words = " ".join(route.words("priority"))
             there = "; ".join(" ".join(r.words("priority")) for r in same) or "no route to this destination"
             repair = " ".join(route.replace(device=link.name).words())
             msg = f'the route {words} over "{link.name}" is missing'
             found.report(msg, f"expected {words}, found {there}", command(rtnl, f"ip route replace {repair}"))
+
+
+def tables_of(rtnl: Rtnl, link: Link) -> set[int]:
+    """The tables that a rule of one of the link's addresses leads to, and that of its VRF."""
+    from cni_py.kernel.rule import list_rules
+
+    addresses = {address.ip for address in list_addresses(rtnl, link)}
+    tables = {rule.table for rule in list_rules(rtnl) if rule.source and rule.source.network_address in addresses}
+    master = find_link(rtnl, link.master) if link.master else None
+    if master is not None and master.kind == "vrf":
+        tables.add(int(master.data.get("IFLA_VRF_TABLE", 0)))
+    return tables
 
 
 def _matches(found: Route, expected: Route) -> bool:

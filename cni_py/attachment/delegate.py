@@ -108,7 +108,7 @@ def gc(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
     try:
         _invoke(call, "GC", plugin, conf, mode)
     except DelegateFailed as error:
-        if error.code not in (1, 4):
+        if error.code not in (1, 3, 4):  # 3: Go's before 1.2 miss the container id first
             raise
         note(f'"{plugin}" has no GC: {error.msg}')
 
@@ -129,21 +129,40 @@ def status(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
 def lease(undo: Undo, call: Call, config: WithIpam, interface: int = 0) -> Result:
     """Run ADD of the IPAM plugin. Returns: its result, with every address on the result's interface of this index.
 
-    Raises: CniError; InvalidConfig without a plugin or without addresses.
+    Raises: CniError; InvalidConfig without a plugin, without addresses, or for a route that no interface can have.
     """
     if not config.ipam.type:
         raise InvalidConfig("no plugin name provided", '"ipam.type" is missing', 'set "ipam": {"type": "host-local", …}')
     leased = add(call, config.ipam.type, call.conf, config.delegate_mode, undo)
     if not leased.ips:
         raise InvalidConfig("IPAM plugin returned missing IP config", f'"ipam.type" is "{config.ipam.type}"')
+    for route in leased.routes:
+        if route.fault:
+            words = f'route "{route.dst}" of the IPAM plugin cannot be added: {route.fault}'
+            raise InvalidConfig(words, f'"ipam.type" is "{config.ipam.type}"')
     return leased.replace(ips=tuple(ip.replace(interface=interface) for ip in leased.ips))
 
 
+def release_from_link(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    """Run DEL of an IPAM plugin that may need the interface, as dhcp sends from it. First, before the link is deleted."""
+    if config.ipam.type and _may_need_link(config.ipam.type):
+        _release(attempts, call, config)
+
+
 def release(attempts: Attempts, call: Call, config: WithIpam) -> None:
-    """Run DEL of the IPAM plugin. Last: addresses are not leased to another pod before everything else is deleted."""
-    if config.ipam.type:
-        with attempts.attempt(f"addresses of {config.ipam.type}"):
-            delete(call, config.ipam.type, call.conf, config.delegate_mode)
+    """Run DEL of any other IPAM plugin. Last: no other pod gets an address before everything else of this one is deleted."""
+    if config.ipam.type and not _may_need_link(config.ipam.type):
+        _release(attempts, call, config)
+
+
+def _may_need_link(plugin: str) -> bool:
+    """Return whether DEL may need the interface. Third-party plugins may: the Go plugins always run them first. Pure."""
+    return plugin not in PLUGINS or PLUGINS[plugin].needs_link
+
+
+def _release(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    with attempts.attempt(f"addresses of {config.ipam.type}"):
+        delete(call, config.ipam.type, call.conf, config.delegate_mode)
 
 
 def release_stale(attempts: Attempts, call: Call, config: WithIpam) -> None:

@@ -32,10 +32,17 @@ def choose(result: Result, with_default_routes: bool) -> Result:
 
     Args:
         with_default_routes: also give each family a default route by it, unless IPAM gave one with a gateway.
+
+    Raises: InvalidConfig for a gateway of the other IP family.
     """
     ips, routes = [], list(result.routes)
     for ip in result.ips:
         gateway = ip.gateway or first_address(ip.address)
+        if gateway.version != ip.address.version:
+            raise InvalidConfig(
+                f'"{gateway}" cannot be the gateway of "{ip.address}": it is of another IP family',
+                '"gateway" and "subnet" of a range in "ipam"',
+            )
         ips.append(ip.replace(gateway=gateway))
         default = _DEFAULT[ip.address.version]
         if with_default_routes and not any(r.gw and r.dst.network == default.network for r in routes):
@@ -44,8 +51,11 @@ def choose(result: Result, with_default_routes: bool) -> Result:
 
 
 def first_address(address: AddressWithPrefix) -> Address:
-    """The first address of the subnet, after the network's own. Pure."""
-    return ip_address(address.network.network_address + 1)
+    """The first address of the subnet, after the network's own. Pure. Raises: InvalidConfig if there is none."""
+    try:
+        return ip_address(address.network.network_address + 1)
+    except ValueError as error:
+        raise InvalidConfig(f'no address can be the gateway of "{address}"', hint='set "gateway" in "ipam"') from error
 
 
 def address_for(ip: IPConfig) -> AddressWithPrefix:
@@ -87,7 +97,16 @@ def masquerade(undo: Undo, call: Call, result: Result, wanted: Masquerade) -> No
 
     owner = record.owner_of(call)
     undo.on_failure("masquerade", masquerade.delete, owner)  # before: it may fail half-way
-    masquerade.add(owner, [ip.address for ip in result.ips], wanted.backend, wanted.exclude)
+    if masquerade.add(owner, [ip.address for ip in result.ips], wanted.backend, wanted.exclude):
+        record.say_rules_lost()
+
+
+def rules_of(result: Result, wanted: Masquerade) -> dict[str, object]:
+    """What the record needs for the masquerade to be restored if another process deletes it. Pure."""
+    if not wanted.is_wanted:
+        return {}
+    addresses, exclude = [str(ip.address) for ip in result.ips], [str(network) for network in wanted.exclude]
+    return {"masquerade": {"addresses": addresses, "exclude": exclude, "backend": wanted.backend}}
 
 
 def check_masquerade(call: Call, ips: Iterable[IPConfig], wanted: Masquerade) -> None:

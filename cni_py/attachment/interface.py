@@ -44,6 +44,13 @@ def open_with(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> Rtn
     return open_in(netns, lambda: _prefer(netns, ifname, parameters))
 
 
+def set_parameters(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> None:
+    """Set parameters of the interface, as far as the kernel has them. Raises: KernelRefused."""
+    if parameters:
+        with question(*netns.enter, "sysctl", "net"):
+            netns.run(lambda: _prefer(netns, ifname, parameters))
+
+
 def _prefer(netns: NetNS, ifname: str, parameters: Sequence[Parameter]) -> None:
     for ip, name, value in parameters:
         sysctl.prefer(f"net/{ip}/conf/{ifname}/{name}", value, netns.enter)

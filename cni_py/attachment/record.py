@@ -35,6 +35,7 @@ BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id
 END_SECONDS = 2.0
 _RETURNED = "returned"
 _is_known_boot = False
+_rules_lost = False
 
 
 def _directory(call: Call) -> str:
@@ -112,6 +113,14 @@ def remember(call: Call, **more: Any) -> bytes | None:
     return before
 
 
+def amend(call: Call, **more: Any) -> None:
+    """Add to the record of an ADD what is known only now; without a record nothing is added."""
+    path = _path(call)
+    record = _read(path)
+    if record is not None:
+        _write(path, encode(record | more))
+
+
 def is_return(call: Call) -> bool:
     """True if a container comes back with its id: the sandbox of its ADD before no longer exists. Before :func:`remember`.
 
@@ -123,6 +132,24 @@ def is_return(call: Call) -> bool:
     if call.is_nested and before.get(_RETURNED) is True:
         return True
     return _has_ended(before) and not _has_host_end(call)
+
+
+def is_of_live_sandbox(record: dict[str, Any]) -> bool:
+    """Return whether the record names a sandbox, and it still exists."""
+    return _is_complete(record) and not _has_ended(record)
+
+
+def say_rules_lost() -> None:
+    """Let the caller of this ADD know that another process has deleted the rules that all attachments share."""
+    global _rules_lost
+    _rules_lost = True
+
+
+def take_rules_lost() -> bool:
+    """Return whether an ADD of this process has found these rules missing since the last time, and others have records."""
+    global _rules_lost
+    lost, _rules_lost = _rules_lost, False
+    return lost and any(len(files.list_directory(directory)) > 1 for directory in directories())
 
 
 def _has_ended(record: dict[str, Any]) -> bool:
@@ -217,6 +244,35 @@ def stale_test(call: Call) -> Callable[[str, str], bool]:
     return is_stale
 
 
+def stale_calls(call: Call) -> list[Call]:
+    """Return a DEL for each stale attachment of the network, for GC; without namespace if the recorded one no longer exists."""
+    is_stale, directory = stale_test(call), _directory(call)
+    found = []
+    for container_id, ifname in remembered(call.network, directory):
+        path = f"{directory}/{name_of(container_id, ifname, call.network)}"
+        if is_stale(container_id, ifname):
+            netns = _live_sandbox(_read(path))
+            found.append(call.replace(verb="DEL", container_id=container_id, ifname=ifname, netns=netns, sandbox_fd=-1))
+    return found
+
+
+def is_anothers_interface(call: Call) -> bool:
+    """Return whether CNI_IFNAME is another network's: one that has an older record of this interface in this sandbox.
+
+    A network that was refused the name has no record, or a younger one if its ADD was killed.
+    """
+    own, directory = _path(call), _directory(call)
+    names = [f"{directory}/{name}" for name in _names(directory, call.container_id)]
+    others = [path for path in names if path != own and _is_of_interface(_read(path), call)]
+    age = files.changed_at(own) if files.exists(own) else None
+    return any(age is None or files.changed_at(path) < age for path in others)
+
+
+def _is_of_interface(record: dict[str, Any] | None, call: Call) -> bool:
+    wanted = (call.container_id, call.ifname, call.netns)
+    return record is not None and tuple(record.get(key) for key in ("containerID", "ifname", "netns")) == wanted
+
+
 def valid(call: Call) -> frozenset[tuple[str, str]] | None:
     """Container id and interface name of what GC must keep, None if the runtime sent no list. Raises: InvalidConfig."""
     raw = call.conf.get("cni.dev/valid-attachments", call.conf.get("cni.dev/attachments"))
@@ -233,6 +289,19 @@ def others_of_container(call: Call) -> list[dict[str, Any]]:
     newest_first = sorted(names, key=lambda name: files.changed_at(f"{directory}/{name}"), reverse=True)
     records = [_read(f"{directory}/{name}") for name in newest_first]
     return [record for record in records if record and record.get("containerID") == call.container_id]
+
+
+def texts_of_others(call: Call) -> list[bytes]:
+    """The records of all other attachments that the called plugin has recorded, of any network, undecoded."""
+    own, directory = name_of(call.container_id, call.ifname, call.network), _directory(call)
+    texts = []
+    for name in _names(directory, ""):
+        if name != own:
+            try:
+                texts.append(files.read(f"{directory}/{name}"))
+            except (OSError, IOFailure):
+                pass
+    return texts
 
 
 def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = "") -> list[tuple[str, str]]:
@@ -263,6 +332,16 @@ def _names(directory: str, container_id: str) -> list[str]:
         go_on_without(error)
         return []
     return [name for name in names if name.startswith(container_id[:120])]
+
+
+def _live_sandbox(record: dict[str, Any] | None) -> str:
+    """Return the recorded path if it leads to the recorded namespace, else ""."""
+    return str(record["netns"]) if record and _is_complete(record) and not _has_ended(record) else ""
+
+
+def has_lost_its_sandbox(call: Call) -> bool:
+    """True if the recorded path of the called attachment leads to no namespace, or to another one."""
+    return _has_lost_its_sandbox(_path(call))
 
 
 def _has_lost_its_sandbox(path: str) -> bool:

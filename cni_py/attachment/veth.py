@@ -7,8 +7,11 @@ attachment leave the veth of another one alone.
 
 from __future__ import annotations
 
+from errno import EEXIST
+
 from cni_py.attachment import interface, record
 from cni_py.attachment.record import MARK
+from cni_py.errors import InvalidEnvironment, KernelRefused
 from cni_py.journal import note
 from cni_py.kernel import sysctl
 from cni_py.kernel.link import create_veth, delete_link, find_link, get_link, list_links
@@ -30,12 +33,29 @@ def create(
 ) -> Link:
     """Create both ends, down; the one in the sandbox is CNI_IFNAME. See :func:`cni_py.kernel.link.create_veth`.
 
-    The host accepts no router advertisements of the pod. Returns: the host end. Raises: KernelRefused.
+    The host accepts no router advertisements of the pod. Returns: the host end.
+
+    Raises: KernelRefused, InvalidEnvironment if the attachment has a host end already.
     """
-    name = create_veth(host, netns, call.ifname, mark_of(call), mtu=mtu, mac=mac, master=master)
+    try:
+        name = create_veth(host, netns, call.ifname, mark_of(call), mtu=mtu, mac=mac, master=master)
+    except KernelRefused as error:
+        if error.errno == EEXIST:
+            _refuse_second(host, call)
+        raise
     undo.on_failure("the veth", delete_link, host, name)
     sysctl.prefer(f"net/ipv6/conf/{name}/accept_ra", "0")
     return get_link(host, name)
+
+
+def _refuse_second(host: Rtnl, call: Call) -> None:
+    """Raises: InvalidEnvironment if the attachment has a host end: a second ADD without a DEL in between."""
+    for link in list_links(host, mark_of(call)):
+        raise InvalidEnvironment(
+            f'"{call.ifname}" has been allocated to {call.container_id}, duplicate allocation is not allowed',
+            f'CNI_CONTAINERID and CNI_IFNAME: the host end "{link.name}" leads into a namespace that exists',
+            f"see the attachment: cni-py explain {call.container_id}",
+        )
 
 
 def delete(call: Call) -> None:

@@ -24,6 +24,7 @@ examples:
   cni-py explain                   list the attachments of this node
   cni-py explain 10.244.91.2       show the journal of this one
   cni-py del cbr0 blue
+  cni-py repair                    restore rules after nft flush ruleset
   cni-py sweep --dry-run           list resources leaked by deleted pods
   cni-py version -v                show kernel, libraries and plugins
   cni-py config get                show the network configuration of flanneld
@@ -128,6 +129,20 @@ exit status: 0 done, 1 something could not be removed, 3 not everything could be
 examples:
   cni-py sweep --dry-run
   cni-py sweep --grace 60 --network cbr0"""
+
+_REPAIR = """\
+Restore rules of live pods that another program has deleted, as nft flush ruleset or a
+restart of firewalld does: masquerade, host ports, and checks of MAC addresses.
+
+Only what is missing is added, for attachments whose record and sandbox exist. An address
+or a host port that another attachment has now is left to it. cni-agent does the same within
+seconds; so do GC, and the next ADD where everything was flushed.
+
+exit status: 0 done, 1 something could not be restored
+
+examples:
+  cni-py repair --dry-run
+  cni-py repair --network podman"""
 
 _LAB = """\
 Create a flannel network of namespaces on this machine, to learn and to test.
@@ -266,6 +281,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, text in _VERBS.items():
         command = _new(commands.add_parser, name, help=_summary(text), description=text, epilog=_ENVIRONMENT)
         _add_verb_arguments(command, name)
+    _add_repair(_new(commands.add_parser, "repair", help=_summary(_REPAIR), description=_REPAIR))
     _add_sweep(_new(commands.add_parser, "sweep", help=_summary(_SWEEP), description=_SWEEP))
     _add_explain(_new(commands.add_parser, "explain", help=_summary(_EXPLAIN), description=_EXPLAIN))
     text = "show the version, and with -v the kernel, libraries and plugins of this host"
@@ -309,6 +325,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
     close = get_close_matches(word, list(choices), n=1)
     return f': did you mean "{close[0]}"?' if close else ""
+
+
+def _add_repair(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="show what would be restored, without any change")
+    command.add_argument("--network", metavar="NAME", action="append", help="this network only (may be repeated)")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_sweep(command: argparse.ArgumentParser) -> None:

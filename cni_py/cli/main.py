@@ -56,6 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def repair(options: argparse.Namespace) -> int:
+    """Run ``cni-py repair``: print what was missing, and what was done about it."""
+    from cni_py.sweep import restore
+
+    lost = restore.restore(options.network, options.dry_run)
+    if options.json:
+        show_json({"dryRun": options.dry_run, "lost": [one.as_json() for one in lost]})
+    for one in () if options.json else lost:
+        show(f"{one.outcome}: {one.what} of container {one.container_id}, {one.ifname}, network {one.network}")
+    if not lost and not options.json:
+        show("no rules are missing")
+    for one in lost:
+        if one.outcome == restore.FAILED:
+            say(f"could not restore {one.what} of container {one.container_id}: {one.why}")
+    return EXIT_FAILED if any(one.outcome == restore.FAILED for one in lost) else 0
+
+
 def sweep(options: argparse.Namespace) -> int:
     """Run ``cni-py sweep``: the findings go to standard output, why checks are incomplete to standard error."""
     from cni_py.sweep import sweep as sweeping
@@ -176,6 +193,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "del": delete,
     "gc": gc,
     "status": status,
+    "repair": repair,
     "sweep": sweep,
     "explain": explain,
     "version": version,

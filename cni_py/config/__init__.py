@@ -14,7 +14,9 @@ from __future__ import annotations
 from cni_py.config._schemas import SCHEMAS
 from cni_py.errors import DecodingFailure, InvalidConfig
 from cni_py.journal import current
+from cni_py.jsontext import Received, fold
 from cni_py.lazy import without_init
+from cni_py.plugin_table import PLUGINS
 
 with without_init("pydantic_core"):
     from pydantic_core._pydantic_core import SchemaValidator, ValidationError, from_json
@@ -35,18 +37,15 @@ SPEC_KEYS = (
     "cni.dev/valid-attachments", "cni.dev/attachments",
 )  # fmt: skip
 """Keys that any plugin may get; a plugin's model has those that it reads."""
+FOLDED_SPEC_KEYS = {fold(key): key for key in SPEC_KEYS}
 _OBJECTS = (b'"ipam"', b'"args"', b'"dns"', b'"runtimeConfig"', b'"prevResult"', b'"delegate"', b'"cni"')
-_FOREIGN = ("HostLocalConfig", "IpamType", "BridgeArgs", "MacArgs", "HostLocalArgs", "IpsArgs", "HostLocalRuntimeConfig")
+_LIMITS = ("greater_than_equal", "less_than_equal", "literal_error")
+"""Types of pydantic's errors for a value of the right type."""
+_FOREIGN = ("IpamType", *[row.model for row in PLUGINS.values() if row.kind == "ipam"])
 """Models of objects with keys of other plugins: an unknown key in them is probably no mistake."""
 
 _validators: dict[str, SchemaValidator] = {}
 _fields: dict[int, Fields] = {}
-
-
-class Received(dict[str, "Any"]):
-    """Network configuration as received; ``text`` has what a dict cannot keep, repeated keys and their order."""
-
-    text: bytes
 
 
 def decode(data: bytes, what: str = "network config") -> dict[str, Any]:
@@ -69,13 +68,13 @@ def decode_for(model: str, data: bytes) -> Mapping[str, Any]:
     if any(data.count(key) > 1 for key in _OBJECTS):
         from cni_py.config import keys
 
-        return keys.canonical(received, _fields_of(SCHEMAS[model]))
+        return keys.canonical(received, fields_of(SCHEMAS[model]), FOLDED_SPEC_KEYS)
     return canonical(model, received)
 
 
 def canonical(model: str, conf: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration with its top-level keys in the model's case: itself if they are. Pure."""
-    fields = _fields_of(SCHEMAS[model])
+    fields = fields_of(SCHEMAS[model])
     for key in conf:
         field = fields.get(key)
         if (field is not None and field[0] == key) or key in SPEC_KEYS:
@@ -83,14 +82,18 @@ def canonical(model: str, conf: Mapping[str, Any]) -> Mapping[str, Any]:
         if field is not None or fold(key) in fields or fold(key) in FOLDED_SPEC_KEYS:
             from cni_py.config import keys
 
-            return keys.canonical(conf, fields)
+            return keys.canonical(conf, fields, FOLDED_SPEC_KEYS)
     return conf
 
 
-def parse(model: str, raw: Mapping[str, Any], what: str = "network config") -> Any:
+def parse(model: str, raw: Mapping[str, Any], what: str = "network config", *, deleting: bool = False) -> Any:
     """Validate ``raw`` against a model of models.py; a null member counts as absent, as in Go.
 
     A key that is unknown, and one letter from a known one, is a warning in the journal.
+
+    Args:
+        deleting: of DEL and GC: a value outside its limits counts as absent, since Go, which may have created the attachment,
+            has wider ones.
 
     Raises: InvalidConfig (code 7), which names each wrong key and its value.
     """
@@ -103,16 +106,27 @@ def parse(model: str, raw: Mapping[str, Any], what: str = "network config") -> A
     except _SeveralOfOneField:
         from cni_py.config import keys
 
-        members = keys.members(raw, schema, _fields_of)
+        members = keys.members(raw, schema, fields_of, FOLDED_SPEC_KEYS)
     if unknown and model.endswith("Config") and current() is not None:
         from cni_py.config import keys
 
-        keys.warn(unknown)
+        keys.warn(unknown, SPEC_KEYS)
     try:
         return _validators[model].validate_python(members)
     except ValidationError as error:
+        if deleting and all(fault["type"] in _LIMITS for fault in error.errors(include_url=False)):
+            return _validators[model].validate_python(_without_faults(members, [e["loc"] for e in error.errors()]))
         faults = [f'"{_path(e["loc"])}": {e["msg"]}, not {e["input"]!r:.80}' for e in error.errors(include_url=False)]
         raise InvalidConfig(f"{what} is invalid: {faults[0]}", "; ".join(faults[1:6])) from error
+
+
+def _without_faults(members: dict[str, Any], paths: list[tuple[str | int, ...]]) -> dict[str, Any]:
+    for *parents, last in paths:
+        holder: Any = members
+        for key in parents:
+            holder = holder[key]
+        del holder[last]
+    return members
 
 
 class _SeveralOfOneField(Exception):
@@ -136,15 +150,7 @@ def _in_order(value: Any) -> Any:
     return [_in_order(item) for item in value] if isinstance(value, list) else value
 
 
-def fold(key: str) -> str:
-    """Fold the case of a key as Go's encoding/json does: beyond ASCII only U+017F and U+212A fold to a letter of ASCII."""
-    return key.lower().replace("\u017f", "s")
-
-
-FOLDED_SPEC_KEYS = {fold(key): key for key in SPEC_KEYS}
-
-
-def _fields_of(schema: Schema) -> Fields:
+def fields_of(schema: Schema) -> Fields:
     """Return the fields of a model by key and by folded key: the key, and the schema of an object or a list in it."""
     found = _fields.get(id(schema))
     if found is None:
@@ -165,7 +171,7 @@ def _members(value: Mapping[str, Any], schema: Schema, where: str, unknown: list
 
     Raises: _SeveralOfOneField.
     """
-    fields, out = _fields_of(schema), {}
+    fields, out = fields_of(schema), {}
     for key, member in value.items():
         field = fields.get(key) or fields.get(fold(key))
         if field is None:

@@ -8,8 +8,8 @@ Source: encoding/json decode.go.
 
 from __future__ import annotations
 
-from cni_py.config import FOLDED_SPEC_KEYS, SPEC_KEYS, Received, fold
 from cni_py.journal import note
+from cni_py.jsontext import Received, fold
 from cni_py.spelling import nearest
 
 TYPE_CHECKING = False
@@ -17,27 +17,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from cni_py.config import Fields, Schema
+    Schema = dict[str, Any]
+    Fields = dict[str, tuple[str, Schema]]
 
 
 class Members(list[tuple[str, "Any"]]):
     """Members of an object in the order of the text, with repetitions."""
 
 
-def canonical(conf: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
-    """Return the configuration with its top-level keys in their fields' case, and its objects without repetitions. Pure."""
+def canonical(conf: Mapping[str, Any], fields: Fields, others: Mapping[str, str]) -> dict[str, Any]:
+    """Return the configuration with its top-level keys in their fields' case, and its objects without repetitions. Pure.
+
+    Args:
+        others: further known keys, by themselves folded.
+    """
     gathered: dict[str, Any] = {}
     for key, member in _in_text_order(conf):
-        name, schema = _field(key, fields)
+        name, schema = _field(key, fields, others)
         before = gathered.pop(name, None)
         gathered[name] = _after(before, member, schema)
-    return {name: _plain(member, is_map=_field(name, fields)[1].get("type") == "dict") for name, member in gathered.items()}
+    return {
+        name: _plain(member, is_map=_field(name, fields, others)[1].get("type") == "dict") for name, member in gathered.items()
+    }
 
 
-def _field(key: str, fields: Fields) -> tuple[str, Schema]:
-    if key in SPEC_KEYS and key not in fields:
-        return key, {}
-    return fields.get(key) or fields.get(fold(key)) or (FOLDED_SPEC_KEYS.get(fold(key), key), {})
+def _field(key: str, fields: Fields, others: Mapping[str, str]) -> tuple[str, Schema]:
+    return fields.get(key) or fields.get(fold(key)) or (others.get(fold(key), key), {})
 
 
 def _after(before: Any, member: Any, schema: Schema) -> Any:
@@ -74,9 +79,11 @@ def _plain(value: Any, *, is_map: bool) -> Any:
     return value
 
 
-def members(raw: Mapping[str, Any], schema: Schema, fields_of: Callable[[Schema], Fields]) -> dict[str, Any]:
+def members(
+    raw: Mapping[str, Any], schema: Schema, fields_of: Callable[[Schema], Fields], others: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the members that the model has, in its case and without nulls. Pure."""
-    return _set({}, canonical(raw, fields_of(schema)), schema, fields_of)
+    return _set({}, canonical(raw, fields_of(schema), others), schema, fields_of)
 
 
 def _set(out: dict[str, Any], raw: Mapping[str, Any], schema: Schema, fields_of: Callable[[Schema], Fields]) -> dict[str, Any]:
@@ -109,10 +116,10 @@ def _value(before: Any, member: Any, schema: Schema, fields_of: Callable[[Schema
 # ---- keys that are probably mistyped ------------------------------------------------------------
 
 
-def warn(unknown: Iterable[tuple[str, str, Fields]]) -> None:
+def warn(unknown: Iterable[tuple[str, str, Fields]], others: Iterable[str]) -> None:
     """Note in the journal each unknown key that is one letter from a known one."""
     for where, key, fields in unknown:
-        meant = nearest(key, [*(name for name, _ in fields.values()), *(SPEC_KEYS if not where else ())])
+        meant = nearest(key, [*(name for name, _ in fields.values()), *(others if not where else ())])
         if meant:
             note(f'warning: unknown key "{where}{key}" has no effect: is "{where}{meant}" meant?')
 

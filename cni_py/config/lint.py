@@ -5,8 +5,9 @@ A runtime passes any key on and a plugin ignores what it does not know, so a mis
 
 from __future__ import annotations
 
-from cni_py.config import FOLDED_SPEC_KEYS, SPEC_KEYS, _fields_of, fold, member_of
+from cni_py.config import FOLDED_SPEC_KEYS, SPEC_KEYS, fields_of, member_of
 from cni_py.config._schemas import SCHEMAS
+from cni_py.jsontext import fold
 from cni_py.plugin_table import PLUGINS
 from cni_py.spelling import meant
 
@@ -35,12 +36,12 @@ def remarks(plugin: Mapping[str, Any], where: str = "") -> Iterator[str]:
 def _of_ipam(ipam: Mapping[str, Any], where: str, default: str) -> Iterator[str]:
     row = PLUGINS.get(str(ipam.get("type") or default))
     if row is not None and row.kind == "ipam":
-        field = _fields_of(SCHEMAS[row.model])["ipam"]
+        field = fields_of(SCHEMAS[row.model])["ipam"]
         yield from _walk(ipam, field[1], where, is_plugin=False)
 
 
 def _walk(value: Mapping[str, Any], schema: Schema, where: str, *, is_plugin: bool) -> Iterator[str]:
-    fields = _fields_of(schema)
+    fields = fields_of(schema)
     names = [*(name for name, _ in fields.values()), *(SPEC_KEYS if is_plugin else ("type",))]
     for key, member in value.items():
         name, inner = fields.get(key) or fields.get(fold(key)) or (FOLDED_SPEC_KEYS.get(fold(key), "") if is_plugin else "", {})

@@ -185,6 +185,128 @@ class PtpConfig(GatewayConfig):
     dns: DNS = Field(DNS(), description="Returned in the result. Default: the IPAM plugin's.")
 
 
+class MasterConfig(MainConfig):
+    """Keys of a main plugin whose link is made on another one."""
+
+    master: StrictStr = Field("", description="Link to make it on. Default: that of the default route.", examples=["eth0"])
+    mtu: StrictInt = Field(0, description="MTU, at most that of `master`; 0: that of `master`.", examples=[1450])
+    link_in_container: StrictBool = Field(False, description="Look for `master` in the sandbox instead of on the host.")
+
+
+class MacvlanConfig(MasterConfig):
+    """Keys of `macvlan`."""
+
+    mode: StrictStr = Field(
+        "", description="`bridge`, `private`, `vepa` or `passthru`. Default: `bridge`.", examples=["private"]
+    )
+    mac: StrictStr = Field(
+        "",
+        description="MAC address. `MAC` in CNI_ARGS replaces it, the capability `mac` both.",
+        examples=["c2:11:22:33:44:55"],
+    )
+    bcqueuelen: StrictInt = Field(
+        0, ge=0, le=0xFFFFFFFF, description="Queue length for broadcast packets; 0: the kernel's default.", examples=[200]
+    )
+    ipam: IpamType = Field(
+        IpamType(), description="IPAM plugin and its keys. Default: layer 2 only.", examples=[{"type": "host-local"}]
+    )
+    runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
+
+
+class IpvlanConfig(MasterConfig):
+    """Keys of `ipvlan`."""
+
+    master: StrictStr = Field(
+        "",
+        description="Link to make it on. Default: the only interface of the previous result, else that of the default route.",
+        examples=["eth0"],
+    )
+    mtu: StrictInt = Field(0, description="MTU; 0: that of `master`.", examples=[1450])
+    mode: StrictStr = Field("", description="`l2`, `l3` or `l3s`. Default: `l2`.", examples=["l3"])
+    ipam: IpamType = Field(
+        IpamType(),
+        description="IPAM plugin and its keys; required, unless the previous result has addresses.",
+        examples=[{"type": "host-local"}],
+    )
+
+
+class VlanConfig(MasterConfig):
+    """Keys of `vlan`."""
+
+    master: StrictStr = Field("", description="Link that carries the VLAN; required.", examples=["eth0"])
+    vlan_id: StrictInt = Field(0, description="VLAN, 0 to 4094.", examples=[100])
+    ipam: IpamType = Field(IpamType(), description="IPAM plugin and its keys; required.", examples=[{"type": "host-local"}])
+
+
+class DummyConfig(MainConfig):
+    """Keys of `dummy`."""
+
+    ipam: IpamType = Field(IpamType(), description="IPAM plugin and its keys; required.", examples=[{"type": "host-local"}])
+
+
+class TapConfig(MainConfig):
+    """Keys of `tap`."""
+
+    multi_queue: StrictBool = Field(False, description="Several queues: more than one process may open the device.")
+    mtu: StrictInt = Field(0, ge=0, le=65535, description="MTU; 0: the kernel's default.", examples=[1450])
+    mac: StrictStr = Field(
+        "",
+        description="MAC address. `MAC` in CNI_ARGS replaces it, the capability `mac` both.",
+        examples=["c2:11:22:33:44:55"],
+    )
+    owner: StrictInt | None = Field(
+        None, ge=0, le=0xFFFFFFFF, description="User id that may open the device. Default: root alone.", examples=[1000]
+    )
+    group: StrictInt | None = Field(
+        None,
+        ge=0,
+        le=0xFFFFFFFF,
+        description="Group id that may open the device. With `owner` too, as in Go: virtio headers, and `mtu` has no effect.",
+        examples=[1000],
+    )
+    selinux_context: StrictStr = Field(
+        "",
+        description="SELinux label of the process that makes the device. Ignored without SELinux.",
+        examples=["system_u:system_r:container_t:s0"],
+    )
+    bridge: StrictStr = Field("", description="Bridge in the sandbox that the device becomes a port of.", examples=["br0"])
+    ipam: IpamType = Field(
+        IpamType(), description="IPAM plugin and its keys. Default: layer 2 only.", examples=[{"type": "host-local"}]
+    )
+    runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
+
+
+class DeviceRuntimeConfig(Model):
+    device_id: StrictStr = Field(
+        "",
+        alias="deviceID",
+        description="Id of a device of the PCI or the auxiliary bus; it takes the place of `pciBusID`.",
+        examples=["0000:03:00.0"],
+    )
+
+
+class HostDeviceConfig(MainConfig):
+    """Keys of `host-device`: the first of `device`, `hwaddr`, `kernelpath` and `pciBusID` that is set names the device."""
+
+    device: StrictStr = Field("", description="Name of the device.", examples=["eth1"])
+    hwaddr: StrictStr = Field("", description="MAC address of the device.", examples=["c2:11:22:33:44:55"])
+    kernelpath: StrictStr = Field(
+        "", description="Path of the device, below /sys/devices/.", examples=["/sys/devices/pci0000:00/0000:00:1f.6"]
+    )
+    pci_bus_id: StrictStr = Field(
+        "",
+        alias="pciBusID",
+        description="PCI address of the device. One with a driver of user space (DPDK) has no link to move.",
+        examples=["0000:03:00.0"],
+    )
+    ipam: IpamType = Field(
+        IpamType(), description="IPAM plugin and its keys. Default: layer 2 only.", examples=[{"type": "host-local"}]
+    )
+    runtime_config: DeviceRuntimeConfig = Field(
+        DeviceRuntimeConfig(), description="Set by the runtime: the capability `deviceID`."
+    )
+
+
 class Range(Model):
     """Part of a subnet to allocate addresses from."""
 
@@ -410,6 +532,49 @@ class TuningConfig(NetworkConfig):
     )
     args: TuningArgsOfAll = Field(TuningArgsOfAll(), description="`args.cni`: the same keys, without `dataDir`.")
     runtime_config: MacArgs = Field(MacArgs(), description="Set by the runtime: the capability `mac`.")
+
+
+class FirewallConfig(NetworkConfig):
+    """Keys of `firewall`, which follows a plugin that gives addresses."""
+
+    backend: StrictStr = Field(
+        "",
+        description="`iptables` or `firewalld`. Default: firewalld if it runs, else iptables. Other values mean iptables.",
+        examples=["iptables"],
+    )
+    iptables_admin_chain_name: StrictStr = Field(
+        "CNI-ADMIN",
+        description="Chain for the administrator's own rules, which come first; created if it does not exist.",
+        examples=["NODE-RULES"],
+    )
+    firewalld_zone: StrictStr = Field("trusted", description="Zone of firewalld that pods are sources of.", examples=["pods"])
+    ingress_policy: StrictStr = Field(
+        "open",
+        description="`open`; `same-bridge`: packets from pods of other bridges with this policy are dropped; `isolated`: those "
+        "from pods of the same bridge, too (only where br_netfilter passes them through iptables).",
+        examples=["same-bridge"],
+    )
+
+
+class SbrConfig(NetworkConfig):
+    """Keys of `sbr`, routing by source, which follows a main plugin."""
+
+    table: StrictInt | None = Field(
+        None,
+        ge=1,
+        le=0xFFFFFFFF,
+        description="Table that the rules lead to; nothing else is changed. Default: a free one from 100 on for each address, "
+        "with the interface's routes.",
+        examples=[200],
+    )
+    gateways: list[StrictStr] = Field(
+        [],
+        description="Gateways of the default routes, at most one of each IP version, instead of prevResult's.",
+        examples=[["10.1.2.254"]],
+    )
+    add_source_hints: StrictBool = Field(
+        False, description="Keep the subnets' routes in the table main, with the address as source."
+    )
 
 
 class LoopbackConfig(NetworkConfig):

@@ -6,10 +6,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from cni_py import files
-from cni_py.errors import CniError
+from cni_py.errors import CniError, NotAvailable
 from cni_py.flanneld import backends, host_networks, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.network import NetworkConfig, read_text
+from cni_py.flanneld.only_one import only_one
 from cni_py.kernel.link import delete_link, list_links
 from cni_py.kernel.route import delete_routes, list_routes
 from cni_py.netlink.socket import open_host
@@ -21,7 +22,19 @@ if TYPE_CHECKING:
 
 
 def cleanup(options: Options) -> int:
-    """``flanneld --cleanup``: remove the data path, the rules, subnet.env and what was saved. Answers the exit status."""
+    """``flanneld --cleanup``: remove the data path, the rules, subnet.env and what was saved. Returns the exit status.
+
+    Refused while a flanneld runs, which would restore it all.
+    """
+    try:
+        with only_one(options.subnet_file, removes=True):
+            return _cleanup(options)
+    except NotAvailable as fault:
+        error(f"nothing was removed: {fault}")
+        return 1
+
+
+def _cleanup(options: Options) -> int:
     saved_path = saved.path_for(options.subnet_file)
     known, attempts = saved.read(saved_path), Attempts()
     if known is not None:

@@ -23,8 +23,10 @@ from cni_py.errors import CniError, NotAvailable
 from cni_py.flanneld import backends, commands, iface, saved
 from cni_py.flanneld.host_networks import HostNetworks
 from cni_py.flanneld.network import NetworkConfig
+from cni_py.flanneld.only_one import only_one
 from cni_py.flanneld.options import Options, UsageError, parse
-from cni_py.flanneld.session import Session, read_subnets
+from cni_py.flanneld.session import Session
+from cni_py.flanneld.subnet_file import read_subnets
 from cni_py.netlink.monitor import Watch
 from cni_py.node import bridge_netfilter, systemd
 from cni_py.node.health import Health
@@ -33,9 +35,9 @@ from cni_py.node.memory import use_one_heap
 from cni_py.node.status import RETRY_SECONDS, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from cni_py.flanneld.lease import Attributes, Lease, Subnets
+    from cni_py.flanneld.lease import Attributes, Subnets
     from cni_py.flanneld.stores import Store
 
 LONGEST_PAUSE_SECONDS = 30.0
@@ -122,8 +124,7 @@ class Daemon:
         """Raises: CniError, OSError."""
         known = saved.read(saved.path_for(self.options.subnet_file))
         text = self._network_config(may_give_up=known is not None)
-        leases: Mapping[Subnets, Lease] | None = known.leases() if known is not None and text is None else None
-        if text is None and leases is None:  # nor is there anything saved that can be used
+        if text is None and (known is None or known.leases() is None):  # nor is there anything saved that can be used
             text = self._network_config(may_give_up=False)
         if self.status.stop.is_set():
             return
@@ -134,6 +135,8 @@ class Daemon:
         config = NetworkConfig.parse(config_text)
         if not self.options.allow_commands and (text_of := backends.warning_of_commands(config)):
             warning_once(text_of, self._said)
+        if isinstance(masq := self.options.ip_masq, str) and not (config.ipv4 if masq == "ipv4" else config.ipv6):
+            warning_once(f"-ip-masq={masq} has no effect: the network does not have that family", self._said)
         self._take_stored_addresses()
         if self.options.iface_node_ip:
             self._take_node_addresses(known.own.attributes if known else None)
@@ -147,17 +150,21 @@ class Daemon:
         self.host_networks.begin(config.networks, own, _subnets_of(known))
         networks = NetworkConfig.parse(known.config).networks if known else []
         session = self.session = Session(
-            self.options, self.store, self.status, config_text, external, former, self.host_networks, networks
+            self.options,
+            self.store,
+            self.status,
+            config_text,
+            external,
+            former,
+            self.host_networks,
+            networks,
+            [own] if own else [],
         )
         try:
-            if leases is not None and known is not None:
-                session.own.lease = replace(known.own, attributes=session.own.attributes)
-                session.set_up(leases, is_confirmed=False)
-            elif session.acquire() and (leases := session.first_leases()) is not None:
-                session.set_up(leases, is_confirmed=True)
-            known = leases = None  # a session lasts, and has what it needs of them
+            session.begin(known if known is not None and _is_same(known.config, config) else None, is_answered=text is not None)
+            known = None  # a session lasts, and has what it needs of it
             if not self.status.stop.is_set():
-                session.keep(is_confirmed=text is not None)
+                session.keep()
         finally:
             session.close()
 
@@ -215,6 +222,14 @@ class Daemon:
         return None
 
 
+def _is_same(text: str, config: NetworkConfig) -> bool:
+    """Return whether a saved configuration says the same: only then its leases say what is right now."""
+    try:
+        return NetworkConfig.parse(text) == config
+    except CniError:
+        return False
+
+
 def _subnets_of(known: saved.Saved | None) -> Iterator[Subnets]:
     """The subnets of the saved leases; they are read where they are asked for."""
     yield from (known.leases() or ()) if known is not None else ()
@@ -261,7 +276,8 @@ def run(options: Options) -> int:
     info(f"CLI flags config: {options.redacted()}")
     use_one_heap()
     try:
-        return Daemon(options, open_store(options)).run()
+        with only_one(options.subnet_file):
+            return Daemon(options, open_store(options)).run()
     except (CniError, StoreError, OSError) as fault:
         error(f"flanneld cannot run: {fault}")
         return 1

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
 from cni_py.flanneld.lease import Lease
-from cni_py.flanneld.stores import Gone
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, read_snapshot
 from cni_py.flanneld.subnet_index import SubnetIndex
 from cni_py.flanneld.vanished import Vanished
 from cni_py.node.log import error, warning, warning_once
@@ -63,6 +64,8 @@ class Following:
         self._config, self._own, self._backend, self._reconciler = config, own, backend, reconciler
         self._health, self.leases, self._changed, self._why_not_here = health, leases, changed, why_not_here
         self._queue: SimpleQueue[list[Event]] = SimpleQueue()
+        self._early: list[list[Event]] = []
+        """What came before :meth:`start`, of a list that was not complete in time."""
         self._must_recheck = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
         """Leases that are not followed, or by one family alone, as they were published; one that changes is checked again."""
@@ -91,6 +94,23 @@ class Following:
         self._follow(oldest_first, monotonic())
         self._unconfirmed = None if is_confirmed else {*self.leases, *self._ignored}
 
+    def first_leases(self, stop: Stop, seconds: float | None = None) -> dict[Subnets, Lease] | None:
+        """Wait for all leases that the datastore lists at first; None if they do not come in time, or ``stop`` comes.
+
+        What has come by then is followed by :meth:`run`.
+        """
+        ends = inf if seconds is None else monotonic() + seconds
+        with stop.calling(lambda: self._queue.put([])):
+            while not stop.is_set() and (left := ends - monotonic()) > 0:
+                try:
+                    self._early.append(self._queue.get(timeout=None if left == inf else left))
+                except Empty:
+                    break
+                if SNAPSHOT_COMPLETE in self._early[-1]:
+                    found, self._early = read_snapshot(iter(self._early)), []
+                    return found
+        return None
+
     def put(self, events: list[Event]) -> None:
         """Have them followed by :meth:`run`, in whatever thread."""
         self._queue.put(events)
@@ -108,7 +128,7 @@ class Following:
                 batch = self._next()
                 if batch and (pause := last + GATHER_SECONDS - monotonic()) > 0:
                     stop.wait(pause)
-                batch += self._rest()
+                batch += [] if self._early else self._rest()
                 try:
                     self.take(batch, monotonic())
                 except CniError as fault:  # a look at the kernel tries again
@@ -124,6 +144,8 @@ class Following:
 
     def _next(self) -> list[Event]:
         """The next events, or none where a vanished lease ceases to count before."""
+        if self._early:
+            return list(self._early.pop(0))
         end = self._vanished.next_end()
         try:
             return list(self._queue.get(timeout=None if end is None else max(end - monotonic(), 0.0)))

@@ -25,10 +25,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from cni_py import subnet_env
-from cni_py.errors import CniError, InvalidConfig
+from cni_py.errors import CniError, InvalidConfig, KernelRefused
 from cni_py.flanneld.lease import why_no_node
 from cni_py.flanneld.own_devices import own_devices
 from cni_py.flanneld.pattern import Pattern
+from cni_py.kernel import sysctl
 from cni_py.kernel.address import HostAddress, list_host_addresses
 from cni_py.kernel.link import list_links
 from cni_py.kernel.route import default_interfaces, route_get
@@ -286,7 +287,8 @@ class _Search:
         addr, addr6 = found.addr or first.addr, found.addr6 or first.addr6
         for is_used, address, family in ((self._ipv4, addr, "IPv4"), (self._ipv6, addr6, "IPv6")):
             if is_used and address is None:
-                raise NotFound(f"failed to find {family} address for interface {found.link.name}")
+                why = _why_no_ipv6(found.link.name) if family == "IPv6" else ""
+                raise NotFound(f"failed to find {family} address for interface {found.link.name}{why}")
         if not found.link.mtu:
             raise NotFound(f"failed to determine MTU for {found.link.name} interface")
         return Candidate(found.link, addr, addr6)
@@ -301,6 +303,16 @@ class _Search:
     def _inventory(self) -> str:
         """All links with their usable addresses."""
         return ", ".join(f"{link.name}:[{' '.join(str(address) for address in self._of(link))}]" for link in self._links)
+
+
+def _why_no_ipv6(name: str) -> str:
+    """Return the command that enables IPv6 on an interface, if it is disabled."""
+    path = f"net/ipv6/conf/{name}/disable_ipv6"
+    try:
+        is_disabled = sysctl.read(path) == "1"
+    except KernelRefused:
+        return ": this host has no IPv6"
+    return f": IPv6 is disabled on it: sysctl -w {path}=0" if is_disabled else ""
 
 
 def _candidate(link: Link, *addresses: Address) -> Candidate:

@@ -63,6 +63,15 @@ def _switch(text: str) -> bool:
     return text in _TRUE
 
 
+def _families(text: str) -> bool | str:
+    """A switch, or the family for which it is on."""
+    if text in ("ipv4", "ipv6"):
+        return text
+    if text not in _TRUE | _FALSE:
+        raise ValueError("it is true, false, ipv4 or ipv6")
+    return text in _TRUE
+
+
 def _number(low: int, high: int, unit: str = "", fault: str = "") -> Callable[[str], int]:
     """Written as Go reads it: 10, 0x0a, 012."""
     limits = f"{fault}it is a whole number{unit and f' of {unit}'}, {low} to {high}"
@@ -289,7 +298,19 @@ class Options:
         _number(1, DAY_MINUTES - 1, "minutes", f"{MARGIN_FAULT}: "),
     )
 
-    ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade traffic that leaves the flannel network.")
+    ip_masq: bool | str = _option(
+        False,
+        TRAFFIC,
+        "[=ipv4|ipv6]",
+        "Masquerade traffic that leaves the flannel network, of both families or of one alone.",
+        _families,
+    )
+    vxlan_one_address: bool = _option(
+        False,
+        TRAFFIC,
+        "",
+        "With vxlan, drop packets of the tunnel for other addresses of this host than the published one.",
+    )
     ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports if possible.")
     iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept forwarded traffic from and to the flannel network.")
     iptables_resync: int = _option(
@@ -326,6 +347,10 @@ class Options:
     """What was given and has no effect; for the log."""
     node_addresses: tuple[str, ...] = ()
     """The node's InternalIPs, which the daemon reads with ``iface_node_ip``."""
+
+    def masquerades(self, version: int) -> bool:
+        """Return whether this family is masqueraded."""
+        return self.ip_masq is True or self.ip_masq == f"ipv{version}"
 
     def redacted(self) -> str:
         """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
@@ -369,6 +394,7 @@ _DUMP = {
     "ifaceNodeIP": "iface_node_ip",
     "hostNetworkOverlap": "host_network_overlap",
     "allowCommands": "allow_commands",
+    "vxlanOneAddress": "vxlan_one_address",
 }
 
 _FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
@@ -560,5 +586,6 @@ def help_text() -> str:
 def _help_of(name: str, option: Field[Any]) -> str:
     shown = ",".join(option.default) if isinstance(option.default, tuple) else _as_go(option.default)
     text = option.metadata["text"] + (f" ({shown})" if shown not in ("", "false") else "")
-    head = f"  -{name} {option.metadata['value']}".rstrip()
+    value = option.metadata["value"]
+    head = f"  -{name}{'' if value.startswith('[') else ' '}{value}".rstrip()
     return f"{head}\n" + fill(text, 80, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False)

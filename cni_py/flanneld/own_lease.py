@@ -12,7 +12,7 @@ from cni_py.datastore.errors import StoreError
 from cni_py.flanneld.allocate import in_words_without_end
 from cni_py.flanneld.lease import Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, LeaseTaken
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, LeaseTaken, PoolExhausted
 from cni_py.node.log import clock, duration, error, info, warning
 from cni_py.node.status import RETRY_SECONDS
 
@@ -72,14 +72,19 @@ class OwnLease:
         """Return it with what this node publishes, without a user's overwrites."""
         return replace(self.lease, attributes=self.attributes)
 
-    def acquire(self, previous: Subnets | None) -> bool:
-        """Lease a subnet, however long it takes; False where the process is to end."""
+    def acquire(self, previous: Subnets | None, may_give_up: bool = False) -> bool:
+        """Lease a subnet, however long it takes; False where the process is to end.
+
+        ``may_give_up``: also False where the datastore fails, unless it says that the subnet is another node's.
+        """
         while not self._status.stop.is_set():
             self._host_networks.look()
             try:
                 self.lease = self._store.acquire(self._here(), self.attributes, previous)
             except StoreError as fault:
                 self._status.say_once(f"Error registering network: failed to acquire lease: {fault}", error)
+                if may_give_up and not isinstance(fault, PoolExhausted | LeaseTaken):
+                    return False
                 self._status.not_ready(f"no subnet is leased: {fault}")
                 self._status.pause()
             else:

@@ -1,9 +1,9 @@
-"""Kernel features that back ends need, and the error that names a missing one.
+"""Kernel features that back ends and plugins need, and the error that names a missing one.
 
 How a kind of link is tested: by a request with an impossible number of queues. The kernel looks up the kind first (and
 loads its module), then rejects it; so nothing is ever created, and CAP_NET_ADMIN is sufficient.
 
-    require_kind(rtnl, "vxlan" | "ipip" | "wireguard") -> None      Raises: NotAvailable, which names the feature
+    require_kind(rtnl, "vxlan" | "macvlan" | …) -> None             Raises: NotAvailable, which names the feature
     missing(kind, details) -> NotAvailable                          if it was detected in another way ("tun")
 
 Source: linux net/core/rtnetlink.c (rtnl_newlink, rtnl_create_link).
@@ -24,23 +24,28 @@ _KNOWN = {
     "vxlan": ("VXLAN", "CONFIG_VXLAN"),
     "ipip": ("IP-in-IP tunnels", "CONFIG_NET_IPIP"),
     "wireguard": ("WireGuard", "CONFIG_WIREGUARD"),
-    "tun": ("TUN devices", "CONFIG_TUN"),
+    "tun": ("TUN and TAP devices", "CONFIG_TUN"),
+    "macvlan": ("macvlan links", "CONFIG_MACVLAN"),
+    "ipvlan": ("ipvlan links", "CONFIG_IPVLAN"),
+    "vlan": ("VLAN links", "CONFIG_VLAN_8021Q"),
+    "dummy": ("dummy links", "CONFIG_DUMMY"),
+    "rule": ("policy rules", "CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES"),
     "ifb": ("intermediate functional blocks", "CONFIG_IFB"),
     "tbf": ("token bucket filter", "CONFIG_NET_SCH_TBF"),
     "ingress": ("ingress queueing discipline", "CONFIG_NET_SCH_INGRESS"),
     "u32": ("u32 classifier with mirred actions", "CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED"),
 }
-_MODULES = {"tbf": "sch_tbf", "ingress": "sch_ingress", "u32": "-a cls_u32 act_mirred"}
+_MODULES = {"tbf": "sch_tbf", "ingress": "sch_ingress", "u32": "-a cls_u32 act_mirred", "vlan": "8021q"}
 """Names of modules that are not those of the kind."""
 
 
 def require_kind(rtnl: nl.Rtnl, kind: str) -> None:
     """Check a kind of link. Raises: NotAvailable if the kernel does not have it; KernelRefused if the test is not permitted."""
-    if not _has_kind(rtnl, kind):
+    if not has_kind(rtnl, kind):
         raise missing(kind, f'it has no links of kind "{kind}"')
 
 
-def _has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
+def has_kind(rtnl: nl.Rtnl, kind: str) -> bool:
     info = {"IFLA_INFO_KIND": kind}
     message = encode("ifinfmsg", {"IFLA_IFNAME": _NAME, "IFLA_NUM_TX_QUEUES": 0xFFFFFFFF, "IFLA_LINKINFO": info})
     with nl.question(*rtnl.enter, "ip", "link", "add", _NAME, "numtxqueues", "4294967295", "type", kind):

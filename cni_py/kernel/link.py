@@ -165,7 +165,9 @@ def create_veth(
         mac: of the sandbox's end; "": the kernel's choice.
         master: the bridge that the host end is a port of.
 
-    Returns: the name of the host end, "veth" and eight hex digits. Raises: KernelRefused, EEXIST if ``ifname`` is taken.
+    Returns: the name of the host end, "veth" and eight hex digits.
+
+    Raises: KernelRefused, EEXIST if ``ifname`` or ``mark`` is taken.
     """
     peer = {"IFLA_IFNAME": ifname, "IFLA_NET_NS_FD": sandbox.fd, "IFLA_ADDRESS": mac or None, "IFLA_MTU": mtu or None}
     info = _linkinfo("veth", {"VETH_INFO_PEER": peer})
@@ -186,6 +188,9 @@ def create_veth(
                 _delete_if_made(rtnl, name)
                 raise
             if last or find_link(rtnl, name) is None:
+                raise
+            if list_links(rtnl, mark):  # the link was made, but its alternative name is another one's
+                delete_link(rtnl, name)
                 raise
     raise AssertionError("the loop returns or raises")
 
@@ -253,10 +258,36 @@ def rename(rtnl: Rtnl, link: Link, name: str) -> None:
         _set(rtnl, link, IFLA_IFNAME=name)
 
 
+def set_master(rtnl: Rtnl, link: Link, master: Link) -> None:
+    """Make it a port of a bridge (bond, …). Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "master", master.name):
+        _set(rtnl, link, IFLA_MASTER=master.ifindex)
+
+
 def release(rtnl: Rtnl, link: Link) -> None:
     """Remove it from its bridge (bond, …). Raises: KernelRefused."""
     with step(*rtnl.enter, "ip", "link", "set", link.name, "nomaster"):
         _set(rtnl, link, IFLA_MASTER=0)
+
+
+def move(rtnl: Rtnl, link: Link, target: NetNS, name: str, alias: str) -> None:
+    """Move it to another namespace under this name, with this alias, in one request; it is down then. Raises: KernelRefused."""
+    words = ["ip", "link", "set", link.name, "netns", target.path, "name", name, "alias", alias]
+    with step(*rtnl.enter, *words):
+        _set(rtnl, link, IFLA_NET_NS_FD=target.fd, IFLA_IFNAME=name, IFLA_IFALIAS=alias)
+
+
+def set_alias(rtnl: Rtnl, link: Link, alias: str) -> None:
+    """Set its alias, "" for none. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "link", "set", link.name, "alias", alias):
+        _set(rtnl, link, IFLA_IFALIAS=alias)
+
+
+def restore_name(rtnl: Rtnl, link: Link) -> None:
+    """Rename it to its alias, and clear that; it is down then. Raises: KernelRefused."""
+    name = link.alias
+    rename(rtnl, link, name)
+    set_alias(rtnl, link.replace(name=name), "")
 
 
 def set_arp_on(rtnl: Rtnl, link: Link) -> None:

@@ -105,6 +105,15 @@ def open_sandbox(path: str, may_be_host: bool = False, fd: int = -1) -> NetNS:
     return netns
 
 
+def open_own() -> NetNS:
+    """Open the namespace that the thread is in. Raises: InvalidNetNS."""
+    path = "/proc/thread-self/ns/net"
+    try:
+        return NetNS("/proc/self/ns/net", posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC))
+    except OSError as error:
+        raise InvalidNetNS(f'failed to open netns "{path}"', error.strerror or "") from error
+
+
 def setns(fd: int, kind: int) -> None:
     """``setns(2)`` for the calling thread; ``os.setns`` exists from Python 3.12 on. Raises: OSError."""
     if hasattr(posix, "setns"):

@@ -9,7 +9,7 @@ bridge that holds the pods: it never replaces that one.
     route_get(rtnl, address) -> ResolvedRoute | None           packed address; None: no route
     default_interfaces(rtnl, version: 4 | 6) -> list[int]      ifindexes of the default routes, the best first
     add_route(rtnl, link, route), put_route(rtnl, link, route), delete_route(rtnl, link, network)
-    list_routes_over(rtnl, link) -> list[Route]
+    list_routes_over(rtnl, link) -> list[Route]                remove_route(rtnl, link, route)
     list_routes(rtnl, protocol=PROTOCOL, device="") -> set[Route]      protocol 0: of all but the kernel
     replace_routes(rtnl, routes) -> list[Refusal[Route]]       delete_routes(rtnl, routes) -> list[Refusal[Route]]
 
@@ -171,6 +171,11 @@ def list_routes_over(rtnl: Rtnl, link: Link) -> list[Route]:
     ]
 
 
+def used_tables(rtnl: Rtnl) -> set[int]:
+    """The numbers of all tables that have a route, of any kind. Raises: KernelRefused."""
+    return {table_of(of) for family in FAMILY.values() for of in _dump(rtnl, ("table", "all"), family=family)}
+
+
 def list_routes(rtnl: Rtnl, protocol: int = PROTOCOL, device: str = "", but: int = RTPROT_KERNEL) -> set[Route]:
     """The routes of the main table, of both families, without scope and metrics; those over several links are left out.
 
@@ -276,6 +281,16 @@ def delete_route(rtnl: Rtnl, link: Link, network: Network) -> None:
     with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name):
         try:
             rtnl.change(_message(Route(network, protocol=0), link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
+        except nl.NetlinkError as error:
+            if error.errno not in _ABSENT:
+                raise
+
+
+def remove_route(rtnl: Rtnl, link: Link, route: Route) -> None:
+    """Delete this very route over the link; absence is success. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "route", "del", *route.words("priority"), "dev", link.name):
+        try:
+            rtnl.change(_message(route, link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _ABSENT:
                 raise

@@ -233,7 +233,19 @@ _TYPES: dict[str, _Type] = {
 
 _CHOSEN: dict[str, tuple[str, dict[Any, str]]] = {
     "af_spec": ("family", {AF_BRIDGE: "af_spec_bridge"}),
-    "info_data": ("IFLA_INFO_KIND", {"bridge": "bridge_data", "ipip": "ipip_data", "veth": "veth_data", "vxlan": "vxlan"}),
+    "info_data": (
+        "IFLA_INFO_KIND",
+        {
+            "bridge": "bridge_data",
+            "ipip": "ipip_data",
+            "ipvlan": "ipvlan",
+            "macvlan": "macvx_data",
+            "tun": "tun",
+            "veth": "veth_data",
+            "vlan": "vlan",
+            "vxlan": "vxlan",
+        },
+    ),
     "info_peer": ("", {None: "ifinfmsg"}),
     "info_slave_data": ("IFLA_INFO_SLAVE_KIND", {"bridge": "bridge_slave_data"}),
 }
@@ -241,6 +253,7 @@ _CHOSEN: dict[str, tuple[str, dict[Any, str]]] = {
 
 _CORRECTIONS: dict[str, dict[str, tuple[int, str]]] = {
     "cta_tuple": {"CTA_TUPLE_ZONE": (3, "be16")},
+    "macvx_data": {"IFLA_MACVLAN_BC_QUEUE_LEN": (7, "uint32")},
     "ifaddrmsg": {"IFA_TARGET_NETNSID": (10, "int32")},
     "nsidmsg": {"NETNSA_NSID": (1, "int32")},
     "tcmsg": {"TCA_OPTIONS": (2, "binary")},  # of each kind its own: kernel/tc.py

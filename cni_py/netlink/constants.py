@@ -1,8 +1,8 @@
 """The kernel's numbers, each once, by the names of its headers.
 
-Source: linux include/uapi/linux: netlink.h, rtnetlink.h, if.h, if_link.h, if_addr.h, if_bridge.h, neighbour.h, genetlink.h,
-wireguard.h, pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h, netfilter.h,
-netfilter/nfnetlink.h, netfilter/nf_tables.h, netfilter/nfnetlink_conntrack.h.
+Source: linux include/uapi/linux: netlink.h, rtnetlink.h, if.h, if_link.h, if_addr.h, if_bridge.h, neighbour.h,
+fib_rules.h, genetlink.h, wireguard.h, pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h, netfilter.h, netfilter/nfnetlink.h,
+netfilter/nf_tables.h, netfilter/nfnetlink_conntrack.h.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 RTM_GETNSID = 90
@@ -53,6 +54,7 @@ IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x20, 0x80
 RT_TABLE_MAIN = 254
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE = 1, 2, 6
 RTPROT_KERNEL, RTPROT_BOOT = 2, 3
+FR_ACT_TO_TBL = 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 253, 254, 255
 RTNH_F_ONLINK = 0x4
 
@@ -82,6 +84,7 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
 NFNLGRP_NFTABLES = 7
 
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE = 0, 1, 2, 4, 7
+NFT_MSG_DELCHAIN, NFT_MSG_DELRULE = 5, 8
 NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = 12, 13, 14
 NFT_MSG_NEWGEN, NFT_MSG_GETGEN = 15, 16
 NFT_JUMP, NFT_GOTO = -3, -4

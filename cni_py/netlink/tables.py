@@ -77,6 +77,24 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NFTA_DATA_VERDICT": (2, "verdict_attributes"),
         },
     ),
+    "fibmsg": (
+        (
+            ("family", "B"),
+            ("dst_len", "B"),
+            ("src_len", "B"),
+            ("tos", "B"),
+            ("table", "B"),
+            ("res1", "B"),
+            ("res2", "B"),
+            ("action", "B"),
+            ("flags", "I"),
+        ),
+        {
+            "FRA_SRC": (2, "ipaddr"),
+            "FRA_PRIORITY": (6, "uint32"),
+            "FRA_TABLE": (15, "uint32"),
+        },
+    ),
     "hook": (
         (),
         {
@@ -133,6 +151,18 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "IFLA_IPIP_PMTUDISC": (10, "uint8"),
         },
     ),
+    "ipvlan": (
+        (),
+        {
+            "IFLA_IPVLAN_MODE": (1, "uint16"),
+        },
+    ),
+    "macvx_data": (
+        (),
+        {
+            "IFLA_MACVLAN_MODE": (1, "uint32"),
+        },
+    ),
     "metrics": (
         (),
         {
@@ -166,6 +196,7 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NFTA_CHAIN_NAME": (3, "asciiz"),
             "NFTA_CHAIN_HOOK": (4, "hook"),
             "NFTA_CHAIN_POLICY": (5, "be32"),
+            "NFTA_CHAIN_USE": (6, "be32"),
         },
     ),
     "nft_expr": (
@@ -271,6 +302,17 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "TCA_OPTIONS": (2, "get_options"),
         },
     ),
+    "tun": (
+        (),
+        {
+            "IFLA_TUN_OWNER": (1, "uint32"),
+            "IFLA_TUN_GROUP": (2, "uint32"),
+            "IFLA_TUN_TYPE": (3, "uint8"),
+            "IFLA_TUN_PI": (4, "uint8"),
+            "IFLA_TUN_VNET_HDR": (5, "uint8"),
+            "IFLA_TUN_MULTI_QUEUE": (7, "uint8"),
+        },
+    ),
     "verdict_attributes": (
         (),
         {
@@ -282,6 +324,12 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         (),
         {
             "VETH_INFO_PEER": (1, "info_peer"),
+        },
+    ),
+    "vlan": (
+        (),
+        {
+            "IFLA_VLAN_ID": (1, "uint16"),
         },
     ),
     "vlan_info": ((("flags", "H"), ("vid", "H")), {}),

@@ -79,10 +79,10 @@ class Iptables(Value):
             )
         return stdout.decode(errors="replace").splitlines()
 
-    def table(self) -> dict[str, list[str]]:
-        """The chains of ``nat``, each with its ``-A`` lines, by one run of the program."""
+    def table(self, table: str = "nat") -> dict[str, list[str]]:
+        """The chains of a table, each with its ``-A`` lines, by one run of the program."""
         chains: dict[str, list[str]] = {}
-        for line in self.listing():
+        for line in self.listing(table):
             word, chain = line.split(" ", 2)[:2]
             lines = chains.setdefault(chain, [])
             if word == "-A":

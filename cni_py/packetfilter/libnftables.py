@@ -14,7 +14,7 @@ A context belongs to the network namespace of the thread that made it, and to on
 from __future__ import annotations
 
 import posix
-from errno import EACCES, ENOENT, EPERM
+from errno import EACCES, EBUSY, ENOENT, EPERM
 
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import note, step
@@ -167,6 +167,8 @@ def delete_elements(
 ) -> dict[str, list[Element]]:
     """Delete elements of these sets and maps in one transaction; absence is success. Returns: what was deleted.
 
+    Then delete the chains that they led to, unless others lead there, too.
+
     Args:
         text_of: an element's key in the syntax of nft.
         selects: called with an element's comment; with ``holding`` only if that text is in it.
@@ -183,7 +185,41 @@ def delete_elements(
         except KernelRefused as error:  # another process may have flushed the ruleset since it was read
             if error.errno != ENOENT or last_try:
                 raise
+    led_to = {f"{name.rpartition(' ')[0]} {of.target}" for name, some in found.items() for of in some if of.target}
+    if any(map(nfnetlink.is_unreferenced, led_to)):
+        delete_unused_chains()
     return found
+
+
+def delete_unused_chains() -> None:
+    """Delete the chains that attachments share and none of them uses any more. Raises: KernelRefused.
+
+    The kernel counts the references to a chain, its rules among them. The caller holds the lock, under which ADD looks for a
+    chain and refers to it; where there is no lock, the kernel refuses to delete a chain that is in use, and it stays.
+    """
+    table = ownership.TABLE
+    while names := unused_chains():
+        try:
+            with step("nft", "; ".join([f"{verb} chain {table} {name}" for verb in ("flush", "delete") for name in names])):
+                nfnetlink.delete_chains(table, names)
+        except KernelRefused as error:
+            if error.errno not in (EBUSY, ENOENT):
+                raise
+            note(f"chains kept: another process uses or has deleted one of them: {error.details}")
+            return
+
+
+def unused_chains() -> list[str]:
+    """Return the names of shared chains that only their rules refer to, and of those of marks that no chain sets."""
+    uses = nfnetlink.chain_uses(ownership.TABLE)
+    rules: dict[str, int] = {}
+    for name, _, _ in nfnetlink.rule_contents(ownership.TABLE) if uses else ():
+        rules[name] = rules.get(name, 0) + 1
+    shared = (ownership.BEYOND, ownership.IF, ownership.MARK)
+    unused = [name for name, use in uses.items() if name.startswith(shared) and use <= rules.get(name, 0)]
+    marks = {name.partition("-")[0] for name in uses if name.startswith(ownership.MARK) and name not in unused}
+    of_marks = [name for name in uses if name.startswith(ownership.MASQUERADE_MARK)]
+    return unused + [name for name in of_marks if name.partition("-")[2] not in marks]
 
 
 def change(stale: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[Element]], text: str) -> None:

@@ -9,7 +9,9 @@ Each change is one transaction: a process that is killed leaves all of it or not
 
 from __future__ import annotations
 
-from cni_py.errors import CheckFailed, InvalidConfig
+from errno import ENOENT
+
+from cni_py.errors import CheckFailed, InvalidConfig, KernelRefused
 from cni_py.files import HostLock
 from cni_py.journal import note
 from cni_py.packetfilter import libnftables, nfnetlink
@@ -55,34 +57,64 @@ def backend_report() -> str:
 # ---- ADD --------------------------------------------------------------------------------------
 
 
-def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()) -> None:
+def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()) -> bool:
     """Masquerade packets from ``addresses``, except to their own subnets, to ``exclude`` and to multicast. Idempotent.
 
     Args:
         exclude: further destinations that are not masqueraded.
+
+    Returns: whether the chain that leads to all addresses was missing: the others' may have lost theirs.
     """
     if not addresses:
-        return
+        return False
     chains = ruleset.wanted_chains(addresses, exclude)
     with lock():
-        # chains that are current show that nftables works: elements suffice, and its library need not be loaded (4 ms)
-        is_current = backend in (None, "", "nftables") and _are_current(chains)
-        if not is_current and choose_backend(backend) == "iptables":
-            from cni_py.packetfilter import iptables
+        for last_try in (False, True):
+            # chains that are current show that nftables works: elements suffice, and its library need not be loaded (4 ms)
+            is_current = backend in (None, "", "nftables") and _are_current(chains)
+            if not is_current and choose_backend(backend) == "iptables":
+                from cni_py.packetfilter import iptables
 
-            iptables.add(owner, addresses, exclude)
-            return
-        replaced = _replaced(owner, addresses, exclude)
-        commands = ruleset.element_commands(owner, addresses, exclude, replaced)
-        if is_current:
-            replaced_keys = libnftables.by_name((ruleset.map_of(address), address.ip.packed) for address in replaced)
-            wanted = libnftables.by_name(
-                (ruleset.map_of(address), _wanted_element(owner, address, exclude)) for address in addresses
-            )
-            libnftables.change(replaced_keys, wanted, "; ".join(commands))
-        else:
-            with libnftables.borrowed() as handle:
-                handle.run("; ".join(ruleset.base(chains) + commands))
+                iptables.add(owner, addresses, exclude)
+                return False
+            was_lost = not is_current and not _are_current({f"{TABLE} postrouting": ruleset.POSTROUTING})
+            try:
+                _add_elements(owner, addresses, exclude, {} if is_current else chains)
+                return was_lost
+            except KernelRefused as error:  # another process may have flushed the ruleset since it was read
+                if error.errno != ENOENT or last_try:
+                    raise
+    return False
+
+
+def lost(
+    owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()
+) -> list[Interface]:
+    """Return the addresses whose rules are missing, without those that belong to another attachment now. Raises: CniError."""
+    chains = ruleset.wanted_chains(addresses, exclude)
+    if backend == "iptables" or (not _are_current(chains) and choose_backend(backend) == "iptables"):
+        from cni_py.packetfilter import iptables
+
+        return list(addresses) if iptables.missing(owner, addresses, exclude) else []
+    there = {address: nfnetlink.element(ruleset.map_of(address), address.ip.packed) for address in addresses}
+    own = [address for address, element in there.items() if element is None or element.comment == owner.comment()]
+    is_whole = all(there[address] == _wanted_element(owner, address, exclude) for address in own)
+    return [] if is_whole and _are_current(ruleset.wanted_chains(own, exclude)) else own
+
+
+def _add_elements(
+    owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network], chains: Mapping[str, Sequence[str]]
+) -> None:
+    """One transaction: the chains, if they have to be written, and the elements."""
+    replaced = _replaced(owner, addresses, exclude)
+    commands = ruleset.element_commands(owner, addresses, exclude, replaced)
+    if chains:
+        with libnftables.borrowed() as handle:
+            handle.run("; ".join(ruleset.base(chains) + commands))
+        return
+    replaced_keys = libnftables.by_name((ruleset.map_of(address), address.ip.packed) for address in replaced)
+    wanted = libnftables.by_name((ruleset.map_of(address), _wanted_element(owner, address, exclude)) for address in addresses)
+    libnftables.change(replaced_keys, wanted, "; ".join(commands))
 
 
 def _are_current(chains: Mapping[str, Sequence[str]]) -> bool:
@@ -158,6 +190,20 @@ def _delete_go_rules(selects: Callable[[str], bool]) -> None:
         handles = [rule["handle"] for rule in handle.rules(chain) if selects(rule.get("comment", ""))]
         if handles:
             handle.run("; ".join([f"delete rule {chain} handle {number}" for number in handles]))
+
+
+def exists(owner: Owner) -> bool:
+    """Return whether the attachment has rules or elements, created by us or by Go."""
+    from cni_py.packetfilter import iptables
+
+    if any(nfnetlink.elements(name, owner.comment()) for name in MAPS) or _made_by_iptables(owner):
+        return True
+    if any(tool.rules(owner.go_chain()) is not None for tool in iptables.legacy_tools()):
+        return True
+    if not libnftables.deletable(f"inet {GO_TABLE}"):
+        return False
+    with libnftables.borrowed() as handle:
+        return _go_rules(handle, owner) > 0
 
 
 # ---- CHECK ------------------------------------------------------------------------------------
@@ -252,17 +298,5 @@ def delete_stale(
             with attempts.attempt("iptables chains"):
                 iptables.delete_stale(network, {container_id for container_id, _ in valid})
         with attempts.attempt("unused chains"):
-            _delete_unused_chains()
+            libnftables.delete_unused_chains()
     attempts.raise_if_failed("deleting stale masquerade rules")
-
-
-def _delete_unused_chains() -> None:
-    """Delete the chains of subnets that no element refers to any more."""
-    if not libnftables.deletable(TABLE):
-        return
-    with libnftables.borrowed() as handle:
-        used = {element.target for name in MAPS for element in nfnetlink.elements(name)}
-        names = [entry["chain"]["name"] for entry in handle.list_json(f"list table {TABLE}") if "chain" in entry]
-        unused = [name for name in names if name.startswith(ruleset.BEYOND) and name not in used]
-        if unused:
-            handle.run("; ".join([f"delete chain {TABLE} {name}" for name in unused]))

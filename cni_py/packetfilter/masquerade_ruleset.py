@@ -28,7 +28,7 @@ prints them, since CHECK compares with them. Needs nftables 0.9.7, which has com
 
 from __future__ import annotations
 
-from cni_py.packetfilter.ownership import MAX_CHAIN_NAME, TABLE, TABLE_BASE, digest, refill
+from cni_py.packetfilter.ownership import BEYOND, MAX_CHAIN_NAME, TABLE, TABLE_BASE, digest, refill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     Interface = IPv4Interface | IPv6Interface
     Network = IPv4Network | IPv6Network
 
-BEYOND = "beyond-"
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 BASE = (
     TABLE_BASE,

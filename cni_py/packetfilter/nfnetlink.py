@@ -25,6 +25,8 @@ from cni_py.netlink.constants import (
     NFPROTO_IPV6,
     NFT_GOTO,
     NFT_JUMP,
+    NFT_MSG_DELCHAIN,
+    NFT_MSG_DELRULE,
     NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE,
     NFT_MSG_GETCHAIN,
@@ -129,6 +131,46 @@ def is_awake_with(table: str, uses: int) -> bool:
     """Return whether the table is not dormant and has this many chains, sets and other objects. Raises: KernelRefused."""
     found = _ask(table, NFT_MSG_GETTABLE, {"NFTA_TABLE_NAME": table.split(" ", 1)[1]})
     return any((of.get("NFTA_TABLE_FLAGS", 0), of.get("NFTA_TABLE_USE")) == (0, uses) for of in found)
+
+
+def chain_uses(table: str, chain: str = "") -> dict[str, int]:
+    """Return the references to each chain of the table, or to one, by its name: its rules, and what leads to it.
+
+    Raises: KernelRefused.
+    """
+    _, name = table.split(" ", 1)
+    question = {"NFTA_CHAIN_TABLE": name, "NFTA_CHAIN_NAME": chain} if chain else {}
+    found = _ask(table, NFT_MSG_GETCHAIN, question, is_dump=not chain)
+    return {of["NFTA_CHAIN_NAME"]: of.get("NFTA_CHAIN_USE", 0) for of in found if of.get("NFTA_CHAIN_TABLE") == name}
+
+
+def is_unreferenced(chain: str) -> bool:
+    """Return whether the chain exists, and nothing but its rules refers to it. Raises: KernelRefused."""
+    family, table, name = chain.split(" ", 2)
+    uses = chain_uses(f"{family} {table}", name)
+    return name in uses and uses[name] <= len(rule_handles(chain))
+
+
+def delete_chains(table: str, names: Sequence[str]) -> None:
+    """Delete chains with their rules in one transaction. Raises: OSError with the kernel's number, EBUSY if one is in use."""
+    _, of_table = table.split(" ", 1)
+    changes = [
+        (
+            _encode(table, NFT_MSG_GETRULE, {"NFTA_RULE_TABLE": of_table, "NFTA_RULE_CHAIN": name}),
+            _NFTABLES | NFT_MSG_DELRULE,
+            0,
+        )
+        for name in names
+    ]
+    changes += [
+        (
+            _encode(table, NFT_MSG_GETCHAIN, {"NFTA_CHAIN_TABLE": of_table, "NFTA_CHAIN_NAME": name}),
+            _NFTABLES | NFT_MSG_DELCHAIN,
+            0,
+        )
+        for name in names
+    ]
+    netfilter.transact(NFNL_SUBSYS_NFTABLES, changes)
 
 
 def base_chain(name: str) -> BaseChain | None:

@@ -17,6 +17,9 @@ MAX_CHAIN_NAME = 120
 TABLE = "inet cni_py"
 """Holds masquerade and host ports, of all pods."""
 TABLE_BASE = f'add table {TABLE} {{ comment "cni-py: masquerade and host ports of pods"; }}'
+BEYOND, IF, MARK = "beyond-", "if-", "mark"
+"""Prefixes of the names of chains that attachments share: of a subnet, of conditions, of a subnet and a mark."""
+MASQUERADE_MARK = f"masquerade-{MARK}"
 _PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 
 

@@ -59,7 +59,7 @@ class Call(Value):
         return NESTED in self.environ
 
     def pairs(self) -> dict[str, str]:
-        """CNI_ARGS by key, for ADD of a plugin that reads it. Raises: InvalidEnvironment.
+        """CNI_ARGS by key, for a verb that reads it; DEL never does. Raises: InvalidEnvironment.
 
         Go-compatible: containernetworking/cni pkg/types/args.go; a value cannot hold a ``=``.
         """
@@ -69,7 +69,7 @@ class Call(Value):
         return dict(self.args)  # type: ignore[arg-type]  # two of each
 
     def known_pairs(self, *known: str) -> dict[str, str]:
-        """The same; other keys are rejected unless IgnoreUnknown is true. Raises: InvalidEnvironment."""
+        """CNI_ARGS by key; other keys are rejected unless IgnoreUnknown is true. Raises: InvalidEnvironment."""
         pairs = self.pairs()
         unknown = [f"{key}={value}" for key, value in pairs.items() if key not in (*known, "IgnoreUnknown")]
         if unknown and pairs.get("IgnoreUnknown") not in ("1", "t", "T", "TRUE", "true", "True"):

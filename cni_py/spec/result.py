@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     AddressWithPrefix = IPv4Interface | IPv6Interface
 
 
+MAX_METRIC = (1 << 32) - 1
+
+
 class Interface(Value):
     """Link that the attachment created; ``sandbox`` is empty on the host, ``mtu`` in bytes, 0 if unset."""
 
@@ -55,6 +58,16 @@ class Route(Value):
     priority: int | None = None
     table: int | None = None
     scope: int | None = None
+
+    @property
+    def fault(self) -> str:
+        """Name the values that do not go together, or do not fit into the kernel's; "" if all do."""
+        if self.gw is not None and self.gw.version != self.dst.version:
+            return f'"gw" is "{self.gw}", of another IP family than "dst"'
+        for key, value in (("mtu", self.mtu), ("advmss", self.advmss)):
+            if value is not None and value > MAX_METRIC:
+                return f'"{key}" is {value}, larger than {MAX_METRIC}'
+        return ""
 
 
 class DNS(Value):

@@ -35,10 +35,10 @@ class Inventory:
         self.faults: list[str] = []
 
     def of_kernel(self) -> list[Leftover]:
-        """Return elements, chains, veths, ifbs."""
-        from cni_py.sweep import kernel_leftovers  # not needed by the sweep of a boot, which a plugin call waits for
+        """Return elements, chains, accepted addresses, links."""
+        from cni_py.sweep import kernel_leftovers as of  # not needed by the sweep of a boot, which a plugin call waits for
 
-        readers = (kernel_leftovers.elements, kernel_leftovers.chains, kernel_leftovers.veths, kernel_leftovers.ifbs)
+        readers = (of.elements, of.chains, of.accepted, of.veths, of.ifbs, of.devices)
         return [leftover for read in readers for leftover in self._each(read)]
 
     def of_files(self) -> list[Leftover]:

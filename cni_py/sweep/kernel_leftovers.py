@@ -1,15 +1,18 @@
-"""Leftovers in the kernel: nftables elements, iptables chains, veths, ifbs. Changes nothing."""
+"""Leftovers in the kernel: nftables elements, iptables chains and rules, veths, ifbs, devices of the host. Changes nothing."""
 
 from __future__ import annotations
 
+from cni_py import config, files
 from cni_py.attachment.chained import IFB_ALIAS
 from cni_py.attachment.record import MARK, mark_on
+from cni_py.errors import CniError
 from cni_py.ipam.ranges import as_address
+from cni_py.journal import RUN_DIR
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
 from cni_py.spec.environment import is_name
-from cni_py.sweep import netns_scan
-from cni_py.sweep.leftovers import CHAIN, ELEMENT, IFB, VETH, Leftover
+from cni_py.sweep import file_leftovers, netns_scan
+from cni_py.sweep.leftovers import ACCEPTED, CHAIN, DEVICE, ELEMENT, IFB, VETH, Leftover
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -131,3 +134,43 @@ def ifbs() -> Iterator[Leftover]:
         if len(parts) == 3:
             container_id, ifname, network = parts
             yield Leftover(IFB, link.name, link.name, container_id, ifname, network, network_hash(network), key=link.alias)
+
+
+def accepted() -> Iterator[Leftover]:
+    """Yield the addresses that firewall lets pass, by its records: the rules themselves name no owner. Raises: IOFailure."""
+    directory = f"{RUN_DIR}/firewall"
+    for name in files.list_directory(directory):
+        try:
+            record = config.decode(files.read(f"{directory}/{name}"), name)
+        except (CniError, OSError):
+            continue
+        owner = [record.get(key) for key in ("containerID", "ifname", "network")]
+        addresses, zone = record.get("addresses"), record.get("zone")
+        for text in addresses if isinstance(addresses, list) and all(isinstance(of, str) for of in owner) else ():
+            address = as_address(str(text))
+            if address is not None:
+                container_id, ifname, network = map(str, owner)
+                what, hashed = f"{address} in CNI-FORWARD", network_hash(network)
+                key = zone if isinstance(zone, str) else ""
+                yield Leftover(ACCEPTED, what, "CNI-FORWARD", container_id, ifname, network, hashed, address.packed, key=key)
+
+
+def devices() -> Iterator[Leftover]:
+    """Yield devices that a deleted sandbox gave back to the host under another name than their own, which is their alias.
+
+    Only those of a record: any other alias may be an administrator's. Raises: KernelRefused, IOFailure.
+    """
+    recorded = dict(file_leftovers.recorded_devices())
+    if not recorded:
+        return
+    from cni_py.kernel.link import list_links
+    from cni_py.netlink.socket import open_host
+
+    with open_host() as host:
+        links = list_links(host)
+    names = {link.name for link in links}
+    for link in links:
+        record = recorded.get(link.alias)
+        if record is not None and link.alias not in names:
+            what = f"{link.name}, which is {link.alias}"
+            yield record.replace(kind=DEVICE, what=what, path=link.name, key=link.alias, stamp=None, netns="", inode=0)

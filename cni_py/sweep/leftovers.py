@@ -18,8 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.packetfilter.iptables import Iptables
 
-ADDRESS, SAVED, RECORD, ELEMENT, CHAIN, VETH, IFB, CACHED = (
-    "address", "saved configuration", "record", "nftables element", "iptables chain", "veth", "ifb", "cached result",
+ADDRESS, SAVED, RECORD, ELEMENT, CHAIN, ACCEPTED, VETH, IFB, DEVICE, CACHED = (
+    "address", "saved configuration", "record", "nftables element", "iptables chain", "accepted address", "veth", "ifb",
+    "device", "cached result",
 )  # fmt: skip
 Stamp = tuple[int, int, int]
 
@@ -35,7 +36,8 @@ class Leftover(Value):
         stamp: modification time in ns, inode and size of a file: distinguishes a later file at the same path.
         path: of a file its path; of an element its set; of a chain or a veth its name.
         netns: path of the sandbox; ``inode``: its inode. Only records and cached results have them.
-        key: of an element its comment, of a chain the source of its jump, of a veth its mark, of an ifb its alias.
+        key: of an element its comment, of a chain the source of its jump, of an accepted address its
+            zone in firewalld, of a veth its mark, of an ifb or a device its alias.
         is_blind: its addresses were not allocated by host-local, so none of our files lists them.
     """
 

@@ -8,7 +8,20 @@ from cni_py import files
 from cni_py.errors import CniError, IOFailure
 from cni_py.journal import note, retire, step
 from cni_py.sweep import file_leftovers
-from cni_py.sweep.leftovers import ADDRESS, CHAIN, ELEMENT, IFB, RECORD, SAVED, VETH, Leftover, Stamp, stamp_of
+from cni_py.sweep.leftovers import (
+    ACCEPTED,
+    ADDRESS,
+    CHAIN,
+    DEVICE,
+    ELEMENT,
+    IFB,
+    RECORD,
+    SAVED,
+    VETH,
+    Leftover,
+    Stamp,
+    stamp_of,
+)
 from cni_py.sweep.report import FAILED, KEPT, REMOVED, Finding
 
 TYPE_CHECKING = False
@@ -16,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # Each kind leads to those before it: a sweep that is killed in the middle leaves enough for the next one to continue.
-_ORDER = (ELEMENT, CHAIN, VETH, IFB, ADDRESS, SAVED, RECORD)
+_ORDER = (ELEMENT, CHAIN, ACCEPTED, VETH, IFB, DEVICE, ADDRESS, SAVED, RECORD)
 
 
 def remove(stale: Sequence[Finding], found: Sequence[Leftover]) -> list[Finding]:
@@ -90,6 +103,21 @@ def _remove_chains(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list
     return removed
 
 
+def _remove_accepted(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
+    """Remove the rules, or the sources in firewalld, of addresses. Returns: those that were removed."""
+    from ipaddress import ip_address
+
+    from cni_py.packetfilter import firewalld, forward_accept
+
+    staying = _with_newer_record(stale, found)
+    removed = [leftover for leftover in stale if leftover not in staying]
+    forward_accept.delete([ip_address(leftover.address) for leftover in removed])
+    for leftover in removed:
+        if leftover.key and firewalld.is_running():
+            firewalld.delete(leftover.key, [ip_address(leftover.address)])
+    return removed
+
+
 def _with_newer_record(stale: Sequence[Leftover], found: Sequence[Leftover]) -> list[Leftover]:
     """Return those whose attachment has had an ADD since they were found stale. Raises: IOFailure."""
     # Elements and chains have neither inode nor time to distinguish a new one from the stale one. ADD writes its
@@ -110,6 +138,21 @@ def _remove_links(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Left
                 delete_link(host, leftover.path)
                 removed.append(leftover)
     return removed
+
+
+def _rename_devices(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
+    """Give devices of the host their names back. Returns: those that were renamed."""
+    from cni_py.kernel.link import list_links, restore_name
+    from cni_py.netlink.socket import open_host
+
+    renamed = []
+    with open_host() as host:
+        for leftover in stale:
+            for link in list_links(host, leftover.key):
+                if (link.name, link.alias) == (leftover.path, leftover.key):
+                    restore_name(host, link)
+                    renamed.append(leftover)
+    return renamed
 
 
 def _remove_reservations(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
@@ -156,8 +199,10 @@ def remove_if_same(path: str, stamp: Stamp) -> bool:
 _REMOVE: dict[str, Callable[[Sequence[Leftover], Sequence[Leftover]], list[Leftover]]] = {
     ELEMENT: _remove_elements,
     CHAIN: _remove_chains,
+    ACCEPTED: _remove_accepted,
     VETH: _remove_links,
     IFB: _remove_links,
+    DEVICE: _rename_devices,
     ADDRESS: _remove_reservations,
     SAVED: _remove_files,
     RECORD: _remove_files,

@@ -75,6 +75,8 @@ def run(
             found = _read(inventory, with_kernel, grace_seconds if calling else None)
         except liveness.OutOfTime:
             return Report(missing=("not enough time to read all leftovers",))
+        if with_kernel and not dry_run:
+            _delete_unused(inventory.faults)
         if not found:
             return Report(missing=tuple(inventory.faults))
         findings, live = _check(found, inventory.faults, grace_seconds, deadline, calling)
@@ -87,6 +89,19 @@ def run(
             findings = [removed.get(f.leftover, f) for f in findings if f.outcome != WOULD_REMOVE or f.leftover in removed]
         missing = (*live.missing, *inventory.faults)
         return Report(tuple(findings), len(live.namespaces), len(_live(found, findings)), missing, dry_run)
+
+
+def _delete_unused(faults: list[str]) -> None:
+    """Delete chains and entries that attachments shared; a failure is added to ``faults``."""
+    from cni_py.packetfilter import libnftables, masquerade
+    from cni_py.packetfilter.hostports import forwarding
+
+    try:
+        with masquerade.lock():
+            libnftables.delete_unused_chains()
+            forwarding.delete_links()
+    except (CniError, OSError) as error:
+        faults.append(str(error))
 
 
 def _read(inventory: Inventory, with_kernel: bool, grace_if_calling: float | None) -> list[Leftover]:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cni_py"
 
 GROUND = {
+    "dbus",
     "errors",
     "files",
     "journal",
@@ -44,7 +45,10 @@ ALLOWED: dict[str, set[str]] = {
     "attachment": {"kernel", "netlink", "packetfilter", "ipam", "config", "spec", "dispatch", "plugin_table"},
     "plugins": {"attachment", "ipam", "packetfilter", "kernel", "netlink", "config", "spec"},
     "runtime": {"config", "spec"},
-    "sweep": {"attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec", "plugin_table"},
+    "sweep": {
+        "attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec", "plugin_table",
+        "plugins",  # restore: the mappings that portmap's configuration asks for
+    },
     # a call
     "engine": {"dispatch", "attachment", "config", "spec", "plugin_table"},
     "protocol": {"spec"},

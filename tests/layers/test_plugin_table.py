@@ -14,8 +14,17 @@ from cni_py.plugin_table import PLUGINS
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "cni_py" / "plugin_table.py"
-GENERATED = ROOT / "cni_py" / "config" / "_schemas.py"  # its lists are of configuration keys, "bridge" among them
-SOURCES = [source for source in sorted((ROOT / "cni_py").rglob("*.py")) if source not in (TABLE, GENERATED)]
+OTHER_LISTS = [
+    "config/_schemas.py",  # of configuration keys, "bridge" among them
+    "kernel/features.py",  # of kinds of links, after which plugins are called
+    "netlink/attributes.py",
+    "netlink/tables.py",
+]
+SOURCES = [
+    source
+    for source in sorted((ROOT / "cni_py").rglob("*.py"))
+    if source != TABLE and str(source.relative_to(ROOT / "cni_py")) not in OTHER_LISTS
+]
 
 
 def plugin_lists(source: str) -> Iterator[tuple[int, set[str]]]:

@@ -16,7 +16,7 @@ from support.pods import words
 MAX_STEPS = 200
 SECONDS = 1.0
 FEWEST = 4  # kills, however long they take on a machine that has a lot else to do
-PREFERRED = ("sysctl -w net/ipv",)
+PREFERRED = ("sysctl -w net/ipv", "/run/cni-py")
 """Steps that ADD can do without: it says so in the journal."""
 
 every_chain = pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
@@ -76,6 +76,7 @@ def test_add_takes_everything_back_whichever_step_fails(host: Host, pods: Pods) 
     """And what was done though its acknowledgement was lost."""
     other, pod = host.netns("c1"), host.netns("c2")
     pods.add(other)
+    clean = pods.state(other, pod)
     pods.add_main(pod)
     before = pods.state(other, pod)
     for kind in ("refuse", "lost"):
@@ -88,13 +89,16 @@ def test_add_takes_everything_back_whichever_step_fails(host: Host, pods: Pods) 
             seen.append(line)
             if reply.rc == 0:
                 assert any(words in line for words in PREFERRED), f"ADD succeeded without: {line}"
-                pods.ok("DEL", pod)
-            else:
-                assert reply.code in (5, 101), f"{line}: {reply}"
+                pods.delete(pod)
+                assert pods.state(other, pod) == clean, f"after DEL of what was made without: {line}"
+                pods.add_main(pod)
+                before = pods.state(other, pod)
+                continue
+            assert reply.code in (5, 101), f"{line}: {reply}"
             assert pods.state(other, pod) == before, f"after a failure ({kind}) of: {line}"
         else:
             raise AssertionError("no end of steps")
-        assert seen
+        assert seen or kind == "lost"  # rules are not written by netlink
         assert pods.call("CHECK", pod, reply.json).rc == 0
         pods.delete(pod)
         pods.add_main(pod)

@@ -58,6 +58,14 @@ CASES: dict[str, tuple[Alter, dict[str, Any], list[str]]] = {
     "bridge-down": (on_host("ip link set br0 down"), {}, ['"br0"', "expected up", "found down"]),
     "bridge-not-promiscuous": (on_host("ip link set br0 promisc off"), {"promiscMode": True}, ['"br0"', "promisc"]),
     "bridge-is-none": (on_host("ip link del br0; ip link add br0 type veth"), {}, ['"br0"', "expected bridge", "found veth"]),
+    "bridge-mtu": (on_host("ip link set br0 mtu 1300"), {}, ['"br0"', "MTU", "expected 1400", "found 1300"]),
+    "bridge-mac": (on_host("ip link set br0 address 02:00:00:00:00:07"), {}, ['"br0"', "MAC", "found 02:00:00:00:00:07"]),
+    "bridge-of-another-name": (
+        on_host("ip link set br0 down; ip link set br0 name br7; ip link set br7 up"), {}, ['"br0"', "missing"],
+    ),
+    "port-renamed": (
+        on_host("ip link set PORT down; ip link set PORT name pod-c1; ip link set pod-c1 up"), {}, ["expected PORT", "found pod-c1"],
+    ),
     "gateway4-gone": (on_host("ip addr del 10.1.0.1/24 dev br0"), {}, ["10.1.0.1/24", '"br0"']),
     "gateway6-gone": (on_host("ip addr del fd00:1::1/64 dev br0"), {}, ["fd00:1::1/64", '"br0"']),
     "gateway-other-prefix": (
@@ -168,7 +176,7 @@ def test_what_was_changed_is_seen(host: Host, case: str) -> None:
 NO_COMMAND = ("delete the pod", "another pod has", "look at it: ", "nft list ", "iptables -t nat -S")
 """Beginnings of hints that change nothing: what they are about has no single command."""
 NO_REPAIR = {
-    "bridge-gone", "bridge-is-none", "port-gone", "end-gone", "end-renamed", "end-is-another", "masquerade4-gone",
+    "bridge-gone", "bridge-of-another-name", "bridge-is-none", "port-gone", "end-gone", "end-renamed", "end-is-another", "masquerade4-gone",
     "masquerade6-gone", "masquerade-table-gone", "masquerade-chain-flushed", "masquerade-other-rule", "masquerade-of-another",
     "iptables-gone", "macspoofchk-gone", "macspoofchk-address-gone", "macspoofchk-rule-gone", "reservation-of-another",
 }  # fmt: skip
@@ -330,6 +338,43 @@ def test_bridge_may_have_got_a_smaller_mtu_from_another_pod(host: Host) -> None:
     one = add(host, bridge_conf(mtu=1400), first)
     add(host, bridge_conf(mtu=1300), second)
     assert check(host, bridge_conf(mtu=1400), first, one).rc == 0
+
+
+def test_bridge_may_have_a_larger_mtu(host: Host) -> None:
+    result = add(host, bridge_conf(mtu=1400), pod := host.netns("c1"))
+    host.run("ip link set br0 mtu 1500")
+    assert check(host, bridge_conf(mtu=1400), pod, result).rc == 0
+
+
+def test_switch_may_have_the_mac_of_another_pod(host: Host) -> None:
+    """One that is no gateway has the lowest MAC address of its ports."""
+    conf = bridge_conf(V4)
+    one = add(host, conf, first := host.netns("c1"))
+    two = add(host, conf, second := host.netns("c2"))
+    host.run(f"ip link set {two['interfaces'][1]['name']} address 02:00:00:00:00:01")
+    assert host.run("cat /sys/class/net/br0/address").strip() == "02:00:00:00:00:01"
+    assert check(host, conf, first, one).rc == 0
+    assert check(host, conf, second, two).code == 103
+
+
+def test_result_of_0_4_0_has_no_mtu_and_its_names_count(host: Host) -> None:
+    conf = bridge_conf(V4, isDefaultGateway=True, mtu=1400) | {"cniVersion": "0.4.0"}
+    result = add(host, conf, pod := host.netns("c1"))
+    host.run("ip link set br0 mtu 1300")
+    assert check(host, conf, pod, result).rc == 0
+    result["interfaces"][0]["name"] = "br9"
+    assert "br9" in words(check(host, conf, pod, result))
+
+
+def test_what_a_later_plugin_names_on_the_host_is_its_own(host: Host) -> None:
+    """Plugin bandwidth adds an ifb."""
+    conf = bridge_conf(V4)
+    result = add(host, conf, pod := host.netns("c1"))
+    result["interfaces"].append({"name": "bwp0123456789ab", "mac": "02:00:00:00:00:09"})
+    assert check(host, conf, pod, result).rc == 0
+    result["interfaces"] = [interface for interface in result["interfaces"] if interface.get("sandbox")]
+    result["ips"][0]["interface"] = 0
+    assert check(host, conf, pod, result).rc == 0
 
 
 def test_host_end_may_have_another_name(host: Host) -> None:

@@ -392,7 +392,7 @@ def test_interface_that_is_not_there_ends_it_with_1_and_the_inventory(net: Net) 
 def test_health_port_in_use_ends_it_with_1(net: Net) -> None:
     [node] = net.nodes
     node.start(f"-healthz-port={PORT}").wait_ready()
-    second = node.start(f"-healthz-port={PORT}")
+    second = node.start(f"-healthz-port={PORT}", "-subnet-file=/run/flannel/two.env")
     assert second.wait() == 1
     assert "Address already in use" in second.log
 
@@ -488,6 +488,92 @@ def test_cleanup_does_what_it_can_where_the_interface_has_gone(net: Net) -> None
     assert "what the back end made" in done.stderr
     assert (node.device(), node.routes()) == ({}, {})
     assert "cni_py" not in node.run("nft list tables")
+
+
+# ---- the subnet file ----------------------------------------------------------------------------------------------
+
+
+DAMAGES = [
+    "rm {}",
+    "echo FLANNEL_MTU=1 >>{}",
+    ": >{}",
+    "rm {0}; ln -s /etc/hostname {0}",
+    "mv {0} {0}.old",
+    "sed -i s/1450/1400/ {}",
+]
+
+
+def test_subnet_file_is_kept_as_it_is(net: Net) -> None:
+    """Deleted or altered; and where something is in its way /readyz says so, until it has gone."""
+    [node] = net.nodes
+    flanneld = node.start(f"-healthz-port={PORT}").wait_ready()
+    path = node.host.path(SUBNET_ENV)
+    right = path.read_text()
+    for damage in DAMAGES:
+        node.run(damage.format(SUBNET_ENV))
+        until(lambda: path.is_file() and not path.is_symlink() and path.read_text() == right, f"restored after {damage}")
+    assert flanneld.log.count(f"restored {SUBNET_ENV}, which another process had deleted") == 2
+    assert flanneld.log.count(f"restored {SUBNET_ENV}, which another process had changed") == 4
+    assert get(node, "/readyz")[0] == 200
+    node.run(f"rm {SUBNET_ENV}; mkdir -p {SUBNET_ENV}/in-the-way")
+    until(lambda: get(node, "/readyz")[0] == 503, "it is not ready")
+    assert f"{SUBNET_ENV} was changed by another process and cannot be restored" in get(node, "/readyz")[1]
+    node.run(f"rm -r {SUBNET_ENV}")
+    until(lambda: get(node, "/readyz")[0] == 200, "it is ready again")
+    assert path.read_text() == right
+
+
+def test_another_process_that_writes_the_subnet_file_again_and_again_is_backed_off_from(net: Net) -> None:
+    [node] = net.nodes
+    net.code = "from cni_py.flanneld import subnet_file as s; s.LOOK_SECONDS, s.BACK_OFF_SECONDS = 0.01, 1000.0"
+    flanneld = node.start().wait_ready()
+    node.run(f"while ! test -e /run/end; do rm -f {SUBNET_ENV}; sleep 0.02; done >/dev/null 2>&1 &")
+    flanneld.wait_for_log(f"another process changes {SUBNET_ENV} again and again")
+    node.run("touch /run/end")
+    assert flanneld.log.count(f"restored {SUBNET_ENV}") == 11
+    assert flanneld.terminate() == 0
+
+
+def test_second_flanneld_with_the_same_subnet_file_is_refused_and_so_is_a_cleanup(net: Net) -> None:
+    [node] = net.nodes
+    first = node.start().wait_ready()
+    state = node.state()
+    words = f"flanneld already runs with the subnet file {SUBNET_ENV}: process "
+    node.run("ln -s flannel /run/other-name")
+    for option in ([], ["-subnet-file=/run/other-name/subnet.env"]):
+        second = node.start(*option)
+        assert second.wait() == 1
+        [holder] = re.findall(r"flanneld already runs with the subnet file \S+: process (\d+)", second.log)
+        assert "flanneld" in node.run(f"tr '\\0' ' ' </proc/{holder}/cmdline")
+    done = node.run_flanneld("-cleanup", "-iface=eth0")
+    assert done.returncode == 1
+    assert "nothing was removed: " in done.stderr
+    assert words in done.stderr
+    assert node.state() == state
+    assert node.env
+    first.kill()
+    third = node.start().wait_ready()
+    third.terminate()
+    assert node.run_flanneld("-cleanup", "-iface=eth0").returncode == 0
+    assert node.run("ls -A /run/flannel") == ""
+
+
+@pytest.mark.parametrize("where", ["/run", "/run /var/lib"])
+def test_node_whose_directories_are_read_only_has_a_lock_elsewhere_or_none(net: Net, where: str) -> None:
+    [node] = net.nodes
+    node.start().wait_ready().terminate()
+    node.run(
+        f"for d in {where}; do mount --bind $d $d; mount -o remount,bind,ro $d; done; rm -f /run/flannel/.subnet.env.lock || true"
+    )
+    first = node.start().wait_ready()
+    has_lock = where == "/run"
+    assert first.has_said("a second flanneld with") != has_lock
+    second = node.start()
+    if has_lock:
+        assert second.wait() == 1
+        assert "flanneld already runs with the subnet file" in second.log
+    else:
+        second.wait_ready()
 
 
 # ---- without the datastore ----------------------------------------------------------------------------------------
@@ -695,8 +781,6 @@ def test_two_with_one_public_address_do_not_fight_for_ever(tmp_path: Path) -> No
     """Each takes the other's lease for its own, changed by another process: the log says what is wrong, and they slow down."""
     with network(tmp_path, "vxlan", nodes=2) as net:
         net.options, net.code = ["-public-ip=192.168.123.99"], SHORT_TIMES
-        link = "ip link add flannel.1 address 02:00:00:00:00:aa type vxlan id 1 dev eth0 local 192.168.123.12 dstport 8472"
-        net.nodes[1].run(f"{link} nolearning")  # else the address would give both the same MAC address, and the same lease
         for node in net.nodes:
             node.start().wait_ready()
         words = "another process takes or changes our lease again and again: has another flanneld the public address 192.168.123.99 too?"

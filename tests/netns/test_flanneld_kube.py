@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,79 @@ def interface_of_a_node(directory: str) -> dict[str, Any]:
 def test_interface_is_the_one_by_which_kubernetes_knows_the_node(host: Host, tmp_path: Path) -> None:
     pytest.importorskip("urllib3", reason="urllib3 is not installed: pip install 'cni-py[flanneld]'")
     assert host.do(interface_of_a_node, str(tmp_path)) == {"public-ip": "192.168.124.1"}
+
+
+AWAY = ["refused", "forbidden", "silent"]
+
+
+def node_without_the_api(directory: str, away: str) -> dict[str, Any]:
+    """In a host: run once beside two nodes, lose the kernel's state as at a reboot, start with the API away; then it is back."""
+    subprocess.run(["sh", "-ec", EXTERNAL], check=True, env={"PATH": PATH})
+    (Path(directory) / "net-conf.json").write_text(json.dumps(NET_CONF))
+    env, log_path = os.environ | {"PATH": PATH, "NODE_NAME": "node1"}, Path(directory) / "log"
+    code = "from cni_py.datastore.kubernetes import api; api.READ_SECONDS = 0.5"
+    server = ApiServer()
+    with server:
+        options = [
+            "-kube-subnet-mgr",
+            f"-kube-api-url={server.url}",
+            f"-net-config-path={directory}/net-conf.json",
+            "-iface=eth0",
+        ]
+
+        def start() -> subprocess.Popen[bytes]:
+            with log_path.open("wb") as log:
+                return subprocess.Popen(
+                    flanneld_command(*options, code=code), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
+                )
+
+        server.put(node(1))
+        server.put(node(2, **vxlan(2)))
+        server.put(node(3, **vxlan(3)))
+        first = start()
+        until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), log_path.read_text)
+        mac = Path("/sys/class/net/flannel.1/address").read_text()
+        first.terminate()
+        assert first.wait(30) == 0
+        if away != "refused":
+            server.faults += [{"forbidden": forbidden, "silent": silent}[away]] * 500
+        second = start() if away != "refused" else None
+        if second is not None:  # its state stays, which proves less: the saved leases are what it says that it goes by
+            until(lambda: "forwarding by what was saved" in log_path.read_text(), log_path.read_text)
+            second.terminate()
+            second.wait(30)
+    subprocess.run(["ip", "link", "del", "flannel.1"], check=True, env={"PATH": PATH})
+    Path("/run/flannel/subnet.env").unlink()
+    second = start()
+    try:
+        until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), log_path.read_text)
+        until(Path("/run/flannel/subnet.env").exists, log_path.read_text)
+        found = {"same mac": mac == Path("/sys/class/net/flannel.1/address").read_text()}
+        until(lambda: "flannel is ready" in log_path.read_text(), log_path.read_text)
+        server.delete("node3")
+        server.put(node(4, **vxlan(4)))
+        server.faults.clear()
+        with server:
+            until(lambda: "the datastore answers again, and our lease of" in log_path.read_text(), log_path.read_text)
+            until(lambda: has_routes("10.244.2.0/24", "10.244.4.0/24"), log_path.read_text)
+            return found | {"said": "forwarding by what was saved" in log_path.read_text()}
+    finally:
+        second.kill()
+        second.wait()
+
+
+def forbidden(request: Any) -> bool:
+    request.fail(403, "not today")
+    return True
+
+
+def silent(request: Any) -> bool:
+    time.sleep(1)
+    return True
+
+
+@pytest.mark.parametrize("away", AWAY)
+def test_node_starts_by_what_was_saved_while_the_api_is_away(host: Host, tmp_path: Path, away: str) -> None:
+    """Its configuration is a file, so it is read all the same."""
+    pytest.importorskip("urllib3", reason="urllib3 is not installed: pip install 'cni-py[flanneld]'")
+    assert host.do(node_without_the_api, str(tmp_path), away) == {"same mac": True, "said": True}

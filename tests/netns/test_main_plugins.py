@@ -5,13 +5,16 @@ What a plugin does is in the recorded cases (integration/golden-plugins); here i
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import faults
+from support.agents import Agent
 from support.mains import MAINS, missing, parameters, prepare
 from support.namespaces import GONE, Host, Sandbox
 from support.pods import add, addresses, check, delete, gc, link, state, words
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.netns
 SECONDS = 1.5
 FEWEST = 6
 MAX_STEPS = 120
-PREFERRED = ("sysctl -w net/ipv", "last_reserved_ip")
+PREFERRED = ("sysctl -w net/ipv", "last_reserved_ip", "/run/cni-py")
 """Steps that ADD can do without: the journal says so."""
 
 every_plugin = pytest.mark.parametrize("plugin", parameters())
@@ -173,7 +176,9 @@ def without_empty_reservations(found: dict[str, Any]) -> dict[str, Any]:
     return found | {"files": kept}
 
 
-@every_plugin
+@pytest.mark.parametrize(
+    "plugin", parameters(*[plugin for plugin in MAINS if plugin != "host-device"])
+)  # its device is deleted with the sandbox
 def test_del_without_a_sandbox_and_with_one_that_is_gone(host: Host, plugin: str) -> None:
     conf = MAINS[plugin].conf(plugin)
     for pod in (None, GONE):
@@ -256,3 +261,248 @@ def test_stale_route_to_an_address_is_replaced(host: Host) -> None:
     )
     add(host, MAINS["ptp"].conf("ptp"), host.netns("c1"))
     host.run("ping -qc1 -W2 10.1.0.2")
+
+
+# --- macvlan, ipvlan, vlan --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", parameters("macvlan", "ipvlan", "vlan"))
+def test_name_of_the_sandbox_may_be_taken_on_the_host(host: Host, plugin: str) -> None:
+    host.run("ip link add eth0 type veth peer name far")
+    pod = host.netns("c1")
+    conf = MAINS[plugin].conf(plugin)
+    result = add(host, conf, pod)
+    assert check(host, conf, pod, result).rc == 0
+    delete(host, conf, pod)
+    assert "eth0" in host.run("ip -br link")
+
+
+@pytest.mark.parametrize("plugin", ["macvlan", "ipvlan", "vlan", "dummy"])
+def test_kernel_without_links_of_the_kind_is_named(host: Host, plugin: str) -> None:
+    """CONFIG_…: of ADD with nothing left, and of STATUS."""
+    from support.mains import has_kind
+
+    pod = host.netns("c1")
+    conf = MAINS[plugin].conf(plugin)
+    if has_kind(plugin):
+        host.ok(plugin, "STATUS", conf)
+        return
+    before = state(host, pod)
+    for verb in ("ADD", "STATUS"):
+        reply = host.call(plugin, verb, conf, sandbox=pod)
+        assert reply.code == 50
+        assert "CONFIG_" in reply.json["msg"]
+        assert "modprobe" in reply.json["details"]
+    assert state(host, pod) == before
+
+
+@pytest.mark.parametrize("damage", ["ip link set eth0 type macvlan mode vepa", "ip link set eth0 address c2:11:22:33:44:99"])
+def test_check_of_macvlan_sees_what_was_changed(host: Host, damage: str) -> None:
+    pod = host.netns("c1")
+    conf = MAINS["macvlan"].conf("macvlan")
+    result = add(host, conf, pod)
+    host.run(damage, pod)
+    assert check(host, conf, pod, result).code == 103
+
+
+def test_master_of_the_default_route_is_chosen_at_add_alone(host: Host) -> None:
+    """CHECK and DEL succeed when the default route leads elsewhere, or nowhere."""
+    host.run("ip addr add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.254")
+    pod = host.netns("c1")
+    conf = MAINS["macvlan"].conf("macvlan", master="")
+    result = add(host, conf, pod)
+    host.run("ip route del default")
+    assert check(host, conf, pod, result).rc == 0
+    delete(host, conf, pod)
+
+
+# --- tap --------------------------------------------------------------------------------------------------------------
+
+
+def test_check_of_tap_sees_another_owner(host: Host) -> None:
+    pod = host.netns("c1")
+    conf = MAINS["tap"].conf("tap")
+    result = add(host, conf, pod)
+    reply = check(host, conf | {"owner": 1001}, pod, result)
+    assert reply.code == 103
+    assert "user 1001" in reply.json["details"]
+
+
+def create_labelled(path: str, attribute: str) -> str:
+    """Create a tap device with a label, on a machine that seems to have SELinux. Returns: the error, if there is one."""
+    from cni_py.errors import KernelRefused
+    from cni_py.kernel import tap
+    from cni_py.kernel.netns import open_sandbox
+
+    tap._SELINUX, tap._LABEL_OF_NEXT_PROGRAM = "/run", attribute
+    with open_sandbox(path) as netns:
+        try:
+            tap.create(netns, "eth0", tap.Tap(True, False, False, 1000, None), "system_u:system_r:container_t:s0")
+        except KernelRefused as error:
+            return str(error)
+    return ""
+
+
+def test_label_is_that_of_the_program_that_creates_the_device(host: Host) -> None:
+    pod = host.netns("c1")
+    host.write("/run/label", "")
+    assert host.do(create_labelled, pod.path, "/run/label") == ""
+    assert host.path("/run/label").read_text() == "system_u:system_r:container_t:s0"
+    data = link(host, "eth0", pod)["linkinfo"]["info_data"]
+    assert (data["type"], data["multi_queue"], data["persist"]) == ("tap", True, True)
+    assert "busy" in host.do(create_labelled, pod.path, "/run/label")
+
+
+def test_label_that_the_kernel_refuses(host: Host) -> None:
+    pod = host.netns("c1")
+    assert "ip tuntap add dev eth0" in host.do(create_labelled, pod.path, "/run/none/label")
+    assert "eth0" not in host.run("ip -br link", pod)
+
+
+# --- host-device ------------------------------------------------------------------------------------------------------
+
+DEVICE = MAINS["host-device"].conf("host-device")
+
+
+def where(host: Host, pod: Sandbox) -> list[str]:
+    """Names and aliases of the device, by the address of its wire's other end: MAC addresses stay."""
+    found = [("host", one) for one in host.json("ip -j link")] + [("pod", one) for one in host.json("ip -j link", pod)]
+    mac = host.path("/run/mac").read_text().strip()
+    return [f"{place} {one['ifname']} {one.get('ifalias', '')}".strip() for place, one in found if one.get("address") == mac]
+
+
+@pytest.mark.parametrize("verb", ["ADD", "DEL"])
+def test_killed_host_device_is_somewhere_under_its_name(host: Host, verb: str) -> None:
+    """At each kill point: on the host under its own name, or in the sandbox with that name as alias."""
+    pod = host.netns("c1")
+    host.run('ip -j link show nic1 | sed \'s/.*"address":"\\([^"]*\\).*/\\1/\' >/run/mac')
+    of: dict[str, Any] = {"sandbox": pod}
+    if verb == "DEL":
+        add(host, DEVICE, pod)
+    total = faults.count(host, verb, DEVICE, "kill", **of)
+    seen = set()
+    for number in range(1, total + 1):
+        delete(host, DEVICE, pod)
+        if verb == "DEL":
+            add(host, DEVICE, pod)
+        faults.call(host, verb, DEVICE, "kill", number, **of)
+        [found] = where(host, pod)
+        assert found in ("host nic1", "pod eth0 nic1")
+        seen.add(found)
+    assert len(seen) == 2
+    delete(host, DEVICE, pod)
+    assert where(host, pod) == ["host nic1"]
+
+
+@pytest.mark.parametrize("named", [{}, {"device": "", "hwaddr": "02:00:00:00:00:01"}], ids=["device", "hwaddr"])
+@pytest.mark.parametrize("records", ["with", "without"])
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_physical_device_of_a_deleted_sandbox_gets_its_name_back(
+    host: Host, verb: str, records: str, named: dict[str, str]
+) -> None:
+    """The kernel gives a physical device back to the host under the sandbox's name and with its alias, as is done here by hand."""
+    host.run(
+        "ip link set nic1 address 02:00:00:00:00:01; ip link add other type veth peer name far; ip link set other alias nic9"
+    )
+    pod, conf = host.netns("c1"), DEVICE | named
+    add(host, conf, pod)
+    host.run("ip -n c1 link set eth0 netns 1")
+    host.delete_netns(pod)
+    assert link(host, "eth0")["ifalias"] == "nic1"
+    if records == "without":
+        host.run("rm -r /run/cni-py/attachments")
+    if verb == "DEL":
+        host.ok("host-device", "DEL", conf)
+    elif records == "with":
+        gc(host, conf)
+    else:
+        host.ok("host-device", "DEL", conf, sandbox=GONE)
+    assert "ifalias" not in link(host, "nic1")
+    assert link(host, "other")["ifalias"] == "nic9"
+    assert [name for name in host.files() if "last_reserved" not in name] == []
+
+
+def given_back_by_a_deleted_sandbox(host: Host) -> None:
+    """Do by hand to nic1 what the kernel does to a physical device."""
+    pod = host.netns("c1")
+    add(host, DEVICE, pod)
+    host.run("ip -n c1 link set eth0 netns 1")
+    host.delete_netns(pod)
+    assert link(host, "eth0")["ifalias"] == "nic1"
+
+
+def test_next_pod_gets_a_device_that_no_del_brought_back(host: Host) -> None:
+    given_back_by_a_deleted_sandbox(host)
+    pod = host.netns("c1")
+    result = add(host, DEVICE, pod)
+    assert check(host, DEVICE, pod, result).rc == 0
+    delete(host, DEVICE, pod)
+    assert "ifalias" not in link(host, "nic1")
+
+
+def test_sweep_gives_a_device_its_name(host: Host, cni_py: Path) -> None:
+    given_back_by_a_deleted_sandbox(host)
+    host.run("ip link add other type veth peer name far; ip link set other alias nic9")
+    done = host.execute([str(cni_py), "sweep", "--grace", "0", "--json"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    kinds = {finding["kind"]: finding["outcome"] for finding in json.loads(done.stdout)["findings"]}
+    assert kinds["device"] == kinds["record"] == "removed"
+    assert "ifalias" not in link(host, "nic1")
+    assert link(host, "other")["ifalias"] == "nic9"
+
+
+def test_failed_add_leaves_the_device_with_addresses_and_routes(host: Host) -> None:
+    host.run("ip link set nic1 up; ip addr add 192.0.2.9/24 brd + dev nic1; ip -6 addr add fd00:9::9/64 dev nic1 nodad")
+    host.run("ip link set nic1 alias uplink; ip route add 198.51.100.0/24 via 192.0.2.1")
+    pod = host.netns("c1")
+    before = state(host, pod)
+    reply = host.call("host-device", "ADD", DEVICE | {"ipam": {"type": "static"}}, sandbox=pod)
+    assert reply.rc == 1
+    assert state(host, pod) == before
+
+
+def test_interface_with_another_alias_is_left_in_the_sandbox(host: Host) -> None:
+    pod = host.netns("c1")
+    host.run("ip link add eth0 type veth peer name far; ip link set eth0 alias uplink", pod)
+    delete(host, DEVICE, pod)
+    assert "eth0" in host.run("ip -br link", pod)
+
+
+# --- as flannel's delegate --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", parameters("ptp", "macvlan", "ipvlan"))
+def test_delegate_of_flannel(host: Host, plugin: str) -> None:
+    host.write_subnet_env()
+    pod = host.netns("c1")
+    before = state(host, pod)
+    delegate = {"type": plugin} | ({} if plugin == "ptp" else {"master": "up0"})
+    conf = {"cniVersion": "1.1.0", "name": "cbr0", "type": "flannel", "delegate": delegate, "masqueradeBeyond": "network"}
+    result = add(host, conf, pod)
+    assert addresses(host, "eth0", pod) == ["10.244.91.2/24"]
+    assert link(host, "eth0", pod)["mtu"] == 1450
+    assert check(host, conf, pod, result).rc == 0
+    if plugin == "ptp":
+        assert "beyond-10.244.0.0_16" in host.run("nft list table inet cni_py")
+    delete(host, conf, pod)
+    after = state(host, pod)
+    assert (after["files"], after["records"], after[str(pod)]) == (before["files"], before["records"], before[str(pod)])
+    assert host.host_ends() == ["nic1", "nic2", "up0", "up1", "wire1", "wire2"]
+
+
+# --- with the agent ---------------------------------------------------------------------------------------------------
+
+
+@every_plugin
+def test_agent_does_the_same(host: Host, plugin: str) -> None:
+    pod = host.netns("c1")
+    conf = MAINS[plugin].conf(plugin)
+    with Agent(host):
+        before = state(host, pod)
+        result = add(host, conf, pod)
+        assert check(host, conf, pod, result).rc == 0
+        host.ok(plugin, "STATUS", MAINS[plugin].conf(plugin, "c2"))
+        delete(host, conf, pod)
+        after = state(host, pod)
+    assert after["files"] == before["files"]
+    assert after[str(pod)] == before[str(pod)]

@@ -33,8 +33,18 @@ from cni_py.sweep import sweep
 from support.namespaces import PATH, Host
 from support.spec_cases import execute
 
-EXAMPLES = {"flannel": 60, "bridge": 50, "host-local": 200, "portmap": 200, "loopback": 40, "bandwidth": 100, "tuning": 100}
-"""Examples of ADD; the other verbs have half as many."""
+EXAMPLES = {
+    "flannel": 60,
+    "bridge": 50,
+    "host-local": 200,
+    "portmap": 200,
+    "static": 100,
+    "bandwidth": 100,
+    "tuning": 100,
+    "firewall": 60,
+    "sbr": 60,
+}
+"""Examples of ADD, of other plugins 40; the other verbs have half as many."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
 """Error codes without 100, which is a bug."""
@@ -47,7 +57,9 @@ LINKS = {
     "bridge": ["/run/cni-py/nft.lock", *_STORE],
     "host-local": _STORE * 2,
     "portmap": ["/run/cni-py/nft.lock", "/run/cni-py/portmap/c1:eth0:net"] * 3,
-    "loopback": [],
+    "ptp": ["/run/cni-py/nft.lock", *_STORE],
+    "sbr": ["/run/cni-py/sbr/c1:eth0:net"] * 3,
+    "firewall": ["/run/cni-py/nft.lock", "/run/cni-py/firewall/c1:eth0:net"] * 3,
     "tuning": ["/run/cni-py/tuning/c1:eth0:net", "/run/cni/tuning/c1_eth0.json", "/run/cni/tuning"],
     "bandwidth": ["/run/cni-py/bandwidth/c1:eth0:net"] * 3,
 }
@@ -125,6 +137,15 @@ BASES: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
     },
     "loopback": {},
+    "ptp": {"ipMasq": True, "ipam": IPAM},
+    "macvlan": {"master": "up0", "ipam": IPAM},
+    "ipvlan": {"master": "up0", "ipam": IPAM},
+    "vlan": {"master": "up0", "vlanId": 7, "ipam": IPAM},
+    "dummy": {"ipam": IPAM},
+    "tap": {"ipam": IPAM},
+    "static": {"ipam": {"type": "static", "addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]}},
+    "sbr": {"prevResult": PREVIOUS},
+    "firewall": {"prevResult": PREVIOUS, "ingressPolicy": "same-bridge"},
     "tuning": {"prevResult": PREVIOUS, "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True},
     "bandwidth": {"prevResult": PREVIOUS | {"interfaces": [{"name": "w0"}]}, "ingressRate": 8_000_000, "ingressBurst": 800_000},
 }
@@ -142,6 +163,25 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
                 "snat": st.booleans(), "markMasqBit": st.integers(-1, 33), "masqAll": st.booleans(), "prevResult.ips": st.lists(
                     st.fixed_dictionaries({"address": TEXT | st.just("10.1.0.2/24"), "interface": st.integers(-2, 2)}))},
     "loopback": {},
+    "ptp": {"ipam.dataDir": PATHS, "ipam.type": TEXT, "ipMasqBackend": TEXT, "masqueradeExcept": st.lists(TEXT, max_size=2),
+            "dns.domain": TEXT, "mtu": st.integers()},
+    "macvlan": {"master": IFNAMES, "mode": TEXT, "mtu": st.integers(), "mac": TEXT, "runtimeConfig.mac": TEXT, "ipam.type": TEXT,
+                "bcqueuelen": st.integers(), "linkInContainer": st.booleans(), "ipam.dataDir": PATHS},
+    "ipvlan": {"master": IFNAMES, "mode": TEXT, "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
+    "vlan": {"master": IFNAMES, "vlanId": st.integers(), "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
+    "dummy": {"ipam.type": TEXT, "ipam.dataDir": PATHS},
+    "tap": {"mtu": st.integers(), "mac": TEXT, "owner": st.integers(), "group": st.integers(), "bridge": IFNAMES,
+            "multiQueue": st.booleans(), "selinuxContext": TEXT, "ipam.type": TEXT},
+    "static": {"ipam.addresses": st.lists(st.fixed_dictionaries({"address": TEXT, "gateway": TEXT}), max_size=2),
+               "args.cni.ips": st.lists(TEXT, max_size=2), "runtimeConfig.ips": st.lists(TEXT, max_size=2),
+               "ipam.routes": st.lists(st.fixed_dictionaries({"dst": TEXT, "gw": TEXT}), max_size=2), "ipam.dns.domain": TEXT},
+    "sbr": {"table": st.integers(), "gateways": st.lists(TEXT | st.sampled_from(["10.1.0.1", "fd00::1"]), max_size=3),
+            "addSourceHints": st.booleans(), "prevResult.ips": st.lists(
+                st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64"), "interface": st.integers(-2, 2)}), max_size=2)},
+    "firewall": {"backend": st.sampled_from(["iptables", "firewalld"]) | TEXT, "iptablesAdminChainName": TEXT, "firewalldZone": TEXT,
+                 "ingressPolicy": st.sampled_from(["open", "isolated"]) | TEXT, "prevResult.interfaces": st.lists(
+                     st.fixed_dictionaries({"name": IFNAMES}), max_size=2), "prevResult.ips": st.lists(
+                         st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64")}), max_size=2)},
     "tuning": {"sysctl": st.dictionaries(TEXT | st.sampled_from(["net.core.somaxconn", "net/../kernel/hostname"]), TEXT, max_size=2),
                "mac": TEXT, "mtu": st.integers(), "txQLen": st.integers(), "dataDir": PATHS, "args.cni.mac": TEXT},
     "bandwidth": {"ingressRate": st.integers(), "egressRate": st.integers(0, 1 << 64), "egressBurst": st.integers(0, 1 << 40),
@@ -189,7 +229,7 @@ def calls(draw: st.DrawFn, plugin: str, verb: str) -> tuple[list[tuple[str, str]
     links: list[tuple[str, str]] = []
     environ = GOOD | {"CNI_COMMAND": verb}
     if "links" in odd:
-        paths = [*LINKS[plugin], *LINKS_OF_ALL]
+        paths = [*LINKS.get(plugin, _STORE), *LINKS_OF_ALL]
         links = draw(st.lists(st.tuples(st.sampled_from(paths), st.sampled_from(TARGETS)), min_size=1, max_size=3))
     if "variable" in odd:
         name = draw(st.sampled_from(sorted(VARIABLES)))
@@ -362,11 +402,12 @@ def hostile_calls(plugin: str, verb: str, examples: int) -> None:
 def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
     host.write_subnet_env()
     host.netns("c1")
+    host.run("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up")
     if plugin == "portmap":  # the pod is behind a link with this name
         host.run("ip link add 'a\"};{' type veth peer name w1; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
     if PLUGINS[plugin].kind == "meta" and plugin != "flannel":
         host.run("ip link add w0 type veth peer name eth0 netns c1")
-    host.do(hostile_calls, plugin, verb, EXAMPLES[plugin] // (1 if verb == "ADD" else 2))
+    host.do(hostile_calls, plugin, verb, EXAMPLES.get(plugin, 40) // (1 if verb == "ADD" else 2))
 
 
 # --- by the executable ------------------------------------------------------------------------------------------------

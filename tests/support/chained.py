@@ -33,6 +33,7 @@ def meta_conf(plugin: str, **keys: Any) -> dict[str, Any]:
     return {"cniVersion": "1.1.0", "name": "net", "type": plugin} | keys
 
 
+CLOSED = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
 LIMITS = {"ingressRate": 80 * MBIT, "ingressBurst": MBIT, "egressRate": 40 * MBIT, "egressBurst": MBIT}
 CHAINS = {
     "bandwidth": Chain(meta_conf("bandwidth", runtimeConfig={"bandwidth": LIMITS})),
@@ -47,6 +48,11 @@ CHAINS = {
             txQLen=777,
         )
     ),
+    "sbr": Chain(meta_conf("sbr")),
+    "sbr-hints": Chain(meta_conf("sbr", addSourceHints=True, gateways=["10.1.0.9"])),
+    "sbr-table": Chain(meta_conf("sbr", table=300)),
+    "firewall": Chain(meta_conf("firewall"), setup=CLOSED),
+    "firewall-isolated": Chain(meta_conf("firewall", ingressPolicy="isolated", iptablesAdminChainName="MINE"), setup=CLOSED),
     "bandwidth-ingress": Chain(meta_conf("bandwidth", ingressRate=80 * MBIT, ingressBurst=MBIT)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ IPAM = {
 UPLINK = "ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up\n"
 """A link of the host, with a wire; it is what a macvlan, ipvlan or vlan is made on."""
 
+NICS = "for n in 1 2; do ip link add nic$n type veth peer name wire$n; ip link set nic$n down; ip link set wire$n up; done\n"
+"""A device for each pod, with a wire."""
+
 
 @dataclass(frozen=True)
 class Main:
@@ -41,6 +45,12 @@ class Main:
 
 
 MAINS: dict[str, Main] = {
+    "macvlan": Main(lambda _: {"master": "up0", "mtu": 1400}, UPLINK),
+    "ipvlan": Main(lambda _: {"master": "up0", "mtu": 1400}, UPLINK, "ipvlan"),
+    "vlan": Main(lambda pod: {"master": "up0", "mtu": 1400, "vlanId": 100 + int(pod[1:])}, UPLINK, "vlan"),
+    "dummy": Main(lambda _: {}, kind="dummy"),
+    "tap": Main(lambda _: {"mtu": 1400, "owner": 1000, "mac": "c2:11:22:33:44:55"}),
+    "host-device": Main(lambda pod: {"device": f"nic{pod[1:]}"}, NICS),
     "ptp": Main(lambda _: {"ipMasq": True, "mtu": 1400, "masqueradeExcept": ["10.0.0.0/8"]}),
 }
 
@@ -48,7 +58,11 @@ MAINS: dict[str, Main] = {
 @cache
 def has_kind(kind: str) -> bool:
     """Return whether this kernel can make links of a kind."""
-    of = {"vlan": "link p0 type vlan id 5", "ipvlan": "link p0 type ipvlan"}.get(kind, f"type {kind}")
+    if kind == "tun":
+        return os.path.exists("/dev/net/tun")
+    of = {"vlan": "link p0 type vlan id 5", "ipvlan": "link p0 type ipvlan", "macvlan": "link p0 type macvlan"}.get(
+        kind, f"type {kind}"
+    )
     script = f"ip link add p0 type veth peer name p1; ip link add x0 {of}"
     return not kind or subprocess.run(["unshare", "-n", "sh", "-ec", script], capture_output=True, check=False).returncode == 0
 

@@ -19,6 +19,7 @@ from cni_py.netlink.tables import TABLES
 
 _MODULES = {
     "ctrlmsg": "pyroute2.netlink",
+    "fibmsg": "pyroute2.netlink.rtnl.fibmsg",
     "ifaddrmsg": "pyroute2.netlink.rtnl.ifaddrmsg",
     "ifinfmsg": "pyroute2.netlink.rtnl.ifinfmsg",
     "ndmsg": "pyroute2.netlink.rtnl.ndmsg",

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from cni_py import plugin_table
+from support.mains import NICS, UPLINK, has_kind
 from support.namespaces import PATH, Host, Reply, Sandbox
 
-PLUGINS = tuple(plugin_table.PLUGINS)
+PLUGINS = tuple(plugin for plugin, row in plugin_table.PLUGINS.items() if has_kind(row.link))
+"""The plugins that this kernel can run; `make test-kernel` has one that runs all."""
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 FIRST_VERSION = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
@@ -32,7 +34,7 @@ every_version = pytest.mark.parametrize(
 """Pairs of way and version: all versions without the start of an interpreter, and one of them by the executables."""
 PREVIOUS_IP = "10.1.2.3"
 HOST_END = "hostend0"
-CHAINED = ("bandwidth", "tuning")
+CHAINED = ("bandwidth", "tuning", "sbr")
 """Plugins that change an existing interface: for them a sandbox has ``eth0``, a veth."""
 
 _numbers = count()
@@ -46,7 +48,7 @@ def has(version: str, verb: str) -> bool:
 def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, Any]:
     """A configuration that works: one address of each family, but for loopback; the network's name is the plugin's.
 
-    portmap and those of ``CHAINED`` follow another plugin, whose result is in it.
+    portmap, firewall and those of ``CHAINED`` follow another plugin, whose result is in it.
     """
     ipam = {
         "type": "host-local",
@@ -58,12 +60,20 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
         "bridge": {"bridge": "bridge0", "isGateway": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"], "search": ["a"]}},
         "host-local": {"ipam": ipam},
         "ptp": {"ipMasq": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"]}},
+        "macvlan": {"master": "up0", "ipam": ipam},
+        "ipvlan": {"master": "up0", "ipam": ipam},
+        "vlan": {"master": "up0", "vlanId": 100, "ipam": ipam},
+        "dummy": {"ipam": ipam},
+        "tap": {"ipam": ipam},
+        "host-device": {"device": "nic1", "ipam": ipam},
         "static": {"ipam": {"type": "static", "addresses": STATIC, "routes": ipam["routes"]}},
         "portmap": {
             "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
             "prevResult": previous(version or "0.1.0"),
         },
         "loopback": {},
+        "sbr": {"prevResult": previous(version or "0.1.0")},
+        "firewall": {"prevResult": previous(version or "0.1.0")},
         "tuning": {"mtu": 1400, "prevResult": previous(version or "0.1.0")},
         "bandwidth": {
             "runtimeConfig": {
@@ -99,7 +109,12 @@ def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
     """A sandbox whose name no other test has; for a plugin of `CHAINED` with the interface that it changes."""
     made = host.netns(f"box{next(_numbers)}")
     host.run(f"ip link del {HOST_END} 2>&1", check=False)  # of the test before: it goes some time after its namespace
+    if plugin in ("macvlan", "ipvlan", "vlan") and "up0" not in host.run("ip -br link"):
+        host.run(UPLINK)
+    if plugin == "host-device" and "nic1" not in host.run("ip -br link"):  # it was deleted with the sandbox of another test
+        host.run("for n in 1 2; do ip link del wire$n 2>&1 || :; done; " + NICS)
     if plugin in CHAINED:
+        host.run("echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad", made)
         host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
         host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
     return made

@@ -108,3 +108,21 @@ def test_input_is_left_alone() -> None:
     text = json.dumps(raw)
     parse("FlannelConfig", raw)
     assert json.dumps(raw) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "raw", "attribute", "value"),
+    [
+        ("BridgeConfig", {"mtu": 70000, "vlan": -1, "vlanTrunk": [{"id": 5000}]}, "mtu", 0),
+        ("BridgeConfig", {"delegateMode": "x"}, "delegate_mode", "auto"),
+        ("HostLocalConfig", {"ipam": {"routes": [{"dst": "::/0", "priority": 1 << 32}]}}, "type", ""),
+    ],
+)
+def test_value_outside_its_limits_does_not_prevent_a_deletion(
+    model: str, raw: dict[str, Any], attribute: str, value: object
+) -> None:
+    with pytest.raises(InvalidConfig):
+        parse(model, raw)
+    assert getattr(parse(model, raw, deleting=True), attribute) == value
+    with pytest.raises(InvalidConfig):
+        parse(model, raw | {"name": 7}, deleting=True)

@@ -11,6 +11,7 @@ import pytest
 from cni_py import config, engine, journal
 from cni_py.config import models
 from cni_py.flanneld.network import NetworkConfig
+from cni_py.jsontext import Received, fold
 from cni_py.plugin_table import PLUGINS
 from cni_py.runtime import network_config
 from cni_py.spec import call
@@ -75,7 +76,7 @@ def test_keys_are_taken_as_go_takes_them(plugin: str, text: str, attribute: str,
 @pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.__name__)
 def test_every_key_of_every_model_is_taken_in_any_case(model: type[models.Model]) -> None:
     """Also those that a later version adds."""
-    fields = config._fields_of(config.SCHEMAS[model.__name__])
+    fields = config.fields_of(config.SCHEMAS[model.__name__])
     for field in model.model_fields.values():
         assert field.alias
         for key in (field.alias, field.alias.lower(), field.alias.upper(), field.alias[0].upper() + field.alias[1:]):
@@ -86,7 +87,7 @@ def test_every_key_of_every_model_is_taken_in_any_case(model: type[models.Model]
 
 @pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.__name__)
 def test_no_two_fields_of_a_model_differ_in_case_alone(model: type[models.Model]) -> None:
-    folded = [config.fold(field.alias or "") for field in model.model_fields.values()]
+    folded = [fold(field.alias or "") for field in model.model_fields.values()]
     assert len(set(folded)) == len(folded)
 
 
@@ -103,7 +104,7 @@ def test_what_the_engine_reads_itself_is_taken_in_any_case() -> None:
 def test_a_configuration_in_the_usual_case_is_not_copied() -> None:
     """The usual call must not pay for the rare one."""
     conf = config.decode_for("BridgeConfig", b'{"name":"n","ipam":{"type":"host-local","subnet":"10.0.0.0/24"},"x":1}')
-    assert isinstance(conf, config.Received)
+    assert isinstance(conf, Received)
     assert config.canonical("HostLocalConfig", conf) is conf
 
 

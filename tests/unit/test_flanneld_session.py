@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.flanneld import daemon, iface, saved
+from cni_py.flanneld import session as session_module
 from cni_py.flanneld.daemon import Daemon
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
-from cni_py.flanneld.session import Session, read_subnets, write_subnet_file
-from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Event, Gone, Store
+from cni_py.flanneld.session import Session
+from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Event, Gone, LeaseTaken, PoolExhausted, Store
+from cni_py.flanneld.subnet_file import SubnetFile, content_for, read_subnets
+from cni_py.node import status
 from cni_py.node.stop import Stop
 
 HERE, THERE = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
@@ -83,6 +88,67 @@ def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_
     assert set_up == []
 
 
+KNOWN = saved.Saved(config("alloc"), Lease(OURS, Attributes(HERE)), "saved", ())
+
+
+@pytest.mark.parametrize(
+    ("fault", "known", "is_used"),
+    [
+        (Unavailable("away"), KNOWN, True),
+        (Refused("forbidden"), KNOWN, True),
+        (LeaseTaken("another node has it"), KNOWN, False),
+        (PoolExhausted("all are taken"), KNOWN, False),
+        (Unavailable("away"), None, False),
+        (Unavailable("away"), replace(KNOWN, config=config("host-gw")), False),
+        (Unavailable("away"), replace(KNOWN, lines=(b"{}",)), False),
+        (None, KNOWN, True),
+        (None, None, False),
+    ],
+    ids=[
+        "away",
+        "refused",
+        "taken",
+        "full",
+        "nothing saved",
+        "another network",
+        "damaged",
+        "no list",
+        "no list, nothing saved",
+    ],
+)
+def test_saved_leases_are_used_where_a_datastore_has_the_configuration_and_no_more(
+    running: Daemon, monkeypatch: pytest.MonkeyPatch, fault: StoreError | None, known: saved.Saved | None, is_used: bool
+) -> None:
+    """Whatever datastore it is. Without a fault the lease is acquired, and the list of the others never comes."""
+    set_up, store = list[tuple[Subnets, bool]](), running.store
+    calls = threading.Semaphore(0)
+
+    def acquire(_: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:
+        calls.release()
+        if fault is not None:
+            raise fault
+        return Lease(OURS, attributes)
+
+    def record(_: Session, leases: Any, is_confirmed: bool) -> None:
+        set_up.extend((subnets, is_confirmed) for subnets in leases)
+        running.status.end()
+
+    monkeypatch.setattr(saved, "read", lambda _: known)
+    monkeypatch.setattr(store, "acquire", acquire)
+    monkeypatch.setattr(Session, "set_up", record)
+    monkeypatch.setattr(session_module, "LIST_SECONDS", 0.1)
+    monkeypatch.setattr(status, "RETRY_SECONDS", 0.01)
+    thread = threading.Thread(target=running._run_session, daemon=True)
+    thread.start()
+    if not is_used:
+        for _ in range(1 if fault is None else 3):
+            assert calls.acquire(timeout=10)
+        running.status.end()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert set_up == ([(OURS, False)] if is_used else [])
+
+
 def test_lease_that_is_lost_again_while_it_is_put_back_is_put_back_again(running: Daemon) -> None:
     store: Any = running.store
     session = Session(running.options, store, running.status, config("alloc"), EXTERNAL, None, running.host_networks)
@@ -117,5 +183,6 @@ def test_own_lease_is_looked_after_in_what_the_datastore_tells(running: Daemon, 
 
 def test_subnet_file_may_be_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_subnet_file("subnet.env", NetworkConfig.parse(config("alloc")), OURS, 1450, ip_masq=True)
+    content = content_for(NetworkConfig.parse(config("alloc")), OURS, 1450, ip_masq=True)
+    SubnetFile("subnet.env", content, lambda _: None).write()
     assert read_subnets("subnet.env") == OURS

@@ -39,6 +39,10 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ifaddrmsg", {"family": 2, "prefixlen": 24, "index": 3, "IFA_LOCAL": HERE, "IFA_ADDRESS": HERE, "IFA_BROADCAST": HERE}),
     ("ifaddrmsg", {"family": 10, "prefixlen": 64, "index": 3, "IFA_LOCAL": THERE6, "IFA_ADDRESS": THERE6, "IFA_FLAGS": 2}),
     ("ifinfmsg", {"index": 4, "flags": 1, "change": 1}),
+    (
+        "fibmsg",
+        {"family": 2, "src_len": 32, "table": 100, "action": 1, "FRA_SRC": HERE, "FRA_TABLE": 100, "FRA_PRIORITY": 32765},
+    ),
     ("tcmsg", {"index": 4, "handle": 0x10000, "parent": 0xFFFFFFFF, "info": 0x10300, "TCA_KIND": "tbf"}),
     ("ifinfmsg", {"IFLA_IFNAME": "a" * 15, "IFLA_EXT_MASK": 8}),
     ("ifinfmsg", {"index": 4, "IFLA_ADDRESS": "c2:11:22:33:44:55", "IFLA_MTU": 65535, "IFLA_MASTER": 0, "IFLA_TXQLEN": 0}),
@@ -47,6 +51,11 @@ SAMPLES: list[tuple[str, Message]] = [
         "ifinfmsg",
         link("ipip", {"IFLA_IPIP_LOCAL": HERE, "IFLA_IPIP_REMOTE": bytes(4), "IFLA_IPIP_TTL": 0, "IFLA_IPIP_PMTUDISC": 0}),
     ),
+    ("ifinfmsg", link("macvlan", {"IFLA_MACVLAN_MODE": 4})),
+    ("ifinfmsg", link("ipvlan", {"IFLA_IPVLAN_MODE": 2})),
+    ("ifinfmsg", link("vlan", {"IFLA_VLAN_ID": 100})),
+    ("ifinfmsg", link("tun", {"IFLA_TUN_OWNER": 1000, "IFLA_TUN_GROUP": 0xFFFFFFFE, "IFLA_TUN_TYPE": 2, "IFLA_TUN_PI": 1})),
+    ("ifinfmsg", link("tun", {"IFLA_TUN_VNET_HDR": 1, "IFLA_TUN_MULTI_QUEUE": 0})),
     ("ifinfmsg", link("wireguard")),
     ("ifinfmsg", link("bridge", {"IFLA_BR_VLAN_FILTERING": 1, "IFLA_BR_VLAN_PROTOCOL": 0x8100})),
     ("ifinfmsg", link("veth", {"VETH_INFO_PEER": {"IFLA_IFNAME": "eth0", "IFLA_NET_NS_FD": 9, "IFLA_MTU": 1450}})),
@@ -91,7 +100,10 @@ SAMPLES: list[tuple[str, Message]] = [
         },
     ),
     ("nft_chain_msg", {"nfgen_family": 1, "NFTA_CHAIN_TABLE": "cni_py", "NFTA_CHAIN_NAME": "masquerade"}),
-    ("nft_chain_msg", {"NFTA_CHAIN_HANDLE": 7, "NFTA_CHAIN_POLICY": 1, "NFTA_CHAIN_HOOK": {"NFTA_HOOK_HOOKNUM": 4}}),
+    (
+        "nft_chain_msg",
+        {"NFTA_CHAIN_HANDLE": 7, "NFTA_CHAIN_USE": 2, "NFTA_CHAIN_POLICY": 1, "NFTA_CHAIN_HOOK": {"NFTA_HOOK_HOOKNUM": 4}},
+    ),
     ("nft_chain_msg", {"NFTA_CHAIN_HOOK": {"NFTA_HOOK_HOOKNUM": 2, "NFTA_HOOK_PRIORITY": -100}}),
     ("nft_gen_msg", {}),
     ("nft_gen_msg", {"NFTA_GEN_PROC_PID": 4711, "NFTA_GEN_PROC_NAME": "nft"}),
@@ -163,6 +175,7 @@ def test_message_is_decoded_as_by_pyroute2_and_as_it_was(table: str, message: Me
         ("nsidmsg", {"NETNSA_NSID": -1}, attribute(1, b"\xff\xff\xff\xff")),
         ("ifaddrmsg", {"IFA_TARGET_NETNSID": 3}, attribute(10, pack("=i", 3))),
         ("cta_tuple", {"CTA_TUPLE_ZONE": 7}, attribute(3, b"\0\7")),
+        ("macvx_data", {"IFLA_MACVLAN_BC_QUEUE_LEN": 200}, attribute(7, pack("=I", 200))),
     ],
 )
 def test_what_pyroute2_lacks(table: str, message: Message, data: bytes) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from errno import ENODEV
+from errno import EADDRINUSE, ENODEV
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from cni_py.flanneld.backends import BackendConfig, families_lacking, of_other_t
 from cni_py.flanneld.backends.udp_packets import family_of, receiver_of, sender_of, take_hop, unreachable
 from cni_py.flanneld.lease import Attributes
 from cni_py.kernel.tun import Tun
+from cni_py.kernel.udp_port import owner_of
 from cni_py.node.desired import DeviceAddress, Route, device_sysctls, forwarding
 from cni_py.node.log import error, info, is_verbose, verbose, warning
 from cni_py.node.stop import Wake
@@ -136,7 +137,12 @@ class Backend(backends.Backend):
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002
         """Opens device and sockets: what cannot work is refused before there is a lease. Raises: KernelRefused."""
         for family, address in self._listen.items():
-            self._sockets[family] = open_socket(address)
+            try:
+                self._sockets[family] = open_socket(address)
+            except KernelRefused as error:
+                if error.errno == EADDRINUSE:
+                    error.details += f": taken by {owner_of(rtnl, self.config.port)}"
+                raise
         self._device.ensure(rtnl, warning)
 
     def attributes(self) -> Attributes:

@@ -94,6 +94,7 @@ class Backend(backends.Backend):
         self.mtu = min(self._mtus.values())
         self._vxlans: dict[int, Vxlan] = {}
         self._on_link: list[Any] = []
+        self._hardware = ""
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -106,6 +107,7 @@ class Backend(backends.Backend):
         """
         external = self.external
         link = find_link(rtnl, external.name)
+        self._hardware = link.mac if link is not None else ""
         if self.config.direct_routing and link is not None:
             self._on_link = [address.network for address in list_addresses(rtnl, link)]
         if former and (former.public_ip, former.public_ipv6) != (external.public_ip, external.public_ipv6):
@@ -126,7 +128,7 @@ class Backend(backends.Backend):
             port=self.config.port or DEFAULT_PORT,
             local=local,
             underlay=self.external.ifindex,
-            mac=mac or stable_mac(name, public),
+            mac=mac or stable_mac(name, public, self._hardware),
             mtu=self._mtus[version],
             gbp=self.config.gbp,
             learning=self.config.learning,

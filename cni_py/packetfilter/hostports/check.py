@@ -18,7 +18,7 @@ from cni_py.packetfilter.hostports.forwarding import (
     wanted_elements,
 )
 from cni_py.packetfilter.hostports.rules import HOSTPORTS, LOCALNET
-from cni_py.packetfilter.ownership import TABLE, rule_comments
+from cni_py.packetfilter.ownership import IF, TABLE, rule_comments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _check_chains(wanted: Wanted) -> None:
         name = chain.removeprefix(f"{TABLE} ")
         found = [portmap_rules.as_printed(line) for line in chains.get(name, ())]
         expected = [portmap_rules.as_printed(line) for line in lines]
-        if name.startswith(portmap_rules.IF):  # nft may print conditions in another way than the configuration has them
+        if name.startswith(IF):  # nft may print conditions in another way than the configuration has them
             found, expected = rule_comments(found), rule_comments(expected)
         if found != expected:
             raise CheckFailed(

@@ -12,6 +12,8 @@ a DEL with nothing to delete costs almost nothing. CHECK is in ``check.py``.
 
 from __future__ import annotations
 
+from errno import ENOENT
+
 from cni_py.errors import InvalidConfig, KernelRefused, NotAvailable
 from cni_py.journal import note
 from cni_py.kernel import sysctl
@@ -23,7 +25,7 @@ from cni_py.packetfilter.hostports import connections
 from cni_py.packetfilter.hostports import rules as portmap_rules
 from cni_py.packetfilter.hostports.rules import HOSTPORTS, LOCALNET, SOURCES, is_quotable
 from cni_py.packetfilter.masquerade import lock
-from cni_py.packetfilter.ownership import TABLE, Owner, rule_comments, stale_test
+from cni_py.packetfilter.ownership import IF, TABLE, Owner, rule_comments, stale_test
 from cni_py.undo import Attempts
 
 TYPE_CHECKING = False
@@ -67,8 +69,12 @@ def check_backend(wanted: str) -> None:
 # ---- ADD --------------------------------------------------------------------------------------
 
 
-def add(wanted: Wanted, backend: str = "") -> None:
-    """Map the ports. Idempotent. Raises: NotAvailable, KernelRefused, InvalidConfig for conditions that nft rejects."""
+def add(wanted: Wanted, backend: str = "") -> bool:
+    """Map the ports. Idempotent. Raises: NotAvailable, KernelRefused, InvalidConfig for conditions that nft rejects.
+
+    Returns: whether the chains that lead to all mappings were missing: the others' may have lost theirs.
+    """
+    was_lost = False
     with lock():
         links, chains = localhost_links(wanted), portmap_rules.wanted_chains(wanted)
         if backend != "iptables":
@@ -78,10 +84,46 @@ def add(wanted: Wanted, backend: str = "") -> None:
 
             iptables.add(wanted)
         else:
-            _add_elements(wanted, links, chains)
+            was_lost = not chains.keys().isdisjoint(portmap_rules.BASE_CHAINS)
+            _add_or_again(wanted, links, chains)
         for link in links:
             _enable_route_localnet(link)
     connections.delete_to([m for m in wanted.mappings if m.protocol == "udp"])
+    return was_lost
+
+
+def lost(wanted: Wanted, backend: str = "") -> tuple[Mapping, ...]:
+    """Return the mappings whose rules are missing, without those whose host port another attachment has now.
+
+    Raises: CniError.
+    """
+    damaged = _damaged(portmap_rules.wanted_chains(wanted))
+    if backend == "iptables" or (damaged and choose_backend(backend) == "iptables"):
+        from cni_py.packetfilter.hostports import iptables
+
+        return wanted.mappings if iptables.missing(wanted) else ()
+    own = [mapping for mapping in wanted.mappings if _is_free_or_own(mapping, wanted)]
+    is_whole = all(nfnetlink.element(*at) == of for mapping in own for at, of in _elements_at(mapping, wanted))
+    return () if is_whole and not damaged and not unprotected(localhost_links(wanted)) else tuple(own)
+
+
+def _is_free_or_own(mapping: Mapping, wanted: Wanted) -> bool:
+    there = nfnetlink.element(portmap_rules.hostports_map(mapping), portmap_rules.key_of(mapping))
+    return there is None or there.comment == wanted.owner.comment()
+
+
+def _elements_at(mapping: Mapping, wanted: Wanted) -> list[tuple[tuple[str, bytes], Element | None]]:
+    key = portmap_rules.key_of(mapping)
+    return [((name, key), element) for name, element in wanted_elements(mapping, wanted).items()]
+
+
+def _add_or_again(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:
+    try:
+        _add_elements(wanted, links, chains)
+    except KernelRefused as error:  # another process may have flushed the ruleset since it was read
+        if error.errno != ENOENT:
+            raise
+        _add_elements(wanted, links, _damaged(portmap_rules.wanted_chains(wanted)))
 
 
 def _add_elements(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:
@@ -103,7 +145,7 @@ def _add_elements(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:
             handle.run("; ".join([*base, *portmap_rules.chain_commands(chains), *commands]))
     except KernelRefused as error:
         conditions = "; ".join([" ".join(words) for _, words in wanted.conditions if words])
-        if conditions and any(chain.startswith(f"{TABLE} {portmap_rules.IF}") for chain in chains):
+        if conditions and any(chain.startswith(f"{TABLE} {IF}") for chain in chains):
             raise InvalidConfig(f'nftables refuses the conditions "{conditions[:200]}"', error.details) from error
         raise
 
@@ -192,6 +234,8 @@ def delete(owner: Owner, udp_ports: Collection[int] = ()) -> set[tuple[int, byte
     with lock():
         with attempts.attempt(f'elements of "{TABLE}"'):
             gone = _delete_elements(owner.comment().__eq__, owner.comment())
+            if gone:
+                delete_links()
         with attempts.attempt(f'rules of "{GO_TABLES[0]}"'):
             others |= _delete_go_rules(owner.container_id)
         with attempts.attempt(f"chain {iptables.dnat_chain(owner)}"):
@@ -208,6 +252,24 @@ def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> list[
     """Delete the elements whose comment ``selects`` returns True for. Returns: those of host ports."""
     deleted = libnftables.delete_elements(MAPS, portmap_rules.key_text, selects, holding)
     return [element for name in HOSTPORTS for element in deleted[name]]
+
+
+def delete_links() -> None:
+    """Delete the entries of ``localnet`` whose link no longer exists. Raises: KernelRefused.
+
+    That of a link that exists stays: it closes what ``route_localnet`` opens, which is not switched off.
+    """
+    from _socket import if_nametoindex
+
+    gone = []
+    for element in nfnetlink.elements(LOCALNET):
+        try:
+            if_nametoindex(element.key.rstrip(b"\0").decode(errors="surrogateescape"))
+        except OSError:
+            gone.append(element.key)
+    if gone:
+        text = f"delete element {LOCALNET} {{ {', '.join(map(portmap_rules.link_text, gone))} }}"
+        libnftables.change({LOCALNET: gone}, {}, text)
 
 
 def _delete_go_rules(container_id: str) -> bool:
@@ -254,8 +316,9 @@ def delete_stale(
                 iptables.delete_stale(network, frozenset([container_id for container_id, _ in valid]))
         with attempts.attempt("shared chains"):
             _repair_base()
-        with attempts.attempt("unused chains"):
-            _delete_unused_chains()
+        with attempts.attempt("unused chains and entries"):
+            libnftables.delete_unused_chains()
+            delete_links()
     connections.delete_of(gone)
     attempts.raise_if_failed("deleting stale port mappings")
 
@@ -267,19 +330,3 @@ def _repair_base() -> None:
         return
     with libnftables.borrowed() as handle:
         handle.run("; ".join([*portmap_rules.base(), *portmap_rules.chain_commands(damaged)]))
-
-
-def _delete_unused_chains() -> None:
-    """Delete the chains of subnets and conditions that no mapping refers to any more."""
-    if not nfnetlink.exists(f"{TABLE} hostports4") or not libnftables.deletable(TABLE):
-        return
-    with libnftables.borrowed() as handle:
-        chains = handle.chain_lines(TABLE)
-        used = {element.target for name in SOURCES for element in nfnetlink.elements(name)}
-        used |= {line.partition(" goto ")[2].partition(" ")[0] for name in used for line in chains.get(name, ())}
-        unused = [name for name in chains if name.startswith((portmap_rules.IF, portmap_rules.MARK)) and name not in used]
-        marks = {name.partition("-")[0] for name in chains if name.startswith(portmap_rules.MARK) and name not in unused}
-        of_marks = f"masquerade-{portmap_rules.MARK}"
-        unused += [name for name in chains if name.startswith(of_marks) and name.partition("-")[2] not in marks]
-        if unused:  # flush all before deleting: some refer to others of them
-            handle.run("; ".join([f"{verb} chain {TABLE} {name}" for verb in ("flush", "delete") for name in unused]))

@@ -42,7 +42,7 @@ never has such an address on the wire. Source: containernetworking/plugins plugi
 
 from __future__ import annotations
 
-from cni_py.packetfilter.ownership import TABLE, TABLE_BASE, Owner, digest, refill
+from cni_py.packetfilter.ownership import IF, MARK, MASQUERADE_MARK, TABLE, TABLE_BASE, Owner, digest, refill
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # as IP numbers them; nft and iptables take the names
 LOCALNET = f"{TABLE} localnet"  # the set of links, and the chain that looks them up
-MARK, IF = "mark", "if-"  # prefixes of chains that may become unused
 _IP = {4: "ip", 6: "ip6"}
 _TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
 _LOOPBACK = "127.0.0.0/8"  # IPv4 only: the kernel accepts replies to ::1 from lo alone, with any setting
@@ -253,7 +252,7 @@ def source_chain(mapping: Mapping, wanted: Wanted) -> str:
 
 
 def masquerade_chain(bit: int) -> str:
-    return f"{TABLE} masquerade-{MARK}{bit}"
+    return f"{TABLE} {MASQUERADE_MARK}{bit}"
 
 
 def masquerade_rules(bit: int) -> list[str]:
@@ -313,6 +312,11 @@ def is_quotable(link: str) -> bool:
 def link_key(link: str) -> bytes:
     """The key of a link in the set ``localnet``."""
     return link.encode(errors="surrogateescape").ljust(16, b"\0")
+
+
+def link_text(key: bytes) -> str:
+    """Return the key of a link in nft's syntax."""
+    return '"' + key.rstrip(b"\0").decode(errors="surrogateescape") + '"'
 
 
 def localnet_command(link: str) -> str:

@@ -62,6 +62,8 @@ def add(call: Call, config: PtpConfig) -> Result:
         for route in pod_routes(ends):
             put_route(host, port, route)
         gateway.masquerade(undo, call, result, masquerade)
+        if rules := gateway.rules_of(result, masquerade):
+            record.amend(call, **rules)
         dns = dns_from_config(config.dns)
         interfaces = interface.described(get_link(host, port.name)), interface.described(end, call.netns)
         return result.replace(interfaces=interfaces, dns=dns if dns.as_json() else result.dns)
@@ -70,6 +72,7 @@ def add(call: Call, config: PtpConfig) -> Result:
 def delete(call: Call, config: PtpConfig) -> None:
     """Delete everything that ADD may have made; absence is success. The kernel frees the veth while the rest is deleted."""
     attempts = Attempts()
+    delegate.release_from_link(attempts, call, config)
     with attempts.attempt("the veth"):
         veth.delete(call)
     gateway.delete_masquerade(attempts, call, config)
@@ -82,26 +85,19 @@ def check(call: Call, config: PtpConfig) -> None:
     from cni_py.attachment import check as attached
 
     masquerade = gateway.masquerade_of(config)
-    prev, found = attached.parse_prev_result(config.prev_result), attached.Differences()
-    ips = attached.expected_addresses(prev, call)
-    ends = with_gateways(ips)
-    with found:
-        delegate.check_leased(call, config)
-    with open_host() as host, open_sandbox(call.netns, call.may_be_host, call.sandbox_fd) as netns, open_in(netns) as sandbox:
-        with found:
-            end = attached.find_sandbox_end(sandbox, call, "veth")
-            attached.check_sandbox_end(found, sandbox, end, prev, call)
-            attached.check_configured(found, sandbox, end, prev, call)
-            attached.check_routes(found, sandbox, end, sandbox_routes(ends), in_any_table=True)  # sbr moves them
-            port = attached.find_host_end(host, end, prev)
-            attached.check_host_end(found, host, port, prev)
-            found.expect(f'state of "{port.name}"', "up", attached.state(port), f"ip link set {port.name} up")
-            attached.check_addresses(found, host, port, gateway_addresses(ends), "gateway address")
-            attached.check_routes(found, host, port, pod_routes(ends))
-        attached.check_forwarding(found, [address for address, _ in ends])
-    with found:
+    with attached.Opened(call, config) as opened:
+        end = opened.check_end("veth")
+        opened.check_configured(end)
+        ips = attached.expected_addresses(opened.prev, call)
+        ends = with_gateways(ips)
+        attached.check_routes(opened.found, opened.sandbox, end, sandbox_routes(ends), in_any_table=True)  # sbr moves them
+        port = attached.find_host_end(opened.host, end, opened.prev)
+        attached.check_host_end(opened.found, opened.host, port, opened.prev)
+        opened.found.expect(f'state of "{port.name}"', "up", attached.state(port), f"ip link set {port.name} up")
+        attached.check_addresses(opened.found, opened.host, port, gateway_addresses(ends), "gateway address")
+        attached.check_routes(opened.found, opened.host, port, pod_routes(ends))
+        attached.check_forwarding(opened.found, [address for address, _ in ends])
         gateway.check_masquerade(call, ips, masquerade)
-    found.raise_if_any()
 
 
 def status(call: Call, config: PtpConfig) -> None:

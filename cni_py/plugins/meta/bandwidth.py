@@ -83,10 +83,14 @@ def check(call: Call, config: BandwidthConfig) -> None:
         return
     with open_host() as host:
         port = find_port(host, call, prev)
+        found = checks.Differences()
         if limits.ingress:
-            check_shape(host, port, limits.ingress)
+            with found:
+                check_shape(host, port, limits.ingress)
         if limits.egress:
-            check_egress(host, call, port, limits.egress)
+            with found:
+                check_egress(found, host, call, port, limits.egress)
+        found.raise_if_any()
 
 
 def status(call: Call, config: BandwidthConfig) -> None:
@@ -205,11 +209,11 @@ def check_shape(host: Rtnl, link: Link, expected: Shape) -> None:
         raise CheckFailed(
             f'the token bucket of "{link.name}" is not what ADD left',
             f"expected {' '.join(expected.words)}, found {' '.join(found.words) if found else 'none'}",
-            f"tc qdisc show dev {link.name}",
+            f"tc qdisc replace dev {link.name} root handle 1: {' '.join(expected.words)}",
         )
 
 
-def check_egress(host: Rtnl, call: Call, port: Link, expected: Shape) -> None:
+def check_egress(found: checks.Differences, host: Rtnl, call: Call, port: Link, expected: Shape) -> None:
     """Check the ifb, its token bucket, and that everything from the pod goes there. Raises: CheckFailed."""
     ifb = next(iter(ifbs_of(host, call)), None)
     if ifb is None:
@@ -218,13 +222,16 @@ def check_egress(host: Rtnl, call: Call, port: Link, expected: Shape) -> None:
             f'expected "{ifb_name(call.network, call.container_id)}", found none',
             checks.RECREATE,
         )
-    checks.expect(f'state of "{ifb.name}"', "up", checks.state(ifb))
-    checks.expect(f'MTU of "{ifb.name}"', port.mtu, ifb.mtu)
-    check_shape(host, ifb, expected)
+    found.expect(f'state of "{ifb.name}"', "up", checks.state(ifb), f"ip link set {ifb.name} up")
+    found.expect(f'MTU of "{ifb.name}"', port.mtu, ifb.mtu, f"ip link set {ifb.name} mtu {port.mtu}")
+    with found:
+        check_shape(host, ifb, expected)
     target = tc.redirected_to(host, port)
     if target != ifb.ifindex:
+        there = f"tc qdisc del dev {port.name} ingress; tc qdisc add" if target else "tc qdisc replace"
         raise CheckFailed(
             f'what "{port.name}" receives is not redirected',
             f'expected to "{ifb.name}" (ifindex {ifb.ifindex}), found {f"to ifindex {target}" if target else "no such filter"}',
-            f"tc filter show dev {port.name} ingress",
+            f"{there} dev {port.name} ingress; tc filter add dev {port.name} parent ffff: protocol all prio 1 u32 "
+            f"match u32 0 0 action mirred egress redirect dev {ifb.name}",
         )

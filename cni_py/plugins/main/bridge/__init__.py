@@ -21,7 +21,6 @@ from cni_py.kernel.link import (
     delete_vlan,
     find_link,
     get_link,
-    list_links,
     random_mac,
     set_mac,
     set_port,
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
 
 CONFIG = "BridgeConfig"
 PORT_TIMEOUT_SECONDS = 3.0
+SHOWN = 5
+"""Pods that an error names."""
 
 
 def add(call: Call, config: BridgeConfig) -> Result:
@@ -73,6 +74,11 @@ def add(call: Call, config: BridgeConfig) -> Result:
 
             if wanted.is_up:
                 port = wait_for_port(host, port)
+            rules = gateway.rules_of(result, wanted.masquerade)
+            if wanted.checks_mac:
+                rules["macspoofchk"] = {"port": port.name, "mac": end.mac}
+            if rules:
+                record.amend(call, **rules)
             return described(result, call, wanted, host, port, end)
 
 
@@ -83,6 +89,7 @@ def delete(call: Call, config: BridgeConfig) -> None:
     pod before everything of this one is deleted.
     """
     attempts = Attempts()
+    delegate.release_from_link(attempts, call, config)
     with attempts.attempt("the veth"):
         veth.delete(call)
     gateway.delete_masquerade(attempts, call, config)
@@ -201,19 +208,26 @@ def has_former_address(
     host: Rtnl, link: Link, others: list[AddressWithPrefix], address: AddressWithPrefix, wanted: Plan
 ) -> InvalidConfig:
     """Return the error. The address is the gateway of pods that were attached before the node's subnet changed."""
+    from cni_py.kernel.bridge_users import users_of
     from cni_py.plural import counted
 
     bridge = get_link(host, wanted.bridge)
-    ports = [port for port in list_links(host) if port.master == bridge.ifindex and port.nsid is not None]
-    pods = len(ports) - 1  # the port of this ADD is one
+    users = [user for other in others for user in users_of(host, bridge, other.network)]
+    pods = list(dict.fromkeys(f"{container_of(user.port) or user.port.name} {user.address}".strip() for user in users))
     found = ", ".join(map(str, others))
-    if pods > 0:
-        details = f"it has {found}, the gateway of {counted(pods, 'pod')} of the former subnet"
-        hint = "list those pods: cni-py explain; when they have been deleted and created again, no pod needs the address"
+    if pods:
+        names = ", ".join(pods[:SHOWN]) + (f" and {len(pods) - SHOWN} more" if len(pods) > SHOWN else "")
+        details = f"it has {found}, the gateway of {counted(len(pods), 'pod')} of the former subnet: {names}"
+        hint = "delete those pods, for example by kubectl drain; then no pod needs the address, and flanneld deletes it"
     else:
         details = f"it has {found}, of the former subnet, which no pod uses"
         hint = f"ip addr del {others[0]} dev {link.name}"
     return InvalidConfig(f'"{link.name}" already has an IP address different from {address}', details, hint)
+
+
+def container_of(port: Link) -> str:
+    """The container id in the mark of a host end of ours; "" for others."""
+    return record.mark_on(port).removeprefix(record.MARK).partition(":")[0]
 
 
 def ensure_vlan_gateway(host: Rtnl, bridge: Link, wanted: Plan) -> Link:

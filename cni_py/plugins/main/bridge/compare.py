@@ -9,7 +9,7 @@ from cni_py.attachment import check as attached
 from cni_py.attachment import delegate, gateway, record
 from cni_py.attachment.check import expect, state
 from cni_py.errors import CheckFailed
-from cni_py.kernel.link import find_link, list_vlans
+from cni_py.kernel.link import find_link, list_links, list_vlans
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.netlink.socket import open_host
 from cni_py.plugins.main.bridge.plan import DEFAULT_VLAN
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cni_py.netlink.socket import Rtnl
     from cni_py.plugins.main.bridge.plan import Plan
     from cni_py.spec.call import Call
+    from cni_py.spec.result import Interface, Result
 
 
 def check(call: Call, config: BridgeConfig, wanted: Plan) -> None:
@@ -44,7 +45,7 @@ def check(call: Call, config: BridgeConfig, wanted: Plan) -> None:
         ips = attached.expected_addresses(prev, call) if wanted.ipam else []
         if port:
             check_port(found, host, port, wanted, has_bridge=bridge is not None)
-            attached.check_host_end(found, host, port, prev)
+            check_host_side(found, host, port, bridge, prev, wanted)
         if bridge and port and wanted.uses_vlans:
             check_vlans(found, host, bridge, port, wanted)
         if end and wanted.ipam:
@@ -93,6 +94,40 @@ def check_port(found: Differences, host: Rtnl, port: Link, wanted: Plan, *, has_
     found.expect(
         f'isolation of "{port.name}"', wanted.is_isolated, port.isolated, f"{change} isolated {on(wanted.is_isolated)}"
     )
+
+
+def check_host_side(found: Differences, host: Rtnl, port: Link, bridge: Link | None, prev: Result, wanted: Plan) -> None:
+    """Compare the links on the host with ``prevResult``, as far as it names them."""
+    expected = {interface.name: interface for interface in prev.interfaces if not interface.sandbox}
+    if not expected:  # the form of 0.2.0, or a plugin behind that left them out
+        return
+    if bridge and bridge.name in expected:
+        check_followed(found, host, bridge, expected[bridge.name])
+    elif bridge:
+        found.expect("name of the bridge in prevResult", bridge.name, ", ".join(expected), attached.RECREATE)
+    inner = f"{wanted.bridge}.{wanted.vlan}"
+    names = [name for name in expected if name not in (wanted.bridge, inner)]
+    if names and port.name not in names:
+        found.expect("name of the host end", " or ".join(names), port.name, f"ip link set {port.name} name {names[0]}")
+    for link in (port, find_link(host, inner) if inner in expected else None):
+        if link is not None and link.name in expected:
+            attached.check_link(found, host, link, expected[link.name])
+
+
+def check_followed(found: Differences, host: Rtnl, bridge: Link, expected: Interface) -> None:
+    """Compare MAC address and MTU of the bridge. A larger MTU is no fault.
+
+    It may follow its ports: unless they were set, the kernel takes the smallest MTU and the lowest MAC address of a port.
+    """
+    is_lower, mac = 0 < bridge.mtu < expected.mtu, expected.mac.lower()
+    if not is_lower and mac in ("", bridge.mac):
+        return
+    ports = [link for link in list_links(host) if link.master == bridge.ifindex]
+    if is_lower and all(bridge.mtu < link.mtu for link in ports):
+        hint = f"ip link set {bridge.name} mtu {expected.mtu}"
+        found.expect(f'MTU of "{bridge.name}"', expected.mtu, bridge.mtu, hint)
+    if mac and bridge.mac not in [link.mac for link in ports]:
+        found.expect(f'MAC address of "{bridge.name}"', mac, bridge.mac, f"ip link set {bridge.name} address {mac}")
 
 
 def on(is_set: bool) -> str:

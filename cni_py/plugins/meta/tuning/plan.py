@@ -34,8 +34,9 @@ class Plan(Value):
 
 def wanted(call: Call, config: TuningConfig) -> Plan:
     """The settings: the configuration's, over them CNI_ARGS, the runtime's, those of ``args.cni``. Raises: InvalidConfig."""
-    pairs, args = call.known_pairs("MAC"), config.args.cni
-    mac = args.mac or config.runtime_config.mac or pairs.get("MAC") or config.mac
+    of_runtime = call.known_pairs("MAC")
+    args = config.args.cni
+    mac = args.mac or config.runtime_config.mac or of_runtime.get("MAC") or config.mac
     promisc = config.promisc if args.promisc is None else args.promisc
     sysctls = config.sysctl if args.sysctl is None else args.sysctl
     _refuse_duplicates(call.raw, sysctls)
