@@ -72,7 +72,12 @@ def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: byte
             from cni_py.sweep import sweep
 
             sweep.before_first_call(call, stdin)
-        return handle(call, stdin)
+        status, reply = handle(call, stdin)
+        if status == 0 and record.may_have_lost_rules(call):
+            from cni_py.sweep import restore
+
+            restore.of_others()
+        return status, reply
 
 
 def _ask_agent(plugin: str, launcher: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes] | None:

@@ -31,7 +31,7 @@ def main() -> int:
         log(f"cni-agent: could not listen on {options.socket}: {error.strerror}; it requires root and a writable directory")
         return 1
     warm_up()
-    agent = Agent(listener, options.sweep_seconds, options.check_seconds)
+    agent = Agent(listener, options.sweep_seconds, options.check_seconds, repairs=not options.no_repair)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     signal.signal(signal.SIGHUP, lambda *_: log("nothing to reload: configurations come with each call"))
@@ -86,6 +86,11 @@ def parse_options() -> argparse.Namespace:
         default=300.0,
         metavar="SECONDS",
         help="how often to CHECK the attachments that it created; 0: never (%(default)s)",
+    )
+    parser.add_argument(
+        "--no-repair",
+        action="store_true",
+        help="do not restore rules of live pods that another program has deleted (nft flush ruleset)",
     )
     parser.add_argument(
         "--metrics",

@@ -25,8 +25,10 @@ from cni_py.agent import request as requests
 from cni_py.agent.housekeeping import Housekeeper
 from cni_py.agent.log import log
 from cni_py.agent.metrics import AgentMetrics
+from cni_py.agent.rules_watch import RulesWatch
 from cni_py.agent.serializer import Serializer
 from cni_py.agent.workers import MAX_WORKERS, WorkerPool
+from cni_py.attachment import record
 from cni_py.attachment.lock import AttachmentLock
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
@@ -34,7 +36,7 @@ from cni_py.kernel.deletion import wait_for_deletions
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.call import parse as parse_call
 from cni_py.spec.versions import CURRENT
-from cni_py.sweep import sweep
+from cni_py.sweep import restore, sweep
 
 if TYPE_CHECKING:
     import socket
@@ -48,13 +50,16 @@ DESCRIPTORS_OF_A_CALL = 16
 class Agent:
     """Handles calls until :meth:`stop`."""
 
-    def __init__(self, listener: Listener, sweep_seconds: float = 0.0, check_seconds: float = 0.0) -> None:
+    def __init__(
+        self, listener: Listener, sweep_seconds: float = 0.0, check_seconds: float = 0.0, repairs: bool = False
+    ) -> None:
         self.metrics = AgentMetrics()
         self.metrics.registry.before_exposition(self._update_metrics)
         self._listener = listener
         self._serializer = Serializer()
         self._workers = WorkerPool(self._handle)
         self._housekeeper = Housekeeper(self.metrics, self._serializer, sweep_seconds, check_seconds)
+        self._rules_watch = RulesWatch(self.metrics) if repairs else None
         self._own_namespaces = requests.own_namespaces()
         self._stopping = False
         self._last_call = monotonic()
@@ -69,6 +74,8 @@ class Agent:
     def serve(self, idle_exit_seconds: float = 0.0, tick_seconds: float = 2.0) -> None:
         """Accept calls until stopped, or idle for ``idle_exit_seconds`` (0: without that limit)."""
         self._housekeeper.start()
+        if self._rules_watch:
+            self._rules_watch.start()
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
@@ -91,6 +98,8 @@ class Agent:
             self._listener.close()
         self._workers.finish()
         self._housekeeper.stop()
+        if self._rules_watch:
+            self._rules_watch.stop()
         wait_for_deletions()
 
     def report(self) -> dict[str, object]:
@@ -173,6 +182,8 @@ class Agent:
             began = perf_counter()
             sweep.before_first_call(call, request.stdin)
             status, stdout = engine.handle(call, request.stdin)
+            if status == 0 and record.may_have_lost_rules(call):
+                restore.of_others()
             code = config.decode(stdout).get("code", 1) if status and stdout else status
             self.metrics.count_call(call.plugin, call.verb, code, perf_counter() - began)
             self._housekeeper.record_call(call, request.stdin, status, stdout)

@@ -108,7 +108,7 @@ def gc(call: Call, plugin: str, conf: Mapping[str, Any], mode: str) -> None:
     try:
         _invoke(call, "GC", plugin, conf, mode)
     except DelegateFailed as error:
-        if error.code not in (1, 4):
+        if error.code not in (1, 3, 4):  # 3: Go's before 1.2 miss the container id first
             raise
         note(f'"{plugin}" has no GC: {error.msg}')
 

@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from cni_py.attachment import record
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.kernel import sysctl
+from cni_py.kernel.address import add_address
 from cni_py.spec.result import Route, from_json
 from cni_py.value import Value
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from cni_py.config.models import GatewayConfig
     from cni_py.kernel.address import Address, AddressWithPrefix, Network
+    from cni_py.kernel.link import Link
+    from cni_py.netlink.socket import Rtnl
     from cni_py.spec.call import Call
     from cni_py.spec.result import IPConfig, Result
     from cni_py.undo import Attempts, Undo
@@ -63,6 +66,14 @@ def address_for(ip: IPConfig) -> AddressWithPrefix:
     return ip_interface(f"{ip.gateway or first_address(ip.address)}/{ip.address.network.prefixlen}")
 
 
+def add_addresses(host: Rtnl, link: Link, addresses: Iterable[AddressWithPrefix]) -> None:
+    """Add the gateway's addresses to one of our links, with IPv6 also where the host switches it off. Raises: KernelRefused."""
+    for address in addresses:
+        if address.version == 6:
+            sysctl.prefer(f"net/ipv6/conf/{link.name}/disable_ipv6", "0")  # if it cannot be set, the address's refusal names it
+        add_address(host, link, address)
+
+
 def enable_forwarding(addresses: Iterable[AddressWithPrefix]) -> None:
     """Let the host forward packets of these IP versions. Raises: KernelRefused."""
     for version in {address.version for address in addresses}:
@@ -97,7 +108,16 @@ def masquerade(undo: Undo, call: Call, result: Result, wanted: Masquerade) -> No
 
     owner = record.owner_of(call)
     undo.on_failure("masquerade", masquerade.delete, owner)  # before: it may fail half-way
-    masquerade.add(owner, [ip.address for ip in result.ips], wanted.backend, wanted.exclude)
+    if masquerade.add(owner, [ip.address for ip in result.ips], wanted.backend, wanted.exclude):
+        record.say_rules_lost()
+
+
+def rules_of(result: Result, wanted: Masquerade) -> dict[str, object]:
+    """Return what the record needs for the masquerade to be restored if another process deletes it. Pure."""
+    if not wanted.is_wanted:
+        return {}
+    addresses, exclude = [str(ip.address) for ip in result.ips], [str(network) for network in wanted.exclude]
+    return {"masquerade": {"addresses": addresses, "exclude": exclude, "backend": wanted.backend}}
 
 
 def check_masquerade(call: Call, ips: Iterable[IPConfig], wanted: Masquerade) -> None:

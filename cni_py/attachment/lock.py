@@ -31,9 +31,13 @@ class AttachmentLock:
     DEL may reach its successor, or run in one shot: it has to find everything that the ADD makes.
 
     Our plugins that a third-party plugin executes within one of our calls do not lock: that call holds the lock.
+
+    Args:
+        waits: False: raise BlockingIOError if another one holds the lock, or if there is no file for it.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, waits: bool = True) -> None:
+        self._waits = waits
         self._name = f"{call.container_id}:{call.ifname}" if call.verb in ("ADD", "DEL") and not call.is_nested else ""
         self._fd = -1
         self._socket: SocketLock | None = None
@@ -41,7 +45,7 @@ class AttachmentLock:
     def __enter__(self) -> None:
         if not self._name:
             return
-        from fcntl import F_OFD_SETLKW, F_WRLCK, fcntl
+        from fcntl import F_OFD_SETLK, F_OFD_SETLKW, F_WRLCK, fcntl
         from struct import pack
 
         number = int.from_bytes(self._name.encode(errors="surrogateescape"), "big") % _BYTES
@@ -49,8 +53,11 @@ class AttachmentLock:
             files.make_directory(RUN_DIR, 0o700)
             self._fd = posix.open(PATH, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
             # of an open file description: locks of a process would be shared by the agent's threads
-            fcntl(self._fd, F_OFD_SETLKW, pack("hhqqi4x", F_WRLCK, 0, number, 1, 0))
-        except (OSError, IOFailure):
+            fcntl(self._fd, F_OFD_SETLKW if self._waits else F_OFD_SETLK, pack("hhqqi4x", F_WRLCK, 0, number, 1, 0))
+        except (OSError, IOFailure) as error:
+            if not self._waits:
+                self.__exit__(None, None, None)
+                raise BlockingIOError(f"the attachment {self._name} is busy") from error
             from cni_py.socket_lock import SocketLock
 
             self._socket = SocketLock(f"turn/{self._name}")
@@ -59,5 +66,6 @@ class AttachmentLock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._fd >= 0:
             posix.close(self._fd)
+            self._fd = -1
         if self._socket is not None:
             self._socket.__exit__(kind, error, trace)

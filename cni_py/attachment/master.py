@@ -6,7 +6,6 @@ It is on the host, or with ``linkInContainer`` in the sandbox.
 from __future__ import annotations
 
 from cni_py.errors import InvalidConfig, NotAvailable
-from cni_py.kernel.features import require_kind
 from cni_py.kernel.link import find_link
 from cni_py.kernel.route import default_interfaces
 from cni_py.netlink.socket import open_host
@@ -46,6 +45,8 @@ def check_mtu(mtu: int, master: Link) -> None:
 
 def check_ready(name: str, is_in_sandbox: bool, kind: str) -> None:
     """Check for STATUS that the kernel has links of this kind, and that the master exists. Raises: NotAvailable."""
+    from cni_py.kernel.features import require_kind
+
     with open_host() as host:
         require_kind(host, kind)
         if is_in_sandbox:

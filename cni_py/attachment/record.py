@@ -35,6 +35,7 @@ BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id
 END_SECONDS = 2.0
 _RETURNED = "returned"
 _is_known_boot = False
+_rules_lost = False
 
 
 def _directory(call: Call) -> str:
@@ -112,6 +113,14 @@ def remember(call: Call, **more: Any) -> bytes | None:
     return before
 
 
+def amend(call: Call, **more: Any) -> None:
+    """Add to the record of an ADD what is known only now; without a record nothing is added."""
+    path = _path(call)
+    record = _read(path)
+    if record is not None:
+        _write(path, encode(record | more))
+
+
 def is_return(call: Call) -> bool:
     """True if a container comes back with its id: the sandbox of its ADD before no longer exists. Before :func:`remember`.
 
@@ -123,6 +132,26 @@ def is_return(call: Call) -> bool:
     if call.is_nested and before.get(_RETURNED) is True:
         return True
     return _has_ended(before) and not _has_host_end(call)
+
+
+def is_of_live_sandbox(record: dict[str, Any]) -> bool:
+    """Return whether the record names a sandbox, and it still exists."""
+    return _is_complete(record) and not _has_ended(record)
+
+
+def say_rules_lost() -> None:
+    """Let the caller of this ADD know that another process has deleted the rules that all attachments share."""
+    global _rules_lost
+    _rules_lost = True
+
+
+def may_have_lost_rules(call: Call) -> bool:
+    """Return whether other attachments may have lost rules: after a GC, and after an ADD that found the shared ones missing."""
+    global _rules_lost
+    lost, _rules_lost = _rules_lost, False
+    if call.verb == "GC":
+        return PLUGINS[call.plugin].kind != "ipam"
+    return lost and any(len(files.list_directory(directory)) > 1 for directory in directories())
 
 
 def _has_ended(record: dict[str, Any]) -> bool:
@@ -229,6 +258,11 @@ def stale_calls(call: Call) -> list[Call]:
     return found
 
 
+def with_sandbox(call: Call) -> Call:
+    """Return a DEL without CNI_NETNS with the recorded namespace, if that still exists; any other call as it is."""
+    return call if call.netns else call.replace(netns=_live_sandbox(read(call)), sandbox_fd=-1)
+
+
 def is_anothers_interface(call: Call) -> bool:
     """Return whether CNI_IFNAME is another network's: one that has an older record of this interface in this sandbox.
 
@@ -309,14 +343,7 @@ def _names(directory: str, container_id: str) -> list[str]:
 
 def _live_sandbox(record: dict[str, Any] | None) -> str:
     """Return the recorded path if it leads to the recorded namespace, else ""."""
-    netns = (record or {}).get("netns")
-    if record is None or not isinstance(netns, str):
-        return ""
-    try:
-        status = posix.stat(netns)
-    except OSError:
-        return ""
-    return netns if (status.st_dev, status.st_ino) == (record.get("dev"), record.get("ino")) else ""
+    return str(record["netns"]) if record and _is_complete(record) and not _has_ended(record) else ""
 
 
 def _has_lost_its_sandbox(path: str) -> bool:

@@ -24,6 +24,7 @@ examples:
   cni-py explain                   list the attachments of this node
   cni-py explain 10.244.91.2       show the journal of this one
   cni-py del cbr0 blue
+  cni-py repair                    restore rules after nft flush ruleset
   cni-py sweep --dry-run           list resources leaked by deleted pods
   cni-py version -v                show kernel, libraries and plugins
   cni-py config get                show the network configuration of flanneld
@@ -123,11 +124,31 @@ Resources of live pods are never removed, whichever program created them: addres
 every namespace, processes and mounts are checked, and if any of them cannot be checked,
 nothing is removed.
 
-exit status: 0 done, 1 something could not be removed, 3 not everything could be checked
+With --convert-to-go the masquerade and the host ports of all pods then become chains of
+iptables, as the Go plugins create them: do that when you return to them, after our
+plugins no longer run ("make uninstall" does it).
+
+exit status: 0 done, 1 something could not be removed or converted, 3 not everything
+could be checked
 
 examples:
   cni-py sweep --dry-run
-  cni-py sweep --grace 60 --network cbr0"""
+  cni-py sweep --grace 60 --network cbr0
+  cni-py sweep --convert-to-go"""
+
+_REPAIR = """\
+Restore rules of live pods that another program has deleted, as nft flush ruleset or a
+restart of firewalld does: masquerade, host ports, and checks of MAC addresses.
+
+Only what is missing is added, for attachments whose record and sandbox exist. An address
+or a host port that another attachment has now is left to it. cni-agent does the same within
+seconds; so do GC, and the next ADD where everything was flushed.
+
+exit status: 0 done, 1 something could not be restored
+
+examples:
+  cni-py repair --dry-run
+  cni-py repair --network podman"""
 
 _LAB = """\
 Create a flannel network of namespaces on this machine, to learn and to test.
@@ -160,8 +181,8 @@ _LAB_DIRECTORY = "/run/cni-py/lab"
 _CONFIG = """\
 Show the plugins' configuration keys, or read and write flannel's network configuration.
 
-"get", "set", "reserve" and "release" work on flannel's datastore. "cni-py config" and
-"cni-py config PLUGIN" are short for "cni-py config keys"."""
+"get", "set", "leases", "reserve" and "release" work on flannel's datastore, "check" on
+files. "cni-py config" and "cni-py config PLUGIN" are short for "cni-py config keys"."""
 
 _KEYS = """\
 Show the configuration keys of the plugins: type, default, meaning, example.
@@ -220,13 +241,35 @@ Turn a reserved subnet into a lease: it expires after 24 hours unless its node r
 example:
   cni-py config release 10.244.91.0/24"""
 
+_CONFIG_LEASES = f"""\
+List the leases and reservations of flannel's nodes.
+
+{_WHICH_DATASTORE}
+
+examples:
+  cni-py config leases
+  cni-py config leases --json"""
+
+_CONFIG_CHECK = """\
+Check configuration files, as flanneld and the plugins read them.
+
+Network configurations of flannel, and *.conflist, *.conf, *.json of CNI: values, unknown
+keys, and keys that are probably mistyped. Nothing is executed, and nothing is changed.
+
+exit status: 0 valid, 1 an error; with --strict a warning too
+
+examples:
+  cni-py config check /etc/kube-flannel/net-conf.json
+  cni-py config check --strict /etc/cni/net.d/*"""
+
 _DATASTORE_COMMANDS = {
     "get": _CONFIG_GET,
     "set": _CONFIG_SET,
+    "leases": _CONFIG_LEASES,
     "reserve": _CONFIG_RESERVE,
     "release": _CONFIG_RELEASE,
 }
-CONFIG_COMMANDS = ("keys", *_DATASTORE_COMMANDS)
+CONFIG_COMMANDS = ("keys", "check", *_DATASTORE_COMMANDS)
 
 _VERBS = {"add": _ADD, "check": _CHECK, "del": _DEL, "gc": _GC, "status": _STATUS}
 
@@ -244,6 +287,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, text in _VERBS.items():
         command = _new(commands.add_parser, name, help=_summary(text), description=text, epilog=_ENVIRONMENT)
         _add_verb_arguments(command, name)
+    _add_repair(_new(commands.add_parser, "repair", help=_summary(_REPAIR), description=_REPAIR))
     _add_sweep(_new(commands.add_parser, "sweep", help=_summary(_SWEEP), description=_SWEEP))
     _add_explain(_new(commands.add_parser, "explain", help=_summary(_EXPLAIN), description=_EXPLAIN))
     text = "show the version, and with -v the kernel, libraries and plugins of this host"
@@ -289,6 +333,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f': did you mean "{close[0]}"?' if close else ""
 
 
+def _add_repair(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="show what would be restored, without any change")
+    command.add_argument("--network", metavar="NAME", action="append", help="this network only (may be repeated)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="show what would be removed, without any change")
     text = "keep what is younger (%(default)g)"
@@ -297,6 +347,8 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     text = "directory of network configurations, which name state directories"
     command.add_argument("--netconf-path", metavar="DIR", help=text)
+    text = "afterwards, turn masquerade and host ports into what the Go plugins create and delete"
+    command.add_argument("--convert-to-go", action="store_true", help=text)
 
 
 def _add_explain(command: argparse.ArgumentParser) -> None:
@@ -317,6 +369,10 @@ def _add_config_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = _new(add, "keys", help=_summary(_KEYS), description=_KEYS)
     command.add_argument("plugin", nargs="?", metavar="PLUGIN", default="", help="this plugin only")
     command.add_argument("--markdown", action="store_true", help="print docs/configuration.md")
+    command = _new(add, "check", help=_summary(_CONFIG_CHECK), description=_CONFIG_CHECK)
+    command.add_argument("files", metavar="FILE", nargs="+", help="configuration file")
+    command.add_argument("--strict", action="store_true", help="fail for warnings too")
+    command.add_argument("--json", action="store_true", help="print JSON")
     for name, text in _DATASTORE_COMMANDS.items():
         _add_datastore_arguments(_new(add, name, help=_summary(text), description=text), name)
 
@@ -325,12 +381,14 @@ def _add_datastore_arguments(command: argparse.ArgumentParser, name: str) -> Non
     if name == "set":
         command.add_argument("source", metavar="FILE", help="- for standard input")
         command.add_argument("--force", action="store_true", help="write it even if it does not fit the nodes' leases")
+    command.add_argument("--json", action="store_true", help="print JSON")
     if name in ("reserve", "release"):
         text = "such as 10.244.91.0/24; for a dual-stack network one per family, separated by a comma"
         command.add_argument("subnet", metavar="SUBNET", help=text)
     if name == "reserve":
         command.add_argument("public_ip", metavar="PUBLIC_IP", help="address that identifies the node")
-    command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [-- FLANNELD-OPTION ...]"
+    words = " ".join(command.format_usage().split()).removeprefix("usage: ").replace(" [-h]", "").replace("[--json] ", "")
+    command.usage = f"{words} [--json] [-- FLANNELD-OPTION ...]".replace("[--json] [--json]", "[--json]")
 
 
 def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -102,10 +102,30 @@ def _vlan_filtering() -> str:
 
 def _plugin(name: str, cni_path: Sequence[str]) -> str:
     found = list(_find(name, cni_path))
+    lacking = _lacking_link(PLUGINS[name].link)
     if not found:
         elsewhere = list(_find(name, OTHER_DIRECTORIES))
-        return f"not in CNI_PATH{f'; found {elsewhere[0]}' if elsewhere else ''}"
-    return found[0] + (f"; shadows {', '.join(found[1:])}" if found[1:] else "")
+        return f"not in CNI_PATH{f'; found {elsewhere[0]}' if elsewhere else ''}{lacking}"
+    return found[0] + (f"; shadows {', '.join(found[1:])}" if found[1:] else "") + lacking
+
+
+def _lacking_link(kind: str) -> str:
+    """Say that the kernel lacks the links of a plugin; "" if it has them, or cannot be asked."""
+    if not kind or os.geteuid() != 0:
+        return ""
+    from cni_py.errors import NotAvailable
+    from cni_py.kernel import features, tap
+    from cni_py.netlink.socket import open_host
+
+    try:
+        if kind == tap.KIND:
+            tap.require()
+        else:
+            with open_host() as host:
+                features.require_kind(host, kind)
+    except NotAvailable as error:
+        return f"; {error.msg}"
+    return ""
 
 
 def _find(name: str, directories: Sequence[str]) -> Iterator[str]:

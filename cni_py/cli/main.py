@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from cni_py.sweep.file_leftovers import Places
+
 EXIT_INTERRUPTED = 130
 
 
@@ -56,6 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def repair(options: argparse.Namespace) -> int:
+    """Run ``cni-py repair``: print what was missing, and what was done about it."""
+    from cni_py.sweep import restore
+
+    lost = restore.restore(options.network, options.dry_run)
+    if options.json:
+        show_json({"dryRun": options.dry_run, "lost": [one.as_json() for one in lost]})
+    for one in () if options.json else lost:
+        show(f"{one.outcome}: {one.what} of container {one.container_id}, {one.ifname}, network {one.network}")
+    if not lost and not options.json:
+        show("no rules are missing")
+    for one in lost:
+        if one.outcome == restore.FAILED:
+            say(f"could not restore {one.what} of container {one.container_id}: {one.why}")
+    return EXIT_FAILED if any(one.outcome == restore.FAILED for one in lost) else 0
+
+
 def sweep(options: argparse.Namespace) -> int:
     """Run ``cni-py sweep``: the findings go to standard output, why checks are incomplete to standard error."""
     from cni_py.sweep import sweep as sweeping
@@ -76,7 +95,18 @@ def sweep(options: argparse.Namespace) -> int:
         say("hint: sudo cni-py sweep", "  ")
     for finding in report.failed:
         say(f"could not remove {finding.leftover.kind} {finding.leftover.what}: {finding.why.rpartition('; ')[2]}")
-    return EXIT_FAILED if report.failed else EXIT_UNKNOWN if report.missing else 0
+    is_left = options.convert_to_go and not options.dry_run and _convert(places)
+    return EXIT_FAILED if report.failed or is_left else EXIT_UNKNOWN if report.missing else 0
+
+
+def _convert(places: Places) -> bool:
+    """Turn masquerade and host ports into the Go plugins' form. Returns: whether something could not be."""
+    from cni_py.sweep import convert
+
+    outcome = convert.convert(places)
+    for line in outcome.lines():
+        say(line)
+    return bool(outcome.left)
 
 
 def explain(options: argparse.Namespace) -> int:
@@ -116,6 +146,8 @@ def version(options: argparse.Namespace) -> int:
 
 def config(options: argparse.Namespace) -> int:
     """Run ``cni-py config``: the keys of the plugins, or a command on flannel's datastore."""
+    if options.config_command == "check":
+        return _check_files(options)
     if options.config_command != "keys":
         return _network_config(options)
     from cni_py.config import reference
@@ -129,8 +161,20 @@ def config(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_files(options: argparse.Namespace) -> int:
+    """Run ``cni-py config check``: a line for each finding; exits with 1 for an error, with ``--strict`` for a warning too."""
+    from cni_py.cli import config_check
+
+    found = [config_check.check(path) for path in options.files]
+    if options.json:
+        show_json([one.as_json() for one in found])
+    for line in (line for one in found for line in one.lines()) if not options.json else ():
+        show(line)
+    return EXIT_FAILED if any(one.errors or (options.strict and one.warnings) for one in found) else 0
+
+
 def _network_config(options: argparse.Namespace) -> int:
-    """Run ``cni-py config get``, ``set``, ``reserve`` or ``release``."""
+    """Run ``cni-py config get``, ``set``, ``leases``, ``reserve`` or ``release``."""
     from cni_py.cli import network_commands
     from cni_py.flanneld.options import UsageError
 
@@ -139,6 +183,9 @@ def _network_config(options: argparse.Namespace) -> int:
     except UsageError as error:
         say(str(error))
         return error.status
+    if options.json and options.config_command != "leases":
+        show_json({"printed": printed, "messages": messages})
+        return 0
     for line in printed:
         show(line)
     for line in messages:
@@ -159,6 +206,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "del": delete,
     "gc": gc,
     "status": status,
+    "repair": repair,
     "sweep": sweep,
     "explain": explain,
     "version": version,

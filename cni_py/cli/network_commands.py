@@ -1,4 +1,4 @@
-"""Commands on flannel's datastore: ``cni-py config get``, ``set``, ``reserve``, ``release``.
+"""Commands on flannel's datastore: ``cni-py config get``, ``set``, ``leases``, ``reserve``, ``release``.
 
 The datastore is selected as for flanneld, by its options and variables. A configuration is validated as
 flanneld does it, and compared with the existing leases, before it is written.
@@ -6,11 +6,13 @@ flanneld does it, and compared with the existing leases, before it is written.
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Timer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.errors import CniError, InvalidConfig, NotAvailable
@@ -42,6 +44,8 @@ def run(options: argparse.Namespace) -> Output:
     with opened(options.flanneld_options) as store:
         if options.config_command == "get":
             return get(store)
+        if options.config_command == "leases":
+            return ([json.dumps(listed(store), indent=4)], []) if options.json else leases(store)
         if options.config_command == "set":
             return write(store, read_source(options.source), is_forced=options.force)
         if options.config_command == "reserve":
@@ -78,7 +82,7 @@ def get(store: Datastore) -> Output:
     """Return the stored text. Raises: StoreError; InvalidConfig if no flanneld could use it."""
     text = store.read_network_config()
     try:
-        return [text], backends.remarks(check(text))
+        return [text], remarks(validated(text))
     except InvalidConfig as error:
         error.details = f"{error.details}\nfound: {text}".lstrip()
         raise
@@ -87,8 +91,11 @@ def get(store: Datastore) -> Output:
 def write(store: Datastore, text: str, *, is_forced: bool = False) -> Output:
     """Validate and write a configuration. Raises: StoreError; InvalidConfig if it is invalid or conflicts with leases."""
     text = text.strip()
-    config = check(text)
+    config = validated(text)
     leases = leases_of(store)
+    mistyped = mistyped_keys(text, config)
+    if mistyped and not is_forced:
+        raise InvalidConfig("configuration was not written: a key is probably mistyped", "\n".join(mistyped), "correct the key")
     if not is_forced and (reasons := conflicts(config, leases)):
         raise InvalidConfig(
             "configuration is valid but was not written: it conflicts with the leases of nodes",
@@ -97,7 +104,7 @@ def write(store: Datastore, text: str, *, is_forced: bool = False) -> Output:
             "on every node, and the pods of nodes whose subnet changes are created again",
         )
     store.write_network_config(text)
-    messages = [*backends.remarks(config), *warnings_here(config.networks), f"written: {config}"]
+    messages = [*remarks(config), *warnings_here(config.networks), f"written: {config}"]
     if leases:
         messages.append(f"flanneld reads it when it starts; nodes with a lease: {names_of(leases)}")
     return [], messages
@@ -105,7 +112,7 @@ def write(store: Datastore, text: str, *, is_forced: bool = False) -> Output:
 
 def reserve(store: Datastore, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> Output:
     """Reserve a subnet permanently. Raises: StoreError; InvalidConfig if it is not a node's subnet of the network."""
-    config = check(store.read_network_config())
+    config = validated(store.read_network_config())
     if not allocate.compatible(subnets, config):
         raise InvalidConfig(f"subnet {subnets} does not fit the network", f"the network is {config}")
     if config.ipv4 and public_ip.version != 4:
@@ -125,11 +132,52 @@ def release(store: Datastore, subnets: Subnets) -> Output:
     return [], [f"{subnets} is a lease now; it expires in 24 hours unless its node renews it"]
 
 
-def check(text: str) -> NetworkConfig:
+def validated(text: str) -> NetworkConfig:
     """Validate a configuration as flanneld does. Raises: InvalidConfig, with every invalid key."""
     config = NetworkConfig.parse(text)
     backends.check(config)
     return config
+
+
+def mistyped_keys(text: str, config: NetworkConfig) -> list[str]:
+    """Return the warnings about keys that are probably mistyped, and whose right form is not there beside them."""
+    raw = json.loads(text)
+    keys = [*raw, *(key for value in raw.values() if isinstance(value, dict) for key in value)]
+    there = {f'is "{key}" meant?'.lower() for key in keys}
+    return [line for line in remarks(config) if line.endswith(" meant?") and line.rpartition(": ")[2].lower() not in there]
+
+
+def remarks(config: NetworkConfig) -> list[str]:
+    """Return what is accepted, and probably not what was meant."""
+    return backends.remarks(config)
+
+
+def listed(store: Datastore) -> list[dict[str, Any]]:
+    """Return every lease and reservation, for people and programs. Raises: StoreError."""
+    found = sorted(leases_of(store), key=lambda lease: str(lease.subnets))
+    return [
+        {
+            "subnet": str(lease.subnets),
+            "publicIP": ",".join(map(str, lease.attributes.addresses)),
+            "backend": lease.attributes.backend_type,
+            "expires": None
+            if lease.expires is None
+            else datetime.fromtimestamp(lease.expires, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
+            "isReservation": lease.expires is None,
+        }
+        for lease in found
+    ]
+
+
+def leases(store: Datastore) -> Output:
+    """Return a table of the leases. Raises: StoreError."""
+    rows = [("SUBNET", "NODE", "BACK END", "EXPIRES")]
+    rows += [
+        (of["subnet"], of["publicIP"] or "-", of["backend"] or "-", of["expires"] or "never: reserved") for of in listed(store)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return (lines, []) if len(rows) > 1 else ([], ["no leases"])
 
 
 def conflicts(config: NetworkConfig, leases: Sequence[Lease]) -> list[str]:

@@ -37,7 +37,7 @@ SPEC_KEYS = (
     "cni.dev/valid-attachments", "cni.dev/attachments",
 )  # fmt: skip
 """Keys that any plugin may get; a plugin's model has those that it reads."""
-_FOLDED_SPEC_KEYS = {fold(key): key for key in SPEC_KEYS}
+FOLDED_SPEC_KEYS = {fold(key): key for key in SPEC_KEYS}
 _OBJECTS = (b'"ipam"', b'"args"', b'"dns"', b'"runtimeConfig"', b'"prevResult"', b'"delegate"', b'"cni"')
 _LIMITS = ("greater_than_equal", "less_than_equal", "literal_error")
 """Types of pydantic's errors for a value of the right type."""
@@ -68,21 +68,21 @@ def decode_for(model: str, data: bytes) -> Mapping[str, Any]:
     if any(data.count(key) > 1 for key in _OBJECTS):
         from cni_py.config import keys
 
-        return keys.canonical(received, _fields_of(SCHEMAS[model]), _FOLDED_SPEC_KEYS)
+        return keys.canonical(received, fields_of(SCHEMAS[model]), FOLDED_SPEC_KEYS)
     return canonical(model, received)
 
 
 def canonical(model: str, conf: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration with its top-level keys in the model's case: itself if they are. Pure."""
-    fields = _fields_of(SCHEMAS[model])
+    fields = fields_of(SCHEMAS[model])
     for key in conf:
         field = fields.get(key)
         if (field is not None and field[0] == key) or key in SPEC_KEYS:
             continue
-        if field is not None or fold(key) in fields or fold(key) in _FOLDED_SPEC_KEYS:
+        if field is not None or fold(key) in fields or fold(key) in FOLDED_SPEC_KEYS:
             from cni_py.config import keys
 
-            return keys.canonical(conf, fields, _FOLDED_SPEC_KEYS)
+            return keys.canonical(conf, fields, FOLDED_SPEC_KEYS)
     return conf
 
 
@@ -106,7 +106,7 @@ def parse(model: str, raw: Mapping[str, Any], what: str = "network config", *, d
     except _SeveralOfOneField:
         from cni_py.config import keys
 
-        members = keys.members(raw, schema, _fields_of, _FOLDED_SPEC_KEYS)
+        members = keys.members(raw, schema, fields_of, FOLDED_SPEC_KEYS)
     if unknown and model.endswith("Config") and current() is not None:
         from cni_py.config import keys
 
@@ -150,7 +150,7 @@ def _in_order(value: Any) -> Any:
     return [_in_order(item) for item in value] if isinstance(value, list) else value
 
 
-def _fields_of(schema: Schema) -> Fields:
+def fields_of(schema: Schema) -> Fields:
     """Return the fields of a model by key and by folded key: the key, and the schema of an object or a list in it."""
     found = _fields.get(id(schema))
     if found is None:
@@ -171,7 +171,7 @@ def _members(value: Mapping[str, Any], schema: Schema, where: str, unknown: list
 
     Raises: _SeveralOfOneField.
     """
-    fields, out = _fields_of(schema), {}
+    fields, out = fields_of(schema), {}
     for key, member in value.items():
         field = fields.get(key) or fields.get(fold(key))
         if field is None:

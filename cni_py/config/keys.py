@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from cni_py.journal import note
 from cni_py.jsontext import Received, fold
+from cni_py.spelling import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,21 +127,3 @@ def warn(unknown: Iterable[tuple[str, str, Fields]], others: Iterable[str]) -> N
 def meant(key: str, known: Iterable[str]) -> str:
     """Return the known key that is ``key`` in another case, or one letter from it; "" if none is. Pure."""
     return next((name for name in known if fold(name) == fold(key)), "") or nearest(key, known)
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Return the known key that is one letter from ``key``: one more, one less, another, two exchanged; "" if none is. Pure."""
-    return next((name for name in known if is_one_letter_off(fold(key), fold(name))), "")
-
-
-def is_one_letter_off(one: str, other: str) -> bool:
-    """Return whether one letter makes the difference. Pure."""
-    if abs(len(one) - len(other)) > 1 or one == other:
-        return False
-    start = 0
-    while start < min(len(one), len(other)) and one[start] == other[start]:
-        start += 1
-    one, other = one[start:], other[start:]
-    if len(one) != len(other):
-        return one[1:] == other or one == other[1:]
-    return one[1:] == other[1:] or (one[:2] == other[1::-1] and one[2:] == other[2:])

@@ -1,7 +1,7 @@
 """flanneld's options: Go's flags in Go's syntax, the environment, and the few that are ours.
 
 Each option is a field of :class:`Options`, with its default, its reader and its help text beside it; the
-parser, the help and the variables' names follow from that. An option of Go's that is not here stands
+parser, the help and the variables' names follow from that. An option of Go's that is not here is
 in ``REFUSED`` with the reason, so that nothing is ignored in silence.
 
 Source: flannel-io/flannel main.go (flags, order of the dump), Go's flag package (syntax), coreos/pkg
@@ -63,6 +63,15 @@ def _switch(text: str) -> bool:
     return text in _TRUE
 
 
+def _families(text: str) -> bool | str:
+    """A switch, or the family for which it is on."""
+    if text in ("ipv4", "ipv6"):
+        return text
+    if text not in _TRUE | _FALSE:
+        raise ValueError("it is true, false, ipv4 or ipv6")
+    return text in _TRUE
+
+
 def _number(low: int, high: int, unit: str = "", fault: str = "") -> Callable[[str], int]:
     """Written as Go reads it: 10, 0x0a, 012."""
     limits = f"{fault}it is a whole number{unit and f' of {unit}'}, {low} to {high}"
@@ -92,7 +101,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 
 def _endpoint(text: str) -> str:
-    """As gRPC takes it; without a port that would take 443."""
+    """Return it as gRPC takes it; without a port that would take 443."""
     if text.startswith("unix:"):
         return f"unix:{_needed(text.removeprefix('unix:').removeprefix('//'))}"
     shown = without_password(text)
@@ -182,7 +191,7 @@ def _option(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What flanneld was started with. Names are Go's, ``_`` for ``-``."""
+    """The options that flanneld was started with. Names are Go's, ``_`` for ``-``."""
 
     etcd_endpoints: tuple[str, ...] = _option(
         ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
@@ -289,7 +298,19 @@ class Options:
         _number(1, DAY_MINUTES - 1, "minutes", f"{MARGIN_FAULT}: "),
     )
 
-    ip_masq: bool = _option(False, TRAFFIC, "", "Masquerade traffic that leaves the flannel network.")
+    ip_masq: bool | str = _option(
+        False,
+        TRAFFIC,
+        "[=ipv4|ipv6]",
+        "Masquerade traffic that leaves the flannel network, of both families or of one alone.",
+        _families,
+    )
+    vxlan_one_address: bool = _option(
+        False,
+        TRAFFIC,
+        "",
+        "With vxlan, drop packets of the tunnel for other addresses of this host than the published one.",
+    )
     ip_masq_fully_random_disable: bool = _option(False, TRAFFIC, "", "Let masquerading keep source ports if possible.")
     iptables_forward_rules: bool = _option(True, TRAFFIC, "", "Accept forwarded traffic from and to the flannel network.")
     iptables_resync: int = _option(
@@ -323,12 +344,16 @@ class Options:
     version: bool = _option(False, ACTIONS, "", "Print the version.")
 
     warnings: tuple[str, ...] = ()
-    """What was given and has no effect; for the log."""
+    """Warnings about options without effect; for the log."""
     node_addresses: tuple[str, ...] = ()
     """The node's InternalIPs, which the daemon reads with ``iface_node_ip``."""
 
+    def masquerades(self, version: int) -> bool:
+        """Return whether this family is masqueraded."""
+        return self.ip_masq is True or self.ip_masq == f"ipv{version}"
+
     def redacted(self) -> str:
-        """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
+        """Return the text for the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
         values = {name: _as_go(getattr(self, attribute)) for name, attribute in _DUMP.items()}
         values["etcdEndpoints"] = ",".join(self.etcd_endpoints)
         values["etcdPassword"] = "***" if self.etcd_password else ""
@@ -369,6 +394,7 @@ _DUMP = {
     "ifaceNodeIP": "iface_node_ip",
     "hostNetworkOverlap": "host_network_overlap",
     "allowCommands": "allow_commands",
+    "vxlanOneAddress": "vxlan_one_address",
 }
 
 _FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
@@ -525,8 +551,8 @@ _HEAD = f"""\
 Usage: flanneld [OPTION]...
 
 flanneld {__version__} of cni-py. Leases this node a subnet of the flannel network, writes
-it to /run/flannel/subnet.env for the CNI plugin, and keeps the ways to the other
-nodes as they must be. Its leases are Go flannel's: both can serve one cluster.
+it to /run/flannel/subnet.env for the CNI plugin, and maintains the routes to the other
+nodes. Its leases are Go flannel's: both can serve one cluster.
 
 Options begin with one or two dashes; a value follows after "=" or a space, a switch
 takes "=" alone (-ip-masq=false). An option that is not given is taken from its
@@ -550,7 +576,7 @@ More: docs/flanneld.md"""
 
 
 def help_text() -> str:
-    """What ``--help`` prints."""
+    """Return what ``--help`` prints."""
     groups: dict[str, list[str]] = {}
     for name, option in _FIELDS.items():
         groups.setdefault(option.metadata["group"], []).append(_help_of(name, option))
@@ -560,5 +586,6 @@ def help_text() -> str:
 def _help_of(name: str, option: Field[Any]) -> str:
     shown = ",".join(option.default) if isinstance(option.default, tuple) else _as_go(option.default)
     text = option.metadata["text"] + (f" ({shown})" if shown not in ("", "false") else "")
-    head = f"  -{name} {option.metadata['value']}".rstrip()
+    value = option.metadata["value"]
+    head = f"  -{name}{'' if value.startswith('[') else ' '}{value}".rstrip()
     return f"{head}\n" + fill(text, 80, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False)

@@ -23,11 +23,14 @@ from cni_py.flanneld.own_lease import OwnLease
 from cni_py.flanneld.saved import Saver
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE
 from cni_py.flanneld.subnet_file import SubnetFile, content_for, read_subnets
+from cni_py.kernel.vxlan import Vxlan
 from cni_py.netlink.socket import open_host
 from cni_py.node.desired import blackhole
 from cni_py.node.log import error, info, log_changes, warning
 from cni_py.node.reconcile import Reconciler
 from cni_py.node.stop import Stop
+from cni_py.packetfilter import vxlan_guard
+from cni_py.packetfilter.vxlan_guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -96,7 +99,7 @@ class Session:
         self._watched = store.watch(self.ended)
         self._watching = threading.Thread(target=self._guarded, args=("watch", self._watch_leases), name="watch", daemon=True)
         self._has_own, self._has_leases = False, False
-        """Whether the datastore confirmed our lease, and listed those of the others."""
+        """True once the datastore confirmed our lease, and once it listed those of the others."""
         self._reporting, self._doubt = threading.Lock(), ""
 
     def _own_changed(self) -> None:
@@ -117,6 +120,7 @@ class Session:
             known: what was saved and may be used; without it the datastore is waited for.
             is_answered: the datastore has given the network configuration; it may still fail to do the rest.
         """
+        self._open_guard()
         saved_leases = known.leases() if known is not None and not is_answered else None
         if is_answered:
             self._has_own = self.own.acquire(read_subnets(self.options.subnet_file), may_give_up=known is not None)
@@ -144,7 +148,7 @@ class Session:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.own.lease.subnets
         self.host_networks.start_on(own)
-        self.firewall = Firewall(self.options, self.config, own)
+        self.firewall = Firewall(self.options, self.config, own, self._guards())
         self.firewall.ensure()
         for device in self.backend.devices:
             self.reconciler.keep(device)
@@ -154,25 +158,45 @@ class Session:
         self._following.start(leases, is_confirmed=is_confirmed)
         self.reconciler.start()
         self._saver.save()
-        content = content_for(self.config, own, self.backend.mtu, self.options.ip_masq)
+        content = content_for(self.config, own, self.backend.mtu, bool(self.options.ip_masq))
         self._subnet_file = SubnetFile(self.options.subnet_file, content, self._subnet_file_is_right)
         former = read_subnets(self.options.subnet_file)
         self._former_gateways = FormerGateways(self.config.networks, own, [*self._former, *([former] if former else [])])
         self._subnet_file.write()
         info(f"Wrote subnet file to {self.options.subnet_file}")
 
+    def _guards(self) -> list[Guard]:
+        """Return on which addresses VXLAN is received: those of the devices, and those that the lease says."""
+        if not self.options.vxlan_one_address:
+            return []
+        devices = [device for device in self.backend.devices if isinstance(device, Vxlan)]
+        if not devices:
+            warning(f"-vxlan-one-address has no effect with the back end {self.config.backend_type}")
+        addresses = [*(device.local for device in devices), *self.own.lease.attributes.addresses]
+        return [
+            Guard(device.port, device.vni, tuple(dict.fromkeys(a for a in addresses if a.version == device.local.version)))
+            for device in devices
+        ]
+
+    def _open_guard(self) -> None:
+        """Receive on every address until the rules are those of this session: another address may be published first."""
+        new = {device.local for device in self.backend.devices if isinstance(device, Vxlan)}
+        if self.options.vxlan_one_address and not all(vxlan_guard.names(address) for address in new):
+            vxlan_guard.delete()
+
     # ---- keep -----------------------------------------------------------------------------------
 
     def keep(self) -> None:
         """Start the threads that keep it so, and wait until it has to begin again, or the process is to end."""
         info("Running backend.")
+        info("watching for new subnet leases")  # here, as in Go's log, though that began with the first list
         tasks: dict[str, Callable[[], None]] = {
             "leases": lambda: self._following.run(self.ended),
             "renewal": lambda: self.own.keep(self._has_own, confirmed=self._own_confirmed),
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
             "interface": self._watch_interface,
-            "bridge": lambda: self._former_gateways.run(self.ended),
+            "former gateways": lambda: self._former_gateways.run(self.ended),
             "subnet file": lambda: self._subnet_file.run(self.ended),
             "saving": lambda: self._saver.run(self.ended),
             "back end": lambda: self.backend.run(self.ended),
@@ -226,7 +250,6 @@ class Session:
             yield events
 
     def _watch_leases(self) -> None:
-        info("watching for new subnet leases")
         for events in self._heard():
             self._following.put(events)
             if SNAPSHOT_COMPLETE in events and not self._has_leases:

@@ -26,7 +26,7 @@ def is_device(bus: str, device: str) -> bool:
 
 
 def has_user_space_driver(pci: str) -> bool:
-    """Return whether a program has the PCI device to itself. Raises: InvalidConfig if it is not there, or has no driver."""
+    """Return whether a program has the PCI device to itself. Raises: InvalidConfig if it is absent, or has no driver."""
     path = f"{_path(PCI, pci)}/driver"
     try:
         driver = posix.readlink(path).rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""VRFs: links with a routing table, which the links in them use. Source: linux drivers/net/vrf.c."""
+"""VRFs: a routing table that is a link, for the links whose master it is. Owns nothing. Source: linux drivers/net/vrf.c."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from cni_py.netlink.constants import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
 
 
@@ -21,15 +20,9 @@ def create_vrf(rtnl: Rtnl, name: str, table: int) -> None:
     info = {"IFLA_INFO_KIND": "vrf", "IFLA_INFO_DATA": {"IFLA_VRF_TABLE": table}}
     with step(*rtnl.enter, "ip", "link", "add", name, "type", "vrf", "table", str(table)):
         try:
-            rtnl.change(
-                encode("ifinfmsg", {"IFLA_IFNAME": name, "IFLA_LINKINFO": info}), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL
-            )
+            message = encode("ifinfmsg", {"IFLA_IFNAME": name, "IFLA_LINKINFO": info})
+            rtnl.change(message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
         except nl.NetlinkError as error:
             if error.errno == EOPNOTSUPP:
                 raise missing("vrf", str(error.strerror)) from error
             raise
-
-
-def table_of(vrf: Link) -> int:
-    """The table of a VRF."""
-    return int(vrf.data.get("IFLA_VRF_TABLE", 0))

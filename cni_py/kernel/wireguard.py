@@ -22,6 +22,7 @@ from cni_py.errors import KernelRefused
 from cni_py.journal import note, step
 from cni_py.kernel.device import ensure_device
 from cni_py.kernel.features import missing
+from cni_py.kernel.udp_port import port_named
 from cni_py.netlink.attributes import Message, decode, encode
 from cni_py.netlink.constants import (
     FAMILY,
@@ -131,7 +132,9 @@ class WireGuardDevice:
         with self._lock, WireGuard() as kernel:
             link = ensure_device(rtnl, self.name, "wireguard", self.mtu)
             if link.ifindex != self._ifindex:
-                self.public_key = kernel.set_device(self.name, self._private_key, self.port)
+                key = "Backend.ListenPortV6" if self.name.endswith("-v6") else "Backend.ListenPort"
+                with port_named(rtnl, self.name, self.port, key):
+                    self.public_key = kernel.set_device(self.name, self._private_key, self.port)
                 self._ifindex, self._sends_all = link.ifindex, True
             if self._has_peers:
                 self._send(kernel)

@@ -8,7 +8,7 @@ them: in the flavour (nft or legacy) whose table ``filter`` this namespace has; 
 change is one ``iptables-restore --noflush``: all of it or nothing. The rules have no owner in them: the Go plugin deletes a
 rule only if it is exactly as it would write it. The plugin's records name the owner of an address.
 
-    add(addresses, admin_chain, isolation: Isolation | None)      missing(…) -> rules and repairs      delete(addresses)
+    add(addresses, admin_chain, isolation: Isolation | None)      missing(…) -> list[str]      delete(addresses)
 
 Source: containernetworking/plugins plugins/meta/firewall/iptables.go, ingresspolicy.go.
 """
@@ -151,21 +151,33 @@ def add(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isola
 
 
 def missing(
-    addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isolation | None = None
+    addresses: Iterable[Address],
+    admin_chain: str = ADMIN,
+    isolation: Isolation | None = None,
+    tables: dict[int, dict[str, list[str]]] | None = None,
 ) -> list[tuple[str, str]]:
-    """Missing rules, and jumps that come too late, as ``-A`` lines; with the first of a family the command that repairs all.
+    """Missing rules, and jumps that come too late, as ``-A`` lines, each with the command that repairs it.
+
+    Args:
+        tables: by IP version, read before for another attachment, or to be filled for the next one.
 
     Raises: NotAvailable, KernelRefused.
     """
-    found: list[tuple[str, str]] = []
+    found = []
+    tables = {} if tables is None else tables
     for version, mine in _by_version(addresses):
-        tool = tool_for(version)
-        there, rules = tool.table("filter"), wanted(mine, admin_chain, isolation)
-        lines = [rule for rule, _ in rules if _bare(rule) not in map(_bare, there.get(rule.split(" ", 2)[1], []))]
+        if version not in tables:
+            tables[version] = tool_for(version).table("filter")
+        there, program = tables[version], "iptables" if version == 4 else "ip6tables"
+        for rule, is_first in wanted(mine, admin_chain, isolation):
+            chain = rule.split(" ", 2)[1]
+            if _bare(rule) not in map(_bare, there.get(chain, [])):
+                at_its_place = f"-I {chain} 1" + rule.removeprefix(f"-A {chain}") if is_first else rule
+                found.append((rule, f"{program} {at_its_place}"))
         if isolation and _is_late(there):
-            lines.append(f"-A {FORWARD} -j {STAGE_1}, before that to {ACCEPTED}")
-        repair = tool.typed(commands(there, rules), "filter") if lines else ""
-        found += [(line, "" if number else repair) for number, line in enumerate(lines)]
+            words = _commented(f"{FORWARD} -j {STAGE_1}", _OF_ISOLATION).removeprefix(FORWARD)
+            repair = f"{program} -D {FORWARD}{words}; {program} -I {FORWARD} 1{words}"
+            found.append((f"-A {FORWARD} -j {STAGE_1}, before that to {ACCEPTED}", repair))
     return found
 
 

@@ -89,17 +89,12 @@ class Iptables(Value):
                 lines.append(line)
         return chains
 
-    def typed(self, lines: list[str], table: str = "nat") -> str:
-        """Commands for a table as a person would type them. Raises: NotAvailable."""
-        words = map(quote, [f"*{table}", *lines, "COMMIT"])
-        return " ".join(["printf '%s\\n'", *words, "|", self.path("-restore"), "-w", "--noflush"])
-
     def apply(self, lines: list[str], table: str = "nat") -> None:
         """Run commands for a table, all or nothing."""
+        lines = [f"*{table}", *lines, "COMMIT"]
         argv = [self.path("-restore"), "-w", "--noflush"]
         change = step(*argv)
-        change.line = self.typed(lines, table)
-        lines = [f"*{table}", *lines, "COMMIT"]
+        change.line = " ".join(["printf '%s\\n'", *map(quote, lines), "|", *argv])
         with change:
             status, _, stderr = program.run_captured(argv, ("\n".join(lines) + "\n").encode())
             if status:

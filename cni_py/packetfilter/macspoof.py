@@ -50,6 +50,15 @@ def _replaced(owner: Owner, port: str, mac: str) -> list[str]:
     return commands
 
 
+def is_lost(owner: Owner, port: str, mac: str) -> bool:
+    """Return whether a rule or an element of this port is missing, unless another attachment has it. Raises: KernelRefused."""
+    keys = ((CHECKED, ruleset.port_key(port)), (ALLOWED, ruleset.port_key(port, mac)))
+    there = [nfnetlink.element(name, key) for name, key in keys]
+    if any(element is not None and element.comment != owner.comment() for element in there):
+        return False
+    return None in there or nfnetlink.rule_comments(ruleset.CHAIN) != rule_comments(ruleset.RULES)
+
+
 def delete(owner: Owner) -> None:
     """Delete this attachment's elements, and the Go plugin's rules for it; absence is success. Raises: Incomplete."""
     attempts = Attempts()

@@ -57,14 +57,16 @@ def backend_report() -> str:
 # ---- ADD --------------------------------------------------------------------------------------
 
 
-def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()) -> None:
+def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()) -> bool:
     """Masquerade packets from ``addresses``, except to their own subnets, to ``exclude`` and to multicast. Idempotent.
 
     Args:
         exclude: further destinations that are not masqueraded.
+
+    Returns: whether the chain that leads to all addresses was missing: the others' may have lost theirs.
     """
     if not addresses:
-        return
+        return False
     chains = ruleset.wanted_chains(addresses, exclude)
     with lock():
         for last_try in (False, True):
@@ -74,13 +76,30 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
                 from cni_py.packetfilter import iptables
 
                 iptables.add(owner, addresses, exclude)
-                return
+                return False
+            was_lost = not is_current and not _are_current({f"{TABLE} postrouting": ruleset.POSTROUTING})
             try:
                 _add_elements(owner, addresses, exclude, {} if is_current else chains)
-                return
+                return was_lost
             except KernelRefused as error:  # another process may have flushed the ruleset since it was read
                 if error.errno != ENOENT or last_try:
                     raise
+    return False
+
+
+def lost(
+    owner: Owner, addresses: Sequence[Interface], backend: str | None = None, exclude: Collection[Network] = ()
+) -> list[Interface]:
+    """Return the addresses whose rules are missing, without those that belong to another attachment now. Raises: CniError."""
+    chains = ruleset.wanted_chains(addresses, exclude)
+    if backend == "iptables" or (not _are_current(chains) and choose_backend(backend) == "iptables"):
+        from cni_py.packetfilter import iptables
+
+        return list(addresses) if iptables.missing(owner, addresses, exclude) else []
+    there = {address: nfnetlink.element(ruleset.map_of(address), address.ip.packed) for address in addresses}
+    own = [address for address, element in there.items() if element is None or element.comment == owner.comment()]
+    is_whole = all(there[address] == _wanted_element(owner, address, exclude) for address in own)
+    return [] if is_whole and _are_current(ruleset.wanted_chains(own, exclude)) else own
 
 
 def _add_elements(
@@ -171,6 +190,20 @@ def _delete_go_rules(selects: Callable[[str], bool]) -> None:
         handles = [rule["handle"] for rule in handle.rules(chain) if selects(rule.get("comment", ""))]
         if handles:
             handle.run("; ".join([f"delete rule {chain} handle {number}" for number in handles]))
+
+
+def exists(owner: Owner) -> bool:
+    """Return whether the attachment has rules or elements, created by us or by Go."""
+    from cni_py.packetfilter import iptables
+
+    if any(nfnetlink.elements(name, owner.comment()) for name in MAPS) or _made_by_iptables(owner):
+        return True
+    if any(tool.rules(owner.go_chain()) is not None for tool in iptables.legacy_tools()):
+        return True
+    if not libnftables.deletable(f"inet {GO_TABLE}"):
+        return False
+    with libnftables.borrowed() as handle:
+        return _go_rules(handle, owner) > 0
 
 
 # ---- CHECK ------------------------------------------------------------------------------------

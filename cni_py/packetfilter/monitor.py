@@ -10,7 +10,7 @@ Source: linux/netfilter/nf_tables.h; NFNLGRP_NFTABLES of linux/netfilter/nfnetli
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 
 from cni_py.errors import KernelRefused
@@ -19,15 +19,21 @@ from cni_py.netlink.constants import (
     NETLINK_NETFILTER,
     NFNL_SUBSYS_NFTABLES,
     NFNLGRP_NFTABLES,
+    NFPROTO_BRIDGE,
     NFPROTO_INET,
     NFPROTO_IPV4,
     NFPROTO_IPV6,
+    NFT_MSG_DELCHAIN,
+    NFT_MSG_DELRULE,
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_DELTABLE,
     NFT_MSG_NEWGEN,
 )
 from cni_py.netlink.socket import Listener, Notification
 
 _NEWGEN = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
-_FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
+_FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6", NFPROTO_BRIDGE: "bridge"}
+_DELETIONS = frozenset((NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSETELEM))
 _BUFFER_BYTES = 1 << 20
 
 
@@ -35,10 +41,16 @@ class NftWatch:
     """Netlink socket of the namespace in which it is opened. Raises: KernelRefused.
 
     ``culprit``: process that made the last change for which :meth:`wait` returned; empty if unknown.
+
+    Args:
+        only_deletions_but_by: notify of deletions alone, and not if this returns True for the thread that made them.
     """
 
-    def __init__(self, tables: Iterable[str]) -> None:
+    def __init__(self, tables: Iterable[str], only_deletions_but_by: Callable[[int], bool] | None = None) -> None:
         self._tables = frozenset(tables)
+        self._is_excluded = only_deletions_but_by
+        self._deletes = False
+        """True if the transaction that is being read has deleted something that counts."""
         self.culprit = ""
         try:
             self._listener = Listener(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, _BUFFER_BYTES)
@@ -71,13 +83,27 @@ class NftWatch:
                 self.culprit, concerns = "", True
                 continue
             for kind, _, body in received:
-                if kind == _NEWGEN:
+                if self._is_excluded is not None:
+                    concerns |= self._is_deletion(kind, body, self._is_excluded)
+                elif kind == _NEWGEN:
                     if in_this_transaction:
                         self.culprit = _culprit(decode("nft_gen_msg", body))
                     in_this_transaction = False
                 elif self._is_of_ours(decode("nft_table_msg", body)):
                     concerns = in_this_transaction = True
         return concerns
+
+    def _is_deletion(self, kind: int, body: bytes, is_excluded: Callable[[int], bool]) -> bool:
+        """Return whether the message ends a transaction of another process that deleted something of the tables."""
+        if kind != _NEWGEN:
+            self._deletes |= kind & 0xFF in _DELETIONS and self._is_of_ours(decode("nft_table_msg", body))
+            return False
+        was_deleted, self._deletes = self._deletes, False
+        generation = decode("nft_gen_msg", body)
+        if not was_deleted or is_excluded(generation.get("NFTA_GEN_PROC_PID", 0)):
+            return False
+        self.culprit = _culprit(generation)
+        return True
 
     def _receive(self, timeout_seconds: float) -> list[Notification] | None:
         """Read one datagram. Raises: KernelRefused."""

@@ -61,7 +61,7 @@ class Route(Value):
 
     @property
     def fault(self) -> str:
-        """Which values do not go together, or do not fit into the kernel's; "" if all do."""
+        """Name the values that do not go together, or do not fit into the kernel's; "" if all do."""
         if self.gw is not None and self.gw.version != self.dst.version:
             return f'"gw" is "{self.gw}", of another IP family than "dst"'
         for key, value in (("mtu", self.mtu), ("advmss", self.advmss)):
@@ -114,8 +114,9 @@ class Result(Value):
                 out[f"ip{family}"] = _non_empty(ip=str(ip.address), gateway=str(ip.gateway or ""), routes=routes)
         if len(out) == 1:
             raise InvalidConfig(
-                f"result has no address, which cniVersion {version} requires",
-                hint="use cniVersion 0.3.1 or newer",
+                "cannot convert: no valid IP addresses",
+                f"the result has no address, which cniVersion {version} requires",
+                "use cniVersion 0.3.1 or newer",
             )
         return out | {"dns": self.dns.as_json()}
 

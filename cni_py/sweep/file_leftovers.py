@@ -112,6 +112,14 @@ def records() -> Iterator[Leftover]:
             )
 
 
+def recorded_devices() -> Iterator[tuple[str, Leftover]]:
+    """Yield the devices in the records of host-device, each with its record. Raises: IOFailure."""
+    for leftover in records():
+        device = _decoded(leftover.path).get("device")
+        if isinstance(device, str) and device:
+            yield device, leftover
+
+
 def cached(containers: Collection[str] | None = None) -> Iterator[Leftover]:
     """Yield results that libcni (or ``cni-py add``) caches. Raises: IOFailure.
 

@@ -35,11 +35,10 @@ class Inventory:
         self.faults: list[str] = []
 
     def of_kernel(self) -> list[Leftover]:
-        """Return elements, chains, accepted addresses, veths, ifbs."""
-        from cni_py.sweep import kernel_leftovers  # not needed by the sweep of a boot, which a plugin call waits for
+        """Return elements, chains, accepted addresses, links."""
+        from cni_py.sweep import kernel_leftovers as of  # not needed by the sweep of a boot, which a plugin call waits for
 
-        of = kernel_leftovers
-        readers = (of.elements, of.chains, of.accepted, of.veths, of.ifbs)
+        readers = (of.elements, of.chains, of.accepted, of.veths, of.ifbs, of.devices)
         return [leftover for read in readers for leftover in self._each(read)]
 
     def of_files(self) -> list[Leftover]:

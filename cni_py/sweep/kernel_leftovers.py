@@ -1,4 +1,4 @@
-"""Leftovers in the kernel: nftables elements, iptables chains and rules, veths, ifbs. Changes nothing."""
+"""Leftovers in the kernel: nftables elements, iptables chains and rules, veths, ifbs, devices of the host. Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cni_py.journal import RUN_DIR
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.packetfilter.ownership import parse_owner as parse_comment
 from cni_py.spec.environment import is_name
-from cni_py.sweep import netns_scan
-from cni_py.sweep.leftovers import ACCEPTED, CHAIN, ELEMENT, IFB, VETH, Leftover
+from cni_py.sweep import file_leftovers, netns_scan
+from cni_py.sweep.leftovers import ACCEPTED, CHAIN, DEVICE, ELEMENT, IFB, VETH, Leftover
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -153,3 +153,24 @@ def accepted() -> Iterator[Leftover]:
                 what, hashed = f"{address} in CNI-FORWARD", network_hash(network)
                 key = zone if isinstance(zone, str) else ""
                 yield Leftover(ACCEPTED, what, "CNI-FORWARD", container_id, ifname, network, hashed, address.packed, key=key)
+
+
+def devices() -> Iterator[Leftover]:
+    """Yield devices that a deleted sandbox gave back to the host under another name than their own, which is their alias.
+
+    Only those of a record: any other alias may be an administrator's. Raises: KernelRefused, IOFailure.
+    """
+    recorded = dict(file_leftovers.recorded_devices())
+    if not recorded:
+        return
+    from cni_py.kernel.link import list_links
+    from cni_py.netlink.socket import open_host
+
+    with open_host() as host:
+        links = list_links(host)
+    names = {link.name for link in links}
+    for link in links:
+        record = recorded.get(link.alias)
+        if record is not None and link.alias not in names:
+            what = f"{link.name}, which is {link.alias}"
+            yield record.replace(kind=DEVICE, what=what, path=link.name, key=link.alias, stamp=None, netns="", inode=0)

@@ -18,9 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.packetfilter.iptables import Iptables
 
-ADDRESS, SAVED, RECORD, ELEMENT, CHAIN, ACCEPTED, VETH, IFB, CACHED = (
+ADDRESS, SAVED, RECORD, ELEMENT, CHAIN, ACCEPTED, VETH, IFB, DEVICE, CACHED = (
     "address", "saved configuration", "record", "nftables element", "iptables chain", "accepted address", "veth", "ifb",
-    "cached result",
+    "device", "cached result",
 )  # fmt: skip
 Stamp = tuple[int, int, int]
 
@@ -37,7 +37,7 @@ class Leftover(Value):
         path: of a file its path; of an element its set; of a chain or a veth its name.
         netns: path of the sandbox; ``inode``: its inode. Only records and cached results have them.
         key: of an element its comment, of a chain the source of its jump, of an accepted address its
-            zone in firewalld, of a veth its mark, of an ifb its alias.
+            zone in firewalld, of a veth its mark, of an ifb or a device its alias.
         is_blind: its addresses were not allocated by host-local, so none of our files lists them.
     """
 

@@ -8,7 +8,20 @@ from cni_py import files
 from cni_py.errors import CniError, IOFailure
 from cni_py.journal import note, retire, step
 from cni_py.sweep import file_leftovers
-from cni_py.sweep.leftovers import ACCEPTED, ADDRESS, CHAIN, ELEMENT, IFB, RECORD, SAVED, VETH, Leftover, Stamp, stamp_of
+from cni_py.sweep.leftovers import (
+    ACCEPTED,
+    ADDRESS,
+    CHAIN,
+    DEVICE,
+    ELEMENT,
+    IFB,
+    RECORD,
+    SAVED,
+    VETH,
+    Leftover,
+    Stamp,
+    stamp_of,
+)
 from cni_py.sweep.report import FAILED, KEPT, REMOVED, Finding
 
 TYPE_CHECKING = False
@@ -16,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # Each kind leads to those before it: a sweep that is killed in the middle leaves enough for the next one to continue.
-_ORDER = (ELEMENT, CHAIN, ACCEPTED, VETH, IFB, ADDRESS, SAVED, RECORD)
+_ORDER = (ELEMENT, CHAIN, ACCEPTED, VETH, IFB, DEVICE, ADDRESS, SAVED, RECORD)
 
 
 def remove(stale: Sequence[Finding], found: Sequence[Leftover]) -> list[Finding]:
@@ -127,6 +140,21 @@ def _remove_links(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Left
     return removed
 
 
+def _rename_devices(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
+    """Give devices of the host their names back. Returns: those that were renamed."""
+    from cni_py.kernel.link import list_links, restore_name
+    from cni_py.netlink.socket import open_host
+
+    renamed = []
+    with open_host() as host:
+        for leftover in stale:
+            for link in list_links(host, leftover.key):
+                if (link.name, link.alias) == (leftover.path, leftover.key):
+                    restore_name(host, link)
+                    renamed.append(leftover)
+    return renamed
+
+
 def _remove_reservations(stale: Sequence[Leftover], _: Sequence[Leftover]) -> list[Leftover]:
     """Remove reservations of one network. Returns: those that were removed."""
     from ipaddress import ip_address
@@ -174,6 +202,7 @@ _REMOVE: dict[str, Callable[[Sequence[Leftover], Sequence[Leftover]], list[Lefto
     ACCEPTED: _remove_accepted,
     VETH: _remove_links,
     IFB: _remove_links,
+    DEVICE: _rename_devices,
     ADDRESS: _remove_reservations,
     SAVED: _remove_files,
     RECORD: _remove_files,

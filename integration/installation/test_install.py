@@ -259,6 +259,50 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.netns
+def test_flanneld_that_was_there_before_is_named(prefix: Prefix, tmp_path: Path) -> None:
+    """The deployment guide's unit and process: left alone, and the operator is told so."""
+    script = tmp_path / "script"
+    go = tmp_path / "go" / "flanneld"
+    foreign(go, "#!/bin/sh\nread x\n")
+    script.write_text(
+        f"import subprocess, sys; sys.path[:0] = {[str(Path(__file__).parent), str(ROOT)]!r}\n"
+        "from pathlib import Path\n"
+        "from test_install import Prefix, Checkout\n"
+        f"prefix = Prefix.__new__(Prefix); prefix.no_units = (); prefix.path = Path({str(prefix.path)!r})\n"
+        f"prefix.checkout = Checkout.__new__(Checkout); prefix.checkout.install = Path({str(prefix.checkout.install)!r})\n"
+        "unit = Path('/etc/systemd/system/flanneld.service')\n"
+        "unit.write_text('[Service]\\nExecStart=/opt/bin/flanneld $FLANNEL_OPTIONS\\n')\n"
+        f"running = subprocess.Popen([{str(go)!r}], stdin=subprocess.PIPE)\n"
+        "said = prefix.install('--replace').stdout\n"
+        "assert f'{unit} is the unit of another flanneld' in said, said\n"
+        "assert 'docs/from-go.md' in said\n"
+        f"assert f'process {{running.pid}} ({go}) is a flanneld from before' in said, said\n"
+        "assert 'ExecStart=/opt/bin/flanneld $' in unit.read_text(), 'left alone'\n"
+        "assert 'export PATH=$PATH:' in said\n"
+        "running.communicate()\n"
+        "unit.unlink()\n"
+        "said = prefix.install().stdout\n"
+        "assert 'another flanneld' not in said and 'from before' not in said, said\n"
+    )
+    inside = ["unshare", "--mount", "--net", "sh", "-ec", IN_A_MACHINE_WITH_SYSTEMD, "sh", sys.executable, str(script)]
+    done = subprocess.run(inside, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mode", [0o077, 0o000])
+def test_modes_are_the_same_whatever_the_checkout_had(prefix: Prefix, mode: int) -> None:
+    for path in [*prefix.checkout.path.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() or os.access(path, os.X_OK) else 0o666) & ~mode | 0o600)
+    assert prefix.install().returncode == 0
+    programs = {prefix.bin / "cni-plugin", *(prefix.path / "bin").iterdir()}
+    for path in prefix.path.rglob("*"):
+        if not path.is_symlink():
+            expected = 0o755 if path.is_dir() or path in programs else 0o644
+            assert path.stat().st_mode & 0o7777 == expected, path
+
+
 def test_upgrade_leaves_one_library(prefix: Prefix) -> None:
     prefix.install()
     prefix.checkout.set_version("1.1")
@@ -269,10 +313,10 @@ def test_upgrade_leaves_one_library(prefix: Prefix) -> None:
 
 
 def test_uninstall_leaves_nothing_of_ours_and_all_of_others(prefix: Prefix) -> None:
-    foreign(prefix.bin / "ptp")
+    foreign(prefix.bin / "third-party")
     prefix.install()
     assert prefix.uninstall().returncode == 0
-    assert prefix.everything() == ["cni", "cni/bin", "cni/bin/ptp"]
+    assert prefix.everything() == ["cni", "cni/bin", "cni/bin/third-party"]
     assert prefix.uninstall().returncode == 1
 
 

@@ -23,6 +23,7 @@ GROUND = {
     "plural",
     "program",
     "socket_lock",
+    "spelling",
     "subnet_env",
     "undo",
     "value",
@@ -45,7 +46,10 @@ ALLOWED: dict[str, set[str]] = {
     "dhcp": {"kernel", "netlink", "config"},
     "plugins": {"dhcp", "attachment", "ipam", "packetfilter", "kernel", "netlink", "config", "spec"},
     "runtime": {"config", "spec"},
-    "sweep": {"attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec", "plugin_table"},
+    "sweep": {
+        "attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec", "plugin_table",
+        "plugins",  # restore: the mappings that portmap's configuration asks for
+    },
     # a call
     "engine": {"dispatch", "attachment", "config", "spec", "plugin_table"},
     "protocol": {"spec"},

@@ -18,6 +18,7 @@ OTHER_LISTS = [
     "config/_schemas.py",  # of configuration keys, "bridge" among them
     "kernel/features.py",  # of kinds of links, after which plugins are called
     "netlink/attributes.py",
+    "netlink/tables.py",
 ]
 SOURCES = [
     source

@@ -603,6 +603,22 @@ def test_without_ip_masq_nothing_is_masqueraded(host: Host) -> None:
     assert MASQ not in host.run("iptables -t nat -S; ip6tables -t nat -S")
 
 
+@pytest.mark.parametrize("config", [CONFIG, BY_IPTABLES], ids=["nftables", "iptables"])
+@pytest.mark.parametrize(("value", "ipv4", "ipv6"), [("ipv4", True, False), ("ipv6", False, True), (True, True, True)])
+def test_masquerade_of_one_family(host: Host, config: dict[str, Any], value: bool | str, ipv4: bool, ipv6: bool) -> None:
+    """Also where both were masqueraded before; forwarding is accepted for both."""
+    host.run("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
+    host.do(ensure, config)
+    host.do(partial(ensure, config, ip_masq=value))
+    by_nft = host.run(f"nft list table {TABLE} 2>/dev/null || true")
+    by_iptables = [MASQ in host.run(f"{tool} -t nat -S") for tool in ("iptables", "ip6tables")]
+    if config is CONFIG:
+        assert [str(OURS.ipv4) in by_nft, str(OURS.ipv6) in by_nft, *by_iptables] == [ipv4, ipv6, False, False]
+    else:
+        assert [by_nft, *by_iptables] == ["", ipv4, ipv6]
+    assert all(FWD in host.run(f"{tool} -S FORWARD") for tool in ("iptables", "ip6tables"))
+
+
 def test_one_family_alone(host: Host) -> None:
     host.do(ensure, BY_IPTABLES)
     only4 = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}

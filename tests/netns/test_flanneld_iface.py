@@ -60,6 +60,17 @@ def refusal(host: Host, ipv4: bool = True, ipv6: bool = False, **options: Any) -
     return host.do(inside)
 
 
+def test_interface_on_which_ipv6_is_disabled_is_named_with_the_command(node: Host) -> None:
+    node.run("echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+    words = (
+        "failed to find IPv6 address for interface eth0: IPv6 is disabled on it: sysctl -w net/ipv6/conf/eth0/disable_ipv6=0"
+    )
+    assert words in refusal(node, ipv6=True, iface=("eth0",))
+    node.run("sysctl -w net/ipv6/conf/eth0/disable_ipv6=0; ip addr add 2001:db8::9/64 dev eth0 nodad")
+    assert found(node, ipv6=True, iface=("eth0",)).addr6 == IPv6Address("2001:db8::9")
+    assert "IPv6 is disabled" not in refusal(node, ipv6=True, iface=("eth2",))
+
+
 def log(host: Host, ipv4: bool = True, ipv6: bool = False, **options: Any) -> list[str]:
     def inside() -> list[str]:
         lines: list[str] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -403,4 +404,6 @@ def test_udp_leaves_nothing(pair: Pair) -> None:
 def test_udp_refuses_a_second_one(pair: Pair, where: str) -> None:
     second = Node(pair.host, "udp", 1, pair.families)
     assert f"failed to start listening on UDP socket: {where}:8285" in second.said["refused"]
+    assert re.search(r"Address already in use: taken by python\S* \(process \d+\)", second.said["refused"])
+    assert '"Backend.Port"' in second.said["refused"]
     second.close()

@@ -57,9 +57,8 @@ LINKS = {
     "bridge": ["/run/cni-py/nft.lock", *_STORE],
     "host-local": _STORE * 2,
     "portmap": ["/run/cni-py/nft.lock", "/run/cni-py/portmap/c1:eth0:net"] * 3,
-    "loopback": [],
-    "sbr": ["/run/cni-py/sbr/c1:eth0:net"] * 3,
     "ptp": ["/run/cni-py/nft.lock", *_STORE],
+    "sbr": ["/run/cni-py/sbr/c1:eth0:net"] * 3,
     "firewall": ["/run/cni-py/nft.lock", "/run/cni-py/firewall/c1:eth0:net"] * 3,
     "tuning": ["/run/cni-py/tuning/c1:eth0:net", "/run/cni/tuning/c1_eth0.json", "/run/cni/tuning"],
     "bandwidth": ["/run/cni-py/bandwidth/c1:eth0:net"] * 3,
@@ -130,6 +129,7 @@ PREVIOUS = {
     "ips": [{"address": "10.1.0.2/24"}],
 }
 BASES: dict[str, dict[str, Any]] = {
+    "dhcp": {"ipam": {"type": "dhcp"}},
     "flannel": {"delegate": {"isDefaultGateway": True}},
     "bridge": {"bridge": "br0", "isGateway": True, "ipMasq": True, "macspoofchk": True, "ipam": IPAM},
     "host-local": {"ipam": IPAM},
@@ -138,22 +138,24 @@ BASES: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
     },
     "loopback": {},
-    "sbr": {"prevResult": PREVIOUS},
-    "vrf": {"vrfname": "blue", "prevResult": PREVIOUS},
-    "dhcp": {"ipam": {"type": "dhcp"}},
     "ptp": {"ipMasq": True, "ipam": IPAM},
     "macvlan": {"master": "up0", "ipam": IPAM},
     "ipvlan": {"master": "up0", "ipam": IPAM},
     "vlan": {"master": "up0", "vlanId": 7, "ipam": IPAM},
     "dummy": {"ipam": IPAM},
     "tap": {"ipam": IPAM},
+    "host-device": {"device": "nic0", "ipam": IPAM},
     "static": {"ipam": {"type": "static", "addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]}},
+    "sbr": {"prevResult": PREVIOUS},
     "firewall": {"prevResult": PREVIOUS, "ingressPolicy": "same-bridge"},
     "tuning": {"prevResult": PREVIOUS, "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True},
     "bandwidth": {"prevResult": PREVIOUS | {"interfaces": [{"name": "w0"}]}, "ingressRate": 8_000_000, "ingressBurst": 800_000},
 }
 VALID = st.lists(st.fixed_dictionaries({"containerID": NAMES, "ifname": IFNAMES}), max_size=3)
 CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "dhcp": {"ipam.daemonSocketPath": PATHS, "ipam.priority": st.integers(), "ipam.request": st.lists(
+        st.fixed_dictionaries({"option": TEXT}), max_size=2), "ipam.provide": st.lists(
+            st.fixed_dictionaries({"option": st.just("12"), "value": TEXT, "fromArg": TEXT}), max_size=2)},
     "flannel": {"dataDir": PATHS, "subnetFile": PATHS, "delegate.type": TEXT, "delegate.bridge": IFNAMES, "ipam.dataDir": PATHS,
                 "delegate.mtu": st.integers(), "delegateMode": TEXT, "masqueradeBeyond": TEXT, "runtimeConfig.mac": TEXT,
                 "ipam.type": TEXT, "delegate.macspoofchk": st.booleans()},
@@ -166,13 +168,6 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
                 "snat": st.booleans(), "markMasqBit": st.integers(-1, 33), "masqAll": st.booleans(), "prevResult.ips": st.lists(
                     st.fixed_dictionaries({"address": TEXT | st.just("10.1.0.2/24"), "interface": st.integers(-2, 2)}))},
     "loopback": {},
-    "vrf": {"vrfname": IFNAMES, "table": st.integers(), "prevResult.ips": st.lists(TEXT, max_size=1)},
-    "dhcp": {"ipam.daemonSocketPath": PATHS, "ipam.priority": st.integers(), "ipam.request": st.lists(
-        st.fixed_dictionaries({"option": TEXT}), max_size=2), "ipam.provide": st.lists(
-            st.fixed_dictionaries({"option": st.just("12"), "value": TEXT, "fromArg": TEXT}), max_size=2)},
-    "sbr": {"table": st.integers(), "gateways": st.lists(TEXT | st.sampled_from(["10.1.0.1", "fd00::1"]), max_size=3),
-            "addSourceHints": st.booleans(), "prevResult.ips": st.lists(
-                st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64"), "interface": st.integers(-2, 2)}), max_size=2)},
     "ptp": {"ipam.dataDir": PATHS, "ipam.type": TEXT, "ipMasqBackend": TEXT, "masqueradeExcept": st.lists(TEXT, max_size=2),
             "dns.domain": TEXT, "mtu": st.integers()},
     "macvlan": {"master": IFNAMES, "mode": TEXT, "mtu": st.integers(), "mac": TEXT, "runtimeConfig.mac": TEXT, "ipam.type": TEXT,
@@ -180,11 +175,16 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ipvlan": {"master": IFNAMES, "mode": TEXT, "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
     "vlan": {"master": IFNAMES, "vlanId": st.integers(), "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
     "dummy": {"ipam.type": TEXT, "ipam.dataDir": PATHS},
+    "host-device": {"device": IFNAMES, "hwaddr": TEXT, "kernelpath": PATHS | st.sampled_from(["/sys/devices/../class", "/sys/devices/"]),
+                    "pciBusID": PATHS, "runtimeConfig.deviceID": PATHS, "ipam.type": TEXT},
     "tap": {"mtu": st.integers(), "mac": TEXT, "owner": st.integers(), "group": st.integers(), "bridge": IFNAMES,
             "multiQueue": st.booleans(), "selinuxContext": TEXT, "ipam.type": TEXT},
     "static": {"ipam.addresses": st.lists(st.fixed_dictionaries({"address": TEXT, "gateway": TEXT}), max_size=2),
                "args.cni.ips": st.lists(TEXT, max_size=2), "runtimeConfig.ips": st.lists(TEXT, max_size=2),
                "ipam.routes": st.lists(st.fixed_dictionaries({"dst": TEXT, "gw": TEXT}), max_size=2), "ipam.dns.domain": TEXT},
+    "sbr": {"table": st.integers(), "gateways": st.lists(TEXT | st.sampled_from(["10.1.0.1", "fd00::1"]), max_size=3),
+            "addSourceHints": st.booleans(), "prevResult.ips": st.lists(
+                st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64"), "interface": st.integers(-2, 2)}), max_size=2)},
     "firewall": {"backend": st.sampled_from(["iptables", "firewalld"]) | TEXT, "iptablesAdminChainName": TEXT, "firewalldZone": TEXT,
                  "ingressPolicy": st.sampled_from(["open", "isolated"]) | TEXT, "prevResult.interfaces": st.lists(
                      st.fixed_dictionaries({"name": IFNAMES}), max_size=2), "prevResult.ips": st.lists(
@@ -410,6 +410,7 @@ def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
     host.write_subnet_env()
     host.netns("c1")
     host.run("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up")
+    host.run("ip link add nic0 type veth peer name wire0")
     if plugin == "portmap":  # the pod is behind a link with this name
         host.run("ip link add 'a\"};{' type veth peer name w1; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
     if PLUGINS[plugin].kind == "meta" and plugin != "flannel":

@@ -40,7 +40,7 @@ from support.spec_cases import (
 
 pytestmark = pytest.mark.netns
 
-WITH_IPAM = ("flannel", "bridge", "host-local")
+WITH_IPAM = ("flannel", "bridge", "host-local", "ptp", "macvlan", "tap")
 ALL_VERSIONS = {"supportedVersions": list(VERSIONS)}
 
 
@@ -350,6 +350,7 @@ def test_status_of_flannel_is_50_with_the_reason(host: Host, text: str | None) -
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_status_changes_nothing(host: Host, plugin: str) -> None:
     host.write_subnet_env()
+    new_sandbox(host, plugin)
     before = host.snapshot()
     for _ in range(2):
         assert host.ok(plugin, "STATUS", conf(plugin)) is None

@@ -251,6 +251,36 @@ def test_loopback_loads_no_packet_filter_and_no_ipam(client: Client, host: Host)
     } == set()
 
 
+SANDBOX_LINK = DELEGATION | NETLINK | {
+    "cni_py.attachment.interface", "cni_py.attachment.sandbox_link", "cni_py.kernel", "cni_py.kernel.address",
+    "cni_py.kernel.deletion", "cni_py.kernel.link", "cni_py.kernel.netns", "cni_py.kernel.route", "cni_py.kernel.sysctl",
+    "cni_py.kernel.virtual_link", "cni_py.plugins.ipam", "cni_py.plugins.ipam.static", "cni_py.plugins.main", "cni_py.ipam", "cni_py.ipam.ranges",
+}  # fmt: skip
+OF_PLUGIN = {
+    "macvlan": {"cni_py.attachment.master", "cni_py.plugins.main.macvlan"},
+    "tap": {"cni_py.kernel.tap", "cni_py.plugins.main.tap"},
+    "host-device": {"cni_py.kernel.sysfs", "cni_py.plugins.main.host_device"},
+    "ptp": {"cni_py.attachment.gateway", "cni_py.attachment.veth", "cni_py.plugins.main.ptp"},
+}
+
+
+@pytest.mark.parametrize("verb", ["ADD", "DEL"])
+@pytest.mark.parametrize("plugin", OF_PLUGIN)
+def test_main_plugin_with_static_addresses(client: Client, host: Host, plugin: str, verb: str) -> None:
+    """No packet filter where nothing is masqueraded, and no reservations."""
+    host.run("ip link add up0 type veth peer name up1")
+    ipam = {"type": "static", "addresses": [{"address": "10.1.2.5/24", "gateway": "10.1.2.1"}]}
+    own = {"macvlan": {"master": "up0"}, "host-device": {"device": "up0"}}.get(plugin, {})
+    keys = own | {"delegateMode": "native", "ipam": ipam}
+    conf = {"cniVersion": "1.1.0", "name": "net", "type": plugin} | keys
+    env = {"CNI_CONTAINERID": "c1", "CNI_NETNS": str(host.netns("c1")), "CNI_IFNAME": "eth0"}
+    client.run_in(host, plugin, conf, CNI_COMMAND="ADD", **env)  # the first of a boot sweeps
+    if verb == "ADD":
+        client.run_in(host, plugin, conf, CNI_COMMAND="DEL", **env)
+    loaded = client.run_in(host, plugin, conf, CNI_COMMAND=verb, **env)
+    check(loaded - SETNS, ENGINE | SANDBOX_LINK | OF_PLUGIN[plugin])
+
+
 def test_flannel_loads_each_library_only_in_parts(client: Client, host: Host) -> None:
     """Three plugins in one process: no pyroute2, and of pydantic its core alone, not the package."""
     host.write_subnet_env()

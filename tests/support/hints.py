@@ -77,6 +77,8 @@ def _expressions(node: ast.AST) -> Iterator[ast.expr]:
         names = [getattr(one, "id", getattr(one, "attr", "")) for one in targets]
         if any(name in NAMES for name in names):
             yield node.value
+    if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "TABLE" and isinstance(node.value, ast.Dict):
+        yield from node.value.values  # kernel/refusals.py: sentence and hint
     if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS:
         yield from (one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None)
 
@@ -116,8 +118,8 @@ _PROGRAMS = (
     "|apt-get|pip|ls|df|ss|fuser|cat|grep|wg|namei|sudo|echo"
 )
 READS = re.compile(
-    r"(ip( -\S+)* (addr|link show|netns list|monitor|route)\b(?! (add|del|set|flush|replace))|nft (list|monitor)\b|iptables .*-S\b"
-    r"|journalctl\b|systemctl status\b|ss -|ls -|df |fuser -v|cat |grep |namei |etcdctl get\b|bridge (fdb|link) show"
+    r"(ip( -\S+)* (addr|link show|link$|netns list|monitor|route)\b(?! (add|del|set|flush|replace))|nft (list|monitor)\b|iptables .*-S\b"
+    r"|journalctl\b|systemctl status |ss -|ls |df |fuser -v|cat |grep |namei |etcdctl get\b|bridge (fdb|link) show"
     r"|cni-py (explain|check|status|version|sweep --dry-run|lab (status|log|ping)|config (get|leases|check|keys)))"
 )
 """Commands that change nothing."""

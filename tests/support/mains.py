@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ MAINS: dict[str, Main] = {
 @cache
 def has_kind(kind: str) -> bool:
     """Return whether this kernel can make links of a kind."""
+    if kind == "tun":
+        return os.path.exists("/dev/net/tun")
     of = {"vlan": "link p0 type vlan id 5", "ipvlan": "link p0 type ipvlan", "macvlan": "link p0 type macvlan"}.get(
         kind, f"type {kind}"
     )

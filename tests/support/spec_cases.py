@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from cni_py import plugin_table
+from support.mains import NICS, UPLINK, has_kind
 from support.namespaces import PATH, Host, Reply, Sandbox
 
 ELSEWHERE = ("vrf", "dhcp")
 """Plugins that need a kernel that few have, a daemon and a server: tests/netns has tests of their own."""
-PLUGINS = tuple(plugin for plugin in plugin_table.PLUGINS if plugin not in ELSEWHERE)
+PLUGINS = tuple(plugin for plugin, row in plugin_table.PLUGINS.items() if has_kind(row.link) and plugin not in ELSEWHERE)
+"""The plugins that this kernel can run; `make test-kernel` has one that runs all."""
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 FIRST_VERSION = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
@@ -60,6 +62,12 @@ def conf(plugin: str, version: str | None = "1.1.0", **keys: Any) -> dict[str, A
         "bridge": {"bridge": "bridge0", "isGateway": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"], "search": ["a"]}},
         "host-local": {"ipam": ipam},
         "ptp": {"ipMasq": True, "ipam": ipam, "dns": {"nameservers": ["10.1.2.1"]}},
+        "macvlan": {"master": "up0", "ipam": ipam},
+        "ipvlan": {"master": "up0", "ipam": ipam},
+        "vlan": {"master": "up0", "vlanId": 100, "ipam": ipam},
+        "dummy": {"ipam": ipam},
+        "tap": {"ipam": ipam},
+        "host-device": {"device": "nic1", "ipam": ipam},
         "static": {"ipam": {"type": "static", "addresses": STATIC, "routes": ipam["routes"]}},
         "portmap": {
             "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
@@ -103,6 +111,10 @@ def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
     """A sandbox whose name no other test has; for a plugin of `CHAINED` with the interface that it changes."""
     made = host.netns(f"box{next(_numbers)}")
     host.run(f"ip link del {HOST_END} 2>&1", check=False)  # of the test before: it goes some time after its namespace
+    if plugin in ("macvlan", "ipvlan", "vlan") and "up0" not in host.run("ip -br link"):
+        host.run(UPLINK)
+    if plugin == "host-device" and "nic1" not in host.run("ip -br link"):  # it was deleted with the sandbox of another test
+        host.run("for n in 1 2; do ip link del wire$n 2>&1 || :; done; " + NICS)
     if plugin in CHAINED:
         host.run("echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad", made)
         host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")

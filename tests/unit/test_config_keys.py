@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from cni_py import config, engine, journal
-from cni_py.config import keys, models
+from cni_py.config import models
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.jsontext import Received, fold
 from cni_py.plugin_table import PLUGINS
 from cni_py.runtime import network_config
 from cni_py.spec import call
+from cni_py.spelling import is_one_letter_off
 
 BRIDGE = '{"cniVersion":"1.0.0","name":"n","type":"bridge",'
 CASES = [
@@ -75,7 +76,7 @@ def test_keys_are_taken_as_go_takes_them(plugin: str, text: str, attribute: str,
 @pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.__name__)
 def test_every_key_of_every_model_is_taken_in_any_case(model: type[models.Model]) -> None:
     """Also those that a later version adds."""
-    fields = config._fields_of(config.SCHEMAS[model.__name__])
+    fields = config.fields_of(config.SCHEMAS[model.__name__])
     for field in model.model_fields.values():
         assert field.alias
         for key in (field.alias, field.alias.lower(), field.alias.upper(), field.alias[0].upper() + field.alias[1:]):
@@ -159,8 +160,8 @@ def test_warning_names_the_path(model: str, raw: dict[str, Any], path: str, capf
      ("abc", "acb", True), ("abcd", "badc", False), ("abc", "cba", False), ("ab", "cd", False), ("abc", "a", False)],
 )  # fmt: skip
 def test_one_letter_off(one: str, other: str, is_off: bool) -> None:
-    assert keys.is_one_letter_off(one, other) is is_off
-    assert keys.is_one_letter_off(other, one) is is_off
+    assert is_one_letter_off(one, other) is is_off
+    assert is_one_letter_off(other, one) is is_off
 
 
 # ---- the list, which libcni reads into a map, and its plugins, which it does not -------------------

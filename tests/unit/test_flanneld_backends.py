@@ -14,6 +14,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from struct import pack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from cni_py.flanneld.commands import check_config
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
-from cni_py.kernel import device, tun
+from cni_py.kernel import device, tun, udp_port
 from cni_py.kernel import wireguard as kernel_wireguard
 from cni_py.kernel.ipip import device_data
 from cni_py.kernel.wireguard import Peer, peer_data
@@ -619,7 +620,7 @@ def test_device_is_kept_while_it_is_as_wanted_and_made_anew_where_not() -> None:
 def test_device_of_another_kind_is_left_to_its_owner() -> None:
     kernel: Any = Kernel("ipip", "bridge")
     device.ensure_device(kernel, "flannel.ipip", "bridge", 1500)
-    with pytest.raises(KernelRefused, match=r"isn't a device of kind ipip.*ip link del flannel\.ipip"):
+    with pytest.raises(KernelRefused, match=r"isn't a device of kind ipip.*ip -d link show flannel\.ipip"):
         device.ensure_device(kernel, "flannel.ipip", "ipip", 1480)
     assert RTM_DELLINK not in kernel.requests
 
@@ -818,6 +819,26 @@ def test_wireguard_peers_that_the_kernel_refuses_are_told_again(monkeypatch: pyt
     del told[:]
     device.ensure(kernel)
     assert told == [("peers", "flannel-wg", [], False), ("remove", "flannel-wg", 2)]
+
+
+@pytest.mark.parametrize(("name", "key"), [("flannel-wg", "Backend.ListenPort"), ("flannel-wg-v6", "Backend.ListenPortV6")])
+def test_wireguard_port_that_is_taken_is_named_with_its_owner(name: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taken:
+        def __enter__(self) -> Taken:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def set_device(self, *_: object) -> bytes:
+            raise KernelRefused("wg set failed", "Address already in use", errno=errno.EADDRINUSE)
+
+    monkeypatch.setattr(kernel_wireguard, "WireGuard", Taken)
+    monkeypatch.setattr(kernel_wireguard, "ensure_device", lambda *_: SimpleNamespace(ifindex=7))
+    monkeypatch.setattr(udp_port, "owner_of", lambda _, port, but: f"sshd, which has {port} and is not {but}")
+    host: Any = None
+    with pytest.raises(KernelRefused, match=f"UDP port 51820 is taken by sshd, which has 51820 and is not {name}") as caught:
+        kernel_wireguard.WireGuardDevice(name, 1420, 51820, bytes(32)).ensure(host)
+    assert f'"{key}"' in caught.value.hint
 
 
 def test_wireguard_key_is_made_once_and_kept(tmp_path: Path) -> None:

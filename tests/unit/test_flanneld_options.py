@@ -117,11 +117,16 @@ def test_value_may_look_like_an_option_or_hold_equal_signs() -> None:
 
 def test_switches() -> None:
     assert parse(["-ip-masq"], {}).ip_masq
+    for text, versions in (("ipv4", [4]), ("ipv6", [6]), ("true", [4, 6]), ("1", [4, 6]), ("false", []), ("F", [])):
+        for options in (parse([f"--ip-masq={text}"], {}), parse([], {"FLANNELD_IP_MASQ": text})):
+            assert [version for version in (4, 6) if options.masquerades(version)] == versions
+    assert " ipMasq:ipv4 " in parse(["-ip-masq=ipv4"], {}).redacted()
     for text in ("1", "t", "T", "TRUE", "true", "True"):
         assert parse([f"-ip-masq={text}"], {}).ip_masq
     for text in ("0", "f", "F", "FALSE", "false", "False"):
         assert not parse([f"-iptables-forward-rules={text}"], {}).iptables_forward_rules
-    assert fault("-ip-masq=yes") == 'invalid value "yes" for flag -ip-masq: it is true or false'
+    assert fault("-ip-masq=yes") == 'invalid value "yes" for flag -ip-masq: it is true, false, ipv4 or ipv6'
+    assert fault("-ip-blackhole-route=ipv4") == 'invalid value "ipv4" for flag -ip-blackhole-route: it is true or false'
     assert fault("-ip-masq", "false").startswith('"false" is no option')
 
 
@@ -171,6 +176,9 @@ def test_key_of_the_configuration_is_gos(text: str, key: str) -> None:
     class Client:
         def get(self, key: str) -> None:
             asked.append(key)
+
+        def command(self, *words: str) -> str:
+            return " ".join(words)
 
     store = EtcdStore(Client(), parse([f"-etcd-prefix={text}"], {}).etcd_prefix, None)  # type: ignore[arg-type]
     with pytest.raises(Refused, match="flannel config not found in etcd store"):
@@ -318,7 +326,7 @@ def test_version_comes_before_the_environment() -> None:
 
 
 def test_dump_is_gos_with_our_own_at_its_end() -> None:
-    ours = "datastore: ifaceCIDR:[] ifaceNodeIP:false hostNetworkOverlap:refuse allowCommands:false"
+    ours = "datastore: ifaceCIDR:[] ifaceNodeIP:false hostNetworkOverlap:refuse allowCommands:false vxlanOneAddress:false"
     assert Options().redacted() == f"{GO_DUMP} {ours}}}"
     assert (
         " iface:[eth0 10.0.0.1] ifaceRegex:[] ipMasq:true "

@@ -16,5 +16,6 @@ def test_mac_is_always_the_same() -> None:
 def test_mac_is_local_and_unicast_and_one_nodes_alone() -> None:
     nodes = [IPv4Address("10.0.0.0") + number for number in range(5000)]
     macs = {stable_mac(device, node) for node in nodes for device in ("flannel.1", "flannel-v6.1", "flannel.2")}
-    assert len(macs) == 15_000
+    macs |= {stable_mac("flannel.1", nodes[0], f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}") for number in range(1000)}
+    assert len(macs) == 16_000
     assert all(int(mac[:2], 16) & 0x03 == 0x02 for mac in macs)

@@ -15,8 +15,8 @@ from support.hints import READS, commands_in, hints_in, templates
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKED = "tests/netns/test_check.py::test_hints_repair_what_was_changed"
-TUNING = "tests/netns/test_tuning.py::test_check_sees_what_was_changed"
 BANDWIDTH = "tests/netns/test_bandwidth.py::test_check_sees_what_was_changed"
+TUNING = "tests/netns/test_tuning.py::test_check_sees_what_was_changed"
 VLANS = "integration/kernel/test_bridge_vlan.py"
 LAB = "integration/lab/test_lab.py"
 ADVICE = "tests/netns/test_cli.py"
@@ -25,6 +25,9 @@ TLS = "integration/etcd/test_tls_errors.py"
 COMMANDS = {
     # CHECK: each command is typed after each change, and CHECK then finds nothing
     "ip link set {} up": CHECKED,
+    "ip link set {} name {}": CHECKED,
+    "ip link set {} mtu {}": CHECKED,
+    "ip link set {} address {}": CHECKED,
     "{} address {}": CHECKED,
     "{} mtu {}": CHECKED,
     "ip addr add {} dev {}{}": CHECKED,
@@ -38,11 +41,11 @@ COMMANDS = {
     "ip link set {} type bridge vlan_filtering 1": VLANS,
     "bridge vlan add dev {} vid {}{}": VLANS,
     "bridge vlan del dev {} vid {}": VLANS,
-    "sysctl -w {}": TUNING,
     "tc qdisc replace dev {} root handle 1: {}": BANDWIDTH,
-    "tc qdisc replace dev {} ingress; tc filter del dev {} ingress pref 1 || true; tc filter add dev {} parent ffff: protocol all prio 1 u32 "
-    "match u32 0 0 action mirred egress redirect dev {}": BANDWIDTH,
-    "ip link set {} mtu {}": BANDWIDTH,
+    "{} dev {} ingress; tc filter add dev {} parent ffff: protocol all prio 1 u32 match u32 0 0 action mirred egress redirect dev {}": (
+        BANDWIDTH
+    ),
+    "sysctl -w {}": TUNING,
     "ip link set {} {} {}": TUNING,
     # cni-py add, gc, status
     "to undo the changes of {}, which succeeded: {}": f"{ADVICE}::test_hint_after_a_later_plugin_failed_cleans_up",
@@ -75,6 +78,9 @@ COMMANDS = {
 """Hints with a command that changes something, and the test that types it in the state that produced it."""
 
 NOT_HERE = {
+    "stop that one, systemctl stop flanneld; a second network on this node needs another -subnet-file": (
+        "a choice between two flannelds; ending one costs no connection"
+    ),
     "the plugins work without it; start it: systemctl start cni-agent.socket": "needs systemd",
     "start it: systemctl start cni-dhcp.socket, or run: dhcp daemon": "needs systemd; tests/netns/test_dhcp.py runs the daemon",
     "try: modprobe {}; else use a kernel with {}": "loads a module into the machine's kernel",
@@ -107,7 +113,6 @@ UNFILLED = {
     'add to its "leases", for example, "10.244.1.0-24": {}',
     "if the pod was deleted, list what is left of it: cni-py sweep --dry-run; {}",
     "install it, or check the configuration's type and delegateMode: {}",
-    'IPv6 is disabled on "{}": {}',
 }
 """Hints that end with a value, which is no command."""
 

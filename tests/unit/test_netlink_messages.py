@@ -55,6 +55,8 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ifinfmsg", link("macvlan", {"IFLA_MACVLAN_MODE": 4})),
     ("ifinfmsg", link("ipvlan", {"IFLA_IPVLAN_MODE": 2})),
     ("ifinfmsg", link("vlan", {"IFLA_VLAN_ID": 100})),
+    ("ifinfmsg", link("tun", {"IFLA_TUN_OWNER": 1000, "IFLA_TUN_GROUP": 0xFFFFFFFE, "IFLA_TUN_TYPE": 2, "IFLA_TUN_PI": 1})),
+    ("ifinfmsg", link("tun", {"IFLA_TUN_VNET_HDR": 1, "IFLA_TUN_MULTI_QUEUE": 0})),
     ("ifinfmsg", link("wireguard")),
     ("ifinfmsg", link("bridge", {"IFLA_BR_VLAN_FILTERING": 1, "IFLA_BR_VLAN_PROTOCOL": 0x8100})),
     ("ifinfmsg", link("veth", {"VETH_INFO_PEER": {"IFLA_IFNAME": "eth0", "IFLA_NET_NS_FD": 9, "IFLA_MTU": 1450}})),

@@ -174,8 +174,8 @@ def test_check_warns_of_probable_mistakes(tmp_path: Path, capsys: pytest.Capture
     source.write_text('{"Network":"10.244.0.0/16","Netwrok":1,"Backend":{"type":"vxlan","DirectRoutng":true}}')
     assert check_config(str(source)) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f'flanneld: {source}: "Netwrok" is no key of a network configuration and has no effect',
-        f'flanneld: {source}: "Backend.DirectRoutng" is no key of the back end vxlan and has no effect',
+        f'flanneld: {source}: "Netwrok" is no key of a network configuration and has no effect: is "Network" meant?',
+        f'flanneld: {source}: "Backend.DirectRoutng" is no key of the back end vxlan and has no effect: is "DirectRouting" meant?',
     ]
     assert check_config("/nonexistent") == 1
     assert capsys.readouterr().err == "flanneld: /nonexistent: No such file or directory\n"
@@ -314,7 +314,7 @@ def test_datastore_that_cannot_be_used(run: Run, options: tuple[str, ...], statu
     assert words in found[2]
 
 
-@pytest.mark.parametrize("action", ["get", "set", "reserve", "release"])
+@pytest.mark.parametrize("action", ["get", "set", "leases", "reserve", "release"])
 def test_every_action_has_help(run: Run, action: str) -> None:
     status, out, _ = run(action, "--help", options=())
     assert status == 0
@@ -337,3 +337,29 @@ def test_hint_about_a_missing_file_creates_it(run: Run, tmp_path: Path) -> None:
     program = ROOT / "bin" / "cni-py"
     subprocess.run(["sh", "-ec", command.replace("cni-py", str(program), 1)], check=True, capture_output=True, timeout=60)
     assert run("get", options=(f"-datastore=file:{path}",))[0] == 0
+
+
+def test_mistyped_key_is_not_written_without_force(run: Run, datastore: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net-conf.json"
+    path.write_text('{"Network": "10.244.0.0/16", "Bakend": {"Type": "vxlan"}}')
+    status, _, err = run("set", str(path))
+    assert status == 1
+    assert 'is "Backend" meant?' in err
+    assert not datastore.exists()
+    assert run("set", "--force", str(path))[0] == 0
+
+
+def test_leases_are_listed(run: Run, datastore: Path) -> None:
+    lease = {"PublicIP": "192.168.123.12", "PublicIPv6": None}
+    write(datastore, {"10.244.2.0-24": LEASE, "10.244.1.0-24": lease})
+    status, out, err = run("leases")
+    assert (status, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["SUBNET", "NODE", "BACK", "END", "EXPIRES"],
+        ["10.244.1.0/24", "192.168.123.12", "vxlan", "never:", "reserved"],
+        ["10.244.2.0/24", "192.168.123.11", "vxlan", "2099-01-01", "00:00:00Z"],
+    ]
+    found = json.loads(run("leases", "--json")[1])
+    assert [one["isReservation"] for one in found] == [True, False]
+    write(datastore, {})
+    assert run("leases") == (0, "", "cni-py: no leases\n")

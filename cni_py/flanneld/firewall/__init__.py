@@ -24,11 +24,12 @@ from cni_py.flanneld.firewall.masquerade import IPTABLES, NFTABLES, Masquerade, 
 from cni_py.node import log as klog
 from cni_py.packetfilter import forward as tables
 from cni_py.packetfilter import forward_rules as rules
+from cni_py.packetfilter import vxlan_guard
 from cni_py.packetfilter.forward_rules import Pair
 from cni_py.undo import Attempts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cni_py.flanneld.lease import Subnets
     from cni_py.flanneld.network import NetworkConfig
@@ -39,17 +40,21 @@ if TYPE_CHECKING:
 class Firewall:
     """The rules of one subnet of this node. A new subnet needs a new object, which writes everything again."""
 
-    def __init__(self, options: Options, config: NetworkConfig, subnets: Subnets) -> None:
+    def __init__(
+        self, options: Options, config: NetworkConfig, subnets: Subnets, guards: Sequence[vxlan_guard.Guard] = ()
+    ) -> None:
+        """``guards``: the addresses on which VXLAN is received; without them, all."""
         families = ((config.network, subnets.ipv4), (config.ipv6_network, subnets.ipv6))
         pairs = [Pair(network, subnet) for network, subnet in families if network and subnet]
-        self.pairs = pairs
-        self.masquerades, self.accepts = options.ip_masq, options.iptables_forward_rules
+        self.pairs, self._guards = pairs, list(guards)
+        masqueraded = [pair for pair in pairs if options.masquerades(pair.version)]
+        self.masquerades, self.accepts = bool(masqueraded), options.iptables_forward_rules
         self.resync_seconds = max(options.iptables_resync, 1)
         self.kind = ""
         """nftables or iptables, chosen by the first :meth:`ensure`."""
         self._asked_for_nftables = config.enable_nftables if "enable_nftables" in config.model_fields_set else None
         self._chains = IptablesChains()
-        self._masquerade = Masquerade(pairs, self._chains, random_fully=not options.ip_masq_fully_random_disable)
+        self._masquerade = Masquerade(masqueraded, self._chains, random_fully=not options.ip_masq_fully_random_disable)
         self._accept = Accept(pairs, self._chains)
         self._logged: set[str] = set()
         self._lock = Lock()
@@ -70,12 +75,17 @@ class Firewall:
                     klog.info(f"{'IPv6: ' if pair.version == 6 else ''}Changing default FORWARD chain policy to ACCEPT")
                 accepted = self._attempt("Failed to setup IPTables", self._ensure_accept)
                 self._attempt("could not look for chains that drop forwarded packets", self._accept.warn_droppers)
+            if self._guards:
+                self._attempt("VXLAN is received on every address", vxlan_guard.ensure, self._guards)
+            else:
+                self._attempt("could not delete the rules for VXLAN on one address", vxlan_guard.delete)
             # After writing, not before: at no moment is the node without rules.
             self._attempt("could not delete rules of an earlier flannel", self._delete_others, accepted is None)
 
     def run(self, stop: Stop) -> None:
         """Repair the rules whenever another process changes them, until ``stop``."""
         watched = [rules.TABLE] if self.masquerades else []
+        watched += [vxlan_guard.TABLE] if self._guards else []
         for family in ("ip", "ip6"):
             watched += [f"{family} filter"] * self.accepts
             watched += [f"{family} nat"] * (self.masquerades and self.kind == IPTABLES)
@@ -87,6 +97,8 @@ class Firewall:
             repaired = False
             if self.masquerades:
                 repaired = bool(self._attempt("Failed to setup masq rules", self._masquerade.repair, self.kind, culprit))
+            if self._guards:
+                repaired |= bool(self._attempt("VXLAN is received on every address", vxlan_guard.ensure, self._guards))
             if self.accepts:
                 repaired |= bool(self._attempt("Failed to ensure iptables rules", self._ensure_accept, culprit))
                 self._attempt("could not look for chains that drop forwarded packets", self._accept.warn_droppers)
@@ -140,6 +152,7 @@ class Firewall:
         for slot in tables.present(rules.MASQUERADE_CHAIN, rules.FORWARD_CHAIN):
             with attempts.attempt(str(slot)):
                 slot.delete()
-        with attempts.attempt(f"table {rules.TABLE}"):
-            tables.delete_table(rules.TABLE)
+        for name in (rules.TABLE, vxlan_guard.TABLE):
+            with attempts.attempt(f"table {name}"):
+                tables.delete_table(name)
         attempts.raise_if_failed("deleting rules")

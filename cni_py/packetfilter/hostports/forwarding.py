@@ -69,8 +69,12 @@ def check_backend(wanted: str) -> None:
 # ---- ADD --------------------------------------------------------------------------------------
 
 
-def add(wanted: Wanted, backend: str = "") -> None:
-    """Map the ports. Idempotent. Raises: NotAvailable, KernelRefused, InvalidConfig for conditions that nft rejects."""
+def add(wanted: Wanted, backend: str = "") -> bool:
+    """Map the ports. Idempotent. Raises: NotAvailable, KernelRefused, InvalidConfig for conditions that nft rejects.
+
+    Returns: whether the chains that lead to all mappings were missing: the others' may have lost theirs.
+    """
+    was_lost = False
     with lock():
         links, chains = localhost_links(wanted), portmap_rules.wanted_chains(wanted)
         if backend != "iptables":
@@ -80,10 +84,37 @@ def add(wanted: Wanted, backend: str = "") -> None:
 
             iptables.add(wanted)
         else:
+            was_lost = not chains.keys().isdisjoint(portmap_rules.BASE_CHAINS)
             _add_or_again(wanted, links, chains)
         for link in links:
             _enable_route_localnet(link)
     connections.delete_to([m for m in wanted.mappings if m.protocol == "udp"])
+    return was_lost
+
+
+def lost(wanted: Wanted, backend: str = "") -> tuple[Mapping, ...]:
+    """Return the mappings whose rules are missing, without those whose host port another attachment has now.
+
+    Raises: CniError.
+    """
+    damaged = _damaged(portmap_rules.wanted_chains(wanted))
+    if backend == "iptables" or (damaged and choose_backend(backend) == "iptables"):
+        from cni_py.packetfilter.hostports import iptables
+
+        return wanted.mappings if iptables.missing(wanted) else ()
+    own = [mapping for mapping in wanted.mappings if _is_free_or_own(mapping, wanted)]
+    is_whole = all(nfnetlink.element(*at) == of for mapping in own for at, of in _elements_at(mapping, wanted))
+    return () if is_whole and not damaged and not unprotected(localhost_links(wanted)) else tuple(own)
+
+
+def _is_free_or_own(mapping: Mapping, wanted: Wanted) -> bool:
+    there = nfnetlink.element(portmap_rules.hostports_map(mapping), portmap_rules.key_of(mapping))
+    return there is None or there.comment == wanted.owner.comment()
+
+
+def _elements_at(mapping: Mapping, wanted: Wanted) -> list[tuple[tuple[str, bytes], Element | None]]:
+    key = portmap_rules.key_of(mapping)
+    return [((name, key), element) for name, element in wanted_elements(mapping, wanted).items()]
 
 
 def _add_or_again(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from cni_py.attachment import delegate, sandbox_link
 from cni_py.errors import InvalidConfig
 from cni_py.kernel import virtual_link
-from cni_py.kernel.features import require_kind
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.netlink.socket import open_host
 from cni_py.undo import Undo
@@ -52,6 +51,8 @@ def check(call: Call, config: DummyConfig) -> None:
 
 def status(call: Call, config: DummyConfig) -> None:
     """Check the configuration, the kernel and the IPAM plugin."""
+    from cni_py.kernel.features import require_kind
+
     require_ipam(config)
     with open_host() as host:
         require_kind(host, KIND)

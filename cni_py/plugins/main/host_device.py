@@ -19,7 +19,7 @@ from cni_py.errors import CniError, InvalidConfig, KernelRefused, NotAvailable, 
 from cni_py.journal import note
 from cni_py.kernel import sysfs
 from cni_py.kernel.address import add_address, list_addresses
-from cni_py.kernel.link import find_link, list_links, move, rename, set_alias, set_up
+from cni_py.kernel.link import find_link, list_links, move, restore_name, set_alias, set_up
 from cni_py.kernel.netns import open_in, open_own, open_sandbox
 from cni_py.kernel.route import add_route, list_routes_over
 from cni_py.netlink.constants import RT_TABLE_MAIN, RTPROT_KERNEL
@@ -52,6 +52,7 @@ def add(call: Call, config: HostDeviceConfig) -> Result:
     ):
         if has_no_link(config):
             return without_link(undo, call, config)
+        restore_lost(host, config.device, config)  # no DEL was called for the pod before
         device = find_device(host, config)
         if find_link(sandbox, call.ifname) is not None:
             raise KernelRefused(
@@ -229,16 +230,20 @@ def bring_back(call: Call, config: HostDeviceConfig) -> None:
 
     Raises: KernelRefused.
     """
+    call = record.with_sandbox(call)
     name = str(record.read(call).get("device") or config.device)
     with open_host() as host:
         if move_out(call, host, name):
             return
-        lost = find_lost(host, name, config)
-        if lost is not None:
-            note(f'"{lost.name}" came back to the host from a deleted sandbox')
-            own_name = lost.alias
-            rename(host, lost, own_name)
-            set_alias(host, lost.replace(name=own_name), "")
+        restore_lost(host, name, config)
+
+
+def restore_lost(host: Rtnl, name: str, config: HostDeviceConfig) -> None:
+    """Give the device its name if a deleted sandbox gave it back under another one. Raises: KernelRefused."""
+    lost = find_lost(host, name, config)
+    if lost is not None:
+        note(f'"{lost.name}" came back to the host from a deleted sandbox')
+        restore_name(host, lost)
 
 
 def find_lost(host: Rtnl, name: str, config: HostDeviceConfig) -> Link | None:
@@ -258,7 +263,7 @@ def find_lost(host: Rtnl, name: str, config: HostDeviceConfig) -> Link | None:
 
 
 def move_out(call: Call, host: Rtnl, name: str) -> bool:
-    """Move the device out of the sandbox. Returns: whether it was there. Raises: KernelRefused.
+    """Move the device out of the sandbox. Returns: whether the sandbox had it. Raises: KernelRefused.
 
     Args:
         name: of the device on the host; "" if that is not known: its alias is then.

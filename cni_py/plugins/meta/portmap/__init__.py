@@ -38,7 +38,8 @@ def add(call: Call, config: PortmapConfig) -> Mapping[str, Any]:
                 "the record as before", attachments.restore, call, attachments.remember(call, conf=dict(call.conf))
             )
             undo.on_failure("port mappings", forwarding.delete, wanted.owner)
-            forwarding.add(wanted, backend)
+            if forwarding.add(wanted, backend):
+                attachments.say_rules_lost()
     prev_result: Mapping[str, Any] = call.conf["prevResult"]
     return prev_result
 
@@ -68,7 +69,7 @@ def _remap(call: Call, freed: set[tuple[int, bytes]]) -> None:
     for record in attachments.others_of_container(call):
         try:
             this = call.replace(ifname=str(record["ifname"]), netns=str(record["netns"]), conf=record["conf"])
-            backend, wanted = _plan(this, parse(CONFIG, this.conf, "the record of a port mapping"))
+            backend, wanted = wanted_of(this)
             again = tuple([m for m in wanted.mappings if (len(target_of(m)), key_of(m)) in freed])
             if again:
                 note(f"host ports return to network {this.network}")
@@ -76,6 +77,11 @@ def _remap(call: Call, freed: set[tuple[int, bytes]]) -> None:
                 freed -= {(len(target_of(m)), key_of(m)) for m in again}
         except (CniError, KeyError, TypeError) as error:  # an older record, or a damaged one
             note(f"host ports not remapped: {error}")
+
+
+def wanted_of(call: Call) -> tuple[str, Wanted]:
+    """Return back end and mappings of a recorded ADD. Raises: CniError."""
+    return _plan(call, parse(CONFIG, call.conf, "the record of a port mapping"))
 
 
 def check(call: Call, config: PortmapConfig) -> None:

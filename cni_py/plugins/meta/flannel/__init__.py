@@ -11,7 +11,16 @@ from __future__ import annotations
 from cni_py import files, subnet_env
 from cni_py.attachment import delegate, record
 from cni_py.config import decode, in_order
-from cni_py.errors import CheckFailed, CniError, InvalidConfig, IOFailure, NotAvailable
+from cni_py.errors import (
+    CheckFailed,
+    CniError,
+    DecodingFailure,
+    DelegateFailed,
+    IncompatibleVersion,
+    InvalidConfig,
+    IOFailure,
+    NotAvailable,
+)
 from cni_py.journal import note
 from cni_py.jsontext import encode
 from cni_py.spec.result import from_json
@@ -48,10 +57,47 @@ def delete(call: Call, config: FlannelConfig) -> None:
     saved = _read_saved(path)
     if saved is None and not record.is_remembered(call.container_id, call.ifname, call.network):
         return
-    conf = _decoded(saved, path) or fallback_delegate_conf(call, config)
-    delegate.delete(call, conf["type"], conf | _previous(call), config.delegate_mode)
+    _delete(call, config, _decoded(saved, path))
     if saved is not None:
         files.remove(path)
+
+
+def _delete(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> None:
+    """Run the delegate's DEL with the saved configuration; of a damaged one with what is left of it, then without.
+
+    Raises: CniError.
+    """
+    if is_whole(conf):
+        try:
+            delegate.delete(call, conf["type"], conf | _previous(call), config.delegate_mode)
+            return
+        except (InvalidConfig, DecodingFailure) as error:  # a third-party delegate raises DelegateFailed
+            note(f"the saved configuration cannot be used: {error}")
+            conf = {}
+    rebuilt = rebuilt_delegate_conf(call, config)
+    left = {key: value for key, value in conf.items() if key not in ("name", "ipam")}
+    if left and isinstance(left.get("type", ""), str):
+        try:
+            conf = rebuilt | left
+            delegate.delete(call, conf["type"], conf | _previous(call), config.delegate_mode)
+            return
+        except CniError as error:
+            note(f"what is left of the saved configuration cannot be used: {error}")
+    for version in ({}, {"cniVersion": "1.0.0"}, {"cniVersion": "0.4.0"}):
+        try:
+            delegate.delete(call, rebuilt["type"], rebuilt | version | _previous(call), config.delegate_mode)
+            return
+        except DelegateFailed as error:  # GC has a version that the delegate need not know: the saved one was that of ADD
+            if error.code != IncompatibleVersion.code or "0.4.0" in version.values():
+                raise
+
+
+def is_whole(conf: dict[str, Any]) -> bool:
+    """Return whether a saved configuration has all that a delegate needs to find what it made."""
+    ipam = conf.get("ipam")
+    if not isinstance(ipam, dict) or not all(isinstance(text, str) for text in (conf.get("type"), conf.get("name"))):
+        return False
+    return isinstance(ipam.get("type"), str) and bool(ipam["type"] != "host-local" or ipam.get("ranges") or ipam.get("subnet"))
 
 
 def check(call: Call, config: FlannelConfig) -> None:
@@ -60,7 +106,7 @@ def check(call: Call, config: FlannelConfig) -> None:
         from_json(config.prev_result)
     path = saved_path(call, config)
     conf = _decoded(_read_saved(path), path)
-    if not conf:
+    if not is_whole(conf):
         raise CheckFailed(
             f'the delegate\'s configuration "{path}" is missing or damaged',
             "expected the configuration that ADD saved, found none that is valid",
@@ -91,10 +137,10 @@ def gc(call: Call, config: FlannelConfig) -> None:
             with attempts.attempt(f"attachment {name}"):
                 for ifname in ifnames:
                     this = call.replace(verb="DEL", container_id=container_id, ifname=ifname or "eth0")
-                    delegate.delete(this, conf["type"], conf, config.delegate_mode)
+                    _delete(this, config, conf)
                 files.remove(f"{config.data_dir}/{name}")
     with attempts.attempt("GC of the delegate"):
-        conf = fallback_delegate_conf(call, config)
+        conf = rebuilt_delegate_conf(call, config)
         listed = {key: value for key, value in call.conf.items() if key.startswith("cni.dev/")}
         delegate.gc(call, conf["type"], conf | listed, config.delegate_mode)
     attempts.raise_if_failed("GC")
@@ -129,14 +175,14 @@ def delegate_conf(call: Call, config: FlannelConfig, env: SubnetEnv) -> dict[str
     return in_order(conf | {"ipam": {"type": "host-local"} | ipam})
 
 
-def fallback_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
-    """Return a configuration for DEL and GC without subnet.env and without the saved one: enough to find all objects. Pure."""
+def rebuilt_delegate_conf(call: Call, config: FlannelConfig) -> dict[str, Any]:
+    """Return a configuration for DEL and GC without the saved one."""
+    from cni_py.plugins.meta.flannel import rebuild
+
     conf = {key: value for key, value in config.delegate.items() if key not in ("name", "ipam")}
     if not isinstance(conf.get("type", ""), str):
         conf.pop("type")
-    conf = _base_conf(call, config, conf)
-    conf.setdefault("ipMasq", True)
-    return in_order(conf | {"ipam": {"type": "host-local"} | config.ipam})
+    return rebuild.complete(call, config, _base_conf(call, config, conf) | {"ipam": {"type": "host-local"} | config.ipam})
 
 
 def _base_conf(call: Call, config: FlannelConfig, conf: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +206,7 @@ def saved_path(call: Call, config: FlannelConfig) -> str:
     saved = _read_saved(first)
     if saved is None:
         return first
-    network = (_decoded(saved, first) or {}).get("name", call.network)
+    network = _decoded(saved, first).get("name", call.network)
     others = (ifname for ifname in _ifnames(call, call.container_id) if ifname != call.ifname)
     is_anothers = network != call.network or any(not files.exists(f"{first}:{ifname}") for ifname in others)
     return own if is_anothers else first
@@ -183,9 +229,7 @@ def _saved_of_network(call: Call, config: FlannelConfig) -> list[tuple[str, dict
     found = []
     for name in files.list_directory(config.data_dir):
         conf = _decoded(_read_saved(f"{config.data_dir}/{name}"), f"{config.data_dir}/{name}")
-        if not conf and name.partition(":")[0] in recorded:
-            conf = fallback_delegate_conf(call, config)
-        if conf.get("name") == call.network:
+        if conf.get("name") == call.network or ("name" not in conf and name.partition(":")[0] in recorded):
             found.append((name, conf))
     return found
 
@@ -216,7 +260,9 @@ def _decoded(saved: bytes | None, path: str) -> dict[str, Any]:
     except CniError as error:
         note(f'the saved configuration "{path}" is damaged and ignored: {error.msg}')
         return {}
-    return conf if isinstance(conf.get("type"), str) else {}
+    if not is_whole(conf):
+        note(f'the saved configuration "{path}" is damaged: it is not complete')
+    return conf
 
 
 def _save(path: str, content: bytes) -> None:
