@@ -167,7 +167,7 @@ def may_have_lost_rules(call: Call) -> bool:
     lost, _rules_lost = _rules_lost, False
     if call.verb == "GC":
         return PLUGINS[call.plugin].kind != "ipam"
-    return lost and any(len(files.list_directory(directory)) > 1 for directory in directories())
+    return lost and any(len(_names(directory, "")) > 1 for directory in directories())
 
 
 def _has_ended(record: dict[str, Any]) -> bool:
