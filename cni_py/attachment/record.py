@@ -1,8 +1,9 @@
 """The record of an attachment: the sandbox it was made for, by which GC knows that it no longer exists.
 
 Owns: ``/run/cni-py/attachments/<container id>:<ifname>:<network>``, JSON with the path of the namespace, its device and
-inode. It is written before ADD changes anything and deleted when DEL has succeeded. ``/run`` is empty after a boot, and
-everything works when records are lost, or cannot be written: GC then keeps what it has no record of.
+inode, and the pod's name from CNI_ARGS. It is written before ADD changes anything and deleted when DEL has succeeded.
+``/run`` is empty after a boot, and everything works when records are lost, or cannot be written: GC then keeps what it
+has no record of.
 
 Own records: a meta plugin keeps its own (``/run/cni-py/portmap/…``). The runtime calls DEL and GC for one plugin of the
 chain after the other, and the first of them must not delete what the next one needs. Which plugin has which: the table
@@ -34,6 +35,8 @@ MARK = "cni:"
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 END_SECONDS = 2.0
 _RETURNED = "returned"
+_POD_ARGS, _MAX_ARG = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"), 253
+"""Keys of CNI_ARGS that the record keeps, and the length of a name in Kubernetes."""
 _is_known_boot = False
 _rules_lost = False
 
@@ -96,6 +99,9 @@ def remember(call: Call, **more: Any) -> bytes | None:
         "network": call.network,
         "netns": call.netns,
     }
+    pod = _pod_args(call)
+    if pod:
+        record["args"] = pod
     if call.is_return:
         record[_RETURNED] = True  # for nested plugins: they find this record instead of the one before
     try:
@@ -111,6 +117,16 @@ def remember(call: Call, **more: Any) -> bytes | None:
         before = None
     _write(path, encode(record))
     return before
+
+
+def _pod_args(call: Call) -> dict[str, str]:
+    return {pair[0]: pair[1][:_MAX_ARG] for pair in call.args if len(pair) == 2 and pair[0] in _POD_ARGS}
+
+
+def pod_of(call: Call) -> str:
+    """``namespace/name`` of the pod, by which people know it; "" if no runtime of Kubernetes called."""
+    pod = _pod_args(call) if call.args else {}
+    return "/".join([pod[key] for key in _POD_ARGS[:2] if pod.get(key)])
 
 
 def amend(call: Call, **more: Any) -> None:
