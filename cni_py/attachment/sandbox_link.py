@@ -145,4 +145,5 @@ def delete_stale(call: Call, config: MainConfig, kind: str) -> None:
 
 
 def _delete(call: Call, kind: str) -> None:
+    call = record.with_sandbox(call)
     interface.delete(call, lambda end: end.kind == kind and not record.is_anothers_interface(call))

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.host_networks import HostNetwork, HostNetworks, overlapping
+from cni_py.flanneld.untrusted import decode
 from cni_py.node.log import shortened
 from cni_py.spelling import meant
 
@@ -200,8 +201,8 @@ def _decode(text: str) -> list[tuple[str, Any]]:
     if len(text) > MAX_BYTES:
         raise InvalidConfig(f"the network configuration is larger than {MAX_BYTES} bytes")
     try:
-        found = json.loads(text, object_pairs_hook=_Members, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        found = decode(text, MAX_BYTES, pairs_hook=_Members, constant_hook=_refuse)
+    except ValueError as error:
         raise InvalidConfig("the network configuration is no JSON", str(error)) from error
     if not isinstance(found, _Members):
         raise InvalidConfig(

@@ -176,8 +176,9 @@ def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:
 
 def lacks(lease: Lease, version: int) -> str:
     """Return what a lease lacks for its node to be reached by this family; empty: nothing."""
-    subnet, address = lease.subnets.only(version).each(), version in lease.versions
-    if subnet and address:
+    subnets, its = lease.subnets, lease.attributes
+    subnet, address = (subnets.ipv4, its.public_ip) if version == 4 else (subnets.ipv6, its.public_ipv6)
+    if subnet is not None and address is not None:
         return ""
     what = f"public IPv{version} address" if subnet else f"IPv{version} subnet"
     return f"the lease of {lease.subnets} has no {what}; not reached by IPv{version}"

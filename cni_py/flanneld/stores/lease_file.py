@@ -21,10 +21,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
-from cni_py.flanneld.untrusted import MAX_DEPTH, is_deeper, shown
+from cni_py.flanneld.untrusted import MAX_DEPTH, is_deeper, published, shown
 
 _WITHOUT_TYPE = ("udp", "alloc")
-_KEYS_OF_A_LEASE = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "Expires")
+_DATA = ("BackendData", "BackendV6Data")
+_KEYS_OF_A_LEASE = {name.lower() for name in ("PublicIP", "PublicIPv6", "BackendType", *_DATA, "Node", "Expires")}
 _EXAMPLE_OF_A_TIME = "2026-11-26T00:20:00Z"
 
 
@@ -86,11 +87,14 @@ class LeaseFile:
         key = lease.subnets.as_key()
         there = self._entries.get(key)
         there = there if isinstance(there, dict) else {}
-        extra = {name: value for name, value in there.items() if name not in _KEYS_OF_A_LEASE}
+        extra = {name: value for name, value in there.items() if name.lower() not in _KEYS_OF_A_LEASE}
         node_name = node_name or there.get("Node", "")
         extra |= {"Node": node_name} if node_name else {}
         expires = None if lease.expires is None else datetime.fromtimestamp(lease.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._entries[key] = json.loads(lease.attributes.as_json()) | extra | {"Expires": expires}
+        written = json.loads(lease.attributes.as_json())
+        # what a person added to the back end's data stays, as long as that says the same
+        written |= {name: there[name] for name in _DATA if name in there and published(there[name]) == written.get(name)}
+        self._entries[key] = written | extra | {"Expires": expires}
         self._leases[lease.subnets] = lease
 
     def put_config(self, config: dict[str, Any]) -> None:
