@@ -114,12 +114,12 @@ def check(call: Call, config: FirewallConfig) -> None:
                 f"firewall-cmd --zone={plan.zone} --add-source={source}",
             )
     if not plan.zone or plan.isolation:
-        for rule in forward_accept.missing(plan.addresses, plan.admin_chain, plan.isolation):
+        for rule, command in forward_accept.missing(plan.addresses, plan.admin_chain, plan.isolation):
             chain, _, words = rule.removeprefix("-A ").partition(" ")
             found.report(
                 f"expected {chain} rule [{words.replace(chr(34), '')}] not found",
                 f"expected {rule}, found no such rule",
-                f"iptables {rule}",
+                command,
             )
     found.raise_if_any()
 
