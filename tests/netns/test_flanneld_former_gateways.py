@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 
 import pytest
 
 from cni_py.flanneld.former_gateways import FormerGateways
 from cni_py.flanneld.lease import Subnets
+from support.flannel import SAVED, network
 from support.namespaces import Host
 
 pytestmark = pytest.mark.netns
@@ -89,3 +91,26 @@ def test_gateway_in_a_vlan_is_treated_as_that_of_the_bridge(host: Host) -> None:
     host.run("ip netns del pod1; while ip link show veth00000001 >/dev/null 2>&1; do :; done")
     assert host.do(look, [OLD]) is False
     assert addresses(host, "cni0.100") == set()
+
+
+def test_former_subnet_of_another_network_is_known_after_a_restart(tmp_path: Path) -> None:
+    """It is saved as long as its gateway is on the bridge; a subnet of another network cannot be told by its address alone."""
+    with network(tmp_path, "vxlan", nodes=1) as net:
+        [node] = net.nodes
+        node.start().wait_ready()
+        node.add_pod()
+        old = node.env["FLANNEL_SUBNET"]
+        assert node.flanneld
+        node.flanneld.terminate()
+        net.write({"config": {"Network": "10.99.0.0/16", "Backend": {"Type": "vxlan"}}, "leases": {}})
+        for _ in range(2):
+            flanneld = node.start().wait_ready()
+            flanneld.wait_for_log(f"cni0 keeps {old} of this node's former subnet, which pods use")
+            flanneld.terminate()
+        assert '"former": ["10.244.' in node.host.path(SAVED).read_text()
+        flanneld = node.start().wait_ready()
+        node.run("ip netns del pod1")
+        flanneld.wait_for_log(f"deleted {old} from cni0")
+        flanneld.terminate()
+        node.start().wait_ready().terminate()
+        assert "former" not in node.host.path(SAVED).read_text()
