@@ -8,7 +8,7 @@ bridge that holds the pods: it never replaces that one.
 
     route_get(rtnl, address) -> ResolvedRoute | None           packed address; None: no route
     default_interfaces(rtnl, version: 4 | 6) -> list[int]      ifindexes of the default routes, the best first
-    add_route(rtnl, link, route), put_route(rtnl, link, route), delete_route(rtnl, link, network)
+    add_route(rtnl, link, route), put_route(rtnl, link, route), delete_connected_route(rtnl, link, network)
     list_routes_over(rtnl, link) -> list[Route]                remove_route(rtnl, link, route)
     list_routes(rtnl, protocol=PROTOCOL, device="") -> set[Route]      protocol 0: of all but the kernel
     replace_routes(rtnl, routes) -> list[Refusal[Route]]       delete_routes(rtnl, routes) -> list[Refusal[Route]]
@@ -293,11 +293,11 @@ def put_route(rtnl: Rtnl, link: Link, route: Route) -> None:
         raise
 
 
-def delete_route(rtnl: Rtnl, link: Link, network: Network) -> None:
-    """Delete a route to the network over the link; absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name):
+def delete_connected_route(rtnl: Rtnl, link: Link, network: Network) -> None:
+    """Delete the kernel's own route to the network of an address; absence is success. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name, "proto", "kernel"):
         try:
-            rtnl.change(_message(Route(network, protocol=0), link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
+            rtnl.change(_message(Route(network, protocol=RTPROT_KERNEL), link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _ABSENT:
                 raise
