@@ -1,4 +1,4 @@
-"""Which addresses of former subnets go from the pods' bridge, and which stay (flanneld/former_gateways.py)."""
+"""Addresses of former subnets: which go from the pods' bridge, and which stay (flanneld/former_gateways.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NETWORKS = [IPv4Network("10.244.0.0/16"), IPv6Network("fd00:244::/48")]
 OLD = Subnets(IPv4Network("10.244.91.0/24"), IPv6Network("fd00:244:0:91::/64"))
 OWN = Subnets(IPv4Network("10.244.5.0/24"), IPv6Network("fd00:244:0:5::/64"))
 ELSEWHERE = Subnets(IPv4Network("10.9.7.0/24"))
-"""Of a network that was configured before."""
+"""A subnet of a network that was configured before."""
 GATEWAYS = {4: "10.244.91.1/24", 6: "fd00:244:0:91::1/64"}
 BRIDGE = """
 ip link add cni0 type bridge
@@ -49,7 +49,7 @@ def add_pod(host: Host, number: int, *of: str) -> None:
 @pytest.mark.parametrize("former", [[OLD], []], ids=["known", "found on the bridge"])
 @pytest.mark.parametrize("used", [(), (4,), (6,), (4, 6)], ids=str)
 def test_address_stays_as_long_as_a_pod_has_one_of_its_subnet(host: Host, former: list[Subnets], used: tuple[int, ...]) -> None:
-    """By family; pods of the new subnet do not count, nor what has no address."""
+    """Check each family; pods of the new subnet do not count, nor what has no address."""
     host.run(BRIDGE)
     add_pod(host, 1, "10.244.5.9/24", "fd00:244:0:5::9/64")
     add_pod(host, 2)
@@ -94,7 +94,7 @@ def test_gateway_in_a_vlan_is_treated_as_that_of_the_bridge(host: Host) -> None:
 
 
 def test_former_subnet_of_another_network_is_known_after_a_restart(tmp_path: Path) -> None:
-    """It is saved as long as its gateway is on the bridge; a subnet of another network cannot be told by its address alone."""
+    """Check that it is saved as long as its gateway is on the bridge: its address alone does not show what it was."""
     with network(tmp_path, "vxlan", nodes=1) as net:
         [node] = net.nodes
         node.start().wait_ready()
