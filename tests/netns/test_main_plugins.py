@@ -530,6 +530,23 @@ def test_every_plugin_in_one_pod(host: Host, backwards: bool) -> None:
     assert after[str(pod)]["addresses"] == before[str(pod)]["addresses"]
 
 
+@pytest.mark.parametrize("plugin", parameters("ptp", "macvlan", "ipvlan", "vlan", "host-device"))
+def test_check_finds_routes_that_sbr_moved(host: Host, plugin: str) -> None:
+    """In the table of the pod's address; and misses one that is in no table."""
+    pod = host.netns("c1")
+    conf = MAINS[plugin].conf(plugin)
+    sbr = {"cniVersion": "1.1.0", "name": "net", "type": "sbr"}
+    result = add(host, conf, pod)
+    last = host.ok("sbr", "ADD", sbr, sandbox=pod, prev=result)
+    reply = check(host, conf, pod, last)
+    assert reply.rc == 0, reply
+    host.run("ip route flush table 100", pod)
+    assert check(host, conf, pod, last).code == 103
+    host.ok("sbr", "DEL", sbr, sandbox=pod, prev=last)
+    delete(host, conf, pod)
+    assert len(host.json("ip -j rule show", pod)) == 3, "local, main, default"
+
+
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
 
