@@ -54,7 +54,7 @@ def _refuse_second(host: Rtnl, call: Call) -> None:
         raise InvalidEnvironment(
             f'"{call.ifname}" has been allocated to {call.container_id}, duplicate allocation is not allowed',
             f'CNI_CONTAINERID and CNI_IFNAME: the host end "{link.name}" leads into a namespace that exists',
-            "call DEL first",
+            f"see the attachment: cni-py explain {call.container_id}",
         )
 
 

@@ -65,7 +65,7 @@ class Following:
         self._health, self.leases, self._changed, self._why_not_here = health, leases, changed, why_not_here
         self._queue: SimpleQueue[list[Event]] = SimpleQueue()
         self._early: list[list[Event]] = []
-        """What came before :meth:`start`, of a list that was not complete in time."""
+        """Events before :meth:`start`, of a list that was not complete in time."""
         self._must_recheck = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
         """Leases that are not followed, or by one family alone, as they were published; one that changes is checked again."""
@@ -73,7 +73,7 @@ class Following:
         self._younger: dict[Subnets, dict[Subnets, None]] = {}
         """Leases that are ignored because they overlap this one."""
         self._older: dict[Subnets, Subnets] = {}
-        """The same the other way round."""
+        """Leases that they overlap, by them."""
         self._again: list[Lease] = []
         """Leases to check again, because one that they overlap was dropped."""
         self._nodes: dict[Address, tuple[Subnets, ...]] = {}
@@ -97,7 +97,7 @@ class Following:
     def first_leases(self, stop: Stop, seconds: float | None = None) -> dict[Subnets, Lease] | None:
         """Wait for all leases that the datastore lists at first; None if they do not come in time, or ``stop`` comes.
 
-        What has come by then is followed by :meth:`run`.
+        Events until that moment are followed by :meth:`run`.
         """
         ends = inf if seconds is None else monotonic() + seconds
         with stop.calling(lambda: self._queue.put([])):

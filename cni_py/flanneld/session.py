@@ -99,7 +99,7 @@ class Session:
         self._watched = store.watch(self.ended)
         self._watching = threading.Thread(target=self._guarded, args=("watch", self._watch_leases), name="watch", daemon=True)
         self._has_own, self._has_leases = False, False
-        """Whether the datastore confirmed our lease, and listed those of the others."""
+        """True once the datastore confirmed our lease, and once it listed those of the others."""
         self._reporting, self._doubt = threading.Lock(), ""
 
     def _own_changed(self) -> None:

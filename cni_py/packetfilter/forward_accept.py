@@ -150,15 +150,34 @@ def add(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isola
                 tool.apply(lines, "filter")
 
 
-def missing(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isolation | None = None) -> list[str]:
-    """Missing rules, and jumps that come too late, as ``-A`` lines. Raises: NotAvailable, KernelRefused."""
+def missing(
+    addresses: Iterable[Address],
+    admin_chain: str = ADMIN,
+    isolation: Isolation | None = None,
+    tables: dict[int, dict[str, list[str]]] | None = None,
+) -> list[tuple[str, str]]:
+    """Missing rules, and jumps that come too late, as ``-A`` lines, each with the command that repairs it.
+
+    Args:
+        tables: by IP version, read before for another attachment, or to be filled for the next one.
+
+    Raises: NotAvailable, KernelRefused.
+    """
     found = []
+    tables = {} if tables is None else tables
     for version, mine in _by_version(addresses):
-        there = tool_for(version).table("filter")
-        rules = [rule for rule, _ in wanted(mine, admin_chain, isolation)]
-        found += [rule for rule in rules if _bare(rule) not in map(_bare, there.get(rule.split(" ", 2)[1], []))]
+        if version not in tables:
+            tables[version] = tool_for(version).table("filter")
+        there, program = tables[version], "iptables" if version == 4 else "ip6tables"
+        for rule, is_first in wanted(mine, admin_chain, isolation):
+            chain = rule.split(" ", 2)[1]
+            if _bare(rule) not in map(_bare, there.get(chain, [])):
+                at_its_place = f"-I {chain} 1" + rule.removeprefix(f"-A {chain}") if is_first else rule
+                found.append((rule, f"{program} {at_its_place}"))
         if isolation and _is_late(there):
-            found.append(f"-A {FORWARD} -j {STAGE_1}, before that to {ACCEPTED}")
+            words = _commented(f"{FORWARD} -j {STAGE_1}", _OF_ISOLATION).removeprefix(FORWARD)
+            repair = f"{program} -D {FORWARD}{words}; {program} -I {FORWARD} 1{words}"
+            found.append((f"-A {FORWARD} -j {STAGE_1}, before that to {ACCEPTED}", repair))
     return found
 
 

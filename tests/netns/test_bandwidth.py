@@ -169,10 +169,15 @@ def test_check_sees_what_was_changed(host: Host, pods: Pods, case: str) -> None:
     for word, name in names.items():
         script, said = script.replace(word, name), said.replace(word, name)
     host.run(script)
-    reply = pods.call("CHECK", pod, result)
+    reply = pods.call("CHECK", pod, result, env={"CNI_PY_DIFFERENCES": "1"})
     assert reply.code == 103, reply
     assert said in words(reply)
     assert "found" in words(reply)
+    commands = [one["hint"] for one in reply.json["differences"] if not one["hint"].startswith("delete the pod")]
+    for command in commands:
+        host.run(command)
+    if commands:
+        assert pods.call("CHECK", pod, result).rc == 0, commands
 
 
 def test_interface_without_a_host_end_is_refused(host: Host, pods: Pods) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("sh", "console", "python", "json")
 DRAWN = ("", "text", "yaml")
-"""Languages of blocks that nobody types: drawings, output, parts of files."""
+"""Languages of blocks that are not typed: drawings, output, parts of files."""
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?P<marker>[^\n]*) -->\n)?^(?P<indent> *)```(?P<lang>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,

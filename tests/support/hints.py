@@ -118,8 +118,8 @@ _PROGRAMS = (
     "|apt-get|pip|ls|df|ss|fuser|cat|grep|wg|namei|sudo|echo"
 )
 READS = re.compile(
-    r"(ip( -\S+)* (addr|link show|netns list|monitor|route)\b(?! (add|del|set|flush|replace))|nft (list|monitor)\b|iptables .*-S\b"
-    r"|journalctl\b|ss -|ls -|df |fuser -v|cat |grep |namei |etcdctl get\b|bridge (fdb|link) show"
+    r"(ip( -\S+)* (addr|link show|link$|netns list|monitor|route)\b(?! (add|del|set|flush|replace))|nft (list|monitor)\b|iptables .*-S\b"
+    r"|journalctl\b|systemctl status |ss -|ls |df |fuser -v|cat |grep |namei |etcdctl get\b|bridge (fdb|link) show"
     r"|cni-py (explain|check|status|version|sweep --dry-run|lab (status|log|ping)|config (get|leases|check|keys)))"
 )
 """Commands that change nothing."""

@@ -15,6 +15,7 @@ from support.hints import READS, commands_in, hints_in, templates
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKED = "tests/netns/test_check.py::test_hints_repair_what_was_changed"
+BANDWIDTH = "tests/netns/test_bandwidth.py::test_check_sees_what_was_changed"
 TUNING = "tests/netns/test_tuning.py::test_check_sees_what_was_changed"
 VLANS = "integration/kernel/test_bridge_vlan.py"
 LAB = "integration/lab/test_lab.py"
@@ -40,6 +41,10 @@ COMMANDS = {
     "ip link set {} type bridge vlan_filtering 1": VLANS,
     "bridge vlan add dev {} vid {}{}": VLANS,
     "bridge vlan del dev {} vid {}": VLANS,
+    "tc qdisc replace dev {} root handle 1: {}": BANDWIDTH,
+    "{} dev {} ingress; tc filter add dev {} parent ffff: protocol all prio 1 u32 match u32 0 0 action mirred egress redirect dev {}": (
+        BANDWIDTH
+    ),
     "sysctl -w {}": TUNING,
     "ip link set {} {} {}": TUNING,
     # cni-py add, gc, status
@@ -73,6 +78,9 @@ COMMANDS = {
 """Hints with a command that changes something, and the test that types it in the state that produced it."""
 
 NOT_HERE = {
+    "stop that one, systemctl stop flanneld; a second network on this node needs another -subnet-file": (
+        "a choice between two flannelds; ending one costs no connection"
+    ),
     "the plugins work without it; start it: systemctl start cni-agent.socket": "needs systemd",
     "stop that one, systemctl stop flanneld; a second network on this node needs another -subnet-file": "needs systemd",
     "try: modprobe {}; else use a kernel with {}": "loads a module into the machine's kernel",

@@ -54,7 +54,7 @@ class LeaseFile:
         """An entry that cannot be understood stays as it is. Raises: Damaged."""
         subnets = None
         if is_deeper(value, MAX_DEPTH):
-            value = "nested too deeply"  # what was there could not be written again, with another node's change
+            value = "nested too deeply"  # the former value could not be written again, with another node's change
         try:
             subnets = Subnets.from_key(key)
             lease = _parse_lease(subnets, value, default_type)
@@ -74,12 +74,12 @@ class LeaseFile:
         return dict(self._leases)
 
     def was_used(self, subnets: Subnets) -> bool:
-        """Whether a flanneld has written this entry: a list by hand needs no name of the node."""
+        """Return whether a flanneld has written this entry: a list by hand needs no name of the node."""
         entry = self._entries.get(subnets.as_key())
         return isinstance(entry, dict) and bool(entry.get("Node"))
 
     def unclear(self) -> list[Subnets]:
-        """The subnets of entries that cannot be understood: somebody may have them."""
+        """Return the subnets of entries that cannot be understood: a node may have them."""
         return list(self._unclear)
 
     def put(self, lease: Lease, node_name: str = "") -> None:
@@ -101,11 +101,11 @@ class LeaseFile:
         self.config = self._content["config"] = config
 
     def remove(self, subnets: Subnets) -> None:
-        """Take the entry out; it is there."""
+        """Remove the entry, which exists."""
         del self._entries[subnets.as_key()], self._leases[subnets]
 
     def as_text(self) -> bytes:
-        """As a person would lay it out."""
+        """Return the text as a person would format it."""
         text = json.dumps(self._content | {"leases": self._entries}, indent=2, ensure_ascii=False) + "\n"
         return text.encode(errors="backslashreplace")  # half a surrogate pair: \ud83d is how JSON says it
 

@@ -228,9 +228,10 @@ def check_egress(found: checks.Differences, host: Rtnl, call: Call, port: Link, 
         check_shape(host, ifb, expected)
     target = tc.redirected_to(host, port)
     if target != ifb.ifindex:
+        there = f"tc qdisc del dev {port.name} ingress; tc qdisc add" if target else "tc qdisc replace"
         raise CheckFailed(
             f'what "{port.name}" receives is not redirected',
             f'expected to "{ifb.name}" (ifindex {ifb.ifindex}), found {f"to ifindex {target}" if target else "no such filter"}',
-            f"tc qdisc replace dev {port.name} ingress; tc filter add dev {port.name} parent ffff: protocol all prio 1 u32 "
+            f"{there} dev {port.name} ingress; tc filter add dev {port.name} parent ffff: protocol all prio 1 u32 "
             f"match u32 0 0 action mirred egress redirect dev {ifb.name}",
         )

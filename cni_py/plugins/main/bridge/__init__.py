@@ -226,7 +226,7 @@ def has_former_address(
 
 
 def container_of(port: Link) -> str:
-    """The container id in the mark of a host end of ours; "" for others."""
+    """The container id in the mark of a host end that we created; "" for others."""
     return record.mark_on(port).removeprefix(record.MARK).partition(":")[0]
 
 
