@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from support import faults
 from support.agents import Agent
 from support.mains import IPAM, MAINS, has_kind, missing, parameters, prepare
 from support.namespaces import GONE, Host, Sandbox
-from support.pods import add, addresses, check, delete, gc, link, state, words
+from support.pods import add, addresses, check, delete, gc, link, routes, state, words
 
 pytestmark = pytest.mark.netns
 
@@ -499,6 +500,64 @@ def test_delegate_of_flannel(host: Host, plugin: str) -> None:
     after = state(host, pod)
     assert (after["files"], after["records"], after[str(pod)]) == (before["files"], before["records"], before[str(pod)])
     assert host.host_ends() == ["nic1", "nic2", "up0", "up1", "wire1", "wire2"]
+
+
+# --- the journal ------------------------------------------------------------------------------------------------------
+
+
+def typed(host: Host, explained: str) -> None:
+    """Type the journal's commands, but for those that write files and the packet filter."""
+    lines = [re.sub(r"  \([\d.]+ ms\)$", "", line) for line in explained.splitlines()]
+    commands = [line for line in lines if line.startswith(("ip ", "nsenter ", "sysctl "))]
+    host.run("\n".join(commands))
+
+
+@every_plugin
+def test_commands_of_the_journal_can_be_typed(host: Host, bin_dir: Path, plugin: str) -> None:
+    """Those of ADD make the same on another host, those of DEL delete it there."""
+    pod, conf = host.netns("c1"), MAINS[plugin].conf(plugin)
+    explain: dict[str, str | None] = {"CNI_PY_EXPLAIN": "1"}
+    with Host(bin_dir) as other:
+        prepare(other)
+        other_pod = other.netns("c1")
+        before = shown(other, other_pod)
+        added = host.call(plugin, "ADD", conf, sandbox=pod, env=explain)
+        assert added.rc == 0, added
+        typed(other, added.stderr)
+        assert shown(other, other_pod) == shown(host, pod)
+        deleted = host.call(plugin, "DEL", conf, sandbox=pod, env=explain)
+        assert deleted.rc == 0, deleted
+        typed(other, deleted.stderr)
+        assert shown(other, other_pod) == before
+        if plugin == "host-device":
+            assert "nic1" in other.run("ip -br link")
+
+
+def shown(host: Host, pod: Sandbox) -> list[Any]:
+    """The pod's links, addresses and routes, without MAC addresses and numbers."""
+    links = [
+        (
+            one["ifname"],
+            one["mtu"],
+            one["flags"],
+            one.get("linkinfo", {}).get("info_kind"),
+            one.get("ifalias", ""),
+            sorted(map(str, addresses(host, one["ifname"], pod))),
+        )
+        for one in host.json("ip -j -d link show", pod)
+    ]
+    every = [routes(host, pod, table="all", family=family) for family in (4, 6)]
+    return [
+        links,
+        [
+            sorted(
+                (dst, str(route.get("gateway")), route.get("table"))
+                for dst, route in of.items()
+                if "fe80" not in dst and "ff00" not in dst
+            )
+            for of in every
+        ],
+    ]
 
 
 # --- several networks in one pod --------------------------------------------------------------------------------------
