@@ -18,7 +18,7 @@ from support import faults
 from support.agents import Agent
 from support.mains import IPAM, MAINS, has_kind, missing, parameters, prepare
 from support.namespaces import GONE, Host, Sandbox
-from support.pods import add, addresses, check, delete, gc, link, routes, state, words
+from support.pods import add, addresses, check, delete, gc, link, repair, routes, state, words
 
 pytestmark = pytest.mark.netns
 
@@ -77,11 +77,14 @@ def test_right_after_add_all_is_well(host: Host, plugin: str, version: str) -> N
     "damage", ["ip link set eth0 down", "ip addr flush dev eth0", "ip route del 10.7.0.0/16", "ip link set eth0 mtu 1280"]
 )
 def test_check_sees_what_was_changed_in_the_sandbox(host: Host, plugin: str, damage: str) -> None:
+    """And the hints of the differences repair it."""
     pod = host.netns("c1")
     conf = MAINS[plugin].conf(plugin)
     result = add(host, conf, pod)
     host.run(damage, pod)
     assert check(host, conf, pod, result).code == 103
+    reply = repair(host, conf, pod, result)
+    assert reply.rc == 0, reply
 
 
 @every_plugin
@@ -241,6 +244,8 @@ def test_check_of_ptp_sees_what_was_changed(host: Host, damage: str) -> None:
     result = add(host, conf, pod)
     host.run(damage.format(end=result["interfaces"][0]["name"]))
     assert check(host, conf, pod, result).code == 103
+    reply = repair(host, conf, pod, result)
+    assert (reply.rc == 0) != damage.startswith("nft"), reply
 
 
 def test_two_addresses_of_one_subnet(host: Host) -> None:
