@@ -285,20 +285,6 @@ def set_master(rtnl: Rtnl, link: Link, master: Link) -> None:
         _set(rtnl, link, IFLA_MASTER=master.ifindex)
 
 
-def create_vrf(rtnl: Rtnl, name: str, table: int) -> None:
-    """Create a VRF. Raises: KernelRefused, EEXIST if the name is taken; NotAvailable."""
-    from cni_py.kernel.features import missing
-
-    info = _linkinfo("vrf", {"IFLA_VRF_TABLE": table})
-    with step(*rtnl.enter, "ip", "link", "add", name, "type", "vrf", "table", str(table)):
-        try:
-            rtnl.change(encode("ifinfmsg", {"IFLA_IFNAME": name, "IFLA_LINKINFO": info}), RTM_NEWLINK, _NEW)
-        except nl.NetlinkError as error:
-            if error.errno == EOPNOTSUPP:
-                raise missing("vrf", str(error.strerror)) from error
-            raise
-
-
 def table_of_vrf(vrf: Link) -> int:
     """The table of a VRF."""
     return int(vrf.data.get("IFLA_VRF_TABLE", 0))

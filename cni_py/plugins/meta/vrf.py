@@ -16,12 +16,11 @@ from time import sleep
 
 from cni_py.attachment import record
 from cni_py.attachment.chained import prev_result
-from cni_py.attachment.check import RECREATE, Differences, state
+from cni_py.attachment.check import RECREATE, Differences, command, state
 from cni_py.errors import CheckFailed, InvalidConfig, KernelRefused, SandboxGone
 from cni_py.kernel.address import add_address, list_addresses
 from cni_py.kernel.features import require_kind
 from cni_py.kernel.link import (
-    create_vrf,
     delete_link,
     find_link,
     get_link,
@@ -33,6 +32,7 @@ from cni_py.kernel.link import (
 )
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import add_route, list_routes_over, put_route
+from cni_py.kernel.vrf import create_vrf
 from cni_py.netlink.constants import RT_TABLE_MAIN, RTPROT_KERNEL
 from cni_py.netlink.socket import open_host
 from cni_py.spec.environment import link_name_fault
@@ -117,14 +117,14 @@ def check(call: Call, config: VrfConfig) -> None:
         if vrf is None or vrf.kind != "vrf":
             there = f"a link of kind {vrf.kind or 'none'}" if vrf else "no such link"
             raise CheckFailed(f'the VRF "{config.vrfname}" is missing', f"expected a VRF, found {there}", RECREATE)
-        enter = " ".join(netns.enter)
-        found.expect(f'state of "{vrf.name}"', "up", state(vrf), f"{enter} ip link set {vrf.name} up")
+        up = command(sandbox, f"ip link set {vrf.name} up")
+        found.expect(f'state of "{vrf.name}"', "up", state(vrf), up)
         if config.table:
             found.expect(f'table of "{vrf.name}"', config.table, table_of_vrf(vrf), RECREATE)
         master = find_link(sandbox, link.master) if link and link.master else None
         there = master.name if master else "none"
-        command = f"{enter} ip link set {call.ifname} master {vrf.name}"
-        found.expect(f'master of "{call.ifname}"', vrf.name, there if link else "no such interface", command)
+        move_in = command(sandbox, f"ip link set {call.ifname} master {vrf.name}")
+        found.expect(f'master of "{call.ifname}"', vrf.name, there if link else "no such interface", move_in)
     found.raise_if_any()
 
 
