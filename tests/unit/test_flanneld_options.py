@@ -177,6 +177,9 @@ def test_key_of_the_configuration_is_gos(text: str, key: str) -> None:
         def get(self, key: str) -> None:
             asked.append(key)
 
+        def command(self, *words: str) -> str:
+            return " ".join(words)
+
     store = EtcdStore(Client(), parse([f"-etcd-prefix={text}"], {}).etcd_prefix, None)  # type: ignore[arg-type]
     with pytest.raises(Refused, match="flannel config not found in etcd store"):
         store.read_network_config()
