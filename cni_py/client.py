@@ -69,7 +69,7 @@ def _work_alone(plugin: str, launcher: str, environ: dict[str, str], stdin: byte
 
             sweep.before_first_call(call, stdin)
         status, reply = handle(call, stdin)
-        if status == 0 and (call.verb == "GC" or record.take_rules_lost()):
+        if status == 0 and record.may_have_lost_rules(call):
             from cni_py.sweep import restore
 
             restore.of_others()

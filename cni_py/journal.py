@@ -40,6 +40,8 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 _current = _local()
 _PRUNE_EVERY = 50
+_LONG = 240
+"""Characters of a command that an error may begin with."""
 _retired = 0
 
 
@@ -233,4 +235,6 @@ class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …)
         if isinstance(error, OSError):
             problem = "the kernel refused" if self.error is KernelRefused else "could not write"
             words = error.strerror or str(error)
+            if len(self.line) > _LONG:  # the reason first: it would stand behind all of it
+                raise self.error(f"{problem}: {words}", f'{words}: "{self.line}"', errno=error.errno or 0) from error
             raise self.error(f'{problem}: "{self.line}"', words, errno=error.errno or 0) from error

@@ -89,5 +89,6 @@ PLUGINS = {
     "bandwidth": Row("cni_py.plugins.meta.bandwidth", kind="meta", model="BandwidthConfig", record="own", since="0.3.0"),
     "firewall": Row("cni_py.plugins.meta.firewall", kind="meta", model="FirewallConfig", record="own", since="0.4.0"),
     "sbr": Row("cni_py.plugins.meta.sbr", kind="meta", model="SbrConfig", record="own"),
+    "vrf": Row("cni_py.plugins.meta.vrf", kind="meta", model="VrfConfig", record="own", since="0.3.1", link="vrf"),
     "tuning": Row("cni_py.plugins.meta.tuning", kind="meta", model="TuningConfig", record="own"),
 }

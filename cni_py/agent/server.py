@@ -182,7 +182,7 @@ class Agent:
             began = perf_counter()
             sweep.before_first_call(call, request.stdin)
             status, stdout = engine.handle(call, request.stdin)
-            if status == 0 and (call.verb == "GC" or record.take_rules_lost()):
+            if status == 0 and record.may_have_lost_rules(call):
                 restore.of_others()
             code = config.decode(stdout).get("code", 1) if status and stdout else status
             self.metrics.count_call(call.plugin, call.verb, code, perf_counter() - began)

@@ -12,7 +12,7 @@ from cni_py.errors import CheckFailed
 from cni_py.journal import quote
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_addresses
-from cni_py.kernel.link import find_link, list_links
+from cni_py.kernel.link import find_link, list_links, table_of_vrf
 from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route import list_routes_over
 from cni_py.netlink.constants import RT_TABLE_MAIN
@@ -282,7 +282,7 @@ def tables_of(rtnl: Rtnl, link: Link) -> set[int]:
     tables = {rule.table for rule in list_rules(rtnl) if rule.source and rule.source.network_address in addresses}
     master = find_link(rtnl, link.master) if link.master else None
     if master is not None and master.kind == "vrf":
-        tables.add(int(master.data.get("IFLA_VRF_TABLE", 0)))
+        tables.add(table_of_vrf(master))
     return tables
 
 

@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from cni_py.attachment import record
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.kernel import sysctl
+from cni_py.kernel.address import add_address
 from cni_py.spec.result import Route, from_json
 from cni_py.value import Value
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from cni_py.config.models import GatewayConfig
     from cni_py.kernel.address import Address, AddressWithPrefix, Network
+    from cni_py.kernel.link import Link
+    from cni_py.netlink.socket import Rtnl
     from cni_py.spec.call import Call
     from cni_py.spec.result import IPConfig, Result
     from cni_py.undo import Attempts, Undo
@@ -61,6 +64,14 @@ def first_address(address: AddressWithPrefix) -> Address:
 def address_for(ip: IPConfig) -> AddressWithPrefix:
     """The address that the host needs to be the gateway of this one, with the prefix of the subnet. Pure."""
     return ip_interface(f"{ip.gateway or first_address(ip.address)}/{ip.address.network.prefixlen}")
+
+
+def add_addresses(host: Rtnl, link: Link, addresses: Iterable[AddressWithPrefix]) -> None:
+    """Add the gateway's addresses to a link of ours, with IPv6 also where the host switches it off. Raises: KernelRefused."""
+    for address in addresses:
+        if address.version == 6:
+            sysctl.prefer(f"net/ipv6/conf/{link.name}/disable_ipv6", "0")  # if it cannot be set, the address's refusal names it
+        add_address(host, link, address)
 
 
 def enable_forwarding(addresses: Iterable[AddressWithPrefix]) -> None:

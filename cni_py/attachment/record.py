@@ -145,10 +145,12 @@ def say_rules_lost() -> None:
     _rules_lost = True
 
 
-def take_rules_lost() -> bool:
-    """Return whether an ADD of this process has found these rules missing since the last time, and others have records."""
+def may_have_lost_rules(call: Call) -> bool:
+    """Return whether other attachments may have lost rules: after a GC, and after an ADD that found the shared ones missing."""
     global _rules_lost
     lost, _rules_lost = _rules_lost, False
+    if call.verb == "GC":
+        return PLUGINS[call.plugin].kind != "ipam"
     return lost and any(len(files.list_directory(directory)) > 1 for directory in directories())
 
 
@@ -256,6 +258,11 @@ def stale_calls(call: Call) -> list[Call]:
     return found
 
 
+def with_sandbox(call: Call) -> Call:
+    """Return a DEL without CNI_NETNS with the recorded namespace, if that still exists; any other call as it is."""
+    return call if call.netns else call.replace(netns=_live_sandbox(read(call)), sandbox_fd=-1)
+
+
 def is_anothers_interface(call: Call) -> bool:
     """Return whether CNI_IFNAME is another network's: one that has an older record of this interface in this sandbox.
 
@@ -337,11 +344,6 @@ def _names(directory: str, container_id: str) -> list[str]:
 def _live_sandbox(record: dict[str, Any] | None) -> str:
     """Return the recorded path if it leads to the recorded namespace, else ""."""
     return str(record["netns"]) if record and _is_complete(record) and not _has_ended(record) else ""
-
-
-def has_lost_its_sandbox(call: Call) -> bool:
-    """True if the recorded path of the called attachment leads to no namespace, or to another one."""
-    return _has_lost_its_sandbox(_path(call))
 
 
 def _has_lost_its_sandbox(path: str) -> bool:

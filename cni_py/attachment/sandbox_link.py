@@ -12,7 +12,7 @@ from cni_py.attachment import delegate, interface, record
 from cni_py.errors import InvalidConfig, KernelRefused
 from cni_py.journal import note
 from cni_py.kernel import virtual_link
-from cni_py.kernel.link import get_link, set_up
+from cni_py.kernel.link import explained, get_link, set_up
 from cni_py.spec.result import Result, dns_from_config
 from cni_py.undo import Attempts
 
@@ -46,17 +46,19 @@ NOTIFY = (("ipv4", "arp_notify", "1"), ("ipv6", "ndisc_notify", "1"))
 
 def create(undo: Undo, call: Call, netns: NetNS, where: Rtnl, new: NewLink, master: Link | None = None) -> None:
     """Create the link, down; ``where``: a socket of the namespace of ``master``. Raises: NotAvailable, KernelRefused."""
-    create_by(undo, call, new.kind, lambda: virtual_link.create(where, netns, call.ifname, new, master))
+    master_name = master.name if master else "none"
+    create_by(undo, call, new.kind, netns, lambda: virtual_link.create(where, netns, call.ifname, new, master), master_name)
 
 
-def create_by(undo: Undo, call: Call, kind: str, create: Callable[[], object]) -> None:
+def create_by(undo: Undo, call: Call, kind: str, netns: NetNS, create: Callable[[], object], master: str = "") -> None:
     """Create a link of this kind by a function that fails with EEXIST if the name is taken. Raises: CniError."""
     try:
         create()
     except KernelRefused as error:
         if error.errno != EEXIST:  # then it is another's; otherwise perhaps only the acknowledgement was lost
             _delete_if_made(call, kind)
-        raise
+        with explained("link", netns, name=call.ifname, netns=call.netns, kind=kind, master=master):
+            raise
     undo.on_failure("the interface", interface.delete, call)
 
 
@@ -143,4 +145,5 @@ def delete_stale(call: Call, config: MainConfig, kind: str) -> None:
 
 
 def _delete(call: Call, kind: str) -> None:
+    call = record.with_sandbox(call)
     interface.delete(call, lambda end: end.kind == kind and not record.is_anothers_interface(call))

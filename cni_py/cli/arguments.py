@@ -124,11 +124,17 @@ Resources of live pods are never removed, whichever program created them: addres
 every namespace, processes and mounts are checked, and if any of them cannot be checked,
 nothing is removed.
 
-exit status: 0 done, 1 something could not be removed, 3 not everything could be checked
+With --convert-to-go the masquerade and the host ports of all pods then become chains of
+iptables, as the Go plugins create them: do that when you return to them, after our
+plugins no longer run ("make uninstall" does it).
+
+exit status: 0 done, 1 something could not be removed or converted, 3 not everything
+could be checked
 
 examples:
   cni-py sweep --dry-run
-  cni-py sweep --grace 60 --network cbr0"""
+  cni-py sweep --grace 60 --network cbr0
+  cni-py sweep --convert-to-go"""
 
 _REPAIR = """\
 Restore rules of live pods that another program has deleted, as nft flush ruleset or a
@@ -341,6 +347,8 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     text = "directory of network configurations, which name state directories"
     command.add_argument("--netconf-path", metavar="DIR", help=text)
+    text = "afterwards, turn masquerade and host ports into what the Go plugins create and delete"
+    command.add_argument("--convert-to-go", action="store_true", help=text)
 
 
 def _add_explain(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from cni_py.sweep.file_leftovers import Places
+
 EXIT_INTERRUPTED = 130
 
 
@@ -93,7 +95,18 @@ def sweep(options: argparse.Namespace) -> int:
         say("hint: sudo cni-py sweep", "  ")
     for finding in report.failed:
         say(f"could not remove {finding.leftover.kind} {finding.leftover.what}: {finding.why.rpartition('; ')[2]}")
-    return EXIT_FAILED if report.failed else EXIT_UNKNOWN if report.missing else 0
+    is_left = options.convert_to_go and not options.dry_run and _convert(places)
+    return EXIT_FAILED if report.failed or is_left else EXIT_UNKNOWN if report.missing else 0
+
+
+def _convert(places: Places) -> bool:
+    """Turn masquerade and host ports into the Go plugins' form. Returns: whether something could not be."""
+    from cni_py.sweep import convert
+
+    outcome = convert.convert(places)
+    for line in outcome.lines():
+        say(line)
+    return bool(outcome.left)
 
 
 def explain(options: argparse.Namespace) -> int:

@@ -390,6 +390,15 @@ SbrConfig = _model(
     gateways=("gateways", _default(_list(STR), make=list)),
     add_source_hints=("addSourceHints", _default(BOOL, value=False)),
 )
+VrfConfig = _model(
+    "VrfConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    vrfname=("vrfname", _default(STR, value="")),
+    table=("table", _default(_int(ge=0, le=4294967295), value=0)),
+)
 TuningArgs = _model(
     "TuningArgs",
     sysctl=("sysctl", _default(_nullable(OBJECT), value=None)),
@@ -480,6 +489,7 @@ SCHEMAS: dict[str, Schema] = {
     "BandwidthConfig": BandwidthConfig,
     "FirewallConfig": FirewallConfig,
     "SbrConfig": SbrConfig,
+    "VrfConfig": VrfConfig,
     "TuningConfig": TuningConfig,
     "AnyResult": AnyResult,
     "OldResult": OldResult,

@@ -577,6 +577,15 @@ class SbrConfig(NetworkConfig):
     )
 
 
+class VrfConfig(NetworkConfig):
+    """Keys of `vrf`, which follows a main plugin."""
+
+    vrfname: StrictStr = Field("", description="Name of the VRF; required. Created if it does not exist.", examples=["blue"])
+    table: StrictInt = Field(
+        0, ge=0, le=0xFFFFFFFF, description="Table of the VRF; 0: the lowest that no other VRF of the pod has.", examples=[100]
+    )
+
+
 class LoopbackConfig(NetworkConfig):
     """Keys of `loopback`: no own ones."""
 

@@ -2,7 +2,7 @@
 
 
 class StoreError(Exception):
-    """What could not be done; ``hint`` is what a person does next."""
+    """A failure of a datastore; ``hint`` is what a person does next."""
 
     def __init__(self, msg: str, hint: str = "") -> None:
         super().__init__(f"{msg}; {hint}" if hint else msg)
@@ -10,8 +10,8 @@ class StoreError(Exception):
 
 
 class Unavailable(StoreError):
-    """The datastore does not answer: come again."""
+    """The datastore does not respond: try again."""
 
 
 class Refused(StoreError):
-    """It answers, and will not do it before a person has acted."""
+    """A refusal that lasts until a person has acted."""

@@ -1,11 +1,11 @@
-"""What flanneld asks of etcd's v3 API. The only module that imports etcd3 (cslab-etcd3) and grpc.
+"""Client of etcd's v3 API, as far as flanneld needs it. The only module that imports etcd3 (cslab-etcd3) and grpc.
 
 How it works: a gRPC channel per endpoint. A call goes to one endpoint until that fails, then to the
 next, ``timeout_seconds`` at each; after one round the caller gets :class:`Unavailable`, waits and
 comes again. Pings end a watch whose server hangs, within 15 s, and a member without a leader says
-so. A token that etcd no longer takes is asked for anew. gRPC keeps the certificates that a channel was
-made with; so where a call or a watch fails and the TLS files have been replaced, all channels are made
-anew. Safe for several threads.
+so. A token that etcd no longer takes is requested again. gRPC keeps the certificates that a channel was
+made with; so where a call or a watch fails and the TLS files have been replaced, all channels are
+re-created. Safe for several threads.
 
 A call whose answer was lost is sent to the next endpoint, so it may run twice, or late. Written for
 that: :meth:`Etcd.create`, :meth:`Etcd.replace`, and keys with a lease, which a late call cannot bring back.
@@ -45,7 +45,7 @@ MAX_MESSAGE = 16 << 20
 MAX_TOTAL = 256 << 20
 """Bytes of all keys and values below a prefix: more than a million leases."""
 OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),  # etcd hangs up on who pings oftener than every 5 s
+    ("grpc.keepalive_time_ms", 10_000),  # etcd hangs up on a client that pings oftener than every 5 s
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),  # grpcio 1.85 follows this one, by default 60 s, not the one above
     ("grpc.http2.max_pings_without_data", 0),  # no limit; by default an idle watch is pinged twice and no more
@@ -75,7 +75,7 @@ class LeaseGone(EtcdError):
 
 
 class TokenRefused(EtcdError):
-    """The token has expired, its server was restarted, or somebody's rights were changed."""
+    """The token has expired, its server was restarted, or the user's rights were changed."""
 
 
 class TooLarge(EtcdError):
@@ -83,7 +83,7 @@ class TooLarge(EtcdError):
 
 
 class Compacted(EtcdError):
-    """The history does not reach back to the wanted revision: read the prefix anew and watch from there."""
+    """The history does not reach back to the wanted revision: read the prefix again and watch from there."""
 
     def __init__(self, revision: int, details: str) -> None:
         """``revision`` 0: etcd does not say where its history begins."""
@@ -162,10 +162,10 @@ class Etcd:
                 klog.warning(text)
 
     def reconnect(self) -> None:
-        """Open the channels anew: those that there are may be of an address that the node no longer has."""
+        """Open new channels: the present ones may be of an address that the node no longer has."""
         with self._lock:
             following = self._members.index(self._member)
-            self._open_anew()
+            self._open_again()
             self._member = self._members[following]
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class Etcd:
                 kvs = []
             size += response.ByteSize()
             if size > MAX_TOTAL:
-                hint = f"delete what does not belong there; see: etcdctl get --prefix --keys-only {prefix}"
+                hint = f"delete keys that do not belong there; see: etcdctl get --prefix --keys-only {prefix}"
                 raise TooLarge(f"etcd has more than {MAX_TOTAL >> 20} MiB below {prefix}", hint=hint)
             revision = revision or int(response.header.revision)
             yield [key_value(kv) for kv in kvs], revision
@@ -220,7 +220,7 @@ class Etcd:
         self._ask(lambda member, how: member.kv.Put(request, **how))
 
     def create(self, key: str, value: bytes, lease: int = 0, *, none_newer: tuple[str, int] | None = None) -> bool:
-        """Put the key if it is not there. Whether it is ours: also if it is there with this very lease and
+        """Put the key if it does not exist. Returns: whether it is ours, also if it exists with this very lease and
         value, for then an earlier try made it and the answer was lost.
 
         ``none_newer``: a prefix and the revision that it was read at; then only if no key was created there since.
@@ -277,7 +277,7 @@ class Etcd:
             pass
 
     def keep_alive_once(self, lease: int) -> int:
-        """Start its time anew. Seconds that it has left; 0: it has gone. Raises: EtcdError."""
+        """Restart its time. Returns: the seconds that it has left; 0: it was deleted. Raises: EtcdError."""
         request = rpc.LeaseKeepAliveRequest(ID=lease)
         responses = self._ask(lambda member, how: list(member.lease.LeaseKeepAlive(iter([request]), **how)))
         return int(responses[0].TTL) if responses else 0
@@ -329,7 +329,7 @@ class Etcd:
         raise Unavailable("etcd cannot be used", "; ".join(failures), hint)
 
     def _tls_reason(self, failures: Sequence[str]) -> str:
-        """Return why TLS fails at an endpoint that answers; gRPC's words do not say."""
+        """Return why TLS fails at an endpoint that responds; gRPC's words do not say."""
         if any(word in failure for failure in failures for word in ("DEADLINE", "refused", "unreachable")):
             return ""
         reasons = (self._tls.reason_at(member.endpoint) for member in self._members)
@@ -346,7 +346,7 @@ class Etcd:
             return send(member, {"timeout": self._timeout_seconds, "metadata": self._metadata(member)})
 
     def _metadata(self, member: Member) -> tuple[tuple[str, str], ...]:
-        """What goes with every call. The token too: gRPC's own way for it, call credentials, works over TLS only."""
+        """Return what goes with every call. The token too: gRPC's own way for it, call credentials, works over TLS only."""
         if not self._user:
             return (NEEDS_LEADER,)
         token = self._token  # once: another thread may empty it
@@ -361,16 +361,16 @@ class Etcd:
         with self._lock:
             if self._member is member:
                 following = (self._members.index(member) + 1) % len(self._members)
-                if self._tls.has_changed() and self._open_anew():
+                if self._tls.has_changed() and self._open_again():
                     klog.info("the TLS files for etcd were replaced: connecting with the new ones")
                 self._member = self._members[following]
 
-    def _open_anew(self) -> bool:
-        """With the TLS files as they are now. Where they cannot be used, one may not be there yet: it is tried again."""
+    def _open_again(self) -> bool:
+        """Open them with the present TLS files. Where these cannot be used, one may not exist yet: it is tried again."""
         former = self._members
         try:
             self._members = open_members([member.endpoint for member in former], self._tls)
-        except InvalidConfig:  # fault() tells
+        except InvalidConfig:  # fault() says why
             return False
         for member in former:
             member.channel.close()
@@ -446,7 +446,7 @@ class TlsFiles:
         return bool(self._paths)
 
     def has_changed(self) -> bool:
-        """Since they were read, with success or without."""
+        """Return whether they changed since they were read, with success or without."""
         return certificates.stamp(self._paths) != self._stamp
 
     def read(self) -> Any:
@@ -487,7 +487,7 @@ class TlsFiles:
         return [f"--{option}={path}" for option, path in named.items() if path]
 
     def fault(self) -> str:
-        """Why no connection can be made with the files that are there now, as far as they tell; else ""."""
+        """Return why no connection can be made with the present files, as far as they say; else ""."""
         return self._unusable or certificates.what_is_invalid(
             (self._cert_path, _content(self._cert_path)), (self._ca_path, _content(self._ca_path))
         )
@@ -495,7 +495,7 @@ class TlsFiles:
 
 @contextmanager
 def _named(what: str, path: str, certificate: str = "") -> Iterator[None]:
-    """What is wrong with a TLS file. ``certificate``: that of a key. Raises: InvalidConfig."""
+    """Describe what is wrong with a TLS file. ``certificate``: that of a key. Raises: InvalidConfig."""
     try:
         yield
     except (OSError, CniError) as error:

@@ -1,6 +1,6 @@
 """TLS files as they are on disk: whether they were replaced, and whether what is in them is valid today.
 
-Only for deciding when to read them again, and for the log: whom to trust is for OpenSSL. Python's ssl tells the
+Only for deciding when to read them again, and for the log: trust is decided by OpenSSL. Python's ssl returns the
 dates of a peer's certificate but not those of one in a file, so they are read from its DER here.
 
 Source: RFC 5280 section 4.1 (Certificate, Validity); X.690 (DER).
@@ -35,9 +35,9 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
 
 
 def what_is_invalid(ours: tuple[str, bytes], authority: tuple[str, bytes]) -> str:
-    """Which of them cannot be used today, since when and what to do; "" where both can. Each: its name, and the PEM.
+    """Return which of them cannot be used today, since when and what to do; "" where both can. Each: its name, and the PEM.
 
-    Of ours the whole chain must be valid; of several authorities, which are there while one is replaced, one.
+    All certificates of our chain must be valid; of several authorities, as while one is replaced, one.
     """
     (our_name, our_pem), (authority_name, authority_pem) = ours, authority
     of_ours, of_authorities = _faults(our_pem), _faults(authority_pem)
@@ -48,7 +48,7 @@ def what_is_invalid(ours: tuple[str, bytes], authority: tuple[str, bytes]) -> st
 
 
 def _faults(pem: bytes) -> list[str]:
-    """For each certificate, "" where its dates are good or cannot be read."""
+    """Return for each certificate "" where its dates are good or cannot be read."""
     now = datetime.now(UTC)
     return [_fault(base64.b64decode(text), now) for text in _PEM.findall(pem)]
 
@@ -75,7 +75,7 @@ def _validity(der: bytes) -> tuple[datetime, datetime]:
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of what stands one after the other. Raises: IndexError."""
+    """Yield tag and content of elements, one after the other. Raises: IndexError."""
     at = 0
     while at < len(der):
         tag, length, at = der[at], der[at + 1], at + 2

@@ -1,1 +1,1 @@
-"""flanneld: leases the node's subnet, writes subnet.env, builds the way to the other nodes. Start at ``daemon.py``."""
+"""flanneld: leases the node's subnet, writes subnet.env, maintains the routes to the other nodes. Start at ``daemon.py``."""

@@ -1,4 +1,4 @@
-"""Which subnet a node may have: pure arithmetic. The datastore alone decides who gets it.
+"""Choice of a node's subnet: pure arithmetic. The datastore alone decides which node gets it.
 
 A pool is cut into subnets of one size, numbered from ``SubnetMin`` on. Leases take numbers away, those of
 another size all that they touch; one of the first 100 that are left is chosen at random, so that nodes
@@ -91,12 +91,12 @@ def pool6(config: NetworkConfig) -> Pool[IPv6Network] | None:
 
 
 def compatible(subnets: Subnets, config: NetworkConfig) -> bool:
-    """Whether a node may keep these: a subnet of each family that the network has, of its size, out of its pool."""
+    """Return whether a node may keep these: a subnet of each family that the network has, of its size, out of its pool."""
     return is_from(pool4(config), subnets.ipv4) and is_from(pool6(config), subnets.ipv6)
 
 
 def is_from(pool: Pool[Network] | None, subnet: Network | None) -> bool:
-    """Whether it is one of the pool; none where there is no pool."""
+    """Return whether it is one of the pool; none where there is no pool."""
     if pool is None or subnet is None:
         return pool is None and subnet is None
     return subnet in pool

@@ -1,4 +1,4 @@
-"""What flanneld does and then ends: ``--cleanup``, ``--check-config``."""
+"""Modes of flanneld that end by themselves: ``--cleanup``, ``--check-config``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _cleanup(options: Options) -> int:
 
 
 def _remove_routes_and_devices() -> None:
-    """Those that a flanneld of whatever configuration made. Raises: CniError."""
+    """Remove those that a flanneld of any configuration made. Raises: CniError."""
     with open_host() as host:
         refused = [refusal.error for refusal in delete_routes(host, list_routes(host))]
         for link in list_links(host):
@@ -69,7 +69,7 @@ def _remove_routes_and_devices() -> None:
 
 
 def check_config(source: str) -> int:
-    """``flanneld --check-config FILE|-``: whether a network configuration can be used. Answers the exit status."""
+    """``flanneld --check-config FILE|-``: check a network configuration. Returns: the exit status."""
     try:
         config = NetworkConfig.parse(read_text(source))
         backends.check(config)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cni_py.flanneld.stores import Store
 
 LONGEST_PAUSE_SECONDS = 30.0
-"""Between two tries to begin anew."""
+"""Longest pause between two restarts of a session."""
 
 
 class Daemon:
@@ -56,7 +56,7 @@ class Daemon:
         self._said: set[str] = set()
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT; answers the exit status. Raises: CniError where it cannot begin."""
+        """Run until SIGTERM or SIGINT. Returns: the exit status. Raises: CniError where it cannot begin."""
         for text in self.options.warnings:
             warning(text)
         info(f"Created subnet manager: {self.store}")
@@ -79,7 +79,7 @@ class Daemon:
                     raise
                 if str(fault) != trouble:
                     trouble = str(fault)
-                    error(f"could not begin anew, trying again: {trouble}")
+                    error(f"restart failed, retrying: {trouble}")
                 self.status.not_ready(trouble)
                 self._pause_until_news(pause_seconds)
                 pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
@@ -110,10 +110,10 @@ class Daemon:
         try:
             self.store.ready()
         except StoreError as fault:
-            warning(f"could not tell the datastore that the network works: {fault}")
+            warning(f"could not notify the datastore that the network works: {fault}")
 
     def _pause_until_news(self, seconds: float) -> None:
-        """Before it is begun anew: a second, and more unless an interface or an address changes."""
+        """Wait before a restart: a second, and more unless an interface or an address changes."""
         deadline = monotonic() + seconds
         with Watch(("link", "addr")) as watch:
             self.status.pause()
@@ -169,7 +169,7 @@ class Daemon:
             session.close()
 
     def _take_stored_addresses(self) -> None:
-        """Where a node's own entry says by which addresses it is reached (Kubernetes), these go before the options."""
+        """Take the node's own entry: if it says by which addresses it is reached (Kubernetes), these go before the options."""
         try:
             ipv4, ipv6 = self.store.stored_addresses()
         except StoreError as fault:
@@ -179,7 +179,7 @@ class Daemon:
         self.options = replace(self.options, public_ip=public_ip, public_ipv6=public_ipv6)
 
     def _take_node_addresses(self, former: Attributes | None) -> None:
-        """By which Kubernetes knows the node, waited for; if there is a last lease, its addresses until the API answers."""
+        """Take those by which Kubernetes knows the node, waited for; those of a last lease until the API responds."""
         while not self.status.stop.is_set():
             try:
                 found = self.store.node_addresses()
@@ -194,10 +194,10 @@ class Daemon:
             return
 
     def _stored_attributes(self, config: NetworkConfig) -> Attributes | None:
-        """What a node's own entry keeps of our last lease (Kubernetes): the MAC address of its VXLAN device."""
+        """Return what a node's own entry keeps of our last lease (Kubernetes): the MAC address of its VXLAN device."""
         try:
             lease = self.store.stored_lease(config)
-        except StoreError:  # the next question to the datastore tells
+        except StoreError:  # the next question to the datastore logs it
             return None
         return lease.attributes if lease else None
 
@@ -252,7 +252,7 @@ def open_store(options: Options) -> Store:
 
 
 def main() -> int:
-    """``flanneld``: see ``flanneld --help`` and docs/flanneld.md. Answers its exit status."""
+    """``flanneld``: see ``flanneld --help`` and docs/flanneld.md. Returns: its exit status."""
     try:
         options = parse(sys.argv[1:], os.environ)
     except UsageError as fault:
@@ -264,7 +264,7 @@ def main() -> int:
     if options.check_config:
         return commands.check_config(options.check_config)
     if os.geteuid() != 0:
-        print("flanneld: it needs root (it makes links, routes and rules)", file=sys.stderr)
+        print("flanneld: it must be run as root (it makes links, routes and rules)", file=sys.stderr)
         return 1
     set_verbosity(options.v)
     log_changes()
@@ -272,7 +272,7 @@ def main() -> int:
 
 
 def run(options: Options) -> int:
-    """Run as a daemon; answers the exit status."""
+    """Run as a daemon. Returns: the exit status."""
     info(f"CLI flags config: {options.redacted()}")
     use_one_heap()
     try:

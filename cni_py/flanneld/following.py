@@ -65,7 +65,7 @@ class Following:
         self._health, self.leases, self._changed, self._why_not_here = health, leases, changed, why_not_here
         self._queue: SimpleQueue[list[Event]] = SimpleQueue()
         self._early: list[list[Event]] = []
-        """What came before :meth:`start`, of a list that was not complete in time."""
+        """Events before :meth:`start`, of a list that was not complete in time."""
         self._must_recheck = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
         """Leases that are not followed, or by one family alone, as they were published; one that changes is checked again."""
@@ -73,10 +73,10 @@ class Following:
         self._younger: dict[Subnets, dict[Subnets, None]] = {}
         """Leases that are ignored because they overlap this one."""
         self._older: dict[Subnets, Subnets] = {}
-        """The same the other way round."""
+        """Leases that they overlap, by them."""
         self._again: list[Lease] = []
         """Leases to check again, because one that they overlap was dropped."""
-        self._nodes: dict[Address, dict[Subnets, None]] = {}
+        self._nodes: dict[Address, tuple[Subnets, ...]] = {}
         """Leases by the addresses of their nodes."""
         self._unreached: dict[Subnets, list[str]] = {}
         """Faults of leases that were logged."""
@@ -97,7 +97,7 @@ class Following:
     def first_leases(self, stop: Stop, seconds: float | None = None) -> dict[Subnets, Lease] | None:
         """Wait for all leases that the datastore lists at first; None if they do not come in time, or ``stop`` comes.
 
-        What has come by then is followed by :meth:`run`.
+        Events until that moment are followed by :meth:`run`.
         """
         ends = inf if seconds is None else monotonic() + seconds
         with stop.calling(lambda: self._queue.put([])):
@@ -342,6 +342,8 @@ class Following:
     def _left_out(self, lease: Lease) -> dict[int, str]:
         """Return the families in which a lease is not followed, and why."""
         found: dict[int, str] = {}
+        if self._config.holds(lease.subnets) and not self._why_not_here(lease.subnets):
+            return found
         for subnet in lease.subnets.each():
             alone = lease.subnets.only(subnet.version)
             if not self._config.holds(alone):
@@ -353,7 +355,7 @@ class Following:
     def _note_node(self, lease: Lease) -> None:
         """Keep which leases have an address, and log where two nodes have one."""
         for address in lease.attributes.addresses:
-            those = self._nodes.setdefault(address, {})
+            those = self._nodes.get(address, ())
             other = next((other for other in those if other not in self._vanished), None)
             if other is not None:
                 warning_once(
@@ -361,14 +363,15 @@ class Following:
                     " one of them is not reached, and needs another -public-ip",
                     self._said,
                 )
-            those[lease.subnets] = None
+            self._nodes[address] = (*those, lease.subnets)
 
     def _forget_node(self, subnets: Subnets) -> None:
         former = self.leases.get(subnets)
         for address in former.attributes.addresses if former is not None else ():
-            those = self._nodes.get(address, {})
-            those.pop(subnets, None)
-            if not those:
+            those = tuple(other for other in self._nodes.get(address, ()) if other != subnets)
+            if those:
+                self._nodes[address] = those
+            else:
                 self._nodes.pop(address, None)
 
 

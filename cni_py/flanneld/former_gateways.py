@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Network = IPv4Network | IPv6Network
 
 LOOK_SECONDS, LATE_SECONDS = 2.0, 30.0
-"""While such an address is left; and then, for an ADD that began with the former subnet may restore it."""
+"""Intervals while such an address is left, and then: an ADD that began with the former subnet may restore it."""
 _SHOWN = 5
 """Pods that a message names."""
 

@@ -85,7 +85,7 @@ class Candidate:
 def find(options: Options, ipv4: bool, ipv6: bool, quiet: bool = False) -> ExternalInterface:
     """Look the external interface up in the namespace of the calling thread; ``quiet``: log nothing.
 
-    Raises: InvalidConfig, with what was looked for and what is there; KernelRefused.
+    Raises: InvalidConfig, with what was searched for and what exists; KernelRefused.
     """
     say, warn = (_nothing, _nothing) if quiet else (klog.info, klog.warning)
     with open_host() as host:
@@ -193,7 +193,7 @@ class _Search:
         return Candidate(first.link, first.addr, last.addr6)
 
     def _by_key(self, key: str) -> Candidate:
-        """By address or name. Raises: NotFound."""
+        """Find it by address or name. Raises: NotFound."""
         address = _parse(key)
         if address is not None:
             return self._by_address(key)
@@ -247,7 +247,7 @@ class _Search:
         return bool((found.addr or not self._ipv4) and (found.addr6 or not self._ipv6))
 
     def _by_way(self, text: str) -> Candidate:
-        """Where a packet to this address leaves. Raises: NotFound."""
+        """Find the link by which a packet to this address leaves. Raises: NotFound."""
         self._say(f"Determining interface to use based on given ifcanreach: {text}")
         address = ip_address(text)
         way = route_get(self._host, address.packed)
@@ -282,7 +282,7 @@ class _Search:
         return Candidate(first)
 
     def _completed(self, found: Candidate) -> Candidate:
-        """With an address of each family in use. Raises: NotFound."""
+        """Return it with an address of each family in use. Raises: NotFound."""
         first = _candidate(found.link, *self._of(found.link))
         addr, addr6 = found.addr or first.addr, found.addr6 or first.addr6
         for is_used, address, family in ((self._ipv4, addr, "IPv4"), (self._ipv6, addr6, "IPv6")):
@@ -301,7 +301,7 @@ class _Search:
         return (at.address for at in self._addresses if at.ifindex == link.ifindex)
 
     def _inventory(self) -> str:
-        """All links with their usable addresses."""
+        """Describe all links with their usable addresses."""
         return ", ".join(f"{link.name}:[{' '.join(str(address) for address in self._of(link))}]" for link in self._links)
 
 
@@ -331,7 +331,7 @@ def _several(text: str) -> str:
 
 
 def _parse(text: str) -> Address | None:
-    """None: it is no address, so it is a name."""
+    """Return the address; None: it is a name."""
     try:
         return ip_address(text)
     except ValueError:

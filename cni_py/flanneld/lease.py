@@ -50,7 +50,7 @@ class Subnets:
         return " and ".join(str(subnet) for subnet in self.each())
 
     def each(self) -> list[IPv4Network | IPv6Network]:
-        """Those that are there."""
+        """Return the existing ones."""
         return [subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None]
 
     def only(self, version: int) -> Subnets:
@@ -58,11 +58,11 @@ class Subnets:
         return Subnets(self.ipv4 if version == 4 else None, self.ipv6 if version == 6 else None)
 
     def in_words(self) -> str:
-        """As Go's log has them."""
+        """Describe them as Go's log does."""
         return f"ip: {self.ipv4 or _NOTHING} ipv6: {self.ipv6 or '::/0'}"
 
     def overlap(self, other: Subnets) -> bool:
-        """Whether both can not be leased at a time."""
+        """Return whether both cannot be leased at a time."""
         return bool(
             (self.ipv4 and other.ipv4 and self.ipv4.overlaps(other.ipv4))
             or (self.ipv6 and other.ipv6 and self.ipv6.overlaps(other.ipv6))
@@ -93,7 +93,7 @@ class Subnets:
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What a node publishes about itself: where it is reached, and what its back end adds, a text or an object of plain values
+    """The data that a node publishes: where it is reached, and what its back end adds, a text or an object of plain values
     (``untrusted.py``)."""
 
     public_ip: IPv4Address | None = None
@@ -104,7 +104,7 @@ class Attributes:
 
     @property
     def addresses(self) -> list[IPv4Address | IPv6Address]:
-        """By which the node is reached; the first is the one that it is known by."""
+        """Return the addresses of the node; it is known by the first."""
         return [address for address in (self.public_ip, self.public_ipv6) if address is not None]
 
     def is_same_node(self, other: Attributes) -> bool:
@@ -114,7 +114,7 @@ class Attributes:
         return self.public_ipv6 is not None and self.public_ipv6 == other.public_ipv6
 
     def as_json(self) -> str:
-        """As Go writes it."""
+        """Return it as Go writes it."""
         out: dict[str, Any] = {
             "PublicIP": str(self.public_ip or "0.0.0.0"),
             "PublicIPv6": str(self.public_ipv6) if self.public_ipv6 else None,
@@ -138,7 +138,7 @@ class Attributes:
 
     @classmethod
     def from_value(cls, found: Any) -> Attributes:
-        """From decoded JSON. Raises: NotALease."""
+        """Read decoded JSON. Raises: NotALease."""
         if not isinstance(found, dict):
             raise NotALease(f"the value is no lease: {shown(found)} is no object")
         its = members(found, _FIELDS)
@@ -164,7 +164,7 @@ def as_go_writes(data: Any) -> str:
 
 
 def node_address(value: object, kind: type[Address]) -> Address:
-    """By which a node is reached. Raises: ValueError."""
+    """Read the address of a node. Raises: ValueError."""
     try:
         if isinstance(value, str):
             address = kind(value)
@@ -177,7 +177,7 @@ def node_address(value: object, kind: type[Address]) -> Address:
 
 
 def why_no_node(address: IPv4Address | IPv6Address) -> str:
-    """What it is if no node can be reached by it, whoever asks; else ""."""
+    """Return what it is if no node can be reached by it; else ""."""
     if getattr(address, "scope_id", None):
         return "link-local, with a zone that this node alone knows"
     if address.is_unspecified or (address.version == 4 and address.packed[0] == 0):
@@ -221,5 +221,5 @@ class Lease:
         return replace(self, attributes=replace(its, public_ip=public_ip, public_ipv6=public_ipv6))
 
     def is_live(self) -> bool:
-        """Whether it has not ended by its time."""
+        """Return whether it has not ended by its time."""
         return self.expires is None or self.expires > time()

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.host_networks import HostNetwork, HostNetworks, overlapping
+from cni_py.flanneld.untrusted import decode
 from cni_py.node.log import shortened
 from cni_py.spelling import meant
 
@@ -49,7 +50,7 @@ def _network6(value: object) -> IPv6Network:
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:
-    """With the host's bits cleared, as Go does. Python alone would take a netmask, a zone or no length at all too."""
+    """Clear the host's bits, as Go does. Python alone would take a netmask, a zone or no length at all too."""
     try:
         if isinstance(value, str) and _CIDR.fullmatch(value):
             return ip_network(value, strict=False)
@@ -89,7 +90,7 @@ def _backend(value: object) -> dict[str, Any]:
 
 
 class NetworkConfig(BaseModel):
-    """What :meth:`parse` makes of the text."""
+    """The result of :meth:`parse`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,11 +106,11 @@ class NetworkConfig(BaseModel):
     ipv6_subnet_min: Annotated[IPv6Address | None, BeforeValidator(_address6)] = Field(None, alias="IPv6SubnetMin")
     ipv6_subnet_max: Annotated[IPv6Address | None, BeforeValidator(_address6)] = Field(None, alias="IPv6SubnetMax")
     backend: Annotated[dict[str, Any], BeforeValidator(_backend)] = Field({}, alias="Backend", repr=False)
-    """Not shown: WireGuard's has a secret."""
+    """The back end's keys, which are not shown: WireGuard's has a secret."""
     backend_type: str = DEFAULT_BACKEND
-    """In lower case."""
+    """Type in lower case."""
     warnings: tuple[str, ...] = ()
-    """What is accepted, and probably not what was meant; for the log."""
+    """Warnings about what is accepted, and probably not what was meant."""
 
     host_networks: tuple[HostNetwork, ...] = ()
     """Networks of the host's own links, of which no subnet is to be chosen."""
@@ -130,11 +131,11 @@ class NetworkConfig(BaseModel):
 
     @property
     def networks(self) -> list[IPv4Network | IPv6Network]:
-        """Of all pods, a family each."""
+        """Networks of all pods, one per family."""
         return [network for network in (self.network, self.ipv6_network) if network is not None]
 
     def holds(self, subnets: Subnets) -> bool:
-        """Whether they are in the pods' networks; of a family that is not in use they are nobody's business."""
+        """Return whether they are in the pods' networks; a family that is not in use does not count."""
         ipv4, ipv6 = subnets.ipv4, subnets.ipv6
         return (ipv4 is None or self.network is None or ipv4.subnet_of(self.network)) and (
             ipv6 is None or self.ipv6_network is None or ipv6.subnet_of(self.ipv6_network)
@@ -180,7 +181,7 @@ _NULL_IS_NOTHING = frozenset(_KEYS.values()) - {"Network", "IPv6Network", "Subne
 def read_text(source: str) -> str:
     """The text of a configuration: of a file, or of standard input (``-``). Raises: OSError; ValueError where it is no text.
 
-    Who writes into a pipe is waited for, also where the pipe itself does not wait.
+    The writer of a pipe is waited for, also where the pipe itself does not wait.
     """
     content, is_ours = b"", source not in STDIN
     with open(source if is_ours else STDIN_FD, "rb", buffering=0, closefd=is_ours) as file:
@@ -200,8 +201,8 @@ def _decode(text: str) -> list[tuple[str, Any]]:
     if len(text) > MAX_BYTES:
         raise InvalidConfig(f"the network configuration is larger than {MAX_BYTES} bytes")
     try:
-        found = json.loads(text, object_pairs_hook=_Members, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        found = decode(text, MAX_BYTES, pairs_hook=_Members, constant_hook=_refuse)
+    except ValueError as error:
         raise InvalidConfig("the network configuration is no JSON", str(error)) from error
     if not isinstance(found, _Members):
         raise InvalidConfig(
@@ -227,7 +228,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _known(members: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Values by key, and keys that nobody knows.
+    """Values by key, and unknown keys.
 
     Go-compatible: encoding/json takes keys in any case, the last of equal ones, and some nulls as nothing.
     """
@@ -273,7 +274,7 @@ def _warnings(config: NetworkConfig, written: Mapping[str, Any], unknown: Iterab
 
 @dataclass(frozen=True)
 class _Family:
-    """How a family's keys and sizes differ from the other's."""
+    """Differences of a family's keys and sizes differ from the other's."""
 
     enable: str
     prefix: str

@@ -1,7 +1,7 @@
 """flanneld's options: Go's flags in Go's syntax, the environment, and the few that are ours.
 
 Each option is a field of :class:`Options`, with its default, its reader and its help text beside it; the
-parser, the help and the variables' names follow from that. An option of Go's that is not here stands
+parser, the help and the variables' names follow from that. An option of Go's that is not here is
 in ``REFUSED`` with the reason, so that nothing is ignored in silence.
 
 Source: flannel-io/flannel main.go (flags, order of the dump), Go's flag package (syntax), coreos/pkg
@@ -101,7 +101,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 
 def _endpoint(text: str) -> str:
-    """As gRPC takes it; without a port that would take 443."""
+    """Return it as gRPC takes it; without a port that would take 443."""
     if text.startswith("unix:"):
         return f"unix:{_needed(text.removeprefix('unix:').removeprefix('//'))}"
     shown = without_password(text)
@@ -191,7 +191,7 @@ def _option(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What flanneld was started with. Names are Go's, ``_`` for ``-``."""
+    """The options that flanneld was started with. Names are Go's, ``_`` for ``-``."""
 
     etcd_endpoints: tuple[str, ...] = _option(
         ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
@@ -344,7 +344,7 @@ class Options:
     version: bool = _option(False, ACTIONS, "", "Print the version.")
 
     warnings: tuple[str, ...] = ()
-    """What was given and has no effect; for the log."""
+    """Warnings about options without effect; for the log."""
     node_addresses: tuple[str, ...] = ()
     """The node's InternalIPs, which the daemon reads with ``iface_node_ip``."""
 
@@ -353,7 +353,7 @@ class Options:
         return self.ip_masq is True or self.ip_masq == f"ipv{version}"
 
     def redacted(self) -> str:
-        """For the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
+        """Return the text for the log, ``CLI flags config: …``: Go's names in Go's order, then ours; no password."""
         values = {name: _as_go(getattr(self, attribute)) for name, attribute in _DUMP.items()}
         values["etcdEndpoints"] = ",".join(self.etcd_endpoints)
         values["etcdPassword"] = "***" if self.etcd_password else ""
@@ -553,8 +553,8 @@ _HEAD = f"""\
 Usage: flanneld [OPTION]...
 
 flanneld {__version__} of cni-py. Leases this node a subnet of the flannel network, writes
-it to /run/flannel/subnet.env for the CNI plugin, and keeps the ways to the other
-nodes as they must be. Its leases are Go flannel's: both can serve one cluster.
+it to /run/flannel/subnet.env for the CNI plugin, and maintains the routes to the other
+nodes. Its leases are Go flannel's: both can serve one cluster.
 
 Options begin with one or two dashes; a value follows after "=" or a space, a switch
 takes "=" alone (-ip-masq=false). An option that is not given is taken from its
@@ -577,7 +577,7 @@ More: docs/flanneld.md"""
 
 
 def help_text() -> str:
-    """What ``--help`` prints."""
+    """Return what ``--help`` prints."""
     groups: dict[str, list[str]] = {}
     for name, option in _FIELDS.items():
         groups.setdefault(option.metadata["group"], []).append(_help_of(name, option))

@@ -193,7 +193,7 @@ class OwnLease:
         """Ask the datastore whether what was saved is still valid."""
         try:
             if self._store.read_network_config() != self._config_text:
-                info("the network configuration is another than the saved one: starting anew")
+                info("the network configuration is another than the saved one: beginning again")
                 self._ended.set()
                 return False
             lease = self._store.acquire(self._here(), self.attributes, self.lease.subnets)
@@ -206,5 +206,5 @@ class OwnLease:
             return False
         self.lease = lease
         self._changed()
-        info(f"the datastore answers again, and our lease of {lease.subnets} stands")
+        info(f"the datastore responds again, and our lease of {lease.subnets} is valid")
         return True

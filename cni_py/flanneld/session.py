@@ -99,7 +99,7 @@ class Session:
         self._watched = store.watch(self.ended)
         self._watching = threading.Thread(target=self._guarded, args=("watch", self._watch_leases), name="watch", daemon=True)
         self._has_own, self._has_leases = False, False
-        """Whether the datastore confirmed our lease, and listed those of the others."""
+        """True once the datastore confirmed our lease, and once it listed those of the others."""
         self._reporting, self._doubt = threading.Lock(), ""
 
     def _own_changed(self) -> None:
@@ -189,13 +189,14 @@ class Session:
     def keep(self) -> None:
         """Start the threads that keep it so, and wait until it has to begin again, or the process is to end."""
         info("Running backend.")
+        info("watching for new subnet leases")  # here, as in Go's log, though that began with the first list
         tasks: dict[str, Callable[[], None]] = {
             "leases": lambda: self._following.run(self.ended),
             "renewal": lambda: self.own.keep(self._has_own, confirmed=self._own_confirmed),
             "kernel": lambda: self.reconciler.run(self.ended),
             "firewall": lambda: self.firewall.run(self.ended),
             "interface": self._watch_interface,
-            "bridge": lambda: self._former_gateways.run(self.ended),
+            "former gateways": lambda: self._former_gateways.run(self.ended),
             "subnet file": lambda: self._subnet_file.run(self.ended),
             "saving": lambda: self._saver.run(self.ended),
             "back end": lambda: self.backend.run(self.ended),
@@ -249,7 +250,6 @@ class Session:
             yield events
 
     def _watch_leases(self) -> None:
-        info("watching for new subnet leases")
         for events in self._heard():
             self._following.put(events)
             if SNAPSHOT_COMPLETE in events and not self._has_leases:

@@ -43,7 +43,7 @@ class SubnetFile:
     def __init__(self, path: str, content: bytes, is_right: Callable[[str], None]) -> None:
         self.path, self._content, self._is_right = path, content, is_right
         self._stamp: Stamp | None = None
-        """Of the file when it was right."""
+        """Stamp of the file when it was right."""
         self._trouble = ""
         self._restored = deque([-RESTORED_SECONDS] * RESTORED_COUNT, maxlen=RESTORED_COUNT)
 

@@ -77,11 +77,14 @@ def members(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 
 def published(data: Any) -> Any:
-    """Return what counts of ``BackendData``: a text, or the known fields of an object whose values are plain; None: nothing."""
-    if isinstance(data, str):
-        return data if len(data) <= TEXT_CHARACTERS and is_utf8(data) else None
+    """Return what counts of ``BackendData``: a text, or the known fields of an object whose values are plain.
+
+    None where there is none; an empty object for what no back end publishes.
+    """
+    if data is None or (isinstance(data, str) and len(data) <= TEXT_CHARACTERS and is_utf8(data)):
+        return data
     if not isinstance(data, dict):
-        return None
+        return {}
     return {name: value for name, value in members(data, FIELDS).items() if _is_plain(value)}
 
 

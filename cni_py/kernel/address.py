@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EACCES, EADDRNOTAVAIL, EEXIST
+from errno import EADDRNOTAVAIL, EEXIST
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -106,9 +106,9 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
                 if error.errno != EEXIST:
                     raise
     except KernelRefused as refused:
-        if refused.errno == EACCES and address.version == 6:  # "Permission denied", whatever rights the caller has
-            command = [*rtnl.enter, "sysctl", "-w", f"net/ipv6/conf/{link.name}/disable_ipv6=0"]
-            refused.hint = f'IPv6 is disabled on "{link.name}": {" ".join(command)}'
+        from cni_py.kernel import refusals
+
+        refusals.explain("address", refused, link=link.name, address=address, enter=refusals.prefix(rtnl.enter))
         raise
 
 

@@ -30,6 +30,7 @@ _KNOWN = {
     "vlan": ("VLAN links", "CONFIG_VLAN_8021Q"),
     "dummy": ("dummy links", "CONFIG_DUMMY"),
     "rule": ("policy rules", "CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES"),
+    "vrf": ("VRFs", "CONFIG_NET_VRF"),
     "ifb": ("intermediate functional blocks", "CONFIG_IFB"),
     "tbf": ("token bucket filter", "CONFIG_NET_SCH_TBF"),
     "ingress": ("ingress queueing discipline", "CONFIG_NET_SCH_INGRESS"),

@@ -39,6 +39,7 @@ from cni_py.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
     from typing import Any
 
     from cni_py.kernel.netns import NetNS
@@ -48,6 +49,22 @@ if TYPE_CHECKING:
 ALTERNATIVE_NAME_MAX = 127
 _WITHOUT_STATISTICS = {"IFLA_EXT_MASK": RTEXT_FILTER_SKIP_STATS}
 _OPERSTATES = {1: "NOTPRESENT", 2: "DOWN", 3: "LOWERLAYERDOWN", 4: "TESTING", 5: "DORMANT", 6: "UP"}
+
+
+class explained:  # noqa: N801 — reads as a statement: with explained("up", …), step(…):
+    """Let a refusal that one must expect be in the words of refusals.py. ``inside``: the namespace that hints lead into."""
+
+    def __init__(self, operation: str, inside: Rtnl | NetNS, **objects: object) -> None:
+        self.operation, self.inside, self.objects = operation, inside, objects
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, KernelRefused):
+            from cni_py.kernel import refusals
+
+            refusals.explain(self.operation, error, enter=refusals.prefix(self.inside.enter), **self.objects)
 
 
 class Link(Value):
@@ -143,7 +160,7 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
     words += ["type", "bridge", *(["vlan_filtering", "1"] if vlan_filtering else [])]
     message: Message = {"IFLA_IFNAME": name, "IFLA_LINKINFO": _linkinfo("bridge", data)}
     message |= {"IFLA_MTU": mtu or None, "IFLA_ADDRESS": mac or None}
-    with step(*words):
+    with explained("bridge", rtnl, name=name, mtu=mtu), step(*words):
         try:
             rtnl.change(encode("ifinfmsg", message), RTM_NEWLINK, _NEW)
         except nl.NetlinkError as error:
@@ -186,11 +203,12 @@ def create_veth(
         except KernelRefused as error:
             if error.errno != EEXIST:
                 _delete_if_made(rtnl, name)
+            elif not last and find_link(rtnl, name) is not None:
+                if not list_links(rtnl, mark):
+                    continue
+                delete_link(rtnl, name)  # the link was made, but its alternative name is another one's
                 raise
-            if last or find_link(rtnl, name) is None:
-                raise
-            if list_links(rtnl, mark):  # the link was made, but its alternative name is another one's
-                delete_link(rtnl, name)
+            with explained("veth", sandbox, name=ifname, peer=name, mtu=mtu, mac=mac):
                 raise
     raise AssertionError("the loop returns or raises")
 
@@ -241,7 +259,7 @@ def set_port(rtnl: Rtnl, link: Link, hairpin: bool, isolated: bool) -> None:
 
 def set_up(rtnl: Rtnl, link: Link) -> None:
     """Set it up. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "link", "set", link.name, "up"):
+    with explained("up", rtnl, name=link.name), step(*rtnl.enter, "ip", "link", "set", link.name, "up"):
         _set(rtnl, link, flags=IFF_UP, change=IFF_UP)
 
 
@@ -254,14 +272,22 @@ def set_down(rtnl: Rtnl, link: Link) -> None:
 def rename(rtnl: Rtnl, link: Link, name: str) -> None:
     """Rename it; it is set down first, as the kernel requires. Raises: KernelRefused."""
     set_down(rtnl, link)
-    with step(*rtnl.enter, "ip", "link", "set", link.name, "name", name):
+    with explained("rename", rtnl, name=link.name, new=name), step(*rtnl.enter, "ip", "link", "set", link.name, "name", name):
         _set(rtnl, link, IFLA_IFNAME=name)
 
 
 def set_master(rtnl: Rtnl, link: Link, master: Link) -> None:
     """Make it a port of a bridge (bond, …). Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "link", "set", link.name, "master", master.name):
+    with (
+        explained("master", rtnl, name=link.name, master=master.name),
+        step(*rtnl.enter, "ip", "link", "set", link.name, "master", master.name),
+    ):
         _set(rtnl, link, IFLA_MASTER=master.ifindex)
+
+
+def table_of_vrf(vrf: Link) -> int:
+    """The table of a VRF."""
+    return int(vrf.data.get("IFLA_VRF_TABLE", 0))
 
 
 def release(rtnl: Rtnl, link: Link) -> None:
@@ -273,7 +299,7 @@ def release(rtnl: Rtnl, link: Link) -> None:
 def move(rtnl: Rtnl, link: Link, target: NetNS, name: str, alias: str) -> None:
     """Move it to another namespace under this name, with this alias, in one request; it is down then. Raises: KernelRefused."""
     words = ["ip", "link", "set", link.name, "netns", target.path, "name", name, "alias", alias]
-    with step(*rtnl.enter, *words):
+    with explained("move", target, name=name, netns=target.path), step(*rtnl.enter, *words):
         _set(rtnl, link, IFLA_NET_NS_FD=target.fd, IFLA_IFNAME=name, IFLA_IFALIAS=alias)
 
 
@@ -316,13 +342,13 @@ def set_txqueuelen(rtnl: Rtnl, link: Link, packets: int) -> None:
 
 def set_mac(rtnl: Rtnl, link: Link, mac: str) -> None:
     """Set its MAC address. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "link", "set", link.name, "address", mac):
+    with explained("mac", rtnl, name=link.name, mac=mac), step(*rtnl.enter, "ip", "link", "set", link.name, "address", mac):
         _set(rtnl, link, IFLA_ADDRESS=mac)
 
 
 def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
     """Set its MTU. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu)):
+    with explained("mtu", rtnl, name=link.name, mtu=mtu), step(*rtnl.enter, "ip", "link", "set", link.name, "mtu", str(mtu)):
         _set(rtnl, link, IFLA_MTU=mtu)
 
 

@@ -8,7 +8,7 @@ bridge that holds the pods: it never replaces that one.
 
     route_get(rtnl, address) -> ResolvedRoute | None           packed address; None: no route
     default_interfaces(rtnl, version: 4 | 6) -> list[int]      ifindexes of the default routes, the best first
-    add_route(rtnl, link, route), put_route(rtnl, link, route), delete_route(rtnl, link, network)
+    add_route(rtnl, link, route), put_route(rtnl, link, route), delete_connected_route(rtnl, link, network)
     list_routes_over(rtnl, link) -> list[Route]                remove_route(rtnl, link, route)
     list_routes(rtnl, protocol=PROTOCOL, device="") -> set[Route]      protocol 0: of all but the kernel
     replace_routes(rtnl, routes) -> list[Refusal[Route]]       delete_routes(rtnl, routes) -> list[Refusal[Route]]
@@ -22,6 +22,7 @@ from errno import EACCES, EAFNOSUPPORT, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODE
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
+from cni_py.errors import KernelRefused
 from cni_py.journal import step
 from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import decode, encode
@@ -265,22 +266,38 @@ def _address(packed: bytes) -> Address:
 def add_route(rtnl: Rtnl, link: Link, route: Route) -> None:
     """Add a route over the link, beside others to its destination. Raises: KernelRefused."""
     message = _message(route, link.ifindex, _scope(route))
-    with step(*rtnl.enter, "ip", "route", "add", *route.words("priority"), "dev", link.name):
-        rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
+    try:
+        with step(*rtnl.enter, "ip", "route", "add", *route.words("priority"), "dev", link.name):
+            rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
+    except KernelRefused as refused:
+        _explain(refused, rtnl, link, route)
+        raise
+
+
+def _explain(refused: KernelRefused, rtnl: Rtnl, link: Link, route: Route) -> None:
+    """Raises: KernelRefused, if there are better words."""
+    from cni_py.kernel import refusals
+
+    gateway = route.gateway or "none"
+    refusals.explain("route", refused, link=link.name, dst=route.dst, gateway=gateway, enter=refusals.prefix(rtnl.enter))
 
 
 def put_route(rtnl: Rtnl, link: Link, route: Route) -> None:
     """Add a route over the link in place of any other to its destination with its metric. Raises: KernelRefused."""
     message = _message(route, link.ifindex, _scope(route))
-    with step(*rtnl.enter, "ip", "route", "replace", *route.words("priority"), "dev", link.name):
-        rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+    try:
+        with step(*rtnl.enter, "ip", "route", "replace", *route.words("priority"), "dev", link.name):
+            rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+    except KernelRefused as refused:
+        _explain(refused, rtnl, link, route)
+        raise
 
 
-def delete_route(rtnl: Rtnl, link: Link, network: Network) -> None:
-    """Delete a route to the network over the link; absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name):
+def delete_connected_route(rtnl: Rtnl, link: Link, network: Network) -> None:
+    """Delete the kernel's own route to the network of an address; absence is success. Raises: KernelRefused."""
+    with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name, "proto", "kernel"):
         try:
-            rtnl.change(_message(Route(network, protocol=0), link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
+            rtnl.change(_message(Route(network, protocol=RTPROT_KERNEL), link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _ABSENT:
                 raise

@@ -243,6 +243,7 @@ _CHOSEN: dict[str, tuple[str, dict[Any, str]]] = {
             "tun": "tun",
             "veth": "veth_data",
             "vlan": "vlan",
+            "vrf": "vrf",
             "vxlan": "vxlan",
         },
     ),

@@ -333,6 +333,12 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         },
     ),
     "vlan_info": ((("flags", "H"), ("vid", "H")), {}),
+    "vrf": (
+        (),
+        {
+            "IFLA_VRF_TABLE": (1, "uint32"),
+        },
+    ),
     "vxlan": (
         (),
         {

@@ -151,15 +151,24 @@ def add(addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isola
 
 
 def missing(
-    addresses: Iterable[Address], admin_chain: str = ADMIN, isolation: Isolation | None = None
+    addresses: Iterable[Address],
+    admin_chain: str = ADMIN,
+    isolation: Isolation | None = None,
+    tables: dict[int, dict[str, list[str]]] | None = None,
 ) -> list[tuple[str, str]]:
     """Missing rules, and jumps that come too late, as ``-A`` lines, each with the command that repairs it.
+
+    Args:
+        tables: by IP version, read before for another attachment, or to be filled for the next one.
 
     Raises: NotAvailable, KernelRefused.
     """
     found = []
+    tables = {} if tables is None else tables
     for version, mine in _by_version(addresses):
-        there, program = tool_for(version).table("filter"), "iptables" if version == 4 else "ip6tables"
+        if version not in tables:
+            tables[version] = tool_for(version).table("filter")
+        there, program = tables[version], "iptables" if version == 4 else "ip6tables"
         for rule, is_first in wanted(mine, admin_chain, isolation):
             chain = rule.split(" ", 2)[1]
             if _bare(rule) not in map(_bare, there.get(chain, [])):

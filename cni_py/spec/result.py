@@ -114,8 +114,9 @@ class Result(Value):
                 out[f"ip{family}"] = _non_empty(ip=str(ip.address), gateway=str(ip.gateway or ""), routes=routes)
         if len(out) == 1:
             raise InvalidConfig(
-                f"result has no address, which cniVersion {version} requires",
-                hint="use cniVersion 0.3.1 or newer",
+                "cannot convert: no valid IP addresses",
+                f"the result has no address, which cniVersion {version} requires",
+                "use cniVersion 0.3.1 or newer",
             )
         return out | {"dns": self.dns.as_json()}
 

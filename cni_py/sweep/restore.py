@@ -17,17 +17,21 @@ from cni_py import config, files
 from cni_py.attachment import record as attachments
 from cni_py.attachment.lock import AttachmentLock
 from cni_py.errors import CniError
-from cni_py.journal import RUN_DIR, Journal, note
+from cni_py.journal import Journal, note
 from cni_py.packetfilter import macspoof, masquerade
 from cni_py.packetfilter.hostports import forwarding
 from cni_py.packetfilter.ownership import Owner
-from cni_py.plugins.meta import portmap
+from cni_py.plugins.meta import firewall, portmap
 from cni_py.spec.call import Call
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+    from types import ModuleType
+
+    Tables = dict[int, dict[str, list[str]]]
+    """Tables of iptables by IP version: read once, since a program reads them."""
     from typing import Any
 
 RESTORED, WOULD_RESTORE, FAILED, BUSY = "restored", "would be restored", "failed", "busy"
@@ -59,12 +63,13 @@ class Lost(Value):
 def restore(networks: Collection[str] | None = None, dry_run: bool = False) -> list[Lost]:
     """Restore the rules of every live attachment of these networks (None: of all). Returns: what was missing."""
     found: list[Lost] = []
+    tables: Tables = {}
     with Journal("restore rules", "" if dry_run else "repair"):
-        for directory in (attachments.DIRECTORY, f"{RUN_DIR}/portmap"):
+        for directory in attachments.directories():
             # the newest first: it has a host port that several want
             paths = [f"{directory}/{name}" for name in files.list_directory(directory)]
             for path in sorted(paths, key=files.changed_at, reverse=True):
-                found += _restore_of(path, networks, dry_run)
+                found += _restore_of(path, networks, dry_run, tables)
     return found
 
 
@@ -77,12 +82,12 @@ def of_others() -> None:
             note(f"rules of other attachments not restored: {type(error).__name__}: {error}")
 
 
-def _restore_of(path: str, networks: Collection[str] | None, dry_run: bool) -> Iterator[Lost]:
+def _restore_of(path: str, networks: Collection[str] | None, dry_run: bool, tables: Tables) -> Iterator[Lost]:
     record = _read(path)
     if record is None or (networks is not None and record["network"] not in networks):
         return
     words = (record["containerID"], record["ifname"], record["network"])
-    for what, add in _lost(record):
+    for what, add in _lost(record, path.split("/")[-2], tables):
         if dry_run:
             yield Lost(*words, what, WOULD_RESTORE)
             continue
@@ -117,12 +122,12 @@ def _read(path: str) -> dict[str, Any] | None:
     return record if is_whole and attachments.is_of_live_sandbox(record) else None
 
 
-def _lost(record: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield what is missing, in words, with the function that adds it."""
+def _lost(record: dict[str, Any], kept_by: str, tables: Tables) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield what is missing, in words, with the function that adds it; ``kept_by``: the directory of the record."""
     owner = Owner(record["containerID"], record["ifname"], record["network"])
-    for look in (_lost_masquerade, _lost_mac_check, _lost_ports):
+    for look in _OWN.get(kept_by, (_lost_masquerade, _lost_mac_check)):
         try:
-            found = look(owner, record)
+            found = look(owner, record, tables)
         except _DAMAGED as error:
             note(f"rules of {owner} not compared: {type(error).__name__}: {error}")
             continue
@@ -130,7 +135,7 @@ def _lost(record: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
             yield found
 
 
-def _lost_masquerade(owner: Owner, record: dict[str, Any]) -> tuple[str, Callable[[], object]] | None:
+def _lost_masquerade(owner: Owner, record: dict[str, Any], _: Tables) -> tuple[str, Callable[[], object]] | None:
     rules = record.get("masquerade")
     if rules is None:
         return None
@@ -143,23 +148,45 @@ def _lost_masquerade(owner: Owner, record: dict[str, Any]) -> tuple[str, Callabl
     return words, lambda: masquerade.add(owner, lost, rules["backend"], exclude)
 
 
-def _lost_mac_check(owner: Owner, record: dict[str, Any]) -> tuple[str, Callable[[], object]] | None:
+def _lost_mac_check(owner: Owner, record: dict[str, Any], _: Tables) -> tuple[str, Callable[[], object]] | None:
     rules = record.get("macspoofchk")
     if rules is None or not macspoof.is_lost(owner, rules["port"], rules["mac"]):
         return None
     return f"check of the MAC address {rules['mac']}", lambda: macspoof.add(owner, rules["port"], rules["mac"])
 
 
-def _lost_ports(owner: Owner, record: dict[str, Any]) -> tuple[str, Callable[[], object]] | None:
+def _lost_ports(owner: Owner, record: dict[str, Any], _: Tables) -> tuple[str, Callable[[], object]] | None:
     conf = record.get("conf")
     if conf is None:
         return None
-    call = Call(
-        verb="ADD", plugin="portmap", container_id=owner.container_id, ifname=owner.ifname, netns=record["netns"], conf=conf
-    )
+    call = _recorded_call(owner, record)
     backend, wanted = portmap.wanted_of(call)
     lost = forwarding.lost(wanted, backend)
     if not lost:
         return None
     ports = dict.fromkeys([f"{mapping.protocol} {mapping.host_port}" for mapping in lost])
     return f"host ports {', '.join(ports)}", lambda: forwarding.add(wanted.replace(mappings=lost), backend)
+
+
+def _lost_forwarding(owner: Owner, record: dict[str, Any], tables: Tables) -> tuple[str, Callable[[], object]] | None:
+    if record.get("conf") is None:
+        return None
+    call = _recorded_call(owner, record)
+    plan, is_lost = firewall.lost_rules(call, tables)
+    if not is_lost:
+        return None
+    return f"forwarding of {', '.join(map(str, plan.addresses))}", lambda: firewall.add_rules(call, plan)
+
+
+def _name_of(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def _recorded_call(owner: Owner, record: dict[str, Any]) -> Call:
+    return Call(
+        verb="ADD", plugin="", container_id=owner.container_id, ifname=owner.ifname, netns=record["netns"], conf=record["conf"]
+    )
+
+
+_OWN = {_name_of(module): (look,) for module, look in ((portmap, _lost_ports), (firewall, _lost_forwarding))}
+"""Directory of own records to what is in them."""

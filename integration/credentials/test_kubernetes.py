@@ -326,7 +326,7 @@ def test_program_that_fails_is_said_and_waited_for(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ({"version": f"{V1}beta1", "token": "hush"}, f'it answers in apiVersion "{V1}beta1", the kubeconfig says "{V1}"'),
+        ({"version": f"{V1}beta1", "token": "hush"}, f'it replies in apiVersion "{V1}beta1", the kubeconfig says "{V1}"'),
         ({}, "it gave neither a token nor a certificate with its key"),
         ({"clientKeyData": "hush"}, "it gave neither a token nor a certificate with its key"),
         ({"token": "hush", "clientKeyData": "hush"}, "it gave neither a token nor a certificate with its key"),

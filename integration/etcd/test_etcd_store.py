@@ -640,13 +640,13 @@ def test_server_killed_and_restarted() -> None:
             wait_for_line(log, "etcd watch channel for /coreos.com/network/subnets closed")
             server.start()
             server.wait()
-            wait_for_line(log, "etcd answers again, after ")
+            wait_for_line(log, "etcd responds again, after ")
             assert len(follower.batches) == 1, "nothing changed"
             open_store(server).acquire(NETWORK, node(2), None)
             follower.until(lambda found: len(found) == 2)
         assert store.renew(lease).subnets == lease.subnets
     assert len([line for line in log if "etcd watch channel for /coreos.com/network/subnets closed" in line]) == 1
-    assert len([line for line in log if line.startswith("I etcd answers again, after ")]) == 1
+    assert len([line for line in log if line.startswith("I etcd responds again, after ")]) == 1
 
 
 @inside
@@ -690,7 +690,7 @@ def test_server_hangs_after_a_silence_and_wakes() -> None:
             store.renew(lease)
         wait_for_line(log, "closed")
         server.go_on()
-        wait_for_line(log, "etcd answers again, after ")
+        wait_for_line(log, "etcd responds again, after ")
         assert store.renew(lease).subnets == lease.subnets
 
 
@@ -835,10 +835,10 @@ def test_tls_client_certificate_expires_and_is_replaced() -> None:
         with pytest.raises(Unavailable, match=re.escape(words)):
             store.renew(lease)
         servers.sign(directory, "client", days=2)
-        wait_for_line(log, "etcd answers again, after ")
+        wait_for_line(log, "etcd responds again, after ")
         assert again(lambda: store.renew(lease)).subnets == lease.subnets
     assert len([line for line in log if "has expired" in line]) <= 3, "once for each thing that gRPC says"
-    assert any("etcd answers again" in line for line in log)
+    assert any("etcd responds again" in line for line in log)
 
 
 @inside
@@ -860,7 +860,7 @@ def test_tls_files_are_replaced_one_after_the_other() -> None:
         server.start()
         wait_for_line(log, "etcd's TLS files cannot be used")
         (directory / "client.key").write_bytes(new_key)
-        wait_for_line(log, "etcd answers again, after ")
+        wait_for_line(log, "etcd responds again, after ")
         assert again(lambda: store.renew(lease)).subnets == lease.subnets
     assert any("the TLS files for etcd were replaced" in line for line in log)
 

@@ -84,7 +84,7 @@ def test_etcd_killed_and_restarted(pair: Pair) -> None:
         pair.follows(201)
     assert traffic.lost == 0
     assert pair.etcd.leases() == before
-    assert pair.daemons["node1"].log.count("etcd watch channel") == pair.daemons["node1"].log.count("etcd answers again") == 1
+    assert pair.daemons["node1"].log.count("etcd watch channel") == pair.daemons["node1"].log.count("etcd responds again") == 1
 
 
 @pytest.mark.parametrize("how", ["revoked", "deleted"])
@@ -298,7 +298,7 @@ def test_client_certificate_expires_and_another_one(bin_dir: Path, tmp_path: Pat
         assert has_route(cluster, "node1", 201)
         servers.sign(made, "client", days=2)
         use(pki, made)
-        daemon.until_logged("etcd answers again")
+        daemon.until_logged("etcd responds again")
         etcd.wait()
         assert etcd.leases() == before
         check_follows(cluster, etcd, ("node1",), 202)

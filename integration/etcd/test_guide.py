@@ -242,7 +242,8 @@ def check_links(cluster: Cluster, name: str) -> None:
     link_local = rf"\n    inet6 fe80::[0-9a-f:]+/64 scope link (?:\S+ )*{life}"
     up = r"<BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue"
     link = r"group default (?:qlen 1000)?"
-    host_end = rf"veth[0-9a-f]{{8}}@if\d+: {up} master cni0 state UP {link}\n    {mac} link-netns \S+{link_local}\n"
+    host_end = rf"veth[0-9a-f]{{8}}@if\d+: {up} master cni0 state UP {link}\n    {mac} link-netns \S+\n"
+    host_end += rf"    altname cni:\S+{link_local}\n"
     for what in (
         rf"flannel\.1: {up} state UNKNOWN {link}\n    {mac}\n    inet {net}\.0/32 scope global flannel\.1{life}{link_local}",
         rf"cni0: {up} state UP {link}\n    {mac}\n    inet {net}\.1/24 brd {net}\.255 scope global cni0{life}{link_local}",

@@ -37,6 +37,7 @@ TESTS = {
         "integration/kernel/test_flanneld_ipip.py",
         "integration/kernel/test_recorded.py",
         "tests/netns/test_bridge_options.py::test_vlan",
+        "tests/netns/test_vrf.py",
     ],
     "qemu": [
         "integration/kernel/test_flanneld_wireguard.py",

@@ -27,12 +27,16 @@ SOURCES = [
 ]
 
 
+AMBIGUOUS = {"bridge", "macvlan", "ipvlan", "vlan", "dummy", "tap", "vrf", "firewall"}
+"""Names that are words of the kernel or of other parts, too: a list of these alone is none of plugins."""
+
+
 def plugin_lists(source: str) -> Iterator[tuple[int, set[str]]]:
     """Line and names of each literal that holds the names of two plugins or more."""
     for node in ast.walk(ast.parse(source)):
         members = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
         names = {member.value for member in members if isinstance(member, ast.Constant) and member.value in PLUGINS}
-        if len(names) > 1:
+        if len(names) > 1 and names - AMBIGUOUS:
             yield node.lineno, names
 
 

@@ -487,7 +487,7 @@ def test_route_of_scope_link_has_no_gateway(host: Host) -> None:
 def test_route_that_cannot_be_is_refused_with_the_kernels_words(host: Host) -> None:
     reply = refused(host, bridge_conf(ipam={"routes": [{"dst": "10.7.0.0/16", "gw": "192.0.2.1"}]}), host.netns("c1"))
     assert reply.code == 101
-    assert "ip route add 10.7.0.0/16 via 192.0.2.1 dev eth0" in reply.json["msg"]
+    assert "ip route add 10.7.0.0/16 via 192.0.2.1 dev eth0" in reply.json["details"]
     assert "Nexthop has invalid gateway" in reply.json["details"]
     assert host.files("/var/lib/cni/networks/net").keys() <= {"/var/lib/cni/networks/net/last_reserved_ip.0"}
 

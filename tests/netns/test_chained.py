@@ -10,6 +10,7 @@ import pytest
 
 from support import faults
 from support.chained import CHAINS, Chain, Pods
+from support.mains import has_kind
 from support.namespaces import Host
 from support.pods import words
 
@@ -19,7 +20,17 @@ FEWEST = 4  # kills, however long they take on a machine that has a lot else to 
 PREFERRED = ("sysctl -w net/ipv", "/run/cni-py")
 """Steps that ADD can do without: it says so in the journal."""
 
-every_chain = pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
+every_chain = pytest.mark.parametrize(
+    "chain",
+    [
+        pytest.param(
+            chain,
+            id=name,
+            marks=[pytest.mark.skipif(not has_kind(chain.kind), reason=f"this kernel has no links of kind {chain.kind}")],
+        )
+        for name, chain in CHAINS.items()
+    ],
+)
 
 
 @pytest.fixture

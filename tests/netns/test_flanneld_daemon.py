@@ -599,7 +599,7 @@ def test_after_a_reboot_it_forwards_by_what_was_saved_and_confirms_it_later(two:
     assert flanneld.log.count("still without the datastore") == 1
 
     away.rename(two.datastore)
-    flanneld.wait_for_log("the datastore answers again, and our lease of")
+    flanneld.wait_for_log("the datastore responds again, and our lease of")
     assert "by what was saved" not in flanneld.wait_for_notice("READY=1")
     assert two.unreached() == []
     assert second.flanneld

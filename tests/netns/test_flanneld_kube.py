@@ -197,7 +197,7 @@ def node_without_the_api(directory: str, away: str) -> dict[str, Any]:
         server.put(node(4, **vxlan(4)))
         server.faults.clear()
         with server:
-            until(lambda: "the datastore answers again, and our lease of" in log_path.read_text(), log_path.read_text)
+            until(lambda: "the datastore responds again, and our lease of" in log_path.read_text(), log_path.read_text)
             until(lambda: has_routes("10.244.2.0/24", "10.244.4.0/24"), log_path.read_text)
             return found | {"said": "forwarding by what was saved" in log_path.read_text()}
     finally:

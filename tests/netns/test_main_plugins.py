@@ -15,7 +15,7 @@ import pytest
 
 from support import faults
 from support.agents import Agent
-from support.mains import MAINS, missing, parameters, prepare
+from support.mains import IPAM, MAINS, has_kind, missing, parameters, prepare
 from support.namespaces import GONE, Host, Sandbox
 from support.pods import add, addresses, check, delete, gc, link, state, words
 
@@ -254,6 +254,19 @@ def test_two_addresses_of_one_subnet(host: Host) -> None:
         host.run(f"ping -qc1 -W2 {address}")
 
 
+def test_route_of_the_ipam_plugin_to_the_subnet_itself(host: Host) -> None:
+    """As of a flannel network of one subnet: Go fails ("file exists")."""
+    pod = host.netns("c1")
+    ipam = IPAM | {"routes": [{"dst": "10.1.0.0/24"}, {"dst": "fd00:1::/64"}, {"dst": "0.0.0.0/0"}]}
+    conf = MAINS["ptp"].conf("ptp", ipam=ipam)
+    result = add(host, conf, pod)
+    assert check(host, conf, pod, result).rc == 0
+    for family, subnet in ((4, "10.1.0.0/24"), (6, "fd00:1::/64")):
+        [route] = host.json(f"ip -j -{family} route show {subnet}", pod)
+        assert route["gateway"]
+        assert route["prefsrc"]
+
+
 def test_stale_route_to_an_address_is_replaced(host: Host) -> None:
     """A veth of a crashed plugin has the route to the address that the pod gets."""
     host.run(
@@ -280,8 +293,6 @@ def test_name_of_the_sandbox_may_be_taken_on_the_host(host: Host, plugin: str) -
 @pytest.mark.parametrize("plugin", ["macvlan", "ipvlan", "vlan", "dummy"])
 def test_kernel_without_links_of_the_kind_is_named(host: Host, plugin: str) -> None:
     """CONFIG_…: of ADD with nothing left, and of STATUS."""
-    from support.mains import has_kind
-
     pod = host.netns("c1")
     conf = MAINS[plugin].conf(plugin)
     if has_kind(plugin):
@@ -488,6 +499,35 @@ def test_delegate_of_flannel(host: Host, plugin: str) -> None:
     after = state(host, pod)
     assert (after["files"], after["records"], after[str(pod)]) == (before["files"], before["records"], before[str(pod)])
     assert host.host_ends() == ["nic1", "nic2", "up0", "up1", "wire1", "wire2"]
+
+
+# --- several networks in one pod --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
+def test_every_plugin_in_one_pod(host: Host, backwards: bool) -> None:
+    """As Multus attaches them: each its interface and its network; each can be checked beside the others, and deleted first."""
+    pod = host.netns("c1")
+    before = state(host, pod)
+    plugins = [plugin for plugin, main in MAINS.items() if has_kind(main.kind)]
+    confs = {}
+    for number, plugin in enumerate(plugins):
+        subnet = {
+            "type": "host-local",
+            "ranges": [[{"subnet": f"10.{number}.0.0/24"}]],
+            "routes": [{"dst": f"172.16.{number}.0/24"}],
+        }
+        confs[plugin] = MAINS[plugin].conf(plugin, name=f"net{number}", ipam=subnet, mtu=0)
+    results = {plugin: add(host, confs[plugin], pod, ifname=f"net{number}") for number, plugin in enumerate(plugins)}
+    for number, plugin in reversed(list(enumerate(plugins))) if backwards else enumerate(plugins):
+        options = {"ifname": f"net{number}"}
+        assert check(host, confs[plugin], pod, results[plugin], **options).rc == 0, plugin
+        gc(host, confs[plugin], ("c1", options["ifname"]))
+        assert check(host, confs[plugin], pod, results[plugin], **options).rc == 0, plugin
+        delete(host, confs[plugin], pod, **options)
+    after = state(host, pod)
+    assert (after["files"], after["records"]) == (before["files"], before["records"])
+    assert after[str(pod)]["addresses"] == before[str(pod)]["addresses"]
 
 
 # --- with the agent ---------------------------------------------------------------------------------------------------

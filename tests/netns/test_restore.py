@@ -131,6 +131,20 @@ def test_rules_of_iptables_are_restored(host: Host) -> None:
     assert lost(host) == []
 
 
+def test_rules_of_the_firewall_plugin_are_restored(host: Host) -> None:
+    pod = host.netns("c1")
+    result = host.ok("bridge", "ADD", CONF, sandbox=pod)
+    conf = {"cniVersion": "1.1.0", "name": "net", "type": "firewall", "backend": "iptables", "ingressPolicy": "same-bridge"}
+    host.ok("firewall", "ADD", conf, sandbox=pod, prev=result)
+    assert lost(host) == []
+    host.run("nft flush ruleset")
+    assert host.call("firewall", "CHECK", conf, sandbox=pod, prev=result).code == 103
+    assert ("c1", restore.RESTORED) in lost(host)
+    assert host.call("firewall", "CHECK", conf, sandbox=pod, prev=result).rc == 0
+    host.ok("firewall", "DEL", conf, sandbox=pod, prev=result)
+    assert lost(host) == []
+
+
 def test_repair_is_a_command(host: Host, cni_py: Path) -> None:
     attach(host, "c1", 8080)
     host.run(FLUSH)

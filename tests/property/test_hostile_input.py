@@ -143,6 +143,7 @@ BASES: dict[str, dict[str, Any]] = {
     "vlan": {"master": "up0", "vlanId": 7, "ipam": IPAM},
     "dummy": {"ipam": IPAM},
     "tap": {"ipam": IPAM},
+    "host-device": {"device": "nic0", "ipam": IPAM},
     "static": {"ipam": {"type": "static", "addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]}},
     "sbr": {"prevResult": PREVIOUS},
     "firewall": {"prevResult": PREVIOUS, "ingressPolicy": "same-bridge"},
@@ -170,6 +171,8 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ipvlan": {"master": IFNAMES, "mode": TEXT, "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
     "vlan": {"master": IFNAMES, "vlanId": st.integers(), "mtu": st.integers(), "linkInContainer": st.booleans(), "ipam.type": TEXT},
     "dummy": {"ipam.type": TEXT, "ipam.dataDir": PATHS},
+    "host-device": {"device": IFNAMES, "hwaddr": TEXT, "kernelpath": PATHS | st.sampled_from(["/sys/devices/../class", "/sys/devices/"]),
+                    "pciBusID": PATHS, "runtimeConfig.deviceID": PATHS, "ipam.type": TEXT},
     "tap": {"mtu": st.integers(), "mac": TEXT, "owner": st.integers(), "group": st.integers(), "bridge": IFNAMES,
             "multiQueue": st.booleans(), "selinuxContext": TEXT, "ipam.type": TEXT},
     "static": {"ipam.addresses": st.lists(st.fixed_dictionaries({"address": TEXT, "gateway": TEXT}), max_size=2),
@@ -403,6 +406,7 @@ def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
     host.write_subnet_env()
     host.netns("c1")
     host.run("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up")
+    host.run("ip link add nic0 type veth peer name wire0")
     if plugin == "portmap":  # the pod is behind a link with this name
         host.run("ip link add 'a\"};{' type veth peer name w1; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
     if PLUGINS[plugin].kind == "meta" and plugin != "flannel":

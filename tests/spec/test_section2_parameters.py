@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cni_py import plugin_table
 from support.namespaces import Host, Sandbox
 from support.spec_cases import (
     PLUGINS,
@@ -241,9 +242,10 @@ ODD_ARGS = (
     'IgnoreUnknown=1;K8S_POD_NAME=web;K8S_ANNOT={"selector":"app=web"}',
 )  # fmt: skip
 READERS = {
-    "flannel": ["ADD"], "bridge": ["ADD"], "ptp": ["ADD"], "host-local": ["ADD"],
-    "static": ["ADD", "CHECK"], "tuning": ["ADD", "CHECK"],
-}  # fmt: skip
+    **{plugin: ["ADD"] for plugin, row in plugin_table.PLUGINS.items() if row.gives_addresses},
+    "static": ["ADD", "CHECK"],
+    "tuning": ["ADD", "CHECK"],
+}
 """Verbs that read CNI_ARGS, or hand them to a plugin that does."""
 
 

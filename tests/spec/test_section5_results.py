@@ -151,10 +151,22 @@ def test_old_version_cannot_say_that_there_is_no_address(node: Host, sandbox: Sa
     network = {"name": "l2", "type": "bridge", "cniVersion": version, "bridge": "l2br"}
     of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
     error = error_of(node.call("bridge", "ADD", network, **of))
-    assert error["code"] == 7
-    assert version in error["msg"]
+    assert (error["code"], error["msg"]) == (7, "cannot convert: no valid IP addresses")
+    assert version in error["details"]
     node.ok("bridge", "DEL", network, **of)
     assert not node.json("ip -j link show master l2br")
+
+
+@pytest.mark.parametrize("version", OLD)
+@pytest.mark.parametrize("plugin", ["bridge", "host-local", "ptp"])
+def test_del_succeeds_where_add_refuses_the_version(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
+    """Two addresses of a family, which these versions cannot express."""
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "10.1.3.0/24"}]]}
+    network = conf(plugin, version, ipam=ipam)
+    of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
+    assert code_of(node.call(plugin, "ADD", network, **of)) == 7
+    for _ in range(2):
+        node.ok(plugin, "DEL", network, **of)
 
 
 def test_result_of_layer_2_has_no_addresses(node: Host, sandbox: Sandbox) -> None:

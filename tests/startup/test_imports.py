@@ -270,7 +270,8 @@ def test_main_plugin_with_static_addresses(client: Client, host: Host, plugin: s
     """No packet filter where nothing is masqueraded, and no reservations."""
     host.run("ip link add up0 type veth peer name up1")
     ipam = {"type": "static", "addresses": [{"address": "10.1.2.5/24", "gateway": "10.1.2.1"}]}
-    keys = {"master": "up0", "device": "up0", "delegateMode": "native", "ipam": ipam}
+    own = {"macvlan": {"master": "up0"}, "host-device": {"device": "up0"}}.get(plugin, {})
+    keys = own | {"delegateMode": "native", "ipam": ipam}
     conf = {"cniVersion": "1.1.0", "name": "net", "type": plugin} | keys
     env = {"CNI_CONTAINERID": "c1", "CNI_NETNS": str(host.netns("c1")), "CNI_IFNAME": "eth0"}
     client.run_in(host, plugin, conf, CNI_COMMAND="ADD", **env)  # the first of a boot sweeps

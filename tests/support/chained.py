@@ -23,6 +23,7 @@ class Chain:
     conf: dict[str, Any]
     main: dict[str, Any] = field(default_factory=lambda: BRIDGE)
     setup: str = ""  # a script on the host, before everything else
+    kind: str = ""  # of links that a kernel may lack
 
     @property
     def plugin(self) -> str:
@@ -48,6 +49,8 @@ CHAINS = {
             txQLen=777,
         )
     ),
+    "vrf": Chain(meta_conf("vrf", vrfname="blue"), kind="vrf"),
+    "vrf-table": Chain(meta_conf("vrf", vrfname="blue", table=300), kind="vrf"),
     "sbr": Chain(meta_conf("sbr")),
     "sbr-hints": Chain(meta_conf("sbr", addSourceHints=True, gateways=["10.1.0.9"])),
     "sbr-table": Chain(meta_conf("sbr", table=300)),

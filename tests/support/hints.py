@@ -77,6 +77,8 @@ def _expressions(node: ast.AST) -> Iterator[ast.expr]:
         names = [getattr(one, "id", getattr(one, "attr", "")) for one in targets]
         if any(name in NAMES for name in names):
             yield node.value
+    if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "TABLE" and isinstance(node.value, ast.Dict):
+        yield from node.value.values  # kernel/refusals.py: sentence and hint
     if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS:
         yield from (one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None)
 

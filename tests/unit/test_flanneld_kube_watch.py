@@ -260,7 +260,7 @@ def test_outage_of_any_kind_keeps_the_leases_and_heals(
     watcher.wait_for_count(2)
     assert all(len(leases) >= 1 for leases in watcher.sets[1:])
     log = capfd.readouterr().err
-    assert log.count("the last known nodes stay") == log.count("answers again") <= 4
+    assert log.count("the last known nodes stay") == log.count("responds again") <= 4
     assert log.count("the last known nodes stay") >= 1
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -19,6 +20,7 @@ from cni_py.flanneld import backends
 from cni_py.flanneld.lease import Attributes, NotALease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.stores.etcd_leases import Leases
+from cni_py.flanneld.stores.lease_file import LeaseFile
 
 IP, IP6, MAC = IPv4Address("192.168.123.11"), IPv6Address("2001:db8::1"), "a6:3a:2f:6a:cd:4c"
 VXLAN = {"VNI": 1, "VtepMAC": MAC}
@@ -176,3 +178,29 @@ def test_overlap(one: str, other: str, do: bool) -> None:
     first, second = Subnets.from_key(one), Subnets.from_key(other)
     assert first.overlap(second) is do
     assert second.overlap(first) is do
+
+
+@pytest.mark.parametrize("key", ["Network", "Backend", "later"])
+@pytest.mark.parametrize("depth", [40, 985, 5000])
+def test_configuration_that_is_nested_deep_is_refused(key: str, depth: int) -> None:
+    with pytest.raises(InvalidConfig, match="nested more than 32 deep"):
+        NetworkConfig.parse(f'{{"Network": "10.244.0.0/16", "{key}": {"[" * depth}{"]" * depth}}}')
+
+
+def test_entry_of_a_file_keeps_what_a_person_added_as_long_as_it_says_the_same() -> None:
+    subnets = Subnets(IPv4Network("10.244.91.0/24"))
+    entry = {"publicip": str(IP), "BackendType": "vxlan", "BackendData": {**VXLAN, "rack": 7}, "note": "mine"}
+    content = LeaseFile(json.dumps({"config": {}, "leases": {subnets.as_key(): entry}}).encode())
+    [lease] = content.leases().values()
+    content.put(lease)
+    assert json.loads(content.as_text())["leases"][subnets.as_key()] == {
+        "PublicIP": str(IP),
+        "PublicIPv6": None,
+        "BackendType": "vxlan",
+        "BackendData": {**VXLAN, "rack": 7},
+        "note": "mine",
+        "Expires": None,
+    }
+    content.put(replace(lease, attributes=replace(lease.attributes, backend_data={**VXLAN, "VNI": 2})))
+    assert content.leases()[subnets].attributes.backend_data == {**VXLAN, "VNI": 2}
+    assert LeaseFile(content.as_text()).leases() == content.leases()

@@ -72,7 +72,7 @@ class Node:
             Health("", 0),
             {},
             lambda _: None,
-            lambda subnets: self.host_reasons.get(subnets, ""),
+            lambda subnets: next((reason for of, reason in self.host_reasons.items() if of.overlap(subnets)), ""),
         )
         self.following.start({}, is_confirmed=True)
 

@@ -25,6 +25,9 @@ TLS = "integration/etcd/test_tls_errors.py"
 COMMANDS = {
     # CHECK: each command is typed after each change, and CHECK then finds nothing
     "ip link set {} up": CHECKED,
+    "ip link set {} name {}": CHECKED,
+    "ip link set {} mtu {}": CHECKED,
+    "ip link set {} address {}": CHECKED,
     "{} address {}": CHECKED,
     "{} mtu {}": CHECKED,
     "ip addr add {} dev {}{}": CHECKED,
@@ -38,9 +41,6 @@ COMMANDS = {
     "ip link set {} type bridge vlan_filtering 1": VLANS,
     "bridge vlan add dev {} vid {}{}": VLANS,
     "bridge vlan del dev {} vid {}": VLANS,
-    "ip link set {} mtu {}": CHECKED,
-    "ip link set {} address {}": CHECKED,
-    "ip link set {} name {}": CHECKED,
     "tc qdisc replace dev {} root handle 1: {}": BANDWIDTH,
     "{} dev {} ingress; tc filter add dev {} parent ffff: protocol all prio 1 u32 match u32 0 0 action mirred egress redirect dev {}": (
         BANDWIDTH
@@ -112,7 +112,6 @@ UNFILLED = {
     'add to its "leases", for example, "10.244.1.0-24": {}',
     "if the pod was deleted, list what is left of it: cni-py sweep --dry-run; {}",
     "install it, or check the configuration's type and delegateMode: {}",
-    'IPv6 is disabled on "{}": {}',
 }
 """Hints that end with a value, which is no command."""
 

@@ -43,6 +43,7 @@ SAMPLES: list[tuple[str, Message]] = [
         "fibmsg",
         {"family": 2, "src_len": 32, "table": 100, "action": 1, "FRA_SRC": HERE, "FRA_TABLE": 100, "FRA_PRIORITY": 32765},
     ),
+    ("ifinfmsg", link("vrf", {"IFLA_VRF_TABLE": 100})),
     ("tcmsg", {"index": 4, "handle": 0x10000, "parent": 0xFFFFFFFF, "info": 0x10300, "TCA_KIND": "tbf"}),
     ("ifinfmsg", {"IFLA_IFNAME": "a" * 15, "IFLA_EXT_MASK": 8}),
     ("ifinfmsg", {"index": 4, "IFLA_ADDRESS": "c2:11:22:33:44:55", "IFLA_MTU": 65535, "IFLA_MASTER": 0, "IFLA_TXQLEN": 0}),

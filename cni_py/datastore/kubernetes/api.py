@@ -3,9 +3,9 @@
 urllib3 is imported here alone, and only where the Kubernetes API is used. Why it and no client of
 Kubernetes': the watch must be closable from another thread, end when the peer is silent, and ask for
 bookmarks, which keep the point from which it goes on young; and such clients build every field of every
-node, of which three are looked at.
+node, of which three are read.
 
-Every call answers or raises within ``READ_SECONDS``, or what a program takes that makes credentials; nothing is
+Every call returns or raises within ``READ_SECONDS``, or what a program takes that makes credentials; nothing is
 retried here. Credentials and certificates are replaced while we run: each call looks whether files are others
 or what a program gave has expired, and what the API refused is read again with the next call.
 
@@ -40,7 +40,7 @@ WATCH_SECONDS = 300
 WATCH_READ_SECONDS = 330.0
 PAGE = 500
 MAX_BYTES = 64 << 20
-"""Of an answer; a larger page is asked for in parts."""
+"""Limit of a response; a larger page is asked for in parts."""
 MAX_LINE_BYTES = 16 << 20
 USER_AGENT = "cni-py-flanneld"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -55,7 +55,7 @@ KEEPALIVE = [
 
 
 class Gone(StoreError):
-    """What we know is too old to go on from: list again."""
+    """The known version is too old to go on from: list again."""
 
 
 class TooLarge(Refused):
@@ -89,7 +89,7 @@ class KubeApi:
         if not self._access.has_tls and (text := warning_about(str(self), self._access.credentials)):
             klog.warning(text)
         if not self._access.is_verified:
-            klog.warning(f"insecure-skip-tls-verify: whoever answers for {self} is believed, and gets our credentials")
+            klog.warning(f"insecure-skip-tls-verify: any server that responds for {self} is trusted, and gets our credentials")
             self._urllib3.disable_warnings(self._urllib3.exceptions.InsecureRequestWarning)  # one for each request
 
     def __str__(self) -> str:
@@ -185,7 +185,7 @@ class KubeApi:
             body += block
         if len(body) > MAX_BYTES:
             response.close()
-            raise TooLarge(f"{self} answers with more than {MAX_BYTES >> 20} MiB")
+            raise TooLarge(f"{self} responds with more than {MAX_BYTES >> 20} MiB")
         return body
 
     def _open(
@@ -219,7 +219,7 @@ class KubeApi:
             words = _message(response.read(65536))
         finally:
             response.close()
-        what = f"{self} answers {method} {path.partition('?')[0]} with {response.status}: {words}"
+        what = f"{self} responds to {method} {path.partition('?')[0]} with {response.status}: {words}"
         if response.status == 401:
             self._access.refuse()
             hint = "the token or the client certificate is not accepted: has it expired?"
@@ -249,7 +249,7 @@ class KubeApi:
         except (errors.HTTPError, OSError) as error:
             raise Unavailable(f"{self} does not answer: {_reason(error)}", self._access.fault()) from error
         except ValueError as error:
-            raise Unavailable(f"{self} answers with what is no JSON: {error}") from error
+            raise Unavailable(f"{self} responds with what is no JSON: {error}") from error
 
 
 class Watch:
@@ -275,7 +275,7 @@ class Watch:
                 yield from (_event(line) for line in lines if line.strip())
 
     def shut(self) -> None:
-        """From another thread: who reads it comes to the end."""
+        """End it from another thread: its reader comes to the end."""
         with suppress(ValueError, RuntimeError):  # it has just come there
             self._response.shutdown()
 
@@ -309,7 +309,7 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def _message(text: bytes) -> str:
-    """What the Status object says, or the begin of something else."""
+    """Return what the Status object says, or the begin of something else."""
     try:
         return str(_object(text).get("message") or "no message")
     except ValueError:
@@ -317,6 +317,6 @@ def _message(text: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Without the address of an object in memory."""
+    """Return it without the address of an object in memory."""
     reason = str(getattr(error, "reason", None) or error)
     return reason.rpartition("object at 0x")[2].partition(": ")[2] or reason if "object at 0x" in reason else reason

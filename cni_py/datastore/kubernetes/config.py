@@ -1,7 +1,7 @@
-"""How the Kubernetes API is reached: a kubeconfig, or what a pod is given. Reads files, runs programs; opens no connection.
+"""Access to the Kubernetes API: a kubeconfig, or what a pod is given. Reads files, runs programs; opens no connection.
 
 In the order of Go's client: ``-kube-api-url`` and ``-kubeconfig-file``, of which the URL overrides that in
-the file; with neither, the service account of the pod. ``~/.kube/config`` and ``KUBECONFIG`` are not looked at.
+the file; with neither, the service account of the pod. ``~/.kube/config`` and ``KUBECONFIG`` are not read.
 A program that makes credentials (``exec``) is run when they are needed. What we cannot do (``auth-provider``,
 ``proxy-url``) is refused by name.
 
@@ -52,7 +52,7 @@ class _Extension(_Part):
 
 
 class Cluster(_Part):
-    """Where the API is, and whom we believe."""
+    """The API server, and which certificates are trusted."""
 
     server: str = ""
     ca_file: str = Field("", alias="certificate-authority")
@@ -64,7 +64,7 @@ class Cluster(_Part):
 
 
 class User(_Part):
-    """Who we are. Nothing of it is ever shown."""
+    """Our credentials. Nothing of them is ever shown."""
 
     token: str = Field("", repr=False)
     token_file: str = Field("", alias="tokenFile")
@@ -136,7 +136,7 @@ class Access:
 
     @property
     def credentials(self) -> list[str]:
-        """What is given for this server, in words."""
+        """Return what is given for this server, in words."""
         user, cluster = self._user, self._cluster
         given = [
             ("the token", user.token or user.token_file),
@@ -152,12 +152,12 @@ class Access:
         self._is_refused = True
 
     def is_current(self) -> bool:
-        """False where a file was replaced, what a program gave has expired, or the API refused it: find the access anew."""
+        """False where a file was replaced, what a program gave has expired, or the API refused it: find the access again."""
         has_expired = self._credential is not None and self._credential.has_expired
         return not (self._is_refused or has_expired) and certificates.stamp(self._files) == self._stamp
 
     def headers(self) -> dict[str, str]:
-        """Who we are. A token's file is read each time, for kubelet replaces it within the hour. Raises: InvalidConfig."""
+        """Return our credentials. A token's file is read each time: kubelet replaces it hourly. Raises: InvalidConfig."""
         user = self._user
         if user.token_file:
             return {"Authorization": f"Bearer {self._read('token', user.token_file).decode(errors='replace').strip()}"}
@@ -169,11 +169,11 @@ class Access:
         return {}
 
     def tls(self) -> ssl.SSLContext:
-        """With the certificate that the program gives, where there is one. Raises: InvalidConfig."""
+        """Return the context with the certificate that the program gives, where there is one. Raises: InvalidConfig."""
         return self._context(self._of_program())
 
     def fault(self) -> str:
-        """Which certificate has expired, or which file cannot be read; "" where it is something else."""
+        """Return which certificate has expired, or which file cannot be read; "" where it is something else."""
         ours = self._user.certificate_file or f"{self._kubeconfig}: client-certificate-data"
         authority = self._cluster.ca_file or f"{self._kubeconfig}: certificate-authority-data"
         try:
@@ -190,17 +190,17 @@ class Access:
         return self._credential
 
     def _for_program(self) -> dict[str, Any]:
-        """What a program may be told of the cluster."""
+        """Return what a program may know of the cluster."""
         cluster = self._cluster
         extensions = {extension.name: extension.content for extension in cluster.extensions}
-        told = {
+        known = {
             "server": self.server,
             "tls-server-name": cluster.server_name,
             "insecure-skip-tls-verify": cluster.insecure,
             "certificate-authority-data": base64.b64encode(self._authority()).decode(),
             "config": extensions.get(EXEC_EXTENSION),
         }
-        return {key: value for key, value in told.items() if value}
+        return {key: value for key, value in known.items() if value}
 
     def _authority(self) -> bytes:
         return self._cluster.ca_data or self._read_if_named("certificate-authority", self._cluster.ca_file)
@@ -249,7 +249,7 @@ class Access:
 
 
 def find_access(url: str, kubeconfig: str, environ: Mapping[str, str], account: str = SERVICE_ACCOUNT) -> Access:
-    """By the options, else by what the pod is given. Raises: InvalidConfig."""
+    """Find it by the options, else by what the pod is given. Raises: InvalidConfig."""
     if kubeconfig:
         return read_kubeconfig(kubeconfig, url)
     if url:
@@ -284,7 +284,7 @@ def read_kubeconfig(path: str, url: str = "") -> Access:
     clusters = {entry.name: entry.cluster for entry in config.clusters}
     users = {entry.name: entry.user for entry in config.users} | {"": User()}
     if context.cluster not in clusters or context.user not in users:
-        raise InvalidConfig(f'{path}: the context "{config.current_context}" names a cluster or a user that is not there')
+        raise InvalidConfig(f'{path}: the context "{config.current_context}" names a cluster or a user that does not exist')
     cluster = clusters[context.cluster]
     cluster = cluster.model_copy(update={"server": url}) if url else cluster
     return Access(cluster, users[context.user], path)
@@ -302,7 +302,7 @@ def _parse(text: bytes, path: str) -> _Kubeconfig:
 
 
 def _where(error: Exception) -> str:
-    """What is wrong, and in which line; not the line itself, which may be a key."""
+    """Return what is wrong, and in which line; not the line itself, which may be a key."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", "")
     return f"line {mark.line + 1}: {problem}" if mark else str(error)
 

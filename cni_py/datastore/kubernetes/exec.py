@@ -1,7 +1,7 @@
 """Credentials of a program that a kubeconfig names: ``exec`` of a user, as kubectl runs it for managed clusters.
 
 The program gets the ExecCredential that it shall fill in KUBERNETES_EXEC_INFO, and prints it filled, with a token or
-a client certificate and perhaps its end. It gets no terminal: nobody sits before a daemon.
+a client certificate and perhaps its end. It gets no terminal: a daemon has none.
 
 Source: kubernetes/client-go plugin/pkg/client/auth/exec, pkg/apis/clientauthentication (v1, v1beta1).
 """
@@ -25,7 +25,7 @@ from cni_py.errors import InvalidConfig
 SECONDS = 30.0
 OUTPUT_BYTES = 1 << 20
 SHOWN_BYTES = 1000
-"""So much of what a program says on standard error is told."""
+"""Limit of what an error quotes of a program's standard error."""
 
 
 class _Part(BaseModel):
@@ -98,7 +98,7 @@ def _credential(program: Program, output: bytes) -> Credential:
     except ValidationError as error:
         raise _failed(program, f"its output is no ExecCredential: {faults(error)}") from error
     if answer.version != program.version:
-        raise _failed(program, f'it answers in apiVersion "{answer.version}", the kubeconfig says "{program.version}"')
+        raise _failed(program, f'it replies in apiVersion "{answer.version}", the kubeconfig says "{program.version}"')
     found = answer.status
     if bool(found.certificate) != bool(found.key) or not (found.token or found.key):
         raise _failed(program, "it gave neither a token nor a certificate with its key")
@@ -106,7 +106,7 @@ def _credential(program: Program, output: bytes) -> Credential:
 
 
 def faults(error: ValidationError) -> str:
-    """What is wrong by its key, a line each; the value is not shown."""
+    """Return what is wrong by its key, a line each; the value is not shown."""
     return "\n".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors())
 
 

@@ -1,4 +1,4 @@
-"""The ways to the other nodes, a module each: what it publishes, and what it desires the kernel to hold.
+"""The back ends, a module each: what it publishes, and what it desires the kernel to hold.
 
 A module has ``TYPE`` (as in the network configuration), ``Config`` (the keys of its Backend object, with
 ``check_network`` where not every network suits them) and ``Backend(config, network, external)``, a :class:`Backend`. Making one
@@ -49,7 +49,7 @@ DEVICES = (("vxlan", "flannel."), ("vxlan", "flannel-v6."), ("wireguard", "flann
 MIN_MTU = {4: 576, 6: 1280}
 """Bytes that a pod's packet must be allowed to have, by its family."""
 ENDING = Event()
-"""Set for good when flanneld is told to end, in whatever thread: what a back end waits for it gives up."""
+"""Set permanently when flanneld is to end, in whatever thread: what a back end waits for it gives up."""
 
 _SECRET = ("PSK",)
 
@@ -72,7 +72,7 @@ class BackendConfig(BaseModel):
 
     @classmethod
     def unknown(cls, raw: dict[str, Any]) -> list[str]:
-        """Keys that no flanneld looks at: slips of the pen, mostly."""
+        """Return keys that no flanneld reads: typing errors, mostly."""
         return [key for key in raw if key.lower() not in cls._aliases() and key.lower() != "type"]
 
     @classmethod
@@ -82,7 +82,7 @@ class BackendConfig(BaseModel):
 
     @classmethod
     def _aliases(cls) -> dict[str, str]:
-        """By a key in lower case: as it is written."""
+        """Return the keys as they are written, by lower case."""
         return {(field.alias or name).lower(): field.alias or name for name, field in cls.model_fields.items()}
 
     def commands(self) -> list[str]:
@@ -90,7 +90,7 @@ class BackendConfig(BaseModel):
         return []
 
     def check_network(self, network: NetworkConfig) -> None:
-        """What no node could use in this network, whatever its interface. Raises: InvalidConfig, UnsupportedField."""
+        """Check what no node could use in this network, whatever its interface. Raises: InvalidConfig, UnsupportedField."""
 
 
 def _found(fault: Any) -> str:
@@ -99,14 +99,14 @@ def _found(fault: Any) -> str:
 
 
 class Backend(ABC):
-    """What the daemon needs of one. ``mtu``: what a pod's packet may be, FLANNEL_MTU."""
+    """A back end as the daemon needs it. ``mtu``: what a pod's packet may be, FLANNEL_MTU."""
 
     mtu: int
 
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: B027 — as all that follow: not every one needs it
         """Read and open what the other methods go by; called once, before there is a lease. Raises: CniError.
 
-        So a kernel that lacks what it needs is refused before others hear of the node. ``former``: what the node's last
+        So a kernel that lacks what it needs is refused before others receive the node's lease. ``former``: what the node's last
         lease said, before a reboot it may be.
         """
 
@@ -117,14 +117,14 @@ class Backend(ABC):
 
     @abstractmethod
     def attributes(self) -> Attributes:
-        """What the own lease says; after :meth:`prepare`."""
+        """Return what the own lease says; after :meth:`prepare`."""
 
     def own_entries(self, own: Lease) -> Sequence[Entry]:  # noqa: ARG002
-        """What the node itself needs, whatever peers there are: addresses, kernel parameters, routes. Pure."""
+        """Return what the node itself needs, whatever peers there are: addresses, kernel parameters, routes. Pure."""
         return ()
 
     def peer_entries(self, lease: Lease) -> Iterable[tuple[int, Sequence[Entry]]]:  # noqa: ARG002
-        """What leads to a peer, by family: all of a family's entries, or none of them, are made. Pure."""
+        """Return what leads to a peer, by family: all of a family's entries, or none of them, are made. Pure."""
         return ()
 
     def faults(self, lease: Lease) -> Iterable[tuple[int, str]]:  # noqa: ARG002
@@ -159,12 +159,12 @@ def check(network: NetworkConfig) -> Any:
 
 
 def is_device(link: Link) -> bool:
-    """Whether a flanneld of whatever configuration made this link."""
+    """Return whether a flanneld of whatever configuration made this link."""
     return any(link.kind == kind and link.name.startswith(prefix) for kind, prefix in DEVICES)
 
 
 def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:
-    """What a tunnel leaves of an MTU, which is that of ``what``, for a pod's packet. Raises: InvalidConfig."""
+    """Return what a tunnel leaves of an MTU, which is that of ``what``, for a pod's packet. Raises: InvalidConfig."""
     mtu = outer - overhead
     if mtu < MIN_MTU[version]:
         raise InvalidConfig(
@@ -176,8 +176,9 @@ def pod_mtu(outer: int, overhead: int, version: int, what: str) -> int:
 
 def lacks(lease: Lease, version: int) -> str:
     """Return what a lease lacks for its node to be reached by this family; empty: nothing."""
-    subnet, address = lease.subnets.only(version).each(), version in lease.versions
-    if subnet and address:
+    subnets, its = lease.subnets, lease.attributes
+    subnet, address = (subnets.ipv4, its.public_ip) if version == 4 else (subnets.ipv6, its.public_ipv6)
+    if subnet is not None and address is not None:
         return ""
     what = f"public IPv{version} address" if subnet else f"IPv{version} subnet"
     return f"the lease of {lease.subnets} has no {what}; not reached by IPv{version}"
@@ -196,7 +197,7 @@ def of_other_type(lease: Lease, backend: str, versions: Iterable[int], ignoring:
 
 
 def remarks(network: NetworkConfig) -> list[str]:
-    """What of a configuration is accepted, and probably not what was meant."""
+    """Return what of a configuration is accepted, and probably not what was meant."""
     if network.backend_type not in MODULES:
         return list(network.warnings)
     config = _module(network).Config
@@ -214,7 +215,7 @@ def warning_of_commands(network: NetworkConfig) -> str:
         return ""
     return (
         f"the back end {network.backend_type} runs commands that the network configuration names ({', '.join(keys)}):"
-        " whoever may write it is root on every node. -allow-commands permits that; a later version refuses it otherwise"
+        " any process that may write it is root on every node. -allow-commands permits that; later versions refuse it otherwise"
     )
 
 

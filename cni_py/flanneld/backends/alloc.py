@@ -1,4 +1,4 @@
-"""alloc: the node gets a subnet and nothing else; somebody else makes the ways (a cloud's route table).
+"""alloc: the node gets a subnet and nothing else; another program makes the routes (a cloud's route table).
 
 Source: flannel-io/flannel pkg/backend/alloc.
 """
@@ -19,7 +19,7 @@ TYPE = "alloc"
 
 
 class Config(BackendConfig):
-    """It has no keys of its own."""
+    """No keys of its own."""
 
 
 class Backend(backends.Backend):

@@ -1,4 +1,4 @@
-"""extension: commands of the user's make the way to the other nodes. For trying out a new kind of back end.
+"""extension: commands of the user's make the routes to the other nodes. For trying out a new kind of back end.
 
     PreStartupCommand     before the node has a subnet; what it prints is published with the node's lease
     PostStartupCommand    when it has one, before any peer: NETWORK, SUBNET, IPV6SUBNET, PUBLIC_IP, PUBLIC_IPV6 are its own
@@ -7,9 +7,9 @@
     SubnetRemoveCommand   when it has left: the same
     ShutdownCommand       by ``flanneld --cleanup``: SIGTERM leaves the way as it is, as with every back end
 
-These are environment variables, empty where there is no such thing; in the command ``$NAME`` and ``${NAME}`` stand for
+These are environment variables, empty where there is none; in the command ``$NAME`` and ``${NAME}`` stand for
 them. There is no shell: the command is split as a shell would split it, and what only a shell can do is refused.
-Who wants one writes ``sh -c '…'``. A command may take ``TIMEOUT_SECONDS``; then, and when flanneld is told to end, it
+For a shell write ``sh -c '…'``. A command may take ``TIMEOUT_SECONDS``; then, and when flanneld is to end, it
 is killed with what it started.
 Output goes to the log. What failed is not tried again, except PostStartupCommand.
 
@@ -54,7 +54,7 @@ TYPE = "extension"
 TIMEOUT_SECONDS = 30.0
 OUTPUT_BYTES = 64 * 1024
 LOOK_SECONDS = 0.2
-"""How often a command that runs is asked whether it has to end."""
+"""Interval of checks whether a running command has to end."""
 _QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\.""", re.DOTALL)
 _FOR_A_SHELL = re.compile(r"[;&|<>()`]|\$\(")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -94,10 +94,10 @@ class Backend(backends.Backend):
         self._output: str | None = None
         self._started_for: Subnets | None = None
         self._known: dict[Subnets, Attributes] = {}
-        """Those about which SubnetAddCommand was run."""
+        """Peers about which SubnetAddCommand was run."""
         self._lock = threading.Lock()
         self._pending: dict[Subnets, Attributes | None] = {}
-        """What each peer says now about which no command was run since; None: it has left."""
+        """Data of each peer now about which no command was run since; None: it has left."""
         self._has_pending = threading.Event()
 
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002
@@ -149,7 +149,7 @@ class Backend(backends.Backend):
             known = self._known.get(subnets)
             if known is not None and known != its and not stop.is_set():
                 info(f"Subnet removed: {subnets}")
-                self._tell(self.config.subnet_remove_command, subnets, known)
+                self._run_for(self.config.subnet_remove_command, subnets, known)
                 del self._known[subnets]
         for subnets, its in pending:
             if stop.is_set():
@@ -158,13 +158,13 @@ class Backend(backends.Backend):
                 info(f"Subnet added: {subnets} via {its.public_ip or its.public_ipv6}")
                 if its.backend_type != TYPE:
                     warning(f"Ignoring non-extension subnet: type={its.backend_type}")
-                self._tell(self.config.subnet_add_command, subnets, its)
+                self._run_for(self.config.subnet_add_command, subnets, its)
                 self._known[subnets] = its
             with self._lock:
                 if self._pending.get(subnets) == its:  # else it has changed meanwhile
                     self._pending.pop(subnets, None)
 
-    def _tell(self, command: str, subnets: Subnets, its: Attributes) -> None:
+    def _run_for(self, command: str, subnets: Subnets, its: Attributes) -> None:
         """Run a command about a peer of this back end."""
         if not command or its.backend_type != TYPE:
             return
@@ -183,7 +183,7 @@ class Backend(backends.Backend):
 
 
 def variables_of(subnets: Subnets, attributes: Attributes, network: NetworkConfig | None = None) -> dict[str, str]:
-    """What a command is told about a node, and about the network where one is given."""
+    """Return what a command gets to know about a node, and about the network where one is given."""
     values: dict[str, Any] = {
         "SUBNET": subnets.ipv4,
         "IPV6SUBNET": subnets.ipv6,
@@ -196,9 +196,9 @@ def variables_of(subnets: Subnets, attributes: Attributes, network: NetworkConfi
 
 
 def run_command(command: str, variables: Mapping[str, str], stdin: str = "") -> str:
-    """Run it to its end and log what it wrote; answers its standard output, stripped. Raises: CommandFailed.
+    """Run it to its end and log what it wrote; returns its standard output, stripped. Raises: CommandFailed.
 
-    Input and output are memory files: what the command leaves running may keep them open, and nobody waits for it.
+    Input and output are memory files: what the command leaves running may keep them open, and is not waited for.
     """
     argv = [_VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), word) for word in shlex.split(command)]
     with _memory("stdin") as given, _memory("stdout") as out, _memory("stderr") as err:
@@ -214,7 +214,7 @@ def run_command(command: str, variables: Mapping[str, str], stdin: str = "") -> 
 
 
 def _run(argv: list[str], env: Mapping[str, str], given: Any, out: Any, err: Any) -> str:
-    """What went wrong; "" if nothing did."""
+    """Return what went wrong; "" if nothing did."""
     try:
         process = subprocess.Popen(argv, env=env, stdin=given, stdout=out, stderr=err, start_new_session=True)
     except OSError as fault:
@@ -229,7 +229,7 @@ def _run(argv: list[str], env: Mapping[str, str], given: Any, out: Any, err: Any
 
 
 def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """What it ended with; ``None``: it has not ended by then."""
+    """Return what it ended with; ``None``: it has not ended within the time."""
     try:
         return process.wait(max(seconds, 0))
     except subprocess.TimeoutExpired:

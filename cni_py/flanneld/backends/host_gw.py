@@ -25,7 +25,7 @@ TYPE = "host-gw"
 
 
 class Config(BackendConfig):
-    """It has no keys of its own."""
+    """No keys of its own."""
 
 
 class Backend(backends.Backend):

@@ -6,18 +6,18 @@ what we write comes in by it. So a packet to a pod of another node goes
     pod → cni0 → route 10.244.0.0/16 dev flannel0 → read → Table: 10.244.85.0/24 is at 192.168.123.12
         → UDP datagram to 192.168.123.12:8285 → there: receive → write → its flannel0 → its cni0 → pod
 
-and the datagram holds the packet as it is, without a header of ours. An IPv6 packet goes the same way by a table of its
+and the datagram holds the packet as it is, without another header. An IPv6 packet goes the same way by a table of its
 own, in a datagram to the node's IPv6 address. Nothing is encrypted; a packet counts only if its sender is in the subnet of the
 node that the datagram comes from (Go: whatever reaches the port). Each node counts as a router, twice: TTL or hop limit is
 less by one when the packet goes into the tunnel and by another when it comes out; at 0 it is dropped. (So a router's
-advertisement, which counts only with a hop limit of 255, says nothing to who gets it through the tunnel.) Where no node has
-the address its sender is told by ICMP.
+advertisement, which counts only with a hop limit of 255, means nothing to its receivers behind the tunnel.) Where no node has
+the address its sender gets an ICMP message.
 
 Each packet is copied to this program and back, so it is slow. The device lives as long as we hold it
 open, so unlike with other back ends the way ends with flanneld.
 
 Unlike Go's it carries IPv6; where prefixes overlap the longest counts, a datagram larger than our MTU is not cut, and
-the device is made anew when somebody deletes it. What is done to a packet's bytes is in ``udp_packets.py``.
+the device is re-created when another process deletes it. What is done to a packet's bytes is in ``udp_packets.py``.
 Source: flannel-io/flannel pkg/backend/udp.
 """
 
@@ -63,7 +63,7 @@ DEVICE = "flannel0"
 OVERHEAD = {4: 28, 6: 48}
 """Bytes that the outer IP header and UDP's take, by the family of the outer packet."""
 RETRY_SECONDS = 0.5
-"""When a device that could not be used is tried again."""
+"""Pause until a device that could not be used is tried again."""
 BURST = 64
 """Packets of one direction before the other has its turn"""
 MAX_PACKET = 65535
@@ -80,7 +80,7 @@ class Config(BackendConfig):
 
 
 class Table:
-    """Where the node is that has an address: the longest prefix that holds it. Of one family. One thread may read it while
+    """Addresses of nodes by those of their pods: the longest prefix that holds it. Of one family. One thread may read it while
     another
     changes it."""
 
@@ -90,7 +90,7 @@ class Table:
         """The smallest first, which is the longest prefix."""
 
     def put(self, subnet: Subnet, node: SocketAddress | None) -> None:
-        """From now on the subnet is there; None: nowhere."""
+        """Set the node that has the subnet; None: no node."""
         shift = subnet.max_prefixlen - subnet.prefixlen
         prefix = int(subnet.network_address) >> shift
         nodes = self._by_shift.setdefault(shift, {})
@@ -115,7 +115,7 @@ class Backend(backends.Backend):
     def __init__(self, config: Config, network: NetworkConfig, external: ExternalInterface) -> None:
         self.config, self.external = config, external
         self.networks: dict[int, Subnet] = {net.version: net for net in network.networks}
-        """By family: those in use."""
+        """Networks by family, those in use."""
         outer = max(self.networks)  # one device, one MTU: what the larger header leaves
         self.mtu = pod_mtu(external.mtu, OVERHEAD[outer], outer, f"the MTU of {external.name}")
         self._listen: dict[int, SocketAddress] = {}
@@ -128,7 +128,7 @@ class Backend(backends.Backend):
         self._sockets: dict[int, socket.socket] = {}
         self._tables = {family: Table() for family in self.networks}
         self._addresses: dict[str, frozenset[str]] = {}
-        """All addresses of a node that has several, by each."""
+        """Addresses of a node that has several, by each."""
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -205,7 +205,7 @@ class Backend(backends.Backend):
     # ---- the proxy ------------------------------------------------------------------------------
 
     def run(self, stop: Stop) -> None:
-        """Carry packets both ways until ``stop``. The device is put back by the reconciler, under the same descriptor."""
+        """Carry packets both ways until ``stop``. The device is restored by the reconciler, under the same descriptor."""
         trouble = ""
         with Wake() as wake, stop.calling(wake.set):
             while not stop.is_set():
@@ -219,12 +219,12 @@ class Backend(backends.Backend):
                     stop.wait(RETRY_SECONDS)
 
     def _carry(self, stop: Stop, wake: Wake) -> None:
-        """Carry packets until ``stop``. Raises: OSError where the device is gone."""
+        """Carry packets until ``stop``. Raises: OSError where the device was deleted."""
         ready = select.poll()
         for fd in (self._device.fd, wake.fileno(), *(peers.fileno() for peers in self._sockets.values())):
             ready.register(fd, select.POLLIN)
         while not stop.is_set():
-            # not for ever: another process may delete the device while a poll of its former file goes on
+            # not forever: another process may delete the device while a poll of its former file goes on
             events = ready.poll(RETRY_SECONDS * 1000)
             if any(event & (select.POLLERR | select.POLLNVAL) for _, event in events):
                 raise OSError(ENODEV, f'"{DEVICE}" was deleted')
@@ -234,7 +234,7 @@ class Backend(backends.Backend):
                     self._inwards(peers)
 
     def _outwards(self) -> None:
-        """From the device to the other nodes."""
+        """Carry packets from the device to the other nodes."""
         for _ in range(BURST):
             try:
                 packet = bytearray(os.read(self._device.fd, MAX_PACKET))
@@ -255,7 +255,7 @@ class Backend(backends.Backend):
                     verbose(1, f"UDP send to {in_words(node)} failed: {fault.strerror}")
 
     def _inwards(self, peers: socket.socket) -> None:
-        """From the other nodes to the device."""
+        """Carry packets from the other nodes to the device."""
         for _ in range(BURST):
             try:
                 received, sender = peers.recvfrom(MAX_PACKET)
@@ -267,7 +267,7 @@ class Backend(backends.Backend):
                 os.write(self._device.fd, packet)
 
     def _is_from(self, sender: SocketAddress, family: int, packet: bytearray) -> bool:
-        """Return whether the packet is from the subnet of the node that sent it: whoever reaches the port could forge one."""
+        """Return whether the packet is from the subnet of the node that sent it: any host could forge one."""
         node, address = self._tables[family].find(sender_of(packet)), sender[0].partition("%")[0]
         if node is not None and (address == node[0] or address in self._addresses.get(node[0], ())):
             return True
@@ -276,7 +276,7 @@ class Backend(backends.Backend):
         return False
 
     def close(self) -> None:
-        """With the descriptor the device goes, and with it addresses and routes."""
+        """Close the descriptor, with which the kernel deletes the device, its addresses and routes."""
         self._device.close()
         for opened in self._sockets.values():
             opened.close()
@@ -284,7 +284,7 @@ class Backend(backends.Backend):
 
 
 def open_socket(address: SocketAddress) -> socket.socket:
-    """Not blocking. Raises: KernelRefused."""
+    """Open it, not blocking. Raises: KernelRefused."""
     family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
     opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -295,7 +295,7 @@ def open_socket(address: SocketAddress) -> socket.socket:
         opened.close()
         words, hint = (
             fault.strerror or "",
-            f"see who does: ss -lunp 'sport = {address[1]}'; or choose another \"Backend.Port\" for all nodes",
+            f"see its process: ss -lunp 'sport = {address[1]}'; or choose another \"Backend.Port\" for all nodes",
         )
         msg = f"failed to start listening on UDP socket: {in_words(address)}"
         raise KernelRefused(msg, words, hint, fault.errno or 0) from fault

@@ -1,8 +1,8 @@
-"""What the udp back end knows of a packet: its family, whom it is for, one hop less, and the word that nobody is there.
+"""Packets of the udp back end: their family, their receiver, one hop less, and the message that no node has the address.
 
 Pure; a packet is its bytes, from the IP header on. Where the families differ::
 
-            hops left    checksum of the header    nobody has the address
+            hops left    checksum of the header    no node has the address
     IPv4    TTL          yes                       ICMP type 3 code 0, which quotes the header and 8 bytes
     IPv6    hop limit    no                        ICMPv6 type 1 code 0, which quotes what fits into 1280 bytes
 
@@ -46,7 +46,7 @@ def sender_of(packet: bytearray) -> int:
 
 
 def take_hop(packet: bytearray) -> bool:
-    """As a router does; ``False``: the packet ends here. Of IPv4 the checksum is corrected, not computed anew (RFC 1624)."""
+    """Take a hop as a router does; ``False``: the packet ends here. IPv4's checksum is corrected, not computed (RFC 1624)."""
     at = 8 if packet[0] >> 4 == 4 else 7
     if packet[at] <= 1:
         return False
@@ -62,9 +62,9 @@ def take_hop(packet: bytearray) -> bool:
 def unreachable(packet: bytearray) -> bytes | None:
     """The message to the packet's sender that its receiver is not reached; ``None`` where none is due.
 
-    None about such a message, so that no two can answer each other for ever, none about a fragment but the first, and
+    None about such a message, so that no two can reply to each other forever, none about a fragment but the first, and
     none to or about what is no single host (RFC 1122 section 3.2.2, RFC 4443 section 2.4). It comes from the address that
-    nobody has. From the device's own, as Go sends it, the kernel takes it for forged ("martian source") and
+    no node has. From the device's own, as Go sends it, the kernel takes it for forged ("martian source") and
     drops IPv4's; IPv6's is dropped by firewalls that look where an answer would go, such as firewalld.
     """
     return _unreachable4(packet) if packet[0] >> 4 == 4 else _unreachable6(packet)
@@ -94,7 +94,7 @@ def _unreachable6(packet: bytearray) -> bytes | None:
 
 
 def _may_be_answered6(packet: bytearray) -> bool:
-    """Whether behind its extension headers is the beginning of something, and no ICMPv6 error (type below 128)."""
+    """Return whether behind its extension headers is the beginning of something, and no ICMPv6 error (type below 128)."""
     kind, at = packet[6], HEADER6
     while kind in EXTENSIONS:
         header = packet[at : at + 8]

@@ -9,7 +9,7 @@ How it works. A packet to a pod of another node meets one entry of each of three
 So a node costs three entries, and no broadcast ever leaves. With DirectRouting a peer on our own network gets
 a plain route instead.
 
-Owns: ``flannel.<VNI>`` and, for IPv6, ``flannel-v6.<VNI>``. A device that is there and fits is adopted with its MAC
+Owns: ``flannel.<VNI>`` and, for IPv6, ``flannel-v6.<VNI>``. An existing device that matches is reused with its MAC
 address, so that a restart changes nothing for the peers. Source: flannel-io/flannel pkg/backend/vxlan.
 """
 
@@ -101,9 +101,9 @@ class Backend(backends.Backend):
         return tuple(self._vxlans.values())
 
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:
-        """A device that is there keeps its MAC address. One that has to be made gets that of the last lease.
+        """Choose the MAC addresses: an existing device keeps its own. One that has to be made gets that of the last lease.
 
-        The peers send to it before they hear of us. Not on a copy of the node, which another address tells.
+        The peers send to it before they receive our lease. Not on a copy of the node, which has another address.
         """
         external = self.external
         link = find_link(rtnl, external.name)
@@ -165,7 +165,7 @@ class Backend(backends.Backend):
             yield subnet.version, (Neighbour(device.name, first, mac), Forwarding(device.name, mac, remote), route)
 
     def _ends(self, lease: Lease) -> Iterable[tuple[Vxlan, Subnet, Address, str]]:
-        """By family: our device, the peer's subnet, its node's address, its device's MAC address."""
+        """Yield by family our device, the peer's subnet, its node's address, its device's MAC address."""
         peer = lease.attributes
         if peer.backend_type != TYPE:
             return
@@ -196,7 +196,7 @@ def device_name(vni: int, version: int) -> str:
 
 
 def _former_mac(former: Attributes, version: int) -> str:
-    """That of the device in an earlier lease; "" where it says none."""
+    """Return that of the device in an earlier lease; "" where it says none."""
     return _mac_in(former.backend_data if version == 4 else former.backend_v6_data) if former.backend_type == TYPE else ""
 
 

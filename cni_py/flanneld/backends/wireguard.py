@@ -86,13 +86,13 @@ class Backend(backends.Backend):
         self.mtu = pod_mtu(config.mtu or external.mtu, OVERHEAD, inner, f"the MTU of {external.name}")
         self._psk = config.psk_bytes()
         self.names: dict[int, str] = {}
-        """Of the device of each family."""
+        """Name of the device of each family."""
         for version, is_on in ((4, network.ipv4), (6, network.ipv6)):
             if is_on:
                 self.names[version] = DEVICE_V6 if version == 6 and config.mode == "separate" else DEVICE
         self._devices: dict[str, WireGuardDevice] = {}
         self._claims: dict[tuple[str, bytes], dict[Subnets, Peer]] = {}
-        """By device and key: what each lease of that node says, the newest last."""
+        """Claims by device and key: what each lease of that node says, the newest last."""
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -102,7 +102,7 @@ class Backend(backends.Backend):
         return self.config.listen_port_v6 if name == DEVICE_V6 else self.config.listen_port
 
     def prepare(self, rtnl: Rtnl, former: Attributes | None) -> None:  # noqa: ARG002 — the key is in a file
-        """The kernel alone knows the public key of ours. Raises: CniError."""
+        """Create the devices: the kernel alone knows their public key. Raises: CniError."""
         private_key = read_or_make_key(os.environ.get("WIREGUARD_KEY_FILE") or KEY_PATH)
         for name in sorted(set(self.names.values())):
             device = self._devices[name] = WireGuardDevice(name, self.mtu, self._port(name), private_key, self._psk)
@@ -135,7 +135,7 @@ class Backend(backends.Backend):
         return entries
 
     def follow(self, own: Lease, changes: Sequence[Change]) -> None:  # noqa: ARG002
-        """Tell the devices which peers came, changed and left. Raises: CniError.
+        """Pass on to the devices which peers came, changed and left. Raises: CniError.
 
         Of a node that moves to another subnet there are two leases for a moment: it is reached where the newer one says, and
         packets of both subnets are its own.
@@ -153,9 +153,9 @@ class Backend(backends.Backend):
                     self._claims.setdefault(place, {})[lease.subnets] = now[place]
         for name, device in self._devices.items():
             places = {place: before for place, before in changed.items() if place[0] == name}
-            self._tell(device, places)
+            self._pass_on(device, places)
 
-    def _tell(self, device: WireGuardDevice, before: dict[tuple[str, bytes], Peer | None]) -> None:
+    def _pass_on(self, device: WireGuardDevice, before: dict[tuple[str, bytes], Peer | None]) -> None:
         """Raises: CniError."""
         changed, gone = [], []
         for place, former in before.items():
@@ -171,7 +171,7 @@ class Backend(backends.Backend):
         device.set_peers(changed, gone)
 
     def _peer(self, place: tuple[str, bytes]) -> Peer | None:
-        """What all leases with this key say together."""
+        """Return what all leases with this key say together."""
         claims = list(self._claims.get(place, {}).values())
         if not claims:
             return None
@@ -226,7 +226,7 @@ class Backend(backends.Backend):
                 yield device, allowed, fault
 
     def _outer_version(self, its: Attributes) -> int:
-        """Of the outer packet to this node. In mode auto IPv4, unless only IPv6 is public on both sides."""
+        """Return the family of the outer packet to this node. In mode auto IPv4, unless only IPv6 is public on both sides."""
         if self.config.mode != "auto":
             return 6 if self.config.mode == "ipv6" else 4
         ours, theirs = self.external.public_ipv6, its.public_ipv6
@@ -239,7 +239,7 @@ class Backend(backends.Backend):
 
 
 def _published(data: Any) -> tuple[bytes, int]:
-    """Key and port (0: not said) in a lease. Raises: InvalidConfig."""
+    """Key and port (0: none) in a lease. Raises: InvalidConfig."""
     found = data if isinstance(data, dict) else {}
     port = found.get("Port", 0)
     if type(port) is not int or not 0 <= port < 1 << 16:

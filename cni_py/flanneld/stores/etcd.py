@@ -1,9 +1,9 @@
 """Leases in etcd: a key below ``PREFIX/subnets/`` for each, bound to an etcd lease of 24 hours. Go flannel's keys and values.
 
-How it works. Who writes has read all leases before, and writes on condition that what he read still holds; who
-loses the race reads again. A key is made only if none was made since the reading, for subnets may overlap
+How it works. A writer has read all leases before, and writes on condition that what it read still holds; after
+a lost race it reads again. A key is made only if none was made since the reading, for subnets may overlap
 although their keys differ (``10.244.91.0-24``, ``10.244.91.0-24&fd00:1::-64``). A key is replaced only if
-nobody changed it. Renewing prolongs the etcd lease and leaves the key alone: the other nodes are not told.
+no other process changed it. Renewing prolongs the etcd lease and leaves the key alone: the other nodes see no change.
 
 A key without an etcd lease is a reservation: its node, known by its public address, uses it, and it stays
 one. (Go flannel turns it into a lease of 24 hours.)
@@ -83,12 +83,12 @@ class EtcdStore(Store):
         return found.value.decode(errors="replace")
 
     def write_network_config(self, text: str) -> None:
-        """For who has validated it. Raises: Unavailable; Refused."""
+        """Write a validated text. Raises: Unavailable; Refused."""
         with translated():
             self._etcd.put(f"{self._base}config", text.encode())
 
     def watch(self, stop: Stop) -> Iterator[list[Event]]:
-        """As :meth:`Leases.follow`."""
+        """See :meth:`Leases.follow`."""
         return self._leases.follow(stop)
 
     # ---- our own lease --------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class EtcdStore(Store):
         raise AssertionError("tries() ends by raising")
 
     def renew(self, lease: Lease) -> Lease:
-        """Prolong it, publish what has changed, make it again where it has gone. Raises: Unavailable; LeaseTaken."""
+        """Prolong it, publish what has changed, re-create it where it was deleted. Raises: Unavailable; LeaseTaken."""
         with translated():
             for _ in tries("renew the lease"):
                 leases, revision = self._leases.read(lambda kv: self._leases.touches(kv, lease.subnets))
@@ -123,26 +123,26 @@ class EtcdStore(Store):
                 if found is not None:
                     renewed = self._refresh(found, lease.attributes)
                 else:
-                    klog.warning(f"the lease of {lease.subnets} has gone from etcd: making it again")
+                    klog.warning(f"the lease of {lease.subnets} was deleted from etcd: re-creating it")
                     renewed = self._create(lease.subnets, lease.attributes, revision)
                 if renewed is not None:
                     return renewed
         raise AssertionError("tries() ends by raising")
 
     def _may_be_ours(self, value: bytes, attributes: Attributes) -> bool:
-        """Whether it is worth decoding. An IPv4 address is written in one way, unless JSON escapes it."""
+        """Return whether it is worth decoding. An IPv4 address is written in one way, unless JSON escapes it."""
         address = attributes.public_ip
         return value == self._written or address is None or str(address).encode() in value or b"\\u" in value
 
     def _is_ours(self, found: Found, attributes: Attributes) -> bool:
-        if found.attributes is None or found.kv.value == self._written:  # somebody damaged it; our address has changed
+        if found.attributes is None or found.kv.value == self._written:  # another process damaged it; our address has changed
             return True
         return attributes.is_same_node(found.attributes)
 
     def _of_node(
         self, config: NetworkConfig, attributes: Attributes, leases: list[Found], previous: Subnets | None
     ) -> Found | None:
-        """What this node already has, reservations first; a lease that does not fit the network is deleted.
+        """Return what this node already has, reservations first; a lease that does not fit the network is deleted.
 
         It is taken out of ``leases`` too: the subnet in it may be the one that our pods have, and is free again.
         Raises: Refused, where a reservation does not fit.
@@ -180,7 +180,7 @@ class EtcdStore(Store):
         return Lease(subnets, attributes, time() + LEASE_SECONDS)
 
     def _refresh(self, found: Found, attributes: Attributes) -> Lease | None:
-        """Begin its time anew, and publish what has changed; ``None``: somebody changed or deleted it meanwhile."""
+        """Restart its time, and publish what has changed; ``None``: another process changed or deleted it meanwhile."""
         kv, value = found.kv, attributes.as_json().encode()
         seconds = 0
         if found.is_reservation:
@@ -201,7 +201,7 @@ class EtcdStore(Store):
     # ---- reservations ---------------------------------------------------------------------------
 
     def reserve(self, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> None:
-        """Keep these for the node with this address, for ever. Raises: Unavailable; LeaseTaken."""
+        """Keep these for the node with this address, permanently. Raises: Unavailable; LeaseTaken."""
         attributes = Attributes(public_ip) if isinstance(public_ip, IPv4Address) else Attributes(public_ipv6=public_ip)
         newest, value = self._leases.prefix, attributes.as_json().encode()
         with translated():
@@ -274,7 +274,7 @@ def tries(purpose: str) -> Iterator[int]:
 
 
 def choose(config: NetworkConfig, leases: Collection[Found], previous: Subnets | None, *, is_first: bool) -> Subnets:
-    """``previous`` if it fits and nobody has it, else something free; in the log the first time only. Raises: PoolExhausted."""
+    """``previous`` if it fits and no node has it, else something free; logged the first time only. Raises: PoolExhausted."""
     taken = [found.subnets for found in leases]
     if previous is not None and not any(previous.overlap(subnets) for subnets in taken):
         if allocate.compatible(previous, config):
@@ -294,11 +294,11 @@ def choose(config: NetworkConfig, leases: Collection[Found], previous: Subnets |
 
 
 def only_ours(leases: Iterable[Found], subnets: Subnets, is_ours: Callable[[Found], bool]) -> Found | None:
-    """The key of exactly these subnets; ``None``: nobody has any part of them. Raises: LeaseTaken."""
+    """The key of exactly these subnets; ``None``: no node has any part of them. Raises: LeaseTaken."""
     touching = [found for found in leases if found.subnets.overlap(subnets)]
     for found in touching:
         if found.subnets != subnets or not is_ours(found):
             owners = found.attributes.addresses if found.attributes else []
-            owner = ", ".join(map(str, owners)) or "nobody that its value names"
+            owner = ", ".join(map(str, owners)) or "no node that its value names"
             raise LeaseTaken(f"{found.subnets} is leased to {owner}", "see: cni-py config leases")
     return touching[0] if touching else None

@@ -154,7 +154,7 @@ class Outage:
         """etcd has answered."""
         if self._since is None:
             return
-        klog.info(f"etcd answers again, after {monotonic() - self._since:.1f} s")
+        klog.info(f"etcd responds again, after {monotonic() - self._since:.1f} s")
         self._since, self._pause = None, OUTAGE_SECONDS[0]
         self._logged.clear()
 

@@ -1,12 +1,12 @@
 """Leases in one JSON file: for a lab, for nodes that share a directory, and for a list of nodes written by hand.
 
 What is in the file, ``lease_file.py`` says; how it is read and written, ``shared_file.py``. It is one text, so it is read
-as a whole whenever it has changed, and compared with what was told of it; what follows costs what changed.
+as a whole whenever it has changed, and compared with what was yielded of it; what follows costs what changed.
 
 A file that cannot be understood changes nothing: the last good leases stay, and it is not written
-over. An entry that cannot be understood stays as it is, and its subnet is given to nobody.
+over. An entry that cannot be understood stays as it is, and its subnet is not leased.
 
-A file that nobody may write (mode 0444, a read-only file system) is left alone: the node's own entry
+A file without write permission (mode 0444, a read-only file system) is left alone: the node's own entry
 must be there and say what the others need to know.
 """
 
@@ -52,7 +52,7 @@ class FileStore(Store):
         self.path = self._file.path
         self._complaints: dict[str, str] = {}
         self._written: Lease | None = None
-        """What we wrote last: it is ours, also when our address is another by now."""
+        """The lease that we wrote last: it is ours, also when our address is another by now."""
 
     def __str__(self) -> str:
         return f"File Subnet Manager - {self.path}"
@@ -74,7 +74,7 @@ class FileStore(Store):
             self._file.replace(content.as_text())
 
     def reserve(self, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> None:
-        """Keep these for the node with this address, for ever. Raises: StoreError, LeaseTaken."""
+        """Keep these for the node with this address, permanently. Raises: StoreError, LeaseTaken."""
         with self._locked_for_people():
             content = self._read()
             _drop_ended(content)
@@ -84,7 +84,7 @@ class FileStore(Store):
                 if other.overlap(subnets) and not is_its_own:
                     raise LeaseTaken(f"{other} is leased to {lease.attributes.addresses[0]}", f"see {self.path}")
             if any(other.overlap(subnets) for other in content.unclear()):
-                raise LeaseTaken(f"an entry of {self.path} that cannot be understood has {subnets}", "mend it with an editor")
+                raise LeaseTaken(f"an entry of {self.path} that cannot be understood has {subnets}", "repair it with an editor")
             attributes = Attributes(public_ip) if isinstance(public_ip, IPv4Address) else Attributes(public_ipv6=public_ip)
             content.put(Lease(subnets, there.attributes if there else attributes))
             self._file.replace(content.as_text())
@@ -126,7 +126,7 @@ class FileStore(Store):
         return lease
 
     def renew(self, lease: Lease) -> Lease:
-        """The same entry with a new end; a reservation stays one. Raises: StoreError, LeaseTaken."""
+        """Renew the entry with a new end; a reservation stays one. Raises: StoreError, LeaseTaken."""
         if self._file.is_read_only():
             return self._renew_without_writing(lease)
         with self._file.locked():
@@ -175,11 +175,11 @@ class FileStore(Store):
         return self._understood(self._file.read())
 
     def _understood(self, text: bytes) -> LeaseFile:
-        """What is wrong with an entry is logged once. Raises: StoreError."""
+        """Decode it; what is wrong with an entry is logged once. Raises: StoreError."""
         try:
             content = LeaseFile(text)
         except Damaged as error:
-            raise Refused(f"{self.path} is damaged: {error}", "mend it with an editor") from error
+            raise Refused(f"{self.path} is damaged: {error}", "repair it with an editor") from error
         for key, fault in content.faults.items():
             if self._complaints.get(key) != fault:
                 klog.warning(f'{self.path}: ignored "{klog.shortened(key)}": {fault}; not reached')
@@ -214,7 +214,7 @@ class FileStore(Store):
 
     @contextmanager
     def _locked_for_people(self) -> Iterator[None]:
-        """Hold the lock of the file for ``cni-py config``. Raises: StoreError, also where nobody is to write."""
+        """Hold the lock of the file for ``cni-py config``. Raises: StoreError, also without write permission."""
         if self._file.is_read_only():
             raise Refused(f"{self.path} is read only", "change it where it comes from, or: chmod u+w")
         with self._file.locked():
@@ -245,5 +245,5 @@ def _drop_ended(content: LeaseFile) -> None:
 
 
 def _new_end() -> float:
-    """In whole seconds, as the file says it."""
+    """Return it in whole seconds, as the file says it."""
     return float(int(time()) + LEASE_SECONDS)

@@ -7,7 +7,7 @@ that ends, which the server lets happen every few minutes, goes on from the last
 bookmarks keep that young; where the server no longer knows it (410), everything is listed again. While
 the API does not answer, the last known leases stay.
 
-A lease here has no end: it lasts as long as the node, and ``renew`` only writes again what somebody
+A lease here has no end: it lasts as long as the node, and ``renew`` only writes again what another process
 took away.
 
 Source: flannel-io/flannel pkg/subnet/kube/kube.go.
@@ -94,7 +94,7 @@ class KubeStore(Store):
             raise Refused(f"failed to read net conf: {error}", "it is the file of -net-config-path") from error
 
     def stored_addresses(self) -> tuple[IPv4Address | None, IPv6Address | None]:
-        """What people wrote at the node in place of ``-public-ip`` and ``-public-ipv6``. Raises: StoreError."""
+        """Return what people wrote at the node in place of ``-public-ip`` and ``-public-ipv6``. Raises: StoreError."""
         node = self._node()
         try:
             return self._annotations.stored_addresses(node)
@@ -113,7 +113,7 @@ class KubeStore(Store):
         raise Refused(f'node "{self._name(node)}" has no valid InternalIP: {", ".join(texts) or "none is listed"}', hint)
 
     def stored_lease(self, config: NetworkConfig) -> Lease | None:
-        """What the node said when flanneld ran before: with the MAC of its VXLAN device. Raises: StoreError."""
+        """Return what the node published when flanneld ran before: with the MAC of its VXLAN device. Raises: StoreError."""
         return self._lease_of(config, self._node())
 
     def acquire(self, config: NetworkConfig, attributes: Attributes, previous: Subnets | None) -> Lease:
@@ -139,7 +139,7 @@ class KubeStore(Store):
         return renewed
 
     def watch(self, stop: Stop) -> Iterator[list[Event]]:
-        """As :meth:`Store.watch`. A node whose lease says the same, as when a kubelet reports its health, is no event."""
+        """Implement :meth:`Store.watch`. A node whose lease says the same, as when its kubelet reports health, is no event."""
         nodes = _Nodes(self._api, self._annotations, self._config)
         thread = threading.Thread(target=nodes.run, name="kube-watch", daemon=True)
         thread.start()
@@ -185,7 +185,7 @@ class KubeStore(Store):
         return str((node.get("metadata") or {}).get("name") or self._whoami)
 
     def _lease_of(self, config: NetworkConfig, node: dict[str, Any]) -> Lease | None:
-        """What it says of itself, where people may have overruled us; None where that is not understood."""
+        """Return what it publishes, where people may have overruled us; None where that is not understood."""
         try:
             return self._annotations.lease(node, config.ipv4, config.ipv6)
         except NotALease:
@@ -220,7 +220,7 @@ class _Nodes:
         self._has_failed = False
 
     def end(self) -> None:
-        """From another thread. Twice is fine."""
+        """End it, from another thread. Twice is fine."""
         self._stop.set()
         self.events.put([])
         with self._lock:
@@ -247,7 +247,7 @@ class _Nodes:
             pause = min(pause * 2, MAX_AGAIN_SECONDS)
 
     def _list(self) -> None:
-        """All nodes, compared with what was told of them. Raises: StoreError, Gone."""
+        """List all nodes, and compare them with what was yielded. Raises: StoreError, Gone."""
         config = self._read_config()
         self._families = (config.ipv4, config.ipv6)
         leases: dict[str, Lease | None] = {}
@@ -259,7 +259,7 @@ class _Nodes:
         self.events.put(list(self._mirror.replace(leases.items())))
 
     def _watch(self) -> None:
-        """Until the server ends it, or we do. Raises: StoreError, Gone."""
+        """Watch until the server ends it, or we do. Raises: StoreError, Gone."""
         with self._api.watch(NODES, self._version) as watch:
             self._answers()
             with self._lock:
@@ -281,7 +281,7 @@ class _Nodes:
         self._version = str((event.item.get("metadata") or {}).get("resourceVersion") or self._version)
 
     def _lease_of(self, node: dict[str, Any]) -> Lease | None:
-        """None where it has none that can be understood, which is logged once."""
+        """Return the lease; None where it has none that can be understood, which is logged once."""
         name = _name_of(node)
         try:
             lease = self._annotations.lease(node, *self._families)
@@ -297,12 +297,12 @@ class _Nodes:
         """Logged when it begins."""
         if not self._has_failed and not self._stop.is_set():
             self._has_failed = True
-            klog.error(f"{error}; until it answers, the last known nodes stay")
+            klog.error(f"{error}; until it responds, the last known nodes stay")
 
     def _answers(self) -> None:
         if self._has_failed:
             self._has_failed = False
-            klog.info(f"{self._api} answers again")
+            klog.info(f"{self._api} responds again")
 
 
 def _name_of(node: dict[str, Any]) -> str:
@@ -335,5 +335,5 @@ def _subnets_in(config: NetworkConfig, node: dict[str, Any]) -> Subnets:
 
 
 def _not_in(network: object, subnet: str, name: str) -> str:
-    """In Go's words."""
+    """Describe it in Go's words."""
     return f'subnet "{network}" specified in the flannel net config doesn\'t contain {subnet} PodCIDR of the "{name}" node'

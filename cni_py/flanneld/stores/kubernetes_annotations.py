@@ -40,7 +40,7 @@ _PREFIX = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z0-9_-]+/(?:[a-z0-9_-]+-)?")
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What to write, and which addresses people put in place of ours."""
+    """Annotations to write, and addresses that people put in their place."""
 
     annotations: dict[str, str]
     overridden: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Annotations:
         return {key[length:]: str(value) for key, value in found.items() if key.startswith(self.prefix)}
 
     def changes(self, node: dict[str, Any], attributes: Attributes) -> Changes:
-        """What must be written so that the node says this; a person's overwrite goes before our address.
+        """Return what must be written so that the node says this; a person's overwrite goes before our address.
 
         Go-compatible: pkg/subnet/kube/kube.go, AcquireLease, which leaves the annotations of a family alone
         where VXLAN or WireGuard has no data for it, and writes "null" for other back ends. Unlike in Go the IPv6 address
@@ -117,7 +117,7 @@ class Annotations:
         )
 
     def stored_addresses(self, node: dict[str, Any]) -> tuple[IPv4Address | None, IPv6Address | None]:
-        """What people wrote in place of ``-public-ip`` and ``-public-ipv6``. Raises: NotALease."""
+        """Return what people wrote in place of ``-public-ip`` and ``-public-ipv6``. Raises: NotALease."""
         there = self.of(node)
         return (
             _address(there, "node-public-ip", IPv4Address) if there.get("node-public-ip") else None,
@@ -126,7 +126,7 @@ class Annotations:
 
 
 def pod_subnets(node: dict[str, Any]) -> Subnets:
-    """Those of ``spec.podCIDRs``, else of ``spec.podCIDR``; none where there are none yet. Raises: NotALease."""
+    """Return those of ``spec.podCIDRs``, else of ``spec.podCIDR``; none where there are none yet. Raises: NotALease."""
     spec = node.get("spec") or {}
     texts = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
     if len(texts) > 2:
@@ -173,7 +173,7 @@ def _fault_of_family(there: dict[str, str], subnets: Subnets, version: int) -> s
 
 
 def _since(node: dict[str, Any]) -> int:
-    """When the node was created, as a number: 20261126002000; 0 where that is unknown."""
+    """Return the time of the node's creation as a number: 20261126002000; 0 where that is unknown."""
     text = str((node.get("metadata") or {}).get("creationTimestamp") or "")
     digits = "".join(filter(str.isdecimal, text[:32]))
     return int(digits) if digits.isascii() and len(digits) == len("20261126002000") else 0

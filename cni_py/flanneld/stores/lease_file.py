@@ -21,10 +21,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
-from cni_py.flanneld.untrusted import MAX_DEPTH, is_deeper, shown
+from cni_py.flanneld.untrusted import MAX_DEPTH, is_deeper, published, shown
 
 _WITHOUT_TYPE = ("udp", "alloc")
-_KEYS_OF_A_LEASE = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "Expires")
+_DATA = ("BackendData", "BackendV6Data")
+_KEYS_OF_A_LEASE = {name.lower() for name in ("PublicIP", "PublicIPv6", "BackendType", *_DATA, "Node", "Expires")}
 _EXAMPLE_OF_A_TIME = "2026-11-26T00:20:00Z"
 
 
@@ -53,7 +54,7 @@ class LeaseFile:
         """An entry that cannot be understood stays as it is. Raises: Damaged."""
         subnets = None
         if is_deeper(value, MAX_DEPTH):
-            value = "nested too deeply"  # what was there could not be written again, with another node's change
+            value = "nested too deeply"  # the former value could not be written again, with another node's change
         try:
             subnets = Subnets.from_key(key)
             lease = _parse_lease(subnets, value, default_type)
@@ -73,12 +74,12 @@ class LeaseFile:
         return dict(self._leases)
 
     def was_used(self, subnets: Subnets) -> bool:
-        """Whether a flanneld has written this entry: a list by hand needs no name of the node."""
+        """Return whether a flanneld has written this entry: a list by hand needs no name of the node."""
         entry = self._entries.get(subnets.as_key())
         return isinstance(entry, dict) and bool(entry.get("Node"))
 
     def unclear(self) -> list[Subnets]:
-        """The subnets of entries that cannot be understood: somebody may have them."""
+        """Return the subnets of entries that cannot be understood: a node may have them."""
         return list(self._unclear)
 
     def put(self, lease: Lease, node_name: str = "") -> None:
@@ -86,22 +87,25 @@ class LeaseFile:
         key = lease.subnets.as_key()
         there = self._entries.get(key)
         there = there if isinstance(there, dict) else {}
-        extra = {name: value for name, value in there.items() if name not in _KEYS_OF_A_LEASE}
+        extra = {name: value for name, value in there.items() if name.lower() not in _KEYS_OF_A_LEASE}
         node_name = node_name or there.get("Node", "")
         extra |= {"Node": node_name} if node_name else {}
         expires = None if lease.expires is None else datetime.fromtimestamp(lease.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._entries[key] = json.loads(lease.attributes.as_json()) | extra | {"Expires": expires}
+        written = json.loads(lease.attributes.as_json())
+        # what a person added to the back end's data stays, as long as that says the same
+        written |= {name: there[name] for name in _DATA if name in there and published(there[name]) == written.get(name)}
+        self._entries[key] = written | extra | {"Expires": expires}
         self._leases[lease.subnets] = lease
 
     def put_config(self, config: dict[str, Any]) -> None:
         self.config = self._content["config"] = config
 
     def remove(self, subnets: Subnets) -> None:
-        """Take the entry out; it is there."""
+        """Remove the entry, which exists."""
         del self._entries[subnets.as_key()], self._leases[subnets]
 
     def as_text(self) -> bytes:
-        """As a person would lay it out."""
+        """Return the text as a person would format it."""
         text = json.dumps(self._content | {"leases": self._entries}, indent=2, ensure_ascii=False) + "\n"
         return text.encode(errors="backslashreplace")  # half a surrogate pair: \ud83d is how JSON says it
 

@@ -83,7 +83,9 @@ class SharedFile:
         try:
             while not _try_lock(fd, path):
                 if monotonic() > until:
-                    raise Unavailable(f"another process has held {path} for {LOCK_SECONDS:.0f} s", f"see who: fuser -v {path}")
+                    raise Unavailable(
+                        f"another process has held {path} for {LOCK_SECONDS:.0f} s", f"see which: fuser -v {path}"
+                    )
                 sleep(0.005)
             yield
         finally:

@@ -11,6 +11,7 @@ plugins/meta/portmap/portmap_iptables.go, chain.go. The chain's name does not de
 
 from __future__ import annotations
 
+from cni_py.errors import KernelRefused
 from cni_py.journal import note
 from cni_py.packetfilter import iptables
 from cni_py.packetfilter.iptables import Iptables, missing_lines, quoted
@@ -100,7 +101,18 @@ def add(wanted: Wanted) -> None:
     """Map the ports, each IP version in one step. Idempotent. Raises: NotAvailable, KernelRefused."""
     for version in wanted.versions:
         tool = Iptables(version)
-        tool.apply(add_commands(wanted, version, tool.table()))
+        there = tool.table()
+        try:
+            tool.apply(add_commands(wanted, version, there))
+        except KernelRefused as refused:
+            if not wanted.set_mark_chain or wanted.set_mark_chain in there:
+                raise
+            raise KernelRefused(
+                f'the kernel refused: {tool.name} has no chain "{wanted.set_mark_chain}", which "externalSetMarkChain" names',
+                refused.details,
+                "kube-proxy creates KUBE-MARK-MASQ in its mode iptables; without it, leave the key out",
+                refused.errno,
+            ) from refused
 
 
 def add_commands(wanted: Wanted, version: int, there: dict[str, list[str]]) -> list[str]:

@@ -230,6 +230,7 @@ def bring_back(call: Call, config: HostDeviceConfig) -> None:
 
     Raises: KernelRefused.
     """
+    call = record.with_sandbox(call)
     name = str(record.read(call).get("device") or config.device)
     with open_host() as host:
         if move_out(call, host, name):

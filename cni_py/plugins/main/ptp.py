@@ -14,10 +14,9 @@ from ipaddress import ip_interface
 
 from cni_py.attachment import delegate, gateway, interface, record, veth
 from cni_py.errors import InvalidConfig
-from cni_py.kernel.address import add_address
 from cni_py.kernel.link import get_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
-from cni_py.kernel.route import Route, add_route, delete_route, put_route
+from cni_py.kernel.route import Route, delete_connected_route, put_route
 from cni_py.netlink.constants import RT_SCOPE_HOST, RTPROT_BOOT
 from cni_py.netlink.socket import open_host
 from cni_py.spec.result import dns_from_config
@@ -57,8 +56,7 @@ def add(call: Call, config: PtpConfig) -> Result:
                 interface.configure(netns, sandbox, get_link(sandbox, call.ifname), result)
                 end = get_link(sandbox, call.ifname)
                 route_through_gateway(sandbox, end, ends)
-        for address in gateway_addresses(ends):
-            add_address(host, port, address)
+        gateway.add_addresses(host, port, gateway_addresses(ends))
         for route in pod_routes(ends):
             put_route(host, port, route)
         gateway.masquerade(undo, call, result, masquerade)
@@ -165,6 +163,6 @@ def pod_routes(ends: Ends) -> list[Route]:
 def route_through_gateway(sandbox: Rtnl, end: Link, ends: Ends) -> None:
     """Replace the kernel's routes to the subnets by those through the gateway. Raises: KernelRefused."""
     for network in dict.fromkeys(address.network for address, _ in ends):
-        delete_route(sandbox, end, network)
+        delete_connected_route(sandbox, end, network)
     for route in sandbox_routes(ends):
-        add_route(sandbox, end, route)
+        put_route(sandbox, end, route)  # the IPAM plugin may have named one to the subnet

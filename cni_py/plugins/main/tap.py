@@ -35,7 +35,7 @@ def add(call: Call, config: TapConfig) -> Result:
     ):
         bridge = find_bridge(sandbox, config.bridge)
         label = config.selinux_context
-        sandbox_link.create_by(undo, call, tap.KIND, lambda: tap.create(netns, call.ifname, new, label))
+        sandbox_link.create_by(undo, call, tap.KIND, netns, lambda: tap.create(netns, call.ifname, new, label))
         end = get_link(sandbox, call.ifname)
         if config.mtu and not is_made_by_netlink(config):
             set_mtu(sandbox, end, config.mtu)

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from cni_py.attachment import record
 from cni_py.attachment.chained import prev_result
 from cni_py.attachment.check import Differences
+from cni_py.config import parse
 from cni_py.errors import CniError, DecodingFailure, InvalidConfig, NotAvailable
 from cni_py.journal import note
 from cni_py.packetfilter import forward_accept
@@ -55,16 +56,38 @@ def add(call: Call, config: FirewallConfig) -> Result:
     prev = prev_result(config.prev_result, call, NO_PREV)
     plan = plan_of(call, config, prev)
     with Undo() as undo:
-        owned = {"addresses": [str(address) for address in plan.addresses], "zone": plan.zone}
+        owned = {"addresses": [str(address) for address in plan.addresses], "zone": plan.zone, "conf": dict(call.conf)}
         undo.on_failure_if_clean("the record as before", record.restore, call, record.remember(call, **owned))
         undo.on_failure("rules", delete_rules, call, plan.addresses, plan.zone)
-        if plan.zone:
-            from cni_py.packetfilter import firewalld
-
-            firewalld.add(plan.zone, plan.addresses, bus_of(call))
-        if not plan.zone or plan.isolation:
-            forward_accept.add(plan.addresses, plan.admin_chain, plan.isolation)
+        add_rules(call, plan)
     return prev
+
+
+def add_rules(call: Call, plan: Plan) -> None:
+    """Add sources and rules. Idempotent. Raises: CniError."""
+    if plan.zone:
+        from cni_py.packetfilter import firewalld
+
+        firewalld.add(plan.zone, plan.addresses, bus_of(call))
+    if not plan.zone or plan.isolation:
+        forward_accept.add(plan.addresses, plan.admin_chain, plan.isolation)
+
+
+def lost_rules(call: Call, tables: dict[int, dict[str, list[str]]]) -> tuple[Plan, bool]:
+    """Return the plan of a recorded ADD, and whether another process has deleted any of it. Raises: CniError.
+
+    Args:
+        tables: see :func:`cni_py.packetfilter.forward_accept.missing`.
+    """
+    config: FirewallConfig = parse(CONFIG, call.conf, "the record of firewall")
+    plan = plan_of(call, config, prev_result(config.prev_result, call, NO_PREV))
+    if plan.zone:
+        from cni_py.packetfilter import firewalld
+
+        if firewalld.missing(plan.zone, plan.addresses, bus_of(call)):
+            return plan, True
+    uses_rules = not plan.zone or plan.isolation is not None
+    return plan, uses_rules and bool(forward_accept.missing(plan.addresses, plan.admin_chain, plan.isolation, tables))
 
 
 def delete(call: Call, config: FirewallConfig) -> None:

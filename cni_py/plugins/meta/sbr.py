@@ -126,15 +126,11 @@ def status(call: Call, config: SbrConfig) -> None:
 
 
 def gc(call: Call, config: SbrConfig) -> None:
-    """Delete the rules of this network's stale attachments in sandboxes that still exist."""
-    is_stale = record.stale_test(call)
+    """Do DEL for this network's stale attachments whose sandboxes still exist."""
     attempts = Attempts()
-    for container_id, ifname in record.remembered_by(call):
-        stale = call.replace(container_id=container_id, ifname=ifname)
-        netns = record.read(stale).get("netns")
-        if is_stale(container_id, ifname) and isinstance(netns, str) and not record.has_lost_its_sandbox(stale):
-            with attempts.attempt(f"rules of {container_id} {ifname}"):
-                delete(stale.replace(netns=netns, sandbox_fd=-1), config)
+    for stale in record.stale_calls(call):
+        with attempts.attempt(f"rules of {stale.container_id} {stale.ifname}"):
+            delete(stale, config)
     attempts.raise_if_failed("GC")
 
 

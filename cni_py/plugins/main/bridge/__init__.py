@@ -13,7 +13,7 @@ from time import monotonic, sleep
 from cni_py.attachment import delegate, gateway, interface, record, veth
 from cni_py.errors import InvalidConfig, KernelRefused, UnsupportedField
 from cni_py.kernel import sysctl
-from cni_py.kernel.address import add_address, delete_address, list_addresses
+from cni_py.kernel.address import delete_address, list_addresses
 from cni_py.kernel.link import (
     add_vlan,
     create_bridge,
@@ -189,7 +189,7 @@ def make_gateway(host: Rtnl, link: Link, result: Result, wanted: Plan) -> None:
         if address in have:
             continue
         delete_conflicting(host, link, have, address, wanted)
-        add_address(host, link, address)
+        gateway.add_addresses(host, link, [address])
         # a bridge whose MAC address was set keeps it when ports come and go; one without ports may have none yet
         set_mac(host, link, link.mac if link.mac.strip("0:") else random_mac())
     gateway.enable_forwarding(gateways)
@@ -226,7 +226,7 @@ def has_former_address(
 
 
 def container_of(port: Link) -> str:
-    """The container id in the mark of a host end of ours; "" for others."""
+    """The container id in the mark of a host end that we created; "" for others."""
     return record.mark_on(port).removeprefix(record.MARK).partition(":")[0]
 
 

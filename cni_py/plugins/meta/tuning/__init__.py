@@ -176,11 +176,6 @@ def restore(call: Call, saved: dict[str, Any]) -> None:
     attempts.raise_if_failed("restoring")
 
 
-def words_of(value: Any) -> str:
-    """A value as ``ip link set`` takes it. Pure."""
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)
-
-
 def set_back(sandbox: Rtnl, ifname: str, key: str, value: Any) -> None:
     """Set one setting unless the link has it, or no longer exists. Raises: KernelRefused."""
     link = find_link(sandbox, ifname)
