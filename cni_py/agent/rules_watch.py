@@ -1,8 +1,8 @@
 """Restore the rules of live pods within seconds after another program has deleted them.
 
 The kernel notifies of every deletion in our tables, with the process that made it. The agent's own deletions, those of DEL, are
-left out. Repairs back off as flanneld's do; whoever deletes the rules again and again wins after ``LIMIT`` repairs: they stay
-deleted for ``TRUCE_SECONDS``, and the log says how to stop the agent, and how to get them back.
+left out. Repairs back off as flanneld's do; a process that deletes the rules again and again wins after ``LIMIT`` repairs:
+they stay deleted for ``TRUCE_SECONDS``, and the log says how to stop the agent, and how to restore them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SETTLE_SECONDS = 0.05
 """Changes come in bursts: after the first one, wait this long for more."""
 LONGEST_PAUSE_SECONDS = 0.8
 LIMIT, WITHIN_SECONDS, TRUCE_SECONDS = 8, 120.0, 600.0
-"""This many repairs within this time are too many: then none for the last."""
+"""Maximum number of repairs within a time; beyond it there is none for the last of the three."""
 RESYNC_SECONDS = 300.0
-"""What notifications do not show, as rules of legacy iptables, is compared this often."""
+"""Interval of comparing everything: no notification reports rules of legacy iptables."""
 
 
 class RulesWatch:
@@ -102,7 +102,7 @@ class RulesWatch:
         if len(self._repairs) < LIMIT:
             return
         often = f"{LIMIT} times in {now - self._repairs[0]:.0f} s{f', last by {culprit}' if culprit else ''}"
-        how = "To stop this for good: cni-agent --no-repair. To restore them now: cni-py repair"
+        how = "To stop this permanently: cni-agent --no-repair. To restore them now: cni-py repair"
         log(f"rules were deleted {often}: none are restored for {TRUCE_SECONDS / 60:.0f} min. {how}")
         self._repairs = []
         self._stop.wait(TRUCE_SECONDS)

@@ -67,7 +67,7 @@ def address_for(ip: IPConfig) -> AddressWithPrefix:
 
 
 def add_addresses(host: Rtnl, link: Link, addresses: Iterable[AddressWithPrefix]) -> None:
-    """Add the gateway's addresses to a link of ours, with IPv6 also where the host switches it off. Raises: KernelRefused."""
+    """Add the gateway's addresses to one of our links, with IPv6 also where the host switches it off. Raises: KernelRefused."""
     for address in addresses:
         if address.version == 6:
             sysctl.prefer(f"net/ipv6/conf/{link.name}/disable_ipv6", "0")  # if it cannot be set, the address's refusal names it
@@ -113,7 +113,7 @@ def masquerade(undo: Undo, call: Call, result: Result, wanted: Masquerade) -> No
 
 
 def rules_of(result: Result, wanted: Masquerade) -> dict[str, object]:
-    """What the record needs for the masquerade to be restored if another process deletes it. Pure."""
+    """Return what the record needs for the masquerade to be restored if another process deletes it. Pure."""
     if not wanted.is_wanted:
         return {}
     addresses, exclude = [str(ip.address) for ip in result.ips], [str(network) for network in wanted.exclude]

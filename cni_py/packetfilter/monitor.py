@@ -50,7 +50,7 @@ class NftWatch:
         self._tables = frozenset(tables)
         self._is_excluded = only_deletions_but_by
         self._deletes = False
-        """In the transaction that is being read."""
+        """True if the transaction that is being read has deleted something that counts."""
         self.culprit = ""
         try:
             self._listener = Listener(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, _BUFFER_BYTES)
