@@ -60,9 +60,12 @@ def has_kind(kind: str) -> bool:
     """Return whether this kernel can make links of a kind."""
     if kind == "tun":
         return os.path.exists("/dev/net/tun")
-    of = {"vlan": "link p0 type vlan id 5", "ipvlan": "link p0 type ipvlan", "macvlan": "link p0 type macvlan"}.get(
-        kind, f"type {kind}"
-    )
+    of = {
+        "vlan": "link p0 type vlan id 5",
+        "ipvlan": "link p0 type ipvlan",
+        "macvlan": "link p0 type macvlan",
+        "vrf": "type vrf table 9",
+    }.get(kind, f"type {kind}")
     script = f"ip link add p0 type veth peer name p1; ip link add x0 {of}"
     return not kind or subprocess.run(["unshare", "-n", "sh", "-ec", script], capture_output=True, check=False).returncode == 0
 

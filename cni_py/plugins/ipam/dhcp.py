@@ -9,8 +9,8 @@ from ipaddress import ip_address, ip_interface
 
 from cni_py.attachment import record
 from cni_py.dhcp import options, wire
-from cni_py.errors import CheckFailed, InvalidConfig
-from cni_py.journal import note, step
+from cni_py.errors import CheckFailed, DecodingFailure, InvalidConfig
+from cni_py.journal import note
 from cni_py.netlink.constants import RT_SCOPE_LINK
 from cni_py.spec.result import IPConfig, Result, Route, from_json
 from cni_py.spec.versions import CURRENT, at_least
@@ -29,9 +29,12 @@ CONFIG = "DhcpConfig"
 def add(call: Call, config: DhcpConfig) -> Mapping[str, Any]:
     """Acquire a lease. Spec section 2, ADD."""
     check_config(config)
-    with step("dhcp", "daemon", "#", "lease", "for", call.ifname, "in", call.netns):
-        leased = ask(call, config, "ADD") or {}
-    result = result_of(leased, config)
+    leased = ask(call, config, "ADD") or {}
+    note(f"the DHCP daemon has leased {leased.get('address')}, gateway {leased.get('gateway') or 'none'}")
+    try:
+        result = result_of(leased, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecodingFailure("the reply of the DHCP daemon is not complete", f"{type(error).__name__}: {error}") from error
     if at_least(call.cni_version, "1.0.0"):  # Go-compatible: priority and scope of routes from 1.0.0 on
         return result.as_version(CURRENT) | {"cniVersion": call.cni_version}
     return result.as_version(call.cni_version)
@@ -40,8 +43,8 @@ def add(call: Call, config: DhcpConfig) -> Mapping[str, Any]:
 def delete(call: Call, config: DhcpConfig) -> None:
     """Release the lease; success if there is none, or no daemon: a lease ends by itself."""
     try:
-        with step("dhcp", "daemon", "#", "release", "lease", "of", call.ifname, "in", call.netns or "-"):
-            ask(call, config, "DEL")
+        ask(call, config, "DEL")
+        note("the DHCP daemon has no lease of this attachment any more")
     except wire.NoDaemon as error:
         note(f"no lease is released: {error}")
 
