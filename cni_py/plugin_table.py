@@ -87,7 +87,9 @@ PLUGINS = {
     "static": Row("cni_py.plugins.ipam.static", kind="ipam", model="StaticConfig"),
     "portmap": Row("cni_py.plugins.meta.portmap", kind="meta", model="PortmapConfig", record="own"),
     "loopback": Row("cni_py.plugins.main.loopback", kind="main", model="LoopbackConfig"),
-    "bandwidth": Row("cni_py.plugins.meta.bandwidth", kind="meta", model="BandwidthConfig", record="own", since="0.3.0"),
+    "bandwidth": Row(
+        "cni_py.plugins.meta.bandwidth", kind="meta", model="BandwidthConfig", record="own", since="0.3.0", link="ifb"
+    ),
     "firewall": Row("cni_py.plugins.meta.firewall", kind="meta", model="FirewallConfig", record="own", since="0.4.0"),
     "sbr": Row("cni_py.plugins.meta.sbr", kind="meta", model="SbrConfig", record="own"),
     "vrf": Row("cni_py.plugins.meta.vrf", kind="meta", model="VrfConfig", record="own", since="0.3.1", link="vrf"),
