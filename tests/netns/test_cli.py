@@ -253,7 +253,7 @@ def test_command_of_a_hint_that_only_reads_can_be_typed(node: Host, typed: Typed
     typed(f"cni-py add cbr0 blue --cap-args '{PORT}'")
     fitting = [value for head, value in FILLED.items() if command.startswith(f"{head} ")]
     before = node.snapshot(Sandbox("blue"))
-    done = typed(command.replace("{}", fitting[0]) if "{}" in command else command, None)
+    done = typed(re.sub(r"\{\w*\}", fitting[0], command) if "{" in command else command, None)
     assert done.returncode == 0 or program in ("fuser", "cat"), done.stderr
     assert "Usage" not in done.stderr
     assert node.snapshot(Sandbox("blue")) == before
