@@ -23,7 +23,7 @@ import posix
 from errno import EACCES, EINVAL, EISDIR, EOPNOTSUPP, EROFS
 
 from cni_py.errors import InvalidConfig, IOFailure
-from cni_py.journal import RUN_DIR, note, quote, step
+from cni_py.journal import RUN_DIR, check_own, note, quote, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,6 +100,15 @@ def make_directory(path: str, mode: int) -> None:
             posix.mkdir(path, mode)
         except FileExistsError:
             pass
+
+
+def own_directory(path: str) -> None:
+    """Create a directory that only root may enter; an existing one must be ours. Raises: IOFailure."""
+    make_directory(path, 0o700)
+    try:
+        check_own(path)
+    except OSError as error:
+        raise IOFailure(f'"{path}" is not used', error.strerror or "", errno=error.errno or 0) from error
 
 
 def write(path: str, content: bytes, mode: int = 0o600) -> None:
@@ -259,7 +268,7 @@ class HostLock:
     def __enter__(self) -> None:
         lock: Lock | SocketLock = Lock(f"{RUN_DIR}/{self._name}")
         try:
-            make_directory(RUN_DIR, 0o700)
+            own_directory(RUN_DIR)
             lock.__enter__()
         except IOFailure as error:
             from cni_py.socket_lock import SocketLock

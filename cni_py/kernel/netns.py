@@ -106,12 +106,17 @@ def open_sandbox(path: str, may_be_host: bool = False, fd: int = -1) -> NetNS:
 
 
 def open_own() -> NetNS:
-    """Open the namespace that the thread is in. Raises: InvalidNetNS."""
+    """Open the namespace that the thread is in; its path is what ``ip link set … netns`` takes. Raises: InvalidNetNS."""
     path = "/proc/thread-self/ns/net"
     try:
-        return NetNS("/proc/self/ns/net", posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC))
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
         raise InvalidNetNS(f'failed to open netns "{path}"', error.strerror or "") from error
+    try:
+        is_that_of_init = posix.stat("/proc/1/ns/net").st_ino == posix.fstat(fd).st_ino
+    except OSError:
+        is_that_of_init = False
+    return NetNS("1" if is_that_of_init else str(posix.getpid()), fd)
 
 
 def setns(fd: int, kind: int) -> None:

@@ -37,6 +37,12 @@ TESTS = {
         "integration/kernel/test_flanneld_ipip.py",
         "integration/kernel/test_recorded.py",
         "tests/netns/test_bridge_options.py::test_vlan",
+        *(
+            f"tests/netns/test_main_plugins.py::test_second_pod_leaves_no_trace[{verb}-{plugin}]"
+            for plugin in ("vlan", "ipvlan", "dummy")
+            for verb in ("DEL", "GC")
+        ),
+        "tests/netns/test_main_plugins.py::test_delegate_of_flannel[ipvlan]",
         "tests/netns/test_vrf.py",
     ],
     "qemu": [

@@ -7,8 +7,22 @@ from typing import Any
 
 import pytest
 
-from support.namespaces import Host, Reply, Sandbox
-from support.pods import DUAL_ENV, FLANNEL, MAC, OPTIONS, ROUTES, V4, V6, add, bridge_conf, check, layer_2_conf, words
+from support.namespaces import Host, Sandbox
+from support.pods import (
+    DUAL_ENV,
+    FLANNEL,
+    MAC,
+    OPTIONS,
+    ROUTES,
+    V4,
+    V6,
+    add,
+    bridge_conf,
+    check,
+    layer_2_conf,
+    repair,
+    words,
+)
 
 CONF = bridge_conf(
     V4, V6, isDefaultGateway=True, ipMasq=True, mtu=1400, macspoofchk=True, masqueradeExcept=["10.0.0.0/8"],
@@ -173,30 +187,11 @@ def test_what_was_changed_is_seen(host: Host, case: str) -> None:
     assert "found" in reply.json["details"], reply
 
 
-NO_COMMAND = ("delete the pod", "another pod has", "look at it: ", "nft list ", "iptables -t nat -S")
-"""Beginnings of hints that change nothing: what they are about has no single command."""
 NO_REPAIR = {
     "bridge-gone", "bridge-of-another-name", "bridge-is-none", "port-gone", "end-gone", "end-renamed", "end-is-another", "masquerade4-gone",
     "masquerade6-gone", "masquerade-table-gone", "masquerade-chain-flushed", "masquerade-other-rule", "masquerade-of-another",
     "iptables-gone", "macspoofchk-gone", "macspoofchk-address-gone", "macspoofchk-rule-gone", "reservation-of-another",
 }  # fmt: skip
-
-
-def hints(reply: Reply) -> list[str]:
-    assert all(one["msg"] and one["hint"] for one in reply.json["differences"]), reply
-    return [one["hint"] for one in reply.json["differences"]]
-
-
-def repair(host: Host, conf: dict[str, Any], pod: Sandbox, result: dict[str, Any]) -> Reply:
-    """Type the command of each difference, and check again, until there is no difference or nothing to type."""
-    for _ in range(4):
-        reply = check(host, conf, pod, result)
-        commands = [hint for hint in hints(reply) if not hint.startswith(NO_COMMAND)] if reply.rc else []
-        if not commands:
-            return reply
-        for command in commands:
-            host.run(command)
-    raise AssertionError(reply)
 
 
 @pytest.mark.parametrize("case", CASES, ids=CASES.keys())

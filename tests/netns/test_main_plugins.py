@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from support import faults
 from support.agents import Agent
 from support.mains import IPAM, MAINS, has_kind, missing, parameters, prepare
 from support.namespaces import GONE, Host, Sandbox
-from support.pods import add, addresses, check, delete, gc, link, state, words
+from support.pods import add, addresses, check, delete, gc, link, repair, routes, state, words
 
 pytestmark = pytest.mark.netns
 
@@ -76,11 +77,14 @@ def test_right_after_add_all_is_well(host: Host, plugin: str, version: str) -> N
     "damage", ["ip link set eth0 down", "ip addr flush dev eth0", "ip route del 10.7.0.0/16", "ip link set eth0 mtu 1280"]
 )
 def test_check_sees_what_was_changed_in_the_sandbox(host: Host, plugin: str, damage: str) -> None:
+    """And the hints of the differences repair it."""
     pod = host.netns("c1")
     conf = MAINS[plugin].conf(plugin)
     result = add(host, conf, pod)
     host.run(damage, pod)
     assert check(host, conf, pod, result).code == 103
+    reply = repair(host, conf, pod, result)
+    assert reply.rc == 0, reply
 
 
 @every_plugin
@@ -240,6 +244,8 @@ def test_check_of_ptp_sees_what_was_changed(host: Host, damage: str) -> None:
     result = add(host, conf, pod)
     host.run(damage.format(end=result["interfaces"][0]["name"]))
     assert check(host, conf, pod, result).code == 103
+    reply = repair(host, conf, pod, result)
+    assert (reply.rc == 0) != damage.startswith("nft"), reply
 
 
 def test_two_addresses_of_one_subnet(host: Host) -> None:
@@ -501,6 +507,64 @@ def test_delegate_of_flannel(host: Host, plugin: str) -> None:
     assert host.host_ends() == ["nic1", "nic2", "up0", "up1", "wire1", "wire2"]
 
 
+# --- the journal ------------------------------------------------------------------------------------------------------
+
+
+def typed(host: Host, explained: str) -> None:
+    """Type the journal's commands, but for those that write files and the packet filter."""
+    lines = [re.sub(r"  \([\d.]+ ms\)$", "", line) for line in explained.splitlines()]
+    commands = [line for line in lines if line.startswith(("ip ", "nsenter ", "sysctl "))]
+    host.run("\n".join(commands))
+
+
+@every_plugin
+def test_commands_of_the_journal_can_be_typed(host: Host, bin_dir: Path, plugin: str) -> None:
+    """Those of ADD make the same on another host, those of DEL delete it there."""
+    pod, conf = host.netns("c1"), MAINS[plugin].conf(plugin)
+    explain: dict[str, str | None] = {"CNI_PY_EXPLAIN": "1"}
+    with Host(bin_dir) as other:
+        prepare(other)
+        other_pod = other.netns("c1")
+        before = shown(other, other_pod)
+        added = host.call(plugin, "ADD", conf, sandbox=pod, env=explain)
+        assert added.rc == 0, added
+        typed(other, added.stderr)
+        assert shown(other, other_pod) == shown(host, pod)
+        deleted = host.call(plugin, "DEL", conf, sandbox=pod, env=explain)
+        assert deleted.rc == 0, deleted
+        typed(other, deleted.stderr)
+        assert shown(other, other_pod) == before
+        if plugin == "host-device":
+            assert "nic1" in other.run("ip -br link")
+
+
+def shown(host: Host, pod: Sandbox) -> list[Any]:
+    """The pod's links, addresses and routes, without MAC addresses and numbers."""
+    links = [
+        (
+            one["ifname"],
+            one["mtu"],
+            one["flags"],
+            one.get("linkinfo", {}).get("info_kind"),
+            one.get("ifalias", ""),
+            sorted(map(str, addresses(host, one["ifname"], pod))),
+        )
+        for one in host.json("ip -j -d link show", pod)
+    ]
+    every = [routes(host, pod, table="all", family=family) for family in (4, 6)]
+    return [
+        links,
+        [
+            sorted(
+                (dst, str(route.get("gateway")), route.get("table"))
+                for dst, route in of.items()
+                if "fe80" not in dst and "ff00" not in dst
+            )
+            for of in every
+        ],
+    ]
+
+
 # --- several networks in one pod --------------------------------------------------------------------------------------
 
 
@@ -528,6 +592,23 @@ def test_every_plugin_in_one_pod(host: Host, backwards: bool) -> None:
     after = state(host, pod)
     assert (after["files"], after["records"]) == (before["files"], before["records"])
     assert after[str(pod)]["addresses"] == before[str(pod)]["addresses"]
+
+
+@pytest.mark.parametrize("plugin", parameters("ptp", "macvlan", "ipvlan", "vlan", "host-device"))
+def test_check_finds_routes_that_sbr_moved(host: Host, plugin: str) -> None:
+    """In the table of the pod's address; and misses one that is in no table."""
+    pod = host.netns("c1")
+    conf = MAINS[plugin].conf(plugin)
+    sbr = {"cniVersion": "1.1.0", "name": "net", "type": "sbr"}
+    result = add(host, conf, pod)
+    last = host.ok("sbr", "ADD", sbr, sandbox=pod, prev=result)
+    reply = check(host, conf, pod, last)
+    assert reply.rc == 0, reply
+    host.run("ip route flush table 100", pod)
+    assert check(host, conf, pod, last).code == 103
+    host.ok("sbr", "DEL", sbr, sandbox=pod, prev=last)
+    delete(host, conf, pod)
+    assert len(host.json("ip -j rule show", pod)) == 3, "local, main, default"
 
 
 # --- with the agent ---------------------------------------------------------------------------------------------------

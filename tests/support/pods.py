@@ -120,6 +120,27 @@ def check(host: Host, conf: dict[str, Any], pod: Sandbox, prev: dict[str, Any], 
     return host.call(plugin_of(conf), "CHECK", conf, sandbox=pod, prev=prev, **given)
 
 
+NO_COMMAND = ("delete the pod", "another pod has", "look at it: ", "nft list ", "iptables -t nat -S")
+"""Beginnings of hints that change nothing: what they are about has no single command."""
+
+
+def hints(reply: Reply) -> list[str]:
+    assert all(one["msg"] and one["hint"] for one in reply.json["differences"]), reply
+    return [one["hint"] for one in reply.json["differences"]]
+
+
+def repair(host: Host, conf: dict[str, Any], pod: Sandbox, result: dict[str, Any]) -> Reply:
+    """Type the command of each difference, and check again, until there is no difference or nothing to type."""
+    for _ in range(4):
+        reply = check(host, conf, pod, result)
+        commands = [hint for hint in hints(reply) if not hint.startswith(NO_COMMAND)] if reply.rc else []
+        if not commands:
+            return reply
+        for command in commands:
+            host.run(command)
+    raise AssertionError(reply)
+
+
 def gc(host: Host, conf: dict[str, Any], *valid: tuple[str, str], **options: Any) -> None:
     """GC with a list of the valid attachments: (container id, interface name)."""
     listed = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in valid]

@@ -88,7 +88,7 @@ def check(call: Call, config: PtpConfig) -> None:
         opened.check_configured(end)
         ips = attached.expected_addresses(opened.prev, call)
         ends = with_gateways(ips)
-        attached.check_routes(opened.found, opened.sandbox, end, sandbox_routes(ends), in_any_table=True)  # sbr moves them
+        attached.check_routes(opened.found, opened.sandbox, end, sandbox_routes(ends))
         port = attached.find_host_end(opened.host, end, opened.prev)
         attached.check_host_end(opened.found, opened.host, port, opened.prev)
         opened.found.expect(f'state of "{port.name}"', "up", attached.state(port), f"ip link set {port.name} up")
