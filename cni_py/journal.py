@@ -130,7 +130,7 @@ def _open(name: str) -> tuple[int, int]:
 
 
 def check_own(directory: str) -> None:
-    """Check that no other user can change what our directory holds. Raises: OSError, PermissionError if one can."""
+    """Check that no other user can change what one of our directories holds. Raises: OSError, PermissionError if one can."""
     status = posix.lstat(directory)
     if status.st_mode & 0o170022 != 0o040000 or status.st_uid not in (0, posix.geteuid()):
         raise PermissionError(EACCES, f"not a directory that root alone can change, see: ls -ld {directory}")

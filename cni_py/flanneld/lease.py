@@ -215,7 +215,7 @@ class Lease:
 
     @property
     def is_unused_reservation(self) -> bool:
-        """Return whether ``cni-py config reserve`` wrote it, and its node has not used it yet."""
+        """True if ``cni-py config reserve`` wrote it, and its node has not used it yet."""
         return self.expires is None and not self.attributes.backend_type
 
     def without(self, *versions: int) -> Lease:
