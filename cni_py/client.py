@@ -33,6 +33,10 @@ def main() -> None:
 def _answer() -> int:
     launcher = sys.argv[0]
     plugin = launcher.rpartition("/")[2]
+    if plugin == "dhcp" and sys.argv[1:2] == ["daemon"]:
+        from cni_py.dhcp.daemon import main as run_daemon
+
+        return run_daemon(sys.argv[2:])
     environ = _environ()
     verb = environ.get("CNI_COMMAND")
     if not verb:

@@ -74,7 +74,8 @@ def _run(call: Call) -> bytes:
     """Run the verb with a journal, and keep the attachment's record. Raises: CniError."""
     name = record.name_of(call.container_id, call.ifname, call.network) if call.container_id else f"gc:{call.network}"
     where = f"container {call.container_id or '-'}, {call.ifname or '-'} in {call.netns or '-'}"
-    title = f"{call.verb} {call.plugin}, network {call.network}, {where}"
+    pod = record.pod_of(call)
+    title = f"{call.verb} {call.plugin}, network {call.network}, {f'pod {pod}, ' if pod else ''}{where}"
     keeps_file = call.verb in ("ADD", "DEL", "GC")
     reply = b""
     explain_fd = call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1

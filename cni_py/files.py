@@ -23,7 +23,7 @@ import posix
 from errno import EACCES, EINVAL, EISDIR, EOPNOTSUPP, EROFS
 
 from cni_py.errors import InvalidConfig, IOFailure
-from cni_py.journal import RUN_DIR, note, step
+from cni_py.journal import RUN_DIR, check_own, note, quote, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from cni_py.socket_lock import SocketLock
 
 MAX_BYTES = 1 << 20
+SHOWN_BYTES = 1024
+"""A longer content is not in the journal."""
 
 
 def read(path: str, limit: int = MAX_BYTES) -> bytes:
@@ -100,15 +102,36 @@ def make_directory(path: str, mode: int) -> None:
             pass
 
 
+def own_directory(path: str) -> None:
+    """Create a directory that only root may enter; an existing one must be ours. Raises: IOFailure."""
+    make_directory(path, 0o700)
+    try:
+        check_own(path)
+    except OSError as error:
+        raise IOFailure(f'"{path}" is not used', error.strerror or "", errno=error.errno or 0) from error
+
+
 def write(path: str, content: bytes, mode: int = 0o600) -> None:
     """Write the file atomically: readers see the old content, if any, or the new one. Raises: IOFailure."""
-    with step("install", "-m", f"{mode:o}", "/dev/stdin", path, error=IOFailure):
+    with _install(path, content, mode):
         try:
             is_done = not exists(path) and create(path, content, mode)
         except FileExistsError:  # created by another process in between
             is_done = False
         if not is_done:
             _replace(path, content, mode)
+
+
+def _install(path: str, content: bytes, mode: int) -> step:
+    """Return the step, with the content in its line unless it is long, or a secret, which nothing but a reader may open."""
+    change = step("install", "-m", f"{mode:o}", "/dev/stdin", path, error=IOFailure)
+    if mode & 0o200 and len(content) <= SHOWN_BYTES and content.isascii() and b"\r" not in content:
+        *lines, last = content.decode().split("\n")
+        if not last:
+            change.line = f"printf '%s\\n' {' '.join(map(quote, lines))} | {change.line}"
+        elif not lines:
+            change.line = f"printf %s {quote(last)} | {change.line}"
+    return change
 
 
 def create(path: str, content: bytes, mode: int = 0o600) -> bool:
@@ -245,7 +268,7 @@ class HostLock:
     def __enter__(self) -> None:
         lock: Lock | SocketLock = Lock(f"{RUN_DIR}/{self._name}")
         try:
-            make_directory(RUN_DIR, 0o700)
+            own_directory(RUN_DIR)
             lock.__enter__()
         except IOFailure as error:
             from cni_py.socket_lock import SocketLock

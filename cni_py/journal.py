@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import posix
 from _thread import _local
-from errno import EEXIST
+from errno import EACCES, EEXIST
 from time import gmtime, perf_counter, strftime, time
 
 from cni_py.errors import IOFailure, KernelRefused
@@ -118,7 +118,7 @@ def _open(name: str) -> tuple[int, int]:
         try:
             posix.mkdir(directory, 0o700)
         except FileExistsError:
-            pass
+            check_own(directory)
     path = f"{JOURNAL_DIR}/{name}"
     _bring_back(name)
     fd = posix.open(path, _APPEND, 0o600)
@@ -127,6 +127,13 @@ def _open(name: str) -> tuple[int, int]:
         posix.close(fd)
         raise FileExistsError(EEXIST, f"{path} is not a regular file")
     return fd, status.st_size
+
+
+def check_own(directory: str) -> None:
+    """Check that no other user can change what a directory of ours holds. Raises: OSError, PermissionError if one can."""
+    status = posix.lstat(directory)
+    if status.st_mode & 0o170022 != 0o040000 or status.st_uid not in (0, posix.geteuid()):
+        raise PermissionError(EACCES, f"not a directory that root alone can change, see: ls -ld {directory}")
 
 
 def _bring_back(name: str) -> None:

@@ -83,6 +83,7 @@ PLUGINS = {
         gives_addresses=True,
         files="reservations",
     ),
+    "dhcp": Row("cni_py.plugins.ipam.dhcp", kind="ipam", model="DhcpConfig", record="shared", needs_link=True),
     "static": Row("cni_py.plugins.ipam.static", kind="ipam", model="StaticConfig"),
     "portmap": Row("cni_py.plugins.meta.portmap", kind="meta", model="PortmapConfig", record="own"),
     "loopback": Row("cni_py.plugins.main.loopback", kind="main", model="LoopbackConfig"),

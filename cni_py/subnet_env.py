@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Network = IPv4Network | IPv6Network
 
-HINT = "Check the flannel pod log for this node"
+HINT = "Check the flannel pod log for this node, or: journalctl -u flanneld"
 
 
 class SubnetEnv(Value):

@@ -49,6 +49,12 @@ class Attachment:
         self.result: dict[str, Any] = {}
         self.has_record = False
 
+    @property
+    def pod(self) -> str:
+        """The pod's name, as the beginning of a line of the log; "" if it has none."""
+        name = next((pod for call in self.calls.values() if (pod := record.pod_of(call))), "")
+        return f"pod {name}, " if name else ""
+
     def check(self) -> None:
         """CHECK by each plugin. Raises: CniError."""
         previous = from_json(self.result).as_version(CHECK_VERSION)
@@ -127,7 +133,7 @@ class Housekeeper:
             if error is not None:
                 differing += 1
                 self.metrics.count("attachments that differ")
-                log(f"container {key[0]}, {key[1]}, network {key[2]}: {error}")
+                log(f"{attachment.pod}container {key[0]}, {key[1]}, network {key[2]}: {error}")
         return differing
 
     def _difference(self, key: Key, attachment: Attachment) -> CniError | None:

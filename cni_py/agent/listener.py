@@ -8,6 +8,7 @@ from contextlib import suppress
 from time import sleep
 
 from cni_py.agent.log import log
+from cni_py.journal import check_own
 
 BACKLOG = 1024
 LISTEN_FDS_START = 3
@@ -82,6 +83,7 @@ class Listener:
 def listen(path: str) -> socket.socket:
     """A listening socket at ``path``: 0600, in a directory 0700. A dead agent's socket is replaced. Raises: OSError."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    check_own(os.path.dirname(path))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Renamed into place when it is ready: a client that finds the path can connect, and only root can.
     temporary = f"{path}.{os.getpid()}"

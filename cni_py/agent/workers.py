@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from cni_py.agent.log import log
+from cni_py.plural import counted
 
 if TYPE_CHECKING:
     import socket
@@ -49,7 +50,7 @@ class WorkerPool:
         try:
             worker.start()
         except RuntimeError as error:  # no more threads: the existing ones take over
-            log(f"only {len(self._workers)} workers: {error}")
+            log(f"only {counted(len(self._workers), 'worker')}: {error}")
         else:
             self._workers.append(worker)
 

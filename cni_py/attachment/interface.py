@@ -19,7 +19,7 @@ from cni_py.spec.result import Interface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cni_py.netlink.socket import Rtnl
     from cni_py.spec.call import Call
     from cni_py.spec.result import Result
+    from cni_py.spec.result import Route as ResultRoute
 
 Parameter = tuple[str, str, str]
 """IP version ("ipv4", "ipv6"), name and value of a parameter of an interface."""
@@ -89,7 +90,9 @@ def wanted_routes(result: Result) -> list[Route]:
     return [
         Route(
             dst=route.dst.network,
-            gateway=route.gw or (gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None),
+            gateway=(None if route.gw.is_unspecified else route.gw)
+            if route.gw
+            else (gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None),
             protocol=RTPROT_BOOT,
             table=route.table or RT_TABLE_MAIN,
             scope=route.scope or RT_SCOPE_UNIVERSE,
@@ -99,6 +102,12 @@ def wanted_routes(result: Result) -> list[Route]:
         )
         for route in result.routes
     ]
+
+
+def _gateway_of(route: ResultRoute, gateways: Mapping[int, Address]) -> Address | None:
+    if route.gw is not None:
+        return None if route.gw.is_unspecified else route.gw  # 0.0.0.0: on the link, as DHCP has it
+    return gateways.get(route.dst.version) if (route.scope or 0) < RT_SCOPE_LINK else None
 
 
 def parse_mac(text: str) -> str:

@@ -50,7 +50,7 @@ class AttachmentLock:
 
         number = int.from_bytes(self._name.encode(errors="surrogateescape"), "big") % _BYTES
         try:
-            files.make_directory(RUN_DIR, 0o700)
+            files.own_directory(RUN_DIR)
             self._fd = posix.open(PATH, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
             # of an open file description: locks of a process would be shared by the agent's threads
             fcntl(self._fd, F_OFD_SETLKW if self._waits else F_OFD_SETLK, pack("hhqqi4x", F_WRLCK, 0, number, 1, 0))

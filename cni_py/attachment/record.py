@@ -1,8 +1,9 @@
 """The record of an attachment: the sandbox it was made for, by which GC knows that it no longer exists.
 
 Owns: ``/run/cni-py/attachments/<container id>:<ifname>:<network>``, JSON with the path of the namespace, its device and
-inode. It is written before ADD changes anything and deleted when DEL has succeeded. ``/run`` is empty after a boot, and
-everything works when records are lost, or cannot be written: GC then keeps what it has no record of.
+inode, and the pod's name from CNI_ARGS. It is written before ADD changes anything and deleted when DEL has succeeded.
+``/run`` is empty after a boot, and everything works when records are lost, or cannot be written: GC then keeps what it
+has no record of.
 
 Own records: a meta plugin keeps its own (``/run/cni-py/portmap/…``). The runtime calls DEL and GC for one plugin of the
 chain after the other, and the first of them must not delete what the next one needs. Which plugin has which: the table
@@ -34,6 +35,8 @@ MARK = "cni:"
 BOOT_ID, KERNEL_BOOT_ID = f"{RUN_DIR}/boot-id", "/proc/sys/kernel/random/boot_id"
 END_SECONDS = 2.0
 _RETURNED = "returned"
+_POD_ARGS, _MAX_ARG = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"), 253
+"""Keys of CNI_ARGS that the record keeps, and the length of a name in Kubernetes."""
 _is_known_boot = False
 _rules_lost = False
 
@@ -96,6 +99,9 @@ def remember(call: Call, **more: Any) -> bytes | None:
         "network": call.network,
         "netns": call.netns,
     }
+    pod = _pod_args(call)
+    if pod:
+        record["args"] = pod
     if call.is_return:
         record[_RETURNED] = True  # for nested plugins: they find this record instead of the one before
     try:
@@ -111,6 +117,16 @@ def remember(call: Call, **more: Any) -> bytes | None:
         before = None
     _write(path, encode(record))
     return before
+
+
+def _pod_args(call: Call) -> dict[str, str]:
+    return {pair[0]: pair[1][:_MAX_ARG] for pair in call.args if len(pair) == 2 and pair[0] in _POD_ARGS}
+
+
+def pod_of(call: Call) -> str:
+    """``namespace/name`` of the pod, by which people know it; "" if no runtime of Kubernetes called."""
+    pod = _pod_args(call) if call.args else {}
+    return "/".join([pod[key] for key in _POD_ARGS[:2] if pod.get(key)])
 
 
 def amend(call: Call, **more: Any) -> None:
@@ -151,7 +167,7 @@ def may_have_lost_rules(call: Call) -> bool:
     lost, _rules_lost = _rules_lost, False
     if call.verb == "GC":
         return PLUGINS[call.plugin].kind != "ipam"
-    return lost and any(len(files.list_directory(directory)) > 1 for directory in directories())
+    return lost and any(len(names_in(directory)) > 1 for directory in directories())
 
 
 def _has_ended(record: dict[str, Any]) -> bool:
@@ -269,7 +285,7 @@ def is_anothers_interface(call: Call) -> bool:
     A network that was refused the name has no record, or a younger one if its ADD was killed.
     """
     own, directory = _path(call), _directory(call)
-    names = [f"{directory}/{name}" for name in _names(directory, call.container_id)]
+    names = [f"{directory}/{name}" for name in names_in(directory, call.container_id)]
     others = [path for path in names if path != own and _is_of_interface(_read(path), call)]
     age = files.changed_at(own) if files.exists(own) else None
     return any(age is None or files.changed_at(path) < age for path in others)
@@ -292,7 +308,7 @@ def valid(call: Call) -> frozenset[tuple[str, str]] | None:
 def others_of_container(call: Call) -> list[dict[str, Any]]:
     """The records of the container's other attachments to the called plugin, newest first."""
     own, directory = name_of(call.container_id, call.ifname, call.network), _directory(call)
-    names = [name for name in _names(directory, call.container_id) if name != own]
+    names = [name for name in names_in(directory, call.container_id) if name != own]
     newest_first = sorted(names, key=lambda name: files.changed_at(f"{directory}/{name}"), reverse=True)
     records = [_read(f"{directory}/{name}") for name in newest_first]
     return [record for record in records if record and record.get("containerID") == call.container_id]
@@ -302,7 +318,7 @@ def texts_of_others(call: Call) -> list[bytes]:
     """The records of all other attachments that the called plugin has recorded, of any network, undecoded."""
     own, directory = name_of(call.container_id, call.ifname, call.network), _directory(call)
     texts = []
-    for name in _names(directory, ""):
+    for name in names_in(directory):
         if name != own:
             try:
                 texts.append(files.read(f"{directory}/{name}"))
@@ -318,7 +334,7 @@ def remembered(network: str, directory: str = DIRECTORY, *, container_id: str = 
         container_id: only those of this container; other records are not read.
     """
     found = []
-    for name in _names(directory, container_id):
+    for name in names_in(directory, container_id):
         record = _read(f"{directory}/{name}")
         parts = [record.get(key) for key in ("containerID", "ifname", "network")] if record else name.split(":")
         if len(parts) == 3 and parts[2] == network and container_id in ("", parts[0]):
@@ -331,10 +347,11 @@ def remembered_by(call: Call) -> list[tuple[str, str]]:
     return remembered(call.network, _directory(call))
 
 
-def _names(directory: str, container_id: str) -> list[str]:
+def names_in(directory: str, container_id: str = "") -> list[str]:
     """File names of the records that may be this container's (:func:`name_of` keeps at least 120 characters)."""
     try:
         names = files.list_directory(directory)
+        _check_own(directory)
     except IOFailure as error:  # a file in its place
         go_on_without(error)
         return []
@@ -368,7 +385,7 @@ def _is_complete(record: dict[str, Any]) -> bool:
 def _write(path: str, content: bytes) -> None:
     try:
         for directory in (RUN_DIR, path.rpartition("/")[0]):
-            files.make_directory(directory, 0o700)
+            files.own_directory(directory)
         files.write(path, content)
     except IOFailure as error:
         go_on_without(error)
@@ -376,13 +393,22 @@ def _write(path: str, content: bytes) -> None:
 
 def _remove(path: str) -> None:
     try:
+        _check_own(path.rpartition("/")[0])
         files.remove(path)
     except IOFailure as error:
         go_on_without(error)
 
 
+def _check_own(directory: str) -> None:
+    """Check that no other user can plant a record. Raises: IOFailure."""
+    for checked in (RUN_DIR, directory):
+        if files.exists(checked):
+            files.own_directory(checked)
+
+
 def _read(path: str) -> dict[str, Any] | None:
     try:
+        _check_own(path.rpartition("/")[0])
         return config.decode(files.read(path), path)
     except FileNotFoundError:
         return None

@@ -473,8 +473,8 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
         command.add_argument("netns", metavar="NETNS", nargs="?" if verb == "check" else None, help=text)
         command.add_argument("-i", "--ifname", help="interface name in the sandbox")
         command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")
-        command.add_argument("--args", metavar="KEY=VALUE;...", help="arguments for the plugins")
-        command.add_argument("--cap-args", metavar="JSON", help="capability arguments")
+        command.add_argument("--args", metavar="KEY=VALUE;...", type=_pairs, help="arguments for the plugins")
+        command.add_argument("--cap-args", metavar="JSON", type=_object, help="capability arguments")
     else:
         command.add_argument("netns", metavar="NETNS", nargs="?", help="ignored; accepted because cnitool requires it")
     if verb == "gc":
@@ -495,6 +495,27 @@ def _valid_attachment(text: str) -> tuple[str, str]:
     if not container_id or not ifname:
         raise argparse.ArgumentTypeError(f"{text!r} is not CONTAINERID/IFNAME")
     return container_id, ifname
+
+
+def _pairs(text: str) -> str:
+    """Check that it is ``KEY=VALUE;KEY=VALUE``, and return it."""
+    for pair in text.split(";") if text else ():
+        if pair.count("=") != 1 or not all(pair.split("=")):
+            raise argparse.ArgumentTypeError(f'"{pair}" is not KEY=VALUE')
+    return text
+
+
+def _object(text: str) -> str:
+    """Check that it is a JSON object, and return it."""
+    import json
+
+    try:
+        is_object = not text or isinstance(json.loads(text), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -164,13 +164,21 @@ def ping(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     """Print the state; exit status 1 if it differs from what ``up`` created."""
     lab = Lab.open(options.directory)
-    report = describe(lab)
+    report = describe(lab) | {"unreachable": unreachable(lab)}
+    report["ok"] = report["ok"] and not report["unreachable"]
     if options.json:
         show(json.dumps(report, indent=4))
     else:
         for line in lines(report):
             show(line)
     return 0 if report["ok"] else EXIT_FAILED
+
+
+def unreachable(lab: Site) -> list[str]:
+    """Return the pairs of pods without a connection; none for a back end without routes, or beside a node that has ended."""
+    if lab.settings.backend in WITHOUT_ROUTES or not all(lab.machine(node.name).is_alive for node in lab.state.nodes):
+        return []
+    return [f"{pair.source} to {pair.target} ({pair.address})" for pair in lab.ping(seconds=0.5).failed]
 
 
 def describe(lab: Site) -> dict[str, Any]:
@@ -232,7 +240,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     outside = " ".join(report["outside"])
     head = f"{backend}, datastore {datastore}, up for {minutes} min, outside {outside}, in {report['directory']}"
-    return [head, *table, *(f"broken: {which}    cni-py lab heal {which}" for which in report["broken"])]
+    unreached = [f"not reached: {pair}    cni-py lab ping" for pair in report.get("unreachable", ())[:5]]
+    return [head, *table, *(f"broken: {which}    cni-py lab heal {which}" for which in report["broken"]), *unreached]
 
 
 def log(options: argparse.Namespace) -> int:

@@ -283,6 +283,33 @@ HostLocalConfig = _model(
     args=("args", _default(HostLocalArgs, validated=True)),
     runtime_config=("runtimeConfig", _default(HostLocalRuntimeConfig, validated=True)),
 )
+DhcpRequest = _model(
+    "DhcpRequest",
+    option=("option", _default(STR, value="")),
+    skip_default=("skipDefault", _default(BOOL, value=False)),
+)
+DhcpProvide = _model(
+    "DhcpProvide",
+    option=("option", _default(STR, value="")),
+    value=("value", _default(STR, value="")),
+    from_arg=("fromArg", _default(STR, value="")),
+)
+DhcpIpam = _model(
+    "DhcpIpam",
+    type=("type", _default(STR, value="")),
+    daemon_socket_path=("daemonSocketPath", _default(STR, value="/run/cni/dhcp.sock")),
+    request=("request", _default(_list(DhcpRequest), make=list)),
+    provide=("provide", _default(_list(DhcpProvide), make=list)),
+    priority=("priority", _default(_int(ge=0, le=4294967295), value=0)),
+)
+DhcpConfig = _model(
+    "DhcpConfig",
+    cni_version=("cniVersion", _default(STR, value="0.1.0")),
+    name=("name", _default(STR, value="")),
+    type=("type", _default(STR, value="")),
+    prev_result=("prevResult", _default(_nullable(OBJECT), value=None)),
+    ipam=("ipam", _default(DhcpIpam, validated=True)),
+)
 StaticAddress = _model(
     "StaticAddress",
     address=("address", _default(STR, value="")),
@@ -483,6 +510,7 @@ SCHEMAS: dict[str, Schema] = {
     "TapConfig": TapConfig,
     "HostDeviceConfig": HostDeviceConfig,
     "HostLocalConfig": HostLocalConfig,
+    "DhcpConfig": DhcpConfig,
     "StaticConfig": StaticConfig,
     "PortmapConfig": PortmapConfig,
     "LoopbackConfig": LoopbackConfig,

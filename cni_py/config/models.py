@@ -586,6 +586,46 @@ class VrfConfig(NetworkConfig):
     )
 
 
+class DhcpRequest(Model):
+    """Entry of `request`."""
+
+    option: StrictStr = Field("", description="Number, or name, of an option.", examples=["121"])
+    skip_default: StrictBool = Field(False, description="Do not request `subnet-mask` and `routers` besides.")
+
+
+class DhcpProvide(Model):
+    """Entry of `provide`."""
+
+    option: StrictStr = Field("", description="Number, or name, of an option.", examples=["host-name"])
+    value: StrictStr = Field("", description="Its value.", examples=["web"])
+    from_arg: StrictStr = Field("", description="Key of CNI_ARGS that has its value.", examples=["K8S_POD_NAME"])
+
+
+class DhcpIpam(Model):
+    """Keys of `ipam` for `dhcp`."""
+
+    type: StrictStr = Field("", description="Name of the IPAM plugin's executable.", examples=["dhcp"])
+    daemon_socket_path: StrictStr = Field(
+        "/run/cni/dhcp.sock", description="Socket of the daemon, `dhcp daemon`.", examples=["/run/dhcp.sock"]
+    )
+    request: list[DhcpRequest] = Field(
+        [],
+        description="Options to request of the server. Names: `dhcp-client-identifier`, `subnet-mask`, `routers`, `host-name`, "
+        "`user-class`, `vendor-class-identifier`.",
+        examples=[[{"option": "121"}]],
+    )
+    provide: list[DhcpProvide] = Field(
+        [], description="Options to send to the server.", examples=[[{"option": "host-name", "fromArg": "K8S_POD_NAME"}]]
+    )
+    priority: StrictInt = Field(0, ge=0, le=0xFFFFFFFF, description="Metric of all routes; 0: the kernel's.", examples=[100])
+
+
+class DhcpConfig(NetworkConfig):
+    """Keys of `dhcp`, which reads the whole configuration of the plugin that calls it."""
+
+    ipam: DhcpIpam = Field(DhcpIpam(), description="See the keys below.")
+
+
 class LoopbackConfig(NetworkConfig):
     """Keys of `loopback`: no own ones."""
 

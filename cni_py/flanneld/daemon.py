@@ -158,7 +158,7 @@ class Daemon:
             former,
             self.host_networks,
             networks,
-            [own] if own else [],
+            [*([own] if own else []), *(known.former if known else ())],
         )
         try:
             session.begin(known if known is not None and _is_same(known.config, config) else None, is_answered=text is not None)

@@ -21,7 +21,7 @@ from cni_py.flanneld.lease import Lease
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, read_snapshot
 from cni_py.flanneld.subnet_index import SubnetIndex
 from cni_py.flanneld.vanished import Vanished
-from cni_py.node.log import error, warning, warning_once
+from cni_py.node.log import error, info, warning, warning_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -236,7 +236,10 @@ class Following:
         return lease.without(*left_out)
 
     def _ignore(self, lease: Lease, why_not: str, before: dict[Subnets, Lease | None]) -> None:
-        if self._ignored.get(lease.subnets) != lease:
+        is_new = self._ignored.get(lease.subnets) != lease
+        if is_new and lease.is_unused_reservation and why_not.endswith("is our own address"):
+            info(f"{lease.subnets} is reserved for this node: flanneld uses it when it starts again")
+        elif is_new:
             warning(f"ignoring the lease of {lease.subnets}: {why_not}; not reached")
         self._ignored[lease.subnets] = lease
         self._drop(lease.subnets, before)

@@ -10,9 +10,11 @@ error name the pods. What is not the first address of a subnet, or on another li
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
+from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.own_devices import BRIDGE, own_devices
 from cni_py.kernel.address import delete_address, list_addresses, list_host_addresses
 from cni_py.kernel.bridge_users import users_of
@@ -22,9 +24,8 @@ from cni_py.node.log import info, warning, warning_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+    from ipaddress import IPv4Interface, IPv6Interface, IPv6Network
 
-    from cni_py.flanneld.lease import Subnets
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
     from cni_py.node.stop import Stop
@@ -51,6 +52,12 @@ class FormerGateways:
         self._networks, self._own = list(networks), own.each()
         self._former = {subnet for subnets in former for subnet in subnets.each()} - set(self._own)
         self._seen: set[str] = set()
+
+    def present(self) -> list[Subnets]:
+        """Return the former subnets whose gateways are still on the pods' bridge. Raises: CniError."""
+        with open_host() as host:
+            found = {address.network for _, _, address in self._found(host)}
+        return [Subnets(ipv4=each) if isinstance(each, IPv4Network) else Subnets(ipv6=each) for each in sorted(found, key=str)]
 
     def run(self, stop: Stop) -> None:
         """Look again and again until none is left, or ``stop``."""

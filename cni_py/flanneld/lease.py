@@ -213,6 +213,11 @@ class Lease:
         """The families by which its node is reached."""
         return {address.version for address in self.attributes.addresses}
 
+    @property
+    def is_unused_reservation(self) -> bool:
+        """Whether ``cni-py config reserve`` wrote it, and its node has not used it yet."""
+        return self.expires is None and not self.attributes.backend_type
+
     def without(self, *versions: int) -> Lease:
         """Return it as if its node had no address of these families."""
         its = self.attributes

@@ -506,7 +506,9 @@ def _add_environment(given: dict[str, Any], environ: Mapping[str, str]) -> list[
         if option is None:
             if variable in refused:
                 _check_known(refused[variable], variable)
-            warnings.append(f"{variable} is no option of flanneld that can be given in the environment")
+            near = get_close_matches(variable, options, 1)
+            words = f"; is it {near[0]}?" if near else ""
+            warnings.append(f"{variable} is no option of flanneld that can be given in the environment{words}")
         elif option.name not in given:
             value = _read(option, text, variable)
             given[option.name] = (value,) if _is_repeatable(option) else value
@@ -564,11 +566,10 @@ Signals: SIGTERM and SIGINT end flanneld; what it made stays, so pods keep their
 Exit status: 0 ended or done, 1 failed, 2 an option is wrong.
 
 Examples:
-  etcdctl put /coreos.com/network/config \\
-    '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
   flanneld -etcd-endpoints=https://192.168.123.11:2379 \\
-    -etcd-cafile=/etc/flannel/ca.crt -etcd-certfile=/etc/flannel/client.crt \\
-    -etcd-keyfile=/etc/flannel/client.key -ip-masq
+    -etcd-cafile=/etc/kube-flannel/etcd-ca.crt \\
+    -etcd-certfile=/etc/kube-flannel/flanneld.crt \\
+    -etcd-keyfile=/etc/kube-flannel/flanneld.key -ip-masq
   flanneld -datastore=file:/var/lib/flannel/network.json -iface=eth1
   flanneld -check-config /etc/kube-flannel/net-conf.json
 

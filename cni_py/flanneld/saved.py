@@ -31,7 +31,7 @@ from cni_py.journal import step
 from cni_py.node.log import warning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cni_py.node.stop import Stop
 
@@ -51,6 +51,8 @@ class Saved:
     own: Lease
     path: str = ""
     lines: tuple[bytes, ...] = field(default=(), repr=False)
+    former: tuple[Subnets, ...] = ()
+    """Subnets that this node had before, whose gateways were still on the pods' bridge."""
 
     def leases(self) -> dict[Subnets, Lease] | None:
         """Return all leases, our own too; None if they cannot be used."""
@@ -85,7 +87,8 @@ def read(path: str) -> Saved | None:
         own = _lease(json.loads(owns[-1])["own"] if owns else found["own"])
         leases = [json.dumps(lease).encode() for lease in found.get("leases", [])]  # as earlier versions wrote them
         leases += [line for line in complete if not line.startswith(_OWN)]
-        saved = Saved(str(found["config"]), own, path, tuple(leases))
+        former = tuple(Subnets.from_key(key) for key in found.get("former", []))
+        saved = Saved(str(found["config"]), own, path, tuple(leases), former)
         backends.check(NetworkConfig.parse(saved.config))
     except FileNotFoundError:
         return None
@@ -115,6 +118,8 @@ class Saver:
         """Number of lines that were added since."""
         self._not_saved = ""
         """Reason of the last failure."""
+        self.former: Sequence[Subnets] = ()
+        """See :class:`Saved`; written with the next whole file."""
 
     def changed(self, subnets: Iterable[Subnets] = ()) -> None:
         """Note that these leases changed, or our own did."""
@@ -156,7 +161,8 @@ class Saver:
 
     def _write(self, own: Lease) -> None:
         """Write everything. Raises: CniError, OSError."""
-        lines = [json.dumps({"config": self._config, "own": _as_json(own)})]
+        former = {"former": [subnets.as_key() for subnets in self.former]} if self.former else {}
+        lines = [json.dumps({"config": self._config, "own": _as_json(own), **former})]
         lines += [json.dumps(_as_json(lease)) for lease in list(self._leases.values())]  # a copy: another thread changes it
         content = "".join(f"{line}\n" for line in lines).encode()
         self._written = None

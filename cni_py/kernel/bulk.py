@@ -18,6 +18,7 @@ from cni_py import journal
 from cni_py.errors import KernelRefused
 from cni_py.kernel.link import find_link
 from cni_py.netlink.socket import Rtnl
+from cni_py.plural import counted
 
 Request = tuple[bytes, int, int]
 """Message without its header, kind, flags."""
@@ -69,7 +70,7 @@ def change_many(
     try:
         errors = rtnl.change_many([request(item, ifindexes[item.device] or 0) for item in present])
     except OSError as error:
-        words = f'could not send {len(present)} times: "{" ".join(command)}"'
+        words = f'could not send {counted(len(present), "request")}: "{" ".join(command)}"'
         raise KernelRefused(words, error.strerror or str(error), errno=error.errno or 0) from error
     outcomes: list[tuple[T, int, str]] = [
         (item, ENODEV, f'link "{item.device}" does not exist') for item in todo if ifindexes[item.device] is None

@@ -34,6 +34,7 @@ from cni_py.node.reports import Reports
 from cni_py.node.stop import Wake
 from cni_py.node.tables import ADDRESSES, FDB, NEIGHBOURS, ROUTES, SYSCTLS
 from cni_py.node.writer import RETRY_SECONDS, Writer
+from cni_py.plural import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -192,7 +193,7 @@ class Reconciler:
             if now >= self._writer.retry_at or batch.may_retry:
                 self._retry()
         if changes and batch.nouns:
-            info(f"reverted {changes} changes of another process ({', '.join(sorted(batch.nouns))})")
+            info(f"reverted {counted(changes, 'change')} of another process ({', '.join(sorted(batch.nouns))})")
         return changes
 
     def _receive(self) -> None:
@@ -271,7 +272,7 @@ class Reconciler:
         changes = self._round.pop()()
         self._check_next_at = monotonic() + CHECK_SECONDS / len(self._checks())
         if changes:
-            info(f"reverted {changes} changes that the kernel had not reported")
+            info(f"reverted {counted(changes, 'change')} that the kernel had not reported")
 
     def _checks(self) -> list[Callable[[], int]]:
         """Return the checks of a round."""

@@ -67,7 +67,7 @@ def restore(networks: Collection[str] | None = None, dry_run: bool = False) -> l
     with Journal("restore rules", "" if dry_run else "repair"):
         for directory in attachments.directories():
             # the newest first: it has a host port that several want
-            paths = [f"{directory}/{name}" for name in files.list_directory(directory)]
+            paths = [f"{directory}/{name}" for name in attachments.names_in(directory)]
             for path in sorted(paths, key=files.changed_at, reverse=True):
                 found += _restore_of(path, networks, dry_run, tables)
     return found

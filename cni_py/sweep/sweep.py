@@ -157,7 +157,7 @@ def _sweep_once(call: Call) -> None:
     with Journal(f"the first {call.verb} of this boot", "sweep"):
         try:
             boot_id = files.read(record.KERNEL_BOOT_ID)
-            files.make_directory(RUN_DIR, 0o700)
+            files.own_directory(RUN_DIR)
             lock = posix.open(f"{RUN_DIR}/sweep.lock", flags, 0o600)
             try:
                 flock(lock, LOCK_EX | LOCK_NB)

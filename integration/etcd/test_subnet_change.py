@@ -30,7 +30,7 @@ def gateways(cluster: Cluster, name: str) -> list[str]:
 
 
 def move(cluster: Cluster, etcd: Etcd, name: str) -> str:
-    """As another cluster administrator's mistake does it: the node's lease goes, and its subnet is another node's now."""
+    """Take the node's subnet away, as by a mistake: the node's lease goes, and its subnet is another node's now."""
     address = cluster.addresses[name]
     key = etcd.key_of(address)
     value = {"PublicIP": "192.168.123.99", "PublicIPv6": None, "BackendType": "vxlan"}

@@ -178,7 +178,7 @@ def test_destdir_is_written_to_and_not_named(prefix: Prefix, tmp_path: Path) -> 
     assert list(stage.iterdir()) == []
 
 
-UNITS = ("cni-agent.service", "cni-agent.socket", "flanneld.service")
+UNITS = ("cni-agent.service", "cni-agent.socket", "cni-dhcp.service", "cni-dhcp.socket", "flanneld.service")
 
 
 def enable(directory: Path, conf: Path | str) -> set[str]:

@@ -337,9 +337,9 @@ def test_status_is_about_what_is_broken_now(command: Command) -> None:
 def test_up_says_which_pods_do_not_reach_one_another(command: Command) -> None:
     up = command("up", "--nodes", "2", "--segments", "2", "--backend", "host-gw", status=1)
     assert "0 of 2 from pod to pod and 2 of 2 from pod to outside" in up.stdout
+    assert "not reached: pod1 to pod2 (10.244." in command("status", status=1).stdout
     assert "not all pods reach one another: pod1 to pod2 (10.244." in up.stderr
     assert "The lab is kept" in up.stderr
-    command("status")
 
 
 @needs_root

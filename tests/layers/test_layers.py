@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     # a pod
     "ipam": set(),
     "attachment": {"kernel", "netlink", "packetfilter", "ipam", "config", "spec", "dispatch", "plugin_table"},
-    "plugins": {"attachment", "ipam", "packetfilter", "kernel", "netlink", "config", "spec"},
+    "dhcp": {"kernel", "netlink", "config"},
+    "plugins": {"dhcp", "attachment", "ipam", "packetfilter", "kernel", "netlink", "config", "spec"},
     "runtime": {"config", "spec"},
     "sweep": {
         "attachment", "ipam", "runtime", "packetfilter", "kernel", "netlink", "config", "spec", "plugin_table",
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     # a call
     "engine": {"dispatch", "attachment", "config", "spec", "plugin_table"},
     "protocol": {"spec"},
-    "client": {"protocol", "engine", "sweep", "attachment", "spec", "plugin_table"},
+    "client": {"dhcp", "protocol", "engine", "sweep", "attachment", "spec", "plugin_table"},
     # a node's daemons
     "node": {"packetfilter", "kernel", "netlink"},
     "datastore": {"node"},

@@ -41,6 +41,8 @@ FAULTS = {
     "dangling link": f"rm -rf {RUN_DIR}; ln -s /nowhere/at/all {RUN_DIR}",
     "link to itself": f"rm -rf {RUN_DIR}; ln -s cni-py {RUN_DIR}",
     "fifo": f"rm -rf {RUN_DIR}; mkfifo {RUN_DIR}",
+    "writable by other users": f"mkdir -p {RUN_DIR}; chmod 777 {RUN_DIR}",
+    "of another user": f"mkdir -p {RUN_DIR}; chown 65534 {RUN_DIR}",
 }
 """Scripts after which nothing at all can be kept."""
 PATHS = (

@@ -1,13 +1,15 @@
-"""Which addresses of former subnets go from the pods' bridge, and which stay (flanneld/former_gateways.py)."""
+"""Addresses of former subnets: which go from the pods' bridge, and which stay (flanneld/former_gateways.py)."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 
 import pytest
 
 from cni_py.flanneld.former_gateways import FormerGateways
 from cni_py.flanneld.lease import Subnets
+from support.flannel import SAVED, network
 from support.namespaces import Host
 
 pytestmark = pytest.mark.netns
@@ -16,7 +18,7 @@ NETWORKS = [IPv4Network("10.244.0.0/16"), IPv6Network("fd00:244::/48")]
 OLD = Subnets(IPv4Network("10.244.91.0/24"), IPv6Network("fd00:244:0:91::/64"))
 OWN = Subnets(IPv4Network("10.244.5.0/24"), IPv6Network("fd00:244:0:5::/64"))
 ELSEWHERE = Subnets(IPv4Network("10.9.7.0/24"))
-"""Of a network that was configured before."""
+"""A subnet of a network that was configured before."""
 GATEWAYS = {4: "10.244.91.1/24", 6: "fd00:244:0:91::1/64"}
 BRIDGE = """
 ip link add cni0 type bridge
@@ -47,7 +49,7 @@ def add_pod(host: Host, number: int, *of: str) -> None:
 @pytest.mark.parametrize("former", [[OLD], []], ids=["known", "found on the bridge"])
 @pytest.mark.parametrize("used", [(), (4,), (6,), (4, 6)], ids=str)
 def test_address_stays_as_long_as_a_pod_has_one_of_its_subnet(host: Host, former: list[Subnets], used: tuple[int, ...]) -> None:
-    """By family; pods of the new subnet do not count, nor what has no address."""
+    """Check each family; pods of the new subnet do not count, nor what has no address."""
     host.run(BRIDGE)
     add_pod(host, 1, "10.244.5.9/24", "fd00:244:0:5::9/64")
     add_pod(host, 2)
@@ -89,3 +91,26 @@ def test_gateway_in_a_vlan_is_treated_as_that_of_the_bridge(host: Host) -> None:
     host.run("ip netns del pod1; while ip link show veth00000001 >/dev/null 2>&1; do :; done")
     assert host.do(look, [OLD]) is False
     assert addresses(host, "cni0.100") == set()
+
+
+def test_former_subnet_of_another_network_is_known_after_a_restart(tmp_path: Path) -> None:
+    """Check that it is saved as long as its gateway is on the bridge: its address alone does not show what it was."""
+    with network(tmp_path, "vxlan", nodes=1) as net:
+        [node] = net.nodes
+        node.start().wait_ready()
+        node.add_pod()
+        old = node.env["FLANNEL_SUBNET"]
+        assert node.flanneld
+        node.flanneld.terminate()
+        net.write({"config": {"Network": "10.99.0.0/16", "Backend": {"Type": "vxlan"}}, "leases": {}})
+        for _ in range(2):
+            flanneld = node.start().wait_ready()
+            flanneld.wait_for_log(f"cni0 keeps {old} of this node's former subnet, which pods use")
+            flanneld.terminate()
+        assert '"former": ["10.244.' in node.host.path(SAVED).read_text()
+        flanneld = node.start().wait_ready()
+        node.run("ip netns del pod1")
+        flanneld.wait_for_log(f"deleted {old} from cni0")
+        flanneld.terminate()
+        node.start().wait_ready().terminate()
+        assert "former" not in node.host.path(SAVED).read_text()

@@ -38,7 +38,7 @@ def received(node: Node, version: int) -> int:
 
 
 def gets_in(net: Net, version: int, address: str) -> bool:
-    """Send a packet to this address, and one to the published one, which does get in: then both have been looked at."""
+    """Send a packet to this address, and one to the published one, which does get in: then both have been handled."""
     first, second = net.nodes
     before, published = received(first, version), first.address if version == 4 else first.address6
     mac = first.device(DEVICES[version])["address"]

@@ -109,6 +109,15 @@ def test_address_that_is_asked_for_counts(host: Host, asked: str) -> None:
     assert reserved(host) == [asked]
 
 
+def test_pod_is_known_by_its_name(host: Host) -> None:
+    """The runtime has no cached result: the record has the name, and explain finds the attachment by it."""
+    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1;K8S_POD_INFRA_CONTAINER_ID=c1"
+    add(host, BRIDGE, host.netns("c1"), args=args)
+    program = f"{Path(host.bin_dir).parent.parent}/bin/cni-py"
+    assert "shop/web-1" in host.run(f"{program} explain")
+    assert "network net, pod shop/web-1, container c1, eth0 in /run/netns/c1" in host.run(f"{program} explain shop/web-1")
+
+
 def reserved(host: Host) -> list[str]:
     names = [name.rpartition("/")[2] for name in host.files("/var/lib/cni/networks/net")]
     return sorted(name for name in names if name[0].isdigit() or ":" in name)

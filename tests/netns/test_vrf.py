@@ -133,3 +133,7 @@ def test_check_sees_what_was_changed(host: Host, pods: Pods, script: str, said: 
     host.run(script, pod)
     reply = pods.call("CHECK", pod, result)
     assert (reply.code, said in words(reply)) == (103, True), reply
+    if "del" not in script:
+        for difference in reply.json["differences"]:
+            host.run(difference["hint"])
+        pods.ok("CHECK", pod, result)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cni_py import engine
+from cni_py.config.models import PLUGIN_MODELS
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec import call
 from support.namespaces import Host
@@ -136,6 +137,14 @@ exec cat /run/stub-result
 """
 
 
+def bases_of(plugin: str) -> list[dict[str, Any]]:
+    """Configurations to vary; of a plugin that has none here, one of the examples in its model."""
+    if plugin in BASES:
+        return BASES[plugin]
+    fields = PLUGIN_MODELS[plugin].model_fields.values()
+    return [NETWORK | {field.alias or "": field.examples[0] for field in fields if field.examples}]
+
+
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     below = [leaf for key, member in members for leaf in leaves(member, (*path, key))]
@@ -169,7 +178,7 @@ def vary(conf: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
 
 def sandbox_of(plugin: str) -> str:
     """The second one has an interface already."""
-    return "/run/netns/c2" if plugin in ("bandwidth", "tuning", "sbr") else "/run/netns/c1"
+    return "/run/netns/c2" if plugin in ("bandwidth", "tuning", "sbr", "vrf") else "/run/netns/c1"
 
 
 def make_sandboxes(host: Host) -> None:
@@ -249,7 +258,7 @@ def varied_calls(plugin: str, verb: str, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
-        conf = vary(data.draw(st.sampled_from(BASES[plugin])), data)
+        conf = vary(data.draw(st.sampled_from(bases_of(plugin))), data)
         stubbed = conf.get("ipam", {}).get("result", RESULT) if isinstance(conf.get("ipam", {}), dict) else RESULT
         prepare(stubbed)
         for name in (verb, "DEL"):

@@ -141,7 +141,7 @@ def from_kubernetes(entries: dict[str, dict[str, str]]) -> list[Lease]:
 
 
 def _loaded(text: str) -> Any:
-    """As the API's JSON has an annotation: text, whatever it says."""
+    """Return the text as the API's JSON has an annotation: text, whatever it says."""
     try:
         return json.loads(text) if len(text) < 1000 else text
     except ValueError:
@@ -166,7 +166,7 @@ class Device:
 
 
 class Kernel:
-    """As a reconciler."""
+    """A reconciler without a kernel."""
 
     def __init__(self) -> None:
         self.desired = Desired()
@@ -179,7 +179,7 @@ class Kernel:
 
 
 class Node:
-    """What follows leases in a flanneld, with one back end."""
+    """The part of a flanneld that follows leases, with one back end."""
 
     def __init__(self, kind: str, directory: str) -> None:
         self.kind, self.kernel, self.leases = kind, Kernel(), dict[Subnets, Lease]()

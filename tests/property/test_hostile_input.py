@@ -129,6 +129,7 @@ PREVIOUS = {
     "ips": [{"address": "10.1.0.2/24"}],
 }
 BASES: dict[str, dict[str, Any]] = {
+    "dhcp": {"ipam": {"type": "dhcp"}},
     "flannel": {"delegate": {"isDefaultGateway": True}},
     "bridge": {"bridge": "br0", "isGateway": True, "ipMasq": True, "macspoofchk": True, "ipam": IPAM},
     "host-local": {"ipam": IPAM},
@@ -152,6 +153,9 @@ BASES: dict[str, dict[str, Any]] = {
 }
 VALID = st.lists(st.fixed_dictionaries({"containerID": NAMES, "ifname": IFNAMES}), max_size=3)
 CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "dhcp": {"ipam.daemonSocketPath": PATHS, "ipam.priority": st.integers(), "ipam.request": st.lists(
+        st.fixed_dictionaries({"option": TEXT}), max_size=2), "ipam.provide": st.lists(
+            st.fixed_dictionaries({"option": st.just("12"), "value": TEXT, "fromArg": TEXT}), max_size=2)},
     "flannel": {"dataDir": PATHS, "subnetFile": PATHS, "delegate.type": TEXT, "delegate.bridge": IFNAMES, "ipam.dataDir": PATHS,
                 "delegate.mtu": st.integers(), "delegateMode": TEXT, "masqueradeBeyond": TEXT, "runtimeConfig.mac": TEXT,
                 "ipam.type": TEXT, "delegate.macspoofchk": st.booleans()},

@@ -78,6 +78,8 @@ class Pods:
     def call(self, verb: str, pod: Sandbox, prev: Any = None, **options: Any) -> Reply:
         """Call the meta plugin with the main plugin's result, or another one."""
         prev = self.results.get(pod.name) if prev is None else prev
+        if verb == "CHECK":  # as ``cni-py check`` calls it
+            options["env"] = {"CNI_PY_DIFFERENCES": "1"} | (options.get("env") or {})
         return self.host.call(
             self.chain.plugin, verb, self.chain.conf, sandbox=pod, container_id=pod.name, prev=prev or None, **options
         )

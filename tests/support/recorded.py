@@ -72,7 +72,13 @@ def parameters(directory: Path, chosen: Callable[[Case], bool] = bool) -> list[A
     ]
 
 
+BEYOND_US = {"dhcp/renew": "busybox udhcpd logs no DHCPRELEASE, not that of its own client either: its step 4 cannot pass"}
+"""Recorded cases that no plugin can pass, and why. The other steps of dhcp/renew are those of tests/netns/test_dhcp.py."""
+
+
 def skip_without_plugins(file: Path, case: Case) -> list[pytest.MarkDecorator]:
+    if case["name"] in BEYOND_US:
+        return [pytest.mark.xfail(reason=BEYOND_US[case["name"]], strict=True)]
     missing = missing_plugins(file, case)
     return [pytest.mark.skip(reason=f"this tree has no {', '.join(sorted(missing))}")] if missing else []
 
@@ -130,7 +136,7 @@ engine.handle = handle
 
 def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
     """Run the cases of a file in one go, but those that need a plugin which this tree lacks. Every call has to reach the agent."""
-    cases = [case for case in load(file.parent)[file] if not missing_plugins(file, case)]
+    cases = [case for case in load(file.parent)[file] if not missing_plugins(file, case) and case["name"] not in BEYOND_US]
     if not cases:
         pytest.skip("this tree has no plugins for any case of this file")
     launcher = (bin_dir.parent.parent / "bin" / "cni-agent").read_text()

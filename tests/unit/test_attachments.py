@@ -72,6 +72,30 @@ def test_record_lives_from_add_to_delete(directory: Path, sandbox: Path) -> None
         assert not attachments.is_remembered("c1", "eth0", "net")
 
 
+@pytest.mark.parametrize(
+    ("args", "kept", "pod"),
+    [
+        ("", None, ""),
+        ("IgnoreUnknown=1", None, ""),
+        ("none;K8S_POD_NAME=a=b;;K8S_POD_NAMESPACE", None, ""),
+        ("K8S_POD_NAME=web", {"K8S_POD_NAME": "web"}, "web"),
+        (
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-1;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1",
+            {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "web-1", "K8S_POD_UID": "u1"},
+            "default/web-1",
+        ),
+        ("K8S_POD_NAME=" + "x" * 9999, {"K8S_POD_NAME": "x" * 253}, "x" * 253),
+    ],
+)
+def test_record_has_the_name_of_the_pod(
+    directory: Path, sandbox: Path, args: str, kept: dict[str, str] | None, pod: str
+) -> None:
+    call = a_call(netns=sandbox).replace(args=tuple(tuple(pair.split("=")) for pair in args.split(";")) if args else ())
+    attachments.remember(call)
+    assert json.loads((directory / "c1:eth0:net").read_text()).get("args") == kept
+    assert attachments.pod_of(call) == pod
+
+
 def test_records_of_a_network(directory: Path, sandbox: Path) -> None:
     for container_id, ifname, network in (
         ("c1", "eth0", "net"),

@@ -8,6 +8,7 @@ import os
 import posix
 import signal
 import stat
+import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -325,7 +326,36 @@ def test_every_change_is_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str
     lines = [line.rsplit("  (", 1)[0] for line in capfd.readouterr().err.splitlines()]
     assert lines == [
         f"mkdir -p -m 700 {tmp_path}/d",
-        f"install -m 600 /dev/stdin {tmp_path}/d/f",
+        f"printf %s x | install -m 600 /dev/stdin {tmp_path}/d/f",
         f"rm -f {tmp_path}/d/f",
         "# done",
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "is_shown"),
+    [
+        (b"one\ntwo words\n", 0o644, True),
+        (b"it's 100% \\ $x\n", 0o600, True),
+        (b'{"a": "b"}', 0o600, True),
+        (b"\n", 0o600, True),
+        (b"a secret\n", 0o400, False),
+        (b"x" * 2000, 0o600, False),
+        (b"a\nb", 0o600, False),
+        ("\u00e4".encode(), 0o600, False),
+    ],
+)
+def test_line_of_a_file_makes_the_same_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes, mode: int, is_shown: bool
+) -> None:
+    path = tmp_path / "f"
+    with journal.Journal("title", stderr_fd=2):
+        files.write(str(path), content, mode)
+    line = capfd.readouterr().err.splitlines()[0].rsplit("  (", 1)[0]
+    assert (line.startswith("printf ")) == is_shown
+    if is_shown:
+        path.unlink()
+        subprocess.run(["sh", "-c", line], check=True)
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (content, mode)
+    else:
+        assert "secret" not in line

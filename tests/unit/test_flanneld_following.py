@@ -332,3 +332,12 @@ def test_vanished_lease_is_dropped_when_its_time_has_come(running: Peers) -> Non
     running.following.put([gone(2)])
     _until(running, 3)
     assert running.kernel.settled[1:] == [(set(), set()), (set(), {"2 via 192.0.2.2"})]
+
+
+def test_reservation_that_its_node_has_not_used_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
+    """``cni-py config reserve`` made every node warn, and the node itself."""
+    peers = Peers(lease(2, kind=""), lease(5, 1, kind=""))
+    assert peers.kernel.routes == set()
+    log = capfd.readouterr().err
+    assert "gnoring" not in log
+    assert log.count("10.244.5.0/24 is reserved for this node: flanneld uses it when it starts again") == 1

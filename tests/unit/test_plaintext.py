@@ -17,7 +17,7 @@ THERE = ["192.0.2.1", "etcd-1", "localhost.example", "[2001:db8::1]", "0.0.0.0"]
 
 @pytest.mark.parametrize("host", THERE)
 @pytest.mark.parametrize("given", [["the password"], ["the TLS files"], ["the password", "the TLS files"]])
-def test_credentials_that_leave_the_host_are_told_of(host: str, given: list[str]) -> None:
+def test_credentials_that_leave_the_host_are_a_warning(host: str, given: list[str]) -> None:
     for url in (f"http://{host}:2379", f"{host}:2379"):
         text = warning_about(url, given)
         assert text.startswith(f"{url} is plain HTTP, although {' and '.join(given)} ")

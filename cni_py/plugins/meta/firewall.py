@@ -130,7 +130,7 @@ def status(call: Call, config: FirewallConfig) -> None:
     if not uses_firewalld(call, config):
         forward_accept.check_usable()
     elif not is_running(call):
-        raise NotAvailable("firewalld is not available", "its name is not on the system bus", "systemctl status firewalld")
+        raise NotAvailable("firewalld is not available", "its name is not on the system bus", "see: systemctl status firewalld")
 
 
 def gc(call: Call, config: FirewallConfig) -> None:

@@ -91,7 +91,7 @@ def add(call: Call, config: VrfConfig) -> Result:
 
 def delete(call: Call, config: VrfConfig) -> None:
     """Take the interface out of the VRF, and delete that if no other is in it; absence is success."""
-    if not call.netns or not config.vrfname:
+    if not call.netns or link_name_fault(config.vrfname):
         return
     attempts = Attempts()
     try:

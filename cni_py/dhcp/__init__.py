@@ -1,0 +1,1 @@
+"""DHCP client for interfaces of pods, and the daemon that keeps their leases: ``dhcp daemon``."""

@@ -1,0 +1,122 @@
+"""dhcp: options of configurations, the daemon's command line, times of leases, pauses between tries, the result of a lease."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from cni_py.dhcp import daemon, options
+from cni_py.dhcp import packet as dhcp
+from cni_py.dhcp.lease import Client, Timing, backoff, lease_of
+from cni_py.dhcp.packet import Message
+from cni_py.errors import InvalidConfig
+
+MASK = {dhcp.SUBNET_MASK: bytes([255, 255, 255, 0])}
+
+
+def ack(**values: bytes) -> Message:
+    return Message(dhcp.ACK, 1, bytes(6), True, options=MASK | {getattr(dhcp, name): value for name, value in values.items()})
+
+
+def seconds(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("values", "times"),
+    [
+        ({}, (1800, 3060, 3600)),
+        ({"LEASE_TIME": seconds(100)}, (50, 85, 100)),
+        ({"LEASE_TIME": seconds(100), "RENEWAL_TIME": seconds(10), "REBINDING_TIME": seconds(20)}, (10, 20, 100)),
+        ({"LEASE_TIME": seconds(100), "RENEWAL_TIME": seconds(90), "REBINDING_TIME": seconds(20)}, (90, 90, 100)),
+        ({"LEASE_TIME": seconds(100), "RENEWAL_TIME": seconds(900), "REBINDING_TIME": seconds(900)}, (100, 100, 100)),
+        ({"LEASE_TIME": b"\1"}, (1800, 3060, 3600)),
+    ],
+)
+def test_times_of_a_lease(values: dict[str, bytes], times: tuple[float, ...]) -> None:
+    lease = lease_of(ack(**values), bytes(6), 1000.0)
+    assert tuple(time - 1000 for time in (lease.renewal, lease.rebinding, lease.expiry)) == times
+
+
+@pytest.mark.parametrize("mask", [b"", bytes([255, 0, 255, 0]), bytes(3)])
+def test_lease_without_a_mask_is_none(mask: bytes) -> None:
+    with pytest.raises(ValueError, match="Subnet Mask not found"):
+        lease_of(ack(SUBNET_MASK=mask), bytes(6), 0.0)
+
+
+def test_pauses_begin_short_and_double() -> None:
+    pauses = list(islice(backoff(Timing(resend_max=30)), 20))
+    assert all(1 <= pause <= 3 for pause in pauses[:4])
+    assert [round(pause / base) for pause, base in zip(pauses[4:8], (4, 8, 16, 30), strict=True)] == [1, 1, 1, 1]
+    assert all(29 <= pause <= 31 for pause in pauses[8:])
+
+
+def test_client_identifier_is_that_of_go_and_is_cut() -> None:
+    client = Client("c1/net/eth0", "/run/netns/c1", "eth0")
+    assert client.options() == {dhcp.CLIENT_ID: b"\0c1/net/eth0"}
+    assert len(Client("c" * 300, "", "eth0").options()[dhcp.CLIENT_ID]) == 254
+
+
+@pytest.mark.parametrize(
+    ("ipam", "requested", "provided"),
+    [
+        ({}, (1, 3), ()),
+        ({"request": [{"option": "121"}]}, (121, 1, 3), ()),
+        ({"request": [{"option": "routers"}, {"option": "6", "skipDefault": True}]}, (3, 6), ()),
+        ({"provide": [{"option": "12", "value": "web"}]}, (1, 3), ((12, b"web"),)),
+        (
+            {"provide": [{"option": "host-name", "fromArg": "NAME"}, {"option": "60", "fromArg": "NONE"}]},
+            (1, 3),
+            ((12, b"pod"),),
+        ),
+    ],
+)
+def test_options_of_a_configuration(ipam: dict[str, Any], requested: tuple[int, ...], provided: Any) -> None:
+    assert options.parse(ipam, {"NAME": "pod"}) == (requested, provided)
+
+
+@pytest.mark.parametrize("option", ["colour", "300", "-1", "", "1.5", "１", "256"])
+def test_option_that_is_none(option: str) -> None:
+    with pytest.raises(InvalidConfig, match="Can not parse option"):
+        options.parse({"request": [{"option": option}]}, {})
+
+
+@pytest.mark.parametrize("form", ["-{} {}", "--{} {}", "-{}={}", "--{}={}"])
+def test_command_line_in_every_form_of_go(form: str) -> None:
+    given = {
+        "pidfile": "/p", "hostprefix": "/host", "socketpath": "/s", "timeout": "1m30s", "resendmax": "500ms", "resendtimeout": "1h",
+    }  # fmt: skip
+    words = [word for name, value in given.items() for word in form.format(name, value).split()] + ["-broadcast"]
+    assert daemon.parse_arguments(words) == daemon.Settings("/s", "/p", "/host", Timing(90, 0.5, 3600, True))
+    assert daemon.parse_arguments(["-broadcast=false"]) == daemon.parse_arguments([])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-colour"], ["pidfile"], ["-pidfile"], ["-timeout", "10"], ["-timeout", "x"], ["-timeout=-1s"], ["-timeout", "0s"]],
+)
+def test_command_line_that_is_none(words: list[str]) -> None:
+    with pytest.raises(InvalidConfig):
+        daemon.parse_arguments(words)
+    assert daemon.main(words) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "routes"),
+    [
+        ({}, []),
+        ({"ROUTER": bytes([10, 0, 0, 1, 10, 0, 0, 2])}, [["0.0.0.0/0", "10.0.0.1"]]),
+        (
+            {"ROUTER": bytes([10, 0, 0, 1]), "STATIC_ROUTES": bytes([172, 16, 0, 0, 10, 0, 0, 3])},
+            [["172.16.0.0/16", "10.0.0.3"], ["0.0.0.0/0", "10.0.0.1"]],
+        ),
+        (
+            {"ROUTER": bytes([10, 0, 0, 1]), "CLASSLESS_ROUTES": bytes([24, 192, 0, 2, 0, 0, 0, 0])},
+            [["192.0.2.0/24", "0.0.0.0"]],
+        ),
+    ],
+)
+def test_routes_of_a_lease(values: dict[str, bytes], routes: list[list[str]]) -> None:
+    assert daemon.described(lease_of(ack(**values), bytes(6), 0.0))["routes"] == routes
