@@ -26,7 +26,7 @@ from cni_py.dhcp import options, wire
 from cni_py.dhcp import packet as dhcp
 from cni_py.dhcp.lease import Client, Lease, NotAnswered, Timing, acquire, extend, release
 from cni_py.dhcp.port import set_down
-from cni_py.errors import CheckFailed, CniError, InvalidConfig, InvalidNetNS, NotAvailable
+from cni_py.errors import CheckFailed, CniError, InvalidConfig, InvalidNetNS, NotAvailable, TryAgainLater
 from cni_py.jsontext import encode
 
 TYPE_CHECKING = False
@@ -158,6 +158,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._leases: dict[str, Kept] = {}
+        self._pending: dict[str, set[threading.Event]] = {}
         self._lock = threading.Lock()
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -169,19 +170,32 @@ class Daemon:
         return verb(request)
 
     def add(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Acquire a lease; one that the same attachment still has is given back first."""
+        """Acquire a lease; one that the same attachment still has is replaced. Raises: TryAgainLater if DEL comes meanwhile."""
         client = self._client(request)
-        before = self._take(client.identity)
+        before, is_cancelled = self._take(client.identity), threading.Event()
         if before is not None:
             before.stop()
-        lease = acquire(client, self.settings.timing)
-        say(f"{client.identity}: lease of {lease.address} acquired")
         with self._lock:
-            self._leases[client.identity] = Kept(client, lease, self.settings.timing)
+            self._pending.setdefault(client.identity, set()).add(is_cancelled)
+        try:
+            lease = acquire(client, self.settings.timing, lambda seconds: _sleep(is_cancelled, seconds))
+        finally:
+            with self._lock:
+                self._pending[client.identity].discard(is_cancelled)
+        with self._lock:
+            if not is_cancelled.is_set():
+                self._leases[client.identity] = Kept(client, lease, self.settings.timing)
+        if is_cancelled.is_set():  # the plugin that asked was killed, and the runtime has called DEL
+            release(client, lease)
+            raise TryAgainLater(f'the attachment "{client.identity}" was deleted while its lease was acquired')
+        say(f"{client.identity}: lease of {lease.address} acquired")
         return described(lease)
 
     def delete(self, request: dict[str, Any]) -> None:
-        """Release the lease; success if there is none."""
+        """Release the lease, or give up acquiring it; success if there is none."""
+        with self._lock:
+            for is_cancelled in self._pending.get(identity_of(request), ()):
+                is_cancelled.set()
         self._release(identity_of(request))
 
     def check(self, request: dict[str, Any]) -> None:
@@ -241,6 +255,12 @@ class Daemon:
         requested, provided = options.parse(ipam if isinstance(ipam, dict) else {}, args if isinstance(args, dict) else {})
         netns = self.settings.host_prefix + str(request.get("netns") or "")
         return Client(identity_of(request), netns, str(request.get("ifname")), requested, provided)
+
+
+def _sleep(is_cancelled: threading.Event, seconds: float) -> None:
+    """Wait between two tries. Raises: TryAgainLater if DEL comes meanwhile."""
+    if is_cancelled.wait(seconds):
+        raise TryAgainLater("the attachment was deleted while its lease was acquired")
 
 
 def identity_of(request: dict[str, Any]) -> str:

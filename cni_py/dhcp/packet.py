@@ -77,7 +77,7 @@ def _option(code: int, value: bytes) -> bytes:
 def decode(data: bytes) -> Message:
     """Decode a message. Raises: ValueError."""
     if len(data) < _HEADER.size:
-        raise ValueError(f"{len(data)} bytes are no DHCP message")
+        raise ValueError("no DHCP message: it is too short")
     op, _, size, _, xid, seconds, flags, client, yours, _, _, mac, name, file, cookie = _HEADER.unpack_from(data)
     if cookie != _COOKIE or size > 16:
         raise ValueError("no DHCP message: another cookie")

@@ -281,6 +281,28 @@ def test_any_request_is_answered_and_the_daemon_lives(host: Host, request_: byte
         host.ok("dhcp", "STATUS", ALONE)
 
 
+@needs_dnsmasq
+def test_add_whose_plugin_was_killed_keeps_no_lease_after_del(host: Host) -> None:
+    """The daemon still asks for a lease when DEL comes; there is a server only then."""
+    request = {"verb": "ADD", "containerID": "c1", "network": "net", "ifname": "eth0", "netns": "/run/netns/c1"}
+
+    def ask() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect("/run/cni/dhcp.sock")
+            sock.sendall(json.dumps(request).encode())
+
+    with daemon(host):
+        pod = plug(host, "c1")
+        host.do(ask)
+        until(lambda: "eth0" in host.run("ip -br link show up", pod), "the daemon works on it")
+        host.ok("dhcp", "DEL", ALONE, sandbox=pod)
+        with dnsmasq(host):
+            other = plug(host, "c2")
+            host.ok("dhcp", "ADD", ALONE, sandbox=other, container_id="c2")
+            until(lambda: said(host, "DHCPACK") == 1 + said(host, "DHCPRELEASE"), "none is kept for the first")
+            assert check(host, of(ALONE), pod, {"cniVersion": "1.1.0"}).code == 103
+
+
 # --- the daemon -------------------------------------------------------------------------------------------------------
 
 

@@ -78,7 +78,8 @@ def add(call: Call, config: VrfConfig) -> Result:
         link = get_link(sandbox, call.ifname)
         refuse_mastered(sandbox, link)
         undo.on_failure_if_clean("the record as before", record.restore, call, record.remember(call))
-        undo.on_failure("the VRF", delete_if_unused, sandbox, config.vrfname)
+        if find_link(sandbox, config.vrfname) is None:  # an empty one that was made by another stays
+            undo.on_failure("the VRF", delete_if_unused, sandbox, config.vrfname)
         vrf = ensure_vrf(sandbox, config)
         before = Before(tuple(list_addresses(sandbox, link)), moved_routes(list_routes_over(sandbox, link)))
         undo.on_failure(f'"{link.name}" out of the VRF', take_out, sandbox, link.name, before)
