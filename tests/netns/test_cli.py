@@ -134,6 +134,16 @@ def test_explain_tells_live_failed_gone_and_deleted_apart(node: Host, typed: Typ
     assert "ip link add" in typed("cni-py explain 10.244.91.2").stdout
 
 
+def test_pod_of_a_runtime_is_found_by_its_name(node: Host, typed: Typed) -> None:
+    """A runtime that keeps its results elsewhere: our record names the pod."""
+    conf = {"cniVersion": "0.3.1", "name": "cbr0", **json.loads(GUIDE)["plugins"][0]}
+    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1"
+    node.ok("flannel", "ADD", conf, sandbox=Sandbox("blue"), container_id="3f2c5a", args=args)
+    for word in ("web-1", "shop/web-1", "10.244.91.2", "/run/netns/blue", "3f2c"):
+        assert "== 3f2c5a eth0, network cbr0 (live, " in typed(f"cni-py explain {word}").stdout
+    assert typed("cni-py explain").stdout.startswith("live     shop/web-1 10.244.91.2\n")
+
+
 # --- advice -----------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +263,7 @@ def test_command_of_a_hint_that_only_reads_can_be_typed(node: Host, typed: Typed
     typed(f"cni-py add cbr0 blue --cap-args '{PORT}'")
     fitting = [value for head, value in FILLED.items() if command.startswith(f"{head} ")]
     before = node.snapshot(Sandbox("blue"))
-    done = typed(command.replace("{}", fitting[0]) if "{}" in command else command, None)
+    done = typed(re.sub(r"\{\w*\}", fitting[0], command) if "{" in command else command, None)
     assert done.returncode == 0 or program in ("fuser", "cat"), done.stderr
     assert "Usage" not in done.stderr
     assert node.snapshot(Sandbox("blue")) == before

@@ -115,6 +115,31 @@ def test_add_takes_everything_back_whichever_step_fails(host: Host, plugin: str)
 
 
 @every_plugin
+@pytest.mark.parametrize(("kind", "errno"), [("lost", "ENOBUFS"), ("read", "EIO")])
+def test_add_takes_everything_back_when_an_answer_is_lost(host: Host, plugin: str, kind: str, errno: str) -> None:
+    """The kernel made the change without an acknowledgement, or does not answer a question."""
+    first, second = two_pods(host)
+    add(host, MAINS[plugin].conf(plugin), first)
+    conf = MAINS[plugin].conf(plugin, "c2")
+    before = state(host, first, second)
+    for number in range(1, MAX_STEPS):
+        reply, line = faults.call(host, "ADD", conf, kind, number, errno, sandbox=second, container_id="c2")
+        if line is None:
+            assert reply.rc == 0, reply
+            delete(host, conf, second)
+            break
+        if reply.rc == 0:
+            assert kind == "read", line
+            delete(host, conf, second)
+        else:
+            assert reply.code == 101, f"{line}: {reply}"
+        assert state(host, first, second) == before, f"{number}: {line}"
+    else:
+        raise AssertionError("no end of steps")
+    assert number >= 3
+
+
+@every_plugin
 def test_del_names_what_is_left_and_the_next_one_does_it(host: Host, plugin: str) -> None:
     first, second = two_pods(host)
     add(host, MAINS[plugin].conf(plugin), first)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "cni_py").rglob("*.py"))
-NEVER_ONE = {"node/log.py: characters"}
+NEVER_ONE = {"node/log.py: characters", "dhcp/packet.py: bytes"}
 """Counts that are larger than one whenever the message is written."""
 
 
