@@ -366,7 +366,7 @@ class Host:
 
         Left out: counters, times, handles; what all attachments of a host share (last_reserved_ip, lock files); the journal
         under /run/cni-py, which outlives an attachment; link-local addresses and their routes, which the kernel adds
-        of itself when duplicate address detection is over.
+        of itself when duplicate address detection is over; the rule for VRFs, which it adds with a namespace's first one.
         """
         files = {name: text for name, text in self.files().items() if "last_reserved_ip" not in name}
         state: dict[str, Any] = {"host": self._network(None), "files": files}
@@ -399,6 +399,8 @@ class Host:
         values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
         for link in values["addresses"]:
             link["addr_info"] = [item for item in link["addr_info"] if not _is_link_local(item.get("local", ""))]
+        for rules in ("rules4", "rules6"):
+            values[rules] = [rule for rule in values[rules] if "l3mdev" not in rule]
         values["routes6"] = [route for route in values["routes6"] if not _is_link_local(route["dst"])]
         shown = {name: _without_noise(value) for name, value in values.items()}
         shown["sysctls"] = sorted(line for line in lines[len(names) :] if "/stable_secret" not in line)
