@@ -142,7 +142,7 @@ def blue_and_red(podman: Podman) -> None:
 def test_run_with_ports_then_rm(host: Host, podman: Podman, before: dict[str, Any], agent: Agent | None) -> None:
     container = podman.run("web", "-p", "8080:80/tcp", "-p", "5353:80/udp")
     address = podman.address("web")
-    assert done_by_us(host, container) == {"ADD bridge", "ADD portmap"}
+    assert done_by_us(host, container) == {"ADD bridge", "ADD portmap", "ADD firewall", "ADD tuning"}
     assert address in host.run("iptables -S CNI-FORWARD")  # Debian's firewall worked in the same chain
     assert podman("exec", "web", "ip", "-o", "-4", "addr", "show", "eth0").split()[3] == f"{address}/16"
 
@@ -259,7 +259,7 @@ def test_network_that_podman_makes(host: Host, podman: Podman, agent: Agent | No
     assert plugins[:4] == ["bridge", "portmap", "firewall", "tuning"]
     untouched = host.snapshot()
     container = podman.run("c1", "--network", "blue", "-p", "8080:80")
-    assert done_by_us(host, container) == {"ADD bridge", "ADD portmap"}
+    assert done_by_us(host, container) == {"ADD bridge", "ADD portmap", "ADD firewall", "ADD tuning"}
     assert podman.address("c1", "blue") == "10.7.0.65"
     assert host.json("ip -j link show eth0", podman.sandbox("c1"))[0]["mtu"] == 1400
     podman.run("other")  # in the default network
@@ -292,7 +292,7 @@ def test_internal_network(host: Host, podman: Podman) -> None:
     assert (reservations(host, "blue"), host.host_ends()) == ([], ["up0"])
 
 
-def test_go_macvlan_takes_its_addresses_from_us(host: Host, podman: Podman) -> None:
+def test_macvlan_network_of_podman(host: Host, podman: Podman) -> None:
     podman(
         "network",
         "create",
@@ -307,7 +307,7 @@ def test_go_macvlan_takes_its_addresses_from_us(host: Host, podman: Podman) -> N
         "lan",
     )
     container = podman.run("c1", "--network", "lan")
-    assert done_by_us(host, container) == {"ADD host-local"}
+    assert done_by_us(host, container) == {"ADD macvlan"}
     assert ask(host, podman.address("c1", "lan"), source=OUTSIDE) == f"{OUTSIDE4} c1"
     podman("rm", "-ft0", "c1")
     assert reservations(host, "lan") == []

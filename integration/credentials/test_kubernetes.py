@@ -369,7 +369,7 @@ BAD_KUBECONFIGS = [
     ("a: [b\nc: d", "", "is no YAML: line 2"),
     ("- 1", "", "no valid kubeconfig"),
     ("a: \x00", "", "is no YAML"),
-    ("here", "there", "names a cluster or a user that is not there"),
+    ("here", "there", "names a cluster or a user that does not exist"),
     ("here", "nowhere", '"current-context" is "nowhere": there are here, there'),
 ]
 

@@ -206,7 +206,7 @@ def test_flannel_with_another_delegate_of_go(node: Node, delegate: dict[str, Any
     host = node.host
     host.write_subnet_env()
     host.run("ip link add up0 type veth peer up1; ip link set up0 up; ip link set up1 up")
-    conf, path = {**FLANNEL, "delegate": delegate}, node.path("ours", "go")
+    conf, path = {**FLANNEL, "delegate": delegate}, node.path("go")
     first = host.netns("first")
     host.ok("flannel", "ADD", conf, sandbox=first, container_id="first", cni_path=path)
     pod = host.netns("c1")
@@ -290,10 +290,10 @@ def test_bridge_over_an_ipam_plugin_that_only_go_has(node: Node) -> None:
 def test_plugin_that_cannot_be_had_is_named(node: Node, mode: str, path: list[str]) -> None:
     pod = node.host.netns("c1")
     before = node.host.snapshot(pod)
-    conf = {**BRIDGE, "delegateMode": mode, "ipam": {"type": "static", "addresses": [{"address": "10.8.0.9/24"}]}}
+    conf = {**BRIDGE, "delegateMode": mode, "ipam": {"type": "elsewhere"}}
     reply = node.host.call("bridge", "ADD", conf, sandbox=pod, cni_path=node.path(*path))
     assert reply.rc != 0
-    assert 'failed to find plugin "static"' in reply.json["msg"]
+    assert 'failed to find plugin "elsewhere"' in reply.json["msg"]
     after = node.host.snapshot(pod)
     assert after["files"] == before["files"]
     assert node.host.host_ends() == []

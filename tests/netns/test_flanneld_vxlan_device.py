@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.flannel import ROOT, SAVED, SUBNET_ENV, Node, network
+from support.flannel import SAVED, SUBNET_ENV, Node, network
 
 pytestmark = pytest.mark.netns
 
@@ -143,31 +143,3 @@ def test_ipv6_that_is_off_by_default_is_switched_on_for_our_devices(node: Node) 
     node.run("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
     node.start().wait_ready()
     assert node.run("cat /proc/sys/net/ipv6/conf/flannel-v6.1/disable_ipv6").strip() == "0"
-
-
-INJECT = """
-import socket, struct, sys
-vxlan = struct.pack("!II", 0x08000000, 1 << 8)
-frame = bytes.fromhex(sys.argv[2].replace(":", "") + "02000000000b" + "0800") + bytes(46)
-socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(vxlan + frame, (sys.argv[1], 8472))
-"""
-
-
-def test_rule_of_the_manual_keeps_vxlan_to_one_address_and_the_pods_connected(tmp_path: Path) -> None:
-    """Show that the kernel receives on any address without it."""
-    rule = (ROOT / "docs/flanneld.md").read_text().partition("nft -f - <<'END'\n")[2].partition("END\n")[0]
-    with network(tmp_path, "vxlan", nodes=2) as net:
-        first, second = net.nodes
-        first.run("ip addr add 192.168.123.99/24 dev eth0")
-        net.start()
-
-        def received(address: str) -> int:
-            before = int(first.run("cat /sys/class/net/flannel.1/statistics/rx_packets"))
-            second.host.execute([sys.executable, "-c", INJECT, address, first.device()["address"]])
-            second.run("ping -nqc1 -W5 192.168.123.11")
-            return int(first.run("cat /sys/class/net/flannel.1/statistics/rx_packets")) - before
-
-        assert (received("192.168.123.11"), received("192.168.123.99")) == (1, 1)
-        first.run(f"nft -f - <<'END'\n{rule}END")
-        assert (received("192.168.123.11"), received("192.168.123.99")) == (1, 0)
-        assert net.unreached() == []

@@ -518,7 +518,7 @@ def test_kernel_that_refuses_is_quoted_with_the_line(host: Host) -> None:
     host.run("nft 'add table inet cni_py; add set inet cni_py masq4 { type ipv4_addr; }'")
     with pytest.raises(KernelRefused) as caught:
         host.do(masquerade.add, C1, [V4])
-    assert "add map inet cni_py masq4" in caught.value.msg
+    assert "add map inet cni_py masq4" in caught.value.msg + caught.value.details
     assert caught.value.errno
     assert caught.value.details
 

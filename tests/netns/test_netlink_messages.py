@@ -181,7 +181,7 @@ def test_messages_of_the_plugins(host: Host) -> None:
         "nfct_msg",
     }
     assert {table for what, table in counts if what == "encoded"} == tables
-    assert {table for what, table in counts if what == "decoded"} == tables - {"nft_chain_msg"}
+    assert {table for what, table in counts if what == "decoded"} == tables - {"nft_table_msg"}
 
 
 def test_messages_of_flanneld(host: Host) -> None:

@@ -147,6 +147,7 @@ BASES: dict[str, dict[str, Any]] = {
     "host-device": {"device": "nic0", "ipam": IPAM},
     "static": {"ipam": {"type": "static", "addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]}},
     "sbr": {"prevResult": PREVIOUS},
+    "vrf": {"prevResult": PREVIOUS, "vrfname": "blue"},
     "firewall": {"prevResult": PREVIOUS, "ingressPolicy": "same-bridge"},
     "tuning": {"prevResult": PREVIOUS, "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True},
     "bandwidth": {"prevResult": PREVIOUS | {"interfaces": [{"name": "w0"}]}, "ingressRate": 8_000_000, "ingressBurst": 800_000},
@@ -182,6 +183,7 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "static": {"ipam.addresses": st.lists(st.fixed_dictionaries({"address": TEXT, "gateway": TEXT}), max_size=2),
                "args.cni.ips": st.lists(TEXT, max_size=2), "runtimeConfig.ips": st.lists(TEXT, max_size=2),
                "ipam.routes": st.lists(st.fixed_dictionaries({"dst": TEXT, "gw": TEXT}), max_size=2), "ipam.dns.domain": TEXT},
+    "vrf": {"vrfname": IFNAMES, "table": st.integers()},
     "sbr": {"table": st.integers(), "gateways": st.lists(TEXT | st.sampled_from(["10.1.0.1", "fd00::1"]), max_size=3),
             "addSourceHints": st.booleans(), "prevResult.ips": st.lists(
                 st.fixed_dictionaries({"address": TEXT | st.just("fd00::2/64"), "interface": st.integers(-2, 2)}), max_size=2)},

@@ -82,16 +82,16 @@ def test_environment_is_checked_before_the_configuration(node: Host, verb: str) 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_path_is_optional(node: Host, plugin: str) -> None:
     """The spec's list of optional parameters; GC has it as a required one, libcni always sends it."""
-    box = new_sandbox(node, plugin)
-    of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
     for value in (None, "", ":", "relative", "/does/not/exist:/dev/null"):
+        box = new_sandbox(node, plugin)  # sbr leaves its routes to the deletion of the namespace
+        of: dict[str, Any] = {"sandbox": box, "container_id": new_id()}
         bare: dict[str, Any] = {"env": {"CNI_PATH": value}}
         result = node.ok(plugin, "ADD", conf(plugin), **of, **bare)
         node.ok(plugin, "CHECK", conf(plugin), prev=result, **of, **bare)
         node.ok(plugin, "DEL", conf(plugin), prev=result, **of, **bare)
         node.ok(plugin, "STATUS", conf(plugin), **bare)
         node.ok(plugin, "GC", conf(plugin), **bare)
-    node.delete_netns(box)
+        node.delete_netns(box)
 
 
 # --- CNI_CONTAINERID --------------------------------------------------------------------------------------------------
