@@ -165,11 +165,21 @@ def _release(attempts: Attempts, call: Call, config: WithIpam) -> None:
         delete(call, config.ipam.type, call.conf, config.delegate_mode)
 
 
+def release_stale_from_links(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    """Run GC of an IPAM plugin that may need the interfaces. First, as in DEL."""
+    if config.ipam.type and _may_need_link(config.ipam.type):
+        _release_stale(attempts, call, config)
+
+
 def release_stale(attempts: Attempts, call: Call, config: WithIpam) -> None:
-    """Run GC of the IPAM plugin."""
-    if config.ipam.type:
-        with attempts.attempt(f"addresses of {config.ipam.type}"):
-            gc(call, config.ipam.type, call.conf, config.delegate_mode)
+    """Run GC of any other IPAM plugin. Last, as in DEL."""
+    if config.ipam.type and not _may_need_link(config.ipam.type):
+        _release_stale(attempts, call, config)
+
+
+def _release_stale(attempts: Attempts, call: Call, config: WithIpam) -> None:
+    with attempts.attempt(f"addresses of {config.ipam.type}"):
+        gc(call, config.ipam.type, call.conf, config.delegate_mode)
 
 
 def check_leased(call: Call, config: WithIpam) -> None:

@@ -137,6 +137,7 @@ def delete(call: Call, config: MainConfig, kind: str) -> None:
 def delete_stale(call: Call, config: MainConfig, kind: str) -> None:
     """Delete the links of stale attachments in live sandboxes, and release their addresses. Raises: Incomplete."""
     attempts = Attempts()
+    delegate.release_stale_from_links(attempts, call, config)
     for stale in record.stale_calls(call):
         with attempts.attempt(f'"{stale.ifname}" of container {stale.container_id}'):
             _delete(stale, kind)

@@ -118,6 +118,19 @@ def test_pod_has_the_address_of_its_lease_until_del(host: Host) -> None:
 
 
 @needs_dnsmasq
+@pytest.mark.parametrize("keys", [{}, {"type": "macvlan", "master": "up0"}], ids=["bridge", "macvlan"])
+def test_gc_of_the_main_plugin_gives_leases_back(host: Host, keys: dict[str, Any]) -> None:
+    """The release is sent from the interface, which GC therefore deletes afterwards."""
+    with daemon(host), dnsmasq(host):
+        host.run("ip link add up0 type veth peer name up1; ip link set up1 master br9 up; ip link set up0 up")
+        pod = host.netns("c1")
+        add(host, BRIDGE | keys, pod)
+        gc(host, BRIDGE | keys)
+        until(lambda: said(host, "DHCPRELEASE") == 1, "the address is given back")
+        assert host.run("ip -br link show type veth; ip -br link show type macvlan", pod) == ""
+
+
+@needs_dnsmasq
 def test_macvlan_with_a_lease(host: Host) -> None:
     """Its packets take the way of the interface below."""
     with daemon(host), dnsmasq(host):

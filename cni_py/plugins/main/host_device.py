@@ -105,6 +105,7 @@ def status(call: Call, config: HostDeviceConfig) -> None:
 def gc(call: Call, config: HostDeviceConfig) -> None:
     """Bring back the devices of attachments of this network that no longer exist."""
     attempts = Attempts()
+    delegate.release_stale_from_links(attempts, call, config)
     for stale in record.stale_calls(call):
         with attempts.attempt(f"the device of container {stale.container_id}"):
             bring_back(stale, config)

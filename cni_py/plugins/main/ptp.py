@@ -108,6 +108,7 @@ def gc(call: Call, config: PtpConfig) -> None:
     """Delete what belongs to attachments of this network that no longer exist."""
     is_stale = record.stale_test(call)
     attempts = Attempts()
+    delegate.release_stale_from_links(attempts, call, config)
     with attempts.attempt("veths"):
         veth.delete_stale(call.network, is_stale)
     gateway.delete_stale_masquerade(attempts, call, is_stale)

@@ -121,6 +121,7 @@ def gc(call: Call, config: BridgeConfig) -> None:
 
     is_stale = record.stale_test(call)
     attempts = Attempts()
+    delegate.release_stale_from_links(attempts, call, config)
     with attempts.attempt("veths"):
         veth.delete_stale(call.network, is_stale)
     gateway.delete_stale_masquerade(attempts, call, is_stale)
