@@ -54,7 +54,9 @@ class Checkout:
         (path / "build" / "runtime" / "pydantic_core").mkdir(parents=True)
         (path / "build" / "runtime" / "pydantic_core" / "__init__.py").write_text("")
         (path / "cni_py" / "client.py").write_text(CLIENT)
-        (path / "cni_py" / "cli.py").write_text(CLIENT)
+        (path / "cni_py" / "cli").mkdir(exist_ok=True)
+        for name, text in (("__init__.py", ""), ("main.py", CLIENT)):
+            (path / "cni_py" / "cli" / name).write_text(text)
         shutil.copy(ROOT / "cni_py" / "plugin_table.py", path / "cni_py")
         shutil.copy(ROOT / "integration" / "install", self.install)
         shutil.copy(ROOT / "LICENSE", path)
@@ -250,7 +252,8 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
         "theirs = enable(units, prefix.path / 'cni-py' / 'conf')\n"
         "done = prefix.uninstall()\n"
         "assert done.returncode == 0\n"
-        "assert 'systemd no longer starts cni-agent.service flanneld.service; ' in done.stdout, done.stdout\n"
+        "names = 'cni-agent.service cni-dhcp.service cni-dhcp.socket flanneld.service'\n"
+        "assert f'systemd no longer starts {names}; ' in done.stdout, done.stdout\n"
         "masked = {'cni-agent.socket', 'sockets.target.wants/cni-agent.socket'}\n"
         "assert files_in(units) == theirs | masked, files_in(units)\n"
     )

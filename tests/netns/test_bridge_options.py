@@ -569,7 +569,9 @@ def test_preserve_default_vlan_alone_changes_nothing(host: Host) -> None:
 
 def without_names(found: dict[str, Any]) -> dict[str, Any]:
     """A snapshot without what is another one for each pod: names and addresses of veths, the next IP address."""
-    text = re.sub(r"veth[0-9a-f]{8}|(?:[0-9a-f]{1,2}:){5}[0-9a-f]{1,2}|10\.1\.0\.[0-9]+", "any", json.dumps(found, sort_keys=True))
+    text = re.sub(
+        r"veth[0-9a-f]{8}|(?:[0-9a-f]{1,2}:){5}[0-9a-f]{1,2}|10\.1\.0\.[0-9]+", "any", json.dumps(found, sort_keys=True)
+    )
     return dict(json.loads(text, object_pairs_hook=_sorted))
 
 

@@ -18,6 +18,7 @@ from support.spec_cases import (
     execute,
     has,
     has_attachment,
+    host_ends,
     new_id,
     new_sandbox,
 )
@@ -154,7 +155,7 @@ def test_longest_names_of_all_kinds_together(node: Host, plugin: str) -> None:
     assert node.files() == before
     node.ok(plugin, "GC", network)
     assert not [name for name, text in node.files().items() if "c" * 100 in name + text]
-    assert not node.host_ends()
+    assert not host_ends(node)
 
 
 # --- CNI_IFNAME -------------------------------------------------------------------------------------------------------
@@ -348,4 +349,4 @@ def test_nothing_is_left_of_all_that(node: Host, box: Sandbox) -> None:
     assert [link["ifname"] for link in node.json("ip -j link", box)] == ["lo"]
     left = {name: text for name, text in node.files().items() if "last_reserved_ip" not in name}
     assert left == {}
-    assert node.host_ends() == []
+    assert host_ends(node) == []

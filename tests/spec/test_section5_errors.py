@@ -18,6 +18,7 @@ from support.spec_cases import (
     error_of,
     execute,
     has_attachment,
+    host_ends,
     new_sandbox,
 )
 
@@ -240,5 +241,5 @@ def test_error_is_one_line_of_json(node: Host) -> None:
 def test_nothing_is_left_of_all_that(node: Host, sandbox: Sandbox) -> None:
     """Last in this file: nothing that was refused above has left a trace."""
     assert {name: text for name, text in node.files("/var/lib/cni").items() if "last_reserved_ip" not in name} == {}
-    assert node.host_ends() == []
+    assert host_ends(node) == []
     assert [link["ifname"] for link in node.json("ip -j link", sandbox)] == ["lo"]

@@ -242,9 +242,9 @@ BAD_PREVIOUS = [
 
 @pytest.mark.parametrize(("prev", "code"), BAD_PREVIOUS)
 @pytest.mark.parametrize("verb", ["ADD", "CHECK"])
-def test_previous_result_that_is_none(node: Host, sandbox: Sandbox, verb: str, prev: Any, code: int) -> None:
+def test_previous_result_that_is_none(node: Host, verb: str, prev: Any, code: int) -> None:
     for plugin in [plugin for plugin in PLUGINS if plugin not in CHAINED]:
-        of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
+        of: dict[str, Any] = {"sandbox": new_sandbox(node, plugin), "container_id": new_id()}
         if verb == "ADD" and plugin != "loopback":
             continue  # the first plugins of a chain do not look at it
         if verb == "CHECK":

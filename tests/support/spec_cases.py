@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from itertools import count
 from typing import Any
@@ -120,6 +121,11 @@ def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
         host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
         host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
     return made
+
+
+def host_ends(host: Host) -> list[str]:
+    """Host ends of pods, without the links that new_sandbox() makes for plugins that need one."""
+    return [name for name in host.host_ends() if not re.fullmatch(rf"{HOST_END}|up\d|nic\d|wire\d", name)]
 
 
 def plugin_of(request: pytest.FixtureRequest) -> str:
