@@ -629,17 +629,18 @@ def test_lease_with_our_own_address_is_no_peer_and_is_judged_anew_when_it_change
     before, content = first.state(), two.read()
     own = content["leases"][f"{first.subnet}.0-24"]
     other = {**own, "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:77"}}
+    spare = next(of for of in ("10.244.77", "10.244.78", "10.244.79") if f"{of}.0-24" not in content["leases"])
 
     def put(public_ip: str) -> None:
-        two.write({**content, "leases": {**content["leases"], "10.244.77.0-24": {**other, "PublicIP": public_ip}}})
+        two.write({**content, "leases": {**content["leases"], f"{spare}.0-24": {**other, "PublicIP": public_ip}}})
 
     assert first.flanneld
-    words = "ignoring the lease of 10.244.77.0/24: 192.168.123.11 is our own address"
+    words = f"ignoring the lease of {spare}.0/24: 192.168.123.11 is our own address"
     put("192.168.123.11")
     first.flanneld.wait_for_log(words)
     assert first.state() == before
     put("192.168.123.50")
-    until(lambda: "10.244.77.0/24" in first.routes(), "it is followed")
+    until(lambda: f"{spare}.0/24" in first.routes(), "it is followed")
     put("192.168.123.11")
     first.flanneld.wait_for_log(words, count=2)
     until(lambda: first.state() == before, "it is left again")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cni_py.packetfilter.nfnetlink import Element
 
 MAPS = (*HOSTPORTS, *SOURCES)
+_TRIES = 5
 GO_TABLES = ("ip cni_hostport", "ip6 cni_hostport")
 GO_CHAINS = ("hostports", "hostip_hostports", "masquerading")
 
@@ -118,12 +119,14 @@ def _elements_at(mapping: Mapping, wanted: Wanted) -> list[tuple[tuple[str, byte
 
 
 def _add_or_again(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:
-    try:
-        _add_elements(wanted, links, chains)
-    except KernelRefused as error:  # another process may have flushed the ruleset since it was read
-        if error.errno != ENOENT:
-            raise
-        _add_elements(wanted, links, _damaged(portmap_rules.wanted_chains(wanted)))
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _add_elements(wanted, links, chains)
+            return
+        except KernelRefused as error:  # another process may have flushed the ruleset, or deleted a chain, since it was read
+            if error.errno != ENOENT or not tries_left:
+                raise
+        chains = _damaged(portmap_rules.wanted_chains(wanted))
 
 
 def _add_elements(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:
