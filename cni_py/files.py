@@ -105,8 +105,15 @@ def make_directory(path: str, mode: int) -> None:
 def own_directory(path: str) -> None:
     """Create a directory that only root may enter; an existing one must be ours. Raises: IOFailure."""
     make_directory(path, 0o700)
+    check_own_directory(path)
+
+
+def check_own_directory(path: str) -> None:
+    """Check that an existing directory is one that no other user can change; absence is success. Raises: IOFailure."""
     try:
         check_own(path)
+    except FileNotFoundError:
+        pass
     except OSError as error:
         raise IOFailure(f'"{path}" is not used', error.strerror or "", errno=error.errno or 0) from error
 

@@ -402,8 +402,7 @@ def _remove(path: str) -> None:
 def _check_own(directory: str) -> None:
     """Check that no other user can plant a record. Raises: IOFailure."""
     for checked in (RUN_DIR, directory):
-        if files.exists(checked):
-            files.own_directory(checked)
+        files.check_own_directory(checked)
 
 
 def _read(path: str) -> dict[str, Any] | None:

@@ -305,13 +305,13 @@ def answer(daemon: Daemon, accepted: socket.socket) -> None:
             reply: dict[str, Any] = {"result": daemon.handle(config.decode(wire.read_all(accepted), "request"))}
         except CniError as error:
             reply = {"error": error.as_json("1.1.0")}
-        except Exception as error:  # noqa: BLE001 — a bug: the client is told, and the daemon goes on
+        except Exception as error:  # noqa: BLE001 — a bug: the client receives it, and the daemon goes on
             say(f"internal error: {type(error).__name__}: {error}")
             reply = {"error": {"code": 100, "msg": f"internal error of the DHCP daemon: {type(error).__name__}: {error}"}}
         try:
             accepted.sendall(encode(reply))
         except OSError as error:
-            say(f"the client has gone: {error}")
+            say(f"the client has disconnected: {error}")
 
 
 def listen(path: str) -> socket.socket:

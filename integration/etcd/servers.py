@@ -93,7 +93,7 @@ def start(members: int = 1, tls: str = "", options: Sequence[str] = ()) -> list[
 
 
 def make_certificates(directory: Path, days: int = 2, address: str = "127.0.0.1") -> str:
-    """``ca``, ``server``, ``client``, each .pem and .key, and ``other``: a CA that nobody trusts. Returns the directory.
+    """``ca``, ``server``, ``client``, each .pem and .key, and ``other``: a CA that neither side trusts. Returns the directory.
 
     Args:
         days: how long server and client are valid; 0: they no longer are.

@@ -138,7 +138,7 @@ def test_burst_below_a_packet_is_noted(host: Host) -> None:
     assert "a burst of 1000 bytes is less than a packet" in reply.stderr
 
 
-# --- what is there ----------------------------------------------------------------------------------------------------
+# --- the actual state --------------------------------------------------------------------------------------------------
 
 FILTER = "tc filter add dev PORT parent ffff: protocol all prio 1 u32 match u32 {} action mirred egress redirect dev {}"
 ALTERED = {

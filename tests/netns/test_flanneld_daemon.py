@@ -504,7 +504,7 @@ DAMAGES = [
 
 
 def test_subnet_file_is_kept_as_it_is(net: Net) -> None:
-    """Deleted or altered; and where something is in its way /readyz says so, until it has gone."""
+    """Deleted or altered; and where something is in its way /readyz says so, until that was deleted."""
     [node] = net.nodes
     flanneld = node.start(f"-healthz-port={PORT}").wait_ready()
     path = node.host.path(SUBNET_ENV)

@@ -170,8 +170,8 @@ while time.monotonic() < until or rounds < 10:
         masquerade.check(owner, [address])
         check.check(wanted)
     else:
-        assert nfnetlink.elements("inet cni_py masq4", owner.comment()), "its element has gone"
-        assert nfnetlink.exists("inet cni_py beyond-10.1.0.0_24"), "its chain has gone"
+        assert nfnetlink.elements("inet cni_py masq4", owner.comment()), "its element was deleted"
+        assert nfnetlink.exists("inet cni_py beyond-10.1.0.0_24"), "its chain was deleted"
     forwarding.delete(owner)
     masquerade.delete(owner)
     rounds += 1
