@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
+TRIES = 5
+"""How often a change is tried whose chains another process may flush or delete after they were read."""
 _JSON, _HANDLES, _TERSE = 16, 8, 1 << 11  # NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_TERSE
 
 

@@ -69,7 +69,7 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
         return False
     chains = ruleset.wanted_chains(addresses, exclude)
     with lock():
-        for last_try in (False, True):
+        for tries_left in reversed(range(libnftables.TRIES)):
             # chains that are current show that nftables works: elements suffice, and its library need not be loaded (4 ms)
             is_current = backend in (None, "", "nftables") and _are_current(chains)
             if not is_current and choose_backend(backend) == "iptables":
@@ -82,7 +82,7 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
                 _add_elements(owner, addresses, exclude, {} if is_current else chains)
                 return was_lost
             except KernelRefused as error:  # another process may have flushed the ruleset since it was read
-                if error.errno != ENOENT or last_try:
+                if error.errno != ENOENT or not tries_left:
                     raise
     return False
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from cni_py.packetfilter.nfnetlink import Element
 
 MAPS = (*HOSTPORTS, *SOURCES)
-_TRIES = 5
 GO_TABLES = ("ip cni_hostport", "ip6 cni_hostport")
 GO_CHAINS = ("hostports", "hostip_hostports", "masquerading")
 
@@ -119,7 +118,7 @@ def _elements_at(mapping: Mapping, wanted: Wanted) -> list[tuple[tuple[str, byte
 
 
 def _add_or_again(wanted: Wanted, links: Sequence[str], chains: Chains) -> None:
-    for tries_left in reversed(range(_TRIES)):
+    for tries_left in reversed(range(libnftables.TRIES)):
         try:
             _add_elements(wanted, links, chains)
             return
