@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "libnftables.so.1"
 TRIES = 5
-"""How often a change is tried whose chains another process may flush or delete after they were read."""
+"""Tries of a change: another process may flush or delete the chains after they were read."""
 _JSON, _HANDLES, _TERSE = 16, 8, 1 << 11  # NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_TERSE
 
 
