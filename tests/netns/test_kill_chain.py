@@ -1,6 +1,6 @@
 """SIGKILL of a whole chain: after one DEL, one GC or a reboot nothing is left, and the next ADD works.
 
-The chains: flannel + portmap, and flannel + bandwidth + tuning + portmap.
+The chains: flannel + portmap, flannel + bandwidth + tuning + portmap, and at boundaries ptp + portmap.
 
 A few dozen kills, ten times as many in `make test-long`; integration/reliability makes thousands, and docs/reliability.md
 has their table.
@@ -23,14 +23,14 @@ from support.namespaces import Host, Stuck
 
 SECONDS = 2.0
 FEWEST = 6  # as long as it takes, on a machine that has a lot else to do
-CHAINS = {"two": kills.OURS, "four": kills.FOUR}
+CHAINS = {"two": kills.OURS, "four": kills.FOUR, "ptp": kills.PTP}
 
 needs_tracer = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="the tracer knows the system calls of x86_64 and aarch64"
 )
 
 
-every_chain = pytest.mark.parametrize("chain", CHAINS)
+of_flannel = pytest.mark.parametrize("chain", ["two", "four"])
 
 
 def start(bin_dir: str, chain: str = "two") -> kills.Node:
@@ -52,7 +52,7 @@ def kill_at_boundaries(bin_dir: str, chain: str, verb: str, seconds: float) -> k
 
 
 @needs_tracer
-@every_chain
+@pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("verb", kills.VERBS)
 def test_kill_at_system_call_boundaries(host: Host, longer: int, verb: str, chain: str) -> None:
     found = host.do(kill_at_boundaries, host.bin_dir, chain, verb, SECONDS * longer)
@@ -71,7 +71,7 @@ def kill_at_moments(bin_dir: str, chain: str, seconds: float) -> kills.Tally:
     raise AssertionError("without end")
 
 
-@every_chain
+@of_flannel
 def test_kill_at_random_moments(host: Host, longer: int, chain: str) -> None:
     found = host.do(kill_at_moments, host.bin_dir, chain, SECONDS * longer)
     assert (found.leaks, found.failures) == ([], [])
@@ -97,7 +97,7 @@ def kill_and_collect_all(bin_dir: str, chain: str, verb: str, fewest: int) -> tu
 
 
 @needs_tracer
-@every_chain
+@of_flannel
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_gc_without_any_valid_attachment_takes_everything(host: Host, longer: int, verb: str, chain: str) -> None:
     steps, left = host.do(kill_and_collect_all, host.bin_dir, chain, verb, FEWEST * longer)
@@ -162,7 +162,7 @@ def test_process_that_does_not_end_is_reported(host: Host) -> None:
     assert host.do(hang, 1) == ""
 
 
-@every_chain
+@of_flannel
 def test_killed_call_of_the_chain_is_reported(host: Host, chain: str) -> None:
     """A leak would be found: the state after a kill and before any cleanup."""
     left = host.do(leave_a_mess, host.bin_dir, chain)

@@ -81,6 +81,10 @@ FOUR: dict[str, Any] = OURS | {  # what a Kubernetes node runs whose pods have l
         },
     ]
 }
+PTP: dict[str, Any] = {
+    "cniVersion": "1.1.0",
+    "plugins": [{"type": "ptp", "ipMasq": True, "ipam": GO["plugins"][0]["ipam"]}],
+}
 LIMITS = {"ingressRate": 80_000_000, "ingressBurst": 1_000_000, "egressRate": 40_000_000, "egressBurst": 1_000_000}
 
 
