@@ -415,27 +415,31 @@ def where(host: Host, pod: Sandbox) -> list[str]:
     return [f"{place} {one['ifname']} {one.get('ifalias', '')}".strip() for place, one in found if one.get("address") == mac]
 
 
+@pytest.mark.parametrize("cleaner", ["DEL", "GC"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
-def test_killed_host_device_is_somewhere_under_its_name(host: Host, verb: str) -> None:
-    """At each kill point: on the host under its own name, or in the sandbox with that name as alias."""
+def test_killed_host_device_is_somewhere_under_its_name(host: Host, verb: str, cleaner: str) -> None:
+    """At each kill point: on the host under its own name, or in the sandbox with that name as alias; DEL or GC bring it back."""
     pod = host.netns("c1")
     host.run('ip -j link show nic1 | sed \'s/.*"address":"\\([^"]*\\).*/\\1/\' >/run/mac')
     of: dict[str, Any] = {"sandbox": pod}
     if verb == "DEL":
         add(host, DEVICE, pod)
     total = faults.count(host, verb, DEVICE, "kill", **of)
+    delete(host, DEVICE, pod)
     seen = set()
     for number in range(1, total + 1):
-        delete(host, DEVICE, pod)
         if verb == "DEL":
             add(host, DEVICE, pod)
         faults.call(host, verb, DEVICE, "kill", number, **of)
         [found] = where(host, pod)
         assert found in ("host nic1", "pod eth0 nic1")
         seen.add(found)
+        if cleaner == "DEL":
+            delete(host, DEVICE, pod)
+        else:
+            gc(host, DEVICE)
+        assert where(host, pod) == ["host nic1"], f"{verb} killed before operation {number}"
     assert len(seen) == 2
-    delete(host, DEVICE, pod)
-    assert where(host, pod) == ["host nic1"]
 
 
 @pytest.mark.parametrize("named", [{}, {"device": "", "hwaddr": "02:00:00:00:00:01"}], ids=["device", "hwaddr"])
