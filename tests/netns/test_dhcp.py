@@ -118,6 +118,17 @@ def test_pod_has_the_address_of_its_lease_until_del(host: Host) -> None:
 
 
 @needs_dnsmasq
+def test_release_that_has_to_wait_is_sent_before_the_interface_is_deleted(host: Host) -> None:
+    """On a busy machine the kernel delivers it later, from a queue that is emptied with the interface; here a rate delays it."""
+    with daemon(host), dnsmasq(host):
+        pod = host.netns("c1")
+        add(host, BRIDGE, pod)
+        host.run("tc qdisc add dev eth0 root tbf rate 16kbit burst 1600 limit 100000; ping -qc1 -W5 -s1450 10.50.0.1", pod)
+        delete(host, BRIDGE, pod)
+        until(lambda: said(host, "DHCPRELEASE(br9) 10.50.0.10") == 1, "the address is given back", SECONDS)
+
+
+@needs_dnsmasq
 @pytest.mark.parametrize("keys", [{}, {"type": "macvlan", "master": "up0"}], ids=["bridge", "macvlan"])
 def test_gc_of_the_main_plugin_gives_leases_back(host: Host, keys: dict[str, Any]) -> None:
     """The release is sent from the interface, which GC therefore deletes afterwards."""
