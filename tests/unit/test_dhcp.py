@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cni_py.dhcp import daemon, options
 from cni_py.dhcp import packet as dhcp
-from cni_py.dhcp.lease import Client, Timing, backoff, lease_of
+from cni_py.dhcp.lease import Client, NotAnswered, Timing, backoff, lease_of, transact
 from cni_py.dhcp.packet import Message
 from cni_py.errors import InvalidConfig
 
@@ -120,3 +121,27 @@ def test_command_line_that_is_none(words: list[str]) -> None:
 )
 def test_routes_of_a_lease(values: dict[str, bytes], routes: list[list[str]]) -> None:
     assert daemon.described(lease_of(ack(**values), bytes(6), 0.0))["routes"] == routes
+
+
+class Deaf:
+    """A port on which no server is heard; ``sent`` keeps the messages."""
+
+    def __init__(self) -> None:
+        self.mac, self.sent = bytes(6), list[Message]()
+        self.link = SimpleNamespace(name="eth0")
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def receive(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("is_broadcast", [True, False])
+def test_broadcast_is_asked_for_with_the_option_alone(is_broadcast: bool) -> None:
+    """Go's `-broadcast` has no effect."""
+    port = Deaf()
+    with pytest.raises(NotAnswered, match='no DHCPOFFER on "eth0"'):
+        transact(port, Client("c1/net/eth0", "/run/netns/c1", "eth0"), Timing(is_broadcast=is_broadcast))  # type: ignore[arg-type]
+    assert [message.is_broadcast for message in port.sent] == [is_broadcast] * 3
+    assert port.sent[0].encode()[10:12] == (b"\x80\0" if is_broadcast else b"\0\0")
