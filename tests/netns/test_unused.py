@@ -136,6 +136,23 @@ def test_entry_of_a_link_goes_when_the_link_has_gone(host: Host, how: str) -> No
     assert links(host) == ["cni0"]
 
 
+def test_entry_of_a_link_goes_with_the_attachment_that_it_belongs_to(host: Host) -> None:
+    """A host end of ptp, which exists until the plugin in front has its DEL; and also if the first DEL was killed half-way."""
+    for number in (7, 8):
+        host.run(f"ip link add veth{number} type veth peer name p{number}; ip link property add dev veth{number} altname cni:{number}")
+        host.run(f"ip link set veth{number} up; ip link set p{number} up; ip route add 10.7.0.{number} dev veth{number}")
+    for number, owner in ((7, C1), (8, C2)):
+        host.do(forwarding.add, ports_of(owner, ip_interface(f"10.7.0.{number}/24"), 8080 + number))
+    assert sorted(links(host)) == ["veth7", "veth8"]
+    for _ in range(2):
+        host.do(forwarding.delete, C1, (), "cni:7")
+        assert links(host) == ["veth8"]
+        assert host.run("cd /proc/sys/net/ipv4/conf; cat veth7/route_localnet veth8/route_localnet") == "0\n1\n"
+        host.run("nft add element inet cni_py localnet { veth7 }")
+    host.do(forwarding.delete, C1)
+    assert sorted(links(host)) == ["veth7", "veth8"], "without the mark"
+
+
 def test_sweep_deletes_what_is_unused_and_a_dry_run_does_not(host: Host) -> None:
     """As an older version left it."""
     host.do(masquerade.add, C1, [V4])
