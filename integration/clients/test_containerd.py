@@ -142,7 +142,7 @@ class Containerd:
     def configure(self, *plugins: dict[str, Any] | str, version: str = "1.0.0") -> None:
         """The network, in use at once: the guide's plugins, then these."""
         conf = json.loads(GUIDE.read_text())
-        conf["cniVersion"] = version
+        conf["cniVersion"], conf["cniVersions"] = version, [version]
         conf["plugins"] += [plugin if isinstance(plugin, dict) else {"type": plugin} for plugin in plugins]
         self.write_network(json.dumps(conf))
 
