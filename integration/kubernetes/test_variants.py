@@ -24,7 +24,7 @@ CHANGED = {
     "dual-stack": {"cni-py"},
     "without-agent": {"cni-agent"},
     "all-plugins": {"cni-py", "flanneld", "cni-agent"},
-    "metrics": {"flanneld", "cni-agent"},
+    "metrics": {"flanneld"},
 }
 """Objects that each variant has otherwise, by their names."""
 
@@ -103,12 +103,11 @@ def test_all_plugins(kustomize: str) -> None:
 def test_metrics_are_where_the_probes_ask(kustomize: str) -> None:
     """A probe without a host asks the pod's address, which is the node's."""
     objects = render(kustomize, KUBERNETES / "variants" / "metrics")
-    for daemon_set in ("flanneld", "cni-agent"):
-        one = container(objects, daemon_set, daemon_set)
-        assert {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}} in one["env"]
-        for probe in ("livenessProbe", "readinessProbe"):
-            assert set(one[probe]["httpGet"]) == {"path", "port"}
-            assert one["ports"] == [{"name": "metrics", "containerPort": one[probe]["httpGet"]["port"]}]
-    words = [word.replace("$(HOST_IP)", "192.168.123.11") for word in container(objects, "flanneld", "flanneld")["args"]]
+    one = container(objects, "flanneld", "flanneld")
+    assert {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}} in one["env"]
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert set(one[probe]["httpGet"]) == {"path", "port"}
+        assert one["ports"] == [{"name": "metrics", "containerPort": one[probe]["httpGet"]["port"]}]
+    words = [word.replace("$(HOST_IP)", "192.168.123.11") for word in one["args"]]
     assert options.parse(words, {}).healthz_ip == "192.168.123.11"
     assert pod_spec(objects, "flanneld")["hostNetwork"] is True
