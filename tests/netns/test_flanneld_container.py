@@ -58,7 +58,7 @@ def run_container(directory: str) -> dict[str, Any]:
                 "saved": Path("/var/lib/cni-py/flanneld.json").exists(),
                 "log": log_path.read_text(),
             }
-            server.token = "second"  # noqa: S105
+            server.token = "second"
             (ACCOUNT / "token").write_text("second")
             server.disconnect()
             server.put(node(3, **vxlan(3)))
