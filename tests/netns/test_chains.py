@@ -57,7 +57,9 @@ class Runtime:
 
     def state(self, *pods: Sandbox) -> dict[str, Any]:
         """Everything that a chain could have changed, on the host and in these pods."""
-        return self.host.snapshot(*pods) | extras(self.host, None) | {pod.path + " more": extras(self.host, pod) for pod in pods}
+        return (
+            self.host.snapshot(*pods) | extras(self.host, None) | {pod.path + " more": extras(self.host, pod) for pod in pods}
+        )
 
 
 @pytest.fixture
@@ -197,7 +199,9 @@ def test_static_addresses_on_the_wire(host: Host, runtime: Runtime, plugin: str)
     """From the runtime (capability `ips`), as Multus and nerdctl pass them."""
     lan = neighbour(host, vlan=7 if plugin == "vlan" else 0)
     keys = {"vlanId": 7} if plugin == "vlan" else {}
-    runtime.configure("lan", {"type": plugin, "master": "up0", "capabilities": {"ips": True}, "ipam": {"type": "static"}} | keys)
+    runtime.configure(
+        "lan", {"type": plugin, "master": "up0", "capabilities": {"ips": True}, "ipam": {"type": "static"}} | keys
+    )
     pod, other = host.netns("c1"), host.netns("c2")
     before = runtime.state(pod, other)
     pods = [(pod, "10.1.0.11")] if plugin == "vlan" else [(pod, "10.1.0.11"), (other, "10.1.0.12")]  # one VLAN, one link

@@ -139,7 +139,9 @@ def test_entry_of_a_link_goes_when_the_link_has_gone(host: Host, how: str) -> No
 def test_entry_of_a_link_goes_with_the_attachment_that_it_belongs_to(host: Host) -> None:
     """A host end of ptp, which exists until the plugin in front has its DEL; and also if the first DEL was killed half-way."""
     for number in (7, 8):
-        host.run(f"ip link add veth{number} type veth peer name p{number}; ip link property add dev veth{number} altname cni:{number}")
+        host.run(
+            f"ip link add veth{number} type veth peer name p{number}; ip link property add dev veth{number} altname cni:{number}"
+        )
         host.run(f"ip link set veth{number} up; ip link set p{number} up; ip route add 10.7.0.{number} dev veth{number}")
     for number, owner in ((7, C1), (8, C2)):
         host.do(forwarding.add, ports_of(owner, ip_interface(f"10.7.0.{number}/24"), 8080 + number))

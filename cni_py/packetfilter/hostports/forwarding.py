@@ -261,7 +261,9 @@ def delete_links(mark: str = "") -> None:
 
     That of any other link stays: it closes what ``route_localnet`` opens, which is not switched off. Raises: KernelRefused.
     """
-    names = {element.key: element.key.rstrip(b"\0").decode(errors="surrogateescape") for element in nfnetlink.elements(LOCALNET)}
+    names = {
+        element.key: element.key.rstrip(b"\0").decode(errors="surrogateescape") for element in nfnetlink.elements(LOCALNET)
+    }
     own = _links_of(mark) if mark and any(name.startswith("veth") for name in names.values()) else ()
     gone = [key for key, name in names.items() if not _exists(name)]
     for key, name in names.items():
