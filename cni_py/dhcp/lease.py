@@ -192,4 +192,4 @@ def release(client: Client, lease: Lease) -> None:
         else:
             port.send(message, lease.address, lease.server, lease.server_mac)
         if not port.wait_until_sent():
-            raise NotAvailable(f'the DHCPRELEASE has not left "{client.ifname}"', "a queueing discipline holds it, or the driver")
+            raise NotAvailable(f'the DHCPRELEASE has not left "{client.ifname}"', "its queueing discipline or driver holds it")

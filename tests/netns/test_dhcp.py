@@ -214,6 +214,44 @@ def test_lease_is_renewed_at_half_time(host: Host) -> None:
 
 
 @needs_udhcpd
+def test_lease_is_kept_by_the_daemon_after_a_restart(host: Host) -> None:
+    """Whether it was ended or killed. Go's forgets its leases: they end while the pods use the addresses."""
+    with udhcpd(host, 60):
+        first, second, gone = (host.netns(name) for name in ("c1", "c2", "c3"))
+        with daemon(host):
+            results = [add(host, BRIDGE, pod) for pod in (first, second, gone)]
+        assert len(host.files("/run/cni-py/dhcp")) == 3
+        host.delete_netns(gone)
+        with daemon(host, "-pidfile", "/run/dhcp.pid"):
+            for pod, result in zip((first, second), results, strict=False):
+                assert check(host, BRIDGE, pod, result).rc == 0
+            until(lambda: len(host.files("/run/cni-py/dhcp")) == 2, "that of the deleted sandbox is forgotten")
+            host.run("kill -KILL $(cat /run/dhcp.pid); rm /run/cni/dhcp.sock")
+        with daemon(host):
+            delete(host, BRIDGE, first)
+            until(lambda: check(host, BRIDGE, second, results[1]).rc == 0, "the other one is kept")
+            assert said(host, f"lease of {results[0]['ips'][0]['address'].partition('/')[0]} released", DAEMON_LOG) == 1
+            delete(host, BRIDGE, second)
+        assert host.files("/run/cni-py/dhcp") == {}
+
+
+@needs_udhcpd
+def test_lease_that_is_due_at_a_restart_is_renewed(host: Host) -> None:
+    pod = host.netns("c1")
+    with udhcpd(host, 8):
+        with daemon(host):
+            result = add(host, BRIDGE, pod)
+        for damage in ("{", '{"boot": 7}', json.dumps({"boot": host.run("cat /proc/sys/kernel/random/boot_id").strip()})):
+            host.write("/run/cni-py/dhcp/damaged", damage)
+            with daemon(host):
+                until(lambda: not host.path("/run/cni-py/dhcp/damaged").exists(), "a damaged file is deleted")
+        with daemon(host):
+            until(lambda: said(host, "extended", DAEMON_LOG) >= 2, "it goes on", SECONDS)
+            assert check(host, BRIDGE, pod, result).rc == 0
+            delete(host, BRIDGE, pod)
+
+
+@needs_udhcpd
 def test_lease_that_no_server_renews_ends_with_the_interface_down(host: Host) -> None:
     with daemon(host):
         pod = host.netns("c1")
