@@ -251,6 +251,7 @@ def transfer_between(source: str, target: str, address: str, size: int, port: in
     with _socket_in(target, family) as listening, _socket_in(source, family) as sending:
         for one in (listening, sending):
             one.settimeout(SECONDS)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the kernel remembers a connection of before
         listening.bind(("", PORT))
         listening.listen()
         sending.connect((address, port))
