@@ -130,7 +130,7 @@ def test_node_with_a_new_key_is_reached_and_one_that_leaves_is_forgotten(two: Ne
 def test_cleanup_leaves_nothing(tmp_path: Path) -> None:
     with network(tmp_path, "wireguard", "dual", nodes=2) as net:
         node = net.nodes[0]
-        node.run("echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects")  # the kernel does it when a device of WireGuard is set up
+        node.run("echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects")  # as the kernel does when it sets a WireGuard up
         before = node.host.snapshot()
         net.options = ["-ip-masq"]
         net.start(pods=False)
