@@ -3,8 +3,8 @@
     dhcp daemon [-pidfile P] [-hostprefix P] [-socketpath S] [-broadcast] [-timeout 10s] [-resendmax 62s] [-resendtimeout 208s]
 
 How it works. A thread for each request, and one for each lease, which sleeps until the lease has to be extended. Leases are in
-memory alone: after a restart they end by themselves, unless the pod asks again. No socket in a sandbox stays open, so a sandbox
-that is deleted is gone; its lease is forgotten at the next look.
+memory alone: after a restart they end by themselves, unless the pod asks again. No socket in a sandbox stays open, which would keep a
+deleted sandbox alive; its lease is forgotten at the next check.
 
 Source: containernetworking/plugins plugins/ipam/dhcp/daemon.go, lease.go.
 """
@@ -269,7 +269,7 @@ def identity_of(request: dict[str, Any]) -> str:
 
 
 def described(lease: Lease) -> dict[str, Any]:
-    """What the plugin needs of a lease: address with prefix, gateway, routes. Pure."""
+    """Return the values of a lease that the plugin needs: address with prefix, gateway, routes. Pure."""
     found = lease.ack.options
     router = lease.ack.address(dhcp.ROUTER)
     prefix = dhcp.parse_mask(found.get(dhcp.SUBNET_MASK, b""))
@@ -315,7 +315,7 @@ def answer(daemon: Daemon, accepted: socket.socket) -> None:
 
 
 def listen(path: str) -> socket.socket:
-    """The socket that systemd hands over, or a new one. Raises: InvalidConfig, OSError."""
+    """Return the socket that systemd passes on, or a new one. Raises: InvalidConfig, OSError."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
         number = os.environ.get("LISTEN_FDS", "0")
         if number != "1":

@@ -117,7 +117,7 @@ def test_status_sees_what_contradicts_subnet_env(node: Host, typed: Typed, case:
 # --- explain ----------------------------------------------------------------------------------------------------------
 
 
-def test_explain_tells_live_failed_gone_and_deleted_apart(node: Host, typed: Typed) -> None:
+def test_explain_distinguishes_live_failed_gone_and_deleted(node: Host, typed: Typed) -> None:
     for name in ("live", "gone", "deleted"):
         node.netns(name)
         typed(f"cni-py add cbr0 {name}")
