@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cni_py"
 
 GROUND = {
+    "c_library",
     "dbus",
     "errors",
     "files",
