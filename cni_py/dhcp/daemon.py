@@ -3,8 +3,8 @@
     dhcp daemon [-pidfile P] [-hostprefix P] [-socketpath S] [-broadcast] [-timeout 10s] [-resendmax 62s] [-resendtimeout 208s]
 
 How it works. A thread for each request, and one for each lease, which sleeps until the lease has to be extended. Leases are in
-memory alone: after a restart they end by themselves, unless the pod asks again. No socket in a sandbox stays open, which would keep a
-deleted sandbox alive; its lease is forgotten at the next check.
+memory alone: after a restart they end by themselves, unless the pod asks again. No socket in a sandbox stays open, which
+would keep a deleted sandbox alive; its lease is forgotten at the next check.
 
 Source: containernetworking/plugins plugins/ipam/dhcp/daemon.go, lease.go.
 """

@@ -5,8 +5,8 @@
 
 How it works. The first call of a test process starts support/zygote.py, once for all hosts. A call is a message to it; its
 fork enters the host's namespaces, and runs the launcher there, with the call's environment and standard streams: ``client.main()``
-and what a launcher with faults has before it. The start of an interpreter, six times as long as most calls, is saved. A program that is
-no launcher of ours is executed by the fork.
+and what a launcher with faults has before it. The start of an interpreter, six times as long as most calls, is saved. Any program but our launchers
+is executed by the fork.
 """
 
 from __future__ import annotations
