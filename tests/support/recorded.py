@@ -122,10 +122,17 @@ def outdated(directory: Path, *names: str) -> list[str]:
 
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
-# An agent that writes down each call that it handles, in the machine's own file system: a case's host ends with the case.
+# An agent that writes down each call that it handles, and its journal, in the machine's own file system: a case's host ends with
+# the case.
 COUNTING = """
-from cni_py import engine
-plain = engine.handle
+import json
+from cni_py import engine, journal
+plain, write = engine.handle, journal.Journal.write
+def write_down(self, line, seconds=None):
+    with open({journalled!r}, "a") as file:
+        file.write(json.dumps([self.title, line]) + chr(10))
+    write(self, line, seconds)
+journal.Journal.write = write_down
 def handle(call, stdin):
     with open({answered!r}, "a") as file:
         file.write(f"{{call.plugin}} {{call.verb}}\\n")
@@ -140,8 +147,8 @@ def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
     if not cases:
         pytest.skip("this tree has no plugins for any case of this file")
     launcher = (bin_dir.parent.parent / "bin" / "cni-agent").read_text()
-    program, answered = tmp_path / "cni-agent", tmp_path / "answered"
-    counting = COUNTING.format(answered=str(answered))
+    program, answered, journalled = tmp_path / "cni-agent", tmp_path / "answered", tmp_path / "journalled"
+    counting = COUNTING.format(answered=str(answered), journalled=str(journalled))
     program.write_text(launcher.replace("\nsys.exit(main())\n", f"\n{counting}\nsys.exit(main())\n"))
     program.chmod(0o755)
     compared = compare(file, cases, bin_dir, program)
