@@ -7,6 +7,7 @@ join them again: what is copied from the screen is the command that was shown.
 from __future__ import annotations
 
 import re
+from textwrap import wrap
 
 from cni_py.explain import filters
 from cni_py.explain.words import Command
@@ -73,8 +74,11 @@ def wrapped(lines: list[str], width: int, indent: int) -> Iterator[str]:
     is_script = len(lines) > 1 and lines[0].endswith("nft '")
     for number, line in enumerate(lines):
         inner = is_script and 0 < number < len(lines) - 1
-        if len(margin) + len(line) <= width or line.lstrip().startswith("#"):
+        if len(margin) + len(line) <= width:
             yield margin + line
+        elif line.lstrip().startswith("#"):
+            head = margin + line[: line.index("#")] + "# "
+            yield from wrap(line.strip("# "), max(width, len(head) + 1), initial_indent=head, subsequent_indent=head)
         else:
             yield from _broken(line, width, margin, inner=inner)
 

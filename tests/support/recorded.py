@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from cni_py.explain import calls, steps
+from cni_py.explain.shapes import OTHER
+from cni_py.explain.steps import Step
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import fault_in
 
@@ -153,6 +156,21 @@ def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
     program.chmod(0o755)
     compared = compare(file, cases, bin_dir, program)
     assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(compared)
+    assert unexplained(journalled) == []
+
+
+def unexplained(journalled: Path) -> list[str]:
+    """The changes that an agent wrote down and ``cni-py explain`` could only show as commands."""
+    written = [json.loads(line) for line in journalled.read_text().splitlines()] if journalled.exists() else []
+    return unexplained_in(
+        [text for title, line in written for text in (f"# 2026-11-24T10:00:00Z {title}", f"10:00:00.000000  {line}")]
+    )
+
+
+def unexplained_in(journal: list[str]) -> list[str]:
+    """The changes in a journal that ``cni-py explain`` could only show as commands."""
+    items = [item for call in calls.read(journal) for item in steps.explain(call)]
+    return [item.line.text for item in items if isinstance(item, Step) and item.group == OTHER]
 
 
 def calls_for_the_agent(cases: list[Case]) -> Counter[str]:
