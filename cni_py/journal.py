@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import posix
 from _thread import _local
-from errno import EACCES, EEXIST
+from errno import EACCES, EEXIST, ENOSPC
 from time import gmtime, perf_counter, strftime, time
 
 from cni_py.errors import IOFailure, KernelRefused
@@ -262,6 +262,7 @@ class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …)
         if isinstance(error, OSError):
             problem = "the kernel refused" if self.error is KernelRefused else "could not write"
             words = error.strerror or str(error)
+            hint = "df -h; df -i" if error.errno == ENOSPC and self.error is not KernelRefused else ""
             if len(self.line) > _LONG:  # the reason first: it would stand behind all of it
-                raise self.error(f"{problem}: {words}", f'{words}: "{self.line}"', errno=error.errno or 0) from error
-            raise self.error(f'{problem}: "{self.line}"', words, errno=error.errno or 0) from error
+                raise self.error(f"{problem}: {words}", f'{words}: "{self.line}"', hint, errno=error.errno or 0) from error
+            raise self.error(f'{problem}: "{self.line}"', words, hint, errno=error.errno or 0) from error

@@ -142,8 +142,10 @@ examples:
   cni-py sweep --convert-to-go"""
 
 _REPAIR = """\
-Restore rules of live pods that another program has deleted, as nft flush ruleset or a
-restart of firewalld does: masquerade, host ports, and checks of MAC addresses.
+Restore rules of live pods that another program has deleted.
+
+nft flush ruleset or a restart of firewalld deletes masquerade, host ports, checks of MAC
+addresses and what the plugin firewall accepts.
 
 Only what is missing is added, for attachments whose record and sandbox exist. An address
 or a host port that another attachment has now is left to it. cni-agent does the same within
@@ -477,12 +479,14 @@ def _json_setting(text: str) -> tuple[str, object]:
 
 
 def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
+    if verb == "check":  # argparse would print "NETWORK [NETNS]"
+        command.usage = "cni-py check [NETWORK] NETNS|POD|ADDRESS|CONTAINERID [options]"
     nargs = "?" if verb == "status" else None
     command.add_argument("network", metavar="NETWORK", nargs=nargs, help='the "name" in its configuration')
     if verb in ("add", "check", "del"):
         text = 'path of a network namespace, or its name in "ip netns"'
         if verb == "check":
-            text += "; or a pod, an address, a container id: then NETWORK may be left out"
+            text += "; or a pod (web-1, default/web-1), an address, a container id; with one of these NETWORK may be left out"
         command.add_argument("netns", metavar="NETNS", nargs="?" if verb == "check" else None, help=text)
         command.add_argument("-i", "--ifname", help="interface name in the sandbox")
         command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")

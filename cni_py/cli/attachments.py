@@ -224,8 +224,7 @@ def select(all_known: Sequence[Known], word: str, ifname: str = "", network: str
                 f'container id "{word}" is ambiguous: it is the beginning of {len(ids)}', hint=f"one of {_some(ids)}"
             )
     if not found:
-        names = sorted({one.pod or one.container_id for one in all_known})
-        hint = f"known attachments: {_some(names)}" if names else "no plugin has attached anything since the last boot"
+        hint = "list them: cni-py explain" if all_known else "no plugin has attached anything since the last boot"
         raise CniError(f'no attachment "{word}"', "it is no container id, pod, network namespace or address", hint)
     return found
 

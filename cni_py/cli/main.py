@@ -17,7 +17,7 @@ from cni_py import __version__
 from cni_py.cli import arguments
 from cni_py.cli.output import EXIT_FAILED, EXIT_UNKNOWN, print_error, say, show, show_json
 from cni_py.cli.verbs import DEFAULT_NETCONF_PATH, add, check, cni_path, delete, gc, setting, status
-from cni_py.errors import CniError
+from cni_py.errors import CniError, IOFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports the error again when it flushes at exit
         return EXIT_FAILED
     except OSError as error:
-        say(str(error))
+        # as a shell says it: without "[Errno 2]"
+        words = ": ".join(filter(None, (str(error.filename or ""), error.strerror))) or str(error)
+        if wants_json:
+            show_json({"error": {"code": IOFailure.code, "msg": words, "details": "", "hint": ""}})
+        say(words)
         return EXIT_FAILED
 
 
@@ -62,13 +66,14 @@ def repair(options: argparse.Namespace) -> int:
     """Run ``cni-py repair``: print what was missing, and what was done about it."""
     from cni_py.sweep import restore
 
+    _warn_of_unknown(options.network, setting("", "NETCONFPATH", DEFAULT_NETCONF_PATH))
     lost = restore.restore(options.network, options.dry_run)
     if options.json:
         show_json({"dryRun": options.dry_run, "lost": [one.as_json() for one in lost]})
     for one in () if options.json else lost:
         show(f"{one.outcome}: {one.what} of container {one.container_id}, {one.ifname}, network {one.network}")
     if not lost and not options.json:
-        show("no rules are missing")
+        show("no rules are missing of attachments that have a record (/run/cni-py)")
     for one in lost:
         if one.outcome == restore.FAILED:
             say(f"could not restore {one.what} of container {one.container_id}: {one.why}")
@@ -82,6 +87,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     directory = setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
     places = Places() | places_configured(directory, lambda line: say(f"warning: {line}"))
+    _warn_of_unknown(options.network, directory)
     report = sweeping.run(options.grace, options.dry_run, options.network, places=places)
     if options.json:
         show_json(report.as_json())
@@ -97,6 +103,16 @@ def sweep(options: argparse.Namespace) -> int:
         say(f"could not remove {finding.leftover.kind} {finding.leftover.what}: {finding.why.rpartition('; ')[2]}")
     is_left = options.convert_to_go and not options.dry_run and _convert(places)
     return EXIT_FAILED if report.failed or is_left else EXIT_UNKNOWN if report.missing else 0
+
+
+def _warn_of_unknown(names: Sequence[str] | None, directory: str) -> None:
+    """Warn of networks that no file configures: one that was deleted may have leaked resources, a mistyped one has none."""
+    from cni_py.runtime.network_config import names_in
+
+    known = names_in(directory) if names else set()
+    for name in names or ():
+        if name not in known:
+            say(f'warning: no file in {directory} configures a network "{name}"')
 
 
 def _convert(places: Places) -> bool:
