@@ -179,7 +179,13 @@ SHAPES: tuple[Shape, ...] = (
             _RANGES,
             DELEGATION,
         ),
-        ("rm -f {*directory}/{/network}/{/address:[0-9]+[.][0-9.]+|[0-9a-f]*:[0-9a-f:.]*}", "Give {address} back.", "The next pod may have it.", (), DEL),
+        (
+            "rm -f {*directory}/{/network}/{/address:[0-9]+[.][0-9.]+|[0-9a-f]*:[0-9a-f:.]*}",
+            "Give {address} back.",
+            "The next pod may have it.",
+            (),
+            DEL,
+        ),
         (
             "mkdir -p -m {mode} /var/lib/cni/networks{*network}",
             "Create the directory of the reservations.",
