@@ -27,6 +27,8 @@ from cni_py import journal
 STDERR_FD = 2
 SHOWN = 64
 """Characters of a name in the log."""
+LINE = 32 * 1024
+"""Characters of a line: each change is shown whole, and a text of another node, which may have 2 MiB, is not."""
 _verbosity = 0
 
 
@@ -103,7 +105,7 @@ def shortened(text: str, length: int = SHOWN) -> str:
 def in_one_line(text: str) -> str:
     """Lines joined by ``; ``, control characters escaped."""
     text = text if text.isprintable() else "; ".join(line.strip() for line in text.splitlines() if line.strip())
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shortened(journal.printable(text), LINE)
 
 
 def duration(seconds: float) -> str:
