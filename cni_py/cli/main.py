@@ -1,7 +1,7 @@
 """Command ``cni-py``: a container runtime's calls by hand, journals, leaked resources, configuration, lab.
 
 This module has the commands and their exit status, arguments.py the command line, output.py the printing, verbs.py what a
-runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), attachments.py and journals.py (explain),
+runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why),
 host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's configuration) and
 lab/ (a test network), each imported when it is needed.
 Reference: docs/cni-py.md, docs/lab.md.
@@ -126,21 +126,10 @@ def _convert(places: Places) -> bool:
 
 
 def explain(options: argparse.Namespace) -> int:
-    """Run ``cni-py explain``: print journals, or the list of attachments."""
-    from cni_py.cli import attachments, journals
+    """Run ``cni-py explain``."""
+    from cni_py.cli import explain as explaining
 
-    found = attachments.known()
-    if options.attachment is None:
-        found = [one for one in found if options.ifname in ("", one.ifname) and options.network in ("", one.network)]
-    else:
-        found = attachments.select(found, attachments.as_address(options.attachment), options.ifname, options.network)
-    if options.json:
-        texts = [{"journal": journals.lines_of(one.journal) if one.journal else []} for one in found]
-        show_json([one.as_json() | (text if options.attachment else {}) for one, text in zip(found, texts, strict=True)])
-        return 0
-    for line in attachments.render_list(found) if options.attachment is None else attachments.render_journals(found):
-        show(line)
-    return 0
+    return explaining.run(options)
 
 
 def version(options: argparse.Namespace) -> int:

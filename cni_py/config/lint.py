@@ -35,7 +35,7 @@ def remarks(plugin: Mapping[str, Any], where: str = "") -> Iterator[str]:
 
 
 def _mistyped(kind: str, where: str, of_kind: str) -> Iterator[str]:
-    """Yield a warning for the type of a third-party plugin that is one letter from one of ours."""
+    """Yield a warning for the type of a third-party plugin that is one letter from a name in the table."""
     if words := meant(kind, [name for name, row in PLUGINS.items() if of_kind in ("", row.kind)]):
         yield f'"{where}type" is "{kind}", which is not a plugin of cni-py{words}'
 

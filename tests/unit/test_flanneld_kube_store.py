@@ -1,4 +1,4 @@
-"""flanneld/kube_*.py: a node's lease in the Kubernetes API, and who the node is."""
+"""flanneld/kube_*.py: a node's lease in the Kubernetes API, and the node's own name."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from cni_py.flanneld.stores.kubernetes_annotations import Annotations
 from cni_py.node.stop import Stop
 from support.apiserver import node, vxlan
 from support.kube import CONFIG, DUAL, ONLY_IPV6, OURS, PREFIX, Cluster, kubeconfig, network, subnet
+from support.manifest import GET_PODS
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
@@ -228,7 +229,7 @@ def test_what_is_not_there_yet_is_waited_for(cluster: Cluster) -> None:
         cluster.store.acquire(network(CONFIG), OURS, None)
 
 
-def test_node_made_anew_with_another_podcidr_is_said(cluster: Cluster) -> None:
+def test_node_created_again_with_another_podcidr_is_logged(cluster: Cluster) -> None:
     lease = cluster.store.acquire(network(CONFIG), OURS, None)
     cluster.server.put(node(1, "10.244.7.0/24"))
     with pytest.raises(LeaseTaken, match=r"10\.244\.7\.0/24 is its podCIDR now"):
@@ -258,11 +259,12 @@ def test_ready_sets_the_condition_and_leaves_the_others(cluster: Cluster) -> Non
     assert len(cluster.server.asked("PATCH")) == 2
 
 
-# Who we are
+# Our own name
 
 
 def test_node_name_is_that_of_the_pod(cluster: Cluster) -> None:
     environ = {"POD_NAME": "kube-flannel-x", "POD_NAMESPACE": "kube-flannel"}
+    cluster.server.rules = [*cluster.server.rules, GET_PODS]
     cluster.server.pods["kube-flannel/kube-flannel-x"] = {"kind": "Pod", "spec": {}}
     store = cluster.connect(environ=environ)
     assert str(store) == "Kubernetes Subnet Manager - the node of pod kube-flannel/kube-flannel-x"
@@ -275,6 +277,13 @@ def test_node_name_is_that_of_the_pod(cluster: Cluster) -> None:
     assert len(cluster.server.asked("GET", "pods")) == 2
     with pytest.raises(InvalidConfig, match="POD_NAME and POD_NAMESPACE must be set"):
         cluster.connect(environ={"POD_NAME": "x"})
+
+
+def test_call_that_the_cluster_role_does_not_allow_is_named(cluster: Cluster) -> None:
+    environ = {"POD_NAME": "kube-flannel-x", "POD_NAMESPACE": "kube-flannel"}
+    with pytest.raises(Refused, match=r"403.*pods.*forbidden") as refused:
+        cluster.connect(environ=environ).acquire(network(CONFIG), OURS, None)
+    assert "without NODE_NAME also get pods" in refused.value.hint
 
 
 @pytest.mark.parametrize(
