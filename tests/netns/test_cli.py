@@ -305,7 +305,7 @@ FILLED = {
     "ip -d link show": "cni0", "ip link show": "cni0", "ls": "/etc/hostname", "grep -r .": "/var/lib/cni/networks/cbr0",
     "namei": "/etc/hostname", "fuser -v": "/var/lib/cni", "ss": "80", "cat": "self", "cni-py explain": "10.244.91.2",
     "nft list set": "inet cni_py localnet", "nft list map": "inet cni_py masq4", "nft list chain": "inet cni_py postrouting",
-    "nft list table": "inet cni_py",
+    "nft list table": "inet cni_py", "df -h": "/var/lib/cni", "df -i": "/var/lib/cni",
 }  # fmt: skip
 PORT = '{"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}'
 
