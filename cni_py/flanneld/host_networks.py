@@ -22,6 +22,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
+from cni_py.flanneld.lease import have_overlap
 from cni_py.flanneld.own_devices import own_devices
 from cni_py.kernel.address import list_host_addresses
 from cni_py.kernel.link import list_links
@@ -79,7 +80,7 @@ def _routed() -> set[Network]:
 
 def overlapping(network: Network, found: Iterable[HostNetwork]) -> list[HostNetwork]:
     """Return those of ``found`` that share an address with the network, in order."""
-    shared = [each for each in found if each.network.version == network.version and each.network.overlaps(network)]
+    shared = [each for each in found if each.network.version == network.version and have_overlap(each.network, network)]
     return sorted(shared, key=lambda each: (int(each.network.network_address), each.network.prefixlen, each.device))
 
 

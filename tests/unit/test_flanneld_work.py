@@ -84,7 +84,7 @@ class Node:
     def __init__(self, count: int, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel: Any = StubKernel({2: ("eth0", ""), 3: ("flannel.1", "vxlan")})
         monkeypatch.setattr(reconcile, "open_host", lambda: self.kernel)
-        monkeypatch.setattr(reconcile, "Notifications", lambda: self.kernel)
+        monkeypatch.setattr(reconcile, "Notifications", lambda _: self.kernel)
         monkeypatch.setattr(vxlan.Vxlan, "ensure", lambda device, rtnl, warn: reconcile.find_link(rtnl, device.name))
         monkeypatch.setattr(vxlan.Vxlan, "matches", lambda *_: True)
         self.health = Health("", 0)
