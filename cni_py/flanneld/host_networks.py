@@ -22,9 +22,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
-from cni_py.flanneld.lease import have_overlap
 from cni_py.flanneld.own_devices import own_devices
-from cni_py.kernel.address import list_host_addresses
+from cni_py.kernel.address import have_overlap, list_host_addresses
 from cni_py.kernel.link import list_links
 from cni_py.kernel.route import list_routes
 from cni_py.netlink.socket import open_host

@@ -21,6 +21,7 @@ from time import time
 from typing import Any, TypeVar
 
 from cni_py.flanneld.untrusted import decode, is_utf8, members, published, shown
+from cni_py.kernel.address import have_overlap
 from cni_py.node.log import shortened
 
 LEASE_SECONDS = 86400
@@ -42,12 +43,6 @@ Address = TypeVar("Address", IPv4Address, IPv6Address)
 
 class NotALease(ValueError):
     """A key or value under ``subnets/`` that says no lease; the text says why."""
-
-
-def have_overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
-    """Return whether two networks of one family share an address: ``overlaps``, in a third of its time."""
-    shift = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
-    return (int(one.network_address) ^ int(other.network_address)) >> shift == 0
 
 
 @dataclass(frozen=True, slots=True)

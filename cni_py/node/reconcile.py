@@ -392,7 +392,9 @@ class Reconciler:
 
     def _put(self, table: Table[Any], entries: Sequence[Any]) -> int:
         """Raises: CniError if the kernel cannot be asked."""
-        if table is ROUTES and entries:
+        if not entries:
+            return 0
+        if table is ROUTES:
             self._receive()  # now: the route that would be replaced may be that of a bridge which has just got its address
             entries = [entry for entry in entries if not self._is_hidden(entry)]
         return self._writer.put(table, entries)
