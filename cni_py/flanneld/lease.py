@@ -161,15 +161,20 @@ class Attributes:
 
     @classmethod
     def from_value(cls, found: Any) -> Attributes:
-        """Read decoded JSON. Raises: NotALease."""
+        """Read decoded JSON. Raises: NotALease.
+
+        An invalid IPv6 address beside a valid IPv4 address costs the node IPv6 alone; Go ignores the whole lease. An invalid
+        IPv4 address costs it all: by that address the lease is its node's.
+        """
         if not isinstance(found, dict):
             raise NotALease(f"the value is no lease: {shown(found)} is no object")
         its = members(found, _FIELDS)
         try:
-            public_ip, public_ipv6 = its.get("PublicIP"), its.get("PublicIPv6")
+            text4, text6 = its.get("PublicIP"), its.get("PublicIPv6")
+            public_ip = None if text4 in _NO_ADDRESS else node_address(text4, IPv4Address)
             lease = cls(
-                public_ip=None if public_ip in _NO_ADDRESS else node_address(public_ip, IPv4Address),
-                public_ipv6=None if public_ipv6 in _NO_ADDRESS else node_address(public_ipv6, IPv6Address),
+                public_ip=public_ip,
+                public_ipv6=None if text6 in _NO_ADDRESS else _public_ipv6(text6, is_alone=public_ip is None),
                 backend_type=type_of_backend(its.get("BackendType")),
                 backend_data=published(its.get("BackendData")),
                 backend_v6_data=published(its.get("BackendV6Data")),
@@ -198,6 +203,16 @@ def node_address(value: object, kind: type[Address]) -> Address:
     except AddressValueError:
         pass
     raise ValueError(f"{shown(value)} is no IPv{kind(0).version} address")
+
+
+def _public_ipv6(value: object, *, is_alone: bool) -> IPv6Address | None:
+    """Raises: ValueError, if it is the node's only address."""
+    try:
+        return node_address(value, IPv6Address)
+    except ValueError:
+        if is_alone:
+            raise
+        return None
 
 
 def why_no_node(address: IPv4Address | IPv6Address) -> str:
