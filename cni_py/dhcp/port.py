@@ -7,12 +7,15 @@ Source: packet(7).
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import struct
+import termios
 from time import monotonic
 
 from cni_py.dhcp.packet import ANY, BROADCAST, Message, datagram, decode, payload
-from cni_py.errors import KernelRefused, NotAvailable
+from cni_py.errors import KernelRefused, NotAvailable, reason_of
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
 
@@ -28,6 +31,8 @@ ETH_P_IP = 0x0800
 EVERYONE = b"\xff" * 6
 CARRIER_SECONDS = 5.0
 _POLL_SECONDS = 0.02
+LEAVE_SECONDS = 2.0
+_LEAVE_POLL_SECONDS = 0.002
 _MAX_BYTES = 4096
 
 
@@ -48,7 +53,7 @@ class Port:
         except BaseException as error:
             self.netns.__exit__(None, None, None)
             if isinstance(error, OSError):
-                raise KernelRefused(f'could not open a packet socket on "{self._ifname}"', str(error)) from error
+                raise KernelRefused(f'could not open a packet socket on "{self._ifname}"', reason_of(error)) from error
             raise
         return self
 
@@ -85,7 +90,23 @@ class Port:
             address = (self._ifname, ETH_P_IP, 0, 0, to)
             self._socket.sendto(datagram(message.encode(), source, target), address)
         except OSError as error:
-            raise KernelRefused(f'could not send over "{self._ifname}"', str(error), errno=error.errno or 0) from error
+            raise KernelRefused(f'could not send over "{self._ifname}"', reason_of(error), errno=error.errno or 0) from error
+
+    def wait_until_sent(self) -> bool:
+        """Wait until what was sent has left the interface, and on a veth has arrived at its other end. Returns: whether it has.
+
+        A packet that still waits, in a queueing discipline or for a busy processor, is dropped with the interface.
+        """
+        deadline = monotonic() + LEAVE_SECONDS
+        while self._queued():
+            if monotonic() > deadline:
+                return False
+            select.select([], [], [], _LEAVE_POLL_SECONDS)
+        return True
+
+    def _queued(self) -> int:
+        """Return the memory of packets that were sent and not freed: packet(7) has SIOCOUTQ, whose number is TIOCOUTQ's."""
+        return int(struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0])
 
     def receive(self, is_wanted: Callable[[Message], bool], seconds: float) -> tuple[Message, bytes] | None:
         """Wait for a message. Returns: it and the sender's MAC address; None after the time. Raises: KernelRefused."""
@@ -96,7 +117,9 @@ class Port:
             try:
                 packet, (_, _, _, _, sender) = self._socket.recvfrom(_MAX_BYTES)
             except OSError as error:
-                raise KernelRefused(f'could not receive over "{self._ifname}"', str(error), errno=error.errno or 0) from error
+                raise KernelRefused(
+                    f'could not receive over "{self._ifname}"', reason_of(error), errno=error.errno or 0
+                ) from error
             found = _message_in(packet)
             if found is not None and found.is_reply and found.mac == self.mac and is_wanted(found):
                 return found, sender

@@ -185,7 +185,7 @@ def test_datastore_is_waited_for_in_words(net: Net) -> None:
     assert get(node, "/healthz") == (200, "flanneld is running")
     status, text = get(node, "/readyz")
     assert status == 503
-    assert f"{net.datastore} is not there" in text
+    assert f"{net.datastore} does not exist" in text
     assert "cni_py_flanneld_ready 0\n" in get(node, "/metrics")[1]
     flanneld.wait_for_notice("WATCHDOG=1", 3)
     assert flanneld.log.count("Couldn't fetch network config") == 1  # the same is said once

@@ -225,6 +225,40 @@ def test_del_without_a_sandbox_and_with_one_that_is_gone(host: Host, plugin: str
 
 
 @every_plugin
+@pytest.mark.parametrize("ipam", [{"type": "static"}, {"type": "none"}], ids=["no address", "no plugin"])
+def test_failure_of_the_ipam_plugin_leaves_nothing(host: Host, plugin: str, ipam: dict[str, str]) -> None:
+    """Go's leave the link, or the device in the sandbox."""
+    first, pod = two_pods(host)
+    add(host, MAINS[plugin].conf(plugin), first)
+    before = state(host, first, pod)
+    conf = MAINS[plugin].conf(plugin, "c2", ipam=ipam)
+    assert host.call(plugin, "ADD", conf, sandbox=pod, container_id="c2").rc == 1
+    assert state(host, first, pod) == before
+
+
+@every_plugin
+def test_del_after_the_interface_was_deleted(host: Host, plugin: str) -> None:
+    """By another process, or with the link below it. Go's ptp leaves masquerade then; others need the link below for DEL."""
+    first, pod = two_pods(host)
+    add(host, MAINS[plugin].conf(plugin), first)
+    before = state(host, first, pod)
+    conf = MAINS[plugin].conf(plugin, "c2")
+    add(host, conf, pod)
+    if MAINS[plugin].keys("c2").get("master"):
+        host.run("ip link del up0")
+        before = None
+    elif plugin == "host-device":
+        host.run("ip link set eth0 netns 1", pod)
+    else:
+        host.run("ip link del eth0", pod)
+    delete(host, conf, pod)
+    after = state(host, first, pod)
+    assert before in (None, after)
+    assert not any("c2" in text for text in after["files"].values()), "its addresses are released"
+    assert not any("c2" in name for name in after["records"])
+
+
+@every_plugin
 def test_interface_of_another_network_is_left(host: Host, plugin: str) -> None:
     """The name is taken by the first network: the second ADD fails, and its DEL leaves the first network's interface."""
     pod = host.netns("c1")
@@ -418,27 +452,31 @@ def where(host: Host, pod: Sandbox) -> list[str]:
     return [f"{place} {one['ifname']} {one.get('ifalias', '')}".strip() for place, one in found if one.get("address") == mac]
 
 
+@pytest.mark.parametrize("cleaner", ["DEL", "GC"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
-def test_killed_host_device_is_somewhere_under_its_name(host: Host, verb: str) -> None:
-    """Find it, at each kill point, on the host under its own name, or in the sandbox with that name as alias."""
+def test_killed_host_device_is_somewhere_under_its_name(host: Host, verb: str, cleaner: str) -> None:
+    """Find it, at each kill point, on the host under its own name, or in the sandbox with that name as alias; DEL or GC bring it back."""
     pod = host.netns("c1")
     host.run('ip -j link show nic1 | sed \'s/.*"address":"\\([^"]*\\).*/\\1/\' >/run/mac')
     of: dict[str, Any] = {"sandbox": pod}
     if verb == "DEL":
         add(host, DEVICE, pod)
     total = faults.count(host, verb, DEVICE, "kill", **of)
+    delete(host, DEVICE, pod)
     seen = set()
     for number in range(1, total + 1):
-        delete(host, DEVICE, pod)
         if verb == "DEL":
             add(host, DEVICE, pod)
         faults.call(host, verb, DEVICE, "kill", number, **of)
         [found] = where(host, pod)
         assert found in ("host nic1", "pod eth0 nic1")
         seen.add(found)
+        if cleaner == "DEL":
+            delete(host, DEVICE, pod)
+        else:
+            gc(host, DEVICE)
+        assert where(host, pod) == ["host nic1"], f"{verb} killed before operation {number}"
     assert len(seen) == 2
-    delete(host, DEVICE, pod)
-    assert where(host, pod) == ["host nic1"]
 
 
 @pytest.mark.parametrize("named", [{}, {"device": "", "hwaddr": "02:00:00:00:00:01"}], ids=["device", "hwaddr"])

@@ -260,6 +260,8 @@ def test_cached_result_is_reported_and_kept(host: Host, sweep: Sweep) -> None:
     host.write("/var/lib/cni/results/net-c1-eth0", json.dumps(entry))
     assert outcomes(sweep("--grace", "0")) == {"cached result": ["reported"]}
     assert host.path("/var/lib/cni/results/net-c1-eth0").exists()
+    [finding] = sweep("--grace", "0")["findings"]
+    assert finding["why"].endswith("; deleted by: cni-py gc net --valid-living")
 
 
 def test_veth_with_both_ends_on_the_host(host: Host, sweep: Sweep) -> None:

@@ -6,10 +6,11 @@ import select
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from support.namespaces import Host, Reply, Sandbox
-from support.waiting import until
+from support.waiting import SECONDS, until
 
 V4, V6 = [{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]
 DUAL_ENV = (
@@ -121,7 +122,7 @@ def check(host: Host, conf: dict[str, Any], pod: Sandbox, prev: dict[str, Any], 
     return host.call(plugin_of(conf), "CHECK", conf, sandbox=pod, prev=prev, **given)
 
 
-NO_COMMAND = ("delete the pod", "another pod has", "look at it: ", "nft list ", "iptables -t nat -S")
+NO_COMMAND = ("delete the pod", "leave it: ", "another pod has", "look at it: ", "nft list ", "cni-py explain ")
 """Beginnings of hints that change nothing: what they are about has no single command."""
 
 
@@ -138,7 +139,7 @@ def repair(host: Host, conf: dict[str, Any], pod: Sandbox, result: dict[str, Any
         if not commands:
             return reply
         for command in commands:
-            host.run(command)
+            host.run(f"PATH=$PATH:{Path(host.bin_dir).parent.parent}/bin; {command}")
     raise AssertionError(reply)
 
 
@@ -241,14 +242,17 @@ def transfer(
     host: Host, source: Sandbox | None, target: Sandbox | None, address: str, size: int, *, port: int = PORT
 ) -> tuple[float, str]:
     """Send bytes over TCP as `datagram` sends one. Returns: bits a second, over all of it, and the client's address."""
-    return host.do(_transfer, _path(source), _path(target), address, size, port)
+    return host.do(transfer_between, _path(source), _path(target), address, size, port)
 
 
-def _transfer(source: str, target: str, address: str, size: int, port: int) -> tuple[float, str]:
+def transfer_between(source: str, target: str, address: str, size: int, port: int = PORT) -> tuple[float, str]:
+    """Do the same between namespaces at these paths, which may be of two hosts: ``/proc/PID/root/run/netns/NAME``."""
     received = 0
-    with _socket_in(target, socket.AF_INET) as listening, _socket_in(source, socket.AF_INET) as sending:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with _socket_in(target, family) as listening, _socket_in(source, family) as sending:
         for one in (listening, sending):
-            one.settimeout(60)
+            one.settimeout(SECONDS)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the kernel remembers a connection of before
         listening.bind(("", PORT))
         listening.listen()
         sending.connect((address, port))

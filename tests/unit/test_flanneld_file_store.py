@@ -325,9 +325,9 @@ def test_huge_file_is_refused(file: LeasesFile, monkeypatch: pytest.MonkeyPatch)
 
 def test_missing_file_is_said_with_what_to_make(file: LeasesFile) -> None:
     file.path.unlink()
-    with pytest.raises(Refused, match=r"is not there; create it: echo .* \| cni-py config set - -- -datastore=file:/"):
+    with pytest.raises(Refused, match=r"does not exist; create it: echo .* \| cni-py config set - -- -datastore=file:/"):
         file.store.read_network_config()
-    with pytest.raises(Refused, match="is not there"):
+    with pytest.raises(Refused, match="does not exist"):
         file.acquire(node(11))
     file.path.mkdir()
     with pytest.raises(Unavailable, match="Is a directory"):
@@ -428,7 +428,7 @@ def test_read_only_list_that_does_not_do_is_refused_with_what_to_write(file: Lea
         file.store.renew(Lease(subnet("10.244.2.0/24"), node(12)))
     with pytest.raises(LeaseTaken, match=r"belongs to 192\.168\.123\.12"):
         file.store.renew(Lease(subnet("10.244.2.0/24"), node(11)))
-    with pytest.raises(Refused, match="is not there"):
+    with pytest.raises(Refused, match="is missing"):
         file.store.renew(Lease(subnet("10.244.3.0/24"), node(11)))
 
 
