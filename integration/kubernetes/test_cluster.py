@@ -53,12 +53,14 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def files_of(made: Cluster, number: int) -> list[str]:
-    """Return what a node has that the manifest creates: files, devices of flannel, routes, tables."""
+    """Return what a node has that the manifest creates: files (kubelet creates the directories), devices, routes, tables."""
     host = made.node(number).host
-    script = (
-        "find /opt /etc/cni/net.d /run/flannel -mindepth 1 | sort; ip -br link | grep -o '^flannel[^ ]*' || true; ip route show proto 122;"
-        " nft list tables | grep cni_py || true"
-    )
+    script = """
+    find /opt /etc/cni/net.d /run/flannel ! -type d | sort
+    ip -br link | grep -o '^flannel[^ ]*' || true
+    ip route show proto 122
+    nft list tables | grep cni_py || true
+    """
     return host.run(script).splitlines()
 
 
@@ -236,6 +238,7 @@ def test_removal_leaves_the_node_as_it_was(three: Cluster) -> None:
     three.apply(load_all(KUBERNETES / "remove-cni-py.yml"))
     three.label(2, "remove")
     three.wait(lambda: pods_ready(three, "kube-cni-py-removal", 1), "the removal is done")
-    assert files_of(three, 2) == three.before[2]
+    logs = three.node(2).host.run("cat /var/log/pods/kube-cni-py-removal_*/*/*.log")
+    assert files_of(three, 2) == three.before[2], logs
     three.label(2, None)
     three.wait(lambda: all_ready(three), "node2 has it again")
