@@ -34,7 +34,7 @@ from support.waiting import until
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "192.168.123.1"
 LONG_SECONDS = 300.0
-"""Until a node is Ready: images are unpacked, and programs of 100 MB started, on few cores."""
+"""Deadline for a node to be Ready: images are unpacked, and programs of 100 MB started, on few cores."""
 TUNABLES = {
     "vm/overcommit_memory": 1,
     "vm/panic_on_oom": 0,

@@ -112,7 +112,7 @@ def running(made: Cluster) -> dict[int, str]:
 
 
 def check_paths(made: Cluster) -> None:
-    """From each node to each pod, and by its host port."""
+    """Ask each pod from each node, and by a host port."""
     made.wait(lambda: len(running(made)) == NODES, "a pod of each node runs")
     for number in range(1, NODES + 1):
         host = made.node(number).host
@@ -189,7 +189,7 @@ def _reservations(made: Cluster, number: int) -> set[str]:
 
 
 def test_node_that_is_deleted_and_registers_again(three: Cluster) -> None:
-    """It may get another podCIDR; pods that are created from then on are in it, and reach the others."""
+    """Give it another podCIDR, perhaps; pods that are created from then on are in it, and reach the others."""
     three.plane.call("DELETE", "/api/v1/nodes/node3")
     three.wait(
         lambda: {each["metadata"]["name"] for each in three.get("/api/v1/nodes")["items"]} == {"node1", "node2"},
