@@ -85,7 +85,7 @@ class Subnets:
             ipv4 = IPv4Network(f"{address}/{length}")
             ipv6 = IPv6Network(f"{address6}/{length6}") if address6 else None
         except ValueError as error:
-            raise NotALease(f'"{key}" is no key of a subnet: {error}') from error
+            raise NotALease(f'"{shortened(key)}" is no key of a subnet: {shortened(str(error))}') from error
         if ipv4 == _NOTHING and ipv6 is None:
             raise NotALease(f'"{key}" names no subnet')
         return cls(None if ipv4 == _NOTHING else ipv4, ipv6)

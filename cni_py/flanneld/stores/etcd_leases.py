@@ -23,6 +23,8 @@ OUTAGE_SECONDS = (0.1, 5.0)
 """The pause after the first failure, and the longest; it doubles."""
 RESTART_SECONDS = 1.0
 """An outage that is shorter is logged once."""
+COMPLAINED = 10_000
+"""Keys that are remembered, so that each is logged once."""
 KEY_LENGTH = 256
 """Length of a key in the log: a prefix and a name."""
 
@@ -80,6 +82,8 @@ class Leases:
 
     def _complain(self, key: str, error: NotALease) -> None:
         if key not in self._complained:
+            if len(self._complained) >= COMPLAINED:  # a node may write new ones without end
+                self._complained.clear()
             self._complained.add(key)
             klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}; not reached')
 
