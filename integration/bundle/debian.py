@@ -64,7 +64,9 @@ class Apt:
         """Download the newest version of each, unless it is here already."""
         self._prepare()
         archives = self.directory / "archives"
-        self._run("download", *names, cwd=archives)
+        missing = [name for name in names if not list(archives.glob(f"{name}_*.deb"))]  # the directory is emptied by an update
+        if missing:
+            self._run("download", *missing, cwd=archives)
         found = {
             package.name: package
             for package in map(read, sorted(archives.glob("*.deb"), key=lambda file: file.stat().st_mtime))

@@ -15,8 +15,9 @@ from typing import Any
 
 from integration.bundle import elf
 
-SHEBANG_LIMIT = 127
-"""Bytes that a kernel before 5.1 reads of a first line."""
+PATH_FILE = "python._pth"
+"""The interpreter reads its search path from this file, and looks for the standard library nowhere else. Without it, it
+would take a host's /opt/lib/python311.zip, /lib/python311.zip or /usr/lib/python3.11."""
 
 
 class Bundle:
@@ -50,8 +51,8 @@ class Bundle:
         except OSError:
             return False
 
-    def copy(self, directory: Path, loader: str) -> None:
-        """Create an installed library; its interpreter names `loader`. Raises: OSError."""
+    def copy(self, directory: Path, final: str, trial: str) -> None:
+        """Create an installed library, whose path will be `final`, and test it. Raises: OSError."""
         directory.mkdir()
         for name in self.about["files"]:
             to = directory / name
@@ -63,17 +64,29 @@ class Bundle:
         for path in directory.rglob("*"):
             if path.is_dir() and not path.is_symlink():
                 path.chmod(0o755)
-        elf.set_loader(directory / "python", loader)
+        self.settle(directory, final, trial)
         shutil.copyfile(self.lib / "bundle.json", directory / "bundle.json")
 
-    def try_out(self, directory: Path, trial: str) -> None:
-        """Run the copy, by its loader: `directory` may be mounted elsewhere than its interpreter expects. Raises: OSError."""
-        if self.about["machine"] != os.uname().machine:
-            return
-        loader = directory / self.about["loader"]
-        done = subprocess.run([loader, directory / "python", "-ISc", trial], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(errno.ENOEXEC, f"the copy does not run: {done.stderr.strip()[-500:]}", str(directory))
+    def settle(self, directory: Path, final: str, trial: str) -> None:
+        """Write a library's place into it: loader, and search path of the interpreter. Raises: OSError."""
+        loader = self.about["loader"]
+        (directory / PATH_FILE).write_text(search_path(str(directory)))
+        elf.set_place(directory / "python", f"{final}/{loader}", final)
+        if self.about["machine"] == os.uname().machine:  # by its loader: `directory` may be mounted elsewhere than `final` says
+            attempt([directory / loader, "--library-path", directory, directory / "python", "-ISc", trial])
+        (directory / PATH_FILE).write_text(search_path(final))
+
+
+def search_path(lib: str) -> str:
+    """Return the interpreter's list of directories: absolute, so that a process keeps to the version that it started with."""
+    return "".join(f"{lib}{directory}\n" for directory in ("/lib/python3.11", "", "/lib/python3.11/lib-dynload"))
+
+
+def attempt(command: list[Path | str]) -> None:
+    """Run a command. Raises: OSError with what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(errno.ENOEXEC, f"the copy does not run: {done.stderr.strip()[-500:]}", str(command[0]))
 
 
 def is_executed(library: Path) -> bool:

@@ -3,10 +3,10 @@
 Owns: the layout of the archive and of PREFIX/cni-py/lib on a host that it is installed on, which are the same directory:
 
     install                       a script of the shell: starts lib/integration/install by the bundle's own loader
-    lib/python                    the interpreter; `install` writes its loader; its libraries are beside it (DT_RPATH $ORIGIN)
+    lib/python                    the interpreter; `install` writes its loader and where its libraries are (DT_RPATH)
     lib/ld-linux-*, lib/*.so.*    the loader, the C library, what Python and libnftables need
-    lib/lib/python3.11/           the standard library, as far as it is used. This place makes it the interpreter's own: without
-                                  os.py here it would take the host's /usr/lib/python3.11
+    lib/lib/python3.11/           the standard library, as far as it is used
+    lib/python._pth               where the interpreter finds it; `install` writes absolute paths
     lib/cni_py, lib/grpc, …       our package and the locked ones, as far as they are used
     lib/bin, lib/conf, lib/integration, lib/LICENSE, lib/licenses    what the installer copies from
     lib/bundle.json               version, architecture, digest; every file with its size
@@ -22,7 +22,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from integration.bundle import closure, elf, isolation
+from integration.bundle import closure, elf, host, isolation
 from integration.bundle.debian import Package
 from integration.bundle.wheels import MACHINES, Wheel
 
@@ -68,9 +68,12 @@ class Tree:
         self.wheels = wheels
         self.patchelf = patchelf
         self.standard = self.lib / "lib" / "python3.11"
+        self.packages: list[Package] = []
+        self.used_wheels: list[Wheel] = []
 
     def assemble(self, packages: list[Package], wheels: list[Wheel]) -> None:
         """Create everything but the bytecode."""
+        self.packages = packages
         shutil.rmtree(self.top, ignore_errors=True)
         self.standard.mkdir(parents=True)
         self._copy_modules()
@@ -80,6 +83,7 @@ class Tree:
         isolation.isolate(self.lib, self.architecture)
         self._copy_installer()
         self._copy_licenses(packages)
+        (self.lib / host.PATH_FILE).write_text("lib/python3.11\n.\nlib/python3.11/lib-dynload\n")
         self._set_modes()
 
     def compile(self, interpreter: list[str]) -> None:
@@ -90,7 +94,7 @@ class Tree:
     def finish(self) -> None:
         """Write the list of files."""
         self._set_modes()
-        files = sorted(path for path in self.lib.rglob("*") if path.is_file() and not path.is_symlink())
+        files = sorted(path for path in self.lib.rglob("*") if is_listed(path))
         whole = hashlib.sha256()
         sizes = {}
         for file in files:
@@ -103,10 +107,15 @@ class Tree:
             "architecture": self.architecture,
             "machine": MACHINES[self.architecture],
             "loader": self.loader,
+            "python": self.python_version,
             "digest": whole.hexdigest(),
             "files": sizes,
         }
         (self.lib / "bundle.json").write_text(json.dumps(about, indent=0) + "\n")
+
+    @property
+    def python_version(self) -> str:
+        return next(package.version for package in self.packages if package.name == "python3.11-minimal")
 
     @property
     def loader(self) -> str:
@@ -135,9 +144,11 @@ class Tree:
     def _copy_package_data(self, wheels: list[Wheel]) -> None:
         """Copy the certificates of grpc, and metadata and licenses of every package that is used."""
         copy(*(root / "grpc" / "_cython" / "_credentials" / "roots.pem" for root in (self.wheels, self.lib)))
-        for information in self.wheels.glob("*.dist-info"):
+        by_name = {normalized(wheel.name): wheel for wheel in wheels}
+        for information in sorted(self.wheels.glob("*.dist-info")):
             record = (information / "RECORD").read_text().splitlines()
             if any((self.lib / line.split(",")[0]).is_file() for line in record if line.split(",")[0].endswith((".py", ".so"))):
+                self.used_wheels.append(by_name[normalized(information.name.split("-")[0])])
                 for file in information.rglob("*"):
                     if file.is_file() and file.name not in ("INSTALLER", "REQUESTED", "RECORD"):
                         copy(file, self.lib / file.relative_to(self.wheels))
@@ -145,7 +156,7 @@ class Tree:
     def _copy_programs(self) -> None:
         python = self.lib / "python"
         copy(self.debian / "usr/bin/python3.11", python)
-        words = ["--set-interpreter", elf.PLACEHOLDER, "--force-rpath", "--set-rpath", "$ORIGIN"]
+        words = ["--set-interpreter", elf.PLACEHOLDER, "--force-rpath", "--set-rpath", elf.PLACEHOLDER]
         subprocess.run([self.patchelf, *words, str(python)], check=True)
         loader = next((self.debian / "lib" / isolation.TRIPLETS[self.architecture]).glob("ld-linux*"))
         copy(loader, self.lib / loader.name)
@@ -193,6 +204,10 @@ class Tree:
                 copy(license_, self.lib / "licenses" / package.name)
 
 
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def copy(file: Path, to: Path) -> None:
     """Copy a file's content; a link is followed."""
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -201,3 +216,8 @@ def copy(file: Path, to: Path) -> None:
 
 def is_program(path: Path) -> bool:
     return path.name in ("install", "python") or path.name.startswith("ld-linux") or path.parent.name == "bin"
+
+
+def is_listed(path: Path) -> bool:
+    """Return whether an installed copy has this file unchanged in size."""
+    return path.is_file() and not path.is_symlink() and path.name not in (host.PATH_FILE, "bundle.json")

@@ -70,9 +70,12 @@ def read(file: Path) -> Wheel:
     with ZipFile(file) as archive:
         (name,) = [entry for entry in archive.namelist() if entry.endswith(".dist-info/METADATA") and entry.count("/") == 1]
         metadata = message_from_bytes(archive.read(name))
-    stated = metadata["License-Expression"] or metadata["License"] or ""
     return Wheel(
-        metadata["Name"], metadata["Version"], stated.split("\n")[0], file, hashlib.sha256(file.read_bytes()).hexdigest()
+        metadata["Name"],
+        metadata["Version"],
+        metadata["License-Expression"] or "",
+        file,
+        hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
 
