@@ -16,6 +16,9 @@ TOOLS := build/venv/bin
 SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cni-agent bin/flanneld
 INSTALL := $(TOOLS)/python integration/install
 
+# else pytest would rewrite the assertions of every test file again, in each of its processes, in every run
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-kernel check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
 

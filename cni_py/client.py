@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cni_py.spec.environment import Fault
 
 MAX_STDIN = 4 << 20
+GO_VERSION = "1.9.1"
+"""Version of the Go plugins whose keys and behaviour these have."""
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
@@ -184,10 +186,11 @@ def _about(plugin: str) -> str:
     from cni_py import __version__
     from cni_py.spec.versions import SUPPORTED, supported_since
 
-    name = plugin if plugin in PLUGINS else "plugin"
+    # nerdctl reads a semantic version behind "CNI firewall plugin ", and asks for the policy "isolated" from 1.7.1 on
+    name = f"{plugin} plugin v{GO_VERSION}+cni-py.{__version__}" if plugin in PLUGINS else f"plugin of cni-py {__version__}"
     versions = supported_since(PLUGINS[plugin].since) if plugin in PLUGINS else SUPPORTED
     return (
-        f"CNI {name} of cni-py {__version__}\n"
+        f"CNI {name}\n"
         f"CNI protocol versions supported: {', '.join(versions)}\n"
         "It is executed by a container runtime, with CNI_COMMAND and the other variables of the CNI spec;\n"
         "to try it by hand: cni-py add --help\n"

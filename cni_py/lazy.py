@@ -35,6 +35,24 @@ class without_init:  # noqa: N801 — reads as a statement: with without_init("p
             del sys.modules[self.name]
 
 
+class only_c_datetime:  # noqa: N801 — reads as a statement: with only_c_datetime(): …
+    """Let the C part of ``datetime`` stand for the module within the block, for C code that asks it for its types only.
+
+    Python 3.11 reads the whole module in Python first: 1.1 ms.
+    """
+
+    def __enter__(self) -> None:
+        self.is_standing_in = "datetime" not in sys.modules
+        if self.is_standing_in:
+            import _datetime  # type: ignore[import-not-found]
+
+            sys.modules["datetime"] = _datetime
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.is_standing_in:
+            del sys.modules["datetime"]
+
+
 def keep_without_init(*names: str) -> None:
     """Leave these packages without their ``__init__`` permanently, for a process with threads."""
     # Blocks of two threads would overlap: the end of one would remove the stand-in that the other still needs.

@@ -154,7 +154,9 @@ def remarks(config: NetworkConfig) -> list[str]:
 
 def listed(store: Datastore) -> list[dict[str, Any]]:
     """Return every lease and reservation, for people and programs. Raises: StoreError."""
-    found = sorted(leases_of(store), key=lambda lease: str(lease.subnets))
+    found = sorted(
+        store.listed(), key=lambda lease: [(each.version, int(each.network_address)) for each in lease.subnets.each()]
+    )
     return [
         {
             "subnet": str(lease.subnets),

@@ -15,10 +15,10 @@ from cni_py.config._schemas import SCHEMAS
 from cni_py.errors import DecodingFailure, InvalidConfig
 from cni_py.journal import current
 from cni_py.jsontext import Received, fold
-from cni_py.lazy import without_init
+from cni_py.lazy import only_c_datetime, without_init
 from cni_py.plugin_table import PLUGINS
 
-with without_init("pydantic_core"):
+with without_init("pydantic_core"), only_c_datetime():
     from pydantic_core._pydantic_core import SchemaValidator, ValidationError, from_json
 
 TYPE_CHECKING = False

@@ -160,6 +160,7 @@ A typical network for flannel, in `/etc/cni/net.d/10-flannel.conflist`:
 {
   "name": "cbr0",
   "cniVersion": "0.3.1",
+  "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
   "plugins": [
     {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
     {"type": "portmap", "capabilities": {"portMappings": true}}

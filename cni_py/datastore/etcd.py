@@ -206,7 +206,7 @@ class Etcd:
                 kvs = []
             size += response.ByteSize()
             if size > MAX_TOTAL:
-                hint = f"delete keys that do not belong there; see: etcdctl get --prefix --keys-only {prefix}"
+                hint = f"delete keys that do not belong there; see: {self.command('get', '--prefix', '--keys-only', prefix)}"
                 raise TooLarge(f"etcd has more than {MAX_TOTAL >> 20} MiB below {prefix}", hint=hint)
             revision = revision or int(response.header.revision)
             yield [key_value(kv) for kv in kvs], revision
@@ -281,6 +281,14 @@ class Etcd:
         request = rpc.LeaseKeepAliveRequest(ID=lease)
         responses = self._ask(lambda member, how: list(member.lease.LeaseKeepAlive(iter([request]), **how)))
         return int(responses[0].TTL) if responses else 0
+
+    def seconds_left(self, lease: int) -> int:
+        """Return when it ends, without renewing it; 0: it no longer exists. Raises: EtcdError."""
+        request = rpc.LeaseTimeToLiveRequest(ID=lease)
+        try:
+            return max(int(self._ask(lambda member, how: member.lease.LeaseTimeToLive(request, **how)).TTL), 0)
+        except LeaseGone:
+            return 0
 
     # ---- watching -------------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@
 
 How it works. A record lock (``fcntl``) on a file beside the subnet file: the kernel releases it when we die, and names the
 process that holds it. Where that directory cannot be written the lock is beside the saved leases; where neither can, there is
-none, which is a warning. Another network on the node has a subnet file of its own, and so a lock of its own. A process
-in another PID namespace is refused too, without its number.
+none, which is a warning. A file that another process deletes, with ``/run/flannel`` for example, is created and locked again
+within a second, since a second flanneld would create another one. Another network on the node has a subnet file of its own, and
+so a lock of its own. A process in another PID namespace is refused too, without its number.
 
 Owns: ``/run/flannel/.subnet.env.lock``, deleted by ``flanneld --cleanup``.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from contextlib import contextmanager, suppress
 from struct import calcsize, pack, unpack
 from typing import TYPE_CHECKING
@@ -21,11 +23,12 @@ from typing import TYPE_CHECKING
 from cni_py import files
 from cni_py.errors import CniError, NotAvailable
 from cni_py.flanneld import saved
-from cni_py.node.log import warning
+from cni_py.node.log import error, info, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LOOK_SECONDS = 1.0
 _FLOCK = "hhqqi4x"
 """struct flock of fcntl(2): type, whence, start, length, process."""
 
@@ -34,16 +37,56 @@ _FLOCK = "hhqqi4x"
 def only_one(subnet_file: str, *, removes: bool = False) -> Iterator[None]:
     """Hold the lock within this block. Raises: NotAvailable if another process holds it.
 
-    ``removes``: delete its file at the end.
+    ``removes``: delete its file at the end; it is not restored until then.
     """
-    fd, path = _open_any(subnet_file)
+    lock, ended = Lock(subnet_file), threading.Event()
+    keeping = threading.Thread(target=lock.run, args=(ended,), name="lock", daemon=True)
     try:
+        if lock.path and not removes:
+            keeping.start()
         yield
-        if removes and path:
-            os.unlink(path)
+        if removes and lock.path:
+            with suppress(FileNotFoundError):
+                os.unlink(lock.path)
     finally:
-        if fd >= 0:
-            os.close(fd)
+        ended.set()
+        if keeping.is_alive():
+            keeping.join()
+        lock.close()
+
+
+class Lock:
+    """The lock and its file; ``path`` "" where none can be used. Raises: NotAvailable."""
+
+    def __init__(self, subnet_file: str) -> None:
+        self._subnet_file, self._trouble = subnet_file, ""
+        self._fd, self.path = _open_any(subnet_file)
+
+    def run(self, ended: threading.Event) -> None:
+        """Keep the file until ``ended``."""
+        while not ended.wait(LOOK_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Create and lock the file again if it was deleted or replaced."""
+        try:
+            if _is_at(self._fd, self.path):
+                return
+            files.make_directory(os.path.dirname(self.path), 0o755)
+            fd = _locked(self.path, self._subnet_file)
+        except (CniError, OSError) as fault:
+            if str(fault) != self._trouble:
+                self._trouble = str(fault)
+                error(f"{self.path} was deleted by another process and cannot be locked again: {fault}")
+            return
+        os.close(self._fd)
+        self._fd, self._trouble = fd, ""
+        info(f"restored {self.path}, which another process had deleted")
+
+    def close(self) -> None:
+        """Release it."""
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def paths_for(subnet_file: str) -> list[str]:
@@ -84,10 +127,17 @@ def _locked(path: str, subnet_file: str) -> int:
         except OSError:
             os.close(fd)
             raise
-        with suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(fd).st_ino:
-                return fd
+        if _is_at(fd, path):
+            return fd
         os.close(fd)  # deleted by a cleanup in between: that of another process would be another file
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Return whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(fd: int) -> str:

@@ -125,12 +125,12 @@ def setns(fd: int, kind: int) -> None:
         posix.setns(fd, kind)
         return
     global _libc
-    import ctypes
+    from cni_py.c_library import Library, get_errno
 
     if _libc is None:
-        _libc = ctypes.CDLL(None, use_errno=True)
+        _libc = Library(None)
     if _libc.setns(fd, kind) != 0:
-        number = ctypes.get_errno()
+        number = get_errno()
         raise OSError(number, posix.strerror(number))
 
 

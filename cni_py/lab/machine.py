@@ -14,7 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_py.lab.programs import LabFailed, run
+from cni_py.lab.programs import ENVIRONMENT, LabFailed, run, tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,12 @@ class Machine:
     def command(self, *argv: str) -> list[str]:
         """``argv`` as run on this machine."""
         spaces = ["--net", "--mount", "--pid", "--ipc", "--uts", "--root", "--wd"]
-        return ["nsenter", f"--target={self.pid}", *spaces, "--", *argv]
+        return [tool("nsenter"), f"--target={self.pid}", *spaces, "--", *argv]
+
+    @property
+    def enter_network(self) -> list[str]:
+        """Words that run a program in its network namespace, with the files of the real machine."""
+        return [tool("nsenter"), f"--target={self.pid}", "--net", "--"]
 
     def run(self, *argv: str, stdin: str = "", env: dict[str, str] | None = None) -> str:
         """Run a program on it. Returns: its output. Raises: LabFailed, with its error messages."""
@@ -89,7 +94,7 @@ class Machine:
 
     def configure(self, lines: Sequence[str]) -> None:
         """Run commands of ``ip`` in its network namespace. Raises: LabFailed."""
-        argv = ["nsenter", f"--target={self.pid}", "--net", "ip", "-batch", "-"]
+        argv = [*self.enter_network, "ip", "-batch", "-"]
         run(argv, "".join(f"{line}\n" for line in lines), what=f"ip on {self.name}")
 
     def path(self, path: str) -> str:
@@ -128,9 +133,10 @@ class Keeper:
     """The lab's first process, as its parent sees it: it exits on ``close()`` or with us, unless :meth:`stay` was called."""
 
     def __init__(self) -> None:
-        argv = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL"]
+        argv = [tool("unshare"), "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL"]
         self._process = subprocess.Popen(
             [*argv, "sh", "-ec", _KEEPER],
+            env=ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -159,10 +165,11 @@ class Keeper:
 
 def start(keeper: Machine, directory: str, names: Sequence[str], forwarding: Sequence[str]) -> list[Machine]:
     """Start machines inside the lab, in parallel; those in ``forwarding`` route packets. Raises: LabFailed."""
-    enter = ["nsenter", f"--target={keeper.pid}", "--mount", "--pid", "--root", "--wd", "--"]
+    enter = [tool("nsenter"), f"--target={keeper.pid}", "--mount", "--pid", "--root", "--wd", "--"]
     starting = [
         subprocess.Popen(
             [*enter, "sh", "-c", _IN_BACKGROUND, _MACHINE, name, directory, str(int(name in forwarding))],
+            env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

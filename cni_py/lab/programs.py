@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
+from cni_py import program
 from cni_py.errors import CniError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PACKAGES = {
-    "ip": "iproute2",
-    "bridge": "iproute2",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
-    "setsid": "util-linux",
-    "mount": "mount",
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program of the system, with its Debian package. ``version``: part of the output of ``-V``; "": the name is enough."""
+
+    package: str
+    version: str = ""
+
+
+TOOLS = {
+    "ip": Tool("iproute2", "ip utility"),
+    "bridge": Tool("iproute2", "bridge utility"),  # so is a CNI plugin called
+    "nsenter": Tool("util-linux", "util-linux"),  # PyPI has one, too, which a virtual environment puts first in PATH
+    "unshare": Tool("util-linux", "util-linux"),  # busybox's lacks --kill-child
+    "setsid": Tool("util-linux"),
+    "mount": Tool("mount"),
 }
-ETCD_PACKAGES = {"etcd": "etcd-server", "etcdctl": "etcd-client"}
+"""The programs that a lab executes. They are searched for in :data:`SYSTEM_PATH` alone, never in the user's PATH."""
+ETCD_TOOLS = {"etcd": Tool("etcd-server"), "etcdctl": Tool("etcd-client")}
+SYSTEM_PATH = ":".join(program.SYSTEM_DIRECTORIES)
+ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
+"""The environment of what creates a lab and changes it."""
 HIDDEN = ("/run/", "/var/run/", "/var/lib/cni/", "/var/lib/cni-py/", "/etc/cni/")
 """Directories that machines have of their own: they could not see an installation in these."""
 
@@ -59,13 +72,43 @@ class Programs:
 
     def environment(self) -> dict[str, str]:
         """The environment of every command in the lab."""
-        return {
+        return ENVIRONMENT | {
             # Ours last: the bin/ of a checkout has plugins, one of which has the name of iproute2's bridge.
             "PATH": f"{SYSTEM_PATH}:{os.path.dirname(self.cni_py)}",
             "CNI_PATH": self.cni_path,
             "NETCONFPATH": "/etc/cni/net.d",
-            "LC_ALL": "C.UTF-8",
         }
+
+
+@cache
+def tool(name: str) -> str:
+    """The path of a program of :data:`TOOLS` or :data:`ETCD_TOOLS`. Raises: LabFailed."""
+    path = find_tool(name)
+    if path is None:
+        raise LabFailed(f"program is missing: {name}", hint=_install([name]))
+    return path
+
+
+def find_tool(name: str) -> str | None:
+    """Return the first program of this name in :data:`SYSTEM_PATH` that is the one of its package, or None."""
+    for directory in program.SYSTEM_DIRECTORIES:
+        path = program.find(name, [directory])
+        if path is not None and _is_of_package(path, name):
+            return path
+    return None
+
+
+def _is_of_package(path: str, name: str) -> bool:
+    version = (TOOLS | ETCD_TOOLS)[name].version
+    if not version:
+        return True
+    done = subprocess.run([path, "-V"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    return version in done.stdout
+
+
+def _install(names: Sequence[str]) -> str:
+    packages = " ".join(dict.fromkeys((TOOLS | ETCD_TOOLS)[name].package for name in names))
+    return f"install them (names as in Debian): apt-get install {packages}"
 
 
 def check(programs: Programs, *, flanneld: str, with_etcd: bool) -> None:
@@ -74,12 +117,10 @@ def check(programs: Programs, *, flanneld: str, with_etcd: bool) -> None:
         raise LabFailed(
             "a lab must be created as root: it consists of network, mount and PID namespaces", hint="sudo cni-py lab up"
         )
-    wanted = PACKAGES | (ETCD_PACKAGES if with_etcd else {})
-    missing = [name for name in wanted if shutil.which(name, path=SYSTEM_PATH) is None]
+    missing = [name for name in TOOLS | (ETCD_TOOLS if with_etcd else {}) if find_tool(name) is None]
     if missing:
-        packages = " ".join(dict.fromkeys(wanted[name] for name in missing))
-        hint = f"install them (names as in Debian): apt-get install {packages}"
-        if set(missing) <= set(ETCD_PACKAGES):
+        hint = _install(missing)
+        if set(missing) <= set(ETCD_TOOLS):
             hint += '; or use "--datastore file"'
         raise LabFailed(f"programs are missing: {', '.join(missing)}", hint=hint)
     for path, what in ((programs.cni_py, "cni-py"), (programs.conflist, "network configuration"), (flanneld, "flanneld")):
@@ -90,7 +131,11 @@ def check(programs: Programs, *, flanneld: str, with_etcd: bool) -> None:
 
 
 def run(argv: Sequence[str], stdin: str = "", env: dict[str, str] | None = None, *, what: str = "") -> str:
-    """Run a program until it exits. Returns: its output. Raises: LabFailed, with its error messages."""
+    """Run a program until it exits; ``env``: by default :data:`ENVIRONMENT`. Returns: its output.
+
+    Raises: LabFailed, with its error messages.
+    """
+    env = ENVIRONMENT if env is None else env
     done = subprocess.run(argv, input=stdin, env=env, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_py.lab.plan import CONFIG_KEY
-from cni_py.lab.programs import LabFailed, run
+from cni_py.lab.programs import ENVIRONMENT, LabFailed, run, tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +132,6 @@ def put_config(etcd: Service, config: str) -> None:
 
 def etcdctl(machine: Machine, *argv: str) -> str:
     """Raises: LabFailed."""
-    env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "ETCDCTL_API": "3"}
-    spaces = ["nsenter", f"--target={machine.pid}", "--net"]
-    command = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "--dial-timeout=1s", "--command-timeout=2s", *argv]
-    return run([*spaces, *command], env=env, what=f"etcdctl {argv[0]}")
+    command = [tool("etcdctl"), "--endpoints=http://127.0.0.1:2379", "--dial-timeout=1s", "--command-timeout=2s", *argv]
+    env = ENVIRONMENT | {"ETCDCTL_API": "3"}
+    return run([*machine.enter_network, *command], env=env, what=f"etcdctl {argv[0]}")

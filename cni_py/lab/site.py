@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cni_py import subnet_env
 from cni_py.lab import plan
 from cni_py.lab.ping import OUTSIDE_NAME, Matrix, ping
-from cni_py.lab.programs import LabFailed, Programs
+from cni_py.lab.programs import LabFailed, Programs, tool
 from cni_py.lab.services import Service
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Site:
     def ping(self, *, outside: bool = False, seconds: float = 1.0) -> Matrix:
         """Ping from every pod to every other one, small and full-sized; with ``outside``, to the host beyond the router too."""
         asked = {name: self._targets(pod, outside=outside) for name, pod in self.pods.items()}
-        commands = {name: ["nsenter", f"--net={self.netns_path(pod)}", "--"] for name, pod in self.pods.items()}
+        commands = {name: [tool("nsenter"), f"--net={self.netns_path(pod)}", "--"] for name, pod in self.pods.items()}
         return ping(commands, asked, seconds)
 
     def wait_connected(self, seconds: float = CONNECTED_SECONDS, *, outside: bool = False) -> Matrix:

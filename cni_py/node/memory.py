@@ -8,14 +8,15 @@ Source: mallopt(3).
 
 from __future__ import annotations
 
-from ctypes import CDLL
 from typing import Final
+
+from cni_py.c_library import Library
 
 _M_ARENA_MAX: Final = -8
 
 
 def use_one_heap() -> None:
     """Let all threads of the process share a heap. Before threads are started; without effect where libc is not glibc."""
-    mallopt = getattr(CDLL(None), "mallopt", None)
+    mallopt = getattr(Library(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)

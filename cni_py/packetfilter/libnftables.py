@@ -73,10 +73,10 @@ class Nft:
     """A libnftables context. Raises: NotAvailable if the library cannot be loaded."""
 
     def __init__(self) -> None:
-        from ctypes import CDLL, c_char_p, c_uint, c_void_p
+        from cni_py.c_library import Library, c_char_p, c_uint, c_void_p
 
         try:
-            library = CDLL(LIBRARY)
+            library = Library(LIBRARY)
         except OSError as error:
             raise NotAvailable(f"{LIBRARY} cannot be loaded: {error}", hint="install nftables") from error
         library.nft_ctx_new.restype = c_void_p
@@ -169,28 +169,44 @@ def delete_elements(
 ) -> dict[str, list[Element]]:
     """Delete elements of these sets and maps in one transaction; absence is success. Returns: what was deleted.
 
-    Then delete the chains that they led to, unless others lead there, too.
+    The chains of :data:`ownership.TABLE` that no other element leads to are deleted with them: each transaction
+    that deletes something costs the process 10 ms when it ends (:mod:`cni_py.netlink.netfilter`).
 
     Args:
         text_of: an element's key in the syntax of nft.
         selects: called with an element's comment; with ``holding`` only if that text is in it.
     """
-    for last_try in (False, True):
+    refused = 0
+    for tries_left in reversed(range(TRIES)):
         found = {name: [of for of in nfnetlink.elements(name, holding) if selects(of.comment)] for name in names}
         keys = {name: [of.key for of in some] for name, some in found.items() if some}
         if not keys:
             break
         commands = [f"delete element {name} {{ {', '.join(map(text_of, some))} }}" for name, some in keys.items()]
+        unused = [] if refused == EBUSY else _unused_without(of.target for some in found.values() for of in some if of.target)
         try:
-            change(keys, {}, "; ".join(commands))
-            break
-        except KernelRefused as error:  # another process may have flushed the ruleset since it was read
-            if error.errno != ENOENT or last_try:
+            with step("nft", *_words("; ".join(commands + _deletions(unused)))):
+                nfnetlink.change_elements(keys, {}, ownership.TABLE, unused)
+        except KernelRefused as error:  # another process may have flushed the ruleset, or used a chain, since it was read
+            if error.errno not in (ENOENT, EBUSY) or not tries_left:
                 raise
-    led_to = {f"{name.rpartition(' ')[0]} {of.target}" for name, some in found.items() for of in some if of.target}
-    if any(map(nfnetlink.is_unreferenced, led_to)):
-        delete_unused_chains()
+            refused = error.errno
+            continue
+        if any(chain.startswith(ownership.IF) for chain in unused):  # its rule was the last to lead to another
+            delete_unused_chains()
+        break
     return found
+
+
+def _unused_without(targets: Iterable[str]) -> list[str]:
+    """Return the chains that are unused without elements that lead to ``targets``. Raises: KernelRefused."""
+    gone: dict[str, int] = {}
+    for target in targets:
+        gone[target] = gone.get(target, 0) + 1
+    # usually others lead to the same chain: then the rest of the table is not read
+    if any(nfnetlink.is_unreferenced(f"{ownership.TABLE} {chain}", but_for=count) for chain, count in gone.items()):
+        return unused_chains(gone)
+    return []
 
 
 def delete_unused_chains() -> None:
@@ -199,11 +215,10 @@ def delete_unused_chains() -> None:
     The kernel counts the references to a chain, its rules among them. The caller holds the lock, under which ADD looks for a
     chain and refers to it; where there is no lock, the kernel refuses to delete a chain that is in use, and it stays.
     """
-    table = ownership.TABLE
     while names := unused_chains():
         try:
-            with step("nft", "; ".join([f"{verb} chain {table} {name}" for verb in ("flush", "delete") for name in names])):
-                nfnetlink.delete_chains(table, names)
+            with step("nft", "; ".join(_deletions(names))):
+                nfnetlink.delete_chains(ownership.TABLE, names)
         except KernelRefused as error:
             if error.errno not in (EBUSY, ENOENT):
                 raise
@@ -211,14 +226,22 @@ def delete_unused_chains() -> None:
             return
 
 
-def unused_chains() -> list[str]:
-    """Return the names of shared chains that only their rules refer to, and of those of marks that no chain sets."""
+def _deletions(chains: Sequence[str]) -> list[str]:
+    return [f"{verb} chain {ownership.TABLE} {name}" for verb in ("flush", "delete") for name in chains]
+
+
+def unused_chains(gone: Mapping[str, int] | None = None) -> list[str]:
+    """Return the names of shared chains that only their rules refer to, and of those of marks that no chain sets.
+
+    Args:
+        gone: references to a chain that are not counted, their number by its name.
+    """
     uses = nfnetlink.chain_uses(ownership.TABLE)
-    rules: dict[str, int] = {}
+    own = dict(gone or {})  # and those of its own rules, which do not keep a chain either
     for name, _, _ in nfnetlink.rule_contents(ownership.TABLE) if uses else ():
-        rules[name] = rules.get(name, 0) + 1
+        own[name] = own.get(name, 0) + 1
     shared = (ownership.BEYOND, ownership.IF, ownership.MARK)
-    unused = [name for name, use in uses.items() if name.startswith(shared) and use <= rules.get(name, 0)]
+    unused = [name for name, use in uses.items() if name.startswith(shared) and use <= own.get(name, 0)]
     marks = {name.partition("-")[0] for name in uses if name.startswith(ownership.MARK) and name not in unused}
     of_marks = [name for name in uses if name.startswith(ownership.MASQUERADE_MARK)]
     return unused + [name for name in of_marks if name.partition("-")[2] not in marks]

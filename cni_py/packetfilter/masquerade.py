@@ -67,20 +67,19 @@ def add(owner: Owner, addresses: Sequence[Interface], backend: str | None = None
     """
     if not addresses:
         return False
-    chains = ruleset.wanted_chains(addresses, exclude)
+    wanted = ruleset.wanted_chains(addresses, exclude)
     with lock():
         for tries_left in reversed(range(libnftables.TRIES)):
             # chains that are current show that nftables works: elements suffice, and its library need not be loaded (4 ms)
-            is_current = backend in (None, "", "nftables") and _are_current(chains)
-            if not is_current and choose_backend(backend) == "iptables":
+            chains = _damaged(wanted) if backend in (None, "", "nftables") else wanted
+            if chains and choose_backend(backend) == "iptables":
                 from cni_py.packetfilter import iptables
 
                 iptables.add(owner, addresses, exclude)
                 return False
-            was_lost = not is_current and not _are_current({f"{TABLE} postrouting": ruleset.POSTROUTING})
             try:
-                _add_elements(owner, addresses, exclude, {} if is_current else chains)
-                return was_lost
+                _add_elements(owner, addresses, exclude, chains)
+                return f"{TABLE} postrouting" in chains
             except KernelRefused as error:  # another process may have flushed the ruleset since it was read
                 if error.errno != ENOENT or not tries_left:
                     raise
@@ -92,20 +91,20 @@ def lost(
 ) -> list[Interface]:
     """Return the addresses whose rules are missing, without those that belong to another attachment now. Raises: CniError."""
     chains = ruleset.wanted_chains(addresses, exclude)
-    if backend == "iptables" or (not _are_current(chains) and choose_backend(backend) == "iptables"):
+    if backend == "iptables" or (_damaged(chains) and choose_backend(backend) == "iptables"):
         from cni_py.packetfilter import iptables
 
         return list(addresses) if iptables.missing(owner, addresses, exclude) else []
     there = {address: nfnetlink.element(ruleset.map_of(address), address.ip.packed) for address in addresses}
     own = [address for address, element in there.items() if element is None or element.comment == owner.comment()]
     is_whole = all(there[address] == _wanted_element(owner, address, exclude) for address in own)
-    return [] if is_whole and _are_current(ruleset.wanted_chains(own, exclude)) else own
+    return [] if is_whole and not _damaged(ruleset.wanted_chains(own, exclude)) else own
 
 
 def _add_elements(
     owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network], chains: Mapping[str, Sequence[str]]
 ) -> None:
-    """One transaction: the chains, if they have to be written, and the elements."""
+    """One transaction: damaged chains and the elements."""
     replaced = _replaced(owner, addresses, exclude)
     commands = ruleset.element_commands(owner, addresses, exclude, replaced)
     if chains:
@@ -117,8 +116,9 @@ def _add_elements(
     libnftables.change(replaced_keys, wanted, "; ".join(commands))
 
 
-def _are_current(chains: Mapping[str, Sequence[str]]) -> bool:
-    return all(nfnetlink.rule_comments(chain) == rule_comments(lines) for chain, lines in chains.items())
+def _damaged(chains: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return the chains that are missing or hold other rules than wanted, as their comments show."""
+    return {chain: lines for chain, lines in chains.items() if nfnetlink.rule_comments(chain) != rule_comments(lines)}
 
 
 def _replaced(owner: Owner, addresses: Sequence[Interface], exclude: Collection[Network]) -> list[Interface]:

@@ -91,9 +91,9 @@ def wanted_chains(addresses: Iterable[Interface], exclude: Iterable[Network] = (
 
 
 def base(chains: Mapping[str, Sequence[str]]) -> list[str]:
-    """Commands that make table, maps and chains, or repair them."""
+    """Commands that create or repair these chains, and with ``postrouting`` the table and its maps, which it needs."""
     made = [command for chain, lines in chains.items() for command in (f"add chain {chain}", *refill(chain, lines))]
-    return [*BASE, *made[1:]]  # the first chain has been added with its hook
+    return [*BASE, *made[1:]] if f"{TABLE} postrouting" in chains else made  # BASE has added it, with its hook
 
 
 def element_commands(

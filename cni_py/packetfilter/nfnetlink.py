@@ -144,33 +144,27 @@ def chain_uses(table: str, chain: str = "") -> dict[str, int]:
     return {of["NFTA_CHAIN_NAME"]: of.get("NFTA_CHAIN_USE", 0) for of in found if of.get("NFTA_CHAIN_TABLE") == name}
 
 
-def is_unreferenced(chain: str) -> bool:
-    """Return whether the chain exists, and nothing but its rules refers to it. Raises: KernelRefused."""
+def is_unreferenced(chain: str, but_for: int = 0) -> bool:
+    """Return whether the chain exists and only its rules, and ``but_for`` others, refer to it. Raises: KernelRefused."""
     family, table, name = chain.split(" ", 2)
     uses = chain_uses(f"{family} {table}", name)
-    return name in uses and uses[name] <= len(rule_handles(chain))
+    return name in uses and uses[name] <= len(rule_handles(chain)) + but_for
 
 
 def delete_chains(table: str, names: Sequence[str]) -> None:
     """Delete chains with their rules in one transaction. Raises: OSError with the kernel's number, EBUSY if one is in use."""
-    _, of_table = table.split(" ", 1)
-    changes = [
-        (
-            _encode(table, NFT_MSG_GETRULE, {"NFTA_RULE_TABLE": of_table, "NFTA_RULE_CHAIN": name}),
-            _NFTABLES | NFT_MSG_DELRULE,
-            0,
-        )
-        for name in names
+    netfilter.transact(NFNL_SUBSYS_NFTABLES, _deletions(table, names))
+
+
+def _deletions(table: str, names: Sequence[str]) -> list[Change]:
+    """The changes that delete chains: the rules of all first, since one chain's rule may refer to another."""
+    family, name = table.split(" ", 1)
+    rules = [{"NFTA_RULE_TABLE": name, "NFTA_RULE_CHAIN": chain} for chain in names]
+    chains = [{"NFTA_CHAIN_TABLE": name, "NFTA_CHAIN_NAME": chain} for chain in names]
+    return [
+        *((_encode(family, NFT_MSG_GETRULE, of), _NFTABLES | NFT_MSG_DELRULE, 0) for of in rules),
+        *((_encode(family, NFT_MSG_GETCHAIN, of), _NFTABLES | NFT_MSG_DELCHAIN, 0) for of in chains),
     ]
-    changes += [
-        (
-            _encode(table, NFT_MSG_GETCHAIN, {"NFTA_CHAIN_TABLE": of_table, "NFTA_CHAIN_NAME": name}),
-            _NFTABLES | NFT_MSG_DELCHAIN,
-            0,
-        )
-        for name in names
-    ]
-    netfilter.transact(NFNL_SUBSYS_NFTABLES, changes)
 
 
 def base_chain(name: str) -> BaseChain | None:
@@ -249,19 +243,28 @@ def element(name: str, key: bytes) -> Element | None:
     return next(iter(_elements(_answers(name, NFT_MSG_GETSETELEM, question))), None)
 
 
-def change_elements(stale: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[Element]]) -> None:
+def change_elements(
+    stale: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[Element]], table: str = "", unused: Sequence[str] = ()
+) -> None:
     """Delete elements by their keys and add others, those of each set or map: one transaction, all of it or nothing.
 
     More than a thousand of a set are as many transactions. An element that exists already is success.
 
-    Raises: OSError with the kernel's number, ENOENT where one that is to be deleted, its set or its chain does not exist.
+    Args:
+        unused: chains of ``table`` that lead nowhere without the deleted elements: they go with the last of these.
+
+    Raises: OSError with the kernel's number, ENOENT where one that is to be deleted, its set or its chain does not exist,
+    EBUSY if one of the chains is in use.
     """
     old = {name: [_key(key) for key in keys] for name, keys in stale.items()}
     new = {name: [_message(element) for element in elements] for name, elements in wanted.items()}
-    for start in range(0, max([*map(len, old.values()), *map(len, new.values())], default=0), _AT_A_TIME):
+    count = max([*map(len, old.values()), *map(len, new.values())], default=0)
+    for start in range(0, count, _AT_A_TIME):
         part = slice(start, start + _AT_A_TIME)
         changes = [_change(NFT_MSG_DELSETELEM, 0, name, some[part]) for name, some in old.items() if some[part]]
         changes += [_change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, name, some[part]) for name, some in new.items() if some[part]]
+        if unused and part.stop >= count:
+            changes += _deletions(table, unused)
         netfilter.transact(NFNL_SUBSYS_NFTABLES, changes)
 
 

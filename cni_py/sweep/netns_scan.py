@@ -190,11 +190,10 @@ def _leave_shared_root() -> None:
     if hasattr(posix, "unshare"):
         posix.unshare(CLONE_FS)
         return
-    import ctypes
+    from cni_py.c_library import Library, get_errno
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_FS) != 0:
-        number = ctypes.get_errno()
+    if Library(None).unshare(CLONE_FS) != 0:
+        number = get_errno()
         raise OSError(number, posix.strerror(number))
 
 

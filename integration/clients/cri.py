@@ -34,12 +34,13 @@ CONFIG = {
 }
 NETWORK = {"ip": (1, TEXT), "additional_ips": (2, [{"ip": (1, TEXT)}])}
 SANDBOX = {"id": (1, TEXT), "metadata": (2, METADATA), "state": (3, NUMBER), "network": (5, NETWORK)}
+CONDITION = {"type": (1, TEXT), "status": (2, NUMBER), "reason": (3, TEXT), "message": (4, TEXT)}
 BY_ID = {"pod_sandbox_id": (1, TEXT)}
 
 # call: (fields of the request, fields of the answer); a field: (number, type), a list for a repeated one
 Fields = dict[str, tuple[int, Any]]
 MESSAGES: dict[str, tuple[Fields, Fields]] = {
-    "Status": ({"verbose": (1, NUMBER)}, {"info": (2, [ENTRY])}),
+    "Status": ({"verbose": (1, NUMBER)}, {"status": (1, {"conditions": (1, [CONDITION])}), "info": (2, [ENTRY])}),
     "RunPodSandbox": ({"config": (1, CONFIG), "runtime_handler": (2, TEXT)}, BY_ID),
     "PodSandboxStatus": ({**BY_ID, "verbose": (2, NUMBER)}, {"status": (1, SANDBOX), "info": (2, [ENTRY])}),
     "ListPodSandbox": ({}, {"items": (1, [{"id": (1, TEXT), "metadata": (2, METADATA), "state": (3, NUMBER)}])}),

@@ -89,6 +89,9 @@ def configure_single(
     host.write(f"/etc/cni/net.d/{name}.{ending}", json.dumps({"name": name, "cniVersion": version, **plugin}))
 
 
+SHIPPED = Path(__file__).resolve().parents[2] / "conf" / "10-flannel.conflist"
+
+
 def first_pod(host: Host, tool: Tool, network: str = "cbr0") -> Sandbox:
     """The pod that makes what all share, so that a second one can be compared with nothing."""
     pod = host.netns("first")
@@ -455,3 +458,20 @@ def test_both_print_the_same_result(host: Host, tools: dict[str, Tool]) -> None:
         printed.append(result)
         tool.ok("del", pod)
     assert printed[0] == printed[1]
+
+
+# --- the shipped configuration ----------------------------------------------------------------------------------------
+
+
+def test_shipped_file_is_used_in_its_highest_version(host: Host, tool: Tool) -> None:
+    """libcni 1.2 and newer choose it from "cniVersions", and so have CHECK, STATUS and GC."""
+    host.write("/etc/cni/net.d/10-flannel.conflist", SHIPPED.read_text())
+    host.write_subnet_env()
+    pod = host.netns("pod")
+    assert tool.ok("add", pod)["cniVersion"] == "1.1.0"
+    tool.ok("check", pod)
+    tool.ok("status", pod)
+    host.run("rm /run/flannel/subnet.env")
+    assert "subnet.env" in tool.refused("status", pod)
+    host.write_subnet_env()
+    tool.ok("gc", pod)

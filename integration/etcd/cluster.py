@@ -21,10 +21,11 @@ import pytest
 from cni_py.lab import machine, plan, services
 from cni_py.lab.machine import Keeper, Machine
 from cni_py.lab.ping import Matrix, ping
-from cni_py.lab.programs import ETCD_PACKAGES, PACKAGES, SYSTEM_PATH, Programs
+from cni_py.lab.programs import ETCD_TOOLS, SYSTEM_PATH, TOOLS, Programs, tool
 from cni_py.lab.services import Notice, Service
 from integration.etcd.servers import ENVIRONMENT, NAMES
 from support.flannel import Ping
+from support.tools import need
 from support.waiting import SECONDS, until
 
 PREFIX = "/coreos.com/network"
@@ -40,9 +41,10 @@ class Cluster:
     """``names``: the nodes, from 192.168.123.11 on; ``etcd`` is a machine at .2 with no flanneld. A context manager."""
 
     def __init__(self, bin_dir: Path, directory: Path, names: Sequence[str], ifname: str = "eth0") -> None:
-        for program, package in (PACKAGES | ETCD_PACKAGES | {"openssl": "openssl", "ping": "iputils-ping"}).items():
-            if shutil.which(program, path=SYSTEM_PATH) is None:
-                pytest.skip(f"no {program} (package {package})")
+        need(TOOLS | ETCD_TOOLS)
+        for name, package in {"openssl": "openssl", "ping": "iputils-ping"}.items():
+            if shutil.which(name, path=SYSTEM_PATH) is None:
+                pytest.skip(f"no {name} (package {package})")
         self.programs = Programs.of(str(bin_dir.parent.parent))
         self.directory, self.names, self.ifname = directory, list(names), ifname
         self.addresses = {name: f"192.168.123.{11 + number}" for number, name in enumerate(names)} | {"etcd": GATEWAY}
@@ -120,7 +122,7 @@ class Cluster:
 
     def _enter(self, pod: str) -> list[str]:
         """For what needs the pod's network alone; a signal to it reaches the program itself."""
-        return ["nsenter", f"--net={self.path(self.pods[pod][0], f'/run/netns/{pod}')}", "--"]
+        return [tool("nsenter"), f"--net={self.path(self.pods[pod][0], f'/run/netns/{pod}')}", "--"]
 
     def traffic(self, source: str, target: str) -> Ping:
         """Full-sized packets with DF every 20 ms, there and back, as long as this lasts."""

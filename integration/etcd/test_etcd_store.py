@@ -330,6 +330,22 @@ def test_reserving_what_is_leased_and_releasing_it() -> None:
 
 
 @inside
+def test_lease_is_listed_with_its_end_and_a_reservation_without_one() -> None:
+    (server,) = servers.start()
+    store = open_store(server)
+    leased = store.acquire(NETWORK, node(1), None).subnets
+    reserved = Subnets(IPv4Network("10.244.5.0/24"))
+    store.reserve(reserved, IPv4Address("192.168.0.9"))
+    now = time()
+    ends = {lease.subnets: lease.expires for lease in store.listed()}
+    assert ends.keys() == {leased, reserved}
+    assert ends[reserved] is None
+    assert now + 86_300 < (ends[leased] or 0) < now + 86_500
+    server.ctl("del", "/coreos.com/network/config")
+    assert {lease.subnets for lease in store.listed()} == {leased, reserved}, "leases exist without a configuration, too"
+
+
+@inside
 def test_reservation_that_does_not_fit_the_network() -> None:
     (server,) = servers.start()
     store = open_store(server)

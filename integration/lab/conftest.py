@@ -9,26 +9,19 @@ The parameter is the keyword arguments of `Lab`; without one it has three nodes 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cni_py.lab import Lab
-from cni_py.lab.programs import ETCD_PACKAGES, PACKAGES, SYSTEM_PATH
+from cni_py.lab.programs import ETCD_TOOLS, TOOLS
+from support.tools import need
 
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, bin_dir: Path) -> Iterator[Lab]:
     options = getattr(request, "param", {})
-    need(PACKAGES | (ETCD_PACKAGES if options.get("datastore") == "etcd" else {}))
+    need(TOOLS | (ETCD_TOOLS if options.get("datastore") == "etcd" else {}))
     with Lab(prefix=str(bin_dir.parent.parent), **options) as made:
         yield made
-
-
-def need(programs: dict[str, str]) -> None:
-    """Skip the test where one of these is missing."""
-    for name, package in programs.items():
-        if shutil.which(name, path=SYSTEM_PATH) is None:
-            pytest.skip(f"no {name} (package {package})")

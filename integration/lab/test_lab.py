@@ -21,8 +21,10 @@ from cni_py.cli import lab_commands
 from cni_py.lab import Lab, LabFailed, faults, plan
 from cni_py.lab.machine import start_time
 from cni_py.lab.ping import Matrix, Pair
-from cni_py.lab.programs import Programs, check
+from cni_py.lab.programs import ETCD_TOOLS, TOOLS, Programs, check, find_tool
 from cni_py.lab.state import State
+from cni_py.program import SYSTEM_DIRECTORIES
+from support.tools import need
 from support.waiting import SECONDS, until
 
 SOON_SECONDS = 20.0
@@ -496,15 +498,63 @@ def test_impossible_labs_are_refused(options: dict[str, Any], words: str) -> Non
 
 def test_missing_programs_are_named_with_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("shutil.which", lambda name, path: None if name in ("ip", "etcd", "etcdctl") else name)
+    monkeypatch.setattr("cni_py.lab.programs.find_tool", lambda name: None if name in ("ip", "etcd", "etcdctl") else name)
     programs = Programs.of()
     with pytest.raises(LabFailed, match="ip, etcd, etcdctl") as failure:
         check(programs, flanneld=programs.flanneld, with_etcd=True)
     assert "apt-get install iproute2 etcd-server etcd-client" in failure.value.hint
-    monkeypatch.setattr("shutil.which", lambda name, path: None if name == "etcd" else name)
+    monkeypatch.setattr("cni_py.lab.programs.find_tool", lambda name: None if name == "etcd" else name)
     with pytest.raises(LabFailed) as failure:
         check(programs, flanneld=programs.flanneld, with_etcd=True)
     assert "--datastore file" in failure.value.hint
+
+
+NOT_OURS = """#!/bin/sh
+echo "$0" "$@" >>"{log}"
+exit 1
+"""
+
+
+@needs_root
+def test_programs_of_the_users_path_are_not_executed(bin_dir: Path, tmp_path: Path) -> None:
+    """An active virtual environment may have PyPI's nsenter, and a PATH with /opt/cni/bin the plugin bridge."""
+    log, first = tmp_path / "executed", tmp_path / "bin"
+    first.mkdir()
+    for name in (*TOOLS, *ETCD_TOOLS, "sh", "sleep", "kill", "mkdir", "cat"):
+        (first / name).write_text(NOT_OURS.format(log=log))
+        (first / name).chmod(0o755)
+    program, directory = str(bin_dir.parent.parent / "bin" / "cni-py"), str(tmp_path / "lab")
+    need(TOOLS | ETCD_TOOLS)
+
+    def lab(verb: str, *argv: str) -> None:
+        done = subprocess.run(
+            [program, "lab", verb, "--directory", directory, *argv],
+            env={"PATH": f"{first}:{os.environ['PATH']}"}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not log.exists(), f"{verb} executed {log.read_text()}"
+
+    try:
+        lab("up", "--nodes", "2", "--datastore", "etcd")
+        for what in ("route", "fdb", "arp", "link", "flanneld"):
+            lab("break", what, "node1")
+            lab("heal", what, "node1")
+        for command in (["ping"], ["exec", "pod1", "--", "ip", "route"], ["heal"], ["status"]):
+            lab(*command)
+    finally:
+        lab("down")
+
+
+@pytest.mark.parametrize("name", [name for name, tool in TOOLS.items() if tool.version])
+def test_program_of_another_package_is_passed_over(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need({name: TOOLS[name]})
+    (tmp_path / name).write_text("#!/bin/sh\necho usage >&2\nexit 2\n")
+    (tmp_path / name).chmod(0o755)
+    right = find_tool(name)
+    monkeypatch.setattr("cni_py.program.SYSTEM_DIRECTORIES", (str(tmp_path), *SYSTEM_DIRECTORIES))
+    assert find_tool(name) == right
+    monkeypatch.setattr("cni_py.program.SYSTEM_DIRECTORIES", (str(tmp_path),))
+    assert find_tool(name) is None
 
 
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

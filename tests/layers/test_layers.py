@@ -4,6 +4,7 @@ ALLOWED is the architecture (docs/architecture.md draws it): imports run down on
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cni_py"
 
 GROUND = {
+    "c_library",
     "dbus",
     "errors",
     "files",
@@ -163,3 +165,30 @@ def test_library_is_imported_only_where_it_belongs(library: str) -> None:
         and not any(str(source.relative_to(ROOT)).startswith(place) for place in LIBRARIES[library])
     ]
     assert wrong == []
+
+
+EXECUTES = {
+    "cni_py/program.py": "plugins and daemons: a path, or a tool of find_system()",
+    "cni_py/lab/": "tools of lab/programs.py, which it finds in the system's directories",
+    "cni_py/cli/lab_commands.py": "lab exec: the user's command",
+    "cni_py/datastore/kubernetes/exec.py": "the credential plugin that a kubeconfig names, searched for in PATH as kubectl does",
+    "cni_py/flanneld/backends/extension.py": "the user's commands, as Go's flanneld executes them",
+}
+"""Places that execute programs, and where the names come from: no place searches the caller's PATH for a tool of the system."""
+EXECUTING = re.compile(r"(posix_spawnp?|exec[lv]p?e?|system|popen|Popen|run|call|check_call|check_output)\Z")
+PROCESSES = {"os", "posix", "subprocess"}
+
+
+def executions(source: Path) -> Iterator[int]:
+    """Line of each call that executes a program."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and EXECUTING.match(called.attr) and ast.unparse(called.value) in PROCESSES:
+            yield called.lineno
+
+
+def test_programs_are_executed_where_the_table_says() -> None:
+    found = {str(source.relative_to(ROOT)): list(executions(source)) for source in SOURCES}
+    places = {name for name, lines in found.items() if lines}
+    assert {name for name in places if not name.startswith(tuple(EXECUTES))} == set()
+    assert all(any(name.startswith(place) for name in places) for place in EXECUTES)

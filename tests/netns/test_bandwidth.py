@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from typing import Any
 
 import pytest
 
 from support.chained import LIMITS, MBIT, Chain, Pods, meta_conf
-from support.namespaces import Host
-from support.pods import bridge_conf, words
+from support.namespaces import Host, Sandbox
+from support.pods import bridge_conf, transfer, words
 from support.waiting import until
 
 CONF = meta_conf("bandwidth", runtimeConfig={"bandwidth": LIMITS})
 CHAIN = Chain(CONF)
-PORT = 4712
 
 
 @pytest.fixture
@@ -35,41 +31,6 @@ def ifbs(host: Host) -> list[str]:
 # --- traffic ----------------------------------------------------------------------------------------------------------
 
 
-def transfer(source: str, target: str, address: str, size: int) -> float:
-    """Send bytes over TCP from one namespace to another. Returns: bits a second, over all of it."""
-    from nsenter import Namespace
-
-    def made(netns: str) -> socket.socket:
-        if not netns:
-            return socket.socket()
-        with Namespace(netns, "net"):
-            return socket.socket()
-
-    received = 0
-    with made(target) as listening, made(source) as sending:
-        listening.settimeout(60)
-        listening.bind((address, PORT))
-        listening.listen()
-        sending.settimeout(60)
-        sending.connect((address, PORT))
-        accepted, _ = listening.accept()
-
-        def send() -> None:
-            sending.sendall(bytes(size))
-            sending.shutdown(socket.SHUT_WR)
-
-        began = time.monotonic()
-        thread = threading.Thread(target=send)
-        thread.start()
-        while block := accepted.recv(1 << 16):
-            received += len(block)
-        seconds = time.monotonic() - began
-        thread.join()
-        accepted.close()
-    assert received == size
-    return received * 8 / seconds
-
-
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_shaped_flow_has_its_rate(host: Host, direction: str) -> None:
     """Two seconds' worth of bytes: never quicker than the rate and a burst allow; a third of it is what a busy machine takes."""
@@ -77,12 +38,15 @@ def test_shaped_flow_has_its_rate(host: Host, direction: str) -> None:
     pods = Pods(host, Chain(meta_conf("bandwidth", **{f"{direction}Rate": rate, f"{direction}Burst": burst})))
     pod = host.netns("c1")
     address = pods.add(pod)["ips"][0]["address"].partition("/")[0]
-    ends = ("", pod.path, address) if direction == "ingress" else (pod.path, "", "10.1.0.1")
+    ends: dict[str, tuple[Sandbox | None, Sandbox | None, str]] = {
+        "ingress": (None, pod, address),
+        "egress": (pod, None, "10.1.0.1"),
+    }
     size = (2 * rate + burst) // 8
-    measured = host.do(transfer, *ends, size)
+    measured, _ = transfer(host, *ends.pop(direction), size)
     assert rate / 3 < measured < rate * 1.03 * (size * 8) / (size * 8 - burst)
-    other = ("", pod.path, address) if direction == "egress" else (pod.path, "", "10.1.0.1")
-    assert host.do(transfer, *other, size) > 2 * rate, "the other direction is not limited"
+    [other] = ends.values()
+    assert transfer(host, *other, size)[0] > 2 * rate, "the other direction is not limited"
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------

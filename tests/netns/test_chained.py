@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support import faults
-from support.chained import CHAINS, Chain, Pods
+from support.chained import CHAINS, Chain, Pods, difference
 from support.mains import has_kind
 from support.namespaces import Host
 from support.pods import words
@@ -222,19 +222,3 @@ def clean(pods: Pods, cleaner: str, other: Any, pod: Any) -> None:
     else:
         pods.gc(other)
         pods.results.pop(pod.name, None)
-
-
-def difference(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
-    """Return the differences of two states, briefly."""
-    found = []
-    for key, was in before.items():
-        now = after.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += difference(was, now, f"{path}{key}: ")
-            found += [f"{path}{key}: +{new}" for new in now.keys() - was.keys()]
-        elif isinstance(was, list) and isinstance(now, list):
-            found += [f"{path}{key}: -{one}" for one in was if one not in now]
-            found += [f"{path}{key}: +{one}" for one in now if one not in was]
-        elif was != now:
-            found.append(f"{path}{key}: {was} {now}")
-    return found

@@ -206,7 +206,7 @@ def test_gc_deletes_stale_records(node: Host, pod: Sandbox) -> None:
 def test_version_and_status(node: Host) -> None:
     assert node.ok("mtu", "VERSION", {"cniVersion": "1.0.0"}) == {"cniVersion": "1.0.0", "supportedVersions": list(VERSIONS)}
     assert node.ok("mtu", "STATUS", MTU) is None
-    assert "CNI mtu of cni-py" in node.run(f"env -i {node.bin_dir}/mtu 2>&1")
+    assert "CNI mtu plugin v" in node.run(f"env -i {node.bin_dir}/mtu 2>&1")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

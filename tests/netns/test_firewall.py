@@ -11,24 +11,15 @@ import pytest
 from support import firewalld
 from support.chained import CLOSED, Chain, Pods, meta_conf
 from support.namespaces import Host, Sandbox
-from support.pods import V4, V6, bridge_conf, datagram, words
+from support.pods import V4, V6, WORLD, bridge_conf, datagram, words, world
 from support.waiting import until
 
 CONF = meta_conf("firewall")
-WORLD = "192.0.2.2"
 
 
 @pytest.fixture
 def pods(host: Host) -> Pods:
     return Pods(host, Chain(CONF, setup=CLOSED))
-
-
-def world(host: Host) -> Sandbox:
-    """A machine beyond the host, which knows the way to the pods."""
-    outside = host.netns("world")
-    host.run("ip link add out0 type veth peer name eth0 netns world; ip addr add 192.0.2.1/24 dev out0; ip link set out0 up")
-    host.run(f"ip addr add {WORLD}/24 dev eth0; ip link set eth0 up; ip route add default via 192.0.2.1", outside)
-    return outside
 
 
 def address_of(pods: Pods, pod: Sandbox) -> str:

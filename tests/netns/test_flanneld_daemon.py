@@ -558,6 +558,40 @@ def test_second_flanneld_with_the_same_subnet_file_is_refused_and_so_is_a_cleanu
     assert node.run("ls -A /run/flannel") == ""
 
 
+LOCK_DAMAGES = [
+    "rm -r /run/flannel",
+    "rm /run/flannel/.subnet.env.lock",
+    "touch /run/flannel/x; mv /run/flannel/x /run/flannel/.subnet.env.lock",
+]
+
+
+def test_lock_that_another_process_deletes_is_taken_again(net: Net) -> None:
+    [node] = net.nodes
+    net.code = "from cni_py.flanneld import only_one; only_one.LOOK_SECONDS = 0.02"
+    first = node.start().wait_ready()
+    for number, damage in enumerate(LOCK_DAMAGES, 1):
+        node.run(damage)
+        until(
+            lambda number=number: first.log.count("restored /run/flannel/.subnet.env.lock") == number,  # type: ignore[misc]
+            f"locked again after {damage}",
+        )
+        assert "flanneld already runs with the subnet file" in node.run_flanneld("-cleanup", "-iface=eth0").stderr
+    assert "flanneld already runs with the subnet file" in node.run_flanneld().stderr
+    assert first.terminate() == 0
+
+
+def test_lock_that_another_flanneld_has_meanwhile_is_an_error_of_the_first(net: Net) -> None:
+    [node] = net.nodes
+    first = node.start().wait_ready()
+    with first.stopped():
+        node.run("rm /run/flannel/.subnet.env.lock")
+        second = node.start().wait_ready()
+    first.wait_for_log("cannot be locked again: flanneld already runs with the subnet file")
+    assert second.terminate() == 0
+    first.wait_for_log("restored /run/flannel/.subnet.env.lock")
+    assert first.terminate() == 0
+
+
 @pytest.mark.parametrize("where", ["/run", "/run /var/lib"])
 def test_node_whose_directories_are_read_only_has_a_lock_elsewhere_or_none(net: Net, where: str) -> None:
     [node] = net.nodes

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from cni_py.config.models import HostDeviceConfig
+from cni_py.netlink.socket import open_host
+from cni_py.plugins.main import host_device
 from support import faults
 from support.agents import Agent
 from support.mains import IPAM, MAINS, has_kind, missing, parameters, prepare
@@ -482,6 +485,18 @@ def test_next_pod_gets_a_device_that_no_del_brought_back(host: Host) -> None:
     assert check(host, DEVICE, pod, result).rc == 0
     delete(host, DEVICE, pod)
     assert "ifalias" not in link(host, "nic1")
+
+
+def test_device_in_its_place_is_found_without_listing_links(host: Host) -> None:
+    """A node has a link per pod: ADD of one device must not read them all."""
+    host.do(find_lost_without_listing, "nic1")
+
+
+def find_lost_without_listing(name: str) -> None:
+    """Raises: AssertionError if links are listed."""
+    with pytest.MonkeyPatch.context() as patch, open_host() as rtnl:
+        patch.setattr(rtnl, "dump", lambda *_, **__: pytest.fail("links are listed"))
+        assert host_device.find_lost(rtnl, name, HostDeviceConfig(device=name)) is None
 
 
 def test_sweep_gives_a_device_its_name(host: Host, cni_py: Path) -> None:

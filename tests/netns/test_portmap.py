@@ -609,12 +609,12 @@ def test_delete_loads_no_library(node: Host) -> None:
 
 
 def modules_after_delete() -> tuple[bool, bool]:
-    """Return whether ctypes, which loads libnftables, was needed."""
-    sys.modules.pop("ctypes", None)
+    """Return whether c_library.py, which loads libnftables, was needed."""
+    sys.modules.pop("cni_py.c_library", None)
     forwarding.delete(C1)
-    without_mappings = "ctypes" in sys.modules
+    without_mappings = "cni_py.c_library" in sys.modules
     forwarding.delete(C2)
-    return without_mappings, "ctypes" in sys.modules
+    return without_mappings, "cni_py.c_library" in sys.modules
 
 
 def imported(node: Host, verb: str, request: dict[str, Any]) -> set[str]:
@@ -631,15 +631,15 @@ def imported(node: Host, verb: str, request: dict[str, Any]) -> set[str]:
 def test_without_ports_next_to_nothing_is_imported(node: Host, verb: str) -> None:
     names = imported(node, verb, conf() | {"prevResult": prev()})
     assert "cni_py.plugins.meta.portmap" in names
-    assert not [name for name in names if name.startswith(("pyroute2", "ctypes", "json", "subprocess", "logging"))]
+    assert not [name for name in names if name.startswith(("pyroute2", "ctypes", "_ctypes", "json", "subprocess", "logging"))]
     assert ("cni_py.packetfilter.hostports.forwarding" in names) == (verb == "DEL"), "DEL checks for our elements"
 
 
 def test_a_mapping_needs_no_pyroute2(node: Host) -> None:
     for verb in ("ADD", "CHECK", "DEL"):
         names = imported(node, verb, conf(port(8080), port(53, 53, "udp")) | {"prevResult": prev()})
-        assert ("ctypes" in names) is (verb != "DEL"), "libnftables"
-        assert not [name for name in names if name.startswith(("pyroute2", "json", "subprocess", "logging"))]
+        assert ("cni_py.c_library" in names) is (verb != "DEL"), "libnftables"
+        assert not [name for name in names if name.startswith(("pyroute2", "ctypes", "json", "subprocess", "logging"))]
 
 
 # --- what the Go plugin made ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cni_py.netlink import netfilter
 from cni_py.packetfilter import libnftables, masquerade, nfnetlink
 from cni_py.packetfilter.hostports import forwarding
 from cni_py.packetfilter.hostports.rules import Mapping, Wanted
@@ -135,6 +136,25 @@ def test_entry_of_a_link_goes_when_the_link_has_gone(host: Host, how: str) -> No
     assert links(host) == ["cni0"]
 
 
+def test_entry_of_a_link_goes_with_the_attachment_that_it_belongs_to(host: Host) -> None:
+    """A host end of ptp, which exists until the plugin in front has its DEL; and also if the first DEL was killed half-way."""
+    for number in (7, 8):
+        host.run(
+            f"ip link add veth{number} type veth peer name p{number}; ip link property add dev veth{number} altname cni:{number}"
+        )
+        host.run(f"ip link set veth{number} up; ip link set p{number} up; ip route add 10.7.0.{number} dev veth{number}")
+    for number, owner in ((7, C1), (8, C2)):
+        host.do(forwarding.add, ports_of(owner, ip_interface(f"10.7.0.{number}/24"), 8080 + number))
+    assert sorted(links(host)) == ["veth7", "veth8"]
+    for _ in range(2):
+        host.do(forwarding.delete, C1, (), "cni:7")
+        assert links(host) == ["veth8"]
+        assert host.run("cd /proc/sys/net/ipv4/conf; cat veth7/route_localnet veth8/route_localnet") == "0\n1\n"
+        host.run("nft add element inet cni_py localnet { veth7 }")
+    host.do(forwarding.delete, C1)
+    assert sorted(links(host)) == ["veth7", "veth8"], "without the mark"
+
+
 def test_sweep_deletes_what_is_unused_and_a_dry_run_does_not(host: Host) -> None:
     """As an older version left it."""
     host.do(masquerade.add, C1, [V4])
@@ -204,3 +224,36 @@ def test_chain_that_came_into_use_is_kept(host: Host, monkeypatch: pytest.Monkey
     monkeypatch.setattr(libnftables, "unused_chains", lambda: ["beyond-10.1.0.0_24"])
     host.do(libnftables.delete_unused_chains)
     host.do(masquerade.check, C1, [V4])
+
+
+def test_chain_that_came_into_use_during_del_is_kept(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses the whole transaction: the element is deleted without the chain."""
+    for owner, address in ((C1, V4), (C2, OTHER4)):
+        host.do(masquerade.add, owner, [address])
+    monkeypatch.setattr(libnftables, "_unused_without", lambda targets: sorted(set(targets)))
+    host.do(masquerade.delete, C1)
+    monkeypatch.undo()
+    host.do(masquerade.check, C2, [OTHER4])
+    assert [element.comment for element in host.do(nfnetlink.elements, "inet cni_py masq4")] == [C2.comment()]
+
+
+def test_last_user_and_its_chains_go_in_one_transaction(host: Host) -> None:
+    """Each transaction that deletes something lets the process wait for the kernel when it ends."""
+    host.do(masquerade.add, C1, [V4, V6])
+    host.do(forwarding.add, ports_of(C1, V4, 8080))
+    sent = host.do(transactions_of_delete)
+    assert sent == [1, 1]
+    assert chains(host) == set()
+
+
+def transactions_of_delete() -> list[int]:
+    """Delete masquerade and host ports. Returns: the number of transactions of each."""
+    counts = []
+    transact = netfilter.transact
+    with pytest.MonkeyPatch.context() as patch:
+        for delete in (masquerade.delete, forwarding.delete):
+            calls: list[int] = []
+            patch.setattr(netfilter, "transact", lambda *args, calls=calls: (calls.append(1), transact(*args))[1])
+            delete(C1)
+            counts.append(len(calls))
+    return counts

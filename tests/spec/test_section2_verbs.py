@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import subprocess
 import termios
 from collections.abc import Iterator
@@ -511,7 +512,7 @@ def test_run_by_hand_it_says_what_it_is(node: Host, plugin: str, env: dict[str, 
     assert rc == 0
     assert not stdout
     text = stderr.decode()
-    assert f"CNI {plugin} " in text
+    assert re.match(rf"CNI {plugin} plugin v\d+\.\d+\.\d+\+cni-py\.[\w.]+\n", text), "runtimes read it as a semantic version"
     assert all(version in text for version in versions_of(plugin)["supportedVersions"])
     assert "Traceback" not in text
 

@@ -72,7 +72,7 @@ BRIDGE = NETLINK | PACKET_FILTER | {
     "cni_py.kernel.netns", "cni_py.kernel.route", "cni_py.kernel.sysctl", "cni_py.plugins.main", "cni_py.plugins.main.bridge",
     "cni_py.plugins.main.bridge.plan",
 }  # fmt: skip
-SETNS = {"_ctypes", "_stat", "ctypes", "ctypes._endian", "genericpath", "os", "os.path", "posixpath", "stat"}
+SETNS = {"_ctypes", "cni_py.c_library"}
 """Loaded for `setns`, before Python 3.12, which has it."""
 FLANNEL = DELEGATION | {"cni_py.plugins.meta", "cni_py.plugins.meta.flannel", "cni_py.subnet_env"}
 
@@ -80,12 +80,12 @@ LIBRARY = {
     "_bisect", "_collections", "_collections_abc", "_functools", "_operator", "_struct", "_types", "_weakref", "bisect",
     "collections", "collections.abc", "copyreg", "errno", "fcntl", "itertools", "keyword", "math", "operator", "reprlib",
     "struct", "types", "zlib",
-    "_datetime", "_weakrefset", "copy", "datetime", "weakref",  # pydantic's core asks for these
+    "_datetime", "_weakrefset", "copy", "weakref",  # pydantic's core asks for these
 }  # fmt: skip
 """Small modules of the standard library that the ones above load themselves; which ones differs from Python to Python."""
 
 HEAVY = {
-    "argparse", "asyncio", "concurrent", "contextlib", "ctypes", "dataclasses", "decimal", "email", "enum", "importlib",
+    "argparse", "asyncio", "concurrent", "contextlib", "ctypes", "dataclasses", "datetime", "decimal", "email", "enum", "importlib",
     "inspect", "json", "logging", "multiprocessing", "os", "pathlib", "pickle", "pydantic", "pyroute2", "re", "shlex",
     "shutil", "signal", "site", "socket", "subprocess", "tempfile", "threading", "traceback", "typing", "typing_extensions",
     "urllib", "uuid", "warnings",

@@ -6,6 +6,9 @@ before is answered with an ERROR event of code 410, as the real server's watch c
 with HTTP 410. Patches are strategic merge patches: maps are merged, null deletes, conditions are merged by their type; the
 status subresource changes metadata and status alone. Errors are Status objects.
 
+What `rules` do not allow is refused with 403: they are those of our manifest's ClusterRole, so a call that flanneld makes and the
+manifest forgets fails every test of it.
+
 `faults` are taken one for each request, first come first served: a function that gets the request handler and returns True
 where it has done all that is to be done. `requests` is what was asked: method, path with query, headers, body.
 
@@ -26,6 +29,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from support.manifest import Action, Rules, action_of, allows, rules_of_the_manifest
 from support.waiting import SECONDS
 
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -57,6 +61,9 @@ class ApiServer:
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    rules: Rules = field(default_factory=rules_of_the_manifest)
+    allowed: set[Action] = field(default_factory=set)
+    """Actions that were asked for and allowed, without the names of objects."""
 
     def __post_init__(self) -> None:
         self.version = 100
@@ -223,6 +230,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.api.token and self.headers.get("Authorization") != f"Bearer {self.api.token}":
             self.fail(401, "Unauthorized")
             return False
+        action = action_of(self.command, url.path, query)
+        if not allows(self.api.rules, action):
+            self.fail(403, str(action))
+            return False
+        self.api.allowed.add(Action(action.verb, action.group, action.resource))
         if self.api.faults:
             return not self.api.faults.pop(0)(self)
         return True

@@ -130,3 +130,19 @@ def extras(host: Host, pod: Sandbox | None) -> dict[str, Any]:
     files = host.files("/run/cni-py", "/run/cni") if pod is None else {}
     kept = {name: text for name, text in files.items() if "/journal/" not in name and not name.endswith(("boot-id", ".lock"))}
     return {"shown": lines, "records": kept}
+
+
+def difference(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
+    """Return the differences of two states, briefly."""
+    found = []
+    for key, was in before.items():
+        now = after.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += difference(was, now, f"{path}{key}: ")
+            found += [f"{path}{key}: +{new}" for new in now.keys() - was.keys()]
+        elif isinstance(was, list) and isinstance(now, list):
+            found += [f"{path}{key}: -{one}" for one in was if one not in now]
+            found += [f"{path}{key}: +{one}" for one in now if one not in was]
+        elif was != now:
+            found.append(f"{path}{key}: {was} {now}")
+    return found

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cni_py.lab.programs import tool
 from support.namespaces import PATH, Host, Sandbox, decode_json, wait_for_end
 from support.waiting import SECONDS, until
 
@@ -371,7 +372,7 @@ class Net:
         kept = {str(path.relative_to(root)): path.read_text() for top in disk for path in top.rglob("*") if path.is_file()}
         node.host.close()
         # the kernel takes the cable away in its own time
-        argv = ["nsenter", f"--target={self.switch.pid}", "--net", "ip", "link", "del", f"node{node.number}"]
+        argv = [tool("nsenter"), f"--target={self.switch.pid}", "--net", "ip", "link", "del", f"node{node.number}"]
         subprocess.run(argv, check=False, stderr=subprocess.DEVNULL)
         node.host, node.flanneld, node.pods = Host(), None, {}
         for name, text in kept.items():
@@ -382,7 +383,7 @@ class Net:
         """The cable, and the node's addresses and routes."""
         port = f"node{node.number}"
         # in the switch's network, and with our own process numbers
-        argv = ["nsenter", f"--target={self.switch.pid}", "--net", "ip"]
+        argv = [tool("nsenter"), f"--target={self.switch.pid}", "--net", "ip"]
         veth = ["link", "add", port, "type", "veth", "peer", "eth0", "address", f"02:00:00:00:00:{node.number:02x}"]
         subprocess.run([*argv, *veth, "netns", str(node.host.pid)], check=True)
         subprocess.run([*argv, "link", "set", port, "master", f"segment{node.segment}", "up"], check=True)

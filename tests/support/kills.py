@@ -66,6 +66,26 @@ GO: dict[str, Any] = {  # Debian has no Go flannel: bridge as flannel would call
     ],
 }
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+FOUR: dict[str, Any] = OURS | {  # what a Kubernetes node runs whose pods have limits
+    "plugins": [
+        *OURS["plugins"],
+        {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+        {
+            "type": "tuning",
+            "capabilities": {"mac": True},
+            "sysctl": {"net.core.somaxconn": "500", "net.ipv4.conf.IFNAME.arp_filter": "1"},
+            "mtu": 1400,
+            "promisc": True,
+            "allmulti": True,
+            "txQLen": 777,
+        },
+    ]
+}
+PTP: dict[str, Any] = {
+    "cniVersion": "1.1.0",
+    "plugins": [{"type": "ptp", "ipMasq": True, "ipam": GO["plugins"][0]["ipam"]}],
+}
+LIMITS = {"ingressRate": 80_000_000, "ingressBurst": 1_000_000, "egressRate": 40_000_000, "egressBurst": 1_000_000}
 
 
 # --- a call that is killed --------------------------------------------------------------------------------------------
@@ -330,7 +350,7 @@ class Failed(AssertionError):
 
 
 class Chain:
-    """The chain of one side: a main plugin with masquerade, then portmap with a TCP and a UDP port for each pod."""
+    """The chain of one side: its plugins, the first with masquerade, then portmap with a TCP and a UDP port for each pod."""
 
     def __init__(self, directory: str, conf: dict[str, Any]) -> None:
         self.directory = directory
@@ -380,8 +400,14 @@ class Chain:
     def _runtime(self, plugin: dict[str, Any], pod: str, verb: str) -> dict[str, Any]:
         if "capabilities" not in plugin or verb == "GC":
             return {}
-        ports = [("tcp", 8000 + int(pod[1:]), 80), ("udp", 5300 + int(pod[1:]), 53)]
-        return {"runtimeConfig": {"portMappings": [{"protocol": p, "hostPort": h, "containerPort": c} for p, h, c in ports]}}
+        number = int(pod[1:])
+        ports = [("tcp", 8000 + number, 80), ("udp", 5300 + number, 53)]
+        values: dict[str, Any] = {
+            "portMappings": [{"protocol": p, "hostPort": h, "containerPort": c} for p, h, c in ports],
+            "bandwidth": LIMITS,
+            "mac": f"c2:00:00:00:00:{number:02x}",
+        }
+        return {"runtimeConfig": {name: values[name] for name in plugin["capabilities"]}}
 
     def _env(self, verb: str, pod: str) -> dict[str, str]:
         env = {"PATH": PATH, "CNI_COMMAND": verb, "CNI_PATH": self.directory}
@@ -403,12 +429,15 @@ State = dict[str, Any]
 
 
 def state() -> State:
-    """Return everything that an attachment could leak: links, rules and elements, files, the contents of the sandboxes."""
-    ruleset, second, first = shell(
-        "nft -s list ruleset; echo =====; ip -n c2 -br link; echo =====; ip -n c1 -o addr show scope global"
+    """Return everything that an attachment could leak: links, rules and elements, shaping, files, sysctls, the sandboxes."""
+    ruleset, shaping, second, first = shell(
+        "nft -s list ruleset; echo =====; tc qdisc show; echo =====;"
+        "ip -n c2 -br link; echo =====; ip -n c1 -o addr show scope global"
     ).split("=====\n")
     return {
         "link": sorted(os.listdir("/sys/class/net")),
+        "shaping": sorted(line.strip() for line in shaping.splitlines() if "noqueue" not in line),
+        "sysctl of the host": sysctls(),
         "rule": sorted(line.strip() for line in ruleset.splitlines() if line.strip() and not line.startswith("# Warning")),
         "file": files(),
         "link in the sandbox": sorted(line.split()[0] for line in second.splitlines()),
@@ -416,10 +445,23 @@ def state() -> State:
     }
 
 
+def sysctls() -> dict[str, str]:
+    """Settings of the host's network that belong to no interface of a pod."""
+    found = {}
+    for directory in ("core", "ipv4", *(f"{family}/conf/{name}" for family in ("ipv4", "ipv6") for name in ("all", "default"))):
+        for entry in os.scandir(f"/proc/sys/net/{directory}"):
+            if entry.is_file() and entry.stat().st_mode & 0o200:
+                try:
+                    found[entry.path] = Path(entry.path).read_text()
+                except OSError:  # some have no value, ipv4/route/flush
+                    pass
+    return found
+
+
 def files() -> dict[str, str]:
     """Path to content, but for journals and what all attachments share."""
     found = {}
-    for directory in ("/var/lib/cni", "/run/cni-py"):
+    for directory in ("/var/lib/cni", "/run/cni-py", "/run/cni"):
         for root, _, names in os.walk(directory):
             for name in names:
                 path = f"{root}/{name}"
@@ -475,15 +517,15 @@ class Node:
     def reset(self) -> None:
         """A host as new, but for c1, and what all pods share."""
         self.power_off()
-        shell("rm -rf /var/lib/cni/* /run/cni-py")
+        shell("rm -rf /var/lib/cni/* /run/cni-py /run/cni")
         self.chain.results.clear()
         self.begin()
 
     def power_off(self) -> None:
         """Simulate a reboot: only files outside /run remain."""
         shell(
-            "for name in c1 c2; do [ ! -e /run/netns/$name ] || ip netns del $name; done; rm -rf /run/cni-py;"
-            "nft flush ruleset; [ ! -e /sys/class/net/cni0 ] || ip link del cni0"
+            "for name in c1 c2; do [ ! -e /run/netns/$name ] || ip netns del $name; done; rm -rf /run/cni-py /run/cni;"
+            "nft flush ruleset; cd /sys/class/net; for link in bwp* cni0; do [ ! -e $link ] || ip link del $link; done"
         )
         deadline = time.monotonic() + 10  # the kernel takes namespaces down in its own time
         while any(name.startswith("veth") for name in os.listdir("/sys/class/net")):
@@ -574,7 +616,7 @@ class Node:
     def what_is_left(self) -> list[str]:
         """Return what is left, of any owner: host ends, elements, files, interfaces of c2."""
         now = state()
-        left = [name for name in now["link"] if name.startswith("veth")]
+        left = [name for name in now["link"] if name.startswith(("veth", "bwp"))]
         left += [line for line in now["rule"] if 'comment "c1 ' in line or 'comment "c2 ' in line]
         return left + list(now["file"]) + [name for name in now["link in the sandbox"] if name.startswith("eth")]
 

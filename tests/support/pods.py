@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from typing import Any
 
@@ -201,24 +202,72 @@ def sysctl(host: Host, name: str, pod: Sandbox | None = None) -> str:
 # --- traffic ----------------------------------------------------------------------------------------------------------
 
 
-def datagram(host: Host, source: Sandbox | None, target: Sandbox | None, address: str, *, seconds: float = 1.0) -> str | None:
-    """Send a UDP datagram from a pod (None: the host) to an address of another.
+HOST4, WORLD = "192.0.2.1", "192.0.2.2"
+
+
+def world(host: Host, *, knows_pods: bool = True) -> Sandbox:
+    """A machine beyond the host, WORLD; the host is HOST4 there. ``knows_pods``: it has a route to them, by way of the host."""
+    outside = host.netns("world")
+    host.run(f"ip link add out0 type veth peer name eth0 netns world; ip addr add {HOST4}/24 dev out0; ip link set out0 up")
+    host.run(f"ip addr add {WORLD}/24 dev eth0; ip link set eth0 up", outside)
+    if knows_pods:
+        host.run(f"ip route add default via {HOST4}", outside)
+    return outside
+
+
+def datagram(
+    host: Host, source: Sandbox | None, target: Sandbox | None, address: str, *, port: int = PORT, seconds: float = 1.0
+) -> str | None:
+    """Send a UDP datagram from a pod (None: the host) to an address of another, or to one that leads to it.
 
     Returns: the sender's address that the receiver saw; None if nothing came in `seconds`.
     """
-    return host.do(_datagram, _path(source), _path(target), address, seconds)
+    return host.do(_datagram, _path(source), _path(target), address, port, seconds)
 
 
-def _datagram(source: str, target: str, address: str, seconds: float) -> str | None:
+def _datagram(source: str, target: str, address: str, port: int, seconds: float) -> str | None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with _socket_in(target, family, socket.SOCK_DGRAM) as receiver, _socket_in(source, family, socket.SOCK_DGRAM) as sender:
         receiver.bind(("", PORT))
         receiver.settimeout(seconds)
-        sender.sendto(b"hello", (address, PORT))
+        sender.sendto(b"hello", (address, port))
         try:
             return str(receiver.recvfrom(16)[1][0])
         except TimeoutError:
             return None
+
+
+def transfer(
+    host: Host, source: Sandbox | None, target: Sandbox | None, address: str, size: int, *, port: int = PORT
+) -> tuple[float, str]:
+    """Send bytes over TCP as `datagram` sends one. Returns: bits a second, over all of it, and the client's address."""
+    return host.do(_transfer, _path(source), _path(target), address, size, port)
+
+
+def _transfer(source: str, target: str, address: str, size: int, port: int) -> tuple[float, str]:
+    received = 0
+    with _socket_in(target, socket.AF_INET) as listening, _socket_in(source, socket.AF_INET) as sending:
+        for one in (listening, sending):
+            one.settimeout(60)
+        listening.bind(("", PORT))
+        listening.listen()
+        sending.connect((address, port))
+        accepted, client = listening.accept()
+
+        def send() -> None:
+            sending.sendall(bytes(size))
+            sending.shutdown(socket.SHUT_WR)
+
+        began = time.monotonic()
+        thread = threading.Thread(target=send)
+        thread.start()
+        while block := accepted.recv(1 << 16):
+            received += len(block)
+        seconds = time.monotonic() - began
+        thread.join()
+        accepted.close()
+    assert received == size
+    return received * 8 / seconds, str(client[0])
 
 
 def frame(

@@ -19,6 +19,7 @@ from cni_py.flanneld.stores.kubernetes_annotations import Annotations
 from cni_py.node.stop import Stop
 from support.apiserver import node, vxlan
 from support.kube import CONFIG, DUAL, ONLY_IPV6, OURS, PREFIX, Cluster, kubeconfig, network, subnet
+from support.manifest import GET_PODS
 
 for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
@@ -263,6 +264,7 @@ def test_ready_sets_the_condition_and_leaves_the_others(cluster: Cluster) -> Non
 
 def test_node_name_is_that_of_the_pod(cluster: Cluster) -> None:
     environ = {"POD_NAME": "kube-flannel-x", "POD_NAMESPACE": "kube-flannel"}
+    cluster.server.rules = [*cluster.server.rules, GET_PODS]
     cluster.server.pods["kube-flannel/kube-flannel-x"] = {"kind": "Pod", "spec": {}}
     store = cluster.connect(environ=environ)
     assert str(store) == "Kubernetes Subnet Manager - the node of pod kube-flannel/kube-flannel-x"
@@ -275,6 +277,13 @@ def test_node_name_is_that_of_the_pod(cluster: Cluster) -> None:
     assert len(cluster.server.asked("GET", "pods")) == 2
     with pytest.raises(InvalidConfig, match="POD_NAME and POD_NAMESPACE must be set"):
         cluster.connect(environ={"POD_NAME": "x"})
+
+
+def test_call_that_the_cluster_role_does_not_allow_is_named(cluster: Cluster) -> None:
+    environ = {"POD_NAME": "kube-flannel-x", "POD_NAMESPACE": "kube-flannel"}
+    with pytest.raises(Refused, match=r"403.*pods.*forbidden") as refused:
+        cluster.connect(environ=environ).acquire(network(CONFIG), OURS, None)
+    assert "without NODE_NAME also get pods" in refused.value.hint
 
 
 @pytest.mark.parametrize(

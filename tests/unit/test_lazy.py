@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,3 +79,26 @@ def test_package_that_is_not_installed() -> None:
     with pytest.raises(ImportError), without_init("cni_py_test_missing"):
         importlib.import_module("cni_py_test_missing.x")
     assert "cni_py_test_missing" not in sys.modules
+
+
+DATETIME = """
+import contextlib, sys
+sys.path.insert(0, {root!r})
+from cni_py.lazy import only_c_datetime
+import _datetime
+with contextlib.suppress(KeyError), only_c_datetime():
+    assert sys.modules["datetime"] is _datetime
+    {within}
+assert "datetime" not in sys.modules
+import datetime
+assert datetime.datetime is _datetime.datetime and datetime.__file__
+with only_c_datetime():
+    assert sys.modules["datetime"] is datetime
+assert sys.modules["datetime"] is datetime
+"""
+
+
+@pytest.mark.parametrize("within", ["pass", "raise KeyError"])
+def test_c_part_of_datetime_stands_in(within: str) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    subprocess.run([sys.executable, "-IS", "-c", DATETIME.format(root=root, within=within)], check=True)

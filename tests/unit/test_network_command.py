@@ -351,15 +351,16 @@ def test_mistyped_key_is_not_written_without_force(run: Run, datastore: Path, tm
 
 def test_leases_are_listed(run: Run, datastore: Path) -> None:
     lease = {"PublicIP": "192.168.123.12", "PublicIPv6": None}
-    write(datastore, {"10.244.2.0-24": LEASE, "10.244.1.0-24": lease})
+    write(datastore, {"10.244.2.0-24": LEASE, "10.244.1.0-24": lease, "10.244.10.0-24": lease})
     status, out, err = run("leases")
     assert (status, err) == (0, "")
     assert [line.split() for line in out.splitlines()] == [
         ["SUBNET", "NODE", "BACK", "END", "EXPIRES"],
         ["10.244.1.0/24", "192.168.123.12", "vxlan", "never:", "reserved"],
         ["10.244.2.0/24", "192.168.123.11", "vxlan", "2099-01-01", "00:00:00Z"],
+        ["10.244.10.0/24", "192.168.123.12", "vxlan", "never:", "reserved"],
     ]
     found = json.loads(run("leases", "--json")[1])
-    assert [one["isReservation"] for one in found] == [True, False]
+    assert [one["isReservation"] for one in found] == [True, False, True]
     write(datastore, {})
     assert run("leases") == (0, "", "cni-py: no leases\n")

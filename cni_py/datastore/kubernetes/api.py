@@ -225,7 +225,8 @@ class KubeApi:
             hint = "the token or the client certificate is not accepted: has it expired?"
             raise Refused(what, self._access.fault() or hint)
         if response.status == 403:
-            raise Refused(what, "flanneld may get pods; get, list and watch nodes; patch nodes/status: see its ClusterRole")
+            hint = "its ClusterRole: get, list and watch nodes; patch nodes/status; without NODE_NAME also get pods"
+            raise Refused(what, hint)
         if response.status == 404:
             raise NotFound(what)
         if response.status == 410:

@@ -198,7 +198,18 @@ class EtcdStore(Store):
         self._written = value
         return Lease(found.subnets, attributes, time() + seconds if seconds else None)
 
-    # ---- reservations ---------------------------------------------------------------------------
+    # ---- for people ---------------------------------------------------------------------------
+
+    def listed(self) -> list[Lease]:
+        """Return every lease and reservation, with the time at which it ends. Raises: StoreError."""
+        with translated():
+            found, _ = self._leases.read()
+            leases = list[Lease]()
+            for each in found:
+                seconds = self._etcd.seconds_left(each.kv.lease) if each.kv.lease else 0
+                if each.attributes is not None and (seconds or not each.kv.lease):
+                    leases.append(Lease(each.subnets, each.attributes, time() + seconds if seconds else None))
+        return leases
 
     def reserve(self, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> None:
         """Keep these for the node with this address, permanently. Raises: Unavailable; LeaseTaken."""

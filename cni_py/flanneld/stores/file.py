@@ -73,6 +73,10 @@ class FileStore(Store):
             content.put_config(json.loads(text))
             self._file.replace(content.as_text())
 
+    def listed(self) -> list[Lease]:
+        """Return every lease and reservation that has not ended. Raises: StoreError."""
+        return [lease for lease in self._read().leases().values() if lease.is_live()]
+
     def reserve(self, subnets: Subnets, public_ip: IPv4Address | IPv6Address) -> None:
         """Keep these for the node with this address, permanently. Raises: StoreError, LeaseTaken."""
         with self._locked_for_people():

@@ -218,11 +218,12 @@ def _enable_route_localnet(link: str) -> None:
 # ---- DEL --------------------------------------------------------------------------------------
 
 
-def delete(owner: Owner, udp_ports: Collection[int] = ()) -> set[tuple[int, bytes]]:
+def delete(owner: Owner, udp_ports: Collection[int] = (), mark: str = "") -> set[tuple[int, bytes]]:
     """Delete every mapping of this attachment, created by us or by Go; absence is success.
 
     Args:
         udp_ports: host ports that it may have had, for rules of iptables and Go, which are not read one by one.
+        mark: of the attachment's host end, see :func:`delete_links`.
 
     Returns: the deleted elements: length of the target, which gives the IP version, and key.
 
@@ -236,8 +237,7 @@ def delete(owner: Owner, udp_ports: Collection[int] = ()) -> set[tuple[int, byte
     with lock():
         with attempts.attempt(f'elements of "{TABLE}"'):
             gone = _delete_elements(owner.comment().__eq__, owner.comment())
-            if gone:
-                delete_links()
+            delete_links(mark)
         with attempts.attempt(f'rules of "{GO_TABLES[0]}"'):
             others |= _delete_go_rules(owner.container_id)
         with attempts.attempt(f"chain {iptables.dnat_chain(owner)}"):
@@ -256,22 +256,50 @@ def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> list[
     return [element for name in HOSTPORTS for element in deleted[name]]
 
 
-def delete_links() -> None:
-    """Delete the entries of ``localnet`` whose link no longer exists. Raises: KernelRefused.
+def delete_links(mark: str = "") -> None:
+    """Delete the entries of ``localnet`` whose link no longer exists, or has this mark and so belongs to one attachment alone.
 
-    That of a link that exists stays: it closes what ``route_localnet`` opens, which is not switched off.
+    That of any other link stays: it closes what ``route_localnet`` opens, which is not switched off. Raises: KernelRefused.
     """
-    from _socket import if_nametoindex
-
-    gone = []
-    for element in nfnetlink.elements(LOCALNET):
-        try:
-            if_nametoindex(element.key.rstrip(b"\0").decode(errors="surrogateescape"))
-        except OSError:
-            gone.append(element.key)
+    names = {
+        element.key: element.key.rstrip(b"\0").decode(errors="surrogateescape") for element in nfnetlink.elements(LOCALNET)
+    }
+    own = _links_of(mark) if mark and any(name.startswith("veth") for name in names.values()) else ()
+    gone = [key for key, name in names.items() if not _exists(name)]
+    for key, name in names.items():
+        if name in own:
+            _disable_route_localnet(name)
+            gone.append(key)
     if gone:
         text = f"delete element {LOCALNET} {{ {', '.join(map(portmap_rules.link_text, gone))} }}"
         libnftables.change({LOCALNET: gone}, {}, text)
+
+
+def _exists(link: str) -> bool:
+    from _socket import if_nametoindex
+
+    try:
+        return bool(if_nametoindex(link))
+    except OSError:
+        return False
+
+
+def _links_of(mark: str) -> list[str]:
+    """Return the names of the host ends with this mark. Raises: KernelRefused."""
+    from cni_py.kernel.link import list_links
+
+    with open_host() as rtnl:
+        return [link.name for link in list_links(rtnl, mark)]
+
+
+def _disable_route_localnet(link: str) -> None:
+    """Raises: KernelRefused, but not for a link that was deleted meanwhile."""
+    try:
+        sysctl.ensure(f"net/ipv4/conf/{link}/route_localnet", "0")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise KernelRefused(f'unable to disable route_localnet of "{link}"', error.strerror or "") from error
 
 
 def _delete_go_rules(container_id: str) -> bool:

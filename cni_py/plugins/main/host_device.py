@@ -249,8 +249,8 @@ def restore_lost(host: Rtnl, name: str, config: HostDeviceConfig) -> None:
 
 def find_lost(host: Rtnl, name: str, config: HostDeviceConfig) -> Link | None:
     """Return the device if it is on the host under another name than its own, which is its alias. Raises: KernelRefused."""
-    if name:
-        links = list_links(host)
+    if name:  # the device is usually there: then a node's links, which may be many, are not listed
+        links = list_links(host) if find_link(host, name) is None else []
     else:
         try:
             links = [find_device(host, config)] if is_named(config) else []

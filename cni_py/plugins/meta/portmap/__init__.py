@@ -37,7 +37,7 @@ def add(call: Call, config: PortmapConfig) -> Mapping[str, Any]:
             undo.on_failure_if_clean(
                 "the record as before", attachments.restore, call, attachments.remember(call, conf=dict(call.conf))
             )
-            undo.on_failure("port mappings", forwarding.delete, wanted.owner)
+            undo.on_failure("port mappings", forwarding.delete, wanted.owner, (), _mark_of(call))
             if forwarding.add(wanted, backend):
                 attachments.say_rules_lost()
     prev_result: Mapping[str, Any] = call.conf["prevResult"]
@@ -52,9 +52,14 @@ def delete(call: Call, config: PortmapConfig) -> None:
     from cni_py.packetfilter.hostports import forwarding
 
     udp = {m.host_port for m in config.runtime_config.port_mappings if m.protocol.lower() == "udp" and 0 < m.host_port < 65536}
-    freed = forwarding.delete(attachments.owner_of(call), udp)
+    freed = forwarding.delete(attachments.owner_of(call), udp, _mark_of(call))
     if freed:
         _remap(call, freed)
+
+
+def _mark_of(call: Call) -> str:
+    """The mark of the host end, if the plugin in front created one."""
+    return attachments.MARK + attachments.mark_of(call.container_id, call.ifname, call.network)
 
 
 def _remap(call: Call, freed: set[tuple[int, bytes]]) -> None:
