@@ -1,0 +1,52 @@
+"""Fixtures of the bundle's tests: the tree of this machine's processor, built once a day and for each change."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integration.bundle import archive, build
+from integration.bundle.build import BUILD
+from integration.bundle.debian import KEYRING, host_architecture
+from integration.bundle.tree import Tree
+from support.namespaces import PATH
+
+
+def built(architecture: str) -> Tree:
+    """Build the tree of an architecture, in one process at a time. Skips the test where there is no apt."""
+    if shutil.which("apt-get", path=PATH) is None or not KEYRING.exists():
+        pytest.skip("no apt-get, or no debian-archive-keyring")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build.current(architecture)
+
+
+@pytest.fixture(scope="session")
+def tree() -> Tree:
+    """The bundle of this machine's processor, as a directory."""
+    return built(host_architecture())
+
+
+@pytest.fixture
+def tree_for() -> Callable[[str], Tree]:
+    """Return the bundle of a processor."""
+    return built
+
+
+@pytest.fixture
+def unpacked(tree: Tree, tmp_path: Path) -> Path:
+    """The directory of the archive, unpacked at another place than where it was built."""
+    to = tmp_path / "unpacked" / tree.top.name
+    shutil.copytree(tree.top, to, symlinks=True)
+    return to
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _date() -> None:
+    """Fail early where the time of an archive is unknown."""
+    archive.source_date()
