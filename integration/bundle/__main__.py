@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,14 +26,14 @@ def say(text: str) -> None:
     print(f"bundle: {text}", file=sys.stderr, flush=True)
 
 
-def write_bundle(tree: Tree) -> Path:
-    path = DIST / f"{tree.top.name}.tar.xz"
+def write_bundle(tree: Tree, to: Path) -> Path:
+    path = to / f"{tree.top.name}.tar.xz"
     archive.write_xz(path, tree.top, tree.top.name, archive.source_date())
     return path
 
 
-def write_image(tree: Tree) -> Path:
-    path = DIST / f"cni-py-{version()}-{tree.architecture}.oci.tar"
+def write_image(tree: Tree, to: Path) -> Path:
+    path = to / f"cni-py-{version()}-{tree.architecture}.oci.tar"
     rootfs = BUILD / f"rootfs-{tree.architecture}"
     image.write(path, tree, rootfs, archive.source_date())
     return path
@@ -42,17 +43,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bundle", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["bundle", "image", "tree"], help="tree: the directory below build/bundle alone")
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: both")
+    parser.add_argument("--to", type=Path, default=DIST, help="where the archive goes")
     options = parser.parse_args()
-    BUILD.mkdir(parents=True, exist_ok=True)
-    DIST.mkdir(exist_ok=True)
+    os.umask(0o022)
+    for directory in (BUILD, options.to):
+        directory.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for architecture in options.arch or ARCHITECTURES:
             start = time.monotonic()
             tree = current(architecture) if options.what == "tree" else build(architecture)
-            path = {"bundle": write_bundle, "image": write_image, "tree": lambda tree: tree.top}[options.what](tree)
+            path = {"bundle": write_bundle, "image": write_image, "tree": lambda tree, _: tree.top}[options.what](
+                tree, options.to
+            )
             size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""
-            say(f"{path.relative_to(ROOT)}{size}, in {time.monotonic() - start:.0f} s")
+            say(f"{path}{size}, in {time.monotonic() - start:.0f} s")
     return 0
 
 

@@ -42,7 +42,7 @@ def entry(name: str, mode: int, date: int) -> tarfile.TarInfo:
 def add_tree(archive: tarfile.TarFile, directory: Path, name: str, date: int) -> None:
     """Add a directory and everything in it under a name, sorted."""
     for path in [directory, *sorted(directory.rglob("*"))]:
-        inside = name if path == directory else f"{name}/{path.relative_to(directory)}"
+        inside = "/".join(part for part in (name, *path.relative_to(directory).parts) if part)
         if inside:
             add_path(archive, path, inside, date)
 

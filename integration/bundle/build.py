@@ -78,6 +78,10 @@ def current(architecture: str) -> Tree:
     return build(architecture)
 
 
+def is_source(file: Path) -> bool:
+    return file.is_file() and file.suffix != ".pyc" and not file.name.startswith(("test_", "conftest", "roots"))
+
+
 def stamp(architecture: str) -> Path:
     """Return the file that says of which sources the tree was made; it is written last."""
     return BUILD / f".sources-{architecture}"
@@ -87,8 +91,6 @@ def sources_digest() -> str:
     """Return a digest of what this checkout contributes."""
     whole = hashlib.sha256()
     files = [file for name in SOURCES for file in (ROOT / name, *(ROOT / name).rglob("*"))]
-    for file in sorted(
-        file for file in files if file.is_file() and file.suffix != ".pyc" and not file.name.startswith("test_")
-    ):
+    for file in sorted(filter(is_source, files)):
         whole.update(f"{file.relative_to(ROOT)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()
