@@ -21,7 +21,7 @@ SOURCES = ("cni_py", "bin", "conf", "integration/bundle", "integration/install",
 
 
 class Inputs(NamedTuple):
-    """What a bundle is made of."""
+    """Packages that a bundle is made of."""
 
     packages: list[debian.Package]
     wheels: list[wheels.Wheel]

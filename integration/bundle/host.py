@@ -1,4 +1,4 @@
-"""What an installed bundle is on a host: a library with an interpreter of its own. The installer uses it.
+"""A bundle on a host: a library with an interpreter of its own. The installer uses it.
 
 Owns: whether a library is whole, whether a process executes it, and the loader's path in it.
 """

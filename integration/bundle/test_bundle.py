@@ -185,7 +185,7 @@ def test_first_lines_fit_old_kernels(unpacked: Path, tmp_path: Path) -> None:
 
 
 def test_installed_bundle_installs_and_removes_itself(unpacked: Path, tmp_path: Path) -> None:
-    """On a host that no longer has the archive, and from an image into a host."""
+    """The host no longer has the archive; and an image installs into a host."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert installed(first, unpacked).returncode == 0
     shutil.rmtree(unpacked)
@@ -240,7 +240,7 @@ def other_version(unpacked: Path, to: Path, number: str) -> Path:
 
 
 def test_former_version_stays_while_a_process_executes_it(unpacked: Path, tmp_path: Path) -> None:
-    """In whatever namespace the process is; it goes on with the modules that it started with."""
+    """Whatever namespace the process is in; it goes on with the modules that it started with."""
     prefix = tmp_path / "prefix"
     newer = other_version(unpacked, tmp_path / "newer", "99.0")
     installed(prefix, unpacked)
@@ -415,7 +415,7 @@ def test_debian_without_python(suite: str, unpacked: Path, tmp_path: Path, longe
 
 
 def test_bundle_is_the_same_when_built_again(tmp_path: Path, longer: int) -> None:
-    """In another process, with other hashes, time zone, umask and time; and it is no larger than said."""
+    """Another process, with other hashes, time zone, umask and time; and it is no larger than said."""
     if longer == 1:
         pytest.skip("only in make test-long: two bundles are built and compressed")
     archives = []
@@ -434,7 +434,7 @@ def test_bundle_is_the_same_when_built_again(tmp_path: Path, longer: int) -> Non
 
 
 def test_start_takes_no_longer_than_with_the_systems_python(unpacked: Path, tmp_path: Path) -> None:
-    """In turn, so that other work of the machine meets both; the best of many, which it does not reach."""
+    """Measured in turn, so that other work of the machine meets both; the best of many, which it does not reach."""
     prefix = tmp_path / "prefix"
     installed(prefix, unpacked)
     sides = {"bundle": str(prefix / "cni-py" / "lib" / "python"), "system": os.path.realpath(sys._base_executable)}

@@ -102,7 +102,7 @@ def test_contents_are_listed(root: Root) -> None:
 
 
 def test_file_that_flannels_manifest_copies(root: Root, tmp_path: Path) -> None:
-    """It works where the bundle is installed on the host; elsewhere it says in one sentence what is missing."""
+    """The file works where the bundle is installed on the host; elsewhere it says in one sentence what is missing."""
     output = root.run(
         "mkdir /run/bin; cp -f /flannel /run/bin/flannel; CNI_COMMAND=VERSION /run/bin/flannel </dev/null; echo;"
         "mount -t tmpfs tmpfs /opt/cni-py; CNI_COMMAND=ADD /run/bin/flannel </dev/null || echo failed $?"

@@ -32,7 +32,7 @@ ROOTS = {
     "yaml": "a kubeconfig; imported by name (cni_py/datastore/kubernetes/config.py)",
     "compileall": "bytecode, when the bundle is built",
 }
-"""Modules that no import statement of cni_py or of the installer names."""
+"""Modules that no import statement in cni_py or in the installer names."""
 INSTALLER = ("integration/install", "integration/bundle/elf.py", "integration/bundle/host.py")
 START = """#!/bin/sh
 # Install cni-py on this host: ./install --help
@@ -50,7 +50,7 @@ def version() -> str:
 
 
 def roots() -> list[str]:
-    """Return every module of ours, and what the installer imports."""
+    """Return every module in cni_py, and what the installer imports."""
     ours = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "cni_py").rglob("*.py")]
     names = [".".join(file.parent.parts if file.name == "__init__" else file.parts) for file in ours]
     installer = closure.Module("install", ROOT / "integration" / "install", ROOT)
