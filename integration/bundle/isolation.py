@@ -2,12 +2,12 @@
 
 Owns: which strings of which libraries are replaced, and by what.
 
-How it works. DT_RPATH leads to all libraries that exist. What remains are files that glibc opens by a path that is
-compiled in: the loader's cache, its list of libraries to preload, its default directories, nsswitch.conf and the modules that it
+How it works. DT_RPATH leads to all libraries that exist. What remains are files that glibc opens by a path that is compiled
+in: the loader's cache, its list of libraries to preload, its default directories, nsswitch.conf and the modules that it
 names, locales, converters of character sets, modules of OpenSSL and of libxtables. A host has them for another C library,
-and one of them in our process ends it, or worse. Each string is replaced by one of the same length below /dev/null, which is
-no directory: opening it fails with ENOTDIR, and glibc goes on with what is built in (`files dns` for names, C.UTF-8 as a
-locale). Data stays: resolv.conf, hosts, passwd, localtime, certificates.
+and one of them in our process ends it, or worse. Each string is replaced by one of the same length below /dev/null, which
+is no directory: opening it fails with ENOTDIR, and glibc goes on with what is built in (`files dns` for names, UTF-8 as Python
+has it). Data stays: resolv.conf, hosts, passwd, localtime, certificates.
 
 A string that is not found ends the build: a newer glibc may have it in another form.
 """

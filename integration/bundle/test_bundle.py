@@ -105,6 +105,12 @@ def test_nothing_that_is_not_used(tree: Tree) -> None:
         assert not (tree.lib / name).exists()
 
 
+def test_bytecode_is_valid_whatever_the_time_of_its_source(tree: Tree) -> None:
+    compiled = [file for file in tree.lib.rglob("*.pyc") if file.parent.name == "__pycache__"]
+    assert len(compiled) == len(list(tree.lib.rglob("*.py")))
+    assert {file.read_bytes()[4:8] for file in compiled} == {(1).to_bytes(4, "little")}  # PEP 552: unchecked hash
+
+
 def test_every_part_has_a_license_and_is_listed(tree: Tree) -> None:
     document = json.loads((tree.lib / "sbom.spdx.json").read_text())
     names = {package["name"] for package in document["packages"]}
@@ -206,6 +212,22 @@ def test_installed_bundle_installs_and_removes_itself(unpacked: Path, tmp_path: 
     assert not any(first.iterdir())
     shown = subprocess.run([second / "bin" / "cni-py", "version"], capture_output=True, text=True, check=True).stdout
     assert shown.startswith("cni-py ")
+
+
+def test_plugin_that_a_daemonset_copies_over_ours_is_that_one_alone(unpacked: Path, tmp_path: Path) -> None:
+    """`cp -f` writes into an existing file, or through a link."""
+    bin_dir = tmp_path / "prefix" / "cni" / "bin"
+    installed(tmp_path / "prefix", unpacked)
+    (tmp_path / "flannel").write_text("#!/bin/sh\necho Go\n")
+    subprocess.run(["cp", "-f", tmp_path / "flannel", bin_dir / "flannel"], check=True)
+    shown = {
+        name: subprocess.run(
+            [bin_dir / name], env={"CNI_COMMAND": "VERSION"}, capture_output=True, stdin=subprocess.DEVNULL, text=True
+        )
+        for name in ("flannel", "bridge")
+    }
+    assert shown["flannel"].stdout == "Go\n"
+    assert "supportedVersions" in shown["bridge"].stdout
 
 
 def test_same_bundle_again_changes_nothing(unpacked: Path, tmp_path: Path) -> None:
@@ -378,6 +400,7 @@ def test_nothing_of_the_host_is_opened(root: Root, tmp_path: Path) -> None:
     script = f"""
 export LANG=de_DE.UTF-8 LC_ALL=de_DE.UTF-8 PYTHONHOME=/usr PYTHONPATH=/usr/lib
 /opt/cni-py/lib/python -ISc "{NAMES}"
+export LD_LIBRARY_PATH=/lib:/usr/lib:/lib/x86_64-linux-gnu
 /opt/bin/flanneld --version
 /opt/bin/cni-py version
 {CALLS}
