@@ -54,6 +54,7 @@ test-kernel:  ## what the kernel here may lack (bridge VLANs, ipip, wireguard â€
 	@$(INSTALL) install --prefix build/test >/dev/null
 	@integration/kernel/prepare
 	@$(TOOLS)/python integration/kernel/run.py $(KERNEL)
+	@$(if $(KERNEL),true,TEST_KERNEL=1 $(TOOLS)/python -m pytest -n 0 integration/bundle/test_arm64_machine.py)
 
 check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)

@@ -67,11 +67,13 @@ class Apt:
         missing = [name for name in names if not list(archives.glob(f"{name}_*.deb"))]  # the directory is emptied by an update
         if missing:
             self._run("download", *missing, cwd=archives)
-        found = {
-            package.name: package
-            for package in map(read, sorted(archives.glob("*.deb"), key=lambda file: file.stat().st_mtime))
-        }
-        return [found[name] for name in sorted(names)]
+        return [read(next(archives.glob(f"{name}_*.deb"))) for name in sorted(names)]
+
+    def newest(self, name: str) -> str:
+        """Return the package that a package without files, such as linux-image-cloud-arm64, depends on."""
+        self._prepare()
+        shown = self._run("depends", name, cwd=self.directory, program="apt-cache")
+        return next(line.split()[1] for line in shown.splitlines() if line.split()[:1] == ["Depends:"])
 
     def _prepare(self) -> None:
         lists = self.directory / "lists"
@@ -90,7 +92,7 @@ class Apt:
         self._run("update", cwd=lists)
         stamp.touch()
 
-    def _run(self, *words: str, cwd: Path) -> None:
+    def _run(self, *words: str, cwd: Path, program: str = "apt-get") -> str:
         settings = {
             "Dir::State": self.directory,
             "Dir::State::status": self.directory / "status",
@@ -107,9 +109,10 @@ class Apt:
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
         }
         options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-        done = subprocess.run(["apt-get", "-q", *options, *words], cwd=cwd, capture_output=True, text=True, check=False)
+        done = subprocess.run([program, "-q", *options, *words], cwd=cwd, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"bundle: apt-get {words[0]} of {self.architecture} failed: {done.stderr.strip()[-2000:]}")
+            raise SystemExit(f"bundle: {program} {words[0]} of {self.architecture} failed: {done.stderr.strip()[-2000:]}")
+        return done.stdout
 
 
 def read(file: Path) -> Package:
