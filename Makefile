@@ -15,6 +15,8 @@ WORKERS ?= $(if $(TESTS),0,5)
 KERNEL ?=
 BENCH ?=
 SCALE ?=
+# programs of Kubernetes that the caller built: make test-kubernetes K8S_BIN=DIR
+K8S_BIN ?=
 
 TOOLS := build/venv/bin
 SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cni-agent bin/flanneld
@@ -24,7 +26,7 @@ INSTALL := $(TOOLS)/python integration/install
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernel check fmt bench scale bundle image install uninstall system-packages runtime dev lock wheel clean
+.PHONY: help demo test test-long test-kernel test-kubernetes check fmt bench scale bundle image install uninstall system-packages runtime dev lock wheel clean
 
 help:  ## this list
 	@echo 'cni-py: the flannel CNI suite in Python'
@@ -55,6 +57,13 @@ test-kernel:  ## what the kernel here may lack (bridge VLANs, ipip, wireguard â€
 	@integration/kernel/prepare
 	@$(TOOLS)/python integration/kernel/run.py $(KERNEL)
 	@$(if $(KERNEL),true,TEST_KERNEL=1 $(TOOLS)/python -m pytest -n 0 integration/bundle/test_arm64_machine.py)
+
+test-kubernetes:  ## the manifest and flanneld with Kubernetes' own programs: K8S_BIN=DIR with kube-apiserver (as root)
+	@[ -x '$(K8S_BIN)/kube-apiserver' ] || { echo 'make test-kubernetes K8S_BIN=DIR: there is no kube-apiserver in it' >&2; exit 2; }
+	@integration/system-packages test
+	@integration/prepare dev
+	@$(INSTALL) install --prefix build/test >/dev/null
+	@K8S_BIN='$(abspath $(K8S_BIN))' TEST_BIN_DIR=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest -n 0 integration/kubernetes $(TESTS) </dev/null
 
 check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)

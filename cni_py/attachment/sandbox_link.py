@@ -126,21 +126,31 @@ def mac_of(call: Call, config: WithMac) -> str:
 
 def delete(call: Call, config: MainConfig, kind: str) -> None:
     """Delete the link, if it is of this kind and no other network's, then release its addresses. Raises: Incomplete."""
-    attempts = Attempts()
-    delegate.release_from_link(attempts, call, config)
-    with attempts.attempt("the interface"):
-        _delete(call, kind)
-    delegate.release(attempts, call, config)
-    attempts.raise_if_failed("DEL")
+    delete_by(call, config, lambda of: _delete(of, kind))
 
 
 def delete_stale(call: Call, config: MainConfig, kind: str) -> None:
     """Delete the links of stale attachments in live sandboxes, and release their addresses. Raises: Incomplete."""
+    delete_stale_by(call, config, lambda of: _delete(of, kind))
+
+
+def delete_by(call: Call, config: MainConfig, remove: Callable[[Call], object]) -> None:
+    """Remove the interface by this function, then release its addresses. Raises: Incomplete."""
+    attempts = Attempts()
+    delegate.release_from_link(attempts, call, config)
+    with attempts.attempt("the interface"):
+        remove(call)
+    delegate.release(attempts, call, config)
+    attempts.raise_if_failed("DEL")
+
+
+def delete_stale_by(call: Call, config: MainConfig, remove: Callable[[Call], object]) -> None:
+    """Do the same, for GC, for the stale attachments of the network. Raises: Incomplete."""
     attempts = Attempts()
     delegate.release_stale_from_links(attempts, call, config)
     for stale in record.stale_calls(call):
         with attempts.attempt(f'"{stale.ifname}" of container {stale.container_id}'):
-            _delete(stale, kind)
+            remove(stale)
     delegate.release_stale(attempts, call, config)
     attempts.raise_if_failed("GC")
 

@@ -174,7 +174,7 @@ def _agent_report() -> dict[str, object]:
     except (OSError, ValueError, protocol.FrameError) as error:
         raise IOFailure(
             "could not query the agent",
-            f"{protocol.SOCKET_PATH}: {error}",
+            f"{protocol.SOCKET_PATH}: {getattr(error, 'strerror', None) or error}",
             "the plugins work without it; start it: systemctl start cni-agent.socket",
         ) from error
 

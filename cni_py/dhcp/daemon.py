@@ -3,8 +3,8 @@
     dhcp daemon [-pidfile P] [-hostprefix P] [-socketpath S] [-broadcast] [-timeout 10s] [-resendmax 62s] [-resendtimeout 208s]
 
 How it works. A thread for each request, and one for each lease, which sleeps until the lease has to be extended. Leases are in
-memory alone: after a restart they end by themselves, unless the pod asks again. No socket in a sandbox stays open, so a sandbox
-that is deleted is gone; its lease is forgotten at the next look.
+memory, and on disk for the daemon after a restart (``saved.py``). No socket in a sandbox stays open, so none keeps a deleted
+sandbox alive; its lease is forgotten when it has to be extended.
 
 Source: containernetworking/plugins plugins/ipam/dhcp/daemon.go, lease.go.
 """
@@ -26,6 +26,7 @@ from cni_py.dhcp import options, wire
 from cni_py.dhcp import packet as dhcp
 from cni_py.dhcp.lease import Client, Lease, NotAnswered, Timing, acquire, extend, release
 from cni_py.dhcp.port import set_down
+from cni_py.dhcp.saved import Saved, Store
 from cni_py.errors import CheckFailed, CniError, InvalidConfig, InvalidNetNS, NotAvailable, TryAgainLater
 from cni_py.jsontext import encode
 
@@ -61,16 +62,31 @@ def say(text: str) -> None:
 class Kept:
     """A lease that is kept, by a thread of its own until it is given back or has ended."""
 
-    def __init__(self, client: Client, lease: Lease, timing: Timing) -> None:
-        self.client, self.lease, self._timing = client, lease, timing
-        self.sandbox = _identity(client.netns)
-        self._wake, self._is_over = threading.Event(), False
-        threading.Thread(target=self._keep, name=client.identity, daemon=True).start()
+    def __init__(self, saved: Saved, timing: Timing, store: Store) -> None:
+        self.client, self.lease, self.sandbox, self._timing, self._store = (
+            saved.client,
+            saved.lease,
+            saved.sandbox,
+            timing,
+            store,
+        )
+        self._wake, self._is_over, self._lock = threading.Event(), False, threading.Lock()
+        self._save(saved.lease)
+        threading.Thread(target=self._keep, name=self.client.identity, daemon=True).start()
 
-    def stop(self) -> None:
-        """End the thread; the lease stays the caller's."""
-        self._is_over = True
+    def stop(self, *, is_kept: bool = False) -> None:
+        """End the thread; the lease stays the caller's. ``is_kept``: on disk, for the next daemon."""
+        with self._lock:  # the thread must not save it afterwards
+            self._is_over = True
+            if not is_kept:
+                self._store.remove(self.client.identity)
         self._wake.set()
+
+    def _save(self, lease: Lease) -> None:
+        with self._lock:
+            if not self._is_over:
+                self.lease = lease
+                self._store.save(Saved(self.client, lease, self.sandbox))
 
     def look(self) -> None:
         """Let the thread look at its lease now."""
@@ -107,7 +123,7 @@ class Kept:
         self._tried = now
         if _identity(self.client.netns) != self.sandbox:
             say(f"{self.client.identity}: its sandbox no longer exists: forgotten")
-            self._is_over = True
+            self.stop()
             return
         if now >= self.lease.expiry:
             self._end()
@@ -119,22 +135,22 @@ class Kept:
             lease = extend(self.client, self.lease, timing, rebind=rebind)
         except InvalidNetNS as error:
             say(f"{self.client.identity}: {error}: forgotten")
-            self._is_over = True
+            self.stop()
         except NotAnswered as error:
             say(f"{self.client.identity}: {'rebinding' if rebind else 'renewal'} failed, retrying: {error}")
         except CniError as error:
             say(f"{self.client.identity}: {error}")
             if isinstance(error, NotAvailable):  # the interface was deleted
-                self._is_over = True
+                self.stop()
         else:
             if lease.address != self.lease.address:
                 say(f"{self.client.identity}: the server gave another address: {lease.address}, not {self.lease.address}")
             say(f"{self.client.identity}: lease of {lease.address} extended")
-            self.lease = lease
+            self._save(lease)
 
     def _end(self) -> None:
         say(f"{self.client.identity}: the lease of {self.lease.address} has ended: interface {self.client.ifname} is set down")
-        self._is_over = True
+        self.stop()
         try:
             set_down(self.client.netns, self.client.ifname)
         except CniError as error:
@@ -157,9 +173,19 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._store = Store(settings.socket_path, say, settings.host_prefix)
         self._leases: dict[str, Kept] = {}
         self._pending: dict[str, set[threading.Event]] = {}
         self._lock = threading.Lock()
+
+    def resume(self) -> None:
+        """Keep the leases that the daemon before this one had, of sandboxes that exist."""
+        for saved in self._store.load():
+            if _identity(saved.client.netns) == saved.sandbox:
+                say(f"{saved.client.identity}: lease of {saved.lease.address} found")
+                self._leases[saved.client.identity] = Kept(saved, self.settings.timing, self._store)
+            else:
+                self._store.remove(saved.client.identity)
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Returns: the result. Raises: CniError."""
@@ -184,7 +210,8 @@ class Daemon:
                 self._pending[client.identity].discard(is_cancelled)
         with self._lock:
             if not is_cancelled.is_set():
-                self._leases[client.identity] = Kept(client, lease, self.settings.timing)
+                saved = Saved(client, lease, _identity(client.netns))
+                self._leases[client.identity] = Kept(saved, self.settings.timing, self._store)
         if is_cancelled.is_set():  # the plugin that asked was killed, and the runtime has called DEL
             release(client, lease)
             raise TryAgainLater(f'the attachment "{client.identity}" was deleted while its lease was acquired')
@@ -227,11 +254,11 @@ class Daemon:
             if is_gone if keep is None else [parts[0], parts[2]] not in keep:
                 self._release(identity)
 
-    def release_all(self) -> None:
-        """Stop keeping every lease; none is given back: the pods go on with them."""
+    def stop_all(self) -> None:
+        """Stop keeping every lease; none is given back: the pods go on with them, and the next daemon keeps them."""
         with self._lock:
             for kept in self._leases.values():
-                kept.stop()
+                kept.stop(is_kept=True)
 
     def _take(self, identity: str) -> Kept | None:
         with self._lock:
@@ -269,7 +296,7 @@ def identity_of(request: dict[str, Any]) -> str:
 
 
 def described(lease: Lease) -> dict[str, Any]:
-    """What the plugin needs of a lease: address with prefix, gateway, routes. Pure."""
+    """Return the values of a lease that the plugin needs: address with prefix, gateway, routes. Pure."""
     found = lease.ack.options
     router = lease.ack.address(dhcp.ROUTER)
     prefix = dhcp.parse_mask(found.get(dhcp.SUBNET_MASK, b""))
@@ -315,7 +342,7 @@ def answer(daemon: Daemon, accepted: socket.socket) -> None:
 
 
 def listen(path: str) -> socket.socket:
-    """The socket that systemd hands over, or a new one. Raises: InvalidConfig, OSError."""
+    """Return the socket that systemd passes on, or a new one. Raises: InvalidConfig, OSError."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
         number = os.environ.get("LISTEN_FDS", "0")
         if number != "1":
@@ -358,6 +385,7 @@ def main(arguments: Sequence[str]) -> int:
         if settings.pid_file:
             made.append(settings.pid_file)
             files.write(settings.pid_file, str(posix.getpid()).encode(), 0o644)
+        daemon.resume()
         serve(daemon, listening)
     except Stopped:
         pass
@@ -367,7 +395,7 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        daemon.release_all()
+        daemon.stop_all()
         for name in made:
             files.remove(name)
     return 0

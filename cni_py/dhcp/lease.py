@@ -63,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What the server granted; times are of ``time.monotonic``."""
+    """A lease as the server granted it; times are of ``time.monotonic``."""
 
     ack: Message
     server: IPv4Address
@@ -182,7 +182,7 @@ def extend(client: Client, lease: Lease, timing: Timing, *, rebind: bool) -> Lea
 def release(client: Client, lease: Lease) -> None:
     """Give the address back, from the address itself: a server's kernel drops what comes from 0.0.0.0 to it alone.
 
-    Raises: InvalidNetNS, KernelRefused, NotAvailable.
+    It is one packet that is not answered, and the interface is deleted next. Raises: InvalidNetNS, KernelRefused, NotAvailable.
     """
     with Port(client.netns, client.ifname) as port:
         options = client.options() | {dhcp.SERVER: lease.server.packed}
@@ -191,3 +191,5 @@ def release(client: Client, lease: Lease) -> None:
             port.send(message, lease.address, BROADCAST, EVERYONE)
         else:
             port.send(message, lease.address, lease.server, lease.server_mac)
+        if not port.wait_until_sent():
+            raise NotAvailable(f'the DHCPRELEASE has not left "{client.ifname}"', "its queueing discipline or driver holds it")

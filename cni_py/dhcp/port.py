@@ -7,8 +7,11 @@ Source: packet(7).
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import struct
+import termios
 from time import monotonic
 
 from cni_py.dhcp.packet import ANY, BROADCAST, Message, datagram, decode, payload
@@ -28,6 +31,8 @@ ETH_P_IP = 0x0800
 EVERYONE = b"\xff" * 6
 CARRIER_SECONDS = 5.0
 _POLL_SECONDS = 0.02
+LEAVE_SECONDS = 2.0
+_LEAVE_POLL_SECONDS = 0.002
 _MAX_BYTES = 4096
 
 
@@ -86,6 +91,22 @@ class Port:
             self._socket.sendto(datagram(message.encode(), source, target), address)
         except OSError as error:
             raise KernelRefused(f'could not send over "{self._ifname}"', str(error), errno=error.errno or 0) from error
+
+    def wait_until_sent(self) -> bool:
+        """Wait until what was sent has left the interface, and on a veth has arrived at its other end. Returns: whether it has.
+
+        A packet that still waits, in a queueing discipline or for a busy processor, is dropped with the interface.
+        """
+        deadline = monotonic() + LEAVE_SECONDS
+        while self._queued():
+            if monotonic() > deadline:
+                return False
+            select.select([], [], [], _LEAVE_POLL_SECONDS)
+        return True
+
+    def _queued(self) -> int:
+        """Return the memory of packets that were sent and not freed: packet(7) has SIOCOUTQ, whose number is TIOCOUTQ's."""
+        return int(struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0])
 
     def receive(self, is_wanted: Callable[[Message], bool], seconds: float) -> tuple[Message, bytes] | None:
         """Wait for a message. Returns: it and the sender's MAC address; None after the time. Raises: KernelRefused."""

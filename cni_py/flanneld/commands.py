@@ -11,6 +11,7 @@ from cni_py.flanneld import backends, host_networks, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.only_one import only_one
+from cni_py.flanneld.subnet_file import journal_path
 from cni_py.kernel.link import delete_link, list_links
 from cni_py.kernel.route import delete_routes, list_routes
 from cni_py.netlink.socket import open_host
@@ -45,7 +46,7 @@ def _cleanup(options: Options) -> int:
         Firewall.cleanup()
     with attempts.attempt("routes and devices"):
         _remove_routes_and_devices()
-    for path in (options.subnet_file, saved_path):
+    for path in (options.subnet_file, saved_path, journal_path(options.subnet_file)):
         with attempts.attempt(path):
             files.remove(path)
     try:

@@ -25,8 +25,9 @@ from cni_py.flanneld.stores import SNAPSHOT_COMPLETE
 from cni_py.flanneld.subnet_file import SubnetFile, content_for, read_subnets
 from cni_py.kernel.vxlan import Vxlan
 from cni_py.netlink.socket import open_host
+from cni_py.node.changes import keep_journal
 from cni_py.node.desired import blackhole
-from cni_py.node.log import error, info, log_changes, warning
+from cni_py.node.log import error, info, warning
 from cni_py.node.reconcile import Reconciler
 from cni_py.node.stop import Stop
 from cni_py.packetfilter import vxlan_guard
@@ -236,7 +237,7 @@ class Session:
 
     def _guarded(self, name: str, task: Callable[[], None]) -> None:
         """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""
-        log_changes()
+        keep_journal(f"the thread that keeps the {name}")
         try:
             task()
         except Exception as fault:  # noqa: BLE001 — whatever it is

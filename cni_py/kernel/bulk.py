@@ -78,10 +78,10 @@ def change_many(
     for index, item in enumerate(present):
         refused = errors.get(index)
         outcomes.append((item, refused.errno or 0, refused.strerror or "") if refused else (item, 0, ""))
-    refusals = []
+    refusals, ours = [], journal.current()
     for item, errno, said in outcomes:
         failed = errno if errno not in settled else 0
-        if failed or journal.current() is not None:
+        if failed or (ours is not None and ours.has_room()):
             line = " ".join([journal.quote(word) for word in (*rtnl.enter, *command, *item.words())])
             _write(line, said if failed else "")
             if failed:

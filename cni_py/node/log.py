@@ -9,8 +9,7 @@ line that logged. A line is one write(2), so threads do not mix theirs. A text t
 put on one, and what could steer a terminal is shown in its escaped form: texts come from datastores too. Times in it are as
 Go prints them.
 
-With ``-v=1`` the log has each change to the kernel and to files, as the command that would do the same. The plugins write the
-same lines to the journal of an attachment (journal.py); a daemon's changes belong to none.
+With ``-v=1`` the log has each change to the kernel and to files, as the command that would do the same (changes.py).
 
 Source: k8s.io/klog v2, formatHeader.
 """
@@ -21,8 +20,6 @@ import os
 import sys
 from datetime import UTC, datetime
 from time import localtime, strftime, time_ns
-
-from cni_py import journal
 
 STDERR_FD = 2
 SHOWN = 64
@@ -63,19 +60,6 @@ def is_verbose(level: int) -> bool:
 def set_verbosity(level: int) -> None:
     global _verbosity
     _verbosity = level
-
-
-class ChangeLog(journal.Journal):
-    """A journal whose lines are the log's."""
-
-    def write(self, line: str, seconds: float | None = None) -> None:
-        verbose(1, line if seconds is None else f"{line}  ({seconds * 1000:.2f} ms)")
-
-
-def log_changes() -> None:
-    """Log those of the calling thread from now on, if the log is to have them."""
-    if is_verbose(1):
-        journal.use(ChangeLog("flanneld"))
 
 
 def _log(severity: str, text: str) -> None:

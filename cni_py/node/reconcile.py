@@ -28,6 +28,7 @@ from cni_py.kernel.udp_port import port_named
 from cni_py.netlink.constants import RTPROT_KERNEL
 from cni_py.netlink.notifications import Notifications
 from cni_py.netlink.socket import open_host
+from cni_py.node.changes import because, finish
 from cni_py.node.desired import Desired
 from cni_py.node.log import error, info, warning
 from cni_py.node.reports import Reports
@@ -161,6 +162,7 @@ class Reconciler:
         with self._lock:
             try:
                 changes = self._turn()
+                finish()
             except CniError as fault:
                 if str(fault) != self._problem:
                     self._problem = str(fault)
@@ -180,17 +182,22 @@ class Reconciler:
         batch, now = self._reports.take(), monotonic()
         if now >= self._sysctls_at:
             self._sysctls_at = now + SYSCTL_SECONDS
+            because("another process has changed kernel parameters")
             restored = self._put_sysctls()
             self._writer.warn_of_unsettable()
             if restored:
                 info(f"restored {restored} kernel parameters that another process had changed")
         if batch.is_lost or now >= self._check_all_at or (self._problem and (batch.devices or batch.may_retry)):
+            because("a check of all tables")
             changes = self._check_all()
         else:
+            because(lambda: f"another process has changed what is desired: {', '.join(sorted(batch.nouns))}")
             changes = self._repair(batch)
             if now >= self._check_next_at:
+                because("the check of a table, which is done every few minutes")
                 self._check_next()
             if now >= self._writer.retry_at or batch.may_retry:
+                because("what the kernel has refused is tried again")
                 self._retry()
         if changes and batch.nouns:
             info(f"reverted {counted(changes, 'change')} of another process ({', '.join(sorted(batch.nouns))})")

@@ -29,11 +29,23 @@ APPLETS = ("ip", "sh", "sleep", "true")
 
 def write_image(path: Path, busybox: str) -> Path:
     """Write the archive; both podman and containerd name the image NAME afterwards."""
-    layer = _layer(busybox)
+    return _write(path, _layer(busybox), COMMAND)
+
+
+def write_pause(path: Path, busybox: str) -> Path:
+    """Write an image of the same name whose process does nothing, as Kubernetes' pause: what it costs is small."""
+    files = {"bin/busybox": Path(busybox).read_bytes()}
+    for file in _libraries(busybox):
+        files[file.lstrip("/")] = Path(file).read_bytes()
+    layer = _tar(files, {"bin/sleep": "busybox"}, ["etc", "tmp", "proc", "sys", "dev", "run"])
+    return _write(path, layer, ["/bin/sleep", "2147483647"])
+
+
+def _write(path: Path, layer: bytes, command: list[str]) -> Path:
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Cmd": COMMAND, "Env": ["PATH=/bin"], "WorkingDir": "/"},
+        "config": {"Cmd": command, "Env": ["PATH=/bin"], "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
     }
     blobs: dict[str, bytes] = {}

@@ -45,6 +45,16 @@ def test_chains_have_their_aims_beside_them(bin_dir: Path, go_plugins: str) -> N
     assert [line.rpartition("   ")[2] for line in lines[3:6]] == ["1.50, 0.35", "0.80, 0.10", "1.00, 0.16"]
 
 
+def test_four_plugins_and_a_meta_plugin_alone(bin_dir: Path, go_plugins: str) -> None:
+    for only, names, aims in (
+        ("four plugins", ["four plugins ADD", "four plugins DEL", "four plugins both"], ["-, 0.50", "-, 0.25"]),
+        ("tuning", ["tuning ADD", "tuning DEL"], []),
+    ):
+        lines = bench(bin_dir, "--runs", "1", "--pods", "0", "--only", only).splitlines()
+        assert [line.split("  ")[0] for line in lines[3:-1]] == names
+        assert [line.rpartition("   ")[2] for line in lines[3:-1] if line[-1:].isdigit() and "-, " in line] == aims
+
+
 def test_memory_of_the_agent(bin_dir: Path) -> None:
     lines = bench(bin_dir, "--calls", "80").splitlines()
     assert [line.split(":")[0].split() for line in lines] == [[str(number), "calls"] for number in range(8, 88, 8)]

@@ -76,7 +76,7 @@ def udhcpd(host: Host, lease: int) -> Iterator[None]:
 
 
 def said(host: Host, text: str, path: str = LOG) -> int:
-    """How often a log has a text."""
+    """Count the lines of a log that have a text."""
     file = host.path(path)
     return file.read_text().count(text) if file.exists() else 0
 
@@ -115,6 +115,17 @@ def test_pod_has_the_address_of_its_lease_until_del(host: Host) -> None:
         assert check(host, of(ALONE), second, {"cniVersion": "1.1.0", "ips": [{"address": "10.50.0.11/24"}]}).rc == 0
         gc(host, of(ALONE))
         until(lambda: said(host, "DHCPRELEASE(br9) 10.50.0.11") == 1, "GC gives the other one back")
+
+
+@needs_dnsmasq
+def test_release_that_has_to_wait_is_sent_before_the_interface_is_deleted(host: Host) -> None:
+    """On a busy machine the kernel delivers it later, from a queue that is emptied with the interface; here a rate delays it."""
+    with daemon(host), dnsmasq(host):
+        pod = host.netns("c1")
+        add(host, BRIDGE, pod)
+        host.run("tc qdisc add dev eth0 root tbf rate 16kbit burst 1600 limit 100000; ping -qc1 -W5 -s1450 10.50.0.1", pod)
+        delete(host, BRIDGE, pod)
+        until(lambda: said(host, "DHCPRELEASE(br9) 10.50.0.10") == 1, "the address is given back", SECONDS)
 
 
 @needs_dnsmasq
@@ -203,6 +214,44 @@ def test_lease_is_renewed_at_half_time(host: Host) -> None:
 
 
 @needs_udhcpd
+def test_lease_is_kept_by_the_daemon_after_a_restart(host: Host) -> None:
+    """Whether it was ended or killed. Go's forgets its leases: they end while the pods use the addresses."""
+    with udhcpd(host, 60):
+        first, second, gone = (host.netns(name) for name in ("c1", "c2", "c3"))
+        with daemon(host):
+            results = [add(host, BRIDGE, pod) for pod in (first, second, gone)]
+        assert len(host.files("/run/cni-py/dhcp")) == 3
+        host.delete_netns(gone)
+        with daemon(host, "-pidfile", "/run/dhcp.pid"):
+            for pod, result in zip((first, second), results, strict=False):
+                assert check(host, BRIDGE, pod, result).rc == 0
+            until(lambda: len(host.files("/run/cni-py/dhcp")) == 2, "that of the deleted sandbox is forgotten")
+            host.run("kill -KILL $(cat /run/dhcp.pid); rm /run/cni/dhcp.sock")
+        with daemon(host):
+            delete(host, BRIDGE, first)
+            until(lambda: check(host, BRIDGE, second, results[1]).rc == 0, "the other one is kept")
+            assert said(host, f"lease of {results[0]['ips'][0]['address'].partition('/')[0]} released", DAEMON_LOG) == 1
+            delete(host, BRIDGE, second)
+        assert host.files("/run/cni-py/dhcp") == {}
+
+
+@needs_udhcpd
+def test_lease_that_is_due_at_a_restart_is_renewed(host: Host) -> None:
+    pod = host.netns("c1")
+    with udhcpd(host, 8):
+        with daemon(host):
+            result = add(host, BRIDGE, pod)
+        for damage in ("{", '{"boot": 7}', json.dumps({"boot": host.run("cat /proc/sys/kernel/random/boot_id").strip()})):
+            host.write("/run/cni-py/dhcp/damaged", damage)
+            with daemon(host):
+                until(lambda: not host.path("/run/cni-py/dhcp/damaged").exists(), "a damaged file is deleted")
+        with daemon(host):
+            until(lambda: said(host, "extended", DAEMON_LOG) >= 2, "it goes on", SECONDS)
+            assert check(host, BRIDGE, pod, result).rc == 0
+            delete(host, BRIDGE, pod)
+
+
+@needs_udhcpd
 def test_lease_that_no_server_renews_ends_with_the_interface_down(host: Host) -> None:
     with daemon(host):
         pod = host.netns("c1")
@@ -236,7 +285,7 @@ def test_renewal_forgets_a_sandbox_that_is_gone(host: Host) -> None:
         pod = host.netns("c1")
         add(host, BRIDGE, pod)
         host.delete_netns(pod)
-        until(lambda: said(host, "forgotten", DAEMON_LOG), "the daemon looks at it", SECONDS)
+        until(lambda: said(host, "forgotten", DAEMON_LOG), "the daemon checks it", SECONDS)
 
 
 # --- without a server, without a daemon -------------------------------------------------------------------------------

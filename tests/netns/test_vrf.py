@@ -1,4 +1,4 @@
-"""vrf: what a kernel without VRFs is told; and, where it has them (`make test-kernel`), addresses, routes, traffic, CHECK."""
+"""vrf: the error of a kernel without VRFs; and, where it has them (`make test-kernel`), addresses, routes, traffic, CHECK."""
 
 from __future__ import annotations
 
@@ -137,3 +137,32 @@ def test_check_sees_what_was_changed(host: Host, pods: Pods, script: str, said: 
         for difference in reply.json["differences"]:
             host.run(difference["hint"])
         pods.ok("CHECK", pod, result)
+
+
+@needs_vrf
+@pytest.mark.parametrize("order", [("go", "ours"), ("ours", "go")])
+def test_attachments_of_the_go_plugin_are_ours_and_the_reverse(host: Host, go_plugins: str, order: tuple[str, str]) -> None:
+    """ADD by one, CHECK by both, DEL by the other."""
+    conf = CONF | {"cniVersion": "1.0.0"}
+    pod = host.netns("c1")
+    directories = {"ours": host.bin_dir, "go": go_plugins}
+    prev = host.ok("bridge", "ADD", BRIDGE | {"cniVersion": "1.0.0"}, sandbox=pod)
+    maker, other = (f"{directories[side]}/vrf" for side in order)
+    result = host.ok(maker, "ADD", conf, sandbox=pod, prev=prev)
+    assert host.json("ip -j link show eth0", pod)[0]["master"] == "blue"
+    for side in (maker, other):
+        host.ok(side, "CHECK", conf, sandbox=pod, prev=result)
+    host.ok(other, "DEL", conf, sandbox=pod, prev=result)
+    assert "blue" not in host.run("ip link", pod)
+
+
+@needs_vrf
+def test_delete_after_the_interface_and_without_a_name(host: Host, pods: Pods) -> None:
+    """Go's fails; an empty VRF is deleted with its last interface all the same."""
+    for damage in ("ip link del eth0", ""):
+        pods.add(pod := host.netns("c1"))
+        host.run(damage, pod)
+        pods.ok("DEL", pod, {})
+        assert "blue" not in host.run("ip link", pod)
+        host.ok("bridge", "DEL", BRIDGE, sandbox=pod)
+        host.delete_netns(pod)

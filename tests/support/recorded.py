@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from cni_py.explain import calls, steps
+from cni_py.explain.shapes import OTHER
+from cni_py.explain.steps import Step
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec.environment import fault_in
 
@@ -122,10 +125,17 @@ def outdated(directory: Path, *names: str) -> list[str]:
 
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
-# An agent that writes down each call that it handles, in the machine's own file system: a case's host ends with the case.
+# An agent that writes down each call that it handles, and its journal, in the machine's own file system: a case's host ends with
+# the case.
 COUNTING = """
-from cni_py import engine
-plain = engine.handle
+import json
+from cni_py import engine, journal
+plain, write = engine.handle, journal.Journal.write
+def write_down(self, line, seconds=None):
+    with open({journalled!r}, "a") as file:
+        file.write(json.dumps([self.title, line]) + chr(10))
+    write(self, line, seconds)
+journal.Journal.write = write_down
 def handle(call, stdin):
     with open({answered!r}, "a") as file:
         file.write(f"{{call.plugin}} {{call.verb}}\\n")
@@ -140,12 +150,27 @@ def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
     if not cases:
         pytest.skip("this tree has no plugins for any case of this file")
     launcher = (bin_dir.parent.parent / "bin" / "cni-agent").read_text()
-    program, answered = tmp_path / "cni-agent", tmp_path / "answered"
-    counting = COUNTING.format(answered=str(answered))
+    program, answered, journalled = tmp_path / "cni-agent", tmp_path / "answered", tmp_path / "journalled"
+    counting = COUNTING.format(answered=str(answered), journalled=str(journalled))
     program.write_text(launcher.replace("\nsys.exit(main())\n", f"\n{counting}\nsys.exit(main())\n"))
     program.chmod(0o755)
     compared = compare(file, cases, bin_dir, program)
     assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(compared)
+    assert unexplained(journalled) == []
+
+
+def unexplained(journalled: Path) -> list[str]:
+    """The changes that an agent wrote down and ``cni-py explain`` could only show as commands."""
+    written = [json.loads(line) for line in journalled.read_text().splitlines()] if journalled.exists() else []
+    return unexplained_in(
+        [text for title, line in written for text in (f"# 2026-11-24T10:00:00Z {title}", f"10:00:00.000000  {line}")]
+    )
+
+
+def unexplained_in(journal: list[str]) -> list[str]:
+    """The changes in a journal that ``cni-py explain`` could only show as commands."""
+    items = [item for call in calls.read(journal) for item in steps.explain(call)]
+    return [item.line.text for item in items if isinstance(item, Step) and item.group == OTHER]
 
 
 def calls_for_the_agent(cases: list[Case]) -> Counter[str]:

@@ -630,7 +630,13 @@ def test_check_of_an_unknown_word_lists_what_there_is(run: Run, four: Path) -> N
     status, _, err = run("check", "web-9")
     assert status == 1
     assert 'no attachment "web-9"' in err
-    assert "known attachments: del1, fail1, gone1, live1" in err
+    assert "hint: list them: cni-py explain" in err
+
+
+@pytest.mark.parametrize("command", ["sweep", "repair"])
+def test_network_that_no_file_configures_is_a_warning(run: Run, node: Path, command: str) -> None:
+    assert 'configures a network "nonet"' in run(command, "--dry-run", "--network", "nonet")[2]
+    assert 'configures a network "blue"' not in run(command, "--dry-run", "--network", "blue")[2]
 
 
 def test_explain_of_an_ambiguous_id_names_the_candidates(run: Run, four: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cni_py.dhcp import daemon, options
 from cni_py.dhcp import packet as dhcp
-from cni_py.dhcp.lease import Client, Timing, backoff, lease_of
+from cni_py.dhcp.lease import Client, NotAnswered, Timing, backoff, lease_of, transact
 from cni_py.dhcp.packet import Message
+from cni_py.dhcp.saved import Saved, Store
 from cni_py.errors import InvalidConfig
 
 MASK = {dhcp.SUBNET_MASK: bytes([255, 255, 255, 0])}
@@ -120,3 +123,49 @@ def test_command_line_that_is_none(words: list[str]) -> None:
 )
 def test_routes_of_a_lease(values: dict[str, bytes], routes: list[list[str]]) -> None:
     assert daemon.described(lease_of(ack(**values), bytes(6), 0.0))["routes"] == routes
+
+
+class Deaf:
+    """A port on which no server is heard; ``sent`` keeps the messages."""
+
+    def __init__(self) -> None:
+        self.mac, self.sent = bytes(6), list[Message]()
+        self.link = SimpleNamespace(name="eth0")
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def receive(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("is_broadcast", [True, False])
+def test_broadcast_is_asked_for_with_the_option_alone(is_broadcast: bool) -> None:
+    """Go's `-broadcast` has no effect."""
+    port = Deaf()
+    with pytest.raises(NotAnswered, match='no DHCPOFFER on "eth0"'):
+        transact(port, Client("c1/net/eth0", "/run/netns/c1", "eth0"), Timing(is_broadcast=is_broadcast))  # type: ignore[arg-type]
+    assert [message.is_broadcast for message in port.sent] == [is_broadcast] * 3
+    assert port.sent[0].encode()[10:12] == (b"\x80\0" if is_broadcast else b"\0\0")
+
+
+def test_saved_lease_is_read_by_the_next_daemon_of_the_socket_and_no_other(tmp_path: Path) -> None:
+    said: list[str] = []
+    client = Client("c1/net/eth0", "/run/netns/c1", "eth0", (1, 3, 121), ((12, b"web\xff"), (60, b"")))
+    lease = lease_of(ack(LEASE_TIME=seconds(100), SERVER=bytes([10, 0, 0, 1])), b"\2\0\0\0\0\1", 1000.0)
+    saved = Saved(client, lease, (4, 711))
+    one, other = (Store(f"/run/{name}.sock", said.append, str(tmp_path)) for name in ("one", "other"))
+    one.save(saved)
+    assert (list(one.load()), list(other.load())) == ([saved], [])
+    one.remove(client.identity)
+    one.remove(client.identity)
+    assert list(one.load()) == said == []
+
+
+def test_store_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "run").write_text("")
+    Store("/run/one.sock", said.append, str(tmp_path)).save(
+        Saved(Client("c1/net/eth0", "/run/netns/c1", "eth0"), lease_of(ack(), bytes(6), 1000.0), (4, 711))
+    )
+    assert [line.partition(": ")[0] for line in said] == ["c1/net/eth0"]

@@ -26,7 +26,7 @@ from cni_py.netlink.constants import RT_TABLE_MAIN, RTPROT_KERNEL
 from cni_py.netlink.socket import open_host
 from cni_py.spec.environment import link_name_fault
 from cni_py.spec.result import Interface, Result, dns_from_config
-from cni_py.undo import Attempts, Undo
+from cni_py.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,12 +66,7 @@ def add(call: Call, config: HostDeviceConfig) -> Result:
 
 def delete(call: Call, config: HostDeviceConfig) -> None:
     """Bring the device back, from the sandbox or from wherever the kernel put it, and release the addresses."""
-    attempts = Attempts()
-    delegate.release_from_link(attempts, call, config)
-    with attempts.attempt("the device"):
-        bring_back(call, config)
-    delegate.release(attempts, call, config)
-    attempts.raise_if_failed("DEL")
+    sandbox_link.delete_by(call, config, lambda of: bring_back(of, config))
 
 
 def check(call: Call, config: HostDeviceConfig) -> None:
@@ -104,13 +99,7 @@ def status(call: Call, config: HostDeviceConfig) -> None:
 
 def gc(call: Call, config: HostDeviceConfig) -> None:
     """Bring back the devices of attachments of this network that no longer exist."""
-    attempts = Attempts()
-    delegate.release_stale_from_links(attempts, call, config)
-    for stale in record.stale_calls(call):
-        with attempts.attempt(f"the device of container {stale.container_id}"):
-            bring_back(stale, config)
-    delegate.release_stale(attempts, call, config)
-    attempts.raise_if_failed("GC")
+    sandbox_link.delete_stale_by(call, config, lambda of: bring_back(of, config))
 
 
 # ---- which device -----------------------------------------------------------------------------
