@@ -262,7 +262,7 @@ def other_version(unpacked: Path, to: Path, number: str) -> Path:
 
 
 def test_former_version_stays_while_a_process_executes_it(unpacked: Path, tmp_path: Path) -> None:
-    """Whatever namespace the process is in; it goes on with the modules that it started with."""
+    """The process may be in any namespace; it goes on with the modules that it started with."""
     prefix = tmp_path / "prefix"
     newer = other_version(unpacked, tmp_path / "newer", "99.0")
     installed(prefix, unpacked)
