@@ -358,7 +358,9 @@ HOSTILE = {
     },
 }
 DATA = "hosts|passwd|group|resolv.conf|localtime|host.conf|gai.conf|services|iproute2|protocols|connlabel.conf"
-ALLOWED = re.compile(rf"/(opt/(cni-py|cni/bin|bin)|proc|sys|run|var/lib/cni|tmp/conf|dev|etc/({DATA}))(/|$)")
+ALLOWED = re.compile(
+    rf"/(opt/(cni-py|cni/bin|bin)|proc|sys|run|var/lib/cni|tmp/conf|dev|etc/({DATA}))(/|$)|.*/(zoneinfo|tzdata)\b"
+)
 NAMES = """
 import sys
 sys.path.insert(-1, '/opt/cni-py/lib')
