@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from support import examples
 from support.namespaces import GO_PLUGINS, PATH, Host
+from support.warm import WarmHost
 
 ROOT = Path(__file__).resolve().parent
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
@@ -24,6 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--longer", type=int, default=1, metavar="N", help="kill and fault tests try N times as much (make test-long: 10)"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples.FACTOR = int(config.getoption("--longer"))
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +64,17 @@ def cni_py(bin_dir: Path) -> Path:
 
 @pytest.fixture
 def host(bin_dir: Path) -> Iterator[Host]:
-    """A host in namespaces of its own, without containers or subnet.env; see tests/support/namespaces.py."""
+    """A host in namespaces of its own, without containers or subnet.env; see tests/support/namespaces.py.
+
+    Its plugins are forks of a process that has loaded them (tests/support/warm.py). `executing_host` executes them.
+    """
+    with WarmHost(bin_dir) as made:
+        yield made
+
+
+@pytest.fixture
+def executing_host(bin_dir: Path) -> Iterator[Host]:
+    """A host whose plugins are executed, as by a runtime."""
     with Host(bin_dir) as made:
         yield made
 
@@ -119,7 +135,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests: a Host requires root, marked or not; longer tests get more time."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if "host" in fixtures:
+        if {"host", "executing_host"} & set(fixtures):
             item.add_marker("netns")
         if "longer" in fixtures:
             item.add_marker(pytest.mark.timeout(180 + 60 * item.config.getoption("--longer")))

@@ -79,7 +79,7 @@ def _run(call: Call) -> bytes:
     keeps_file = call.verb in ("ADD", "DEL", "GC")
     reply = b""
     explain_fd = call.stderr_fd if "CNI_PY_EXPLAIN" in call.environ else -1
-    with journal.Journal(title, name if keeps_file else "", explain_fd, call.stderr_fd):
+    with journal.Journal(title, name if keeps_file else "", explain_fd, call.stderr_fd, lambda: _configuration(call)):
         if call.verb == "ADD":
             reply = _add(call)
         elif call.verb == "DEL":
@@ -91,6 +91,11 @@ def _run(call: Call) -> bytes:
     if call.verb == "DEL":
         journal.retire(name)
     return reply
+
+
+def _configuration(call: Call) -> bytes:
+    """Return the configuration for the journal: without the result before, and what the runtime says to GC."""
+    return encode({key: value for key, value in call.conf.items() if key != "prevResult" and not key.startswith("cni.dev/")})
 
 
 def _add(call: Call) -> bytes:

@@ -20,7 +20,7 @@ On file systems without ``O_TMPFILE`` (NFS, FAT) the temporary has a random name
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EINVAL, EISDIR, EOPNOTSUPP, EROFS
+from errno import EACCES, EINVAL, EISDIR, ENOSPC, EOPNOTSUPP, EROFS
 
 from cni_py.errors import InvalidConfig, IOFailure
 from cni_py.journal import RUN_DIR, check_own, note, quote, step
@@ -65,6 +65,24 @@ def changed_at(path: str) -> int:
         return posix.stat(path).st_mtime_ns
     except OSError:
         return 0
+
+
+def check_space(path: str) -> None:
+    """Check that a file can be created in a directory, or in the one above where it does not exist. Raises: IOFailure."""
+    there = path
+    while True:
+        try:
+            found = posix.statvfs(there)
+            break
+        except FileNotFoundError:
+            there = there.rpartition("/")[0] or "/"
+        except OSError as error:
+            raise IOFailure(f'"{path}" cannot be used as a directory', error.strerror or "", errno=error.errno or 0) from error
+    msg = f'no file can be created in "{path}"'
+    if found.f_flag & posix.ST_RDONLY:
+        raise IOFailure(msg, "Read-only file system", errno=EROFS)
+    if (found.f_blocks and not found.f_bfree) or (found.f_files and not found.f_ffree):
+        raise IOFailure(msg, "No space left on device", f"df -h {there}; df -i {there}", errno=ENOSPC)
 
 
 def list_directory(path: str) -> list[str]:
@@ -262,7 +280,10 @@ class Lock:
         except OSError as error:
             if error.errno not in (EROFS, EACCES):
                 raise
-            return posix.open(self.path, posix.O_RDONLY | flags)  # flock writes nothing
+            try:
+                return posix.open(self.path, posix.O_RDONLY | flags)  # flock writes nothing
+            except FileNotFoundError:  # the reason is that it could not be created
+                raise error from None
 
 
 class HostLock:

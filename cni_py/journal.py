@@ -22,19 +22,22 @@ from __future__ import annotations
 
 import posix
 from _thread import _local
-from errno import EACCES, EEXIST
+from errno import EACCES, EEXIST, ENOSPC
 from time import gmtime, perf_counter, strftime, time
 
 from cni_py.errors import IOFailure, KernelRefused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 RUN_DIR = "/run/cni-py"
 JOURNAL_DIR = f"{RUN_DIR}/journal"
 MAX_BYTES = 64 * 1024
 MAX_FILES = 1000
+MAX_CONFIGURATION = 2048
+"""Bytes of a configuration; a longer one is not in the journal."""
 _APPEND = posix.O_RDWR | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%!")
 
@@ -50,6 +53,13 @@ def quote(word: str) -> str:
     return word if word and _PLAIN.issuperset(word) else "'" + word.replace("'", "'\\''") + "'"
 
 
+def printable(text: str) -> str:
+    r"""Escape what could steer a terminal, as ``\x1b``: names come from pods and servers, too."""
+    return (
+        text if text.isprintable() else "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
+    )
+
+
 class Journal:
     """Journal of one call; as a context manager, that of the current thread.
 
@@ -58,10 +68,20 @@ class Journal:
         name: file name, unique to an attachment; empty: no file.
         stderr_fd: file descriptor to print each line to as it happens; -1: none.
         warn_fd: file descriptor to say on, once, that bookkeeping is incomplete; -1: none.
+        configuration: returns that of the call, called for the first line of the file: by it ``cni-py explain`` says
+            what asked for a change.
     """
 
-    def __init__(self, title: str, name: str = "", stderr_fd: int = -1, warn_fd: int = -1) -> None:
+    def __init__(
+        self,
+        title: str,
+        name: str = "",
+        stderr_fd: int = -1,
+        warn_fd: int = -1,
+        configuration: Callable[[], bytes] | None = None,
+    ) -> None:
         self.title, self.name, self.stderr_fd, self.warn_fd = title, name, stderr_fd, warn_fd
+        self._configuration = configuration
         self._fd, self._size = -1, 0
         self._began = perf_counter()
 
@@ -77,8 +97,13 @@ class Journal:
         if self._fd >= 0:
             posix.close(self._fd)
 
+    def has_room(self) -> bool:
+        """Return whether a line of one of many changes is to be written. A daemon's journal counts those that are not."""
+        return True
+
     def write(self, line: str, seconds: float | None = None) -> None:
         """Append a line; the first one opens the file and writes the title."""
+        line = printable(line)
         took = "" if seconds is None else f"  ({seconds * 1000:.2f} ms)"
         if self.stderr_fd >= 0:
             try:
@@ -88,14 +113,17 @@ class Journal:
         if not self.name:
             return
         now = time()
-        text = f"{strftime('%H:%M:%S', gmtime(now))}.{int(now % 1 * 1e6):06d}  {line}{took}\n"
+        clock = f"{strftime('%H:%M:%S', gmtime(now))}.{int(now % 1 * 1e6):06d}"
+        text = f"{clock}  {line}{took}\n"
         try:
             if self._fd < 0:
                 self._fd, self._size = _open(self.name)
-                text = f"# {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(now))} {self.title}\n{text}"
+                if self._configuration and len(shown := self._configuration()) <= MAX_CONFIGURATION:
+                    text = f"{clock}  # configuration: {printable(shown.decode(errors='replace'))}\n{text}"
+                text = f"# {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(now))} {printable(self.title)}\n{text}"
             self._size += posix.write(self._fd, text.encode(errors="backslashreplace"))
             if self._size > MAX_BYTES:
-                self._size = _cut(self._fd, self._size)
+                self._size = cut(self._fd, self._size)
         except OSError as error:
             self.name = ""
             self.warn(f"no journal in {JOURNAL_DIR}: {error.strerror}")
@@ -104,6 +132,7 @@ class Journal:
         """Say the first time that bookkeeping is incomplete."""
         if self.warn_fd < 0:
             return
+        reason = printable(reason)
         text = f"cni-py: bookkeeping incomplete, the call goes on: {reason} (see: ls -ld {RUN_DIR}; df -h -i {RUN_DIR})\n"
         try:
             posix.write(self.warn_fd, text.encode(errors="backslashreplace"))
@@ -145,7 +174,7 @@ def _bring_back(name: str) -> None:
         pass
 
 
-def _cut(fd: int, size: int) -> int:
+def cut(fd: int, size: int) -> int:
     """Drop all but the newest ``MAX_BYTES // 2``. Returns: the new size."""
     kept = posix.pread(fd, MAX_BYTES // 2, max(0, size - MAX_BYTES // 2))
     kept = b"# older lines were cut\n" + kept[kept.find(b"\n") + 1 :]
@@ -242,6 +271,7 @@ class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …)
         if isinstance(error, OSError):
             problem = "the kernel refused" if self.error is KernelRefused else "could not write"
             words = error.strerror or str(error)
+            hint = "df -h; df -i" if error.errno == ENOSPC and self.error is not KernelRefused else ""
             if len(self.line) > _LONG:  # the reason first: it would stand behind all of it
-                raise self.error(f"{problem}: {words}", f'{words}: "{self.line}"', errno=error.errno or 0) from error
-            raise self.error(f'{problem}: "{self.line}"', words, errno=error.errno or 0) from error
+                raise self.error(f"{problem}: {words}", f'{words}: "{self.line}"', hint, errno=error.errno or 0) from error
+            raise self.error(f'{problem}: "{self.line}"', words, hint, errno=error.errno or 0) from error

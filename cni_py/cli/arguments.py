@@ -101,18 +101,23 @@ examples:
   cni-py status"""
 
 _EXPLAIN = """\
-Show the journal of an attachment, or list the attachments of this node.
+Explain what was done for an attachment, and why; or list the attachments of this node.
 
 The list says of each whether it is live, failed, gone (its namespace no longer exists,
-and DEL was not called) or deleted, and its last error. Each line of a journal is a change
-to the kernel or to a file, as the command that would make it, with its time (UTC) and
-duration. Journals are kept until the next boot.
+and DEL was not called) or deleted, and its last error. With an attachment, each change
+to the kernel or to a file is shown: what it is for, as the command that would make it,
+and the reason: a key of the configuration, a line of subnet.env, a section of the CNI
+specification. Times are UTC. Journals are kept until the next boot.
+
+What no single attachment asked for: --node shows sweeps, restored rules and garbage
+collection, --flanneld the changes of flanneld and the lease or event behind each.
 
 examples:
   cni-py explain
   cni-py explain default/web-1
-  cni-py explain 10.244.91.2
-  cni-py explain cnitool-3528 --ifname eth1"""
+  cni-py explain 10.244.91.2 -v
+  cni-py explain cnitool-3528 --ifname eth1
+  cni-py explain --flanneld"""
 
 _SWEEP = """\
 Remove resources leaked by deleted pods: those that belong to no live network namespace.
@@ -137,8 +142,10 @@ examples:
   cni-py sweep --convert-to-go"""
 
 _REPAIR = """\
-Restore rules of live pods that another program has deleted, as nft flush ruleset or a
-restart of firewalld does: masquerade, host ports, and checks of MAC addresses.
+Restore rules of live pods that another program has deleted.
+
+nft flush ruleset or a restart of firewalld deletes masquerade, host ports, checks of MAC
+addresses and what the plugin firewall accepts.
 
 Only what is missing is added, for attachments whose record and sandbox exist. An address
 or a host port that another attachment has now is left to it. cni-agent does the same within
@@ -176,6 +183,7 @@ examples:
   cni-py lab up --backend host-gw --ipv6 --datastore etcd"""
 
 _LAB_FAULTS = ("link", "etcd", "flanneld", "route", "arp", "fdb")
+_FLANNELD_JOURNAL = "/run/flannel/journal"
 _LAB_DIRECTORY = "/run/cni-py/lab"
 
 _CONFIG = """\
@@ -357,6 +365,13 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("-i", "--ifname", default="", metavar="NAME", help="this interface only")
     command.add_argument("--network", default="", metavar="NAME", help="this network only")
+    text = "show rules of the packet filter that all pods share, too"
+    command.add_argument("-v", "--verbose", action="store_true", help=text)
+    which = command.add_mutually_exclusive_group()
+    text = "the changes of flanneld; FILE: its journal, beside its -subnet-file (%(const)s)"
+    which.add_argument("--flanneld", nargs="?", const=_FLANNELD_JOURNAL, metavar="FILE", help=text)
+    text = "changes that belong to no single attachment: sweeps, restored rules, GC"
+    which.add_argument("--node", action="store_true", help=text)
 
 
 def _add_version(command: argparse.ArgumentParser) -> None:
@@ -464,12 +479,14 @@ def _json_setting(text: str) -> tuple[str, object]:
 
 
 def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
+    if verb == "check":  # argparse would print "NETWORK [NETNS]"
+        command.usage = "cni-py check [NETWORK] NETNS|POD|ADDRESS|CONTAINERID [options]"
     nargs = "?" if verb == "status" else None
     command.add_argument("network", metavar="NETWORK", nargs=nargs, help='the "name" in its configuration')
     if verb in ("add", "check", "del"):
         text = 'path of a network namespace, or its name in "ip netns"'
         if verb == "check":
-            text += "; or a pod, an address, a container id: then NETWORK may be left out"
+            text += "; or a pod (web-1, default/web-1), an address, a container id; with one of these NETWORK may be left out"
         command.add_argument("netns", metavar="NETNS", nargs="?" if verb == "check" else None, help=text)
         command.add_argument("-i", "--ifname", help="interface name in the sandbox")
         command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")

@@ -224,8 +224,7 @@ def select(all_known: Sequence[Known], word: str, ifname: str = "", network: str
                 f'container id "{word}" is ambiguous: it is the beginning of {len(ids)}', hint=f"one of {_some(ids)}"
             )
     if not found:
-        names = sorted({one.pod or one.container_id for one in all_known})
-        hint = f"known attachments: {_some(names)}" if names else "no plugin has attached anything since the last boot"
+        hint = "list them: cni-py explain" if all_known else "no plugin has attached anything since the last boot"
         raise CniError(f'no attachment "{word}"', "it is no container id, pod, network namespace or address", hint)
     return found
 
@@ -274,17 +273,12 @@ def render_list(found: Iterable[Known]) -> Iterator[str]:
     yield f"{total}: {', '.join(f'{number} {state}' for state, number in counts.items())}" if counts else "no attachments"
 
 
-def render_journals(found: Iterable[Known]) -> Iterator[str]:
-    """Yield a heading, and the lines of the journal, of each attachment."""
-    for number, one in enumerate(found):
-        if number:
-            yield ""
-        yield f"== {one.container_id} {one.ifname}, network {one.network} ({one.state}, last change {date_of(one.changed)})"
-        names = " ".join(filter(None, (one.pod, one.netns, *one.addresses)))
-        if names:
-            yield f"== {names}"
-        lines = journals.lines_of(one.journal) if one.journal else []
-        yield from lines or ["# no journal: other plugins than those of cni-py attached it, or it is older than the last boot"]
+def render_heading(one: Known) -> Iterator[str]:
+    """Yield what an attachment is called, its state, and its other names."""
+    yield f"== {one.container_id} {one.ifname}, network {one.network} ({one.state}, last change {date_of(one.changed)})"
+    names = " ".join(filter(None, (one.pod, one.netns, *one.addresses)))
+    if names:
+        yield f"== {names}"
 
 
 def date_of(seconds: float) -> str:

@@ -95,7 +95,8 @@ def _conflist(path: str, content: bytes, raw: Mapping[str, Any]) -> Checked:
     try:
         network = network_config.parse_list(path, content, raw)
     except CniError as error:
-        return Checked(path, "network list", tuple(_faults(error)), tuple(warnings))
+        words = ": ".join(filter(None, (error.msg.removeprefix(path).removeprefix(": ").removeprefix(", "), error.details)))
+        return Checked(path, "network list", (words,), tuple(warnings))
     return _plugins(path, "network list", network, warnings)
 
 

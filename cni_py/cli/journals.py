@@ -48,14 +48,29 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: entry.changed)
 
 
+def of_node() -> list[str]:
+    """Return the names of the journals that belong to no single attachment: sweeps, restored rules, GC of a network."""
+    names = files.list_directory(journal.JOURNAL_DIR)
+    return [name for name in names if name in ("sweep", "repair") or (name.startswith("gc:") and name.count(":") == 1)]
+
+
 def lines_of(entry: Entry) -> list[str]:
     """Return the lines of a journal; none if it was deleted in the meantime. Raises: IOFailure."""
     try:
-        return files.read(entry.path, MAX_BYTES).decode(errors="replace").splitlines()
+        return read_lines(entry.path)
     except FileNotFoundError:
         return []
+
+
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a file; a control character in a name ends none. Raises: FileNotFoundError, IOFailure."""
+    try:
+        lines = files.read(path, MAX_BYTES).decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        raise IOFailure(f'could not read "{entry.path}"', error.strerror or "", errno=error.errno or 0) from error
+        raise IOFailure(f'could not read "{path}"', error.strerror or "", errno=error.errno or 0) from error
+    return lines if lines[-1] else lines[:-1]
 
 
 def with_outcome(entry: Entry) -> Entry:

@@ -1,7 +1,7 @@
 """Command ``cni-py``: a container runtime's calls by hand, journals, leaked resources, configuration, lab.
 
 This module has the commands and their exit status, arguments.py the command line, output.py the printing, verbs.py what a
-runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), attachments.py and journals.py (explain),
+runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why),
 host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's configuration) and
 lab/ (a test network), each imported when it is needed.
 Reference: docs/cni-py.md, docs/lab.md.
@@ -17,7 +17,7 @@ from cni_py import __version__
 from cni_py.cli import arguments
 from cni_py.cli.output import EXIT_FAILED, EXIT_UNKNOWN, print_error, say, show, show_json
 from cni_py.cli.verbs import DEFAULT_NETCONF_PATH, add, check, cni_path, delete, gc, setting, status
-from cni_py.errors import CniError
+from cni_py.errors import CniError, IOFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports the error again when it flushes at exit
         return EXIT_FAILED
     except OSError as error:
-        say(str(error))
+        # as a shell says it: without "[Errno 2]"
+        words = ": ".join(filter(None, (str(error.filename or ""), error.strerror))) or str(error)
+        if wants_json:
+            show_json({"error": {"code": IOFailure.code, "msg": words, "details": "", "hint": ""}})
+        say(words)
         return EXIT_FAILED
 
 
@@ -62,13 +66,14 @@ def repair(options: argparse.Namespace) -> int:
     """Run ``cni-py repair``: print what was missing, and what was done about it."""
     from cni_py.sweep import restore
 
+    _warn_of_unknown(options.network, setting("", "NETCONFPATH", DEFAULT_NETCONF_PATH))
     lost = restore.restore(options.network, options.dry_run)
     if options.json:
         show_json({"dryRun": options.dry_run, "lost": [one.as_json() for one in lost]})
     for one in () if options.json else lost:
         show(f"{one.outcome}: {one.what} of container {one.container_id}, {one.ifname}, network {one.network}")
     if not lost and not options.json:
-        show("no rules are missing")
+        show("no rules are missing of attachments that have a record (/run/cni-py)")
     for one in lost:
         if one.outcome == restore.FAILED:
             say(f"could not restore {one.what} of container {one.container_id}: {one.why}")
@@ -82,6 +87,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     directory = setting(options.netconf_path, "NETCONFPATH", DEFAULT_NETCONF_PATH)
     places = Places() | places_configured(directory, lambda line: say(f"warning: {line}"))
+    _warn_of_unknown(options.network, directory)
     report = sweeping.run(options.grace, options.dry_run, options.network, places=places)
     if options.json:
         show_json(report.as_json())
@@ -99,6 +105,16 @@ def sweep(options: argparse.Namespace) -> int:
     return EXIT_FAILED if report.failed or is_left else EXIT_UNKNOWN if report.missing else 0
 
 
+def _warn_of_unknown(names: Sequence[str] | None, directory: str) -> None:
+    """Warn of networks that no file configures: one that was deleted may have leaked resources, a mistyped one has none."""
+    from cni_py.runtime.network_config import names_in
+
+    known = names_in(directory) if names else set()
+    for name in names or ():
+        if name not in known:
+            say(f'warning: no file in {directory} configures a network "{name}"')
+
+
 def _convert(places: Places) -> bool:
     """Turn masquerade and host ports into the Go plugins' form. Returns: whether something could not be."""
     from cni_py.sweep import convert
@@ -110,21 +126,10 @@ def _convert(places: Places) -> bool:
 
 
 def explain(options: argparse.Namespace) -> int:
-    """Run ``cni-py explain``: print journals, or the list of attachments."""
-    from cni_py.cli import attachments, journals
+    """Run ``cni-py explain``."""
+    from cni_py.cli import explain as explaining
 
-    found = attachments.known()
-    if options.attachment is None:
-        found = [one for one in found if options.ifname in ("", one.ifname) and options.network in ("", one.network)]
-    else:
-        found = attachments.select(found, attachments.as_address(options.attachment), options.ifname, options.network)
-    if options.json:
-        texts = [{"journal": journals.lines_of(one.journal) if one.journal else []} for one in found]
-        show_json([one.as_json() | (text if options.attachment else {}) for one, text in zip(found, texts, strict=True)])
-        return 0
-    for line in attachments.render_list(found) if options.attachment is None else attachments.render_journals(found):
-        show(line)
-    return 0
+    return explaining.run(options)
 
 
 def version(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
+from cni_py.cli.output import say
 from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.errors import CniError, InvalidConfig, NotAvailable
 from cni_py.flanneld import allocate, backends
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> Output:
 def opened(words: Sequence[str]) -> Iterator[Datastore]:
     """Open the datastore that flanneld with these options would use. Raises: UsageError, CniError."""
     options = parse(words, os.environ)
+    for text in options.warnings:
+        say(f"warning: {text}")
     if options.check_config or options.cleanup or options.version:
         raise UsageError('only flanneld options that select the datastore may follow "--"')
     if options.kube_subnet_mgr:

@@ -62,10 +62,18 @@ def _in_bridge(host: Rtnl, path: str, env: SubnetEnv, plugin: Mapping[str, Any])
     if bridge is None:
         return
     here = [address for address in list_addresses(host, bridge) if not address.is_link_local]
+    pods = len([link for link in list_links(host) if link.master == bridge.ifindex])
+    is_gateway = delegate.get("isGateway", True) or delegate.get("isDefaultGateway", False)
     for subnet in env.subnets:
+        if pods and is_gateway and not any(address.version == subnet.version for address in here):
+            gateway = f"{next(subnet.hosts())}/{subnet.prefixlen}"
+            yield NotAvailable(
+                f'"{name}" has no address of the subnet of {path}, {subnet}',
+                f"it is the gateway of {counted(pods, 'pod')}, which reach nothing beyond the node",
+                f"ip addr add {gateway} dev {name}",
+            )
         others = [str(address) for address in here if address.version == subnet.version and address.network != subnet]
         if others and len(others) == len([address for address in here if address.version == subnet.version]):
-            pods = len([link for link in list_links(host) if link.master == bridge.ifindex])
             delete = "; ".join(f"ip addr del {address} dev {name}" for address in others)
             yield NotAvailable(
                 f'"{name}" has {", ".join(others)}, and the subnet of {path} is {subnet}',

@@ -24,6 +24,7 @@ def remarks(plugin: Mapping[str, Any], where: str = "") -> Iterator[str]:
     kind = str(member_of(plugin, "type") or "")
     row = PLUGINS.get(kind)
     if row is None:
+        yield from _mistyped(kind, where, "")
         return
     yield from _walk(plugin, SCHEMAS[row.model], where, is_plugin=True)
     ipam, delegate = plugin.get("ipam"), plugin.get("delegate")
@@ -33,8 +34,17 @@ def remarks(plugin: Mapping[str, Any], where: str = "") -> Iterator[str]:
         yield from remarks({"type": "bridge"} | delegate, f"{where}delegate.")
 
 
+def _mistyped(kind: str, where: str, of_kind: str) -> Iterator[str]:
+    """Yield a warning for the type of a third-party plugin that is one letter from a name in the table."""
+    if words := meant(kind, [name for name, row in PLUGINS.items() if of_kind in ("", row.kind)]):
+        yield f'"{where}type" is "{kind}", which is not a plugin of cni-py{words}'
+
+
 def _of_ipam(ipam: Mapping[str, Any], where: str, default: str) -> Iterator[str]:
-    row = PLUGINS.get(str(ipam.get("type") or default))
+    kind = str(ipam.get("type") or default)
+    row = PLUGINS.get(kind)
+    if row is None:
+        yield from _mistyped(kind, where, "ipam")
     if row is not None and row.kind == "ipam":
         field = fields_of(SCHEMAS[row.model])["ipam"]
         yield from _walk(ipam, field[1], where, is_plugin=False)

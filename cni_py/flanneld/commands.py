@@ -11,6 +11,8 @@ from cni_py.flanneld import backends, host_networks, iface, saved
 from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.only_one import only_one
+from cni_py.flanneld.subnet_file import journal_path
+from cni_py.journal import printable
 from cni_py.kernel.link import delete_link, list_links
 from cni_py.kernel.route import delete_routes, list_routes
 from cni_py.netlink.socket import open_host
@@ -45,7 +47,7 @@ def _cleanup(options: Options) -> int:
         Firewall.cleanup()
     with attempts.attempt("routes and devices"):
         _remove_routes_and_devices()
-    for path in (options.subnet_file, saved_path):
+    for path in (options.subnet_file, saved_path, journal_path(options.subnet_file)):
         with attempts.attempt(path):
             files.remove(path)
     try:
@@ -75,9 +77,9 @@ def check_config(source: str) -> int:
         backends.check(config)
     except (CniError, OSError, ValueError) as fault:
         words = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
-        print(f"flanneld: {source}: {words}", file=sys.stderr)
+        print("\n".join(map(printable, f"flanneld: {source}: {words}".split("\n"))), file=sys.stderr)
         return 1
     for remark in [*backends.remarks(config), *host_networks.warnings_here(config.networks)]:
-        print(f"flanneld: {source}: {remark}", file=sys.stderr)
+        print(printable(f"flanneld: {source}: {remark}"), file=sys.stderr)
     print(f"{source}: a network configuration for {config.backend_type} that can be used")
     return 0

@@ -26,11 +26,12 @@ from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.only_one import only_one
 from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.session import Session
-from cni_py.flanneld.subnet_file import read_subnets
+from cni_py.flanneld.subnet_file import journal_path, read_subnets
 from cni_py.netlink.monitor import Watch
 from cni_py.node import bridge_netfilter, systemd
+from cni_py.node.changes import because, begin_journal, finish, keep_journal
 from cni_py.node.health import Health
-from cni_py.node.log import error, info, log_changes, set_verbosity, shortened, warning, warning_once
+from cni_py.node.log import error, info, set_verbosity, shortened, warning, warning_once
 from cni_py.node.memory import use_one_heap
 from cni_py.node.status import RETRY_SECONDS, Status
 
@@ -161,7 +162,9 @@ class Daemon:
             [*([own] if own else []), *(known.former if known else ())],
         )
         try:
+            because(f"a session begins: {config.backend_type} over {external.name}")
             session.begin(known if known is not None and _is_same(known.config, config) else None, is_answered=text is not None)
+            finish()
             known = None  # a session lasts, and has what it needs of it
             if not self.status.stop.is_set():
                 session.keep()
@@ -267,7 +270,8 @@ def main() -> int:
         print("flanneld: it must be run as root (it makes links, routes and rules)", file=sys.stderr)
         return 1
     set_verbosity(options.v)
-    log_changes()
+    begin_journal("" if options.cleanup else journal_path(options.subnet_file))
+    keep_journal("flanneld starts")
     return commands.cleanup(options) if options.cleanup else run(options)
 
 

@@ -21,10 +21,12 @@ from cni_py.flanneld.lease import Lease
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, read_snapshot
 from cni_py.flanneld.subnet_index import SubnetIndex
 from cni_py.flanneld.vanished import Vanished
+from cni_py.node.changes import because, finish
 from cni_py.node.log import error, info, warning, warning_once
+from cni_py.plural import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from cni_py.flanneld.backends import Backend
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
 
 GATHER_SECONDS = 0.05
+_NAMED = 3
+"""Events that the journal names of those that are followed together."""
 
 
 class Following:
@@ -137,10 +141,13 @@ class Following:
 
     def take(self, events: Iterable[Event], now: float) -> None:
         """Follow these, and what has vanished long enough ago. Raises: CniError."""
+        events = list(events)
+        because(lambda: _title_of(events))
         try:
             self._follow(events, now)
         finally:
             self._reconciler.settle()
+            finish()
 
     def _next(self) -> list[Event]:
         """The next events, or none where a vanished lease ceases to count before."""
@@ -336,8 +343,9 @@ class Following:
         """Return why a lease is not followed; empty: it is."""
         subnets, its = lease.subnets, lease.attributes
         own, ours = self._own().subnets, self._own().attributes
-        if same := set(its.addresses).intersection(ours.addresses):
-            return f"{same.pop()} is our own address"
+        for address in its.addresses:
+            if address in ours.addresses:
+                return f"{address} is our own address"
         if its.public_ip is None and _is_link_local(its) and not _is_link_local(ours):
             return f"{its.public_ipv6} is link-local, and our address is not"
         return f"it overlaps our own, {own}" if subnets.overlap(own) else ""
@@ -385,3 +393,18 @@ def _says(lease: Lease | None) -> Attributes | None:
 
 def _is_link_local(its: Attributes) -> bool:
     return its.public_ipv6 is not None and its.public_ipv6.is_link_local
+
+
+def _title_of(events: Sequence[Event]) -> str:
+    """Say what happened to which leases: the first few, and how many more."""
+    words = [_words_of(event) for event in events[:_NAMED]] or [
+        "a lease that has vanished counts no more, or leases are checked again"
+    ]
+    more = len(events) - _NAMED
+    return "; ".join(words) + (f"; and {counted(more, 'event')} more" if more > 0 else "")
+
+
+def _words_of(event: Event) -> str:
+    if isinstance(event, Lease):
+        return f"the lease of {event.subnets} is that of {', '.join(map(str, event.attributes.addresses))}"
+    return f"the lease of {event.subnets} is gone" if isinstance(event, Gone) else "the datastore has listed all leases"

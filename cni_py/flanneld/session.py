@@ -25,8 +25,10 @@ from cni_py.flanneld.stores import SNAPSHOT_COMPLETE
 from cni_py.flanneld.subnet_file import SubnetFile, content_for, read_subnets
 from cni_py.kernel.vxlan import Vxlan
 from cni_py.netlink.socket import open_host
+from cni_py.node.changes import keep_journal
 from cni_py.node.desired import blackhole
-from cni_py.node.log import error, info, log_changes, warning
+from cni_py.node.log import error, info, warning
+from cni_py.node.memory import building
 from cni_py.node.reconcile import Reconciler
 from cni_py.node.stop import Stop
 from cni_py.packetfilter import vxlan_guard
@@ -144,6 +146,7 @@ class Session:
             self._watching.start()
         return self._following.first_leases(self.ended, seconds)
 
+    @building()
     def set_up(self, leases: Mapping[Subnets, Lease], *, is_confirmed: bool) -> None:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.own.lease.subnets
@@ -236,7 +239,7 @@ class Session:
 
     def _guarded(self, name: str, task: Callable[[], None]) -> None:
         """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""
-        log_changes()
+        keep_journal(f"the thread that keeps the {name}")
         try:
             task()
         except Exception as fault:  # noqa: BLE001 — whatever it is

@@ -4,6 +4,8 @@ How it works. The file is compared with what it has to say when its inode, size 
 checked twice a second: the plugins need it only when a pod starts. A file that was deleted or altered is written again. While
 it cannot be, the node is not ready: ``/readyz`` says so. Where another process writes it again and again we back off.
 
+Beside it is the journal of flanneld's changes (node/changes.py).
+
 Source: flannel-io/flannel pkg/subnet/subnet.go (WriteSubnetFile).
 """
 
@@ -31,6 +33,12 @@ RESTORED_COUNT, RESTORED_SECONDS = 10, 60.0
 """Times in this interval that the file is restored at once; then another process does the same, and we back off."""
 BACK_OFF_SECONDS = 10.0
 Stamp = tuple[int, ...]
+
+
+def journal_path(subnet_file: str) -> str:
+    """Return the journal of the flanneld that writes this file: of subnet.env ``journal``, of another FILE ``FILE.journal``."""
+    directory, slash, name = subnet_file.rpartition("/")
+    return f"{directory}{slash}{'journal' if name == 'subnet.env' else f'{name}.journal'}"
 
 
 class SubnetFile:

@@ -9,8 +9,7 @@ line that logged. A line is one write(2), so threads do not mix theirs. A text t
 put on one, and what could steer a terminal is shown in its escaped form: texts come from datastores too. Times in it are as
 Go prints them.
 
-With ``-v=1`` the log has each change to the kernel and to files, as the command that would do the same. The plugins write the
-same lines to the journal of an attachment (journal.py); a daemon's changes belong to none.
+With ``-v=1`` the log has each change to the kernel and to files, as the command that would do the same (changes.py).
 
 Source: k8s.io/klog v2, formatHeader.
 """
@@ -22,11 +21,13 @@ import sys
 from datetime import UTC, datetime
 from time import localtime, strftime, time_ns
 
-from cni_py import journal
+from cni_py.journal import printable
 
 STDERR_FD = 2
 SHOWN = 64
 """Characters of a name in the log."""
+LINE = 32 * 1024
+"""Characters of a line: each change is shown whole, and a text of another node, which may have 2 MiB, is not."""
 _verbosity = 0
 
 
@@ -65,19 +66,6 @@ def set_verbosity(level: int) -> None:
     _verbosity = level
 
 
-class ChangeLog(journal.Journal):
-    """A journal whose lines are the log's."""
-
-    def write(self, line: str, seconds: float | None = None) -> None:
-        verbose(1, line if seconds is None else f"{line}  ({seconds * 1000:.2f} ms)")
-
-
-def log_changes() -> None:
-    """Log those of the calling thread from now on, if the log is to have them."""
-    if is_verbose(1):
-        journal.use(ChangeLog("flanneld"))
-
-
 def _log(severity: str, text: str) -> None:
     """Write the line of our caller's caller. A log that cannot be written stops nothing."""
     caller = sys._getframe(2)
@@ -103,7 +91,7 @@ def shortened(text: str, length: int = SHOWN) -> str:
 def in_one_line(text: str) -> str:
     """Lines joined by ``; ``, control characters escaped."""
     text = text if text.isprintable() else "; ".join(line.strip() for line in text.splitlines() if line.strip())
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shortened(printable(text), LINE)
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from cni_py.journal import note
 from cni_py.packetfilter import libnftables, nfnetlink
 from cni_py.packetfilter import macspoof_ruleset as ruleset
 from cni_py.packetfilter.masquerade import check_chain, lock
-from cni_py.packetfilter.ownership import refill, rule_comments, stale_test
+from cni_py.packetfilter.ownership import REPAIR, refill, rule_comments, stale_test
 from cni_py.undo import Attempts
 
 TYPE_CHECKING = False
@@ -109,7 +109,7 @@ def check(owner: Owner, port: str, mac: str) -> None:
                 f'macspoofchk of port "{port}" is not what ADD left',
                 f'in set "{of_set}" expected {ruleset.port_text(key)} of owner "{owner.comment()}", '
                 f"found {there.comment if there else 'none'}",
-                f"nft list table {ruleset.TABLE}",
+                REPAIR if there is None else f"nft list table {ruleset.TABLE}",
             )
     with libnftables.borrowed() as handle:
         check_chain(handle, ruleset.CHAIN, ruleset.RULES)

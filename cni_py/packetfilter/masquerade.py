@@ -16,7 +16,7 @@ from cni_py.files import HostLock
 from cni_py.journal import note
 from cni_py.packetfilter import libnftables, nfnetlink
 from cni_py.packetfilter import masquerade_ruleset as ruleset
-from cni_py.packetfilter.ownership import TABLE, Owner, digest, rule_comments, stale_test
+from cni_py.packetfilter.ownership import REPAIR, TABLE, Owner, digest, rule_comments, stale_test
 from cni_py.undo import Attempts
 
 TYPE_CHECKING = False
@@ -217,9 +217,8 @@ def check(owner: Owner, addresses: Sequence[Interface], backend: str | None = No
 
         missing = iptables.missing(owner, addresses, exclude)
         if missing:
-            raise CheckFailed(
-                f'masquerading of "{owner}" is incomplete', f'expected "{missing[0]}", found no such rule', "iptables -t nat -S"
-            )
+            words = f'expected "{missing[0]}", found no such rule'
+            raise CheckFailed(f'masquerading of "{owner}" is incomplete', words, REPAIR)
         return
     with libnftables.borrowed() as handle:
         if backend is None and not ours and _go_rules(handle, owner) >= max(len(addresses), 1):
@@ -250,7 +249,7 @@ def _check_element(owner: Owner, address: Interface, exclude: Collection[Network
         raise CheckFailed(
             f'masquerading of "{address.ip}" is not what ADD left',
             f'in map "{ruleset.map_of(address)}" expected {_in_words(wanted)}, found {_in_words(found)}',
-            f"nft list table {TABLE}",
+            REPAIR if found is None or found.comment == owner.comment() else f"cni-py explain {address.ip}",
         )
 
 
@@ -265,7 +264,8 @@ def check_chain(handle: libnftables.Nft, chain: str, wanted: Sequence[str]) -> N
         raise CheckFailed(
             f'the nftables chain "{chain}" is not what ADD left',
             f'expected "{"; ".join(wanted)}", found {"no such chain" if found is None else repr("; ".join(found))}',
-            f"nft list chain {chain}",
+            # a repair compares comments, and would leave other rules with the same ones
+            f"nft flush chain {chain}; {REPAIR}" if found and rule_comments(found) == rule_comments(wanted) else REPAIR,
         )
 
 

@@ -20,6 +20,8 @@ TABLE_BASE = f'add table {TABLE} {{ comment "cni-py: masquerade and host ports o
 BEYOND, IF, MARK = "beyond-", "if-", "mark"
 """Prefixes of the names of chains that attachments share: of a subnet, of conditions, of a subnet and a mark."""
 MASQUERADE_MARK = f"masquerade-{MARK}"
+REPAIR = "cni-py repair"
+"""Hint of CHECK: it adds the missing rules of every attachment that has a record."""
 _PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 
 

@@ -28,6 +28,7 @@ from cni_py.runtime.result_cache import (
 )
 from cni_py.spec import call
 from cni_py.spec.environment import DIFFERENCES
+from cni_py.spelling import nearest
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -70,6 +71,15 @@ class Asked(Value):
     unasked: tuple[str, ...] = ()
 
 
+def _programs(directories: Sequence[str]) -> list[str]:
+    """Return the names of the files in the directories that can be read."""
+    found = list[str]()
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            found += os.listdir(directory)
+    return found
+
+
 def find_plugin(kind: str, directories: Sequence[str]) -> str:
     """Find a plugin's executable. Raises: InvalidConfig, InvalidEnvironment."""
     if "/" in kind:
@@ -85,6 +95,8 @@ def find_plugin(kind: str, directories: Sequence[str]) -> str:
         directory for directory in OTHER_DIRECTORIES if directory not in directories and os.path.isfile(f"{directory}/{kind}")
     ]
     hint = f"found in {elsewhere[0]}: set CNI_PATH={':'.join([*directories, elsewhere[0]])}" if elsewhere else ""
+    if not hint and (near := nearest(kind, _programs(directories))):
+        hint = f'correct "type" in the network configuration: is "{near}" meant?'
     raise InvalidEnvironment(f'failed to find plugin "{kind}" in path {":".join(directories)}', hint=hint)
 
 

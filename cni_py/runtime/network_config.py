@@ -8,6 +8,7 @@ v1.3.0, ``libcni/conf.go``; docs/cni-py.md lists the differences.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from cni_py import config, files
 from cni_py.config import keys
@@ -91,6 +92,13 @@ def read_all(directory: str, warn: Callable[[str], None]) -> Iterator[tuple[str,
             yield path, content, raw
 
 
+def names_in(directory: str) -> set[str]:
+    """Return the names of all networks that are configured in a directory; empty if it cannot be read."""
+    with suppress(CniError):
+        return {found for path, _, raw in read_all(directory, lambda _: None) if isinstance(found := _name(path, raw), str)}
+    return set()
+
+
 def load_network(directory: str, name: str, warn: Callable[[str], None]) -> Network:
     """Load the first configuration with this name. Raises: NoSuchNetwork; InvalidConfig or IOFailure if it is broken."""
     seen: dict[str, str] = {}
@@ -113,7 +121,8 @@ def load_network(directory: str, name: str, warn: Callable[[str], None]) -> Netw
     if skipped:
         raise NoSuchNetwork(f"no net configurations found in {directory}", "; ".join(skipped), "correct these files")
     raise NoSuchNetwork(
-        f"no net configurations found in {directory}", hint="set another directory with NETCONFPATH or --netconf-path"
+        f"no net configurations found in {directory}",
+        hint="put one there, as conf/10-flannel.conflist; or name another directory by --netconf-path",
     )
 
 

@@ -5,6 +5,7 @@ If one piece of an attachment is live, all of its pieces are. sweep.py explains 
 
 from __future__ import annotations
 
+from cni_py.journal import quote
 from cni_py.packetfilter.ownership import network_hash
 from cni_py.plural import counted
 from cni_py.sweep.leftovers import ADDRESS, CACHED, RECORD, Leftover
@@ -42,6 +43,8 @@ def find_stale(
         age = age_of(related, now)
         outcome, kept_because = _decide(leftover, related, live, age, grace_seconds)
         why = "; ".join(reasons_stale(leftover, related, live)) + (f"; kept: {kept_because}" if kept_because else "")
+        if outcome == REPORTED and leftover.network:
+            why += f"; deleted by: cni-py gc {quote(leftover.network)} --valid-living"
         network = leftover.network or names.get(leftover.hashed, f"({leftover.hashed})" if leftover.hashed else "")
         findings.append(Finding(leftover, network, None if age == _NO_FILE else age, why, outcome))
     return sorted(findings, key=_sort_key)

@@ -30,7 +30,7 @@ CONFIG = {
     "hostname": (2, TEXT),
     "log_directory": (3, TEXT),
     "port_mappings": (5, [PORT]),
-    "linux": (8, {"cgroup_parent": (1, TEXT)}),
+    "linux": (8, {"cgroup_parent": (1, TEXT), "security_context": (2, {"namespace_options": (1, {"network": (1, NUMBER)})})}),
 }
 NETWORK = {"ip": (1, TEXT), "additional_ips": (2, [{"ip": (1, TEXT)}])}
 SANDBOX = {"id": (1, TEXT), "metadata": (2, METADATA), "state": (3, NUMBER), "network": (5, NETWORK)}

@@ -16,6 +16,7 @@ from cni_py.flanneld import options
 from cni_py.flanneld.network import NetworkConfig
 from integration.kubernetes.schema import faults
 from support.manifest import KUBERNETES, MANIFEST, Object, container, find, load, pod_spec
+from support.namespaces import Host
 
 ROOT = KUBERNETES.parents[1]
 VARIANTS = sorted(path.parent.name for path in KUBERNETES.glob("variants/*/kustomization.yml"))
@@ -25,6 +26,7 @@ CHANGED = {
     "without-agent": {"cni-agent"},
     "all-plugins": {"cni-py", "flanneld", "cni-agent"},
     "metrics": {"flanneld"},
+    "node-by-node": {"flanneld", "cni-agent"},
 }
 """Objects that each variant has otherwise, by their names."""
 
@@ -55,7 +57,7 @@ def differing(kustomize: str, variant: str) -> dict[str, Any]:
 
 
 def test_base_is_the_manifest(kustomize: str) -> None:
-    assert render(kustomize, KUBERNETES / "base") == load(MANIFEST)
+    assert by_name(render(kustomize, KUBERNETES / "base")) == by_name(load(MANIFEST))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -111,3 +113,59 @@ def test_metrics_are_where_the_probes_ask(kustomize: str) -> None:
     words = [word.replace("$(HOST_IP)", "192.168.123.11") for word in one["args"]]
     assert options.parse(words, {}).healthz_ip == "192.168.123.11"
     assert pod_spec(objects, "flanneld")["hostNetwork"] is True
+
+
+# ---- which pods a node has --------------------------------------------------------------------
+
+
+def selects(spec: Object, labels: dict[str, str]) -> bool:
+    """Return whether a DaemonSet's pod runs on a node with these labels: its nodeSelector and its required affinity."""
+    terms = spec.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    expressions = [each for term in terms.get("nodeSelectorTerms", []) for each in term["matchExpressions"]]
+    assert all(each["operator"] == "NotIn" for each in expressions)
+    return spec["nodeSelector"].items() <= labels.items() and not any(
+        labels.get(each["key"]) in each["values"] for each in expressions
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "whole", "migrating", "removal"),
+    [(None, True, False, False), ("yes", True, True, False), ("remove", False, False, True), ("no", True, False, False)],
+)
+def test_pods_of_a_node_by_its_label(kustomize: str, label: str | None, whole: bool, migrating: bool, removal: bool) -> None:
+    """Never those of the manifest and of the removal at once."""
+    labels = {"kubernetes.io/os": "linux"} | ({"cni-py": label} if label else {})
+    objects, variant = load(MANIFEST), render(kustomize, KUBERNETES / "variants" / "node-by-node")
+    for daemon_set in ("flanneld", "cni-agent"):
+        assert selects(pod_spec(objects, daemon_set), labels) is whole
+        assert selects(pod_spec(variant, daemon_set), labels) is migrating
+    assert selects(pod_spec(load(KUBERNETES / "remove-cni-py.yml"), "remove"), labels) is removal
+
+
+def test_removal_fits_the_schemas_and_waits_for_the_programs_that_it_removes() -> None:
+    objects = load(KUBERNETES / "remove-cni-py.yml")
+    assert [fault for each in objects for fault in faults(each)] == []
+    spec = pod_spec(objects, "remove")
+    assert [one["name"] for one in spec["initContainers"]] == ["wait", "cleanup", "uninstall"]
+    assert {one["image"] for one in [*spec["initContainers"], *spec["containers"]]} == {
+        container(load(MANIFEST), "flanneld", "flanneld")["image"]
+    }
+
+
+def test_removal_begins_when_the_last_of_our_programs_has_ended(host: Host) -> None:
+    if not os.access("/bin/busybox", os.X_OK):
+        pytest.skip("no busybox (package busybox-static)")
+    one = container(load(KUBERNETES / "remove-cni-py.yml"), "remove", "wait")
+    argv = [*one["command"], one["args"][0].replace("busybox sleep 1", "busybox sleep 0.02; echo waits")]
+    host.write("/run/cni-agent", "#!/bin/sh\nsleep 1000 & wait\n")
+    host.run("chmod +x /run/cni-agent")
+    with (
+        subprocess.Popen(host.command("/run/cni-agent"), stdin=subprocess.DEVNULL) as agent,
+        subprocess.Popen(host.command(*argv), stdout=subprocess.PIPE, text=True) as waiting,
+    ):
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "waits\n"
+        assert waiting.poll() is None
+        host.run("kill $(pidof -x cni-agent)")
+        assert waiting.wait(30) == 0
+        agent.wait(30)

@@ -1,4 +1,4 @@
-"""Back to the Go plugins with pods of ours running: `cni-py sweep --convert-to-go`, which `make uninstall` runs.
+"""Return to the Go plugins while our pods run: `cni-py sweep --convert-to-go`, which `make uninstall` runs.
 
 Go's DEL then deletes everything of such a pod at the first attempt, and the next pod with its port is reachable.
 """
@@ -148,8 +148,17 @@ def test_nothing_to_convert(host: Host) -> None:
     assert "nothing to convert" in convert(host)
 
 
+def test_table_that_the_last_pod_left_is_deleted(host: Host) -> None:
+    pod = host.netns("c1")
+    for verb in ("ADD", "DEL"):
+        call(host, host.bin_dir, verb, ports(), pod)
+    assert host.run("nft list table inet cni_py") != ""
+    assert "nothing to convert" in convert(host)
+    assert host.run("nft list table inet cni_py", check=False) == ""
+
+
 def test_uninstall_hands_over(host: Host, go_plugins: str, tmp_path: Path) -> None:
-    """The whole way back: the Go plugins are where they were, and delete a pod of ours."""
+    """The whole return: the Go plugins are where they were, and delete our pod."""
     pod = host.netns("c1")
     host.run(f"mkdir -p /run/opt/cni/bin; cp {go_plugins}/bridge {go_plugins}/host-local {go_plugins}/portmap /run/opt/cni/bin")
     install = f"{ROOT}/build/venv/bin/python {ROOT}/integration/install"

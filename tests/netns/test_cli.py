@@ -120,6 +120,7 @@ WRONG = {
     "other subnet": ("sed -i s/10.244.91.1/10.244.92.1/ /run/flannel/subnet.env", '"cni0" has 10.244.91.1/24'),
     "too large": ("sed -i s/1450/9000/ /run/flannel/subnet.env", 'FLANNEL_MTU=9000 in /run/flannel/subnet.env is larger'),
     "foreign device": ("ip addr add 10.244.7.0/32 dev flannel.1", '"flannel.1" has 10.244.7.0/32'),
+    "no gateway": ("ip addr flush dev cni0 scope global", '"cni0" has no address of the subnet of /run/flannel/subnet.env'),
     "no file": ("rm /run/flannel/subnet.env", "subnet.env"),
 }  # fmt: skip
 
@@ -135,10 +136,44 @@ def test_status_sees_what_contradicts_subnet_env(node: Host, typed: Typed, case:
     assert json.loads(typed("cni-py status cbr0 --json", 1).stdout)["result"] == "failed"
 
 
+def test_hint_about_a_bridge_without_address_gives_it_back(node: Host, typed: Typed) -> None:
+    assert typed("cni-py status cbr0").stderr.count("has no address") == 0, "there is no bridge yet"
+    typed("cni-py add cbr0 blue")
+    node.run("ip addr flush dev cni0 scope global")
+    typed(typed("cni-py status cbr0", 1).stderr.partition("hint: ")[2].strip())
+    typed("cni-py status cbr0")
+    typed("cni-py check cbr0 blue")
+
+
+FULL = {
+    "full": ("-o size=4k,nr_inodes=100", "dd if=/dev/zero of={}/x bs=4k count=1", "No space left on device", "df -h {0}; df -i {0}"),
+    "no inodes": ("-o nr_inodes=1", "true", "No space left on device", "df -h {0}; df -i {0}"),
+    "read-only": ("-o ro", "true", "Read-only file system", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FULL)
+@pytest.mark.parametrize("where", ["/var/lib/cni/networks", "/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0"])
+def test_status_sees_that_nothing_can_be_reserved_or_saved(node: Host, typed: Typed, where: str, case: str) -> None:
+    options, fill, said, hint = FULL[case]
+    typed("cni-py status cbr0")
+    node.run(f"mkdir -p {where}; mount -t tmpfs {options} tmpfs {where}; {fill.format(where)}")
+    err = typed("cni-py status cbr0", 1).stderr
+    assert said in err
+    added = typed("cni-py add cbr0 blue", 1).stderr
+    assert said in added
+    if hint:
+        typed(hint.format(where))
+        assert hint.format(where) in err
+        typed(added.partition("hint: ")[2].strip())
+    node.run(f"umount {where}")
+    typed("cni-py add cbr0 blue")
+
+
 # --- explain ----------------------------------------------------------------------------------------------------------
 
 
-def test_explain_tells_live_failed_gone_and_deleted_apart(node: Host, typed: Typed) -> None:
+def test_explain_distinguishes_live_failed_gone_and_deleted(node: Host, typed: Typed) -> None:
     for name in ("live", "gone", "deleted"):
         node.netns(name)
         typed(f"cni-py add cbr0 {name}")
@@ -270,7 +305,7 @@ FILLED = {
     "ip -d link show": "cni0", "ip link show": "cni0", "ls": "/etc/hostname", "grep -r .": "/var/lib/cni/networks/cbr0",
     "namei": "/etc/hostname", "fuser -v": "/var/lib/cni", "ss": "80", "cat": "self", "cni-py explain": "10.244.91.2",
     "nft list set": "inet cni_py localnet", "nft list map": "inet cni_py masq4", "nft list chain": "inet cni_py postrouting",
-    "nft list table": "inet cni_py",
+    "nft list table": "inet cni_py", "df -h": "/var/lib/cni", "df -i": "/var/lib/cni",
 }  # fmt: skip
 PORT = '{"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}'
 

@@ -25,6 +25,7 @@ from cni_py.packetfilter.hostports.rules import Mapping, Wanted
 from cni_py.packetfilter.ownership import Owner, short_id
 from support.namespaces import GO_PLUGINS, Host, Sandbox, wait_for_end
 from support.nft import list_elements
+from support.pods import hints
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 C1, C2 = Owner("c1", "eth0", "cbr0"), Owner("c2", "eth0", "cbr0")
@@ -66,7 +67,8 @@ def add(node: Host, *ports: dict[str, Any], of: str = "c1", pod: int = 2, **more
 
 def check(node: Host, *ports: dict[str, Any], of: str = "c1", pod: int = 2, **more: Any) -> Any:
     result = prev("1.1.0", f"10.1.0.{pod}/24", f"fd00:1::{pod}/64")
-    return node.call("portmap", "CHECK", conf(*ports, **more), container_id=of, sandbox=Sandbox("c1"), prev=result)
+    env = {"CNI_PY_DIFFERENCES": "1"}  # as cni-py check
+    return node.call("portmap", "CHECK", conf(*ports, **more), container_id=of, sandbox=Sandbox("c1"), prev=result, env=env)
 
 
 def delete(node: Host, *ports: dict[str, Any], of: str = "c1", **more: Any) -> None:
@@ -411,6 +413,25 @@ def test_check_finds_damage_and_add_repairs_it(node: Host, damage: str) -> None:
     assert sorted(map(json.dumps, node.snapshot()["host"]["nft"])) == sorted(map(json.dumps, whole))
 
 
+def typed(node: Host, hint: str) -> None:
+    """Type the command of a hint."""
+    node.run(f"PATH=$PATH:{Path(node.bin_dir).parent.parent}/bin; {hint}")
+
+
+@pytest.mark.parametrize("damage", BREAK)
+def test_hint_of_check_repairs_the_damage(node: Host, damage: str) -> None:
+    ports = [port(8080), port(53, 53, "udp", "192.0.2.1")]
+    add(node, *ports)
+    whole = node.snapshot()["host"]["nft"]
+    node.run(damage)
+    for _ in range(3):
+        reply = check(node, *ports)
+        if reply.rc:
+            typed(node, hints(reply)[0])
+    assert check(node, *ports).rc == 0
+    assert sorted(map(json.dumps, node.snapshot()["host"]["nft"])) == sorted(map(json.dumps, whole))
+
+
 @pytest.mark.parametrize("more", [{"markMasqBit": 31}, {"markMasqBit": 0}, {"masqAll": True}, {"snat": False}])
 def test_check_after_add_with_options(node: Host, more: dict[str, Any]) -> None:
     add(node, port(8080), **more)
@@ -418,18 +439,18 @@ def test_check_after_add_with_options(node: Host, more: dict[str, Any]) -> None:
     assert (check(node, port(8080)).code == 103) == (node.run("nft list ruleset").count("mark13-from-10.1.0.0_24") == 0)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "iptables -t nat -F CNI-HOSTPORT-DNAT",
-        "iptables -t nat -D PREROUTING 1",
-        "ip6tables -t nat -D OUTPUT 1",
-        "iptables -t nat -F CNI-HOSTPORT-MASQ",
-        "iptables -t nat -D POSTROUTING 1",
-        "chain=$(ip6tables -t nat -S | grep -m1 -o 'CNI-DN[^ ]*'); ip6tables -t nat -F $chain",
-        "nft flush ruleset",
-    ],
-)
+BREAK_IPTABLES = [
+    "iptables -t nat -F CNI-HOSTPORT-DNAT",
+    "iptables -t nat -D PREROUTING 1",
+    "ip6tables -t nat -D OUTPUT 1",
+    "iptables -t nat -F CNI-HOSTPORT-MASQ",
+    "iptables -t nat -D POSTROUTING 1",
+    "chain=$(ip6tables -t nat -S | grep -m1 -o 'CNI-DN[^ ]*'); ip6tables -t nat -F $chain",
+    "nft flush ruleset",
+]
+
+
+@pytest.mark.parametrize("damage", BREAK_IPTABLES)
 def test_check_finds_damage_and_add_repairs_it_with_iptables(node: Host, damage: str) -> None:
     add(node, port(8080), backend="iptables", conditionsV4=["!", "-s", "192.0.2.7", "-i", "eth+"])
     whole = nat(node)
@@ -438,6 +459,17 @@ def test_check_finds_damage_and_add_repairs_it_with_iptables(node: Host, damage:
     node.run(damage)
     assert check(node, port(8080), **more).code == 103
     add(node, port(8080), **more)
+    assert check(node, port(8080), **more).rc == 0
+    assert nat(node) == whole
+
+
+@pytest.mark.parametrize("damage", BREAK_IPTABLES)
+def test_hint_of_check_repairs_the_damage_with_iptables(node: Host, damage: str) -> None:
+    more = {"backend": "iptables", "conditionsV4": ["!", "-s", "192.0.2.7", "-i", "eth+"]}
+    add(node, port(8080), **more)
+    whole = nat(node)
+    node.run(damage)
+    typed(node, hints(check(node, port(8080), **more))[0])
     assert check(node, port(8080), **more).rc == 0
     assert nat(node) == whole
 

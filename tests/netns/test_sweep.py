@@ -260,6 +260,8 @@ def test_cached_result_is_reported_and_kept(host: Host, sweep: Sweep) -> None:
     host.write("/var/lib/cni/results/net-c1-eth0", json.dumps(entry))
     assert outcomes(sweep("--grace", "0")) == {"cached result": ["reported"]}
     assert host.path("/var/lib/cni/results/net-c1-eth0").exists()
+    [finding] = sweep("--grace", "0")["findings"]
+    assert finding["why"].endswith("; deleted by: cni-py gc net --valid-living")
 
 
 def test_veth_with_both_ends_on_the_host(host: Host, sweep: Sweep) -> None:
@@ -566,7 +568,7 @@ def test_add_and_delete_beside_sweeps_without_grace(host: Host, cni_py: Path, go
 # --- the first call of a boot -----------------------------------------------------------------------------------------
 
 
-def test_first_call_after_a_reboot_frees_what_is_dead_and_spares_what_lives(host: Host, go_plugins: str) -> None:
+def test_first_call_after_a_reboot_frees_what_is_dead_and_keeps_what_lives(host: Host, go_plugins: str) -> None:
     """A node that was switched from the Go plugins has live pods and an empty /run/cni-py, too."""
     host.write_subnet_env()
     pods = {name: host.netns(name) for name in ("dead1", "dead2", "live1", "live2", "new")}

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from support.namespaces import Host
+from support.recorded import unexplained_in
 from support.spec_cases import BOTH_FAMILIES, EXECUTABLE
 from support.warm import WarmHost
+
+
+def assert_explained(host: Host) -> None:
+    """Every change in the journals of all cases is one that ``cni-py explain`` knows."""
+    journals = host.run("find /run/cni-py/journal -type f -exec cat '{}' +")
+    assert "# done" in journals
+    assert unexplained_in(journals.split("\n")) == []
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +25,7 @@ def warm_node(bin_dir: Path) -> Iterator[Host]:
     with WarmHost(bin_dir) as host:
         host.write_subnet_env(BOTH_FAMILIES)
         yield host
+        assert_explained(host)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +33,7 @@ def executing_node(bin_dir: Path) -> Iterator[Host]:
     with Host(bin_dir) as host:
         host.write_subnet_env(BOTH_FAMILIES)
         yield host
+        assert_explained(host)
 
 
 @pytest.fixture

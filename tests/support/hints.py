@@ -40,7 +40,7 @@ POSITIONS = {
     **dict.fromkeys(["StoreError", "Refused", "Unavailable", "LeaseTaken"], 1),
 }
 """Errors and functions, and which of their arguments is the hint."""
-NAMES = ("hint", "HINT", "RECREATE", "advice", "_LOG", "IPTABLES_HINT")
+NAMES = ("hint", "HINT", "RECREATE", "REPAIR", "advice", "_LOG", "IPTABLES_HINT")
 
 FUNCTIONS = ("_conflicting_device", "fault", "what_is_invalid", "reason", "_not_verified", "_not_accepted")
 """Functions that return a hint."""

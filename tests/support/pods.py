@@ -6,6 +6,7 @@ import select
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from support.namespaces import Host, Reply, Sandbox
@@ -121,7 +122,7 @@ def check(host: Host, conf: dict[str, Any], pod: Sandbox, prev: dict[str, Any], 
     return host.call(plugin_of(conf), "CHECK", conf, sandbox=pod, prev=prev, **given)
 
 
-NO_COMMAND = ("delete the pod", "another pod has", "look at it: ", "nft list ", "iptables -t nat -S")
+NO_COMMAND = ("delete the pod", "leave it: ", "another pod has", "look at it: ", "nft list ", "cni-py explain ")
 """Beginnings of hints that change nothing: what they are about has no single command."""
 
 
@@ -138,7 +139,7 @@ def repair(host: Host, conf: dict[str, Any], pod: Sandbox, result: dict[str, Any
         if not commands:
             return reply
         for command in commands:
-            host.run(command)
+            host.run(f"PATH=$PATH:{Path(host.bin_dir).parent.parent}/bin; {command}")
     raise AssertionError(reply)
 
 

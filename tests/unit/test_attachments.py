@@ -21,6 +21,7 @@ from cni_py.errors import InvalidConfig
 from cni_py.journal import Journal
 from cni_py.spec.call import Call
 from cni_py.spec.environment import NESTED
+from support.examples import examples
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_directory_that_is_not_there_holds_nothing() -> None:
 
 
 def test_record_that_cannot_be_written_decides_nothing(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It is said once in a call, whatever cannot be written."""
+    """Warn once in a call, whatever cannot be written."""
     directory.parent.write_text("")
     with Journal("ADD", warn_fd=2):
         before = attachments.remember(a_call())
@@ -177,7 +178,7 @@ def test_record_of_another_shape_stops_nothing(directory: Path, record: dict[str
 NAME = st.text("abcdefgXYZ0189_.-", min_size=1, max_size=200)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(NAME, st.text(st.characters(exclude_characters="/:\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=15), NAME)
 def test_name_fits_a_file_and_a_link_alias(container_id: str, ifname: str, network: str) -> None:
     name = attachments.name_of(container_id, ifname[:3], network)

@@ -15,9 +15,9 @@ from cni_py import __version__, journal
 from cni_py.cli import attachments, host_report, verbs
 from cni_py.cli import journals as journal_files
 from cni_py.cli import main as cli
-from cni_py.cli.output import printable
 from cni_py.config import models, reference
 from cni_py.errors import CniError
+from cni_py.journal import printable
 from cni_py.netlink import netfilter
 from cni_py.packetfilter import libnftables
 from cni_py.plugin_table import PLUGINS
@@ -322,7 +322,7 @@ def test_control_characters_are_escaped(run: Run, node: Path) -> None:
     (node / "fail").write_text(json.dumps({"code": 5, "msg": "red \x1b[31m \u202e\x9b"}))
     err = run("status", "blue")[2]
     assert r"red \x1b[31m \u202e\x9b" in err
-    assert printable("a\udcffb\tc\nd\x7f") == "a\\udcffb\\tc\nd\\x7f"
+    assert printable("a\udcffb\tc\nd\x7f\u202e") == "a\\udcffb\\tc\\nd\\x7f\\u202e"
 
 
 def test_unknown_network_lists_existing_ones(run: Run, node: Path) -> None:
@@ -630,7 +630,13 @@ def test_check_of_an_unknown_word_lists_what_there_is(run: Run, four: Path) -> N
     status, _, err = run("check", "web-9")
     assert status == 1
     assert 'no attachment "web-9"' in err
-    assert "known attachments: del1, fail1, gone1, live1" in err
+    assert "hint: list them: cni-py explain" in err
+
+
+@pytest.mark.parametrize("command", ["sweep", "repair"])
+def test_network_that_no_file_configures_is_a_warning(run: Run, node: Path, command: str) -> None:
+    assert 'configures a network "nonet"' in run(command, "--dry-run", "--network", "nonet")[2]
+    assert 'configures a network "blue"' not in run(command, "--dry-run", "--network", "blue")[2]
 
 
 def test_explain_of_an_ambiguous_id_names_the_candidates(run: Run, four: Path) -> None:
@@ -702,7 +708,6 @@ def test_verbose_version_reports_on_the_host(run: Run, node: Path) -> None:
     assert found["plugin bridge"] == f"{node}/bin/bridge (third-party)"
     assert found["plugin loopback"].startswith("not in CNI_PATH")
     assert {
-        "pyroute2",
         "pydantic-core",
         "libnftables",
         "masquerade",

@@ -48,6 +48,10 @@ CASES: dict[str, tuple[str, Any, list[str]]] = {
         "x.conflist", conflist({"type": "flannel", "delegate": {"isDefaultGatway": True}}), ['is "isDefaultGateway" meant?'],
     ),
     "value in the delegate": ("x.conflist", conflist({"type": "flannel", "delegate": {"mtu": "x"}}), ["error: ", '"mtu"']),
+    "type": ("x.conflist", conflist({"type": "flanel"}), ['"plugins[0].type" is "flanel"', 'is "flannel" meant?']),
+    "type of the delegate": ("x.conflist", conflist({"type": "flannel", "delegate": {"type": "brigde"}}), ['is "bridge" meant?']),
+    "type of IPAM": ("x.conflist", conflist({"type": "bridge", "ipam": HOST_LOCAL | {"type": "hostlocal"}}), ['"host-local" meant?']),
+    "name": ("x.conflist", conflist(name="c/b"), ["error: invalid characters found in network name: c/b"]),
     "key of a later plugin": ("x.conflist", conflist(FLANNEL, {"type": "portmap", "snatt": True}), ['plugins[1].snatt', '"snat"']),
     "key of IPAM": (
         "x.conflist", conflist({"type": "bridge", "ipam": HOST_LOCAL | {"dataDirr": "/x"}}), ['ipam.dataDirr', '"dataDir"'],

@@ -27,7 +27,6 @@ COMMANDS = {
     "ip link set {} up": CHECKED,
     "ip link set {} name {}": CHECKED,
     "ip link set {} mtu {}": CHECKED,
-    "ip link set {} address {}": CHECKED,
     "{} address {}": CHECKED,
     "{} mtu {}": CHECKED,
     "ip addr add {} dev {}{}": CHECKED,
@@ -37,6 +36,8 @@ COMMANDS = {
     "ip link set {} promisc on": CHECKED,
     "{} hairpin {}": CHECKED,
     "{} isolated {}": CHECKED,
+    "cni-py repair": CHECKED,
+    "nft flush chain {}; {}": CHECKED,
     "nsenter --net={} ip link set lo up": "tests/netns/test_check.py::test_loopback",
     "ip link set {} type bridge vlan_filtering 1": VLANS,
     "bridge vlan add dev {} vid {}{}": VLANS,
@@ -50,6 +51,7 @@ COMMANDS = {
     # cni-py add, gc, status
     "to undo the changes of {}, which succeeded: {}": f"{ADVICE}::test_hint_after_a_later_plugin_failed_cleans_up",
     "to undo what was created: {}": f"{ADVICE}::test_hint_after_a_later_plugin_failed_cleans_up",
+    "ip addr add {} dev {}": f"{ADVICE}::test_hint_about_a_bridge_without_address_gives_it_back",
     "ip addr del {} dev {}": f"{ADVICE}::test_former_subnet_on_the_bridge_is_kept_while_pods_use_it",
     "keep those whose namespace exists: cni-py gc {} --valid-living; or --all to delete every one": (
         f"{ADVICE}::test_gc_keeps_live_pods_unless_all_is_said"
@@ -60,6 +62,9 @@ COMMANDS = {
     ),
     # etcd
     "create one: {}": f"{TLS}::test_hint_about_a_missing_configuration_creates_one",
+    "delete keys that do not belong there; see: {}": (
+        "integration/etcd/test_etcd_store.py::test_values_of_any_size_are_read_in_parts_and_cost_no_other_lease"
+    ),
     "see its state: {}": f"{TLS}::test_hint_of_an_etcd_that_is_down_is_a_command_for_it",
     "change one of the two; to give up the reservation: {}": f"{TLS}::test_hint_about_a_reservation_that_does_not_fit",
     "see: {}": f"{TLS}::test_hint_about_a_subnet_that_is_not_reserved",
@@ -100,7 +105,6 @@ NOT_HERE = {
 
 UNFILLED = {
     "found in {}: set CNI_PATH={}",
-    "known attachments: {}",
     "one of {}",
     "{} must be a JSON object",
     "it must be {}",

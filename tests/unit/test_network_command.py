@@ -305,7 +305,7 @@ def test_file_that_cannot_be_written(run: Run, datastore: Path) -> None:
         ),
         (("-etcd-endpoints=http://127.0.0.1:1",), 1, "etcd cannot be used"),
         (("-kube-subnet-mgr",), 1, "kubectl"),
-        (("-datastore=file:/no/such/directory/file",), 1, "is not there"),
+        (("-datastore=file:/no/such/directory/file",), 1, "does not exist"),
     ],
 )
 def test_datastore_that_cannot_be_used(run: Run, options: tuple[str, ...], status: int, words: str) -> None:
@@ -337,6 +337,16 @@ def test_hint_about_a_missing_file_creates_it(run: Run, tmp_path: Path) -> None:
     program = ROOT / "bin" / "cni-py"
     subprocess.run(["sh", "-ec", command.replace("cni-py", str(program), 1)], check=True, capture_output=True, timeout=60)
     assert run("get", options=(f"-datastore=file:{path}",))[0] == 0
+
+
+def test_mistyped_variable_is_a_warning(run: Run, datastore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(datastore, {})
+    monkeypatch.setenv("FLANNELD_ETCD_ENDPOINT", "https://192.168.123.11:2379")
+    assert "is it FLANNELD_ETCD_ENDPOINTS?" in run("get")[2]
+
+
+def test_file_that_does_not_exist_is_named_without_a_number(run: Run, datastore: Path) -> None:
+    assert run("set", "/nope") == (1, "", "cni-py: /nope: No such file or directory\n")
 
 
 def test_mistyped_key_is_not_written_without_force(run: Run, datastore: Path, tmp_path: Path) -> None:

@@ -447,6 +447,16 @@ def test_find_plugin_says_where_one_is(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"CNI_PATH=/nowhere:{tmp_path}" in caught.value.hint
 
 
+def test_find_plugin_names_one_that_is_probably_meant(tmp_path: Path) -> None:
+    (tmp_path / "bridge").touch()
+    with pytest.raises(InvalidEnvironment) as caught:
+        runtime.find_plugin("brigde", ["/nowhere", str(tmp_path)])
+    assert 'is "bridge" meant?' in caught.value.hint
+    with pytest.raises(InvalidEnvironment) as caught:
+        runtime.find_plugin("other", ["/nowhere", str(tmp_path)])
+    assert caught.value.hint == ""
+
+
 @pytest.mark.parametrize(("kind", "directories"), [("../x", ["/bin"]), ("a/b", ["/bin"]), ("x", [])])
 def test_find_plugin_refuses(kind: str, directories: list[str]) -> None:
     with pytest.raises(CniError):

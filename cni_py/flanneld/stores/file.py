@@ -165,7 +165,7 @@ class FileStore(Store):
         if there is not None and not lease.attributes.is_same_node(there.attributes):
             raise LeaseTaken(f"{lease.subnets} belongs to {there.attributes.addresses[0]} now, says {self.path}")
         if there is None or there.attributes != lease.attributes:
-            found = "is not there" if there is None else f"is {there.attributes.as_json()}"
+            found = "is missing" if there is None else f"is {there.attributes.as_json()}"
             hint = f"it must be {lease.attributes.as_json()}"
             raise Refused(f'{self.path} is read only, and its "{lease.subnets.as_key()}" {found}', hint)
         if not there.is_live():

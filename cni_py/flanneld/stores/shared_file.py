@@ -46,7 +46,7 @@ class SharedFile:
         try:
             return files.read(self.path, MAX_BYTES)
         except FileNotFoundError as error:
-            raise Refused(f"{self.path} is not there", f"create it: {self._create}") from error
+            raise Refused(f"{self.path} does not exist", f"create it: {self._create}") from error
         except IOFailure as error:
             raise Refused(error.msg, error.hint) from error
         except OSError as error:

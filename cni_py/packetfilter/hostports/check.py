@@ -18,7 +18,7 @@ from cni_py.packetfilter.hostports.forwarding import (
     wanted_elements,
 )
 from cni_py.packetfilter.hostports.rules import HOSTPORTS, LOCALNET
-from cni_py.packetfilter.ownership import IF, TABLE, rule_comments
+from cni_py.packetfilter.ownership import IF, REPAIR, TABLE, rule_comments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def check(wanted: Wanted, backend: str = "") -> None:
             raise CheckFailed(
                 f'port mappings of "{wanted.owner}" are incomplete',
                 f'expected "{missing[0]}", found no such rule',
-                "iptables -t nat -S",
+                REPAIR,
             )
     elif backend or ours or not _go_rules_suffice(wanted):
         for mapping in wanted.mappings:
@@ -61,7 +61,7 @@ def _check_elements(mapping: Mapping, wanted: Wanted) -> None:
             raise CheckFailed(
                 f'the mapping of "{mapping}" is not what ADD left',
                 f'in map "{name}" expected {_in_words(element)}, found {_in_words(found)}',
-                f"nft list map {name}",
+                REPAIR if found is None or found.comment == wanted.owner.comment() else f"nft list map {name}",
             )
 
 
@@ -83,10 +83,11 @@ def _check_chains(wanted: Wanted) -> None:
         if name.startswith(IF):  # nft may print conditions in another way than the configuration has them
             found, expected = rule_comments(found), rule_comments(expected)
         if found != expected:
+            is_renamed = found and rule_comments(found) == rule_comments(expected)  # a repair would leave those
             raise CheckFailed(
                 f'the nftables chain "{chain}" is not what ADD left',
                 f'expected "{"; ".join(expected)}", found {repr("; ".join(found)) if name in chains else "no such chain"}',
-                f"nft list chain {chain}",
+                f"nft flush chain {chain}; {REPAIR}" if is_renamed else REPAIR,
             )
 
 
@@ -95,7 +96,7 @@ def _check_protection(wanted: Wanted) -> None:
         raise CheckFailed(
             f'pods behind "{link}" can connect to loopback addresses of the host',
             f'in set "{LOCALNET}" expected "{link}", found none',
-            f"nft list set {LOCALNET}",
+            REPAIR,
         )
 
 

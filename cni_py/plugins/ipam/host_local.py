@@ -106,12 +106,13 @@ def _misplaced(call: Call, store: Store, address: Address, held: list[Address]) 
 
 
 def status(call: Call, config: HostLocalConfig) -> None:
-    """Check that every range set has a free address. Raises: NotAvailable."""
+    """Check that every range set has a free address, and that it can be reserved. Raises: NotAvailable."""
     try:
         if _may_get_ranges(call, config):
             return
         range_sets = _range_sets(call, config)
         data_dir, network = _place(call, config)
+        files.check_space(f"{data_dir}/{network}")
         names = frozenset(reserved_names(f"{data_dir}/{network}"))
         for range_set in range_sets:
             if not _has_free(data_dir, network, names, range_set):

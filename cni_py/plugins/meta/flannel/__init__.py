@@ -118,9 +118,10 @@ def check(call: Call, config: FlannelConfig) -> None:
 
 
 def status(call: Call, config: FlannelConfig) -> None:
-    """Check subnet.env and the delegate, which needs a free address."""
+    """Check subnet.env, the directory of saved configurations and the delegate, which needs a free address."""
     try:
         conf = delegate_conf(call, config, subnet_env.read(config.subnet_file))
+        files.check_space(config.data_dir)
     except CniError as error:
         raise NotAvailable(error.msg, error.details, error.hint) from error
     delegate.status(call, conf["type"], conf, config.delegate_mode)
