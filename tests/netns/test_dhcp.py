@@ -122,7 +122,7 @@ def test_pod_has_the_address_of_its_lease_until_del(host: Host) -> None:
 
 @needs_dnsmasq
 def test_release_that_has_to_wait_is_sent_before_the_interface_is_deleted(host: Host) -> None:
-    """On a busy machine the kernel delivers it later, from a queue that is emptied with the interface; here a rate delays it."""
+    """A busy machine delivers it later, from a queue that is emptied with the interface; here a rate delays it."""
     with daemon(host), dnsmasq(host):
         pod = host.netns("c1")
         add(host, BRIDGE, pod)
@@ -248,7 +248,7 @@ def test_lease_is_renewed_at_half_time(host: Host) -> None:
 
 @needs_udhcpd
 def test_lease_is_kept_by_the_daemon_after_a_restart(host: Host) -> None:
-    """Whether it was ended or killed. Go's forgets its leases: they end while the pods use the addresses."""
+    """After a kill, too. Go's forgets its leases: they end while the pods use the addresses."""
     with udhcpd(host, 60):
         first, second, gone = (host.netns(name) for name in ("c1", "c2", "c3"))
         with daemon(host):
