@@ -248,7 +248,7 @@ def test_lease_is_renewed_at_half_time(host: Host) -> None:
 
 @needs_udhcpd
 def test_lease_is_kept_by_the_daemon_after_a_restart(host: Host) -> None:
-    """After a kill, too. Go's forgets its leases: they end while the pods use the addresses."""
+    """Leases outlive a daemon that is ended or killed. Go's forgets them: they end while the pods use the addresses."""
     with udhcpd(host, 60):
         first, second, gone = (host.netns(name) for name in ("c1", "c2", "c3"))
         with daemon(host):
