@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.chained import Chain, Pods, meta_conf
+from support.mains import parameters
 from support.namespaces import PATH, Host, Sandbox
 from support.pods import add, check, delete, gc, words
 from support.waiting import until
@@ -144,11 +145,16 @@ def test_gc_of_the_main_plugin_gives_leases_back(host: Host, keys: dict[str, Any
 
 
 @needs_dnsmasq
-def test_macvlan_with_a_lease(host: Host) -> None:
-    """Its packets take the way of the interface below."""
+@pytest.mark.parametrize("plugin", parameters("macvlan", "vlan"))
+def test_lease_of_an_interface_on_the_wire(host: Host, plugin: str) -> None:
+    """The packets take the way of the interface below; in a VLAN the server is there, too."""
     with daemon(host), dnsmasq(host):
-        host.run("ip link add up0 type veth peer name up1; ip link set up1 master br9 up; ip link set up0 up")
-        conf = BRIDGE | {"type": "macvlan", "master": "up0"}
+        host.run("ip link add up0 type veth peer name up1; ip link set up1 up; ip link set up0 up")
+        if plugin == "vlan":
+            host.run("ip link add link up1 up1.7 type vlan id 7; ip link set up1.7 master br9 up")
+        else:
+            host.run("ip link set up1 master br9")
+        conf = BRIDGE | {"type": plugin, "master": "up0"} | ({"vlanId": 7} if plugin == "vlan" else {})
         pod = host.netns("c1")
         result = add(host, conf, pod)
         assert "0% packet loss" in host.run("ping -c1 -W5 10.50.0.1", pod)
