@@ -376,7 +376,7 @@ def test_any_request_is_answered_and_the_daemon_lives(host: Host, request_: byte
         host.ok("dhcp", "STATUS", ALONE)
 
 
-AS_NOBODY = ["setpriv", "--reuid=65534", "--clear-groups", "python3", "-c"]
+AS_ANOTHER = ["setpriv", "--reuid=65534", "--clear-groups", "python3", "-c"]
 CONNECT = (
     "import socket; s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect('/run/open.sock'); print(s.recv(1 << 16))"
 )
@@ -387,13 +387,13 @@ LISTEN = (
 
 
 def test_client_of_another_user_is_refused(host: Host) -> None:
-    """Whatever the socket's mode is: its directory is the operator's."""
+    """Refused even where the socket can be opened: mode and directory are the operator's."""
     host.run("chmod 755 /run")
     with daemon(host, "-socketpath", "/run/open.sock", path="/run/open.sock"):
         assert host.run("stat -c %a /run/open.sock") == "600\n"
-        assert "PermissionError" in host.execute([*AS_NOBODY, CONNECT]).stderr
+        assert "PermissionError" in host.execute([*AS_ANOTHER, CONNECT]).stderr
         host.run("chmod 666 /run/open.sock")
-        assert host.execute([*AS_NOBODY, CONNECT]).stdout == "b''\n"
+        assert host.execute([*AS_ANOTHER, CONNECT]).stdout == "b''\n"
     assert said(host, "the client is not root", DAEMON_LOG) == 1
 
 
@@ -401,7 +401,7 @@ def test_daemon_of_another_user_is_not_asked(host: Host) -> None:
     host.run("mkdir -m 777 /run/open; chmod 755 /run")
     pod = host.netns("c1")
     conf = ALONE | {"ipam": {"type": "dhcp", "daemonSocketPath": "/run/open/dhcp.sock"}}
-    with program(host, *AS_NOBODY, LISTEN):
+    with program(host, *AS_ANOTHER, LISTEN):
         until(host.path("/run/open/dhcp.sock").is_socket, "another user listens")
         reply = host.call("dhcp", "ADD", conf, sandbox=pod)
     assert reply.code == 50, reply
