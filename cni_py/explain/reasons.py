@@ -33,12 +33,12 @@ CONFIGURATION, SUBNET_ENV, FLANNEL, RUNTIME, DEFAULT, UNKNOWN = (
     "default",
     "unknown",
 )
-"""Where a value comes from."""
+"""The origin of a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """Why a change was made.
+    """The reason for a change.
 
     Attributes:
         text: a sentence.
@@ -116,7 +116,7 @@ def reason(call: Call, known: Known, found: Recognised) -> Why:
     if known.is_undoing:
         return Why("A later change failed: ADD leaves nothing behind.", section="section 2, ADD")
     if call.verb == "DEL":
-        return Why("DEL removes what ADD made, as far as it is there.", section=DEL)
+        return Why("DEL deletes what ADD created, as far as it exists.", section=DEL)
     if call.verb == "GC":
         return Why("No attachment that the runtime knows owns it.", section=GC)
     text = shape.why.format_map(found.words)

@@ -9,15 +9,15 @@ from cni_py.explain.shapes import ON_HOST, SHAPES, Recognised, Shape
 from cni_py.explain.words import WORD, Command, unquoted
 
 _COMPONENT = r"[^\s/']+"
-_LOOKED_AT = 2000
-"""Characters of a command that are looked at: some, as those of WireGuard's peers, are of any length."""
+_COMPARED = 2000
+"""Length of a command that is compared, in characters: some, as those of WireGuard's peers, are of any length."""
 
 
 def recognise(command: Command) -> Recognised | None:
     """Return what a command is for; None if it has no row."""
     if filters.program_of(command) in filters.PROGRAMS:
         return filters.recognise(command)
-    core = " ".join(command.words)[:_LOOKED_AT]
+    core = " ".join(command.words)[:_COMPARED]
     for shape, pattern in _compiled():
         found = pattern.fullmatch(core) if not command.netns or shape not in ON_HOST else None
         if found:

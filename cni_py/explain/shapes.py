@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 Keys = tuple[str, ...]
 Row = tuple[str, str, str] | tuple[str, str, str, Keys] | tuple[str, str, str, Keys, str]
-"""What a shape has beside its group."""
+"""Properties of a shape beside its group."""
 
 GROUPS = {
     "record": "Record of the attachment",
@@ -55,7 +55,7 @@ class Shape:
     """A shape of commands.
 
     Attributes:
-        pattern: ``{name}`` stands for one word of the command, ``{/name}`` for a part of a path, ``{*name}`` for any text, and
+        pattern: ``{name}`` matches one word of the command, ``{/name}`` for a part of a path, ``{*name}`` for any text, and
             ``{name:a|b}`` for one of these; all else is literal.
         what: a sentence with the same names.
         why: a sentence.
@@ -197,7 +197,7 @@ SHAPES: tuple[Shape, ...] = (
         (
             "install -m {mode} /dev/stdin /var/lib/cni/flannel/{name}",
             "Save the configuration that flannel gives to its delegate.",
-            "DEL uses this file: subnet.env may be another by then, or may not exist.",
+            "DEL uses this file: subnet.env may have changed in the meantime, or may not exist.",
             ("delegate", "type"),
             DELEGATION,
         ),
@@ -555,13 +555,13 @@ SHAPES: tuple[Shape, ...] = (
         "firewall",
         (
             "firewall-cmd --zone={zone} --add-source={source}",
-            "Tell firewalld that {source} belongs to the zone {zone}.",
+            "Add {source} to firewalld's zone {zone}.",
             "It then lets the pod's packets pass.",
             ("firewalldZone", "backend"),
         ),
         (
             "firewall-cmd --zone={zone} --remove-source={source}",
-            "Tell firewalld that {source} no longer belongs to {zone}.",
+            "Remove {source} from firewalld's zone {zone}.",
             "The address may be another pod's.",
             ("firewalldZone", "backend"),
         ),

@@ -70,7 +70,7 @@ class Remark:
 
 
 def explain(call: Call, *, verbose: bool = False) -> list[Step | Remark]:
-    """Return the steps and the remarks of a call."""
+    """Return the steps and the comments of a call."""
     known = Known(call.configuration, {})
     items: list[Step | Remark] = []
     number = 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cni_py.explain.calls import Call
 
 TITLE, GROUP, WHAT, COMMAND, WHY, DIM, BAD = "title", "group", "what", "command", "why", "dim", "bad"
-"""What a part of a line is; a terminal has a style for each."""
+"""Kinds of parts of a line; a terminal has a style for each."""
 _INDENT = 7
 _NARROWEST = 20
 
