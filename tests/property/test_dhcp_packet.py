@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cni_py.dhcp import packet as dhcp
 from cni_py.dhcp.packet import Message, datagram, decode, payload
+from support.examples import examples
 
 ADDRESSES = st.integers(0, 0xFFFFFFFF).map(IPv4Address)
 OPTIONS = st.dictionaries(
@@ -35,7 +36,7 @@ def test_message_is_decoded_as_it_was(message: Message) -> None:
     assert decode(message.encode()) == message
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(125), deadline=None)
 @given(st.binary(max_size=700))
 @example(b"")
 @example(bytes(240))
@@ -46,7 +47,7 @@ def test_any_bytes_are_a_message_or_none(data: bytes) -> None:
         pass
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(125), deadline=None)
 @given(MESSAGES, st.data())
 def test_damaged_message_is_another_one_or_none(message: Message, data: st.DataObject) -> None:
     whole = bytearray(message.encode())
@@ -90,7 +91,7 @@ def test_checksums_are_those_of_the_internet() -> None:
     assert dhcp._checksum(pseudo + packet[20:]) == 0
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(125), deadline=None)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_packet_for_the_client_or_not(data: bytes) -> None:
     payload(data)

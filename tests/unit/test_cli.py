@@ -708,7 +708,6 @@ def test_verbose_version_reports_on_the_host(run: Run, node: Path) -> None:
     assert found["plugin bridge"] == f"{node}/bin/bridge (third-party)"
     assert found["plugin loopback"].startswith("not in CNI_PATH")
     assert {
-        "pyroute2",
         "pydantic-core",
         "libnftables",
         "masquerade",

@@ -24,6 +24,7 @@ from cni_py.agent import log as agent_log
 from cni_py.dhcp import daemon as dhcp_daemon
 from cni_py.errors import CheckFailed, InvalidConfig, IOFailure, KernelRefused
 from cni_py.journal import Journal, note, quote, step
+from support.examples import examples
 
 NAME = "c1:eth0:net"
 LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{6}  (.*)")
@@ -46,7 +47,7 @@ def lines(path: Path) -> list[str]:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(125), deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1))
 def test_line_is_read_back_as_the_same_words(words: list[str]) -> None:
     assert shlex.split(step(*words).line) == words
