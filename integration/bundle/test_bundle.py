@@ -357,7 +357,9 @@ HOSTILE = {
         for name in ("libc.so.6", "libm.so.6", "libnss_sss.so.2", "libnss_resolve.so.2", "libnftables.so.1", "libpoison.so")
     },
 }
-DATA = "hosts|passwd|group|resolv.conf|localtime|host.conf|gai.conf|services|iproute2|protocols|connlabel.conf|ssl/certs|ssl/cert.pem"
+DATA = (
+    "hosts|passwd|group|resolv.conf|localtime|host.conf|gai.conf|services|iproute2|protocols|connlabel.conf|ssl/certs?(.pem)?"
+)
 ALLOWED = re.compile(
     rf"/(opt/(cni-py|cni/bin|bin)|proc|sys|run|var/lib/cni|tmp/conf|dev|etc/({DATA}))(/|$)|.*/(zoneinfo|tzdata)\b"
 )
