@@ -90,10 +90,9 @@ class Known:
         """Take which links a command makes, and the configuration that flannel saves for its delegate if it writes that."""
         words = found.words
         if found.shape.pattern.startswith("ip link add"):
-            of = "bridge" if found.shape.group == "bridge" else found.shape.group
-            for name in ("bridge", "host", "gateway", "vrf", "ifb"):
+            for name in ("bridge", "host", "gateway", "vrf", "ifb", "link"):
                 if name in words:
-                    self.links[found.netns, words[name]] = of
+                    self.links[found.netns, words[name]] = found.shape.group
             if master := re.search(r"\bmaster (\S+)", words.get("options", "")):
                 self.links[found.netns, master[1]] = "bridge"
         if call.plugin != "flannel" or not command.producer or not command.words[-1].startswith("/var/lib/cni/flannel/"):

@@ -90,6 +90,7 @@ def _rows(group: str, *rows: Row) -> list[Shape]:
     return [Shape(group, *row) for row in rows]
 
 
+_ADDRESS = "[0-9]+[.][0-9.]+|[0-9a-f]*:[0-9a-f:.]*"
 _GATEWAY = ("isDefaultGateway", "isGateway")
 _MTU = ("mtu",)
 _RANGES = ("ipam.ranges", "ipam.subnet", "ipam.addresses", "runtimeConfig.ips", "ipam.type")
@@ -121,7 +122,61 @@ ON_HOST: tuple[Shape, ...] = (
         ADD,
     ),
 )
-"""Rows that are tried first for what is done in the host's namespace by a plugin."""
+"""Rows that are tried first for what a plugin does in the host's namespace."""
+
+OF_DAEMON: tuple[Shape, ...] = (
+    *_rows(
+        "address",
+        (
+            "ip addr add {address}{*options} dev {link}",
+            "Give {address} to {link}.",
+            "What the node itself sends to pods of other nodes comes from it, and the replies reach it.",
+        ),
+    ),
+    *_rows(
+        "route",
+        (
+            "ip route {verb:add|replace} {dst} {*route}",
+            "Route {dst} {route}.",
+            "The lease of another node has that subnet: its pods are there.",
+        ),
+        (
+            "ip route {verb:del|delete} {*route}",
+            "Delete the route {route}.",
+            "No lease that is followed has that subnet any more.",
+        ),
+    ),
+    *_rows(
+        "neighbour",
+        (
+            "ip neigh {verb:add|replace} {address} lladdr {mac} dev {link}{*more}",
+            "Let {link} know {address} by the MAC address {mac}.",
+            "The other node publishes it in its lease, so it is not asked for with each packet.",
+        ),
+    ),
+    *_rows(
+        "fdb",
+        (
+            "bridge fdb {verb:add|replace|append} {mac} dev {link} dst {node}{*more}",
+            "Let {link} send frames for {mac} to the node {node}.",
+            "The other node publishes both in its lease.",
+        ),
+    ),
+    *_rows(
+        "state",
+        (
+            "install -m {mode} /dev/stdin {*directory}/subnet.env",
+            "Write {directory}/subnet.env.",
+            "The plugin flannel reads the node's subnet and MTU there; without it no pod starts.",
+        ),
+        (
+            "install -m {mode} /dev/stdin {*directory}/flanneld{/name}",
+            "Save the leases in {directory}/flanneld{name}.",
+            "A start without the datastore forwards by what is saved there.",
+        ),
+    ),
+)
+"""Rows that are tried first for what flanneld does."""
 
 _OF_LINK = frozenset(
     {
@@ -179,7 +234,13 @@ SHAPES: tuple[Shape, ...] = (
             _RANGES,
             DELEGATION,
         ),
-        ("rm -f {*directory}/{/network}/{/address:[0-9]+[.][0-9.]+|[0-9a-f]*:[0-9a-f:.]*}", "Give {address} back.", "The next pod may have it.", (), DEL),
+        (
+            "rm -f {*directory}/{/network}/{/address:[0-9]+[.][0-9.]+|[0-9a-f]*:[0-9a-f:.]*}",
+            "Give {address} back.",
+            "The next pod may have it.",
+            (),
+            DEL,
+        ),
         (
             "mkdir -p -m {mode} /var/lib/cni/networks{*network}",
             "Create the directory of the reservations.",
@@ -431,7 +492,7 @@ SHAPES: tuple[Shape, ...] = (
         (
             "sysctl -w net/ipv6/conf/{link}/{name}={value}",
             "Set {name} of {link} to {value}.",
-            "Its IPv6 addresses are those of IPAM, and stay; no router's advertisement adds others.",
+            "Its IPv6 addresses are given to it, and stay; no router's advertisement adds others.",
         ),
         (
             "sysctl -w net/ipv4/conf/{link}/arp_notify={value}",

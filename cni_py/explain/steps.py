@@ -86,7 +86,7 @@ def explain(call: Call, *, verbose: bool = False) -> list[Step | Remark]:
 
 def _step(call: Call, known: Known, line: Line, number: int, *, verbose: bool) -> Step:
     command = parse(line.text)
-    found = recognise(command) if command else None
+    found = recognise(command, call.verb) if command else None
     shown = tuple(commands.shown(line.text, command, verbose=verbose))
     if command is None or found is None:
         return Step(line, number, OTHER, "", Why(""), command.netns if command else "", shown)

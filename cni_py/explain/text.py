@@ -62,6 +62,8 @@ def _heading(call: Call, width: int | None) -> Iterator[list[Part]]:
 
 def _end(call: Call, width: int | None) -> Iterator[list[Part]]:
     took = "" if call.seconds is None else f" ({call.seconds * 1000:.2f} ms)"
+    if not (call.outcome or call.verb):  # what a daemon does has an end only where it is one thing
+        return
     yield []
     if call.outcome == "failed":
         yield from _prose(BAD, f"failed: {call.error}{took}", width, 2)
