@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.namespaces import GO_PLUGINS, PATH, Host
+from support.warm import WarmHost
 
 ROOT = Path(__file__).resolve().parent
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
@@ -58,7 +59,17 @@ def cni_py(bin_dir: Path) -> Path:
 
 @pytest.fixture
 def host(bin_dir: Path) -> Iterator[Host]:
-    """A host in namespaces of its own, without containers or subnet.env; see tests/support/namespaces.py."""
+    """A host in namespaces of its own, without containers or subnet.env; see tests/support/namespaces.py.
+
+    Its plugins are forks of a process that has loaded them (tests/support/warm.py). `executing_host` executes them.
+    """
+    with WarmHost(bin_dir) as made:
+        yield made
+
+
+@pytest.fixture
+def executing_host(bin_dir: Path) -> Iterator[Host]:
+    """A host whose plugins are executed, as by a runtime."""
     with Host(bin_dir) as made:
         yield made
 
@@ -119,7 +130,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests: a Host requires root, marked or not; longer tests get more time."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if "host" in fixtures:
+        if {"host", "executing_host"} & set(fixtures):
             item.add_marker("netns")
         if "longer" in fixtures:
             item.add_marker(pytest.mark.timeout(180 + 60 * item.config.getoption("--longer")))

@@ -1,10 +1,18 @@
-"""A line at the end of a run: how many of the recorded cases of the other plugins ran."""
+"""Hosts that execute plugins; and a line at the end of a run: how many of the recorded cases of the other plugins ran."""
 
 from __future__ import annotations
 
 import pytest
 
+from support.namespaces import Host
+
 CASES = "integration/golden-plugins/test_golden_plugins.py::test_as_recorded["
+
+
+@pytest.fixture
+def host(executing_host: Host) -> Host:
+    """Plugins here are executed: what others call is the executable."""
+    return executing_host
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,14 +12,19 @@ from cni_py.packetfilter import libnftables
 
 
 def warm_up() -> None:
-    """Load every module that any call may need, for a process that handles many in threads."""
+    """Prepare a process that handles many calls in threads."""
+    load_modules()
+    libnftables.works()
+    store.keep_between_calls()
+    gc.freeze()  # nothing of this is ever garbage: later collections need not look at it
+
+
+def load_modules() -> None:
+    """Load every module that any call may need."""
     # Every one: a module that is loaded later could be of another version, which was installed in the meantime.
     keep_without_init("pydantic_core")
     for package in ("attachment", "ipam", "kernel", "netlink", "packetfilter", "plugins", "sweep"):
         _import_all(f"{os.path.dirname(cni_py.__file__)}/{package}", f"cni_py.{package}")
-    libnftables.works()
-    store.keep_between_calls()
-    gc.freeze()  # nothing of this is ever garbage: later collections need not look at it
 
 
 def _import_all(path: str, package: str) -> None:

@@ -296,7 +296,7 @@ def identity_of(request: dict[str, Any]) -> str:
 
 
 def described(lease: Lease) -> dict[str, Any]:
-    """What the plugin needs of a lease: address with prefix, gateway, routes. Pure."""
+    """Return the values of a lease that the plugin needs: address with prefix, gateway, routes. Pure."""
     found = lease.ack.options
     router = lease.ack.address(dhcp.ROUTER)
     prefix = dhcp.parse_mask(found.get(dhcp.SUBNET_MASK, b""))
@@ -342,7 +342,7 @@ def answer(daemon: Daemon, accepted: socket.socket) -> None:
 
 
 def listen(path: str) -> socket.socket:
-    """The socket that systemd hands over, or a new one. Raises: InvalidConfig, OSError."""
+    """Return the socket that systemd passes on, or a new one. Raises: InvalidConfig, OSError."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
         number = os.environ.get("LISTEN_FDS", "0")
         if number != "1":

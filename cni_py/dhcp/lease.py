@@ -63,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What the server granted; times are of ``time.monotonic``."""
+    """A lease as the server granted it; times are of ``time.monotonic``."""
 
     ack: Message
     server: IPv4Address

@@ -164,7 +164,7 @@ def datagram(message: bytes, source: IPv4Address, target: IPv4Address) -> bytes:
 
 
 def payload(packet: bytes) -> bytes | None:
-    """What a UDP packet to the client's port holds; None: it is another packet, or a fragment.
+    """Return the data of a UDP packet to the client's port; None: it is another packet, or a fragment.
 
     The checksum of UDP is not compared: a veth leaves it to hardware that there is not.
     """

@@ -85,7 +85,8 @@ def tool(name: str) -> str:
     """The path of a program of :data:`TOOLS` or :data:`ETCD_TOOLS`. Raises: LabFailed."""
     path = find_tool(name)
     if path is None:
-        raise LabFailed(f"program is missing: {name}", hint=_install([name]))
+        hint = f"install them (names as in Debian): apt-get install {_packages([name])}"
+        raise LabFailed(f"program is missing: {name}", hint=hint)
     return path
 
 
@@ -106,9 +107,8 @@ def _is_of_package(path: str, name: str) -> bool:
     return version in done.stdout
 
 
-def _install(names: Sequence[str]) -> str:
-    packages = " ".join(dict.fromkeys((TOOLS | ETCD_TOOLS)[name].package for name in names))
-    return f"install them (names as in Debian): apt-get install {packages}"
+def _packages(names: Sequence[str]) -> str:
+    return " ".join(dict.fromkeys((TOOLS | ETCD_TOOLS)[name].package for name in names))
 
 
 def check(programs: Programs, *, flanneld: str, with_etcd: bool) -> None:
@@ -119,7 +119,7 @@ def check(programs: Programs, *, flanneld: str, with_etcd: bool) -> None:
         )
     missing = [name for name in TOOLS | (ETCD_TOOLS if with_etcd else {}) if find_tool(name) is None]
     if missing:
-        hint = _install(missing)
+        hint = f"install them (names as in Debian): apt-get install {_packages(missing)}"
         if set(missing) <= set(ETCD_TOOLS):
             hint += '; or use "--datastore file"'
         raise LabFailed(f"programs are missing: {', '.join(missing)}", hint=hint)

@@ -1,4 +1,4 @@
-"""Every code block of README and docs, in the order in which it stands: what is printed can be typed.
+"""Every code block of README and docs, in the order of the page: what is printed can be typed.
 
 The blocks of a page run as one session on a machine of its own: the guide's first node, with etcd and TLS, this installation in
 /opt, and files of its own in /etc. What needs a cluster, a build or the installer is marked, with the test that runs it.

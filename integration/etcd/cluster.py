@@ -1,6 +1,6 @@
 """Bare nodes on one switch, as a deployment finds them: the test starts etcd and flanneld itself, and stops them.
 
-Machines are those of ``cni_py.lab``, without its order of things. The cluster's directory is ``/run/lab`` on every one of them.
+Machines are those of ``cni_py.lab``, without its order of steps. The cluster's directory is ``/run/lab`` on every one of them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Cluster:
         return Path(self.machines[name].path(path))
 
     def subnet(self, name: str) -> str:
-        """As subnet.env names it, ``10.244.91.0/24``; empty where there is none."""
+        """The subnet as subnet.env names it, ``10.244.91.0/24``; empty where there is none."""
         try:
             found = re.search(r"FLANNEL_SUBNET=(\S+)", self.path(name, SUBNET_FILE).read_text())
         except FileNotFoundError:
@@ -121,7 +121,7 @@ class Cluster:
         return ping(commands, asked, 3.0)
 
     def _enter(self, pod: str) -> list[str]:
-        """For what needs the pod's network alone; a signal to it reaches the program itself."""
+        """Words that run a program in the pod's network alone; a signal to it reaches the program itself."""
         return [tool("nsenter"), f"--net={self.path(self.pods[pod][0], f'/run/netns/{pod}')}", "--"]
 
     def traffic(self, source: str, target: str) -> Ping:
@@ -139,7 +139,7 @@ class Flanneld:
         self.start()
 
     def start(self) -> None:
-        """Its log begins anew for ``log``."""
+        """Start it again; ``log`` begins here."""
         self._log_begins = self._log.stat().st_size if self._log.exists() else 0
         self.notice = Notice(str(self.cluster.directory), self.machine)
         env = self.cluster.programs.environment() | self.notice.environment | dict(self.env)
@@ -154,7 +154,7 @@ class Flanneld:
 
     @property
     def log(self) -> str:
-        """Since it was started last."""
+        """The log since it was started last."""
         return self._log.read_bytes()[self._log_begins :].decode()
 
     def until_logged(self, text: str, times: int = 1) -> None:
@@ -210,18 +210,18 @@ class Etcd:
         self._service.kill()
 
     def wait(self) -> Etcd:
-        """Until it answers, or says that it wants a name and a password."""
+        """Wait until it replies, or asks for a name and a password."""
 
-        def answers() -> bool:
+        def replies() -> bool:
             assert self._service.is_alive, self._service.last_words()
             words = self._ctl("get", "nothing", seconds=1)
             return words.returncode == 0 or "user name is empty" in words.stderr
 
-        until(answers, f"etcd at {self.endpoint} answers")
+        until(replies, f"etcd at {self.endpoint} replies")
         return self
 
     def ctl(self, *words: str, stdin: str = "") -> str:
-        """What etcdctl says."""
+        """Output of etcdctl."""
         done = self._ctl(*words, stdin=stdin)
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
@@ -245,7 +245,7 @@ class Etcd:
         return found
 
     def leases(self) -> dict[str, dict[str, Any]]:
-        """By key, ``10.244.91.0-24``: what the node published, and ``lease``, the id of the etcd lease in hexadecimal."""
+        """Leases by key, ``10.244.91.0-24``: the published value, and ``lease``, the id of the etcd lease in hexadecimal."""
         found = json.loads(self.ctl("get", "--prefix", SUBNETS, "-w", "json")).get("kvs", [])
         return {
             b64decode(kv["key"]).decode().removeprefix(SUBNETS): {
@@ -261,7 +261,7 @@ class Etcd:
 
 
 def peer(number: int) -> tuple[str, str]:
-    """Key and value of a node that is not there: 10.244.{number}.0/24 by 192.168.123.{number}."""
+    """Key and value of a node that does not exist: 10.244.{number}.0/24 by 192.168.123.{number}."""
     data = {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}
     value = {"PublicIP": f"192.168.123.{number}", "PublicIPv6": None, "BackendType": "vxlan", "BackendData": data}
     return f"{SUBNETS}10.244.{number}.0-24", json.dumps(value, separators=(",", ":"))

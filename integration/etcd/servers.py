@@ -46,7 +46,7 @@ class Server:
         os.close(log)
 
     def wait(self) -> Server:
-        """Until its port is open, which it is when the cluster has a leader."""
+        """Wait until its port is open, which it is when the cluster has a leader."""
         ends = monotonic() + 20
         while True:
             try:
@@ -69,7 +69,7 @@ class Server:
         self._process.send_signal(signal.SIGCONT)
 
     def ctl(self, *words: str) -> str:
-        """What etcdctl says."""
+        """Output of etcdctl."""
         command = ["etcdctl", f"--endpoints={self.endpoint}", "--command-timeout=5s", *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ENVIRONMENT, timeout=20)
         assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -85,7 +85,7 @@ class Server:
 
 
 def start(members: int = 1, tls: str = "", options: Sequence[str] = ()) -> list[Server]:
-    """A new cluster that answers."""
+    """A new cluster that replies."""
     servers = [Server(number, members, tls, options) for number in range(members)]
     for server in servers:
         server.wait()
@@ -111,7 +111,7 @@ def make_certificates(directory: Path, days: int = 2, address: str = "127.0.0.1"
 
 
 def sign(directory: Path, name: str, days: int) -> None:
-    """By the CA that is there."""
+    """Create a certificate, by the CA that exists."""
     pki.openssl(
         directory, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
         "-out", f"{name}.pem", "-days", str(days), "-extfile", "extensions",
@@ -119,6 +119,6 @@ def sign(directory: Path, name: str, days: int) -> None:
 
 
 def sign_until(directory: Path, name: str, ends: datetime) -> None:
-    """By the CA that is there, to the second; put there in one step."""
+    """Create a certificate that ends at a second, by the CA that exists; put there in one step."""
     words = ("-in", f"{name}.csr", "-cert", "ca.pem", "-keyfile", "ca.key", "-extfile", "extensions")
     pki.sign(directory, datetime(2020, 1, 1), ends, f"{name}.pem", *words)

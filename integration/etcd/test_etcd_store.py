@@ -42,9 +42,9 @@ from support.watching import Watching
 pytestmark = pytest.mark.netns
 
 PING_MS = 1000
-"""How often gRPC asks whether the server is still there, in a test that would wait half a minute otherwise."""
+"""Seconds between gRPC's keepalive pings, in a test that would wait half a minute otherwise."""
 STOPPED_SECONDS, FAILED_SECONDS = 10.0, 10.0
-"""A machine may be busy; who waits for etcd, or for all of a timeout a few times, takes longer."""
+"""A machine may be busy; a wait for etcd, or for all of a timeout a few times, takes longer."""
 
 PREFIX = "/coreos.com/network"
 NETWORK_TEXT = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
@@ -77,7 +77,7 @@ def open_store(*members: Server, **options: Any) -> EtcdStore:
 
 
 def read(server: Server, *words: str) -> dict[str, dict[str, Any]]:
-    """By key: what etcdctl says of the leases."""
+    """Leases by key, as etcdctl prints them."""
     from base64 import b64decode
 
     found = json.loads(server.ctl("get", "--prefix", f"{PREFIX}/subnets/", "-w", "json", *words)).get("kvs", [])
@@ -197,7 +197,7 @@ def test_lease_that_does_not_fit_the_network_is_replaced() -> None:
 def test_node_keeps_its_subnet_where_its_lease_was_replaced_by_one_that_does_not_fit(
     config: NetworkConfig, key: str, wrong: str
 ) -> None:
-    """The lease that is deleted has a part of it, and takes it from nobody."""
+    """The lease that is deleted has a part of it, and takes it from no node."""
     (server,) = servers.start()
     lease = server.ctl("lease", "grant", "100").split()[1]
     server.ctl("put", f"{PREFIX}/subnets/{wrong}", node(1).as_json(), f"--lease={lease}")
@@ -395,7 +395,7 @@ def test_lease_expires_and_renewing_prevents_it() -> None:
             nonlocal renewed
             before = read(server)[renewed.subnets.as_key()]
             renewed = kept.renew(renewed)
-            assert read(server)[renewed.subnets.as_key()] == before  # nobody is told of it
+            assert read(server)[renewed.subnets.as_key()] == before  # no node gets an event of it
             return list(follower.sets[-1]) == [renewed.subnets]
 
         until(only_one_is_left, "the lease that is not renewed, which is the later one, ends")
@@ -430,7 +430,7 @@ def test_renewing_publishes_another_address_and_mac() -> None:
 
 @inside
 def test_node_that_moves_to_another_address_keeps_its_subnet() -> None:
-    """The external interface has another address: the same process begins anew."""
+    """The external interface has another address: the same process starts again."""
     (server,) = servers.start()
     store = open_store(server)
     lease = store.acquire(NETWORK, node(1), None)
@@ -444,7 +444,7 @@ def test_node_that_moves_to_another_address_keeps_its_subnet() -> None:
 
 
 @inside
-def test_watch_tells_what_changed_and_nothing_else() -> None:
+def test_watch_reports_what_changed_and_nothing_else() -> None:
     (server,) = servers.start()
     leases = [open_store(server).acquire(NETWORK, node(number), None) for number in range(3)]
     with logged() as log, Watching(open_store(server)) as follower:
@@ -465,7 +465,7 @@ def test_watch_tells_what_changed_and_nothing_else() -> None:
 
 
 @inside
-def test_bad_keys_are_ignored_and_drop_nobody() -> None:
+def test_bad_keys_are_ignored_and_drop_no_node() -> None:
     (server,) = servers.start()
     store = open_store(server)
     lease = store.acquire(NETWORK, node(1), None)
@@ -548,7 +548,7 @@ def test_compaction_while_pages_are_read() -> None:
 
 @inside
 def test_burst_of_5000_leases() -> None:
-    """While etcd is filled as fast as it goes, and then with all of them at once."""
+    """Watch while etcd is filled as fast as it goes, and then with all of them at once."""
     (server,) = servers.start()
     store = open_store(server)
     subnets = [Subnets(IPv4Network((0x0A000000 + (number << 8), 24))) for number in range(1, 5001)]
@@ -568,7 +568,7 @@ def test_burst_of_5000_leases() -> None:
         wrote = monotonic() - begin
         late = follower.until(lambda found: len(found) == 5000)
         batches = len(follower.batches)
-        print(f"5,000 puts: {wrote:.1f} s; the last was told {late * 1000:.0f} ms later; {batches} batches")
+        print(f"5,000 puts: {wrote:.1f} s; the last arrived {late * 1000:.0f} ms later; {batches} batches")
         assert len(follower.changes) == 5000, "each once"
         server.ctl("del", "--prefix", f"{PREFIX}/subnets/")
         took = follower.until(lambda found: not found)
@@ -670,7 +670,7 @@ def test_server_killed_and_restarted() -> None:
 
 
 @inside
-def test_nobody_answers_when_following_begins() -> None:
+def test_server_is_silent_when_following_begins() -> None:
     (server,) = servers.start()
     open_store(server).acquire(NETWORK, node(1), None)
     server.kill()
@@ -692,7 +692,7 @@ def test_nobody_answers_when_following_begins() -> None:
 
 @inside
 def test_server_hangs_after_a_silence_and_wakes() -> None:
-    """The silence is longer than two pings, after which gRPC sends no more unless it is told to (etcd.OPTIONS)."""
+    """The silence is longer than two pings, after which gRPC sends no more by default (etcd.OPTIONS)."""
     shorter = {
         "grpc.keepalive_time_ms": PING_MS,
         "grpc.keepalive_timeout_ms": PING_MS // 2,
@@ -744,7 +744,7 @@ def test_member_lost_and_leader_changed() -> None:
 
 
 def again(call: Callable[[], Lease]) -> Lease:
-    """As the daemon does: come again while etcd is unavailable."""
+    """Retry, as the daemon does, while etcd is unavailable."""
     made = []
 
     def is_made() -> bool:
@@ -758,7 +758,7 @@ def again(call: Callable[[], Lease]) -> Lease:
     return made[0]
 
 
-# ---- who may ----------------------------------------------------------------------------------
+# ---- permissions-------------------------------------------------------------------------------
 
 
 @inside
@@ -857,13 +857,13 @@ def test_tls_client_certificate_expires_and_is_replaced() -> None:
         servers.sign(directory, "client", days=2)
         wait_for_line(log, "etcd responds again, after ")
         assert again(lambda: store.renew(lease)).subnets == lease.subnets
-    assert len([line for line in log if "has expired" in line]) <= 3, "once for each thing that gRPC says"
+    assert len([line for line in log if "has expired" in line]) <= 3, "once for each message of gRPC"
     assert any("etcd responds again" in line for line in log)
 
 
 @inside
 def test_tls_files_are_replaced_one_after_the_other() -> None:
-    """A new CA and key: until all of them are there the log tells what does not fit."""
+    """A new CA and key: until all of them are there the log says what does not fit."""
     Path("/run/certs").mkdir()
     directory = Path(servers.make_certificates(Path("/run/certs")))
     (server,) = servers.start(tls=str(directory))

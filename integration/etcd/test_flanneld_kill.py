@@ -17,7 +17,7 @@ from support.flannel import FAMILIES, network
 from support.flanneld_kills import BUSY, FEWEST, NEW, InEtcd, kill_often, needs_tracer
 
 SECONDS = 2.0
-"""Of kills: with `--longer 150` all points are tried."""
+"""Seconds of kills: with `--longer 150` all points are tried."""
 
 
 def start_etcd(config: str) -> None:

@@ -109,7 +109,7 @@ def test_lost_lease_is_made_again(pair: Pair, how: str) -> None:
 
 
 def test_altered_lease_is_published_again(pair: Pair) -> None:
-    """By hand, or by a script: what others would send to a wrong MAC address."""
+    """Another process changes it, by hand or by a script: other nodes would send to a wrong MAC address."""
     key = pair.etcd.key_of("192.168.123.11")
     before = pair.etcd.leases()[key]
     wrong = {name: value for name, value in before.items() if name != "lease"}
@@ -138,7 +138,7 @@ def test_other_address_is_published_at_once(pair: Pair) -> None:
 
 
 def test_compaction_while_a_node_was_away(pair: Pair) -> None:
-    """It wakes up, its watch begins where it ended, and etcd no longer knows what was there."""
+    """The node wakes up, its watch begins where it ended, and etcd no longer has that history."""
     daemon = pair.daemons["node1"]
     daemon.signal("STOP")
     try:
@@ -162,7 +162,7 @@ def test_compaction_while_a_node_was_away(pair: Pair) -> None:
 
 
 def test_subnet_taken_by_another_node(pair: Pair) -> None:
-    """Whoever did that: two nodes with one subnet is worse than another subnet."""
+    """Two nodes with one subnet are worse than another subnet, whatever the reason was."""
     daemon = pair.cluster.start_flanneld("node3", [ENDPOINT]).wait_ready()
     subnet = pair.cluster.subnet("node3")
     key = SUBNETS + subnet.replace("/", "-")
@@ -196,7 +196,7 @@ def test_members_lost_and_leader_changed(bin_dir: Path, tmp_path: Path) -> None:
             one, two = (member for member in members if member is not leader)
             one.wait()
             check_follows(cluster, one, ("node1", "node2"), 201)
-            two.kill()  # no majority: nobody can write, and nothing changes
+            two.kill()  # no majority: no node can write, and nothing changes
             sleep(1)
             two.start()
             leader.start()
@@ -207,7 +207,7 @@ def test_members_lost_and_leader_changed(bin_dir: Path, tmp_path: Path) -> None:
         assert one.leases() == before
 
 
-# ---- who may ----------------------------------------------------------------------------------
+# ---- permissions-------------------------------------------------------------------------------
 
 
 def test_wrong_password_and_another_one(bin_dir: Path, tmp_path: Path) -> None:
@@ -234,12 +234,12 @@ def test_wrong_password_and_another_one(bin_dir: Path, tmp_path: Path) -> None:
         etcd.ctl("user", "passwd", "flannel", "--interactive=false", stdin="Pa55word\n")
         daemon.wait_ready()
         etcd.ctl("user", "passwd", "flannel", "--interactive=false", stdin="right\n")
-        etcd.kill()  # it forgets who had logged in
+        etcd.kill()  # it forgets the users that had logged in
         etcd.start()
         etcd.wait()
         key, value = peer(201)
         etcd.ctl("put", key, value)
-        until(lambda: daemon.log.count("authentication failed") == 2, "who may no longer read is told")
+        until(lambda: daemon.log.count("authentication failed") == 2, "the daemon that may no longer read logs it")
         assert not has_route(cluster, "node1", 201)
         assert cluster.json("node1", "ip -j -4 addr show flannel.1")
         etcd.ctl("user", "passwd", "flannel", "--interactive=false", stdin="Pa55word\n")

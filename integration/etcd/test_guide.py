@@ -2,7 +2,7 @@
 
 Three nodes, named and addressed as in the guide, with Docker's bridge and Docker's FORWARD policy. Different from it:
 
-- ``/run`` stands for ``/etc``, which the machines of a test share: ``/run/kubernetes/pki/etcd``, ``/run/kube-flannel``;
+- ``/run`` takes the place of ``/etc``, which the machines of a test share: ``/run/kubernetes/pki/etcd``, ``/run/kube-flannel``;
 - no systemd runs here: what it does with the unit and its environment file is done by the test;
 - the guide gives ``server.key`` to all nodes; here node 2 has a client certificate, as ``conf/flanneld.env`` asks for.
 """
@@ -153,7 +153,7 @@ def exec_start(unit: str) -> str:
 
 
 def as_systemd_does(command: str, env: str) -> list[str]:
-    """ExecStart=: ``${NAME}`` is put in where it stands, ``$NAME`` as a word of its own becomes words."""
+    """ExecStart=: ``${NAME}`` is inserted in its place, ``$NAME`` as a word of its own becomes words."""
     variables, argv = environment_file(env), []
     for word in shlex.split(command.replace("\\\n", "")):
         if word.startswith("$") and word[1] != "{":
@@ -164,7 +164,7 @@ def as_systemd_does(command: str, env: str) -> list[str]:
 
 
 def texts(daemon: Flanneld) -> list[str]:
-    """What it logged, without the heads of the lines, which are klog's."""
+    """The log without the heads of the lines, which are klog's."""
     found = [KLOG.fullmatch(line) for line in daemon.log.splitlines()]
     assert all(found), daemon.log
     assert len({line["pid"] for line in found if line}) == 1
@@ -219,7 +219,7 @@ def start_again(cluster: Cluster, daemon: Flanneld) -> None:
 
 
 def check_leases(cluster: Cluster, etcd: Etcd) -> None:
-    """What is in etcd is what the nodes wrote down for their plugins."""
+    """Leases in etcd are those that the nodes wrote down for their plugins."""
     leases = etcd.leases()
     assert sorted(lease["PublicIP"] for lease in leases.values()) == sorted(cluster.addresses[name] for name in NODES)
     for name in NODES:

@@ -67,7 +67,7 @@ def test_tls_to_plain_http(node: Host, cni_py: Path) -> None:
 
 
 def test_hint_about_a_missing_configuration_creates_one(node: Host, cni_py: Path) -> None:
-    """With the TLS options of the command that failed: without them etcdctl cannot connect either."""
+    """Type it with the TLS options of the command that failed: without them etcdctl cannot connect either."""
     node.do(_start, TLS)
     options = f"-etcd-cafile={TLS}/ca.pem -etcd-certfile={TLS}/client.pem -etcd-keyfile={TLS}/client.key"
     argv = [str(cni_py), "config", "get", "--", "-etcd-endpoints=https://127.0.0.1:2379", *options.split()]

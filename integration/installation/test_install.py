@@ -264,7 +264,7 @@ def test_links_of_systemd_go_with_the_installation(prefix: Prefix, tmp_path: Pat
 
 @pytest.mark.netns
 def test_flanneld_that_was_there_before_is_named(prefix: Prefix, tmp_path: Path) -> None:
-    """The deployment guide's unit and process: left alone, and the operator is told so."""
+    """The deployment guide's unit and process: left alone, and reported to the operator."""
     script = tmp_path / "script"
     go = tmp_path / "go" / "flanneld"
     foreign(go, "#!/bin/sh\nread x\n")

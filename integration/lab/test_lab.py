@@ -129,7 +129,7 @@ def test_nodes_come_and_go(lab: Lab) -> None:
 @needs_root
 @pytest.mark.parametrize("lab", [{"nodes": 3}], indirect=True)
 def test_three_nodes_are_up_soon(lab: Lab) -> None:
-    """In two seconds, where nothing else is at work."""
+    """Two seconds are enough, on an idle machine."""
     assert lab.wait_connected().is_complete
     assert time.time() - lab.state.since < SOON_SECONDS
 

@@ -1,4 +1,4 @@
-"""Back to the Go plugins with pods of ours running: `cni-py sweep --convert-to-go`, which `make uninstall` runs.
+"""Return to the Go plugins while our pods run: `cni-py sweep --convert-to-go`, which `make uninstall` runs.
 
 Go's DEL then deletes everything of such a pod at the first attempt, and the next pod with its port is reachable.
 """
@@ -149,7 +149,7 @@ def test_nothing_to_convert(host: Host) -> None:
 
 
 def test_uninstall_hands_over(host: Host, go_plugins: str, tmp_path: Path) -> None:
-    """The whole way back: the Go plugins are where they were, and delete a pod of ours."""
+    """The whole return: the Go plugins are where they were, and delete our pod."""
     pod = host.netns("c1")
     host.run(f"mkdir -p /run/opt/cni/bin; cp {go_plugins}/bridge {go_plugins}/host-local {go_plugins}/portmap /run/opt/cni/bin")
     install = f"{ROOT}/build/venv/bin/python {ROOT}/integration/install"

@@ -61,7 +61,7 @@ def test_own_limits_hide_those_of_the_runtime(host: Host) -> None:
 
 @pytest.mark.parametrize("rate", [8, 1000, 10**9, 34 * 10**9, 10**11])
 def test_any_rate_is_as_asked(host: Host, rate: int) -> None:
-    """Also those that need 64 bits, and bursts whose time needs more than 32."""
+    """Rates of more than 32 bits, too, and bursts whose time needs more than 32."""
     pods = Pods(host, Chain(meta_conf("bandwidth", ingressRate=rate, ingressBurst=10 * MBIT)))
     pod = host.netns("c1")
     result = pods.add(pod)

@@ -49,7 +49,7 @@ PATHS = (
     "attachments", "portmap", "journal", "journal/deleted", "turns.lock", "nft.lock", "sweep.lock", "boot-id", "agent.sock",
     "attachments/c1:eth0:net", "attachments/c1:eth0:cbr0", "portmap/c1:eth0:net", "journal/c1:eth0:net",
 )  # fmt: skip
-"""What may be below /run/cni-py."""
+"""Patterns of the files that may be below /run/cni-py."""
 IN_THE_WAY = {
     "file": "echo garbage >{}",
     "directory": "mkdir -p {}/something",
@@ -129,7 +129,7 @@ def test_nothing_can_be_kept(host: Host, fault: str, network: list[dict[str, Any
 @pytest.mark.parametrize("network", [CHAIN, [FLANNEL]], ids=["chain", "flannel"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_can_be_kept_any_more(host: Host, fault: str, network: list[dict[str, Any]]) -> None:
-    """The fault comes between ADD and DEL: DEL does everything, and the runtime is told that it is done."""
+    """The fault comes between ADD and DEL: DEL does everything, and reports success to the runtime."""
     pod, other = host.netns("c1"), host.netns("c2")
     add(host, network, other)
     before = host.snapshot(pod, other)
@@ -158,7 +158,7 @@ def test_something_in_the_way_of_one_path(host: Host, kind: str) -> None:
 
 @pytest.mark.parametrize("fault", ["full", "read-only", "file"])
 def test_failed_add_is_undone_without_bookkeeping(host: Host, fault: str) -> None:
-    """Of two range sets the second is exhausted."""
+    """Two range sets, the second of which is exhausted."""
     pod, other = host.netns("c1"), host.netns("c2")
     conf = bridge_conf(V4, [{"subnet": "10.9.0.0/30"}])
     add(host, [conf], other)
@@ -231,7 +231,7 @@ def is_waited_for(host: Host, name: str) -> bool:
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_call_waits_for_the_lock_without_a_file(host: Host, verb: str) -> None:
-    """Where /run is read-only, calls of one attachment still wait for each other; a killed holder holds nothing."""
+    """Calls of one attachment wait for each other where /run is read-only, too for each other; a killed holder holds nothing."""
     pod = host.netns("c1")
     add(host, [BRIDGE], pod)
     host.run(FAULTS["read-only"])

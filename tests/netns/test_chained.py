@@ -48,7 +48,7 @@ def pods(host: Host, chain: Chain) -> Pods:
 
 @every_chain
 def test_add_check_delete_leave_nothing(host: Host, pods: Pods) -> None:
-    """With another pod there, and DEL twice: with what ADD returned, and with nothing."""
+    """Run beside another pod, and DEL twice: with what ADD returned, and with nothing."""
     other, pod = host.netns("c1"), host.netns("c2")
     pods.add(other)
     before = pods.state(other, pod)

@@ -23,7 +23,7 @@ FLANNEL = {"type": "flannel", "delegate": {"hairpinMode": True, "isDefaultGatewa
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
 PORTS = [{"hostPort": HOST_PORT, "containerPort": PORT, "protocol": protocol} for protocol in ("tcp", "udp")]
 OTHER_PORTS = [port | {"hostPort": HOST_PORT + 1} for port in PORTS]
-"""Of a pod that is attached before, so that what all pods share exists."""
+"""Ports of a pod that is attached before, so that the chains that all pods share exist."""
 POOL = {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}
 
 
@@ -196,7 +196,7 @@ def neighbour(host: Host, vlan: int = 0) -> Sandbox:
 
 @pytest.mark.parametrize("plugin", parameters("macvlan", "ipvlan", "vlan"))
 def test_static_addresses_on_the_wire(host: Host, runtime: Runtime, plugin: str) -> None:
-    """From the runtime (capability `ips`), as Multus and nerdctl pass them."""
+    """Addresses of the runtime (capability `ips`), as Multus and nerdctl pass them."""
     lan = neighbour(host, vlan=7 if plugin == "vlan" else 0)
     keys = {"vlanId": 7} if plugin == "vlan" else {}
     runtime.configure(
@@ -221,7 +221,7 @@ def test_static_addresses_on_the_wire(host: Host, runtime: Runtime, plugin: str)
 
 @pytest.mark.parametrize("with_sbr", [True, False], ids=["sbr", "without"])
 def test_second_attachment_is_left_by_its_own_packets(host: Host, runtime: Runtime, with_sbr: bool) -> None:
-    """As Multus attaches two networks: a machine beyond the second one's router is answered over it, which needs sbr."""
+    """Two networks, as Multus attaches them: a machine beyond the second one's router is answered over it, which needs sbr."""
     host.write_subnet_env()
     lan = neighbour(host)
     host.run("ip addr add 198.51.100.1/32 dev lo; ip link set lo up", lan)

@@ -159,7 +159,7 @@ def test_status_sees_that_nothing_can_be_reserved_or_saved(node: Host, typed: Ty
 # --- explain ----------------------------------------------------------------------------------------------------------
 
 
-def test_explain_tells_live_failed_gone_and_deleted_apart(node: Host, typed: Typed) -> None:
+def test_explain_distinguishes_live_failed_gone_and_deleted(node: Host, typed: Typed) -> None:
     for name in ("live", "gone", "deleted"):
         node.netns(name)
         typed(f"cni-py add cbr0 {name}")

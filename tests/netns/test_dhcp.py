@@ -76,7 +76,7 @@ def udhcpd(host: Host, lease: int) -> Iterator[None]:
 
 
 def said(host: Host, text: str, path: str = LOG) -> int:
-    """How often a log has a text."""
+    """Count the lines of a log that have a text."""
     file = host.path(path)
     return file.read_text().count(text) if file.exists() else 0
 
@@ -285,7 +285,7 @@ def test_renewal_forgets_a_sandbox_that_is_gone(host: Host) -> None:
         pod = host.netns("c1")
         add(host, BRIDGE, pod)
         host.delete_netns(pod)
-        until(lambda: said(host, "forgotten", DAEMON_LOG), "the daemon looks at it", SECONDS)
+        until(lambda: said(host, "forgotten", DAEMON_LOG), "the daemon checks it", SECONDS)
 
 
 # --- without a server, without a daemon -------------------------------------------------------------------------------

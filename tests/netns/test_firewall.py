@@ -213,7 +213,7 @@ def test_sweep_deletes_the_rules_of_a_pod_that_is_gone(host: Host, pods: Pods, c
 
 @pytest.mark.parametrize("flavour", ["-nft", "-legacy"])
 def test_rules_are_in_the_flavour_that_the_node_uses(host: Host, flavour: str) -> None:
-    """Whatever the default is: an accept in one flavour does not help against a drop in the other."""
+    """Rules go into the flavour that drops, whatever the default is: an accept in one flavour does not help against a drop in the other."""
     if not shutil.which(f"iptables{flavour}"):
         pytest.skip(f"no iptables{flavour}")
     host.run(f"iptables{flavour} -P FORWARD DROP")

@@ -30,7 +30,7 @@ sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 
 
 def run_container(directory: str) -> dict[str, Any]:
-    """In a host: start it, ask its probes, replace its token, and end it. Returns: what was found."""
+    """Start it in a host, ask its probes, replace its token, and end it. Returns: what was found."""
     subprocess.run(["sh", "-ec", EXTERNAL], check=True, env={"PATH": PATH})
     objects = load(MANIFEST)
     one = container(objects, "flanneld", "flanneld")

@@ -26,9 +26,9 @@ SOON_SECONDS = 15.0
 """Half a second, where nothing else is at work."""
 RETRY_SECONDS = 0.5
 SHORT_TIMES = f"from cni_py.flanneld import own_lease; from cni_py.flanneld.stores import file_watch; own_lease.LOST_RETRY_SECONDS = {RETRY_SECONDS}; file_watch.POLL_SECONDS = 0.02"
-"""For two flannelds that take their lease from one another again and again, before they wait."""
+"""Seconds for two flannelds that take their lease from each other again and again, before they wait."""
 FULL = "dd status=none if=/dev/zero bs=4k", "64k"
-"""What fills a file system, and its size."""
+"""A command that fills a file system, and its size."""
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_start_says_what_the_guide_shows_and_is_ready_last(net: Net) -> None:
 
 
 def test_each_change_is_a_command_in_the_log_for_who_asks_for_it(two: Net) -> None:
-    """As a person could type it; nothing of it without ``-v=1``."""
+    """Log it as a person could type it; nothing of it without ``-v=1``."""
     first, second = two.nodes
     assert first.flanneld
     assert "ip link add" not in first.flanneld.log
@@ -176,7 +176,7 @@ def test_watchdog_hears_of_us_twice_in_its_time(net: Net) -> None:
 
 
 def test_datastore_is_waited_for_in_words(net: Net) -> None:
-    """Also by the watchdog, the probes and SIGTERM."""
+    """The watchdog, the probes and SIGTERM are no reason either."""
     [node] = net.nodes
     away = net.datastore.rename(net.datastore.with_suffix(".away"))
     flanneld = node.start(f"-healthz-port={PORT}", env={"WATCHDOG_USEC": "3000000"})
@@ -282,7 +282,7 @@ def test_udp_refuses_an_interface_too_small_for_ipv6(net: Net) -> None:
 
 
 def test_udp_starts_while_the_kernel_asks_for_other_owners_of_the_address(net: Net) -> None:
-    """As at boot: an IPv6 address can be used a second or more after the interface is up."""
+    """A boot: an IPv6 address can be used a second or more after the interface is up."""
     [node] = net.nodes
     net.write({"config": FAMILIES["dual"] | {"Backend": {"Type": "udp"}}, "leases": {}})
     node.run("for d in all eth0; do echo 1 >/proc/sys/net/ipv6/conf/$d/accept_dad; done")
@@ -359,7 +359,7 @@ def test_second_network_leaves_the_first_ones_routes_and_saved_leases_alone(two:
     both = {*ways, "10.99.7.0/24"}
     assert set(first.routes()) == both
     assert first.device("flannel.2")["address"] != mac
-    first.run("ip route flush proto 122")  # each puts back its own, and no more
+    first.run("ip route flush proto 122")  # each restores its own, and no more
     until(lambda: set(first.routes()) == both, "all routes are back")
     first.run("ip link set flannel.1 mtu 1300; ip link set flannel.2 mtu 1300")
     for name in ("flannel.1", "flannel.2"):
@@ -371,7 +371,7 @@ def test_second_network_leaves_the_first_ones_routes_and_saved_leases_alone(two:
         assert network_ in first.host.path(f"/var/lib/cni-py/{name}").read_text()
 
 
-def test_interface_that_cannot_be_used_for_a_while_is_told_of_once(net: Net) -> None:
+def test_interface_that_cannot_be_used_for_a_while_is_logged_once(net: Net) -> None:
     [node] = net.nodes
     flanneld = node.start().wait_ready()
     node.run("ip link set eth0 mtu 600")
@@ -444,7 +444,7 @@ def test_signal_ends_it_soon_and_leaves_the_way(two: Net, number: signal.Signals
 
 
 def test_signal_at_any_moment_ends_it_with_0(net: Net) -> None:
-    """Before it has said that it takes signals, SIGTERM kills it as any program."""
+    """SIGTERM kills it as any program, before it handles signals."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -658,7 +658,7 @@ def test_leases_that_would_lead_packets_astray_are_ignored(two: Net) -> None:
     assert two.unreached() == []
 
 
-def test_lease_with_our_own_address_is_no_peer_and_is_judged_anew_when_it_changes(two: Net) -> None:
+def test_lease_with_our_own_address_is_no_peer_and_is_checked_again_when_it_changes(two: Net) -> None:
     first, _ = two.nodes
     before, content = first.state(), two.read()
     own = content["leases"][f"{first.subnet}.0-24"]
@@ -681,7 +681,7 @@ def test_lease_with_our_own_address_is_no_peer_and_is_judged_anew_when_it_change
 
 
 def test_reservation_for_our_own_address_is_taken(net: Net) -> None:
-    """As a peer it would be ignored: it is the node's own."""
+    """A peer with it would be ignored: it is the node's own."""
     [node] = net.nodes
     content = net.read()
     net.write({**content, "leases": {"10.244.77.0-24": {"PublicIP": node.address, "BackendType": "vxlan"}}})
@@ -689,7 +689,7 @@ def test_reservation_for_our_own_address_is_taken(net: Net) -> None:
     assert node.subnet == "10.244.77"
 
 
-def test_leases_with_addresses_that_no_node_has_are_told_once(two: Net) -> None:
+def test_leases_with_addresses_that_no_node_has_are_logged_once(two: Net) -> None:
     first, second = two.nodes
     before, content = first.state(), two.read()
     theirs = content["leases"][f"{second.subnet}.0-24"]
@@ -806,7 +806,7 @@ def test_altered_lease_is_published_again(two: Net) -> None:
     lease["BackendData"] = {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"}
     two.write(content)
     took = until(lambda: two.leases()[key].items() >= before.items(), "it is as it was")
-    print(f"put back after {took:.2f} s")
+    print(f"restored after {took:.2f} s")
     assert first.flanneld
     assert first.flanneld.has_said(f"our lease of {first.subnet}.0/24 was changed by another process: publishing it again")
     until(lambda: first.device()["address"] in second.run("ip neigh show dev flannel.1"), "the peer knows the right address")
@@ -885,7 +885,7 @@ def test_flap_of_the_interface_is_survived(two: Net) -> None:
     assert first.flanneld.log.count("flannel is ready") == 1
 
 
-def test_interface_that_is_made_anew_is_followed(two: Net) -> None:
+def test_interface_that_is_created_again_is_followed(two: Net) -> None:
     """The kernel takes the VXLAN device with it."""
     first = two.nodes[0]
     before = first.state()

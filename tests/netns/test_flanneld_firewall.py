@@ -32,9 +32,9 @@ pytestmark = pytest.mark.netns
 T = TypeVar("T")
 
 RESYNC_SECONDS, HEARD_SECONDS = 60, 20.0
-"""When all is looked at anyway; what is put back long before that has been heard of."""
+"""Seconds between full checks; a rule that is restored long before was restored because of a notification."""
 LEGACY_SECONDS = 0.3
-"""When legacy iptables is looked at, which tells nobody of changes."""
+"""Seconds between checks of legacy iptables, which has no notifications."""
 IDLE_SECONDS, IDLE_LOOKS = 0.3, 4
 OURS = Subnets(ip_network("10.244.91.0/24"), ip_network("fd00:1:0:5b::/64"))
 CONFIG = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:1::/48", "Backend": {"Type": "vxlan"}}
@@ -75,7 +75,7 @@ def firewall(config: dict[str, Any] = CONFIG, subnets: Subnets = OURS, **options
 
 
 def captured_log() -> list[str]:
-    """In the host: what is logged from now on, with its level before it."""
+    """Return a list, in the host, to which each log line is added, with its level before it."""
     log: list[str] = []
     for name in ("info", "warning", "error"):
         setattr(klog, name, lambda text, level=name: log.append(f"{level[0].upper()} {text}"))
@@ -83,21 +83,21 @@ def captured_log() -> list[str]:
 
 
 def ensure(config: dict[str, Any] = CONFIG, subnets: Subnets = OURS, **options: Any) -> list[str]:
-    """In the host: what one start of flanneld does. The lines of its log."""
+    """Do, in the host, all that one start of flanneld does. Returns: the lines of its log."""
     log = captured_log()
     firewall(config, subnets, **options).ensure()
     return log
 
 
 def sh(script: str) -> str:
-    """In the host, from a function that :meth:`Host.do` runs there."""
+    """Run a script in the host, from a function that :meth:`Host.do` runs there."""
     done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 def state(host: Host) -> str:
-    """All rules of both kinds but for counters, without the tables that are empty."""
+    """Return all rules of both kinds but for counters, without the tables that are empty."""
     text = host.run(
         "for t in nat filter; do for i in iptables ip6tables; do for f in nft legacy; do echo $i-$f $t; $i-$f -t $t -S; done; done; done 2>/dev/null; "
         "nft list tables"
@@ -183,7 +183,7 @@ except TimeoutError:
 
 
 def what_leaves(host: Host, boxes: dict[str, Sandbox], version: int) -> dict[str, str]:
-    """Who sends to whom, and the source address that arrives, in words."""
+    """Return sender, receiver and the source address that arrives, in words."""
     group = "239.1.1.1" if version == 4 else "ff15::1"
     link = f"to{list(ADDRESSES).index('outside')}"
     cases: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # name: sender, receiver, destination, and what is special
@@ -321,7 +321,7 @@ def test_chain_of_others_that_cannot_be_overruled_is_named(host: Host) -> None:
 
 @contextmanager
 def kept(keeper: Firewall) -> Iterator[list[bool]]:
-    """In the host: the keeper at work, after its first look; what each look has answered."""
+    """Run the keeper in the host until its first check. Yields: the result of each check."""
     looks: list[bool] = []
     look, stop = keeper.repair, Stop()
 
@@ -343,7 +343,7 @@ def kept(keeper: Firewall) -> Iterator[list[bool]]:
 def seconds_until_back(
     config: dict[str, Any], prepare: str, mutations: list[str], seen: str, resync_seconds: float = RESYNC_SECONDS
 ) -> tuple[list[float], list[str]]:
-    """In the host: the time after each of the mutations until ``seen`` prints what it printed before; and the log."""
+    """Return the time, in the host, after each of the mutations until ``seen`` prints what it printed before; and the log."""
     log = captured_log()
     sh(prepare)
     keeper = firewall(config)
@@ -355,7 +355,7 @@ def seconds_until_back(
         for mutation in mutations:
             begun = len(looks)
             sh(mutation)
-            times.append(until(lambda: sh(seen) == wanted, f"put back: {mutation}"))
+            times.append(until(lambda: sh(seen) == wanted, f"restored: {mutation}"))
             until(lambda begun=begun: len(looks) > begun and not looks[-1], "the look after the repair")  # type: ignore[misc]
     return times, log
 
@@ -418,7 +418,7 @@ def test_accepts_are_put_back_at_once(host: Host, config: dict[str, Any]) -> Non
     said = [
         line for line in log if "Some iptables rules are missing; deleting and recreating rules (changed by iptables" in line
     ]
-    assert len(said) == len(mutations) - 1  # a rule of others that came and went is no reason
+    assert len(said) == len(mutations) - 1  # a third-party rule that came and went is no reason
 
 
 def test_accepts_in_legacy_iptables_are_put_back(host: Host) -> None:
@@ -435,7 +435,7 @@ def test_a_rule_in_front_of_ours_goes_behind(host: Host) -> None:
 
 
 def test_forward_that_begins_to_drop_is_heard_of(host: Host) -> None:
-    """As when Docker starts after flanneld."""
+    """Docker starts after flanneld."""
     prepare = "iptables-nft -P FORWARD ACCEPT; iptables-nft -N T; iptables-nft -A T -j RETURN; iptables-nft -A FORWARD -j T"
 
     def later(mutation: str) -> tuple[float, list[str]]:
@@ -469,7 +469,7 @@ MASQ_MUTATIONS = [
 
 @pytest.mark.parametrize(("flavour", "resync_seconds"), [("nft", RESYNC_SECONDS), ("legacy", LEGACY_SECONDS)])
 def test_iptables_masquerade_is_put_back(host: Host, flavour: str, resync_seconds: float) -> None:
-    """Of iptables-nft at once; legacy iptables tells nobody, so when it is looked at next."""
+    """Check iptables-nft at once, on its notification; legacy iptables, which has none, at its next check."""
     mutations = [mutation.replace("tables-X ", f"tables-{flavour} -w ") for mutation in MASQ_MUTATIONS]
     shown = f"iptables-{flavour} -w -t nat -S; ip6tables-{flavour} -w -t nat -S"
     times, _ = host.do(of_flavour, flavour, seconds_until_back, BY_IPTABLES, "true", mutations, shown, resync_seconds)
@@ -477,7 +477,7 @@ def test_iptables_masquerade_is_put_back(host: Host, flavour: str, resync_second
 
 
 def of_flavour(flavour: str, do: Callable[..., T], *arguments: Any) -> T:
-    """In the host: that, where iptables is of this flavour."""
+    """Do that in the host, where iptables is of this flavour."""
     forward.default_tool = lambda version: Iptables(version, f"-{flavour}")  # type: ignore[assignment]
     return do(*arguments)
 
@@ -492,7 +492,7 @@ def generation() -> str:
 
 
 def idle_after_repair(config: dict[str, Any]) -> tuple[bool, float, list[str]]:
-    """In the host, after a repair: whether the next looks changed nothing, how long they took, and what was logged then."""
+    """Return, after a repair in the host, whether the next checks changed nothing, how long they took, and the log of that time."""
     sh("iptables-nft -P FORWARD DROP")
     log = captured_log()
     keeper = firewall(config)
@@ -517,7 +517,7 @@ def test_own_changes_make_no_loop(host: Host, config: dict[str, Any]) -> None:
 
 
 def war(repairs: int) -> float:
-    """In the host: how long it takes to so many repairs, where somebody removes the rules whenever they are there."""
+    """Return how long so many repairs take, in a host where another process deletes the rules whenever they exist."""
     log = captured_log()
     keeper = firewall()
     keeper.ensure()
@@ -533,7 +533,7 @@ def war(repairs: int) -> float:
         return until(remove, f"{repairs} repairs")
 
 
-def test_somebody_who_removes_them_each_time_makes_no_busy_loop(host: Host) -> None:
+def test_process_that_deletes_them_each_time_causes_no_busy_loop(host: Host) -> None:
     """The pause before a repair doubles each time."""
     pauses = [min(SETTLE_SECONDS * 2**number, LONGEST_PAUSE_SECONDS) for number in range(6)]
     assert host.do(war, len(pauses)) > sum(pauses)
@@ -555,7 +555,7 @@ def test_pods_that_come_and_go_cost_nothing(host: Host) -> None:
     assert host.do(looks) == 1, "the first look alone"
 
 
-# --- what was there before --------------------------------------------------------------------------------------------
+# --- the rules of before -----------------------------------------------------------------------------------------------
 
 GO_NFT = """
 nft add table ip flannel-ipv4 '{ comment "rules for flannel-ipv4" ; }'
@@ -606,7 +606,7 @@ def test_without_ip_masq_nothing_is_masqueraded(host: Host) -> None:
 @pytest.mark.parametrize("config", [CONFIG, BY_IPTABLES], ids=["nftables", "iptables"])
 @pytest.mark.parametrize(("value", "ipv4", "ipv6"), [("ipv4", True, False), ("ipv6", False, True), (True, True, True)])
 def test_masquerade_of_one_family(host: Host, config: dict[str, Any], value: bool | str, ipv4: bool, ipv6: bool) -> None:
-    """Also where both were masqueraded before; forwarding is accepted for both."""
+    """Nor where both were masqueraded before; forwarding is accepted for both."""
     host.run("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
     host.do(ensure, config)
     host.do(partial(ensure, config, ip_masq=value))
@@ -716,7 +716,7 @@ def test_random_ports_unless_disabled(host: Host) -> None:
 
 
 def test_a_failure_of_the_rest_is_logged_and_tried_again(host: Host) -> None:
-    """iptables has gone, say by an update of its package: said once, and masquerade in nftables is not concerned."""
+    """iptables was deleted, say by an update of its package: logged once, and masquerade in nftables is not concerned."""
 
     def broken() -> list[str]:
         log = captured_log()

@@ -50,7 +50,7 @@ def found(host: Host, ipv4: bool = True, ipv6: bool = False, **options: Any) -> 
 
 
 def refusal(host: Host, ipv4: bool = True, ipv6: bool = False, **options: Any) -> str:
-    """What is said where nothing is found."""
+    """The error where nothing is found."""
 
     def inside() -> str:
         with pytest.raises(InvalidConfig) as refused:
@@ -282,7 +282,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_devices_of_others_are_chosen(node: Host, name: str) -> None:
-    """Of whatever kind: in kind, k3d and our lab a node's eth0 is a veth."""
+    """Interfaces of any kind: in kind, k3d and our lab a node's eth0 is a veth."""
     node.run(
         f"{OTHERS[name]}; ip addr add 10.9.0.1/24 dev {name}; ip link set {name} up; ip route add default via 10.9.0.254 metric 1"
     )
@@ -320,7 +320,7 @@ def test_interface_is_chosen_by_the_nodes_address(node: Host) -> None:
 
 
 @pytest.mark.parametrize("text", ["eth0,enp0s3", "eth0, enp0s3", "10.0.0.1,10.0.0.2", "eth1.5,bond0"])
-def test_list_of_interfaces_is_told_how_to_write(node: Host, text: str) -> None:
+def test_list_of_interfaces_is_refused_with_the_form_it_needs(node: Host, text: str) -> None:
     first, second = text.replace(" ", "").split(",")
     for options in ({"iface": (text,)}, {"iface_regex": (f"^{text}$".strip("^$"),)}):
         assert f"for several the option is repeated: -iface={first} -iface={second}" in refusal(node, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What flanneld keeps in the kernel (kernel/vxlan.py, routes.py, neighbour.py, watch.py, …), against a real one."""
+"""State that flanneld keeps in the kernel (kernel/vxlan.py, routes.py, neighbour.py, watch.py, …), against a real one."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_mtu_mac_and_learning_are_corrected_in_place(node: Host) -> None:
         ("type vxlan id 1 dev eth0 local 192.168.123.11 dstport 8472 group 239.1.1.1", "group address: None vs 239.1.1.1"),
     ],
 )
-def test_device_that_does_not_fit_is_made_anew_and_keeps_its_mac_address(node: Host, made: str, reason: str) -> None:
+def test_device_that_does_not_fit_is_created_again_and_keeps_its_mac_address(node: Host, made: str, reason: str) -> None:
     node.run(f"ip link add flannel.1 address {OTHER_MAC} {made}; ip link set flannel.1 up")
     link, warnings = ask(node, ensured, device(node, mac=""))
     assert warnings == [f'"flannel.1" already exists with incompatible configuration: {reason}; recreating device']
@@ -197,7 +197,7 @@ def test_device_that_does_not_fit_is_made_anew_and_keeps_its_mac_address(node: H
     assert ask(node, ensured, device(node, mac=""))[1] == []
 
 
-def test_device_over_another_interface_or_of_another_kind_is_made_anew(node: Host) -> None:
+def test_device_over_another_interface_or_of_another_kind_is_created_again(node: Host) -> None:
     node.run("ip link add flannel.1 type vxlan id 1 dev eth1 local 192.168.123.11 dstport 8472")
     eth0, eth1 = index_of(node, "eth0"), index_of(node, "eth1")
     assert f"vtep (external) interface: {eth0} vs {eth1};" in ask(node, ensured, device(node))[1][0]
@@ -297,8 +297,8 @@ def replaced(netlink: rtnl.Rtnl, route: Route) -> tuple[list[str], list[int]]:
     with rtnl.Listener(NETLINK_ROUTE, RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE) as listening:
         refusals = words(replace_routes(netlink, [route]))
         notices: list[int] = []
-        while told := listening.receive(0.05):
-            notices += [kind for kind, _, _ in told]
+        while received := listening.receive(0.05):
+            notices += [kind for kind, _, _ in received]
     return refusals, notices
 
 
@@ -342,7 +342,7 @@ def test_route_that_the_kernel_refuses_does_not_keep_the_others_away(node: Host)
     assert ask(node, list_routes) == set(right)
 
 
-def test_delete_spares_what_others_made(node: Host) -> None:
+def test_delete_leaves_foreign_entries_alone(node: Host) -> None:
     ask(node, up, device(node))
     node.run("ip route add 10.244.9.0/24 via 10.244.9.0 dev flannel.1 onlink proto static")
     assert ask(node, lambda netlink: words(delete_routes(netlink, [route4(9), route4(9, "192.168.123.9", "eth0")]))) == []
@@ -459,7 +459,7 @@ def peers(link: str) -> tuple[list[Route], list[Neighbour], list[Forwarding]]:
 
 
 def test_5000_peers_take_less_than_a_moment(node: Host) -> None:
-    """Measured on two cores: added in 0.35 s, read in 0.07 s. The limit is for a machine that is busy with other things."""
+    """Measured on two cores: added in 0.35 s, read in 0.07 s. The limit is for a machine that is busy otherwise."""
 
     def fill(netlink: rtnl.Rtnl) -> tuple[float, float, int]:
         link = up(netlink, wanted)
@@ -480,7 +480,7 @@ def test_5000_peers_take_less_than_a_moment(node: Host) -> None:
     assert read < 3
 
 
-def test_every_refusal_of_many_is_told(node: Host) -> None:
+def test_every_refusal_of_many_is_reported(node: Host) -> None:
     def spoil(netlink: rtnl.Rtnl) -> list[str]:
         up(netlink, wanted)
         routes, _, _ = peers("flannel.1")
@@ -527,7 +527,7 @@ def test_each_of_many_changes_is_a_line_of_the_journal(node: Host) -> None:
 
 
 def watching(host: Host, *changes: str, timeout_seconds: float = SECONDS, **options: Any) -> list[set[str]]:
-    """What a Watch says after each of these commands."""
+    """Return what a Watch reports after each of these commands."""
 
     def inside() -> list[set[str]]:
         said = []
@@ -540,7 +540,7 @@ def watching(host: Host, *changes: str, timeout_seconds: float = SECONDS, **opti
     return host.do(inside)
 
 
-def test_watch_tells_what_kind_changed(node: Host) -> None:
+def test_watch_reports_what_kind_changed(node: Host) -> None:
     said = watching(
         node,
         "ip link set eth1 mtu 1400",
@@ -552,8 +552,8 @@ def test_watch_tells_what_kind_changed(node: Host) -> None:
         "ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472",
         f"bridge fdb add {MAC} dev flannel.1 dst 192.168.123.12",
     )
-    for told, kind in zip(said, ["link", "addr", "addr", "route", "route", "neigh", "link", "neigh"], strict=True):
-        assert kind in told
+    for reported, kind in zip(said, ["link", "addr", "addr", "route", "route", "neigh", "link", "neigh"], strict=True):
+        assert kind in reported
 
 
 def test_watch_is_quiet_when_nothing_changes_or_other_kinds_do(node: Host) -> None:

@@ -14,7 +14,7 @@ from support.flanneld_kills import BUSY, FEWEST, NEW, Found, InFile, kill_often,
 
 OPTIONS = ["-ip-masq", "-ip-blackhole-route"]
 SECONDS = 2.0
-"""Of kills, for each test: with `--longer 150` all points are tried."""
+"""Seconds of kills, for each test: with `--longer 150` all points are tried."""
 
 pytestmark = [pytest.mark.netns, needs_tracer]
 

@@ -24,9 +24,9 @@ NET_CONF = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 
 
 def life_of_a_node(directory: str) -> dict[str, Any]:
-    """In a host: start it beside another node's entry, alter ours, add a third, remove the second, make our own anew.
+    """Start it, in a host, beside another node's entry, alter ours, add a third, remove the second, create our own again.
 
-    Answers what was there after each step.
+    Returns: the state after each step.
     """
     subprocess.run(["sh", "-ec", EXTERNAL], check=True, env={"PATH": PATH})
     (Path(directory) / "net-conf.json").write_text(json.dumps(NET_CONF))
@@ -56,7 +56,7 @@ def life_of_a_node(directory: str) -> dict[str, Any]:
             server.put(node(3, **vxlan(3)))
             until(lambda: has_routes("10.244.2.0/24", "10.244.3.0/24"), "the route to node3")
             server.delete("node2")
-            until(lambda: has_routes("10.244.3.0/24"), "node2's route has gone")
+            until(lambda: has_routes("10.244.3.0/24"), "node2's route was deleted")
             server.delete("node1")
             until(
                 lambda: "Error renewing lease" in (Path(directory) / "log").read_text(),
@@ -77,7 +77,7 @@ def life_of_a_node(directory: str) -> dict[str, Any]:
 
 
 def has_routes(*subnets: str) -> bool:
-    """Whether these are led to other nodes, and no others."""
+    """Return whether there are routes to other nodes for these subnets, and no others."""
     out = subprocess.run(
         ["ip", "-j", "route", "show", "proto", "122"], capture_output=True, text=True, env={"PATH": PATH}
     ).stdout
@@ -106,7 +106,7 @@ def test_node_of_a_kubernetes_cluster(host: Host, tmp_path: Path) -> None:
 
 
 def interface_of_a_node(directory: str) -> dict[str, Any]:
-    """In a host with a default route over eth0: what flanneld publishes where Kubernetes knows the node by an address of eth1."""
+    """Return, in a host with a default route over eth0, what flanneld publishes where Kubernetes knows the node by an address of eth1."""
     second = (
         EXTERNAL.replace("eth0", "eth1")
         .replace("peer peer", "peer peer1")
@@ -150,7 +150,7 @@ AWAY = ["refused", "forbidden", "silent"]
 
 
 def node_without_the_api(directory: str, away: str) -> dict[str, Any]:
-    """In a host: run once beside two nodes, lose the kernel's state as at a reboot, start with the API away; then it is back."""
+    """Run it once, in a host, beside two nodes, lose the kernel's state as at a reboot, start with the API away; then it is back."""
     subprocess.run(["sh", "-ec", EXTERNAL], check=True, env={"PATH": PATH})
     (Path(directory) / "net-conf.json").write_text(json.dumps(NET_CONF))
     env, log_path = os.environ | {"PATH": PATH, "NODE_NAME": "node1"}, Path(directory) / "log"

@@ -127,7 +127,7 @@ REJOINED = {
 
 
 def rejoin(directory: str, cidrs: list[str], gateway: str, is_running: bool) -> dict[str, Any]:
-    """In a host: delete node1, and register it again with these podCIDRs, while flanneld is running or not."""
+    """Delete node1, in a host, and register it again with these podCIDRs, while flanneld is running or not."""
     one = Node(directory)
     with_bridge("10.244.1.1/24")
     with one.server as server:
@@ -204,7 +204,7 @@ def test_second_podcidr_is_used_once_the_node_has_it(host: Host, tmp_path: Path)
 
 
 def peer(directory: str) -> dict[str, Any]:
-    """In a host: node2 registers again with another podCIDR; then under another name, with what it had."""
+    """Run in a host: node2 registers again with another podCIDR; then under another name, with what it had."""
     one, found = Node(directory), dict[str, Any]()
     with one.server as server:
         server.put(node(1))
@@ -242,7 +242,7 @@ def test_another_node_that_registers_again_or_is_renamed_is_followed(host: Host,
 
 
 def rename(directory: str) -> dict[str, Any]:
-    """In a host: the machine registers as "renamed", with a podCIDR of its own, and the Node of before stays."""
+    """Run in a host: the machine registers as "renamed", with a podCIDR of its own, and the Node of before stays."""
     one = Node(directory)
     with_bridge("10.244.1.1/24")
     with one.server as server:
@@ -274,7 +274,7 @@ def test_renamed_node_is_a_new_one_and_the_former_is_not_followed(host: Host, tm
 
 
 def first_start_without_api(directory: str) -> dict[str, Any]:
-    """In a host: the API listens only after flanneld has waited for it; then it is away for a while, and nodes change."""
+    """Run in a host: the API listens only after flanneld has waited for it; then it is away for a while, and nodes change."""
     one = Node(directory)
     with one.server:
         pass  # it has a port now

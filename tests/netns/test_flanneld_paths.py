@@ -1,4 +1,4 @@
-"""From pod to pod over three nodes, by every back end that needs nothing but a usual kernel, and both families.
+"""Packets from pod to pod over three nodes, by every back end that needs nothing but a usual kernel, and both families.
 
 Each case: flanneld starts on all nodes at once, with an empty datastore; every pod reaches every other one with small
 packets and with full ones that must not be cut (FLANNEL_MTU bytes, both ways), and TCP transfers are complete both ways.
@@ -114,7 +114,7 @@ def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, famili
         assert net.unreached() == []
         with_three = first.state()
 
-        # a node gets another name: it keeps its subnet, and nobody notices
+        # a node gets another name: it keeps its subnet, and no other node notices
         assert second.flanneld
         assert second.flanneld.terminate() == 0
         second.start(
@@ -144,7 +144,7 @@ def test_nodes_come_go_and_get_another_name(tmp_path: Path, backend: Any, famili
 
 
 def key_of(node: Node) -> str:
-    """Of its lease."""
+    """The subnet of its lease."""
     return next(
         key
         for key, lease in node.net.leases().items()

@@ -1,4 +1,4 @@
-"""What others change by hand is put back: a table of changes, each with the time that it may take.
+"""Changes by other processes are reverted: a table of changes, each with the time that it may take.
 
 Two nodes with a pod each. Before each change all is as it should be, which is what has to be there again within
 ``HEALED_SECONDS``; then pods reach one another, and flanneld is quiet.
@@ -34,7 +34,7 @@ OF_NODE_77 = {
     "PublicIPv6": "fd00:123::77",
     "BackendData": {"VNI": 1, "VtepMAC": "02:11:22:33:44:55"},
 }
-"""What such a node's lease says otherwise than that of another."""
+"""Keys of such a node's lease that differ from those of another."""
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,13 @@ def heal(net: Net, script: str) -> float:
     began = time.monotonic()
     while (now := node.state()) != before:
         different = {part: (before[part], now[part]) for part in before if before[part] != now[part]}
-        assert time.monotonic() - began < HEALED_SECONDS, f"not put back: {different}\n{node.flanneld.log[-3000:]}"
+        assert time.monotonic() - began < HEALED_SECONDS, f"not restored: {different}\n{node.flanneld.log[-3000:]}"
         time.sleep(0.02)
     return time.monotonic() - began
 
 
 def names(net: Net) -> dict[str, str]:
-    """Of the second node, as the first one sees it."""
+    """Values of the second node, as the first one sees it."""
     node = net.nodes[1]
     devices = {name: node.device(name).get("address", "") for name in ("flannel.1", "flannel-v6.1")}
     return {
@@ -108,9 +108,9 @@ VXLAN = {
     "MAC address": "ip link set flannel.1 address 02:11:22:33:44:55",
     "address removed": "ip addr flush dev flannel.1",
     "IPv6 address removed": "ip -6 addr flush dev flannel-v6.1 scope global",
-    "address of somebody": "ip addr add 198.51.100.7/24 dev flannel.1",
+    "third-party address": "ip addr add 198.51.100.7/24 dev flannel.1",
     "address with another length": "ip addr del {own}/32 dev flannel.1; ip addr add {own}/24 dev flannel.1",
-    "IPv6 address of somebody": "ip addr add 2001:db8::7/64 dev flannel-v6.1",
+    "third-party IPv6 address": "ip addr add 2001:db8::7/64 dev flannel-v6.1",
     "route deleted": "ip route del {subnet}",
     "IPv6 route deleted": "ip -6 route del {subnet6}",
     "all routes deleted": "ip route flush proto 122; ip -6 route flush proto 122",
@@ -118,9 +118,9 @@ VXLAN = {
     "IPv6 route over another gateway": "ip -6 route del {subnet6}; ip -6 route add {subnet6} via fd00:123::1",
     "route of another protocol": "ip route replace {subnet} via {gateway} dev flannel.1 onlink proto static",
     "route to nowhere": "ip route replace blackhole {subnet} proto 122",
-    "stray route of ours": "ip route add 10.244.250.0/24 via {gateway} dev flannel.1 onlink proto 122",
-    "stray route of ours over another device": "ip route add 10.244.252.0/24 via 192.168.123.1 proto 122",
-    "stray IPv6 route of ours": "ip -6 route add fd00:244:0:99::/64 via fd00:123::1 proto 122",
+    "our stray route": "ip route add 10.244.250.0/24 via {gateway} dev flannel.1 onlink proto 122",
+    "our stray route over another device": "ip route add 10.244.252.0/24 via 192.168.123.1 proto 122",
+    "our stray IPv6 route": "ip -6 route add fd00:244:0:99::/64 via fd00:123::1 proto 122",
     "stray route of an older flanneld": "ip route add 10.244.251.0/24 via 10.244.251.0 dev flannel.1 onlink",
     "black hole deleted": "ip route del blackhole {own}/24",
     "ARP entry deleted": "ip neigh del {gateway} dev flannel.1",
@@ -178,7 +178,7 @@ HOST_GW = {
     "route over another gateway": "ip route replace {subnet} via 192.168.123.1",
     "IPv6 route over another gateway": "ip -6 route del {subnet6}; ip -6 route add {subnet6} via fd00:123::1",
     "route of another protocol": "ip route replace {subnet} via {address} proto static",
-    "stray route of ours": "ip route add 10.244.250.0/24 via {address} proto 122",
+    "our stray route": "ip route add 10.244.250.0/24 via {address} proto 122",
     "interface down and up": "ip link set eth0 down; ip link set eth0 up",
     "interface down for a while": "ip link set eth0 down; sleep 0.5; ip link set eth0 up",
     "interface without addresses for a moment": "ip -4 addr flush dev eth0; sleep 0.3; ip addr add 192.168.123.11/24 dev eth0",
@@ -221,7 +221,7 @@ def test_flanneld_is_quiet_when_all_is_put_back(request: pytest.FixtureRequest, 
     flanneld = net.nodes[0].flanneld
     assert flanneld
     heal(net, "ip link del flannel.1; nft flush ruleset" if backend == "vxlan" else "ip route flush proto 122")
-    time.sleep(1)  # a repair is looked at once more
+    time.sleep(1)  # a repair is checked once more
     log, used = flanneld.log, flanneld.cpu_seconds()
     time.sleep(QUIET_SECONDS)
     used = flanneld.cpu_seconds() - used
@@ -277,13 +277,13 @@ def test_a_lease_of_our_own_bridge_does_not_cut_its_pods_off(vxlan: Net) -> None
     finally:
         content["leases"]["10.244.201.0-24"] = content["leases"].pop("10.244.200.0-24")
         vxlan.write(content)
-        for each in vxlan.nodes:  # when it has the one it has heard that the other is gone
+        for each in vxlan.nodes:  # when it has the one, it has received the deletion of the other
             until(lambda each=each: "10.244.201.0/24" in each.routes(), "the next lease is there")
         node.run("ip link del br7")
         del content["leases"]["10.244.201.0-24"]
         vxlan.write(content)
     for each in vxlan.nodes:
-        until(lambda each=each: not {"10.244.200.0/24", "10.244.201.0/24"} & set(each.routes()), "both have gone")
+        until(lambda each=each: not {"10.244.200.0/24", "10.244.201.0/24"} & set(each.routes()), "both were deleted")
 
 
 # ---- killed and started again -------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def test_start_removes_what_leads_to_dead_peers_and_touches_nothing_else(vxlan: 
         try:
             until(lambda: mark(first, heard, 97), "ip(8) listens")
             first.start().wait_ready()
-            until(lambda: mark(first, heard, 98), "ip(8) has told what came before")
+            until(lambda: mark(first, heard, 98), "ip(8) has printed what came before")
         finally:
             children = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split()
             os.kill(int(children[0]), 15)

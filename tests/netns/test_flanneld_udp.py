@@ -120,12 +120,12 @@ import socket, sys
 address = sys.argv[1]
 with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as s:
     s.settimeout(1)
-    # IP_RECVERR, IPV6_RECVERR: that a network is not reached is no reason to give up, for who does not ask
+    # IP_RECVERR, IPV6_RECVERR: an unreachable network is no reason to give up, for a socket that does not ask
     s.setsockopt(*((socket.IPPROTO_IPV6, 25) if ":" in address else (socket.IPPROTO_IP, 11)), 1)
     s.connect((address, 7))
     for _ in range(20):
         try:
-            s.send(b"is anybody there?")
+            s.send(b"hello?")
             s.recv(1)
         except TimeoutError:
             continue
@@ -134,7 +134,7 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket
             break
 """
 ASKED_TIMES = 5
-"""Where one of two packets is answered: ping(8) waits for the other no longer than twice as long as for that."""
+"""Seconds where one of two packets has a reply: ping(8) waits for the other no longer than twice as long as for that."""
 SEND = """
 import socket, sys
 address = sys.argv[1]
@@ -165,14 +165,14 @@ class Node:
         assert line, self.process.communicate(timeout=20)[1]
         return json.loads(line)
 
-    def tell(self, leases: dict[str, str]) -> None:
+    def follow(self, leases: dict[str, str]) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(leases) + "\n")
         self.process.stdin.flush()
         assert self.answer() == "done"
 
     def close(self) -> str:
-        """End it; answers its log. Twice is fine."""
+        """End it; returns its log. Can be repeated."""
         if not self.log:
             self.log = self.process.communicate(timeout=20)[1]
         return self.log
@@ -202,13 +202,13 @@ class Pair:
         """The addresses of n1 and n2, by each family in use."""
 
     def connect(self) -> bool:
-        """Tell each of the other; False where the kernel has no such device, which it says by name."""
+        """Give each the other's lease; False where the kernel has no such device, which it says by name."""
         one, two = self.nodes
         if "refused" in one.said:
             assert FEATURE[self.kind] in one.said["refused"]
             return False
-        one.tell({two.key: two.said["says"]})
-        two.tell({one.key: one.said["says"]})
+        one.follow({two.key: two.said["says"]})
+        two.follow({one.key: one.said["says"]})
         return True
 
     def ping(self, source: str, target: str, size: int = 84, hops: int = 64) -> str:
@@ -217,7 +217,7 @@ class Pair:
         return self.host.run(f"ping {options} -I {source} {target} 2>&1", Sandbox("n1"), check=False)
 
     def lost(self, size: int = 84, hops: int = 64) -> str:
-        """Of the packets of each family; in words where it is not the same. What came too late is asked again."""
+        """Return the loss of packets of each family; in words where it differs. Late replies are asked for again."""
         for _ in range(ASKED_TIMES):
             answers = [self.ping(*ends, size, hops) for ends in self.ends]
             found = " and ".join(sorted({answer.partition("% packet loss")[0].split()[-1] + "%" for answer in answers}))
@@ -226,7 +226,7 @@ class Pair:
         return found
 
     def send(self, packets: list[bytes], to: str) -> None:
-        """From n2, each in a datagram to the port of n1."""
+        """Send these from n2, each in a datagram to the port of n1."""
         lines = "\n".join(packet.hex() for packet in packets)
         done = self.host.execute([sys.executable, "-c", SEND, to], sandbox="n2", stdin=lines)
         assert done.returncode == 0, done.stderr
@@ -299,7 +299,7 @@ def test_udp_datagrams_go_in_pieces_where_the_way_is_narrower_than_was_known(pai
 @pytest.mark.parametrize("address", ["10.244.77.1", "fd00:244:0:77::1"])
 @pytest.mark.parametrize("has_firewall", [False, True])
 def test_udp_says_that_no_node_has_the_address(pair: Pair, address: str, has_firewall: bool) -> None:
-    """Also to who asks behind a firewall that drops what comes from where no answer would go to, as firewalld's does."""
+    """Senders behind a firewall get it, too, one that drops what comes from where no answer would go to, as firewalld's does."""
     pair.connect()
     if has_firewall:
         chain = "add table inet t; add chain inet t c { type filter hook prerouting priority raw; }"
@@ -312,7 +312,7 @@ def test_udp_says_that_no_node_has_the_address(pair: Pair, address: str, has_fir
 def test_udp_peer_that_left_is_not_reached(pair: Pair) -> None:
     pair.connect()
     assert pair.lost() == "0%"
-    pair.nodes[0].tell({})
+    pair.nodes[0].follow({})
     assert pair.lost() == "100%"
     log = pair.nodes[0].close()
     assert "Subnet added: 10.244.2.0/24 via 192.0.2.2" in log
@@ -331,7 +331,7 @@ def test_udp_device_comes_back(pair: Pair, damage: str) -> None:
     pair.host.run(damage, Sandbox("n1"))
     whole = f"ip link show up flannel0 2>/dev/null | grep 'mtu {1500 - OVERHEAD[pair.name]}' || true"
     until(lambda: pair.host.run(whole, Sandbox("n1")), "the device is as it was")
-    pair.nodes[0].tell({pair.nodes[1].key: pair.nodes[1].said["says"]})  # address and route, as the reconciler would
+    pair.nodes[0].follow({pair.nodes[1].key: pair.nodes[1].said["says"]})  # address and route, as the reconciler would
     assert pair.lost() == "0%"
 
 
@@ -357,7 +357,7 @@ def test_udp_survives_what_is_no_packet(pair: Pair) -> None:
 
 @pytest.mark.parametrize(("pair", "count"), [("udp", 1), ("udp v6", 1), ("udp dual", 4)], indirect=["pair"])
 def test_udp_takes_packets_of_the_families_in_use(pair: Pair, count: int) -> None:
-    """By whatever datagram; and none that has no hop left."""
+    """No datagram of any kind leads there; and none that has no hop left is passed on."""
     pair.connect()
     source, target = (ip_address(f"10.244.{number}.9").packed for number in (2, 1))
     source6, target6 = (ip_address(f"fd00:244:0:{number}::9").packed for number in (2, 1))
@@ -366,13 +366,13 @@ def test_udp_takes_packets_of_the_families_in_use(pair: Pair, count: int) -> Non
         packets.append(pack("!IHBB", 6 << 28, 0, 59, hops) + source6 + target6)
         for address in (["192.0.2.1"] if pair.families != "v6" else []) + (["2001:db8::1"] if pair.families != "v4" else []):
             pair.send(packets, address)
-    assert pair.lost() == "0%"  # when these have come, the others have been looked at
+    assert pair.lost() == "0%"  # when these have come, the others have been processed
     assert pair.came_in() == count + 2 * len(pair.ends)
 
 
 @pytest.mark.parametrize("pair", ["udp dual"], indirect=True)
 def test_udp_takes_packets_only_from_the_subnet_of_the_node_that_sent_them(pair: Pair) -> None:
-    """Not from one of another node, of none, of ours, or from an address that is no node's."""
+    """Ignore it from the subnet of another node, of none, of our own, or from an address that is no node's."""
     pair.connect()
     pair.host.run("ip address add 192.0.2.9/24 dev eth0; ip route add 192.0.2.1 dev eth0 src 192.0.2.9", Sandbox("n2"))
     target, target6 = ip_address("10.244.1.9").packed, ip_address("fd00:244:0:1::9").packed
@@ -388,7 +388,7 @@ def test_udp_takes_packets_only_from_the_subnet_of_the_node_that_sent_them(pair:
     for address in ("192.0.2.1", "2001:db8::1"):
         pair.send([packet for each in others for packet in each], address)
         pair.send(theirs, address)
-    assert pair.lost() == "0%"  # when these have come, the others have been looked at
+    assert pair.lost() == "0%"  # when these have come, the others have been processed
     assert pair.came_in() == 2 * len(theirs) + 2 * len(pair.ends)
 
 

@@ -169,7 +169,7 @@ def test_del_names_what_is_left_and_the_next_one_does_it(host: Host, longer: int
 @pytest.mark.parametrize("cleaner", ["DEL", "GC"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_kill_before_each_operation(host: Host, longer: int, plugin: str, verb: str, cleaner: str) -> None:
-    """As many of these as there is time for, in any order; after one DEL, or one GC, nothing is left."""
+    """Call as many of these as there is time for, in any order; after one DEL, or one GC, nothing is left."""
     first, second = two_pods(host)
     conf = MAINS[plugin].conf(plugin, "c2")
     of: dict[str, Any] = {"sandbox": second, "container_id": "c2"}
@@ -325,7 +325,7 @@ def test_two_addresses_of_one_subnet(host: Host) -> None:
 
 
 def test_route_of_the_ipam_plugin_to_the_subnet_itself(host: Host) -> None:
-    """As of a flannel network of one subnet: Go fails ("file exists")."""
+    """A flannel network of one subnet has it: Go fails ("file exists")."""
     pod = host.netns("c1")
     ipam = IPAM | {"routes": [{"dst": "10.1.0.0/24"}, {"dst": "fd00:1::/64"}, {"dst": "0.0.0.0/0"}]}
     conf = MAINS["ptp"].conf("ptp", ipam=ipam)
@@ -455,7 +455,7 @@ def where(host: Host, pod: Sandbox) -> list[str]:
 @pytest.mark.parametrize("cleaner", ["DEL", "GC"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_killed_host_device_is_somewhere_under_its_name(host: Host, verb: str, cleaner: str) -> None:
-    """At each kill point: on the host under its own name, or in the sandbox with that name as alias; DEL or GC bring it back."""
+    """Find it, at each kill point, on the host under its own name, or in the sandbox with that name as alias; DEL or GC bring it back."""
     pod = host.netns("c1")
     host.run('ip -j link show nic1 | sed \'s/.*"address":"\\([^"]*\\).*/\\1/\' >/run/mac')
     of: dict[str, Any] = {"sandbox": pod}
@@ -599,7 +599,7 @@ def typed(host: Host, explained: str) -> None:
 
 @every_plugin
 def test_commands_of_the_journal_can_be_typed(host: Host, bin_dir: Path, plugin: str) -> None:
-    """Those of ADD make the same on another host, those of DEL delete it there."""
+    """Commands of ADD create the same on another host, those of DEL delete it there."""
     pod, conf = host.netns("c1"), MAINS[plugin].conf(plugin)
     explain: dict[str, str | None] = {"CNI_PY_EXPLAIN": "1"}
     with Host(bin_dir) as other:
@@ -650,7 +650,7 @@ def shown(host: Host, pod: Sandbox) -> list[Any]:
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
 def test_every_plugin_in_one_pod(host: Host, backwards: bool) -> None:
-    """As Multus attaches them: each its interface and its network; each can be checked beside the others, and deleted first."""
+    """Multus attaches them so: each its interface and its network; each can be checked beside the others, and deleted first."""
     pod = host.netns("c1")
     before = state(host, pod)
     plugins = [plugin for plugin, main in MAINS.items() if has_kind(main.kind)]
@@ -676,7 +676,7 @@ def test_every_plugin_in_one_pod(host: Host, backwards: bool) -> None:
 
 @pytest.mark.parametrize("plugin", parameters("ptp", "macvlan", "ipvlan", "vlan", "host-device"))
 def test_check_finds_routes_that_sbr_moved(host: Host, plugin: str) -> None:
-    """In the table of the pod's address; and misses one that is in no table."""
+    """CHECK finds it in the table of the pod's address, and misses one that is in no table."""
     pod = host.netns("c1")
     conf = MAINS[plugin].conf(plugin)
     sbr = {"cniVersion": "1.1.0", "name": "net", "type": "sbr"}

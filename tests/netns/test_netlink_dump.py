@@ -21,7 +21,7 @@ ENOUGH, SECONDS = 5, 20.0
 
 
 def churn(name: str) -> int:
-    """In a process of its own: a veth comes and goes, as fast as the kernel lets it."""
+    """Run in a process of its own: a veth comes and goes, as fast as the kernel lets it."""
     pid = os.fork()
     if pid:
         return pid

@@ -1,4 +1,4 @@
-"""What plugins and flanneld send, and what the kernel answers, as pyroute2 encodes and decodes it."""
+"""Requests of plugins and flanneld, and the kernel's replies, as pyroute2 encodes and decodes them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from support import pyroute2_messages
 from support.namespaces import Host
 
 Seen = set[tuple[str, str, bytes]]
-"""Whether it was encoded or decoded, the table, the bytes."""
+"""A message: encoded or decoded, the table, the bytes."""
 BRIDGE = {
     "cniVersion": "1.0.0", "name": "net", "type": "bridge", "isDefaultGateway": True, "ipMasq": True, "macspoofchk": True, "mtu": 1400,
     "hairpinMode": True,
@@ -52,7 +52,7 @@ MAC = "c2:11:22:33:44:55"
 
 @contextmanager
 def recorded() -> Iterator[Seen]:
-    """All that is encoded and decoded meanwhile."""
+    """Record everything that is encoded and decoded meanwhile."""
     seen: Seen = set()
     encode, decode = attributes._Table.encode, attributes._Table.decode
 

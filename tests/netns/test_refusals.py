@@ -27,7 +27,7 @@ OBJECTS = {
     "mtu": {"name", "mtu", "enter"},
     "mac": {"name", "mac", "enter"},
 }
-"""What each operation passes to the table."""
+"""Arguments that each operation passes to the table."""
 
 
 @pytest.mark.parametrize("row", refusals.TABLE, ids=lambda row: f"{row[0]}-{errorcode[row[1]]}")

@@ -1,4 +1,4 @@
-"""Rules of live pods that another program has deleted come back; those of a pod that is gone do not."""
+"""Rules of live pods that another program has deleted are restored; those of a deleted pod are not."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def owners(host: Host) -> set[str]:
     return {element.container for element in list_elements(host) if element.comment}
 
 
-# --- what is lost, and who brings it back ---------------------------------------------------------------------------------
+# --- what is lost, and which call restores it ---------------------------------------------------------------------------------
 
 DAMAGES = [
     FLUSH,
@@ -158,7 +158,7 @@ def test_repair_is_a_command(host: Host, cni_py: Path) -> None:
     assert host.json(f"{cni_py} repair --json") == {"dryRun": False, "lost": []}
 
 
-# --- who gets nothing ---------------------------------------------------------------------------------------------------
+# --- pods that get none ---------------------------------------------------------------------------------------------------
 
 
 def test_pod_that_is_gone_gets_nothing(host: Host) -> None:
@@ -226,7 +226,7 @@ while time.monotonic() < until:
 
 
 def test_delete_at_the_same_time_leaves_nothing(host: Host, longer: int) -> None:
-    """Whatever a flush and a repair do between the steps of a DEL, a pod that was deleted has no rule."""
+    """A deleted pod has no rule, whatever a flush and a repair do between the steps of its DEL."""
     env = {"PYTHONPATH": ":".join([str(ROOT), *sys.path]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     churn = subprocess.Popen(
         host.command(sys.executable, "-c", CHURN, str(3 * longer)), env=env, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""A container that comes back with its id after its runtime was killed: no DEL was called, and its namespace is gone.
+"""A container that comes back with its id after its runtime was killed: no DEL was called, and its namespace no longer exists.
 
 It is attached, with the addresses that it had. While the recorded namespace lives, in whatever way, ADD is refused.
 """

@@ -45,7 +45,7 @@ def test_two_interfaces_are_each_left_by_their_own_packets(host: Host, pods: Pod
 
 
 def test_check_of_the_plugin_in_front_finds_its_routes_where_they_are_now(host: Host, pods: Pods) -> None:
-    """In every version that has CHECK, and it still notices one that is gone."""
+    """CHECK succeeds in every version that has it, and still notices a deleted one."""
     pod = host.netns("c1")
     result = pods.add(pod)
     assert routes(host, pod) == []
@@ -128,7 +128,7 @@ def test_check_sees_what_was_changed(host: Host, pods: Pods, script: str, said: 
 
 
 def test_rules_go_after_the_interface(host: Host, pods: Pods) -> None:
-    """The Go plugin looks at the interface's addresses alone."""
+    """The Go plugin checks the interface's addresses alone."""
     pods.add(pod := host.netns("c1"))
     host.run("ip link del eth0", pod)
     pods.ok("DEL", pod, {})

@@ -568,7 +568,7 @@ def test_add_and_delete_beside_sweeps_without_grace(host: Host, cni_py: Path, go
 # --- the first call of a boot -----------------------------------------------------------------------------------------
 
 
-def test_first_call_after_a_reboot_frees_what_is_dead_and_spares_what_lives(host: Host, go_plugins: str) -> None:
+def test_first_call_after_a_reboot_frees_what_is_dead_and_keeps_what_lives(host: Host, go_plugins: str) -> None:
     """A node that was switched from the Go plugins has live pods and an empty /run/cni-py, too."""
     host.write_subnet_env()
     pods = {name: host.netns(name) for name in ("dead1", "dead2", "live1", "live2", "new")}

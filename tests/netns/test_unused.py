@@ -1,4 +1,4 @@
-"""What attachments share goes with its last user, by DEL, GC or a sweep, and never while another one uses it."""
+"""State that attachments share is deleted with its last user, by DEL, GC or a sweep, and never while another one uses it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_networks_that_come_and_go_leave_no_chain(host: Host) -> None:
 
 
 def test_chain_that_something_else_refers_to_is_kept(host: Host) -> None:
-    """As a rule that an administrator added."""
+    """A rule that an administrator added."""
     host.do(masquerade.add, C1, [V4])
     host.run("nft add chain inet cni_py own; nft add rule inet cni_py own ip saddr 10.1.0.99 jump beyond-10.1.0.0_24")
     host.do(masquerade.delete, C1)
@@ -156,7 +156,7 @@ def test_entry_of_a_link_goes_with_the_attachment_that_it_belongs_to(host: Host)
 
 
 def test_sweep_deletes_what_is_unused_and_a_dry_run_does_not(host: Host) -> None:
-    """As an older version left it."""
+    """The state that an older version left."""
     host.do(masquerade.add, C1, [V4])
     host.run("nft add chain inet cni_py beyond-10.9.0.0_24; nft add rule inet cni_py beyond-10.9.0.0_24 masquerade")
     host.run("nft add chain inet cni_py mark13-from-10.9.0.0_24")

@@ -1,4 +1,4 @@
-"""vrf: what a kernel without VRFs is told; and, where it has them (`make test-kernel`), addresses, routes, traffic, CHECK."""
+"""vrf: the error of a kernel without VRFs; and, where it has them (`make test-kernel`), addresses, routes, traffic, CHECK."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def vary(conf: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
-    """A copy in which up to four values are others of the same type, and some members are gone."""
+    """A copy in which up to four values are others of the same type, and some members are missing."""
     conf = copy.deepcopy(conf)
     for _ in range(data.draw(st.integers(1, 4))):
         *parents, last = data.draw(st.sampled_from(leaves(conf)))

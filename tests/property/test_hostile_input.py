@@ -1,8 +1,8 @@
 """Hostile input: names, arguments, paths, links, JSON of any depth and size. Whole calls in a Host, thrown away with it.
 
 For every input, a plugin returns a result or an error object of a known code, never 100; it writes only where
-it may, and follows no link to a third-party file; the packet filter has only our rules, and what was
-there before. tests/property/test_config.py has the keys of the configurations, tests/spec the words of the errors.
+it may, and follows no link to a third-party file; the packet filter has our rules and the former
+ones alone. tests/property/test_config.py has the keys of the configurations, tests/spec the words of the errors.
 
 How it works. `host.do` runs hypothesis in a forked child in the Host's namespaces, where all file systems but its
 own tmpfs's are made read-only first. Before each call some of our files are links to third-party ones; after it all

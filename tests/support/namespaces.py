@@ -411,10 +411,11 @@ class Host:
         script = (
             "ip -j -d addr show; echo; ip -j -4 route show table all; echo; ip -j -6 route show table all; echo;"
             "ip -j -4 rule; echo; ip -j -6 rule; echo; bridge -j link; echo; bridge -j vlan; echo; nft -j list ruleset; echo;"
-            "cd /proc/sys/net; grep -sH . ipv4/ip_forward ipv4/conf/*/* ipv6/conf/*/* || true;"
-            "cd /sys/class/net; grep -sl 1 */carrier || true"
+            "cd /sys/class/net; grep -sl 1 */carrier || true; echo ==; cd /proc/sys/net;"
+            "head -c 99 ipv4/ip_forward ipv4/conf/*/* ipv6/conf/*/* 2>/dev/null || true"  # grep takes twice as long
         )
-        lines = [line for line in self.run(script, sandbox).splitlines() if line]
+        text, _, sysctls = self.run(script, sandbox).partition("\n==\n")
+        lines = [line for line in text.splitlines() if line]
         names = ["addresses", "routes4", "routes6", "rules4", "rules6", "ports", "vlans", "nft"]
         values = {name: decode_json(line) for name, line in zip(names, lines, strict=False)}
         values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
@@ -424,9 +425,9 @@ class Host:
             values[rules] = [rule for rule in values[rules] if "l3mdev" not in rule]
         values["routes6"] = [route for route in values["routes6"] if not _is_link_local(route["dst"])]
         shown = {name: _without_noise(value) for name, value in values.items()}
-        sysctls = [line for line in lines[len(names) :] if ":" in line]
-        shown["sysctls"] = sorted(line for line in sysctls if "/stable_secret" not in line)
-        carrier = {line.removesuffix("/carrier") for line in lines[len(names) + len(sysctls) :]}
+        values_of_sysctls = [text.strip().replace(" <==\n", " = ") for text in sysctls.split("==> ")]
+        shown["sysctls"] = [text for text in values_of_sysctls if text and "/stable_secret" not in text]
+        carrier = {line.removesuffix("/carrier") for line in lines[len(names) :]}
         return values["addresses"], values["routes6"], carrier, shown
 
 

@@ -1,100 +1,72 @@
-"""Plugins without their start: in this host each call is a fork of one process that has loaded them.
+"""Plugins without the start of an interpreter: each call is a fork of one process that has loaded them.
 
     with WarmHost(bin_dir) as host:
         host.ok("flannel", "ADD", CONF, sandbox=pod)
 
-How it works. :func:`serve` is run in the host's namespaces by the Python that runs the tests. A call goes to it
-through a pipe; its fork gets the call's environment, standard streams and name, and is then ``client.main()``, as an executed
-plugin is. What an interpreter's start takes, six times as long as most calls, is saved.
+How it works. The first call of a test process starts support/zygote.py, once for all hosts. A call is a message to it; its
+fork enters the host's namespaces, and runs the launcher there, with the call's environment and standard streams: ``client.main()``
+and what a launcher with faults has before it. The start of an interpreter, six times as long as most calls, is saved. Any program but our launchers
+is executed by the fork.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-import pickle
-import posix
+import select
+import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from support.namespaces import PATH, Host
+from support.namespaces import COMMAND_SECONDS, PATH, Host, Stuck
 
-ROOT = Path(__file__).resolve().parents[2]
-SERVER = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; from support.warm import serve; serve()"
+PROGRAM = Path(__file__).with_name("zygote.py")
 
 
 class WarmHost(Host):
-    """A Host whose own plugins are called so; any other program is executed, as in every Host."""
-
-    def __init__(self, bin_dir: str | Path) -> None:
-        super().__init__(bin_dir)
-        self._server: subprocess.Popen[bytes] = subprocess.Popen(
-            self.command(sys.executable, "-I", "-c", SERVER),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
-        )
-
-    def close(self) -> None:
-        self._server.communicate()
-        super().close()
+    """A Host whose plugins are called so."""
 
     def plugin(self, program: str, env: Mapping[str, str | bytes], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
-        if program.rpartition("/")[0] != self.bin_dir:
-            return super().plugin(program, env, stdin)
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        pickle.dump(
-            (program, {os.fsencode(name): os.fsencode(value) for name, value in env.items()}, stdin), self._server.stdin
-        )
-        self._server.stdin.flush()
-        answer: tuple[int, bytes, bytes] = pickle.load(self._server.stdout)
-        return answer
-
-
-def serve() -> None:
-    """Answer calls from standard input until it ends."""
-    from cni_py.agent.warm_up import warm_up
-
-    warm_up()
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    while True:
+        files = [os.memfd_create(name) for name in ("in", "out", "err")]
+        status_read, status_write = os.pipe()
         try:
-            request = pickle.load(requests)
-        except EOFError:
-            return
-        pickle.dump(_answer(*request), replies)
-        replies.flush()
+            os.pwrite(files[0], stdin, 0)
+            variables = [os.fsencode(name) + b"=" + os.fsencode(value) for name, value in env.items()]
+            request = b"\0".join([str(self.pid).encode(), os.fsencode(program), *variables])
+            socket.send_fds(_zygote(self.bin_dir), [request], [*files, status_write])
+            os.close(status_write)
+            status_write = -1
+            if not select.select([status_read], [], [], COMMAND_SECONDS)[0]:
+                raise Stuck(f"{program} has not ended after {COMMAND_SECONDS:g} s")
+            status = os.read(status_read, 16)
+            assert status, f"{program}: no process to call it in; its error is above"
+            out, err = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:])
+        finally:
+            for fd in (*files, status_read, *([status_write] if status_write >= 0 else [])):
+                os.close(fd)
+        return int(status), out, err
 
 
-def _answer(program: str, env: dict[bytes, bytes], stdin: bytes) -> tuple[int, bytes, bytes]:
-    files = [os.memfd_create(name) for name in ("in", "out", "err")]
-    try:
-        os.write(files[0], stdin)
-        os.lseek(files[0], 0, os.SEEK_SET)
-        pid = os.fork()
-        if pid == 0:
-            _become(program, env, files)
-        _, status = os.waitpid(pid, 0)
-        out, err = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:])
-    finally:
-        for fd in files:
-            os.close(fd)
-    return os.waitstatus_to_exitcode(status), out, err
+_zygotes: dict[tuple[int, str], socket.socket] = {}
 
 
-def _become(program: str, env: dict[bytes, bytes], files: list[int]) -> Any:
-    """The forked child: the plugin of this name."""
-    from cni_py import client
+def _zygote(bin_dir: str) -> socket.socket:
+    """The socket of this process's zygote with the plugins of a directory; starts it first."""
+    key = os.getpid(), bin_dir  # a forked child of a test has one of its own
+    if key not in _zygotes:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        launcher = Path(bin_dir, "cni-plugin")
+        python = launcher.read_text().partition("\n")[0].removeprefix("#!").split()
+        # a network of its own: it enters those of hosts, and uses none itself
+        argv = ["unshare", "--net", *python, str(PROGRAM), str(theirs.fileno()), str(launcher)]
+        with theirs:
+            process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={"PATH": PATH})
+        _zygotes[key] = ours
+        atexit.register(_end, ours, process)
+    return _zygotes[key]
 
-    try:
-        for number, fd in enumerate(files):
-            os.dup2(fd, number)
-        posix.environ.clear()
-        posix.environ.update(env)
-        sys.argv = [program]
-        client.main()
-    finally:
-        posix._exit(127)
+
+def _end(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    control.close()
+    process.wait()

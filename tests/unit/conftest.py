@@ -1,4 +1,4 @@
-"""What several files of unit tests use."""
+"""Fixtures of several files of unit tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 @pytest.fixture
 def watcher(cluster: Cluster) -> Iterator[Watching]:
-    """Who watches its leases."""
+    """A watcher of its leases."""
     from support.watching import Watching
 
     with Watching(cluster.store) as watcher:

@@ -128,7 +128,7 @@ def test_directory_that_is_not_there_holds_nothing() -> None:
 
 
 def test_record_that_cannot_be_written_decides_nothing(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It is said once in a call, whatever cannot be written."""
+    """Warn once in a call, whatever cannot be written."""
     directory.parent.write_text("")
     with Journal("ADD", warn_fd=2):
         before = attachments.remember(a_call())

@@ -27,7 +27,7 @@ def test_agent_begins_in_time(pair: tuple[socket.socket, socket.socket]) -> None
 
 
 def test_agent_that_is_too_slow_cannot_begin_any_more(pair: tuple[socket.socket, socket.socket]) -> None:
-    """What the client then does itself is not done twice."""
+    """The agent does nothing that the client then does itself."""
     with pytest.raises(protocol.FrameError):
         protocol._first_reply(pair[0])
     with pytest.raises(BrokenPipeError):
@@ -37,7 +37,7 @@ def test_agent_that_is_too_slow_cannot_begin_any_more(pair: tuple[socket.socket,
 def test_agent_that_began_in_the_last_moment_is_waited_for(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answer is lost; but what it does has ended before anybody takes it back."""
+    """The reply is lost; but the agent is done before the client reverts it."""
     read = protocol.read_reply
     began: list[float] = []
 

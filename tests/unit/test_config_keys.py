@@ -75,7 +75,7 @@ def test_keys_are_taken_as_go_takes_them(plugin: str, text: str, attribute: str,
 
 @pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.__name__)
 def test_every_key_of_every_model_is_taken_in_any_case(model: type[models.Model]) -> None:
-    """Also those that a later version adds."""
+    """Keys of a later version, too."""
     fields = config.fields_of(config.SCHEMAS[model.__name__])
     for field in model.model_fields.values():
         assert field.alias

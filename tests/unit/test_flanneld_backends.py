@@ -1,4 +1,4 @@
-"""What udp, extension, ipip and wireguard decide: plans, packets, commands, messages. No root, no device."""
+"""Decisions of udp, extension, ipip and wireguard: plans, packets, commands, messages. No root, no device."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def faults_of(backend: Any, *leases: Lease) -> list[str]:
 
 
 def came(*leases: Lease) -> list[Any]:
-    """As a back end is told of new peers."""
+    """Pass new peers to a back end."""
     return [(None, each) for each in leases]
 
 
@@ -119,10 +119,10 @@ USABLE: list[Any] = [
 
 
 @pytest.mark.parametrize(("module", "network", "keys", "words"), UNUSABLE)
-def test_what_no_node_could_use_is_told_by_the_configuration_alone(
+def test_what_no_node_could_use_is_reported_from_the_configuration_alone(
     module: Any, network: dict[str, Any], keys: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By ``--check-config``, and in the same words where a node begins."""
+    """Report it by ``--check-config``, and in the same words where a node starts."""
     text = json.dumps({**network, "Backend": {"Type": module.TYPE, **keys}})
     (tmp_path / "net-conf.json").write_text(text)
     assert check_config(str(tmp_path / "net-conf.json")) == 1
@@ -281,7 +281,7 @@ def test_udp_wants_the_networks_on_its_device(network: dict[str, Any], families:
 
 
 def nodes_of(backend: Any) -> list[Any]:
-    """Where the pods of the nodes 1 to 6 are, by each family in use."""
+    """The subnets of the nodes 1 to 6, by each family in use."""
     pods: dict[int, list[Any]] = {
         4: [IPv4Address(f"10.244.{number}.9") for number in range(1, 7)],
         6: [IPv6Address(f"fd00:244:0:{number}::9") for number in range(1, 7)],
@@ -298,7 +298,7 @@ NODES4, NODES6 = [None, at(2), at(3), None, None, at(6)], [None, at6(2), at6(3),
 
 @pytest.mark.parametrize(("network", "nodes"), [(V4, NODES4), (V6, NODES6), (DUAL, NODES4 + NODES6)], ids=["v4", "v6", "dual"])
 def test_udp_takes_peers_of_its_kind_only(network: dict[str, Any], nodes: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of a node without a public address of a family the other family alone."""
+    """A node without a public address of a family has the other family alone."""
     backend = made(udp, network)
     assert nodes_of(backend) == [None] * len(nodes)
     backend.follow(PEERS[0], came(*PEERS[1:]))
@@ -396,18 +396,18 @@ def test_extension_without_commands(capfd: pytest.CaptureFixture[str]) -> None:
     assert "No pre startup command configured - skipping" in capfd.readouterr().err
 
 
-def told(path: Path) -> list[str]:
+def written(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
 def teller(path: Path, what: str) -> str:
-    """A command that writes down what it was told."""
+    """A command that writes down its input."""
     names = ("NETWORK", "SUBNET", "IPV6SUBNET", "PUBLIC_IP", "PUBLIC_IPV6")
     values = " ".join(f"{name}=${{{name}-unset}}" for name in names)
     return f"sh -c 'read -r data; echo {what} {values} data=$data >>{path}'"
 
 
-def test_extension_commands_are_told_about_nodes(tmp_path: Path) -> None:
+def test_extension_commands_get_the_nodes(tmp_path: Path) -> None:
     log, stop = tmp_path / "log", threading.Event()
     backend = made(
         extension,
@@ -428,7 +428,7 @@ def test_extension_commands_are_told_about_nodes(tmp_path: Path) -> None:
     backend.settle(stop)
     backend.settle(stop)
     backend.cleanup()
-    assert told(log) == [
+    assert written(log) == [
         "post NETWORK=10.244.0.0/16 SUBNET=10.244.1.0/24 IPV6SUBNET=fd00:244:0:1::/64 PUBLIC_IP=192.0.2.1 PUBLIC_IPV6=2001:db8::1 data=",
         "add NETWORK=unset SUBNET=10.244.2.0/24 IPV6SUBNET=fd00:244:0:2::/64 PUBLIC_IP=192.0.2.2 PUBLIC_IPV6=2001:db8::2 data=key 2",
         "add NETWORK=unset SUBNET=10.244.3.0/24 IPV6SUBNET= PUBLIC_IP=192.0.2.3 PUBLIC_IPV6= data=",
@@ -445,10 +445,10 @@ def test_extension_run_follows_until_it_is_stopped(tmp_path: Path) -> None:
     thread = threading.Thread(target=backend.run, args=(stop,))
     thread.start()
     backend.follow(own, came(lease(2, "extension")))
-    until(lambda: told(log), "the command has run")
+    until(lambda: written(log), "the command has run")
     stop.set()
     thread.join(10)
-    assert len(told(log)) == 1
+    assert len(written(log)) == 1
     assert not thread.is_alive()
 
 
@@ -486,7 +486,7 @@ def test_extension_refuses_what_needs_a_shell(command: str, why: str) -> None:
 def test_extension_takes_the_documented_example_and_quoted_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, said: str
 ) -> None:
-    """It is run as it was written, with an ``ip`` that says what it is asked for."""
+    """Run it as it was written, with an ``ip`` that prints its arguments."""
     ip, peer = tmp_path / "ip", lease(2, "extension")
     ip.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
     ip.chmod(0o755)
@@ -521,7 +521,7 @@ def test_extension_failed_command_for_a_peer_stops_nothing(tmp_path: Path, capfd
     backend.follow(own, came(lease(2, "extension"), lease(3, "extension", {"no": "text"}), lease(4, "extension")))
     backend.settle(threading.Event())
     backend.settle(threading.Event())
-    assert told(log) == ["10.244.2.0/24", "10.244.4.0/24"]
+    assert written(log) == ["10.244.2.0/24", "10.244.4.0/24"]
     assert "failed to unmarshal BackendData" in capfd.readouterr().err
 
 
@@ -548,7 +548,7 @@ def test_extension_does_not_wait_for_what_a_command_leaves_running(capfd: pytest
 
 
 def entries_of(backend: Any, *leases: Lease) -> list[Any]:
-    """What leads to the nodes of these."""
+    """Entries for the nodes of these."""
     return [entry for each in leases for _, entries in backend.peer_entries(each) for entry in entries]
 
 
@@ -576,7 +576,7 @@ def test_ipip_direct_routing_goes_by_the_external_interface() -> None:
 
 
 class Kernel:
-    """As an rtnetlink socket: knows links by name, refuses kinds that it does not know."""
+    """A stub of an rtnetlink socket: it knows links by name, and refuses unknown kinds."""
 
     enter: tuple[str, ...] = ()
 
@@ -606,7 +606,7 @@ def test_device_that_the_kernel_lacks_is_refused_by_name(kind: str, feature: str
         device.ensure_device(Kernel("vxlan"), "flannel.x", kind, 1480)  # type: ignore[arg-type]
 
 
-def test_device_is_kept_while_it_is_as_wanted_and_made_anew_where_not() -> None:
+def test_device_is_kept_while_it_is_as_wanted_and_created_again_where_not() -> None:
     kernel: Any = Kernel("ipip")
     first = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(HERE))
     again = device.ensure_device(kernel, "flannel.ipip", "ipip", 1480, device_data(HERE))
@@ -656,7 +656,7 @@ def test_wireguard_wants_the_network_on_its_devices(network: dict[str, Any], mod
 
 
 class Device:
-    """As ``kernel.wireguard.WireGuardDevice``: keeps the peers that it is given."""
+    """A stub of ``kernel.wireguard.WireGuardDevice``, which keeps its peers."""
 
     def __init__(self) -> None:
         self.peers: dict[bytes, Peer] = {}
@@ -668,7 +668,7 @@ class Device:
 
 
 def peers_after(backend: Any, *changes: Any) -> dict[str, dict[bytes, Peer]]:
-    """What the devices know after these changes, one after the other."""
+    """Peers of the devices after these changes, one after the other."""
     backend._devices = backend._devices or {name: Device() for name in set(backend.names.values())}
     for change in changes:
         backend.follow(lease(1, "wireguard"), change)
@@ -755,9 +755,9 @@ def test_wireguard_peer_is_encoded_as_others_read_it() -> None:
 
 
 class FakeWireGuard:
-    """As ``kernel.wireguard.WireGuard``: keeps what it is told."""
+    """A stub of ``kernel.wireguard.WireGuard``, which records its calls."""
 
-    told: list[Any]
+    calls: list[Any]
 
     def __enter__(self) -> FakeWireGuard:
         return self
@@ -765,19 +765,19 @@ class FakeWireGuard:
     def __exit__(self, *_: object) -> None: ...
 
     def set_device(self, name: str, private_key: bytes, port: int) -> bytes:
-        self.told.append(("device", name, port))
+        self.calls.append(("device", name, port))
         return KEYS[0]
 
     def set_peers(self, name: str, peers: Any, psk: bytes = b"", only: bool = False) -> None:
-        self.told.append(("peers", name, [KEYS.index(peer.public_key) for peer in peers], only))
+        self.calls.append(("peers", name, [KEYS.index(peer.public_key) for peer in peers], only))
 
     def remove_peer(self, name: str, public_key: bytes) -> None:
-        self.told.append(("remove", name, KEYS.index(public_key)))
+        self.calls.append(("remove", name, KEYS.index(public_key)))
 
 
-def test_wireguard_tells_the_kernel_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wireguard_sends_the_kernel_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel: Any = Kernel("wireguard")
-    told = FakeWireGuard.told = []
+    calls = FakeWireGuard.calls = []
     monkeypatch.setattr(kernel_wireguard, "WireGuard", FakeWireGuard)
     monkeypatch.setenv("WIREGUARD_KEY_FILE", f"{tmp_path}/keys/wgkey")
     backend, own = made(wireguard), lease(1, "wireguard", wg(0))
@@ -792,7 +792,7 @@ def test_wireguard_tells_the_kernel_what_changed(tmp_path: Path, monkeypatch: py
     kernel.links.clear()  # another process deletes the device
     for kept in 2 * backend.devices:
         kept.ensure(kernel)
-    assert told == [
+    assert calls == [
         ("device", "flannel-wg", 51820),
         ("peers", "flannel-wg", [2], True),
         ("peers", "flannel-wg", [3], False),
@@ -803,10 +803,10 @@ def test_wireguard_tells_the_kernel_what_changed(tmp_path: Path, monkeypatch: py
     ]
 
 
-def test_wireguard_peers_that_the_kernel_refuses_are_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wireguard_peers_that_the_kernel_refuses_are_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say, while the device is away."""
     kernel: Any = Kernel("wireguard")
-    told = FakeWireGuard.told = []
+    calls = FakeWireGuard.calls = []
     monkeypatch.setattr(kernel_wireguard, "WireGuard", FakeWireGuard)
     device = kernel_wireguard.WireGuardDevice("flannel-wg", 1420, 51820, KEYS[1])
     device.ensure(kernel)
@@ -816,9 +816,9 @@ def test_wireguard_peers_that_the_kernel_refuses_are_told_again(monkeypatch: pyt
         patch.setattr(FakeWireGuard, "remove_peer", lambda *_: (_ for _ in ()).throw(KernelRefused("no such device")))
         with pytest.raises(KernelRefused):
             device.set_peers([], [KEYS[2]])
-    del told[:]
+    del calls[:]
     device.ensure(kernel)
-    assert told == [("peers", "flannel-wg", [], False), ("remove", "flannel-wg", 2)]
+    assert calls == [("peers", "flannel-wg", [], False), ("remove", "flannel-wg", 2)]
 
 
 @pytest.mark.parametrize(("name", "key"), [("flannel-wg", "Backend.ListenPort"), ("flannel-wg-v6", "Backend.ListenPortV6")])

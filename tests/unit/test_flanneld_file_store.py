@@ -1,4 +1,4 @@
-"""Leases in one JSON file, and who gets which (flanneld/stores/file.py, file_watch.py, shared_file.py, lease_file.py)."""
+"""Leases in one JSON file, and which node gets which (flanneld/stores/file.py, file_watch.py, shared_file.py, lease_file.py)."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_reservation_goes_before_the_lease_which_is_given_back(file: LeasesFile)
     assert list(file.leases()) == ["10.244.91.0-24"]
 
 
-def test_previous_subnet_is_taken_where_nobody_has_it(file: LeasesFile) -> None:
+def test_previous_subnet_is_taken_where_no_node_has_it(file: LeasesFile) -> None:
     file.put({"10.244.5.0-24": entry(12, LONG_AGO)})
     assert file.acquire(node(11), previous="10.244.5.0/24").subnets == subnet("10.244.5.0/24")
     assert file.acquire(node(12), previous="10.244.5.0/24").subnets != subnet("10.244.5.0/24")
@@ -198,7 +198,7 @@ def test_lease_in_other_hands_is_taken(file: LeasesFile, key: str) -> None:
 
 
 class Child:
-    """A process that waits for the word, runs a function, and writes what it answers."""
+    """A process that waits for the word, runs a function, and writes what it returns."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         (wait, self._go), (self._answer, answer) = os.pipe(), os.pipe()
@@ -272,7 +272,7 @@ def test_killed_while_writing_leaves_a_whole_file(file: LeasesFile) -> None:
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["leases.json", "leases.json.lock"]
 
 
-def test_lock_that_somebody_keeps_is_said(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_that_another_process_keeps_is_reported(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_file, "LOCK_SECONDS", 0.1)
     with Path(f"{file.path}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -334,7 +334,7 @@ def test_missing_file_is_said_with_what_to_make(file: LeasesFile) -> None:
         file.acquire(node(11))
 
 
-def test_entry_that_is_no_lease_is_kept_logged_once_and_given_to_nobody(
+def test_entry_that_is_no_lease_is_kept_logged_once_and_given_to_no_node(
     file: LeasesFile, capfd: pytest.CaptureFixture[str]
 ) -> None:
     odd: dict[str, Any] = {
@@ -403,7 +403,7 @@ def test_write_that_fails_is_explained_and_changes_nothing(
     assert f"Allocated lease ({lease.subnets.in_words()}) to current node (192.168.123.11)" in capfd.readouterr().err
 
 
-# A file that nobody may write
+# A file that cannot be written
 
 
 def test_read_only_list_written_by_hand(file: LeasesFile) -> None:
@@ -461,7 +461,7 @@ def test_watch_begins_with_what_is_there_and_sees_changes_within_a_second(file: 
     assert watcher.events.count(SNAPSHOT_COMPLETE) == 1
 
 
-def test_watch_tells_of_what_changed_alone(file: LeasesFile, watcher: Watching) -> None:
+def test_watch_reports_only_what_changed(file: LeasesFile, watcher: Watching) -> None:
     first = {"10.244.1.0-24": entry(11), "10.244.2.0-24": entry(12), "10.244.3.0-24": entry(13)}
     file.put(first)
     watcher.until(lambda leases: len(leases) == 3)
@@ -470,15 +470,15 @@ def test_watch_tells_of_what_changed_alone(file: LeasesFile, watcher: Watching) 
     assert watcher.batches[-1] == [Lease(subnet("10.244.4.0/24"), node(14)), Gone(subnet("10.244.2.0/24"))]
 
 
-def test_watch_tells_again_of_what_was_put_back_at_once(file: LeasesFile, watcher: Watching) -> None:
-    """Another process may write over our lease before the file is looked at: it looks as if nothing had been."""
+def test_watch_reports_again_what_was_restored_at_once(file: LeasesFile, watcher: Watching) -> None:
+    """Another process may write over our lease before the file is read: it looks as if nothing had been."""
     other = {"10.244.91.0-24": entry(12)}
     file.put(other)
     watcher.until(lambda leases: len(leases) == 1)
-    told = len(watcher.events)
+    before = len(watcher.events)
     file.store._written = Lease(subnet("10.244.91.0/24"), node(11))
-    watcher.until(lambda _: len(watcher.events) > told)
-    assert watcher.events[told:] == [Lease(subnet("10.244.91.0/24"), node(12))]
+    watcher.until(lambda _: len(watcher.events) > before)
+    assert watcher.events[before:] == [Lease(subnet("10.244.91.0/24"), node(12))]
 
 
 def test_watch_sees_two_changes_of_one_size_in_one_moment(file: LeasesFile, watcher: Watching) -> None:
@@ -545,7 +545,7 @@ def test_watch_drops_a_lease_for_good_when_it_ends(file: LeasesFile, watcher: Wa
 # The text
 
 
-def test_file_says_what_it_was_told() -> None:
+def test_file_has_what_was_written() -> None:
     content = LeaseFile(json.dumps({"config": CONFIG}).encode())
     lease = Lease(
         Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:1::/64")), node(1, {"VtepMAC": "12:34:56:78:9a:bc"}), 1e9
@@ -570,6 +570,6 @@ def test_five_thousand_leases_are_read_in_time() -> None:
     assert len(text) < shared_file.MAX_BYTES / 10
 
 
-def test_damage_is_told_apart() -> None:
+def test_kinds_of_damage_are_distinguished() -> None:
     with pytest.raises(Damaged, match="empty"):
         LeaseFile(b"")

@@ -1,4 +1,4 @@
-"""flanneld's rules as values: they decide as Go flannel's do about every packet, and who is in whose way in FORWARD."""
+"""flanneld's rules as values: they decide as Go flannel's do about every packet, and which rule precedes which in FORWARD."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Address = IPv4Address | IPv6Address
 
 
 def verdict(wanted: tuple[Rule, ...], source: Address, destination: Address, mark: int) -> str:
-    """What the kernel does with such a packet: the first rule that fits decides."""
+    """Return what the kernel does with such a packet: the first rule that fits decides."""
     for rule in wanted:
         fits = (
             (not rule.is_marked or mark & 0x4000 == 0x4000)
@@ -152,7 +152,7 @@ def test_jump_goes_before_all_but_network_policies(around: list[str], place: int
 
 
 @pytest.mark.parametrize("inside", [[], WANTED[:1], WANTED[::-1], [*WANTED, WANTED[0]]])
-def test_chain_is_filled_anew(inside: list[str]) -> None:
+def test_chain_is_filled_again(inside: list[str]) -> None:
     assert in_forward([JUMP], inside)[1:3] == WANTED
 
 

@@ -1,4 +1,4 @@
-"""What the other nodes' leases ask for (flanneld/following.py). The back end is host-gw's, the kernel a list of calls."""
+"""Entries for the other nodes' leases (flanneld/following.py). The back end is host-gw's, the kernel a list of calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OWN = lease(1)
 
 
 class Kernel:
-    """As a reconciler: keeps what is desired, and each settle() as a list of changes."""
+    """A stub of a reconciler: keeps what is desired, and each settle() as a list of changes."""
 
     def __init__(self) -> None:
         self._desired = Desired()
@@ -73,7 +73,7 @@ class Peers:
     def __init__(self, *leases: Lease, is_confirmed: bool = True, kind: str = "host-gw") -> None:
         self.kernel, self.changed = Kernel(), list[set[Subnets]]()
         self.host_reasons: dict[Subnets, str] = {}
-        """Why subnets cannot be followed on this host."""
+        """Reasons why subnets cannot be followed on this host."""
         backend = backends.create(config(kind), ExternalInterface("eth0", 2, 1500, HERE, None, HERE, None))
         kernel: Any = self.kernel
         self.health = Health("", 0)
@@ -92,7 +92,7 @@ class Peers:
         self.backend: Any = backend
 
     def take(self, *events: Event, now: float = 100.0) -> tuple[set[str], set[str]]:
-        """What is wanted and dropped by it."""
+        """Entries that it wants and drops."""
         self.following.take(events, now)
         return self.kernel.settled[-1]
 
@@ -142,7 +142,7 @@ def test_lease_that_vanished_goes_at_once_where_another_has_its_subnet() -> None
     assert peers.take(half, now=100.1) == ({"2 via 192.0.2.9"}, {"2 via 192.0.2.2"})
 
 
-def test_saved_leases_count_until_the_datastore_has_told_of_all() -> None:
+def test_saved_leases_count_until_the_datastore_has_listed_all() -> None:
     peers = Peers(lease(2), lease(3), is_confirmed=False)
     assert peers.take(lease(2), lease(4)) == ({"4 via 192.0.2.4"}, set())
     assert peers.take(SNAPSHOT_COMPLETE, now=100.0) == (set(), set())
@@ -166,7 +166,7 @@ LINK_LOCAL = Lease(
         (LINK_LOCAL, "fe80::9 is link-local, and our address is not"),
     ],
 )
-def test_lease_that_would_lead_packets_astray_is_ignored_and_told_of_once(
+def test_lease_that_would_misroute_packets_is_ignored_and_logged_once(
     bad: Lease, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     peers = Peers(lease(2))
@@ -234,7 +234,7 @@ def test_of_leases_that_overlap_the_oldest_is_followed_whatever_comes_first(
     peers.take(Gone(lease(9).subnets, is_final=True))
     of = peers.following
     kept = [of._ignored, of._younger, of._older, of._nodes, of._unreached, of._followed._by_prefix]
-    assert not any(kept), "it keeps nothing of leases that are gone"
+    assert not any(kept), "it keeps nothing of deleted leases"
 
 
 def test_node_that_has_a_larger_subnet_now_is_no_rival_of_itself() -> None:
@@ -242,7 +242,7 @@ def test_node_that_has_a_larger_subnet_now_is_no_rival_of_itself() -> None:
     assert peers.take(aged("10.244.2.0/24", 2, since=9)) == ({"2 via 192.0.2.2"}, set())
 
 
-def test_two_nodes_with_one_public_address_are_told_of(capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_nodes_with_one_public_address_are_logged(capfd: pytest.CaptureFixture[str]) -> None:
     peers = Peers(lease(2), lease(3))
     words = "the leases of 10.244.2.0/24 and 10.244.7.0/24 have one public address, 192.0.2.2"
     for _ in range(2):
@@ -283,7 +283,7 @@ def test_gauge_and_what_is_to_be_saved_follow() -> None:
     assert peers.changed == [{lease(3).subnets, lease(4).subnets}]
 
 
-def test_back_end_is_told_and_the_kernel_settled_where_the_back_end_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_end_is_called_and_the_kernel_settled_where_the_back_end_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     peers = Peers(lease(2))
 
     def refuse(*_: object) -> None:

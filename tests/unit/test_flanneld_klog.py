@@ -1,4 +1,4 @@
-"""klog.py: the layout of a line, and that threads do not mix theirs; systemd.py: what a service manager is told."""
+"""klog.py: the layout of a line, and that threads do not mix theirs; systemd.py: notifications to a service manager."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_log_without_a_reader_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     reader, writer = os.pipe()
     os.close(reader)
     monkeypatch.setattr(klog, "STDERR_FD", writer)
-    klog.error("nobody reads this")
+    klog.error("no process reads this")
     os.close(writer)
     klog.error("nor this")
 

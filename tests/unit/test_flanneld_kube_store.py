@@ -1,4 +1,4 @@
-"""flanneld/kube_*.py: a node's lease in the Kubernetes API, and who the node is."""
+"""flanneld/kube_*.py: a node's lease in the Kubernetes API, and the node's own name."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_what_is_not_there_yet_is_waited_for(cluster: Cluster) -> None:
         cluster.store.acquire(network(CONFIG), OURS, None)
 
 
-def test_node_made_anew_with_another_podcidr_is_said(cluster: Cluster) -> None:
+def test_node_created_again_with_another_podcidr_is_logged(cluster: Cluster) -> None:
     lease = cluster.store.acquire(network(CONFIG), OURS, None)
     cluster.server.put(node(1, "10.244.7.0/24"))
     with pytest.raises(LeaseTaken, match=r"10\.244\.7\.0/24 is its podCIDR now"):
@@ -259,7 +259,7 @@ def test_ready_sets_the_condition_and_leaves_the_others(cluster: Cluster) -> Non
     assert len(cluster.server.asked("PATCH")) == 2
 
 
-# Who we are
+# Our own name
 
 
 def test_node_name_is_that_of_the_pod(cluster: Cluster) -> None:

@@ -24,7 +24,7 @@ for package in ("urllib3", "yaml"):
     pytest.importorskip(package, reason="urllib3 and PyYAML are not installed: pip install 'cni-py[flanneld]'")
 
 SOON_SECONDS = 15.0
-"""On a machine that has a lot else to do; what is waited for otherwise takes a minute at least."""
+"""A deadline for a busy machine; other waits take a minute at least."""
 
 
 # Watching
@@ -89,7 +89,7 @@ def test_watch_says_nothing_of_what_is_no_lease(cluster: Cluster, watcher: Watch
 
 
 def test_kubelets_that_report_their_health_are_no_events(cluster: Cluster, watcher: Watching) -> None:
-    """They write their Node every few minutes, and whenever one of its conditions changes."""
+    """Kubelets write their Node every few minutes, and whenever one of its conditions changes."""
     for number in range(2, 52):
         cluster.server.put(node(number, **vxlan(number)))
     watcher.wait_for_count(50)
@@ -129,7 +129,7 @@ def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster,
     cluster.server.bookmark_seconds = 0.1
     with Watching(cluster.store) as watcher:
         cluster.server.wait_for_watch()
-        with cluster.server.changed:  # somebody else's objects: nothing to see but the bookmark
+        with cluster.server.changed:  # another resource's objects: nothing to see but the bookmark
             cluster.server.version += 1000
         until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)
         cluster.server.wait_for_watch()
@@ -142,7 +142,7 @@ def test_watch_goes_on_from_a_bookmark_when_the_server_ends_it(cluster: Cluster,
 def test_version_that_is_gone_lists_again(cluster: Cluster, watcher: Watching, capfd: pytest.CaptureFixture[str]) -> None:
     cluster.server.put(node(2, **vxlan(2)))
     watcher.wait_for_count(1)
-    with cluster.server.changed:  # while nobody watches: node2 goes, node3 comes, and the history is dropped
+    with cluster.server.changed:  # without a watch: node2 goes, node3 comes, and the history is dropped
         cluster.server.disconnect()
         cluster.server.faults.append(lambda handler: handler.fail(503, "not yet") is None)
         cluster.server.history.clear()
@@ -286,7 +286,7 @@ def test_slow_server_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPat
     cluster.store.acquire(network(CONFIG), OURS, None)
 
 
-def test_watch_whose_server_falls_silent_is_begun_anew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_whose_server_falls_silent_is_restarted(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_api, "WATCH_READ_SECONDS", 0.3)
     with Watching(cluster.store) as watcher:
         until(lambda: len(cluster.server.asked("GET", "'watch'")) >= 2)

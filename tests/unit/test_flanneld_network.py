@@ -22,7 +22,7 @@ def parse(**keys: Any) -> NetworkConfig:
 
 
 def faults(text: str | dict[str, Any]) -> dict[str, str]:
-    """What the error says by key."""
+    """Text of the error, by key."""
     with pytest.raises(InvalidConfig) as error:
         NetworkConfig.parse(text if isinstance(text, str) else json.dumps(VXLAN | text))
     assert error.value.msg == "the network configuration is invalid"
@@ -148,7 +148,7 @@ def test_unknown_keys_are_accepted_with_a_warning() -> None:
     )
 
 
-def test_keys_of_a_family_that_is_off_are_told() -> None:
+def test_keys_of_a_family_that_is_off_are_reported() -> None:
     config = parse(Network="10.0.0.0/16", IPv6Network="fd00::/48")
     assert config.warnings == ('"IPv6Network" has no effect: EnableIPv6 is false',)
     assert (config.ipv6, config.ipv6_network) == (False, None)

@@ -302,13 +302,13 @@ def test_wrong_value_in_the_environment_names_its_variable() -> None:
     assert parse(["-healthz-port=1"], {"FLANNELD_HEALTHZ_PORT": "http"}).healthz_port == 1
 
 
-def test_variables_that_are_no_options_are_told() -> None:
+def test_variables_that_are_no_options_are_reported() -> None:
     options = parse([], {"FLANNELD_IPMASQ": "true", "FLANNELD_CLEANUP": "true", "FLANNELD_CHECK_CONFIG": ""})
     assert options == Options(warnings=options.warnings)
     assert [line.split()[0] for line in options.warnings] == ["FLANNELD_CLEANUP", "FLANNELD_IPMASQ"]
 
 
-def test_options_of_a_datastore_that_is_not_used_are_told() -> None:
+def test_options_of_a_datastore_that_is_not_used_are_reported() -> None:
     assert parse(["-kubeconfig-file=/x"], {}).warnings == ("-kubeconfig-file has no effect: it needs -kube-subnet-mgr",)
     assert parse(["-kube-subnet-mgr"], {"FLANNELD_ETCD_PREFIX": "/x"}).warnings == (
         "-etcd-prefix has no effect: etcd is not the datastore",
@@ -382,7 +382,7 @@ def test_manual_has_every_option() -> None:
 
 
 def variables(text: str) -> dict[str, str]:
-    """As systemd reads the file."""
+    """Read the file as systemd does."""
     lines = [line.strip() for line in text.splitlines()]
     return dict(line.split("=", 1) for line in lines if line and line[0] not in "#;")
 

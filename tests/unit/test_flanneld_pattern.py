@@ -30,7 +30,7 @@ def test_pattern_is_understood_as_go_understands_it(pattern: str, expected: list
     assert [SUBJECTS[number] for number in expected] == [subject for subject in SUBJECTS if compiled.matches(subject)]
 
 
-def test_table_is_large_enough_to_tell_dialects_apart() -> None:
+def test_table_is_large_enough_to_distinguish_dialects() -> None:
     assert len(TABLE["patterns"]) > 200
     assert {pattern for pattern, _ in TABLE["patterns"]} >= GO_ALONE
     assert sum(isinstance(expected, str) for _, expected in TABLE["patterns"]) > 50

@@ -1,4 +1,4 @@
-"""What is saved for the next boot: a line a lease, whatever happens in between (flanneld/saved.py)."""
+"""Leases saved for the next boot: a line a lease, whatever happens in between (flanneld/saved.py)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Saving:
         return self.saver.save()
 
     def check(self) -> None:
-        """What is read is what was saved."""
+        """Leases that are read are those that were saved."""
         found = saved.read(str(self.path))
         assert found is not None
         assert (found.config, found.own) == (CONFIG, self.own)
@@ -147,7 +147,7 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_full_disk_leaves_what_is_there_and_is_told_of_once(
+def test_full_disk_leaves_the_file_and_is_logged_once(
     saving: Saving, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = saving.path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a session does when two things happen at a time (flanneld/session.py). Its back end and datastore are made of nothing."""
+"""A session when two events happen at a time (flanneld/session.py). Its back end and datastore are made of nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(kind: str) -> str:
 
 
 class LonelyStore(Store):
-    """A datastore that has our lease and never tells of any. ``meanwhile``: what happens during each renewal."""
+    """A datastore that has our lease and never lists any. ``meanwhile``: what happens during each renewal."""
 
     def __init__(self) -> None:
         self.is_watched = threading.Event()
@@ -69,10 +69,10 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Daemon:
     return Daemon(Options(), LonelyStore())
 
 
-def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_told_of_them(
+def test_peers_are_left_alone_where_it_is_to_stop_before_the_datastore_has_listed_them(
     running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing was told, which does not mean that there is nobody."""
+    """No lease was listed, which does not mean that there is none."""
     set_up: list[object] = []
     monkeypatch.setattr(Session, "set_up", lambda _, leases, **__: set_up.append(leases))
     store: Any = running.store
@@ -119,7 +119,7 @@ KNOWN = saved.Saved(config("alloc"), Lease(OURS, Attributes(HERE)), "saved", ())
 def test_saved_leases_are_used_where_a_datastore_has_the_configuration_and_no_more(
     running: Daemon, monkeypatch: pytest.MonkeyPatch, fault: StoreError | None, known: saved.Saved | None, is_used: bool
 ) -> None:
-    """Whatever datastore it is. Without a fault the lease is acquired, and the list of the others never comes."""
+    """Stop it with any datastore. Without a fault the lease is acquired, and the list of the others never comes."""
     set_up, store = list[tuple[Subnets, bool]](), running.store
     calls = threading.Semaphore(0)
 
@@ -172,7 +172,7 @@ def test_lease_that_is_lost_again_while_it_is_put_back_is_put_back_again(running
     ],
     ids=["there", "missing", "gone", "changed", "still there"],
 )
-def test_own_lease_is_looked_after_in_what_the_datastore_tells(running: Daemon, events: list[Event], is_lost: bool) -> None:
+def test_own_lease_is_watched_in_the_events_of_the_datastore(running: Daemon, events: list[Event], is_lost: bool) -> None:
     session = Session(running.options, running.store, running.status, config("alloc"), EXTERNAL, None, running.host_networks)
     session.own.lease = Lease(OURS, Attributes(HERE))
     for event in events:

@@ -1,4 +1,4 @@
-"""What the udp back end does to a packet's bytes. Checksums are held against an arithmetic of their own."""
+"""Changes of the udp back end to a packet's bytes. Checksums are held against an arithmetic of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONTENT = b"\x1b\x58\x00\x35eightbytes"[:12]
 
 
 def adds_up(data: bytes | bytearray) -> bool:
-    """Whether a checksum in it is right: as one number in base 65536, all of it is a multiple of 65535."""
+    """Return whether a checksum in it is right: as one number in base 65536, all of it is a multiple of 65535."""
     return int.from_bytes(bytes(data) + b"\0" * (len(data) % 2), "big") % 0xFFFF == 0
 
 
@@ -112,7 +112,7 @@ def test_packet_at_its_end_is_not_carried(data: bytearray) -> None:
     assert data == before
 
 
-# ---- nobody is there --------------------------------------------------------------------------
+# ---- no receiver ------------------------------------------------------------------------------
 
 
 def test_unreachable_quotes_header_and_eight_bytes() -> None:
@@ -228,7 +228,7 @@ def test_unreachable_of_ipv6_is_sent_about(data: bytearray) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\1\2\3", b"\xff\xff\0\1", bytes(40), bytes(range(256)) * 5, b"\xff" * 65535])
 def test_checksum(data: bytes) -> None:
-    """As of RFC 1071: with it behind the data, padded to whole words, all of it adds up."""
+    """RFC 1071's checksum: with it behind the data, padded to whole words, all of it adds up."""
     assert adds_up(data + b"\0" * (len(data) % 2) + packets.checksum_of(data))
 
 

@@ -123,7 +123,7 @@ class Node:
 
 
 def calls(function: Callable[[], object]) -> int:
-    """How many functions it calls, of Python and of C."""
+    """Count the functions that it calls, of Python and of C."""
     count = 0
 
     def note(frame: FrameType, event: str, argument: object) -> None:
@@ -153,7 +153,7 @@ def test_change_costs_what_changed(what: str, tmp_path: Path, monkeypatch: pytes
         node = Node(count, tmp_path, monkeypatch)
         before = len(node.kernel.entries)
         assert before == 3 * count
-        if what == "the same again":  # Go's flanneld renews so: nothing is told, so the next change is waited for
+        if what == "the same again":  # Go's flanneld renews so: no event follows, so the next change is waited for
             node.etcd.batches = [[kv(50, count + 1)], [kv(60, count + 2, 1)]]
             took[count] = calls(node._follow)
         else:
@@ -172,7 +172,7 @@ def test_gauge_counts_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("what", ["the same", "changed", "gone"])
 def test_entry_of_a_datastore_costs_what_it_is(what: str) -> None:
-    """Of a Node that its kubelet wrote again, an entry of the file, a key of etcd."""
+    """Updates without a change: a Node that its kubelet wrote again, an entry of the file, a key of etcd."""
     took = {}
     for count in (FEW, MANY):
         subnets = [Subnets.from_key(f"10.{number >> 8}.{number & 255}.0-24") for number in range(count)]

@@ -122,9 +122,9 @@ def test_only_the_agent_sees_the_hosts_processes_and_it_cannot_call_the_api() ->
 
 def test_both_pods_install_the_same() -> None:
     """Their order is not known: the second one finds what the first one installed."""
-    spared = ("securityContext",)
+    left_out = ("securityContext",)
     first, second = (
-        {key: value for key, value in container(OBJECTS, name, "install").items() if key not in spared}
+        {key: value for key, value in container(OBJECTS, name, "install").items() if key not in left_out}
         for name in ("flanneld", "cni-agent")
     )
     assert first == second

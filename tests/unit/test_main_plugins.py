@@ -1,4 +1,4 @@
-"""What main plugins and static decide before they change anything: links, routes, addresses, and the sentences of what they refuse."""
+"""Decisions of main plugins and static before any change: links, routes, addresses, and the sentences of what they refuse."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def call(plugin: str, *args: tuple[str, ...], version: str = "1.1.0") -> Call:
     ],
 )
 def test_link_is_as_ip_link_shows_it(new: virtual_link.NewLink, words: str) -> None:
-    """As the recorded cases have it: the mode, bcqueuelen and id of `ip -d link`."""
+    """Details of a link as the recorded cases have them: the mode, bcqueuelen and id of `ip -d link`."""
     assert " ".join([new.kind, *new.words]) == words
 
 

@@ -1,6 +1,6 @@
 """Our codec beside pyroute2: the same bytes for every message, the same values for every answer.
 
-tests/netns/test_netlink_messages.py does the same with what the plugins and flanneld send, and what the kernel answers.
+tests/netns/test_netlink_messages.py does the same with the requests of plugins and flanneld, and the kernel's replies.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ NEXT = {
     "fibmsg": ["FRA_SRC", "FRA_DST", "FRA_TABLE", "FRA_PRIORITY", "FRA_FWMARK", "FRA_IIFNAME", "FRA_L3MDEV", "FRA_SUPPRESS_PREFIXLEN"],
     "tcmsg": ["TCA_KIND", "TCA_OPTIONS"],
 }  # fmt: skip
-"""What the next plugins need (macvlan, ipvlan, vlan, vrf, tap, policy rules, traffic shaping)."""
+"""Messages of macvlan and others (macvlan, ipvlan, vlan, vrf, tap, policy rules, traffic shaping)."""
 
 
 def test_next_plugins_need_names_alone() -> None:

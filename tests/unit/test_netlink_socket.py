@@ -1,4 +1,4 @@
-"""The transport, over a socket that answers what a test says."""
+"""The transport, over a socket that replies as a test says."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def rtnl(answer: Callable[[int, int], list[bytes]]) -> tuple[Rtnl, Kernel]:
 
 
 def interrupted(times: int, mark: Callable[[int], list[bytes]]) -> Callable[[int, int], list[bytes]]:
-    """So many dumps that are marked, then whole ones, each of two datagrams."""
+    """Return so many dumps that are marked, then whole ones, each of two datagrams."""
 
     def answer(sequence: int, flags: int) -> list[bytes]:
         assert flags == NLM_F_REQUEST | NLM_F_DUMP
@@ -157,7 +157,7 @@ def test_changes_of_one_datagram_are_all_acknowledged_and_the_first_refusal_rais
     assert kernel.coming == []
 
 
-def test_of_many_changes_the_refused_ones_are_told_by_index() -> None:
+def test_of_many_changes_the_refused_ones_are_reported_by_index() -> None:
     """The kernel acknowledges what asks for it, and what it refuses."""
 
     def answer(sequence: int, flags: int) -> list[bytes]:
@@ -221,7 +221,7 @@ def test_listener_returns_the_messages_of_a_datagram(listener: tuple[Listener, s
         assert listening.receive(0.01) == []
 
 
-def test_listener_tells_that_notifications_were_lost(listener: tuple[Listener, socket.socket]) -> None:
+def test_listener_reports_that_notifications_were_lost(listener: tuple[Listener, socket.socket]) -> None:
     class Full:
         def settimeout(self, seconds: float) -> None: ...
 

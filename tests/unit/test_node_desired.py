@@ -11,7 +11,7 @@ MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
 def way(subnet: int, mac: str, node: int) -> tuple[Entry, ...]:
-    """What leads to a VXLAN peer."""
+    """Entries for a VXLAN peer."""
     network = IPv4Network(f"10.244.{subnet}.0/24")
     first = network.network_address
     return (

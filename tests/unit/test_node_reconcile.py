@@ -1,4 +1,4 @@
-"""How the kernel is kept as desired (node/reconcile.py, reports.py, writer.py), with a stub of it; tests/netns has the real one."""
+"""Keeping the kernel as desired (node/reconcile.py, reports.py, writer.py), with a stub of it; tests/netns has the real one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Node:
         self.kernel.requests.clear()
 
     def turn(self) -> tuple[int, list[int]]:
-        """How many changes were reverted, and the requests to the kernel."""
+        """Count the reverted changes, and the requests to the kernel."""
         self.kernel.requests.clear()
         return self.reconciler.turn(), [kind for _, kind, _ in self.kernel.requests]
 
@@ -336,7 +336,7 @@ def test_kernel_that_cannot_be_asked_is_checked_as_a_whole_later(node: Node, mon
 def test_parameter_that_is_read_only_is_logged_once_and_left_alone(
     node: Node, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, tries: int, warnings: int
 ) -> None:
-    """As in a container: with -v=1 the log would have each try. A device that was deleted may come back."""
+    """A container has such a kernel: with -v=1 the log would have each try. A device that was deleted may come back."""
     tried = []
 
     def ensure(name: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""What a daemon reports (node/status.py)."""
+"""Reports of a daemon (node/status.py)."""
 
 from __future__ import annotations
 

@@ -37,4 +37,4 @@ def test_no_message_counts_by_hand(path: Path) -> None:
 
 
 def test_plural_is_found() -> None:
-    assert counted_by_hand('f"{len(x)} things and {count} leases, {len(y)} of them"') == ["things", "leases"]
+    assert counted_by_hand('f"{len(x)} routes and {count} leases, {len(y)} of them"') == ["routes", "leases"]

@@ -54,7 +54,9 @@ class Refusing:
         ("CONFIG_IP_MULTIPLE_TABLES", Refusing(EAFNOSUPPORT), lambda k: add_rule(k, ip_address("192.0.2.1"), 100)),
     ],
 )
-def test_kernel_without_a_feature_is_told_of_its_option(option: str, kernel: Refusing, change: Callable[[Any], None]) -> None:
+def test_kernel_without_a_feature_is_reported_with_its_option(
+    option: str, kernel: Refusing, change: Callable[[Any], None]
+) -> None:
     with pytest.raises(NotAvailable) as raised:
         change(kernel)
     assert option in raised.value.msg
