@@ -33,17 +33,17 @@ CONFIGURATION, SUBNET_ENV, FLANNEL, RUNTIME, DEFAULT, UNKNOWN = (
     "default",
     "unknown",
 )
-"""Where a value comes from."""
+"""Origins of a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """Why a change was made.
+    """Reason of a change.
 
     Attributes:
         text: a sentence.
         key: of the configuration, with dots between the levels; "": none.
-        source: where its value comes from, see above; "": no key.
+        source: the origin of its value, see above; "": no key.
         value: of the key; None: the key is not set, or the journal does not have the configuration.
         line: of subnet.env.
         section: of the CNI specification, or of its conventions.
@@ -115,7 +115,7 @@ def reason(call: Call, known: Known, found: Recognised) -> Why:
     if known.is_undoing:
         return Why("A later change failed: ADD leaves nothing behind.", section="section 2, ADD")
     if call.verb == "DEL":
-        return Why("DEL removes what ADD made, as far as it is there.", section=DEL)
+        return Why("DEL removes what ADD made, as far as it exists.", section=DEL)
     if call.verb == "GC":
         return Why("No attachment that the runtime knows owns it.", section=GC)
     text = shape.why.format_map(found.words)

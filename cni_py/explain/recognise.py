@@ -10,8 +10,8 @@ from cni_py.explain.shapes import OF_DAEMON, ON_HOST, SHAPES, Recognised
 from cni_py.explain.words import WORD, Command, unquoted
 
 _COMPONENT = r"[^\s/']+"
-_LOOKED_AT = 2000
-"""Characters of a command that are looked at: some, as those of WireGuard's peers, are of any length."""
+_COMPARED = 2000
+"""Characters of a command that are compared: some, as those of WireGuard's peers, are of any length."""
 
 
 def recognise(command: Command, verb: str = "ADD") -> Recognised | None:
@@ -23,7 +23,7 @@ def recognise(command: Command, verb: str = "ADD") -> Recognised | None:
     if filters.program_of(command) in filters.PROGRAMS:
         return filters.recognise(command)
     first = () if command.netns else ON_HOST if verb else OF_DAEMON
-    core = " ".join(command.words)[:_LOOKED_AT]
+    core = " ".join(command.words)[:_COMPARED]
     for shape in (*first, *SHAPES):
         found = _pattern_of(shape.pattern).fullmatch(core)
         if found:

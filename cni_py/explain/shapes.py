@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 Keys = tuple[str, ...]
 Row = tuple[str, str, str] | tuple[str, str, str, Keys] | tuple[str, str, str, Keys, str]
-"""What a shape has beside its group."""
+"""Columns of the table, without the group."""
 
 GROUPS = {
     "record": "Record of the attachment",
@@ -55,7 +55,7 @@ class Shape:
     """A shape of commands.
 
     Attributes:
-        pattern: ``{name}`` stands for one word of the command, ``{/name}`` for a part of a path, ``{*name}`` for any text, and
+        pattern: ``{name}`` is one word of the command, ``{/name}`` for a part of a path, ``{*name}`` for any text, and
             ``{name:a|b}`` for one of these; all else is literal.
         what: a sentence with the same names.
         why: a sentence.
@@ -252,7 +252,7 @@ SHAPES: tuple[Shape, ...] = (
         (
             "install -m {mode} /dev/stdin /var/lib/cni/flannel/{name}",
             "Save the configuration that flannel gives to its delegate.",
-            "DEL uses this file: subnet.env may be another by then, or may not exist.",
+            "DEL uses this file: subnet.env may have changed, or may not exist.",
             ("delegate", "type"),
             DELEGATION,
         ),
@@ -610,13 +610,13 @@ SHAPES: tuple[Shape, ...] = (
         "firewall",
         (
             "firewall-cmd --zone={zone} --add-source={source}",
-            "Tell firewalld that {source} belongs to the zone {zone}.",
+            "Put {source} into the zone {zone} of firewalld.",
             "It then lets the pod's packets pass.",
             ("firewalldZone", "backend"),
         ),
         (
             "firewall-cmd --zone={zone} --remove-source={source}",
-            "Tell firewalld that {source} no longer belongs to {zone}.",
+            "Take {source} out of the zone {zone} of firewalld.",
             "The address may be another pod's.",
             ("firewalldZone", "backend"),
         ),

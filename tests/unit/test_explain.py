@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cni_py.explain import calls, commands, steps, text
 from cni_py.explain.shapes import GROUPS, OF_DAEMON, ON_HOST, OTHER, SHAPES
-from cni_py.explain.steps import Remark, Step
+from cni_py.explain.steps import Note, Step
 from cni_py.explain.words import parse
 from cni_py.journal import quote
 
@@ -47,7 +47,7 @@ def journal_of(*lines: str, title: str = TITLE, configuration: Any = None) -> li
     return [*head, *numbered, "10:00:00.999999  # done  (8.41 ms)"]
 
 
-def only(*lines: str, **more: Any) -> list[Step | Remark]:
+def only(*lines: str, **more: Any) -> list[Step | Note]:
     (call,) = calls.read(journal_of(*lines, **more))
     return steps.explain(call)
 
@@ -356,7 +356,7 @@ def test_undone_and_deleted_changes_have_that_reason() -> None:
     first, note, second = only("ip link set cni0 up", "# undo: the veth", "ip link del veth1")
     assert isinstance(first, Step)
     assert isinstance(second, Step)
-    assert isinstance(note, Remark)
+    assert isinstance(note, Note)
     assert "later change failed" in second.why.text
     assert "later change failed" not in first.why.text
     assert "DEL" in step_of("ip link del veth1", title=TITLE.replace("ADD", "DEL")).why.text
@@ -371,6 +371,15 @@ def test_a_change_belongs_to_the_link_that_it_helps_to_make() -> None:
     ]
     groups = [item.group for item in only(*lines) if isinstance(item, Step)]
     assert groups == ["bridge", "bridge", "bridge", "veth", "veth", "interface"]
+
+
+def test_lease_of_dhcp_is_a_group_though_another_process_made_it() -> None:
+    lines = list(
+        text.plain(calls.read(journal_of("ip link set eth0 up", "# the DHCP daemon has leased 10.1.0.7, gateway none")))
+    )
+    assert (
+        lines[lines.index("  Lease of the address (DHCP)") + 1] == "       # the DHCP daemon has leased 10.1.0.7, gateway none"
+    )
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
