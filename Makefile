@@ -3,6 +3,10 @@ PREFIX ?= /opt
 DESTDIR ?=
 REPLACE ?=
 UNITS ?=
+# an archive of `make bundle` to install, instead of this checkout with the system's Python
+BUNDLE ?=
+# amd64 or arm64, for make bundle and make image; both otherwise
+ARCH ?=
 # arguments for pytest: make test TESTS="tests/unit -k ranges"
 TESTS ?=
 # processes for pytest: tests wait more than they compute, so more than there are cores; a selection starts none
@@ -22,14 +26,14 @@ INSTALL := $(TOOLS)/python integration/install
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernel test-kubernetes check fmt bench scale install uninstall system-packages runtime dev lock wheel clean
+.PHONY: help demo test test-long test-kernel test-kubernetes check fmt bench scale bundle image install uninstall system-packages runtime dev lock wheel clean
 
 help:  ## this list
 	@echo 'cni-py: the flannel CNI suite in Python'
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo
-	@echo '  PREFIX=$(PREFIX)  DESTDIR=  REPLACE=1 (replace other plugins; they are kept)  UNITS=0 (leave systemd alone)  PYTHON=/path/to/python3'
+	@echo '  PREFIX=$(PREFIX)  DESTDIR=  REPLACE=1 (replace other plugins; they are kept)  UNITS=0 (leave systemd alone)  BUNDLE=FILE  PYTHON=/path/to/python3'
 
 demo:  ## two nodes, a pod each, a ping across VXLAN; in namespaces of its own (as root)
 	@integration/system-packages run
@@ -43,6 +47,7 @@ test:  ## everything, with what it needs installed (as root; otherwise much is s
 	@TEST_BIN_DIR=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS) </dev/null
 
 test-long:  ## the same, with ten times as many kills and faults
+	@integration/system-packages hosts
 	@$(MAKE) --no-print-directory test TESTS='--longer 10 $(TESTS)' WORKERS='$(WORKERS)'
 
 test-kernel:  ## what the kernel here may lack (bridge VLANs, ipip, wireguard â€¦), in user-mode Linux and in qemu (as root)
@@ -51,6 +56,7 @@ test-kernel:  ## what the kernel here may lack (bridge VLANs, ipip, wireguard â€
 	@$(INSTALL) install --prefix build/test >/dev/null
 	@integration/kernel/prepare
 	@$(TOOLS)/python integration/kernel/run.py $(KERNEL)
+	@$(if $(KERNEL),true,TEST_KERNEL=1 $(TOOLS)/python -m pytest -n 0 integration/bundle/test_arm64_machine.py)
 
 test-kubernetes:  ## the manifest and flanneld with Kubernetes' own programs: K8S_BIN=DIR with kube-apiserver (as root)
 	@[ -x '$(K8S_BIN)/kube-apiserver' ] || { echo 'make test-kubernetes K8S_BIN=DIR: there is no kube-apiserver in it' >&2; exit 2; }
@@ -85,12 +91,21 @@ scale:  ## flanneld with 100, 1,000 and 5,000 peers: times, memory, and a plot (
 	@integration/prepare dev
 	@$(TOOLS)/python integration/scale $(SCALE)
 
-install: runtime  ## into PREFIX (default /opt): cni/bin, bin, cni-py
-	@$(INSTALL) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace) \
+bundle: runtime  ## dist/cni-py-VERSION-linux-ARCH.tar.xz: everything for a node without Python, for amd64 and arm64
+	@integration/system-packages bundle
+	@$(TOOLS)/python -m integration.bundle bundle $(if $(ARCH),--arch $(ARCH))
+
+image: runtime  ## dist/cni-py-VERSION-ARCH.oci.tar: the same as an OCI image
+	@integration/system-packages bundle
+	@$(TOOLS)/python -m integration.bundle image $(if $(ARCH),--arch $(ARCH))
+
+install: $(if $(BUNDLE),,runtime)  ## into PREFIX (default /opt): cni/bin, bin, cni-py; BUNDLE=FILE: from an archive
+	@$(if $(BUNDLE),integration/bundle/install-archive '$(abspath $(BUNDLE))',$(INSTALL)) install --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)') $(if $(filter 1 yes true,$(REPLACE)),--replace) \
 		$(if $(filter 0 no false,$(UNITS)),--no-units)
 
 uninstall:  ## remove what install created, and restore what it replaced
-	@$$(integration/find-python) integration/install uninstall --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)')
+	@if [ -x '$(DESTDIR)$(PREFIX)/cni-py/install' ] && [ -z '$(DESTDIR)' ]; then uninstall='$(PREFIX)/cni-py/install'; \
+	else uninstall="$$(integration/find-python) integration/install"; fi; $$uninstall uninstall --prefix '$(PREFIX)' $(if $(DESTDIR),--destdir '$(DESTDIR)')
 
 system-packages:  ## the packages that all of this needs (apt-get, as root)
 	@integration/system-packages test
@@ -103,6 +118,7 @@ dev:
 
 lock:  ## resolve the dependencies again and write the lock files (requires uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra flanneld pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header integration/bundle/requirements.in -o integration/bundle/requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra flanneld --extra dev pyproject.toml -o requirements-dev.lock
 
 wheel: runtime  ## dist/cni_py-VERSION-py3-none-any.whl

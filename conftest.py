@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support import examples
 from support.namespaces import GO_PLUGINS, PATH, Host
 from support.warm import WarmHost
 
@@ -25,6 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--longer", type=int, default=1, metavar="N", help="kill and fault tests try N times as much (make test-long: 10)"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples.FACTOR = int(config.getoption("--longer"))
 
 
 @pytest.fixture(scope="session")

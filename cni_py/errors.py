@@ -47,6 +47,11 @@ class CniError(Exception):
         return ": ".join(part for part in (self.msg, self.details, self.hint) if part)
 
 
+def reason_of(error: Exception) -> str:
+    """Return the words of an error, of the system's without its number: "Is a directory", not "[Errno 21] Is a directory"."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class IncompatibleVersion(CniError):
     code = 1
 

@@ -280,7 +280,10 @@ class Lock:
         except OSError as error:
             if error.errno not in (EROFS, EACCES):
                 raise
-            return posix.open(self.path, posix.O_RDONLY | flags)  # flock writes nothing
+            try:
+                return posix.open(self.path, posix.O_RDONLY | flags)  # flock writes nothing
+            except FileNotFoundError:  # the reason is that it could not be created
+                raise error from None
 
 
 class HostLock:

@@ -53,6 +53,13 @@ def quote(word: str) -> str:
     return word if word and _PLAIN.issuperset(word) else "'" + word.replace("'", "'\\''") + "'"
 
 
+def printable(text: str) -> str:
+    r"""Escape what could steer a terminal, as ``\x1b``: names come from pods and servers, too."""
+    return (
+        text if text.isprintable() else "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
+    )
+
+
 class Journal:
     """Journal of one call; as a context manager, that of the current thread.
 
@@ -96,6 +103,7 @@ class Journal:
 
     def write(self, line: str, seconds: float | None = None) -> None:
         """Append a line; the first one opens the file and writes the title."""
+        line = printable(line)
         took = "" if seconds is None else f"  ({seconds * 1000:.2f} ms)"
         if self.stderr_fd >= 0:
             try:
@@ -111,8 +119,8 @@ class Journal:
             if self._fd < 0:
                 self._fd, self._size = _open(self.name)
                 if self._configuration and len(shown := self._configuration()) <= MAX_CONFIGURATION:
-                    text = f"{clock}  # configuration: {shown.decode(errors='replace')}\n{text}"
-                text = f"# {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(now))} {self.title}\n{text}"
+                    text = f"{clock}  # configuration: {printable(shown.decode(errors='replace'))}\n{text}"
+                text = f"# {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(now))} {printable(self.title)}\n{text}"
             self._size += posix.write(self._fd, text.encode(errors="backslashreplace"))
             if self._size > MAX_BYTES:
                 self._size = cut(self._fd, self._size)
@@ -124,6 +132,7 @@ class Journal:
         """Say the first time that bookkeeping is incomplete."""
         if self.warn_fd < 0:
             return
+        reason = printable(reason)
         text = f"cni-py: bookkeeping incomplete, the call goes on: {reason} (see: ls -ld {RUN_DIR}; df -h -i {RUN_DIR})\n"
         try:
             posix.write(self.warn_fd, text.encode(errors="backslashreplace"))

@@ -58,6 +58,11 @@ def address_of(name: str) -> bytes:
     return b"\0cni-py/" + cut
 
 
+def peer_uid(sock: socket) -> int:
+    """Return the user of the process at the other end: of a client the one that connects, of a server the one that listens."""
+    return int.from_bytes(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], byteorder)  # struct ucred: pid, uid, gid
+
+
 def _take(address: bytes) -> socket | None:
     """Listen on the address; None if it is taken. Raises: OSError."""
     mine = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
@@ -77,9 +82,9 @@ def _wait(address: bytes) -> bool:
     waiting = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
         waiting.connect(address)
-        user = waiting.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8]
-        if user != bytes(4):
-            note(f"the lock {address[1:].decode(errors='replace')} is ignored: user {int.from_bytes(user, byteorder)} has it")
+        user = peer_uid(waiting)
+        if user != 0:
+            note(f"the lock {address[1:].decode(errors='replace')} is ignored: user {user} has it")
             return False
         waiting.recv(1)
     except OSError:  # it has ended, or does not listen yet

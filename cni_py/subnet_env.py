@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import ip_interface
 
 from cni_py import files
-from cni_py.errors import CniError, InvalidConfig, TryAgainLater
+from cni_py.errors import CniError, InvalidConfig, TryAgainLater, reason_of
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ def read(path: str) -> SubnetEnv:
             HINT,
         ) from error
     except (OSError, ValueError, CniError) as error:
-        raise InvalidConfig(f"failed to load flannel 'subnet.env' file: {path}", str(error), HINT) from error
+        raise InvalidConfig(f"failed to load flannel 'subnet.env' file: {path}", reason_of(error), HINT) from error
     try:
         return parse(text)
     except ValueError as error:
@@ -96,9 +96,9 @@ def _networks(values: dict[str, str], key: str, version: int) -> tuple[Network, 
                 raise ValueError("no prefix length")
             network = ip_interface(text.strip()).network
         except ValueError as error:
-            raise ValueError(f'has {key} "{text}": invalid CIDR address') from error
+            raise ValueError(f'has {key} "{text[:40]}": invalid CIDR address') from error
         if network.version != version:
-            raise ValueError(f'has {key} "{text}", which is not IPv{version}')
+            raise ValueError(f'has {key} "{text[:40]}", which is not IPv{version}')
         if network not in found:
             found.append(network)
     if key.endswith("SUBNET") and len(found) > 1:

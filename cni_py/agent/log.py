@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from cni_py.journal import printable
+
 
 def log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Write a line: what pods named cannot steer the terminal that shows it."""
+    print(printable(line), file=sys.stderr, flush=True)

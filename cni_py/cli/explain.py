@@ -11,7 +11,7 @@ import sys
 
 from cni_py import journal
 from cni_py.cli import attachments, journals
-from cni_py.cli.output import printable, show, show_json
+from cni_py.cli.output import show, show_json
 from cni_py.errors import CniError
 from cni_py.explain import calls, steps, text
 
@@ -134,5 +134,5 @@ def _print(lines: Lines) -> None:
 def _print_styled(console: Console, parts: list[Part]) -> None:
     from rich.text import Text
 
-    line = Text.assemble(*((printable(part.text), _STYLES[part.kind]) for part in parts))
+    line = Text.assemble(*((journal.printable(part.text), _STYLES[part.kind]) for part in parts))
     console.print(line, soft_wrap=True)  # broken already where it has to be: a command stays one that can be copied

@@ -25,7 +25,6 @@ def report(cni_path: Sequence[str]) -> list[tuple[str, str]]:
     lines = [
         ("cni-py", f"{__version__}, {os.path.dirname(os.path.abspath(__file__))}"),
         ("python", f"{sys.version.split()[0]}, {sys.executable}"),
-        ("pyroute2", _probe(partial(_package, "pyroute2"))),
         ("pydantic-core", _probe(partial(_package, "pydantic-core"))),
         ("libnftables", _probe(partial(_as_root, _libnftables))),
         ("kernel", f"{os.uname().release} ({os.uname().machine})"),

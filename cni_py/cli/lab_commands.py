@@ -246,7 +246,8 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 def log(options: argparse.Namespace) -> int:
     lab = Lab.open(options.directory)
-    lab.machine(options.where)
+    if options.where not in lab.state.pods:
+        lab.machine(options.where)
     try:
         show(lab.log(options.where).rstrip("\n"))
     except FileNotFoundError:

@@ -7,6 +7,7 @@ import re
 import sys
 
 from cni_py.errors import CniError
+from cni_py.journal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,10 +62,5 @@ def as_typed(text: str) -> str:
     return re.sub(r"(^|[\s\"])cni-py(?= [a-z])", lambda found: f"{found[1]}{program}", text)
 
 
-def printable(text: str) -> str:
-    r"""Escape control characters and invalid bytes as ``\x1b``; newlines are kept."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 def _print(text: str, stream: TextIO) -> None:
-    stream.write(printable(text) + "\n")
+    stream.write("\n".join(map(printable, text.split("\n"))) + "\n")

@@ -9,7 +9,7 @@ import os
 import sys
 
 from cni_py.cli.output import EXIT_FAILED, EXIT_UNKNOWN, EXIT_USAGE, print_error, say, show_json
-from cni_py.errors import CniError, DecodingFailure, InvalidEnvironment, InvalidNetNS, IOFailure
+from cni_py.errors import CniError, DecodingFailure, InvalidEnvironment, InvalidNetNS, IOFailure, reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _agent_report() -> dict[str, object]:
     except (OSError, ValueError, protocol.FrameError) as error:
         raise IOFailure(
             "could not query the agent",
-            f"{protocol.SOCKET_PATH}: {getattr(error, 'strerror', None) or error}",
+            f"{protocol.SOCKET_PATH}: {reason_of(error)}",
             "the plugins work without it; start it: systemctl start cni-agent.socket",
         ) from error
 

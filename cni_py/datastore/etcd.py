@@ -24,7 +24,6 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import; else each failure is on standard error twice
@@ -97,8 +96,7 @@ ELSEWHERE = (CODE.UNAVAILABLE, CODE.DEADLINE_EXCEEDED, CODE.RESOURCE_EXHAUSTED, 
 OLD_TOKEN = "etcdserver: revision of auth store is old"  # noqa: S105 — INVALID_ARGUMENT, where tokens are JWT
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(NamedTuple):
     """A key as it was read, or as a watch reports it. ``lease`` 0: it does not expire."""
 
     key: str

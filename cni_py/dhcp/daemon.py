@@ -15,10 +15,12 @@ import os
 import posix
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from ipaddress import IPv4Network
 
 from cni_py import config, files
@@ -27,7 +29,8 @@ from cni_py.dhcp import packet as dhcp
 from cni_py.dhcp.lease import Client, Lease, NotAnswered, Timing, acquire, extend, release
 from cni_py.dhcp.port import set_down
 from cni_py.dhcp.saved import Saved, Store
-from cni_py.errors import CheckFailed, CniError, InvalidConfig, InvalidNetNS, NotAvailable, TryAgainLater
+from cni_py.errors import CheckFailed, CniError, InvalidConfig, InvalidNetNS, NotAvailable, TryAgainLater, reason_of
+from cni_py.journal import printable
 from cni_py.jsontext import encode
 
 TYPE_CHECKING = False
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FIRST_PASSED_FD = 3
+SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
 SMALLEST_PAUSE_SECONDS = 1.0
 CALL_SECONDS = 60.0
 """Time that a client has to send its request."""
@@ -52,8 +56,8 @@ class Settings:
 
 
 def say(text: str) -> None:
-    """Write a line of the log."""
-    print(text, file=sys.stderr, flush=True)
+    """Write a line of the log: what a server or a pod named cannot steer the terminal that shows it."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 # ---- leases -----------------------------------------------------------------------------------
@@ -321,6 +325,12 @@ def serve(daemon: Daemon, listening: socket.socket) -> None:
             accepted, _ = listening.accept()
         except ConnectionAbortedError:
             continue
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+            say(f"could not accept a connection: {error}")  # it would end every lease to exit for that
+            time.sleep(SMALLEST_PAUSE_SECONDS)
+            continue
         threading.Thread(target=answer, args=(daemon, accepted), daemon=True).start()
 
 
@@ -328,6 +338,9 @@ def answer(daemon: Daemon, accepted: socket.socket) -> None:
     """Read a request, handle it, reply."""
     with accepted:
         accepted.settimeout(CALL_SECONDS)
+        if not wire.is_trusted(accepted):
+            say("refused a request: the client is not root")
+            return
         try:
             reply: dict[str, Any] = {"result": daemon.handle(config.decode(wire.read_all(accepted), "request"))}
         except CniError as error:
@@ -349,14 +362,30 @@ def listen(path: str) -> socket.socket:
             raise InvalidConfig(f"too many file descriptors received from systemd: {number}", "one socket is expected")
         return socket.socket(fileno=FIRST_PASSED_FD)
     files.make_directory(os.path.dirname(path) or "/", 0o700)
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+    _remove_stale(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    made.bind(path)
+    former = os.umask(0o177)
+    try:
+        made.bind(path)
+    finally:
+        os.umask(former)
     made.listen(128)
     return made
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a daemon that no longer runs. Raises: NotAvailable, InvalidConfig, OSError."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise InvalidConfig(f"{path} exists and is not a socket", "", "choose another -socketpath")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+            probe.connect(path)
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return
+    raise NotAvailable(f"a DHCP daemon already listens at {path}", "", "stop that one, or choose another -socketpath")
 
 
 class Stopped(Exception):
@@ -390,7 +419,7 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped:
         pass
     except (OSError, CniError) as error:
-        say(f"dhcp daemon: {error}")
+        say(f"dhcp daemon: {path}: {reason_of(error)}" if isinstance(error, OSError) else f"dhcp daemon: {error}")
         return 1
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

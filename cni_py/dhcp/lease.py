@@ -19,6 +19,7 @@ from cni_py.dhcp import packet as dhcp
 from cni_py.dhcp.packet import ANY, BROADCAST, Message
 from cni_py.dhcp.port import EVERYONE, Port
 from cni_py.errors import NotAvailable
+from cni_py.journal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_LEASE_SECONDS = 3600
 MAX_CLIENT_ID = 254
 MAX_MESSAGE = 1500
+SHOWN_BYTES = 200
+"""Length of a server's text in an error."""
 _SOON_SECONDS = (1.0, 2.0)
 
 
@@ -79,8 +82,11 @@ class Lease:
 
 def lease_of(ack: Message, sender: bytes, began: float) -> Lease:
     """Pure. Raises: ValueError if it lacks what a lease needs."""
-    if dhcp.parse_mask(ack.options.get(dhcp.SUBNET_MASK, b"")) is None:
+    prefix = dhcp.parse_mask(ack.options.get(dhcp.SUBNET_MASK, b""))
+    if prefix is None:
         raise ValueError("DHCP option Subnet Mask not found in DHCPACK")
+    if not prefix or not dhcp.is_of_a_host(ack.yours):
+        raise ValueError(f"the server offers {ack.yours}/{prefix}, which no host can have")
     seconds = ack.seconds_of(dhcp.LEASE_TIME) or DEFAULT_LEASE_SECONDS
     renewal = ack.seconds_of(dhcp.RENEWAL_TIME) or seconds / 2
     rebinding = ack.seconds_of(dhcp.REBINDING_TIME) or seconds * 0.85
@@ -140,7 +146,7 @@ def transact(port: Port, client: Client, timing: Timing) -> Lease:
 def granted(ack: Message, sender: bytes, began: float) -> Lease:
     """Raises: NotAnswered for a NAK, or an ACK that is not complete."""
     if ack.kind == dhcp.NAK:
-        text = ack.options.get(dhcp.ERROR_TEXT, b"").decode(errors="replace")
+        text = printable(ack.options.get(dhcp.ERROR_TEXT, b"")[:SHOWN_BYTES].decode(errors="replace"))
         raise NotAnswered("the DHCP server refused: DHCPNAK", text)
     try:
         return lease_of(ack, sender, began)

@@ -41,7 +41,7 @@ def code_of(option: str) -> int:
     """The number of an option. Raises: InvalidConfig."""
     if option in NAMES:
         return NAMES[option]
-    if option.isascii() and option.isdecimal() and int(option) <= 255:
+    if option.isascii() and option.isdecimal() and len(option) <= 3 and int(option) <= 255:
         return int(option)
     raise InvalidConfig(
         f'Can not parse option "{option[:60]}"',

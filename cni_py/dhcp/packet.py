@@ -118,6 +118,11 @@ def parse_address(value: bytes) -> IPv4Address | None:
     return IPv4Address(value[:4]) if len(value) >= 4 else None
 
 
+def is_of_a_host(address: IPv4Address) -> bool:
+    """Return whether a host can have the address; any machine of a network can answer as its server."""
+    return not (address.packed[0] in (0, 127) or address.packed[0] >= 224)
+
+
 def parse_mask(value: bytes) -> int | None:
     """The length of the prefix of a subnet mask; None if it is none."""
     number = int.from_bytes(value, "big")

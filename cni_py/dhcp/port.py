@@ -15,7 +15,7 @@ import termios
 from time import monotonic
 
 from cni_py.dhcp.packet import ANY, BROADCAST, Message, datagram, decode, payload
-from cni_py.errors import KernelRefused, NotAvailable
+from cni_py.errors import KernelRefused, NotAvailable, reason_of
 from cni_py.kernel.link import find_link, set_up
 from cni_py.kernel.netns import open_in, open_sandbox
 
@@ -53,7 +53,7 @@ class Port:
         except BaseException as error:
             self.netns.__exit__(None, None, None)
             if isinstance(error, OSError):
-                raise KernelRefused(f'could not open a packet socket on "{self._ifname}"', str(error)) from error
+                raise KernelRefused(f'could not open a packet socket on "{self._ifname}"', reason_of(error)) from error
             raise
         return self
 
@@ -90,7 +90,7 @@ class Port:
             address = (self._ifname, ETH_P_IP, 0, 0, to)
             self._socket.sendto(datagram(message.encode(), source, target), address)
         except OSError as error:
-            raise KernelRefused(f'could not send over "{self._ifname}"', str(error), errno=error.errno or 0) from error
+            raise KernelRefused(f'could not send over "{self._ifname}"', reason_of(error), errno=error.errno or 0) from error
 
     def wait_until_sent(self) -> bool:
         """Wait until what was sent has left the interface, and on a veth has arrived at its other end. Returns: whether it has.
@@ -117,7 +117,9 @@ class Port:
             try:
                 packet, (_, _, _, _, sender) = self._socket.recvfrom(_MAX_BYTES)
             except OSError as error:
-                raise KernelRefused(f'could not receive over "{self._ifname}"', str(error), errno=error.errno or 0) from error
+                raise KernelRefused(
+                    f'could not receive over "{self._ifname}"', reason_of(error), errno=error.errno or 0
+                ) from error
             found = _message_in(packet)
             if found is not None and found.is_reply and found.mac == self.mac and is_wanted(found):
                 return found, sender

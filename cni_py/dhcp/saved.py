@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 from cni_py import config, files
 from cni_py.dhcp.lease import Client, Lease
-from cni_py.dhcp.packet import decode
+from cni_py.dhcp.packet import decode, is_of_a_host
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 DIRECTORY = "/run/cni-py/dhcp"
+MAX_TIME = 1e11
+"""Seconds since the boot, of three thousand years."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -71,7 +73,13 @@ class Store:
 
     def load(self) -> Iterator[Saved]:
         """Yield the leases of this daemon's predecessor; delete what is of another boot, or damaged."""
-        for name in files.list_directory(self._directory):
+        try:
+            files.check_own_directory(self._directory)
+            names = files.list_directory(self._directory)
+        except CniError as error:
+            self._say(f"leases of the former daemon are not used: {error}")
+            return
+        for name in names:
             path = f"{self._directory}/{name}"
             try:
                 content = config.decode(files.read(path), path)
@@ -95,6 +103,8 @@ def parse(content: dict[str, Any]) -> Saved:
     renewal, rebinding, expiry = map(float, content["times"])
     ack, server_mac = decode(bytes.fromhex(content["ack"])), bytes.fromhex(content["serverMAC"])
     device, inode = map(int, content["sandbox"])
+    if not 0 <= renewal <= rebinding <= expiry < MAX_TIME or not is_of_a_host(ack.yours):
+        raise ValueError("the lease is damaged")
     return Saved(client, Lease(ack, IPv4Address(content["server"]), server_mac, renewal, rebinding, expiry), (device, inode))
 
 

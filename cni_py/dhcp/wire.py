@@ -3,17 +3,20 @@
     request   {"verb", "containerID", "network", "ifname", "netns", "args": {…}, "ipam": {…}, "keep": [[id, ifname], …] | null}
     reply     {"result": {…} | null}, or {"error": {"code", "msg", "details"}}
 
-The request ends with the end of the stream. The Go plugin and its daemon speak another protocol on this socket (net/rpc, gob):
-a node changes both at once.
+The request ends with the end of the stream. Both ends check the user of the other: a client names a namespace, and the
+daemon's reply the addresses and routes of a pod. The Go plugin and its daemon speak another protocol on this socket (net/rpc,
+gob): a node changes both at once.
 """
 
 from __future__ import annotations
 
 import _socket
+import posix
 
 from cni_py import config
 from cni_py.errors import CniError, IOFailure
 from cni_py.jsontext import encode
+from cni_py.socket_lock import peer_uid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +74,16 @@ def connect(path: str) -> _socket.socket:
         words = (error.strerror or str(error)).lower()
         hint = "start it: systemctl start cni-dhcp.socket, or run: dhcp daemon"
         raise NoDaemon(f"error dialing DHCP daemon: dial unix {path}: connect: {words}", "", hint) from error
+    if not is_trusted(sock):
+        user = peer_uid(sock)
+        sock.close()
+        raise NoDaemon(f"error dialing DHCP daemon: {path} is not used", f"a process of user {user} listens there, not root's")
     return sock
+
+
+def is_trusted(sock: _socket.socket) -> bool:
+    """Return whether the process at the other end is root's, or of our own user."""
+    return peer_uid(sock) in (0, posix.geteuid())
 
 
 def read_all(sock: _socket.socket) -> bytes:

@@ -70,7 +70,8 @@ class Pool(Generic[Network]):
     def _free(self, taken: Iterable[Network]) -> Iterator[int]:
         """Numbers that are left, ascending."""
         begin, size = self.first, self.size
-        spans = ((int(subnet.network_address), int(subnet.broadcast_address)) for subnet in taken)
+        lows = ((int(subnet.network_address), 1 << subnet.max_prefixlen - subnet.prefixlen) for subnet in taken)
+        spans = ((low, low + addresses - 1) for low, addresses in lows)
         number = 0
         for first, last in sorted(((low - begin) // size, (high - begin) // size) for low, high in spans):
             yield from range(number, min(first, self.count))

@@ -12,6 +12,7 @@ from cni_py.flanneld.firewall import Firewall
 from cni_py.flanneld.network import NetworkConfig, read_text
 from cni_py.flanneld.only_one import only_one
 from cni_py.flanneld.subnet_file import journal_path
+from cni_py.journal import printable
 from cni_py.kernel.link import delete_link, list_links
 from cni_py.kernel.route import delete_routes, list_routes
 from cni_py.netlink.socket import open_host
@@ -76,9 +77,9 @@ def check_config(source: str) -> int:
         backends.check(config)
     except (CniError, OSError, ValueError) as fault:
         words = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
-        print(f"flanneld: {source}: {words}", file=sys.stderr)
+        print("\n".join(map(printable, f"flanneld: {source}: {words}".split("\n"))), file=sys.stderr)
         return 1
     for remark in [*backends.remarks(config), *host_networks.warnings_here(config.networks)]:
-        print(f"flanneld: {source}: {remark}", file=sys.stderr)
+        print(printable(f"flanneld: {source}: {remark}"), file=sys.stderr)
     print(f"{source}: a network configuration for {config.backend_type} that can be used")
     return 0

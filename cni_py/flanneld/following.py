@@ -343,8 +343,9 @@ class Following:
         """Return why a lease is not followed; empty: it is."""
         subnets, its = lease.subnets, lease.attributes
         own, ours = self._own().subnets, self._own().attributes
-        if same := set(its.addresses).intersection(ours.addresses):
-            return f"{same.pop()} is our own address"
+        for address in its.addresses:
+            if address in ours.addresses:
+                return f"{address} is our own address"
         if its.public_ip is None and _is_link_local(its) and not _is_link_local(ours):
             return f"{its.public_ipv6} is link-local, and our address is not"
         return f"it overlaps our own, {own}" if subnets.overlap(own) else ""

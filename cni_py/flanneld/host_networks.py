@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
 from cni_py.flanneld.own_devices import own_devices
-from cni_py.kernel.address import list_host_addresses
+from cni_py.kernel.address import have_overlap, list_host_addresses
 from cni_py.kernel.link import list_links
 from cni_py.kernel.route import list_routes
 from cni_py.netlink.socket import open_host
@@ -79,7 +79,7 @@ def _routed() -> set[Network]:
 
 def overlapping(network: Network, found: Iterable[HostNetwork]) -> list[HostNetwork]:
     """Return those of ``found`` that share an address with the network, in order."""
-    shared = [each for each in found if each.network.version == network.version and each.network.overlaps(network)]
+    shared = [each for each in found if each.network.version == network.version and have_overlap(each.network, network)]
     return sorted(shared, key=lambda each: (int(each.network.network_address), each.network.prefixlen, each.device))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from sys import intern
@@ -20,13 +21,18 @@ from time import time
 from typing import Any, TypeVar
 
 from cni_py.flanneld.untrusted import decode, is_utf8, members, published, shown
+from cni_py.kernel.address import have_overlap
 from cni_py.node.log import shortened
 
 LEASE_SECONDS = 86400
+_LOOPBACK, _MULTICAST = 127, 224
+"""The first octets of IPv4 addresses that no node has; multicast's and all above."""
 _NOTHING, _BROADCAST = IPv4Network("0.0.0.0/0"), IPv4Address("255.255.255.255")
-_KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
+_KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?", re.ASCII)
 _NO_ADDRESS = (None, "", str(_NOTHING.network_address))
 _HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_IS_ESCAPED = re.compile("[<>&\u2028\u2029]")
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 VALUE_BYTES = 2 << 20
 """Length of a lease's value, more than etcd's own limit of a request by default."""
 _FIELDS = {name.lower(): name for name in ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")}
@@ -45,6 +51,14 @@ class Subnets:
 
     ipv4: IPv4Network | None = None
     ipv6: IPv6Network | None = None
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Kept: they are the key of everything, and a network calculates its hash each time, in Python."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.ipv4, self.ipv6)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
         return " and ".join(str(subnet) for subnet in self.each())
@@ -64,8 +78,8 @@ class Subnets:
     def overlap(self, other: Subnets) -> bool:
         """Return whether both cannot be leased at a time."""
         return bool(
-            (self.ipv4 and other.ipv4 and self.ipv4.overlaps(other.ipv4))
-            or (self.ipv6 and other.ipv6 and self.ipv6.overlaps(other.ipv6))
+            (self.ipv4 and other.ipv4 and have_overlap(self.ipv4, other.ipv4))
+            or (self.ipv6 and other.ipv6 and have_overlap(self.ipv6, other.ipv6))
         )
 
     def as_key(self) -> str:
@@ -82,13 +96,22 @@ class Subnets:
             raise NotALease(f'"{shortened(key)}" is no key of a subnet: it looks like 10.244.91.0-24')
         address, length, address6, length6 = found.groups()
         try:
-            ipv4 = IPv4Network(f"{address}/{length}")
+            ipv4 = _network4(address, length)
             ipv6 = IPv6Network(f"{address6}/{length6}") if address6 else None
         except ValueError as error:
-            raise NotALease(f'"{key}" is no key of a subnet: {error}') from error
+            raise NotALease(f'"{shortened(key)}" is no key of a subnet: {shortened(str(error))}') from error
         if ipv4 == _NOTHING and ipv6 is None:
             raise NotALease(f'"{key}" names no subnet')
         return cls(None if ipv4 == _NOTHING else ipv4, ipv6)
+
+
+def _network4(address: str, length: str) -> IPv4Network:
+    """Return a network; in a third of the time that its text takes, of which a start has thousands. Raises: ValueError."""
+    try:
+        packed = socket.inet_pton(socket.AF_INET, address)
+    except OSError:
+        return IPv4Network(f"{address}/{length}")  # raises, in its words
+    return IPv4Network((packed, int(length)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +161,20 @@ class Attributes:
 
     @classmethod
     def from_value(cls, found: Any) -> Attributes:
-        """Read decoded JSON. Raises: NotALease."""
+        """Read decoded JSON. Raises: NotALease.
+
+        An invalid IPv6 address beside a valid IPv4 address costs the node IPv6 alone; Go ignores the whole lease. An invalid
+        IPv4 address costs it all: by that address the lease is its node's.
+        """
         if not isinstance(found, dict):
             raise NotALease(f"the value is no lease: {shown(found)} is no object")
         its = members(found, _FIELDS)
         try:
-            public_ip, public_ipv6 = its.get("PublicIP"), its.get("PublicIPv6")
+            text4, text6 = its.get("PublicIP"), its.get("PublicIPv6")
+            public_ip = None if text4 in _NO_ADDRESS else node_address(text4, IPv4Address)
             lease = cls(
-                public_ip=None if public_ip in _NO_ADDRESS else node_address(public_ip, IPv4Address),
-                public_ipv6=None if public_ipv6 in _NO_ADDRESS else node_address(public_ipv6, IPv6Address),
+                public_ip=public_ip,
+                public_ipv6=None if text6 in _NO_ADDRESS else _public_ipv6(text6, is_alone=public_ip is None),
                 backend_type=type_of_backend(its.get("BackendType")),
                 backend_data=published(its.get("BackendData")),
                 backend_v6_data=published(its.get("BackendV6Data")),
@@ -160,7 +188,8 @@ class Attributes:
 
 def as_go_writes(data: Any) -> str:
     """JSON without blanks, ``null`` where there is nothing."""
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).translate(_HTML)
+    text = _encode(data)
+    return text.translate(_HTML) if _IS_ESCAPED.search(text) else text
 
 
 def node_address(value: object, kind: type[Address]) -> Address:
@@ -176,8 +205,20 @@ def node_address(value: object, kind: type[Address]) -> Address:
     raise ValueError(f"{shown(value)} is no IPv{kind(0).version} address")
 
 
+def _public_ipv6(value: object, *, is_alone: bool) -> IPv6Address | None:
+    """Raises: ValueError, if it is the node's only address."""
+    try:
+        return node_address(value, IPv6Address)
+    except ValueError:
+        if is_alone:
+            raise
+        return None
+
+
 def why_no_node(address: IPv4Address | IPv6Address) -> str:
     """Return what it is if no node can be reached by it; else ""."""
+    if address.version == 4 and 0 < (first := int(address) >> 24) < _MULTICAST and first != _LOOPBACK:
+        return ""  # as nearly all are: what follows would say the same
     if getattr(address, "scope_id", None):
         return "link-local, with a zone that this node alone knows"
     if address.is_unspecified or (address.version == 4 and address.packed[0] == 0):

@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from cni_py.errors import InvalidConfig
 from cni_py.flanneld.host_networks import HostNetwork, HostNetworks, overlapping
 from cni_py.flanneld.untrusted import decode
+from cni_py.kernel.address import is_within
 from cni_py.node.log import shortened
 from cni_py.spelling import meant
 
@@ -137,8 +138,8 @@ class NetworkConfig(BaseModel):
     def holds(self, subnets: Subnets) -> bool:
         """Return whether they are in the pods' networks; a family that is not in use does not count."""
         ipv4, ipv6 = subnets.ipv4, subnets.ipv6
-        return (ipv4 is None or self.network is None or ipv4.subnet_of(self.network)) and (
-            ipv6 is None or self.ipv6_network is None or ipv6.subnet_of(self.ipv6_network)
+        return (ipv4 is None or self.network is None or is_within(ipv4, self.network)) and (
+            ipv6 is None or self.ipv6_network is None or is_within(ipv6, self.ipv6_network)
         )
 
     def __str__(self) -> str:

@@ -28,6 +28,7 @@ from cni_py.netlink.socket import open_host
 from cni_py.node.changes import keep_journal
 from cni_py.node.desired import blackhole
 from cni_py.node.log import error, info, warning
+from cni_py.node.memory import building
 from cni_py.node.reconcile import Reconciler
 from cni_py.node.stop import Stop
 from cni_py.packetfilter import vxlan_guard
@@ -145,6 +146,7 @@ class Session:
             self._watching.start()
         return self._following.first_leases(self.ended, seconds)
 
+    @building()
     def set_up(self, leases: Mapping[Subnets, Lease], *, is_confirmed: bool) -> None:
         """Rules, data path, subnet.env, in this order: a pod that starts finds all of it. Raises: CniError, OSError."""
         own = self.own.lease.subnets

@@ -52,7 +52,7 @@ def decode(
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     if not words.isascii():
         words.encode()  # raises UnicodeEncodeError, a ValueError
-    if _SURROGATE.search(words):
+    if "\\u" in words and _SURROGATE.search(words):
         json.dumps(found, ensure_ascii=False).encode()
     return found
 

@@ -52,6 +52,20 @@ class HostAddress(Value):
     network: Network
 
 
+# Python's own answers to these two, `overlaps` and `subnet_of`, keep two more objects with each network that was asked.
+
+
+def have_overlap(one: Network, other: Network) -> bool:
+    """Return whether two networks of one family share an address."""
+    shift = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
+    return (int(one.network_address) ^ int(other.network_address)) >> shift == 0
+
+
+def is_within(part: Network, whole: Network) -> bool:
+    """Return whether a network is the other one of its family, or inside it."""
+    return part.prefixlen >= whole.prefixlen and have_overlap(part, whole)
+
+
 def list_addresses(rtnl: Rtnl, link: Link) -> list[AddressWithPrefix]:
     """The link's addresses without IPv6 link-local ones. Raises: KernelRefused."""
     with nl.question(*rtnl.enter, "ip", "addr", "show", "dev", link.name):

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from cni_py import journal
 from cni_py.errors import KernelRefused
-from cni_py.kernel.link import find_link
+from cni_py.kernel.link import find_ifindex
 from cni_py.netlink.socket import Rtnl
 from cni_py.plural import counted
 
@@ -99,5 +99,9 @@ def _ifindex(rtnl: Rtnl, name: str) -> int | None:
     """Return the link's ifindex, 0 without a name, None if it does not exist."""
     if not name:
         return 0
-    link = find_link(rtnl, name)
-    return link.ifindex if link else None
+    kept = rtnl.ifindexes
+    if kept is None:
+        return find_ifindex(rtnl, name) or None
+    if name not in kept and (found := find_ifindex(rtnl, name)):
+        kept[name] = found
+    return kept.get(name)

@@ -110,11 +110,22 @@ class Link(Value):
 
 def find_link(rtnl: Rtnl, key: str | int) -> Link | None:
     """Return the link of this name or ifindex, or None. Raises: KernelRefused."""
+    answer = _ask(rtnl, key)
+    return link_of(answer) if answer is not None else None
+
+
+def find_ifindex(rtnl: Rtnl, name: str) -> int:
+    """Return the ifindex of the link of this name, 0 if there is none; nothing else is decoded. Raises: KernelRefused."""
+    answer = _ask(rtnl, name)
+    return int(decode_header("ifinfmsg", answer)["index"]) if answer is not None else 0
+
+
+def _ask(rtnl: Rtnl, key: str | int) -> bytes | None:
     which: Message = {"IFLA_IFNAME": key} if isinstance(key, str) else {"index": key}
     message = encode("ifinfmsg", which | _WITHOUT_STATISTICS)
     with nl.question(*rtnl.enter, "ip", "-d", "link", "show", str(key)):
         try:
-            return link_of(rtnl.get(message, RTM_GETLINK))
+            return rtnl.get(message, RTM_GETLINK)
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise

@@ -64,8 +64,8 @@ BLACKHOLE_METRIC = 4096
 _IPV6_METRIC = 1024
 """The kernel's default metric of an IPv6 route."""
 _ZERO = {AF_INET: bytes(4), AF_INET6: bytes(16)}
-_KEPT = 16384
-"""Cached networks and addresses: creating them takes longer than the rest of a read."""
+_KEPT = 256
+"""Cached networks and addresses: those of a host's links occur again and again, those of thousands of peers once in a read."""
 _KINDS = {RTN_UNICAST: (), RTN_BLACKHOLE: ("blackhole",)}
 _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, ESRCH, EAFNOSUPPORT, EOPNOTSUPP, EINVAL, EACCES)
 """Errors for no route, or one that discards (EINVAL: black hole; EACCES: prohibit)."""

@@ -33,12 +33,14 @@ class Overflow(Exception):
 class Notifications:
     """Notifications of links, addresses, routes, neighbours and FDBs, in the namespace of the calling thread.
 
+    ``ignoring``: the port of the socket by which the caller makes changes; of an FDB they are reported all the same.
     Raises: KernelRefused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignoring: int) -> None:
+        groups = RTMGRP_LINK | _ADDRESSES | _ROUTES | RTMGRP_NEIGH
         with question("ip", "monitor"):
-            self._listener = Listener(NETLINK_ROUTE, RTMGRP_LINK | _ADDRESSES | _ROUTES | RTMGRP_NEIGH, BUFFER_BYTES)
+            self._listener = Listener(NETLINK_ROUTE, groups, BUFFER_BYTES, ignoring)
 
     def close(self) -> None:
         self._listener.close()

@@ -19,6 +19,7 @@ import _socket
 import posix
 from errno import EAGAIN, ENOBUFS
 from struct import Struct, unpack_from
+from sys import byteorder
 
 from cni_py.errors import KernelRefused
 from cni_py.netlink.attributes import attributes
@@ -35,6 +36,7 @@ from cni_py.netlink.constants import (
     NLMSG_DONE,
     NLMSG_ERROR,
     NLMSGERR_ATTR_MSG,
+    SO_ATTACH_FILTER,
     SO_RCVBUFFORCE,
     SOL_NETLINK,
 )
@@ -54,6 +56,11 @@ _BUFFER = 65536
 _AT_A_TIME = 128
 """Changes per datagram: if all are rejected, a socket's default buffer holds the replies."""
 _HEADER = Struct("=IHHII")
+_PORT_AT = 12
+"""Offset of the port in the header."""
+_BPF, _PROGRAM = Struct("=HBBI"), Struct("@HP")
+"""``struct sock_filter``, ``struct sock_fprog``."""
+_BPF_LOAD_WORD, _BPF_JUMP_EQUAL, _BPF_RETURN = 0x20, 0x15, 0x06
 
 
 class NetlinkError(OSError):
@@ -205,11 +212,20 @@ class Netlink:
 
 
 class Rtnl(Netlink):
-    """Rtnetlink socket; ``enter`` is the command prefix that runs a command in its namespace."""
+    """Rtnetlink socket; ``enter`` is the command prefix that runs a command in its namespace.
+
+    ``ifindexes``: of links that were asked for by name, as long as they are remembered; None: they are not.
+    """
+
+    ifindexes: dict[str, int] | None = None
 
     def __init__(self, sock: _socket.socket, enter: tuple[str, ...] = ()) -> None:
         super().__init__(sock)
         self.enter = enter
+
+    def remember_links(self, is_wanted: bool) -> None:
+        """Ask for each link once from now on, or each time again: while it lasts one may be re-created."""
+        self.ifindexes = {} if is_wanted else None
 
     def __enter__(self) -> Rtnl:
         return self
@@ -219,15 +235,20 @@ class Rtnl(Netlink):
 
 
 class Listener:
-    """Socket that receives the notifications of ``groups``, a mask, in the namespace of the calling thread. Raises: OSError."""
+    """Socket that receives the notifications of ``groups``, a mask, in the namespace of the calling thread. Raises: OSError.
 
-    def __init__(self, protocol: int, groups: int, buffer_bytes: int = 0) -> None:
+    ``ignoring``: the port of a socket whose changes the kernel does not report to this one, if it can tell.
+    """
+
+    def __init__(self, protocol: int, groups: int, buffer_bytes: int = 0, ignoring: int = 0) -> None:
         self._socket = new_socket(protocol, groups)
         if buffer_bytes:
             try:
                 self._socket.setsockopt(_socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
             except OSError:  # not without CAP_NET_ADMIN: it overflows earlier
                 pass
+        if ignoring:
+            _ignore(self._socket, ignoring)
 
     def __enter__(self) -> Listener:
         return self
@@ -286,6 +307,26 @@ def _extended_words(kind: int, flags: int, body: bytes) -> str:
         start += (copied + 3) & ~3
     words = dict(attributes(body[start:])).get(NLMSGERR_ATTR_MSG, b"")
     return words.rstrip(b"\0").decode(errors="replace")
+
+
+def _ignore(sock: _socket.socket, port: int) -> None:
+    """Let the kernel drop messages with this port: not even a thread wakes for them.
+
+    Classic BPF: load the header's port, in network order; compare; accept nothing, or everything.
+    """
+    from ctypes import addressof, create_string_buffer, sizeof
+
+    swapped = int.from_bytes(port.to_bytes(4, byteorder), "big")
+    code = (
+        (_BPF_LOAD_WORD, 0, 0, _PORT_AT),
+        (_BPF_JUMP_EQUAL, 0, 1, swapped),
+        (_BPF_RETURN, 0, 0, 0),
+        (_BPF_RETURN, 0, 0, 1 << 31),
+    )
+    instructions = create_string_buffer(b"".join([_BPF.pack(*each) for each in code]))
+    sock.setsockopt(
+        _socket.SOL_SOCKET, SO_ATTACH_FILTER, _PROGRAM.pack(sizeof(instructions) // _BPF.size, addressof(instructions))
+    )
 
 
 def new_socket(protocol: int = NETLINK_ROUTE, groups: int = 0) -> _socket.socket:

@@ -21,9 +21,13 @@ import sys
 from datetime import UTC, datetime
 from time import localtime, strftime, time_ns
 
+from cni_py.journal import printable
+
 STDERR_FD = 2
 SHOWN = 64
 """Characters of a name in the log."""
+LINE = 32 * 1024
+"""Characters of a line: each change is shown whole, and a text of another node, which may have 2 MiB, is not."""
 _verbosity = 0
 
 
@@ -87,7 +91,7 @@ def shortened(text: str, length: int = SHOWN) -> str:
 def in_one_line(text: str) -> str:
     """Lines joined by ``; ``, control characters escaped."""
     text = text if text.isprintable() else "; ".join(line.strip() for line in text.splitlines() if line.strip())
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shortened(printable(text), LINE)
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import select
 import threading
 from collections import defaultdict
+from contextlib import contextmanager
 from math import inf
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
@@ -38,11 +39,11 @@ from cni_py.node.writer import RETRY_SECONDS, Writer
 from cni_py.plural import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from cni_py.kernel.device import Device
     from cni_py.kernel.link import Link
-    from cni_py.node.desired import Entry, Network
+    from cni_py.node.desired import Changes, Entry, Network
     from cni_py.node.health import Health
     from cni_py.node.reports import Batch
     from cni_py.node.stop import Stop
@@ -74,6 +75,8 @@ class Reconciler:
         self._lock = threading.Lock()
         self._host = open_host()
         self._notifications: Notifications | None = None
+        self._listening: select.epoll | None = None
+        """Of :meth:`run`: for notifications."""
         self._desired = Desired()
         self._reports = Reports(self._desired, self._host.port, external, set(networks), self._name_of)
         self._writer = Writer(health, self._host, external, self._receive)
@@ -117,17 +120,40 @@ class Reconciler:
         """Make the kernel follow; refusals are logged and retried. Raises: CniError if the kernel cannot be asked."""
         with self._lock:
             changes = self._desired.take_changes()
+            if not changes:
+                return
             try:
-                if changes.wanted[SYSCTLS]:
-                    self._put_sysctls()
-                    self._writer.warn_of_unsettable()
-                for table in ORDER:
-                    self._put(table, changes.wanted[table])
-                for table in reversed(ORDER):
-                    self._writer.delete(table, changes.dropped[table])
+                with self._undisturbed():
+                    self._make(changes)
             except CniError:
                 self._check_all_at = 0.0  # which finds what is left undone
                 raise
+
+    def _make(self, changes: Changes) -> None:
+        """Raises: CniError."""
+        if changes.wanted[SYSCTLS]:
+            self._put_sysctls()
+            self._writer.warn_of_unsettable()
+        for table in ORDER:
+            self._put(table, changes.wanted[table])
+        for table in reversed(ORDER):
+            self._writer.delete(table, changes.dropped[table])
+        self._receive()  # the echoes
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Ask for links once, and let the echoes of changes wake no other thread: that costs as much as the changes."""
+        listening = self._listening
+        fd = -1 if listening is None or self._notifications is None else self._notifications.fileno()
+        self._host.remember_links(True)
+        if listening is not None:
+            listening.modify(fd, 0)
+        try:
+            yield
+        finally:
+            self._host.remember_links(False)
+            if listening is not None:
+                listening.modify(fd, select.EPOLLIN)
 
     # ---- the thread -----------------------------------------------------------------------------
 
@@ -137,7 +163,7 @@ class Reconciler:
         Raises: CniError, also where the kernel refuses an address of a device; other refusals are logged and retried.
         """
         with self._lock:
-            self._notifications = Notifications()
+            self._notifications = Notifications(self._host.port)
             self._check_all()
             for (table, _), words in self._writer.refused.items():
                 if table is ADDRESSES:
@@ -147,15 +173,26 @@ class Reconciler:
     def run(self, stop: Stop) -> None:
         """Restore what other processes change, until ``stop``."""
         assert self._notifications is not None, "start() was called"
-        pause = _Pause()
-        with Wake() as wake, stop.calling(wake.set):
+        pause, not_before = _Pause(), 0.0
+        with Wake() as wake, select.epoll() as listening, stop.calling(wake.set):
+            listening.register(self._notifications.fileno(), select.EPOLLIN)
+            listening.register(wake.fileno(), select.EPOLLIN)
+            self._set_listening(listening)
             while not stop.is_set():
-                select.select([self._notifications.fileno(), wake.fileno()], [], [], self._seconds_until_due())
+                listening.poll(self._seconds_until_due())
+                if (left := not_before - monotonic()) > 0:  # waited for only if there is something so soon: waking costs, too
+                    stop.wait(left)
                 if stop.is_set():  # the reports may be of a back end that deletes its device
-                    return
+                    break
                 began = thread_time()  # a clock that does not count while the process, or the machine, is stopped
                 changes = self.turn()
-                stop.wait(max(SHARE * (thread_time() - began), pause.after(changes, monotonic())))
+                now = monotonic()
+                not_before = now + max(SHARE * (thread_time() - began), pause.after(changes, now))
+            self._set_listening(None)
+
+    def _set_listening(self, listening: select.epoll | None) -> None:
+        with self._lock:
+            self._listening = listening
 
     def turn(self) -> int:
         """Handle reports and what is due; return how many changes of other processes were reverted."""
@@ -263,6 +300,7 @@ class Reconciler:
         self._check_all_at = inf
         self._learn_names()
         changes = sum(self._check_device(device)[0] for device in self._devices.values())
+        self._drop_reports()
         changes += sum(self._check_table(table, name) for name in self._devices for table in (NEIGHBOURS, FDB))
         self._read_connected()
         changes += self._put_sysctls() + self._check_routes()
@@ -272,6 +310,17 @@ class Reconciler:
         self._round, self._check_next_at = [], monotonic() + CHECK_SECONDS / len(self._checks())
         self.health.gauge("reconcile_seconds", "How long the last check of all tables took.", monotonic() - began)
         return changes
+
+    def _drop_reports(self) -> None:
+        """Drop what was reported up to now: the tables are read after it. That a device was created is such a report.
+
+        Raises: CniError.
+        """
+        self._receive()
+        self._reports.take()
+        for name, device in self._devices.items():
+            if not self._is_same_device(name):  # deleted since it was checked: its report may have been among those
+                self._check_device(device)
 
     def _check_next(self) -> None:
         """Check the next table in the round, which finds what no report named. Raises: CniError."""
@@ -343,7 +392,9 @@ class Reconciler:
 
     def _put(self, table: Table[Any], entries: Sequence[Any]) -> int:
         """Raises: CniError if the kernel cannot be asked."""
-        if table is ROUTES and entries:
+        if not entries:
+            return 0
+        if table is ROUTES:
             self._receive()  # now: the route that would be replaced may be that of a bridge which has just got its address
             entries = [entry for entry in entries if not self._is_hidden(entry)]
         return self._writer.put(table, entries)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from struct import unpack_from
 from typing import TYPE_CHECKING, Any
 
+from cni_py.kernel.address import have_overlap
 from cni_py.kernel.lookup import decode_neighbour, decode_route
 from cni_py.kernel.route import PROTOCOL
 from cni_py.netlink.attributes import decode
@@ -126,7 +127,7 @@ class Reports:
             self.connected[ROUTES.key_of(dst)] = ifindex
 
     def _is_in_networks(self, dst: Network) -> bool:
-        return any(dst.version == network.version and dst.overlaps(network) for network in self._networks)
+        return any(dst.version == network.version and have_overlap(dst, network) for network in self._networks)
 
     # ---- each kind of report --------------------------------------------------------------------
 

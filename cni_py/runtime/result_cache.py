@@ -10,7 +10,7 @@ import base64
 import os
 
 from cni_py import config, files
-from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, IOFailure
+from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, IOFailure, reason_of
 from cni_py.jsontext import encode
 from cni_py.runtime.network_config import Attachment
 from cni_py.spec.result import from_json
@@ -63,7 +63,7 @@ def write_cache(cache_dir: str, network: Network, attachment: Attachment, result
         files.make_directory(os.path.dirname(path), 0o700)
         files.write(path, content)
     except (OSError, IOFailure) as error:
-        raise IOFailure(f'failed to set network "{network.name}" cached result', str(error)) from error
+        raise IOFailure(f'failed to set network "{network.name}" cached result', reason_of(error)) from error
 
 
 def read_cache(path: str) -> Cached:

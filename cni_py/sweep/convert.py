@@ -64,6 +64,7 @@ def convert(places: Places | None = None) -> Outcome:
     """Turn all elements into iptables chains in Go's form; a failure does not stop the rest. Raises: CniError."""
     by_comment = _elements()
     if not by_comment:
+        _delete_empty_table()  # what the last deleted pod left
         return Outcome()
     if not (Iptables(4).find() or Iptables(6).find()):
         raise NotAvailable(

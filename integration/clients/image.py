@@ -20,7 +20,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-NAME = "localhost/answer:1"
+NAME, PAUSE = "localhost/answer:1", "localhost/pause:1"
 ANSWER = Path(__file__).with_name("answer.py")
 PYTHON = os.path.realpath(sys.executable)
 COMMAND = [PYTHON, "-IS", "/answer.py"]
@@ -32,16 +32,16 @@ def write_image(path: Path, busybox: str) -> Path:
     return _write(path, _layer(busybox), COMMAND)
 
 
-def write_pause(path: Path, busybox: str) -> Path:
-    """Write an image of the same name whose process does nothing, as Kubernetes' pause: what it costs is small."""
+def write_pause(path: Path, busybox: str, name: str = NAME) -> Path:
+    """Write an image whose process does nothing, as Kubernetes' pause: what it costs is small."""
     files = {"bin/busybox": Path(busybox).read_bytes()}
     for file in _libraries(busybox):
         files[file.lstrip("/")] = Path(file).read_bytes()
     layer = _tar(files, {"bin/sleep": "busybox"}, ["etc", "tmp", "proc", "sys", "dev", "run"])
-    return _write(path, layer, ["/bin/sleep", "2147483647"])
+    return _write(path, layer, ["/bin/sleep", "2147483647"], name)
 
 
-def _write(path: Path, layer: bytes, command: list[str]) -> Path:
+def _write(path: Path, layer: bytes, command: list[str], name: str = NAME) -> Path:
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
@@ -57,7 +57,7 @@ def _write(path: Path, layer: bytes, command: list[str]) -> Path:
         "layers": [_add(blobs, f"{image}.layer.v1.tar", layer)],
     }
     entry = _add(blobs, f"{image}.manifest.v1+json", json.dumps(manifest).encode())
-    entry["annotations"] = {"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": NAME}
+    entry["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
     files = {
         "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
         "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode(),

@@ -22,7 +22,7 @@ from support.namespaces import Host
 from support.waiting import until
 
 ADDRESS = "192.168.123.11"
-NODE_PAGES = ["README.md", "docs/cni-py.md", "docs/lab.md", "docs/flanneld.md", "docs/from-go.md"]
+NODE_PAGES = ["README.md", "docs/cni-py.md", "docs/contributing.md", "docs/lab.md", "docs/flanneld.md", "docs/from-go.md"]
 """Pages with blocks that run on a node."""
 SET_PATH = ("README.md", "docs/flanneld.md", "docs/from-go.md")
 
@@ -93,13 +93,13 @@ class Machine:
             + " /mnt/work/"
         )
         host.run("ln -sfn /opt/cni-py/conf/flanneld.service /etc/systemd/system/flanneld.service")
-        for name in ("integration", "build", "cni_py", "bin", "tests"):
+        for name in ("integration", "build", "cni_py", "bin", "tests", "conftest.py", "pyproject.toml"):
             host.run(f"ln -sfn {ROOT / name} /mnt/work/{name}")
         if page == "README.md":
             self.with_client_certificate()
         if page == "docs/from-go.md":
             self.with_the_guides_files()
-        if page == "docs/cni-py.md":
+        if page in ("docs/cni-py.md", "docs/contributing.md"):
             self.with_client_certificate()
             host.run(
                 "cd /mnt/work; install -D -m 0600 conf/flanneld.env /etc/kube-flannel/flanneld.env;"

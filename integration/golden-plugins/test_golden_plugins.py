@@ -16,23 +16,22 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize(("file", "case"), recorded.parameters(HERE / "cases"))
-def test_as_recorded(file: Path, case: recorded.Case, bin_dir: Path) -> None:
-    recorded.compare(file, [case], bin_dir)
+@pytest.mark.parametrize("case", recorded.parameters(HERE / "cases"))
+def test_as_recorded(case: recorded.Case, bin_dir: Path) -> None:
+    recorded.compare(case, bin_dir)
 
 
 @pytest.mark.netns
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("file", recorded.load(HERE / "cases"), ids=lambda file: file.stem)
-def test_as_recorded_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
-    recorded.compare_with_the_agent(file, bin_dir, tmp_path)
+@pytest.mark.parametrize("case", recorded.parameters(HERE / "cases"))
+def test_as_recorded_with_the_agent(case: recorded.Case, bin_dir: Path, tmp_path: Path) -> None:
+    recorded.compare_with_the_agent(case, bin_dir, tmp_path)
 
 
 def test_a_case_is_skipped_for_missing_plugins_alone() -> None:
     """Every plugin of the plugin table has its cases run: those that call nothing else, whatever their number."""
     assert recorded.called_plugins(HERE / "cases") >= {"ptp", "macvlan", "dhcp", "sbr"}
     for parameter in recorded.parameters(HERE / "cases"):
-        _, case = parameter.values
+        (case,) = parameter.values
         called = {step["plugin"] for step in case["steps"] if "plugin" in step}
         reasons = " ".join(mark.kwargs["reason"] for mark in parameter.marks)
         assert all(plugin in reasons for plugin in called - PLUGINS.keys()), case["name"]

@@ -31,19 +31,41 @@ BUILD = CHECKOUT / "build" / "kernel"
 UML = CHECKOUT / "integration" / "golden-plugins" / "uml.sh"
 PYTHON = CHECKOUT / "build" / "venv" / "bin" / "python"
 BIN_DIR = CHECKOUT / "build" / "test" / "cni" / "bin"
+KINDS = ("vlan", "ipvlan", "dummy")
+MAIN, CHAINED, CHAINS = (f"tests/netns/{name}.py" for name in ("test_main_plugins", "test_chained", "test_chains"))
 TESTS = {
     "uml": [
         "integration/kernel/test_bridge_vlan.py",
         "integration/kernel/test_flanneld_ipip.py",
         "integration/kernel/test_recorded.py",
         "tests/netns/test_bridge_options.py::test_vlan",
+        *(f"{MAIN}::test_second_pod_leaves_no_trace[{verb}-{kind}]" for kind in KINDS for verb in ("DEL", "GC")),
+        *(f"{MAIN}::test_kill_before_each_operation[{of}-{kind}]" for kind in KINDS for of in ("ADD-GC", "DEL-DEL")),
+        *(f"{MAIN}::test_del_after_the_interface_was_deleted[{kind}]" for kind in KINDS),
+        *(f"{MAIN}::{test}[ipvlan]" for test in ("test_delegate_of_flannel", "test_check_finds_routes_that_sbr_moved")),
+        *(f"{CHAINS}::test_static_addresses_on_the_wire[{kind}]" for kind in ("vlan", "ipvlan")),
+        f"{CHAINS}::test_pods_of_another_delegate_reach_each_other[ipvlan]",
+        "tests/netns/test_dhcp.py::test_lease_of_an_interface_on_the_wire[vlan]",
         *(
-            f"tests/netns/test_main_plugins.py::test_second_pod_leaves_no_trace[{verb}-{plugin}]"
-            for plugin in ("vlan", "ipvlan", "dummy")
-            for verb in ("DEL", "GC")
+            f"integration/interop/test_go_main_plugins.py::test_one_adds_and_the_other_checks_and_deletes[{kind}-static-{order}]"
+            for kind in ("vlan", "ipvlan")
+            for order in ("ours-then-go", "go-then-ours")
         ),
-        "tests/netns/test_main_plugins.py::test_delegate_of_flannel[ipvlan]",
         "tests/netns/test_vrf.py",
+        *(
+            f"{CHAINED}::test_{test}[vrf]"
+            for test in (
+                "add_check_delete_leave_nothing",
+                "delete_needs_no_previous_result_and_no_namespace",
+                "check_before_add_fails",
+                "add_takes_everything_back_whichever_step_fails",
+                "del_names_what_is_left_and_the_next_one_does_it",
+                "kernel_that_does_not_answer_a_question",
+                "gc_deletes_what_is_not_listed_and_only_that",
+            )
+        ),
+        *(f"{CHAINED}::test_kill_before_each_operation[{of}-vrf]" for of in ("ADD-DEL", "DEL-GC")),
+        f"{CHAINED}::test_add_check_delete_leave_nothing[vrf-table]",
     ],
     "qemu": [
         "integration/kernel/test_flanneld_wireguard.py",

@@ -37,11 +37,7 @@ def of_a_kind(case: recorded.Case) -> bool:
 @cache
 def runner(bin_dir: Path) -> ModuleType:
     """golden.py as a module, which executes the plugins of ``bin_dir`` in this process."""
-    source = recorded.RUNNER.read_text()
-    assert source.endswith("\nmain()\n")
-    module = ModuleType("golden")
-    module.__dict__["__file__"] = str(recorded.RUNNER)
-    exec(compile(source.removesuffix("main()\n"), recorded.RUNNER, "exec"), module.__dict__)
+    module = recorded.load_runner()
     for plugin in PLUGINS:  # the forks have them
         dispatch.load(plugin)
     assert engine
@@ -84,8 +80,8 @@ def become(program: str, env: dict[str, str]) -> NoReturn:
         os._exit(99)
 
 
-@pytest.mark.parametrize(("file", "case"), recorded.parameters(CASES, of_a_kind))
-def test_as_recorded(file: Path, case: recorded.Case, host: Host, bin_dir: Path) -> None:
+@pytest.mark.parametrize("case", recorded.parameters(CASES, of_a_kind))
+def test_as_recorded(case: recorded.Case, host: Host, bin_dir: Path) -> None:
     golden = runner(bin_dir)
     assert not golden.missing(case), f"this kernel has no {golden.missing(case)}"
     host.run("umount /sys")  # the runner mounts its own

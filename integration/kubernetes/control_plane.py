@@ -1,4 +1,4 @@
-"""A real kube-apiserver with etcd, in a host of a test: 127.0.0.1:6443, with RBAC and the admission of pod security.
+"""A real kube-apiserver with etcd, in a host of a test: port 6443, with RBAC and the admission of pod security.
 
     plane = ControlPlane(host, tmp_path, binaries)
     reply = plane.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}})
@@ -26,6 +26,8 @@ from support.namespaces import PATH, Host
 from support.waiting import until
 
 PORT = 6443
+SERVICE = "10.96.0.1"
+"""Address of the service "kubernetes", the first one of its range."""
 ADMIN = "of-the-administrator"
 ETCD = "http://127.0.0.1:2379"
 
@@ -44,12 +46,16 @@ class Reply:
 class ControlPlane:
     """Started when it is made, ended by `close`, after its host."""
 
-    def __init__(self, host: Host, directory: Path, binaries: Path) -> None:
-        self.host, self.directory, self.binaries = host, directory, binaries
+    def __init__(self, host: Host, directory: Path, binaries: Path, address: str = "127.0.0.1", nodes: int = 0) -> None:
+        """``nodes``: how many may register, node1 and on, each with a token of its own."""
+        self.host, self.directory, self.binaries, self.address = host, directory, binaries, address
         self._processes: list[subprocess.Popen[bytes]] = []
-        Certificates(directory)
+        names = ",".join(f"IP:{each}" for each in {"127.0.0.1", address, SERVICE})
+        Certificates(directory).certificate("server", "ca", f"subjectAltName={names}")
         self._run("openssl genrsa -out sa.key 2048 && openssl rsa -in sa.key -pubout -out sa.pub")
-        (directory / "tokens").write_text(f"{ADMIN},admin,1,system:masters\n")
+        lines = [f"{ADMIN},admin,admin,system:masters"]
+        lines += [f"of-node{number},system:node:node{number},node{number},system:nodes" for number in range(1, nodes + 1)]
+        (directory / "tokens").write_text("".join(f"{line}\n" for line in lines))
         self.host.run(
             "ip link add up0 type veth peer up1; ip addr add 192.168.124.254/24 dev up0; ip link set up0 up; ip link set up1 up"
         )
@@ -60,10 +66,10 @@ class ControlPlane:
             "kube-apiserver",
             str(binaries / "kube-apiserver"),
             f"--etcd-servers={ETCD}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={'127.0.0.1' if address == '127.0.0.1' else '0.0.0.0'}",
             f"--secure-port={PORT}",
-            "--advertise-address=192.168.124.254",
-            "--endpoint-reconciler-type=none",
+            f"--advertise-address={'192.168.124.254' if address == '127.0.0.1' else address}",
+            f"--endpoint-reconciler-type={'none' if address == '127.0.0.1' else 'lease'}",
             f"--tls-cert-file={directory}/server.crt",
             f"--tls-private-key-file={directory}/server.key",
             f"--service-account-key-file={directory}/sa.pub",
@@ -80,11 +86,15 @@ class ControlPlane:
     def _run(self, script: str) -> None:
         subprocess.run(["sh", "-ec", script], cwd=self.directory, check=True, capture_output=True)
 
-    def start(self, name: str, *argv: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a program in the host; its output is its log."""
+    def start(
+        self, name: str, *argv: str, env: Mapping[str, str] | None = None, host: Host | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program in the host, or in another one; its output is its log."""
         with (self.directory / f"{name}.log").open("ab") as log:
             environ = {"PATH": PATH, "HOME": "/root", **(env or {})}
-            process = subprocess.Popen(self.host.command(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
+            process = subprocess.Popen(
+                (host or self.host).command(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
+            )
         self._processes.append(process)
         return process
 
@@ -120,7 +130,7 @@ class ControlPlane:
     def kubeconfig(self, name: str, token: str) -> str:
         """Write a file with a user's token."""
         path = self.directory / f"{name}.kubeconfig"
-        cluster = {"server": f"https://127.0.0.1:{PORT}", "certificate-authority": str(self.directory / "ca.crt")}
+        cluster = {"server": f"https://{self.address}:{PORT}", "certificate-authority": str(self.directory / "ca.crt")}
         config = {
             "apiVersion": "v1",
             "kind": "Config",

@@ -23,7 +23,7 @@ BASELINE = {
     "flanneld": {"host namespaces", "hostPath volumes", "non-default capabilities"},
     "cni-agent": {"host namespaces", "hostPath volumes", "privileged"},
 }
-"""What a namespace of the level "baseline" refuses of each pod (docs/kubernetes.md)."""
+"""Reasons for which a namespace of the level "baseline" refuses each pod (docs/kubernetes.md)."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_variant_is_accepted(plane: ControlPlane, kustomize: str, variant: str) 
 
 
 def test_object_with_a_slip_is_refused(plane: ControlPlane) -> None:
-    """So the tests above can fail."""
+    """Show that the tests above can fail."""
     item = find(load(MANIFEST), "DaemonSet", "flanneld")
     item["spec"]["template"]["spec"]["containers"][0]["volumeMounts"].append({"name": "nowhere", "mountPath": "/x"})
     reply = plane.call("PUT", f"{collection_of(item)}/flanneld", item, dryRun="All", fieldValidation="Strict")

@@ -262,6 +262,7 @@ def test_command_line_from_up_to_down(command: Command, tmp_path: Path) -> None:
     assert command("heal").stdout == "flanneld node2: healed\n"
     command("status")
     assert "Wrote subnet file to /run/flannel/subnet.env" in command("log", "node1").stdout
+    assert "pod1 has no log" in command("log", "pod1", status=1).stderr
     assert command("down").stdout == "lab removed\n"
     assert command("down").stdout == "no lab is running\n"
     assert list(tmp_path.iterdir()) == []

@@ -148,6 +148,15 @@ def test_nothing_to_convert(host: Host) -> None:
     assert "nothing to convert" in convert(host)
 
 
+def test_table_that_the_last_pod_left_is_deleted(host: Host) -> None:
+    pod = host.netns("c1")
+    for verb in ("ADD", "DEL"):
+        call(host, host.bin_dir, verb, ports(), pod)
+    assert host.run("nft list table inet cni_py") != ""
+    assert "nothing to convert" in convert(host)
+    assert host.run("nft list table inet cni_py", check=False) == ""
+
+
 def test_uninstall_hands_over(host: Host, go_plugins: str, tmp_path: Path) -> None:
     """The whole return: the Go plugins are where they were, and delete our pod."""
     pod = host.netns("c1")

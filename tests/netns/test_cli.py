@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from cni_py.plugin_table import PLUGINS
 from support.hints import READS, commands_in, templates
+from support.mains import has_kind
 from support.namespaces import Host, Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,18 @@ def in_version(version: str) -> str:
 
 def hints(done: Done) -> list[str]:
     return [line.partition("hint: ")[2] for line in done.stderr.splitlines() if line.startswith("  hint: ")]
+
+
+# --- version ----------------------------------------------------------------------------------------------------------
+
+
+def test_verbose_version_names_the_plugins_that_this_kernel_cannot_do(typed: Typed) -> None:
+    """Every plugin of the table has a line; where the kernel lacks its links, that has the option's name."""
+    lines = dict(re.findall(r"^plugin (\S+) +(.*)$", typed("cni-py version -v").stdout, re.MULTILINE))
+    assert list(lines) == list(PLUGINS)
+    for plugin, row in PLUGINS.items():
+        assert ("this kernel has no" in lines[plugin] and "CONFIG_" in lines[plugin]) == (not has_kind(row.link)), lines[plugin]
+        assert "(ours)" in lines[plugin]
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
@@ -291,7 +305,7 @@ FILLED = {
     "ip -d link show": "cni0", "ip link show": "cni0", "ls": "/etc/hostname", "grep -r .": "/var/lib/cni/networks/cbr0",
     "namei": "/etc/hostname", "fuser -v": "/var/lib/cni", "ss": "80", "cat": "self", "cni-py explain": "10.244.91.2",
     "nft list set": "inet cni_py localnet", "nft list map": "inet cni_py masq4", "nft list chain": "inet cni_py postrouting",
-    "nft list table": "inet cni_py",
+    "nft list table": "inet cni_py", "df -h": "/var/lib/cni", "df -i": "/var/lib/cni",
 }  # fmt: skip
 PORT = '{"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}'
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.chained import Chain, Pods, meta_conf
+from support.mains import parameters
 from support.namespaces import PATH, Host, Sandbox
 from support.pods import add, check, delete, gc, words
 from support.waiting import until
@@ -142,17 +145,47 @@ def test_gc_of_the_main_plugin_gives_leases_back(host: Host, keys: dict[str, Any
 
 
 @needs_dnsmasq
-def test_macvlan_with_a_lease(host: Host) -> None:
-    """Its packets take the way of the interface below."""
+@pytest.mark.parametrize("plugin", parameters("macvlan", "vlan"))
+def test_lease_of_an_interface_on_the_wire(host: Host, plugin: str) -> None:
+    """The packets take the way of the interface below; in a VLAN the server is there, too."""
     with daemon(host), dnsmasq(host):
-        host.run("ip link add up0 type veth peer name up1; ip link set up1 master br9 up; ip link set up0 up")
-        conf = BRIDGE | {"type": "macvlan", "master": "up0"}
+        host.run("ip link add up0 type veth peer name up1; ip link set up1 up; ip link set up0 up")
+        if plugin == "vlan":
+            host.run("ip link add link up1 up1.7 type vlan id 7; ip link set up1.7 master br9 up")
+        else:
+            host.run("ip link set up1 master br9")
+        conf = BRIDGE | {"type": plugin, "master": "up0"} | ({"vlanId": 7} if plugin == "vlan" else {})
         pod = host.netns("c1")
         result = add(host, conf, pod)
         assert "0% packet loss" in host.run("ping -c1 -W5 10.50.0.1", pod)
         assert check(host, conf, pod, result).rc == 0
         delete(host, conf, pod)
         until(lambda: said(host, "DHCPRELEASE") == 1, "the address is given back")
+
+
+@needs_dnsmasq
+def test_daemon_works_within_the_limits_of_its_unit(host: Host) -> None:
+    """Capabilities and no new privileges; and no family of sockets but those that the unit lists."""
+    unit = (Path(__file__).resolve().parents[2] / "conf" / "cni-dhcp.service").read_text()
+    kept = re.findall(r"CAP_(\w+)", unit.partition("CapabilityBoundingSet=")[2].splitlines()[0])
+    options = ["--no-new-privs", f"--bounding-set=-all,{','.join(f'+{name.lower()}' for name in kept)}"]
+    trace = ["strace", "-D", "-f", "-qq", "-e", "trace=socket", "-o", "/run/trace"] if shutil.which("strace") else []
+    with (
+        dnsmasq(host),
+        program(
+            host, "sh", "-c", f'exec "$@" 2>>{DAEMON_LOG}', "sh", *trace, "setpriv", *options, f"{host.bin_dir}/dhcp", "daemon"
+        ),
+    ):
+        until(host.path("/run/cni/dhcp.sock").is_socket, "the daemon listens")
+        pod = host.netns("c1")
+        result = add(host, BRIDGE, pod)
+        assert check(host, BRIDGE, pod, result).rc == 0
+        delete(host, BRIDGE, pod)
+        until(lambda: said(host, "DHCPRELEASE") == 1, "it is given back")
+    if trace:
+        families = set(re.findall(r"socket\((\w+)", host.path("/run/trace").read_text()))
+        allowed = set(unit.partition("RestrictAddressFamilies=")[2].splitlines()[0].split())
+        assert families <= allowed
 
 
 @needs_dnsmasq
@@ -341,6 +374,52 @@ def test_any_request_is_answered_and_the_daemon_lives(host: Host, request_: byte
     with daemon(host):
         assert set(json.loads(host.do(ask))) in ({"error"}, {"result"})
         host.ok("dhcp", "STATUS", ALONE)
+
+
+AS_NOBODY = ["setpriv", "--reuid=65534", "--clear-groups", "python3", "-c"]
+CONNECT = (
+    "import socket; s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect('/run/open.sock'); print(s.recv(1 << 16))"
+)
+LISTEN = (
+    "import socket; s = socket.socket(socket.AF_UNIX); s.bind('/run/open/dhcp.sock'); s.listen(); c = s.accept()[0];"
+    "[0 for _ in iter(lambda: c.recv(1 << 16), b'')]; s.accept()"
+)
+
+
+def test_client_of_another_user_is_refused(host: Host) -> None:
+    """Whatever the socket's mode is: its directory is the operator's."""
+    host.run("chmod 755 /run")
+    with daemon(host, "-socketpath", "/run/open.sock", path="/run/open.sock"):
+        assert host.run("stat -c %a /run/open.sock") == "600\n"
+        assert "PermissionError" in host.execute([*AS_NOBODY, CONNECT]).stderr
+        host.run("chmod 666 /run/open.sock")
+        assert host.execute([*AS_NOBODY, CONNECT]).stdout == "b''\n"
+    assert said(host, "the client is not root", DAEMON_LOG) == 1
+
+
+def test_daemon_of_another_user_is_not_asked(host: Host) -> None:
+    host.run("mkdir -m 777 /run/open; chmod 755 /run")
+    pod = host.netns("c1")
+    conf = ALONE | {"ipam": {"type": "dhcp", "daemonSocketPath": "/run/open/dhcp.sock"}}
+    with program(host, *AS_NOBODY, LISTEN):
+        until(host.path("/run/open/dhcp.sock").is_socket, "another user listens")
+        reply = host.call("dhcp", "ADD", conf, sandbox=pod)
+    assert reply.code == 50, reply
+    assert "a process of user 65534 listens there" in words(reply)
+
+
+def test_second_daemon_is_refused_and_no_file_but_a_socket_is_removed(host: Host) -> None:
+    with daemon(host):
+        done = host.execute([f"{host.bin_dir}/dhcp", "daemon"])
+        assert (done.returncode, "already listens at /run/cni/dhcp.sock" in done.stderr) == (1, True), done.stderr
+        host.ok("dhcp", "STATUS", ALONE)
+    host.write("/run/precious", "x")
+    done = host.execute([f"{host.bin_dir}/dhcp", "daemon", "-socketpath", "/run/precious"])
+    assert (done.returncode, "is not a socket" in done.stderr) == (1, True), done.stderr
+    assert host.path("/run/precious").read_text() == "x"
+    host.run("python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"/run/cni/dhcp.sock\")'")  # of a killed one
+    with daemon(host):
+        until(lambda: host.call("dhcp", "STATUS", ALONE).rc == 0, "the daemon listens")
 
 
 @needs_dnsmasq

@@ -23,7 +23,6 @@ from support.namespaces import Host, Stuck
 
 SECONDS = 2.0
 FEWEST = 6  # as long as it takes, on a machine that has a lot else to do
-CHAINS = {"two": kills.OURS, "four": kills.FOUR, "ptp": kills.PTP}
 
 needs_tracer = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="the tracer knows the system calls of x86_64 and aarch64"
@@ -35,7 +34,7 @@ of_flannel = pytest.mark.parametrize("chain", ["two", "four"])
 
 def start(bin_dir: str, chain: str = "two") -> kills.Node:
     random.seed(20261124)
-    return kills.Node(kills.Chain(bin_dir, CHAINS[chain]))
+    return kills.Node(kills.Chain(bin_dir, kills.CHAINS[chain]))
 
 
 def kill_at_boundaries(bin_dir: str, chain: str, verb: str, seconds: float) -> kills.Tally:
@@ -52,7 +51,7 @@ def kill_at_boundaries(bin_dir: str, chain: str, verb: str, seconds: float) -> k
 
 
 @needs_tracer
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", kills.CHAINS)
 @pytest.mark.parametrize("verb", kills.VERBS)
 def test_kill_at_system_call_boundaries(host: Host, longer: int, verb: str, chain: str) -> None:
     found = host.do(kill_at_boundaries, host.bin_dir, chain, verb, SECONDS * longer)

@@ -25,6 +25,7 @@ from cni_py.config import models
 from cni_py.config._schemas import Parsed
 from cni_py.errors import CniError, InvalidConfig
 from cni_py.spec import call
+from support.examples import examples
 from support.namespaces import Host
 
 # --- strategies -------------------------------------------------------------------------------------------------------
@@ -180,20 +181,20 @@ def test_every_model_has_a_full_configuration_here() -> None:
 
 
 @pytest.mark.parametrize("name", FULL)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 @given(data=st.data())
 def test_models_agree_on_spoilt_configurations(name: str, data: st.DataObject) -> None:
     check_agreement(name, spoil(FULL[name], data))
 
 
 @pytest.mark.parametrize("name", [model.__name__ for model in models.MODELS])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(37), deadline=None)
 @given(raw=OBJECTS)
 def test_models_agree_on_random_objects(name: str, raw: dict[str, Any]) -> None:
     check_agreement(name, raw)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()) | st.text().map(str.encode))
 def test_decoder_gives_an_object_or_our_error(data: bytes) -> None:
     try:
@@ -272,7 +273,7 @@ BASES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(37), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_host_local_answers_whatever_comes(verb: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory, records_in(directory):
@@ -283,10 +284,10 @@ def test_host_local_answers_whatever_comes(verb: str, data: st.DataObject) -> No
             verb = data.draw(st.sampled_from(VERBS))
 
 
-def spoilt_calls(plugin: str, verb: str, examples: int) -> None:
+def spoilt_calls(plugin: str, verb: str, number: int) -> None:
     """Run configurations near valid ones and garbage in a Host, with an existing, a deleted and no sandbox."""
 
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         conf = data.draw(st.sampled_from(BASES[plugin]).map(lambda base: spoil(base, data)) | OBJECTS)
@@ -305,7 +306,7 @@ def spoilt_calls(plugin: str, verb: str, examples: int) -> None:
 def test_plugin_answers_whatever_comes(host: Host, plugin: str, verb: str) -> None:
     host.write_subnet_env()
     host.netns("c1")
-    host.do(spoilt_calls, plugin, verb, 60)
+    host.do(spoilt_calls, plugin, verb, examples(30))
 
 
 def test_host_of_these_tests_is_not_this_machine(host: Host) -> None:

@@ -272,4 +272,4 @@ def varied_calls(plugin: str, verb: str, examples: int) -> None:
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_no_values_that_are_right_by_type_are_a_bug(host: Host, plugin: str, verb: str, longer: int) -> None:
     make_sandboxes(host)
-    host.do(varied_calls, plugin, verb, (60 if verb == "ADD" else 30) * longer)
+    host.do(varied_calls, plugin, verb, (30 if verb == "ADD" else 15) * longer)

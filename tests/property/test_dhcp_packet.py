@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cni_py.dhcp import packet as dhcp
 from cni_py.dhcp.packet import Message, datagram, decode, payload
+from support.examples import examples
 
 ADDRESSES = st.integers(0, 0xFFFFFFFF).map(IPv4Address)
 OPTIONS = st.dictionaries(
@@ -28,13 +29,14 @@ MESSAGES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(MESSAGES)
 def test_message_is_decoded_as_it_was(message: Message) -> None:
     """Options of more than 255 bytes, too, which are sent in parts."""
     assert decode(message.encode()) == message
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(125), deadline=None)
 @given(st.binary(max_size=700))
 @example(b"")
 @example(bytes(240))
@@ -45,7 +47,7 @@ def test_any_bytes_are_a_message_or_none(data: bytes) -> None:
         pass
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(125), deadline=None)
 @given(MESSAGES, st.data())
 def test_damaged_message_is_another_one_or_none(message: Message, data: st.DataObject) -> None:
     whole = bytearray(message.encode())
@@ -57,6 +59,7 @@ def test_damaged_message_is_another_one_or_none(message: Message, data: st.DataO
         pass
 
 
+@settings(deadline=None)
 @given(MESSAGES, st.binary(max_size=50), st.binary(max_size=60))
 def test_options_go_on_in_other_fields(message: Message, name: bytes, file: bytes) -> None:
     """Option 52: first in the field of the file, then in that of the server's name."""
@@ -69,6 +72,7 @@ def test_options_go_on_in_other_fields(message: Message, name: bytes, file: byte
     assert decode(bytes(data)) == message, "not without that option"
 
 
+@settings(deadline=None)
 @given(MESSAGES, ADDRESSES, ADDRESSES)
 def test_datagram_to_the_servers_port_is_not_the_clients(message: Message, source: IPv4Address, target: IPv4Address) -> None:
     packet = datagram(message.encode(), source, target)
@@ -87,13 +91,14 @@ def test_checksums_are_those_of_the_internet() -> None:
     assert dhcp._checksum(pseudo + packet[20:]) == 0
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(125), deadline=None)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_packet_for_the_client_or_not(data: bytes) -> None:
     payload(data)
     payload(b"\x45" + data)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(ADDRESSES, st.integers(0, 32), ADDRESSES), max_size=5))
 def test_classless_routes(routes: list[tuple[IPv4Address, int, IPv4Address]]) -> None:
     expected = [(IPv4Network((address, prefix), strict=False), gateway) for address, prefix, gateway in routes]
@@ -105,6 +110,7 @@ def test_classless_routes(routes: list[tuple[IPv4Address, int, IPv4Address]]) ->
     assert dhcp.parse_classless_routes(value + b"\x20\x01") == expected, "what is not whole is left out"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_routes_of_any_bytes(value: bytes) -> None:
     dhcp.parse_classless_routes(value)
@@ -117,6 +123,7 @@ def test_static_routes_have_the_masks_of_their_classes() -> None:
     assert [str(network) for network, _ in dhcp.parse_static_routes(value)] == ["10.0.0.0/8", "172.16.0.0/16", "203.0.113.0/24"]
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=4, max_size=4))
 def test_mask_is_one_or_none(value: bytes) -> None:
     prefix = dhcp.parse_mask(value)

@@ -26,6 +26,7 @@ from cni_py.flanneld.stores import PoolExhausted
 from cni_py.flanneld.stores import etcd as etcd_store
 from cni_py.flanneld.stores.etcd import EtcdStore
 from cni_py.node import log as klog
+from support.examples import examples
 
 PREFIX = "/coreos.com/network"
 
@@ -54,7 +55,7 @@ def networks(draw: st.DrawFn) -> NetworkConfig:
 SPANS = st.tuples(st.integers(0, 80), st.integers(20, 32))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 @given(room=st.integers(2, 7), length=st.integers(22, 30), spans=st.lists(SPANS, max_size=30), seed=st.integers())
 def test_choice_is_one_of_the_first_hundred_free_ones(room: int, length: int, spans: list[tuple[int, int]], seed: int) -> None:
     """Leases of any size, also outside of the network, against a list of all subnets."""
@@ -233,7 +234,7 @@ def quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 DUAL, SMALL = network("10.0.0.0/28", "fd00::/62", 30, 64), network("10.0.0.0/28", "", 30)
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(250), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     config=networks(), other=networks(), alike=st.booleans(), leases=st.integers(0, 3), keeps=st.booleans(), seed=st.integers()
 )

@@ -30,21 +30,22 @@ from cni_py.packetfilter import libnftables
 from cni_py.plugin_table import PLUGINS
 from cni_py.spec import call
 from cni_py.sweep import sweep
+from support.examples import examples
 from support.namespaces import PATH, Host
 from support.spec_cases import execute
 
 EXAMPLES = {
-    "flannel": 60,
-    "bridge": 50,
-    "host-local": 200,
-    "portmap": 200,
-    "static": 100,
-    "bandwidth": 100,
-    "tuning": 100,
-    "firewall": 60,
-    "sbr": 60,
+    "flannel": 30,
+    "bridge": 25,
+    "host-local": 100,
+    "portmap": 100,
+    "static": 50,
+    "bandwidth": 50,
+    "tuning": 50,
+    "firewall": 30,
+    "sbr": 30,
 }
-"""Examples of ADD, of other plugins 40; the other verbs have half as many."""
+"""Examples of ADD, of other plugins 20; the other verbs have half as many."""
 SETTINGS = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 KNOWN_CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 101, 102, 103}
 """Error codes without 100, which is a bug."""
@@ -379,13 +380,13 @@ def check_call(plugin: str, environ: dict[str, str], stdin: bytes) -> None:
         assert reply == b""
 
 
-def hostile_calls(plugin: str, verb: str, examples: int) -> None:
+def hostile_calls(plugin: str, verb: str, number: int) -> None:
     """Run all examples of a plugin and a verb, in a Host."""
     protect()
     clear()
     before = tree()
 
-    @settings(SETTINGS, max_examples=examples)
+    @settings(SETTINGS, max_examples=number)
     @given(this=calls(plugin, verb), is_there=st.booleans() if verb != "ADD" else st.just(False))
     def run(this: tuple[list[tuple[str, str]], dict[str, str], bytes], is_there: bool) -> None:
         links, environ, stdin = this
@@ -417,7 +418,7 @@ def test_hostile_call(host: Host, plugin: str, verb: str) -> None:
         host.run("ip link add 'a\"};{' type veth peer name w1; ip addr add 10.1.0.1/24 dev 'a\"};{'; ip link set 'a\"};{' up")
     if PLUGINS[plugin].kind == "meta" and plugin != "flannel":
         host.run("ip link add w0 type veth peer name eth0 netns c1")
-    host.do(hostile_calls, plugin, verb, EXAMPLES.get(plugin, 40) // (1 if verb == "ADD" else 2))
+    host.do(hostile_calls, plugin, verb, examples(EXAMPLES.get(plugin, 20) // (1 if verb == "ADD" else 2)))
 
 
 # --- by the executable ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from cni_py.config import decode
 from cni_py.errors import CniError, DecodingFailure, IncompatibleVersion, InvalidConfig
 from cni_py.jsontext import encode
 from cni_py.spec.result import DNS, Interface, IPConfig, Result, Route, from_json
+from support.examples import examples
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 OLD, MIDDLE = VERSIONS[:2], VERSIONS[2:5]
@@ -68,7 +69,7 @@ def said(result: Result, version: str) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(37), deadline=None)
 @given(result=RESULTS)
 def test_what_a_version_can_say_survives(version: str, result: Result) -> None:
     form = said(result, version)
@@ -81,7 +82,7 @@ def test_what_a_version_can_say_survives(version: str, result: Result) -> None:
     assert decode(encode(form)) == form
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 @given(RESULTS, st.lists(st.sampled_from(VERSIONS), min_size=1, max_size=6))
 def test_way_through_any_versions_loses_what_the_poorest_cannot_say_and_no_more(result: Result, way: list[str]) -> None:
     """A chain whose plugins speak different versions; order does not matter for what is lost."""
@@ -96,7 +97,7 @@ def test_way_through_any_versions_loses_what_the_poorest_cannot_say_and_no_more(
     assert there == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(37), deadline=None)
 @given(RESULTS)
 def test_form_has_no_member_that_its_version_does_not_know(result: Result) -> None:
     for version in VERSIONS:
@@ -176,13 +177,13 @@ def check_reading(raw: dict[str, Any]) -> None:
         encode(form)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(125), deadline=None)
 @given(OBJECTS)
 def test_random_object_gives_a_result_or_our_error(raw: dict[str, Any]) -> None:
     check_reading(raw)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(125), deadline=None)
 @given(RESULTS, st.sampled_from(VERSIONS), st.data())
 def test_spoilt_result_gives_a_result_or_our_error(result: Result, version: str, data: st.DataObject) -> None:
     form = said(result, version)

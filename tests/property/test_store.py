@@ -27,6 +27,7 @@ from cni_py.errors import AddressesExhausted, CheckFailed, CniError, InvalidEnvi
 from cni_py.ipam import store
 from cni_py.plugins.ipam import host_local
 from cni_py.spec.call import Call
+from support.examples import examples
 
 VERBS: dict[str, Callable[..., Any]] = {
     "ADD": host_local.add,
@@ -177,7 +178,7 @@ class KeepingMachine(StoreMachine):
 
 
 TestStore, TestKeepingStore = StoreMachine.TestCase, KeepingMachine.TestCase
-TestStore.settings = TestKeepingStore.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestStore.settings = TestKeepingStore.settings = settings(max_examples=examples(20), stateful_step_count=30, deadline=None)
 
 
 # Killed at every system call
@@ -365,7 +366,9 @@ ARGS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(conf=CONFIGURATIONS, args=ARGS)
 def test_any_configuration_gives_a_result_or_a_cni_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any], args: list[tuple[str, str]]

@@ -31,6 +31,7 @@ from typing import Any
 
 from cni_py.lab.programs import tool
 from support.namespaces import PATH, Host, Sandbox, decode_json, wait_for_end
+from support.pods import transfer_between
 from support.waiting import SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,23 +54,6 @@ ip link add {pod} mtu {mtu} type veth peer eth0 mtu {mtu} address {mac} netns {p
 ip link set {pod} master cni0 up
 ip -n {pod} link set lo up
 ip -n {pod} link set eth0 up
-"""
-SERVER = """
-import socket
-with socket.create_server(("", 7000), family=socket.AF_INET6, dualstack_ipv6=True) as server:
-    print("ready", flush=True)
-    connection, _ = server.accept()
-    size = 0
-    while data := connection.recv(65536):
-        size += len(data)
-    connection.sendall(str(size).encode())
-"""
-CLIENT = """
-import socket, sys
-with socket.create_connection((sys.argv[1], 7000), 20) as s:
-    s.sendall(bytes(int(sys.argv[2])))
-    s.shutdown(socket.SHUT_WR)
-    print(s.recv(100).decode())
 """
 
 
@@ -457,18 +441,9 @@ class Net:
 
     def transfer(self, source: Node, target: Node, size: int = 4_000_000) -> None:
         """Transfer data by TCP, from the first pod of one node to that of another, by each family; all of it must arrive."""
-        client, server = next(iter(source.pods)), next(iter(target.pods))
-        for address in target.pods[server]:
-            listening = target.host.command(sys.executable, "-c", SERVER, sandbox=Sandbox(server))
-            with subprocess.Popen(listening, stdout=subprocess.PIPE, text=True) as process:
-                assert process.stdout is not None
-                assert process.stdout.readline() == "ready\n"
-                try:
-                    argv = [sys.executable, "-c", CLIENT, address, str(size)]
-                    done = source.host.execute(argv, sandbox=Sandbox(client))
-                    assert done.stdout.strip() == str(size), f"{client} to {address}: {done.stderr[-500:]}"
-                finally:
-                    process.kill()
+        paths = [str(node.host.path(f"/run/netns/{next(iter(node.pods))}")) for node in (source, target)]
+        for address in next(iter(target.pods.values())):
+            transfer_between(*paths, address, size)
 
 
 @contextmanager

@@ -85,6 +85,7 @@ PTP: dict[str, Any] = {
     "cniVersion": "1.1.0",
     "plugins": [{"type": "ptp", "ipMasq": True, "ipam": GO["plugins"][0]["ipam"]}],
 }
+CHAINS = {"two": OURS, "four": FOUR, "ptp": PTP}
 LIMITS = {"ingressRate": 80_000_000, "ingressBurst": 1_000_000, "egressRate": 40_000_000, "egressBurst": 1_000_000}
 
 

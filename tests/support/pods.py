@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from support.namespaces import Host, Reply, Sandbox
-from support.waiting import until
+from support.waiting import SECONDS, until
 
 V4, V6 = [{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]
 DUAL_ENV = (
@@ -242,14 +242,17 @@ def transfer(
     host: Host, source: Sandbox | None, target: Sandbox | None, address: str, size: int, *, port: int = PORT
 ) -> tuple[float, str]:
     """Send bytes over TCP as `datagram` sends one. Returns: bits a second, over all of it, and the client's address."""
-    return host.do(_transfer, _path(source), _path(target), address, size, port)
+    return host.do(transfer_between, _path(source), _path(target), address, size, port)
 
 
-def _transfer(source: str, target: str, address: str, size: int, port: int) -> tuple[float, str]:
+def transfer_between(source: str, target: str, address: str, size: int, port: int = PORT) -> tuple[float, str]:
+    """Do the same between namespaces at these paths, which may be of two hosts: ``/proc/PID/root/run/netns/NAME``."""
     received = 0
-    with _socket_in(target, socket.AF_INET) as listening, _socket_in(source, socket.AF_INET) as sending:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with _socket_in(target, family) as listening, _socket_in(source, family) as sending:
         for one in (listening, sending):
-            one.settimeout(60)
+            one.settimeout(SECONDS)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the kernel remembers a connection of before
         listening.bind(("", PORT))
         listening.listen()
         sending.connect((address, port))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -66,9 +64,9 @@ def missing_plugins(file: Path, case: Case) -> set[str]:
 
 
 def parameters(directory: Path, chosen: Callable[[Case], bool] = bool) -> list[Any]:
-    """Return the chosen cases, each with its file, as parameters of a test; one whose plugins this tree lacks is skipped."""
+    """Return the chosen cases as parameters of a test; one whose plugins this tree lacks is skipped."""
     return [
-        pytest.param(file, case, id=case["name"], marks=skip_without_plugins(file, case))
+        pytest.param(case, id=case["name"], marks=skip_without_plugins(file, case))
         for file, cases in load(directory).items()
         for case in cases
         if chosen(case)
@@ -89,27 +87,31 @@ def skip_without_plugins(file: Path, case: Case) -> list[pytest.MarkDecorator]:
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def compare(file: Path, cases: list[Case], bin_dir: Path, companion: Path | None = None) -> list[Case]:
-    """Run these cases of a file against the installed plugins; returns those that were compared.
-
-    Raises: AssertionError, with the differences.
-    """
-    skip_without_ptp(cases)
-    only = "|".join(re.escape(case["name"]) for case in cases)
-    command = [sys.executable, RUNNER, "compare", "--bin-dir", bin_dir, "--cases", file, "--only", f"^({only})$", "-v"]
-    command += ["--with", companion] if companion else []
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    why = "".join(case.get("why", "") for case in cases) if len(cases) == 1 else ""
-    assert done.returncode == 0, f"{why}\n{done.stdout}{done.stderr}"
-    skipped = dict(re.findall(r"^SKIPPED (\S+): (.*)$", done.stdout, re.MULTILINE))
-    if len(skipped) == len(cases):
-        pytest.skip(next(iter(skipped.values())))
-    assert f"{len(cases) - len(skipped)} passed, 0 failed" in done.stdout
-    return [case for case in cases if case["name"] not in skipped]
+def load_runner() -> ModuleType:
+    """Return golden.py as a module: a program, which calls its main() at its end, takes as long to start as a case."""
+    source = RUNNER.read_text()
+    assert source.endswith("\nmain()\n")
+    module = ModuleType("golden")
+    module.__dict__["__file__"] = str(RUNNER)
+    exec(compile(source.removesuffix("main()\n"), RUNNER, "exec"), module.__dict__)
+    return module
 
 
-def skip_without_ptp(cases: list[Case]) -> None:
-    if "/usr/lib/cni" in json.dumps([case["steps"] for case in cases]) and not os.access("/usr/lib/cni/ptp", os.X_OK):
+runner = cache(load_runner)
+
+
+def compare(case: Case, bin_dir: Path, companion: Path | None = None) -> None:
+    """Run a case against the installed plugins. Raises: AssertionError, with the differences."""
+    skip_without_ptp(case)
+    if missing := runner().missing(case):
+        pytest.skip(f"it needs {missing}")
+    got = runner().run_case(case, os.path.abspath(bin_dir), False, str(companion or ""))
+    differences = runner().differences(case, got)
+    assert not differences, "\n".join([case.get("why", ""), *differences])
+
+
+def skip_without_ptp(case: Case) -> None:
+    if "/usr/lib/cni" in json.dumps(case["steps"]) and not os.access("/usr/lib/cni/ptp", os.X_OK):
         pytest.skip("no ptp in /usr/lib/cni (package containernetworking-plugins)")
 
 
@@ -144,18 +146,16 @@ engine.handle = handle
 """
 
 
-def compare_with_the_agent(file: Path, bin_dir: Path, tmp_path: Path) -> None:
-    """Run the cases of a file in one go, but those that need a plugin which this tree lacks. Every call has to reach the agent."""
-    cases = [case for case in load(file.parent)[file] if not missing_plugins(file, case) and case["name"] not in BEYOND_US]
-    if not cases:
-        pytest.skip("this tree has no plugins for any case of this file")
+def compare_with_the_agent(case: Case, bin_dir: Path, tmp_path: Path) -> None:
+    """Run a case beside an agent, which every call has to reach."""
     launcher = (bin_dir.parent.parent / "bin" / "cni-agent").read_text()
     program, answered, journalled = tmp_path / "cni-agent", tmp_path / "answered", tmp_path / "journalled"
     counting = COUNTING.format(answered=str(answered), journalled=str(journalled))
     program.write_text(launcher.replace("\nsys.exit(main())\n", f"\n{counting}\nsys.exit(main())\n"))
     program.chmod(0o755)
-    compared = compare(file, cases, bin_dir, program)
-    assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(compared)
+    answered.touch()
+    compare(case, bin_dir, program)
+    assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(case)
     assert unexplained(journalled) == []
 
 
@@ -173,10 +173,10 @@ def unexplained_in(journal: list[str]) -> list[str]:
     return [item.line.text for item in items if isinstance(item, Step) and item.group == OTHER]
 
 
-def calls_for_the_agent(cases: list[Case]) -> Counter[str]:
+def calls_for_the_agent(case: Case) -> Counter[str]:
     """Count the calls but those that the client handles itself: VERSION, and errors of the environment."""
     found: Counter[str] = Counter()
-    for step in [step for case in cases for step in case["steps"] if "plugin" in step]:
+    for step in [step for step in case["steps"] if "plugin" in step]:
         environ = {"CNI_COMMAND": step["verb"], "CNI_PATH": step.get("path", "/bin"), "CNI_ARGS": step.get("args", "")}
         if step["verb"] not in ("STATUS", "GC"):
             netns = "" if step.get("ns", 1) is None else "/run/netns/any"

@@ -26,6 +26,7 @@ class StubKernel:
     """A stub of ``netlink.socket.Rtnl`` and ``netlink.notifications.Notifications`` in one. ``links``: names by number."""
 
     enter: tuple[str, ...] = ()
+    ifindexes: dict[str, int] | None = None
     port = PORT
 
     def __init__(self, links: dict[int, tuple[str, str]]) -> None:
@@ -43,6 +44,9 @@ class StubKernel:
         if self._ready >= 0:
             os.close(self._ready)
         self._ready = -1
+
+    def remember_links(self, is_wanted: bool) -> None:
+        self.ifindexes = {} if is_wanted else None
 
     # ---- a socket -------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from cni_py.errors import InvalidConfig
 from cni_py.journal import Journal
 from cni_py.spec.call import Call
 from cni_py.spec.environment import NESTED
+from support.examples import examples
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_record_of_another_shape_stops_nothing(directory: Path, record: dict[str
 NAME = st.text("abcdefgXYZ0189_.-", min_size=1, max_size=200)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(NAME, st.text(st.characters(exclude_characters="/:\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=15), NAME)
 def test_name_fits_a_file_and_a_link_alias(container_id: str, ifname: str, network: str) -> None:
     name = attachments.name_of(container_id, ifname[:3], network)

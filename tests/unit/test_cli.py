@@ -15,9 +15,9 @@ from cni_py import __version__, journal
 from cni_py.cli import attachments, host_report, verbs
 from cni_py.cli import journals as journal_files
 from cni_py.cli import main as cli
-from cni_py.cli.output import printable
 from cni_py.config import models, reference
 from cni_py.errors import CniError
+from cni_py.journal import printable
 from cni_py.netlink import netfilter
 from cni_py.packetfilter import libnftables
 from cni_py.plugin_table import PLUGINS
@@ -322,7 +322,7 @@ def test_control_characters_are_escaped(run: Run, node: Path) -> None:
     (node / "fail").write_text(json.dumps({"code": 5, "msg": "red \x1b[31m \u202e\x9b"}))
     err = run("status", "blue")[2]
     assert r"red \x1b[31m \u202e\x9b" in err
-    assert printable("a\udcffb\tc\nd\x7f") == "a\\udcffb\\tc\nd\\x7f"
+    assert printable("a\udcffb\tc\nd\x7f\u202e") == "a\\udcffb\\tc\\nd\\x7f\\u202e"
 
 
 def test_unknown_network_lists_existing_ones(run: Run, node: Path) -> None:
@@ -708,7 +708,6 @@ def test_verbose_version_reports_on_the_host(run: Run, node: Path) -> None:
     assert found["plugin bridge"] == f"{node}/bin/bridge (third-party)"
     assert found["plugin loopback"].startswith("not in CNI_PATH")
     assert {
-        "pyroute2",
         "pydantic-core",
         "libnftables",
         "masquerade",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Address
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 
 from cni_py.dhcp import daemon, options
 from cni_py.dhcp import packet as dhcp
-from cni_py.dhcp.lease import Client, NotAnswered, Timing, backoff, lease_of, transact
+from cni_py.dhcp.lease import Client, NotAnswered, Timing, backoff, granted, lease_of, transact
 from cni_py.dhcp.packet import Message
 from cni_py.dhcp.saved import Saved, Store
 from cni_py.errors import InvalidConfig
@@ -20,7 +22,14 @@ MASK = {dhcp.SUBNET_MASK: bytes([255, 255, 255, 0])}
 
 
 def ack(**values: bytes) -> Message:
-    return Message(dhcp.ACK, 1, bytes(6), True, options=MASK | {getattr(dhcp, name): value for name, value in values.items()})
+    return Message(
+        dhcp.ACK,
+        1,
+        bytes(6),
+        True,
+        yours=IPv4Address("10.1.0.7"),
+        options=MASK | {getattr(dhcp, name): value for name, value in values.items()},
+    )
 
 
 def seconds(number: int) -> bytes:
@@ -47,6 +56,25 @@ def test_times_of_a_lease(values: dict[str, bytes], times: tuple[float, ...]) ->
 def test_lease_without_a_mask_is_none(mask: bytes) -> None:
     with pytest.raises(ValueError, match="Subnet Mask not found"):
         lease_of(ack(SUBNET_MASK=mask), bytes(6), 0.0)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"])
+def test_address_that_no_host_can_have_is_not_taken(address: str) -> None:
+    with pytest.raises(ValueError, match="no host can have"):
+        lease_of(replace(ack(), yours=IPv4Address(address)), bytes(6), 0.0)
+
+
+def test_mask_of_the_whole_internet_is_not_taken() -> None:
+    with pytest.raises(ValueError, match="no host can have"):
+        lease_of(ack(SUBNET_MASK=bytes(4)), bytes(6), 0.0)
+
+
+def test_text_of_a_server_cannot_steer_a_terminal() -> None:
+    refusal = replace(ack(ERROR_TEXT=b"\x1b]0;owned\x07\r\n" + b"x" * 4000), kind=dhcp.NAK)
+    with pytest.raises(NotAnswered) as caught:
+        granted(refusal, bytes(6), 0.0)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 def test_pauses_begin_short_and_double() -> None:
@@ -80,7 +108,7 @@ def test_options_of_a_configuration(ipam: dict[str, Any], requested: tuple[int, 
     assert options.parse(ipam, {"NAME": "pod"}) == (requested, provided)
 
 
-@pytest.mark.parametrize("option", ["colour", "300", "-1", "", "1.5", "１", "256"])
+@pytest.mark.parametrize("option", ["colour", "300", "9" * 5000, "-1", "", "1.5", "１", "256"])
 def test_option_that_is_none(option: str) -> None:
     with pytest.raises(InvalidConfig, match="Can not parse option"):
         options.parse({"request": [{"option": option}]}, {})

@@ -27,6 +27,8 @@ from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
 from support.waiting import until
 from support.watching import Watching
 
+SOON_SECONDS = 15.0
+"""Deadline of events that take less than a second on an idle machine."""
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 NETWORK = NetworkConfig.parse(json.dumps(CONFIG))
 IN_A_DAY = "2099-01-01T00:00:00Z"
@@ -451,13 +453,13 @@ def watcher(file: LeasesFile) -> Iterator[Watching]:
         yield watcher
 
 
-def test_watch_begins_with_what_is_there_and_sees_changes_within_a_second(file: LeasesFile, watcher: Watching) -> None:
+def test_watch_begins_with_all_leases_and_sees_changes_soon(file: LeasesFile, watcher: Watching) -> None:
     assert watcher.events == [SNAPSHOT_COMPLETE]
     for number in range(2, 6):
         began = time.monotonic()
         lease = file.acquire(node(number))
         watcher.until(lambda leases, lease=lease: lease.subnets in leases)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SOON_SECONDS
     assert watcher.events.count(SNAPSHOT_COMPLETE) == 1
 
 

@@ -15,6 +15,7 @@ from cni_py.flanneld.lease import Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.options import Options
 from cni_py.flanneld.stores import PoolExhausted
+from support.examples import examples
 
 Network = IPv4Network | IPv6Network
 
@@ -174,7 +175,7 @@ HOSTS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 @given(
     networks=HOSTS,
     taken=st.lists(st.integers(0, 63), max_size=40),

@@ -105,11 +105,11 @@ def test_value_that_is_none(text: bytes) -> None:
         ({}, 'it has no "PublicIP"'),
         ({"PublicIP": True}, "true is no IPv4 address"),
         ({"PublicIP": 3232267058}, "3232267058 is no IPv4 address"),
-        ({"PublicIP": "192.0.2.1", "PublicIPv6": 1}, "1 is no IPv6 address"),
-        ({"PublicIP": "192.0.2.1", "PublicIPv6": "fe80::1%eth0"}, "it is link-local, with a zone"),
-        ({"PublicIP": "192.0.2.1", "PublicIPv6": "::1"}, "it is loopback"),
-        ({"PublicIP": "192.0.2.1", "PublicIPv6": "ff02::1"}, "it is multicast"),
-        ({"PublicIP": "192.0.2.1", "PublicIPv6": "::"}, "it is no host's"),
+        ({"PublicIPv6": 1}, "1 is no IPv6 address"),
+        ({"PublicIPv6": "fe80::1%eth0"}, "it is link-local, with a zone"),
+        ({"PublicIPv6": "::1"}, "it is loopback"),
+        ({"PublicIPv6": "ff02::1"}, "it is multicast"),
+        ({"PublicIPv6": "::"}, "it is no host's"),
         ({"PublicIP": "192.0.2.1", "BackendType": 1}, "1 is no type of a back end"),
         ({"PublicIP": "1" * 1_000_000}, f'"{"1" * 63}… (1000002 characters) is no IPv4 address'),
         ({"PublicIP": "192.0.2.1", "BackendType": "x" * 1_000_000}, "… (1000002 characters) is no type of a back end"),
@@ -119,6 +119,19 @@ def test_value_that_leads_nowhere_is_none(value: dict[str, Any], words: str) -> 
     with pytest.raises(NotALease, match=re.escape(words)) as caught:
         Attributes.from_json(json.dumps(value))
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("wrong", [1, True, ["2001:db8::1"], "", "x", "fe80::1%eth0", "::1", "ff02::1", "::", "192.0.2.1"])
+def test_wrong_ipv6_address_costs_a_node_ipv6_alone(wrong: object) -> None:
+    value = {"PublicIP": "192.0.2.1", "PublicIPv6": wrong, "BackendType": "host-gw"}
+    assert Attributes.from_json(json.dumps(value)) == Attributes(IPv4Address("192.0.2.1"), None, "host-gw")
+
+
+@pytest.mark.parametrize("wrong", [1, "x", "127.0.0.1", "224.0.0.5", "2001:db8::1"])
+def test_wrong_ipv4_address_costs_a_node_its_lease(wrong: object) -> None:
+    """By it the lease is the node's: one that was damaged is its own all the same, and published again."""
+    with pytest.raises(NotALease):
+        Attributes.from_json(json.dumps({"PublicIP": wrong, "PublicIPv6": "2001:db8::1"}))
 
 
 def test_link_local_address_is_one_for_the_nodes_of_a_link() -> None:

@@ -98,9 +98,16 @@ def lease(kind: str, **its: Any) -> Lease:
     return Lease(Subnets(SUBNET, SUBNET6), replace(attributes, **its))
 
 
+def with_wrong_ipv6(kind: str) -> Lease:
+    """Return what a value says whose IPv6 address no node can have."""
+    its = json.loads(lease(kind).attributes.as_json()) | {"PublicIPv6": "::1"}
+    return replace(lease(kind), attributes=Attributes.from_value(its))
+
+
 LACKS: list[tuple[str, Any, set[int], str]] = [
     ("nothing", lease, {4, 6}, ""),
     ("IPv6 address", lambda kind: lease(kind, public_ipv6=None), {4}, "has no public IPv6 address; not reached by IPv6"),
+    ("valid IPv6 address", with_wrong_ipv6, {4}, "has no public IPv6 address; not reached by IPv6"),
     ("IPv4 address", lambda kind: lease(kind, public_ip=None), {6}, "has no public IPv4 address; not reached by IPv4"),
     ("IPv6 subnet", lambda kind: replace(lease(kind), subnets=Subnets(SUBNET)), {4}, "has no IPv6 subnet; not reached by IPv6"),
     (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from pathlib import Path
-from time import monotonic
+from time import process_time
 from typing import Any
 
 import pytest
@@ -66,9 +66,9 @@ def test_name_that_is_not_utf8_is_compared() -> None:
 
 
 def test_time_grows_with_the_text_alone() -> None:
-    began = monotonic()
+    began = process_time()
     assert not Pattern("^([0-9a-f:]+:?)*/64$").matches("fd00:1111:2222:3333:4444:5555:6666:7777")
-    assert monotonic() - began < 1
+    assert process_time() - began < 1
 
 
 def test_refusal_where_the_engine_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 Counted in process, over an etcd and a kernel that are made of nothing, through all that a change goes through: the watch, the
 leases, the back end, the desired state, messages to the kernel, its reports, what is saved, and the figures for Prometheus. Times
-would say the same, with noise. The Kubernetes API's and the file's side end where the leases begin.
+would say the same, with noise. The Kubernetes API's side and the file's end where the leases begin.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from cni_py.datastore.etcd import KeyValue
+from cni_py.datastore.kubernetes.api import Event as NodeEvent
 from cni_py.flanneld import backends
 from cni_py.flanneld.following import Following
 from cni_py.flanneld.iface import ExternalInterface
@@ -27,6 +28,8 @@ from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.saved import Saver
 from cni_py.flanneld.stores.etcd_leases import Leases
+from cni_py.flanneld.stores.kubernetes import _Nodes
+from cni_py.flanneld.stores.kubernetes_annotations import Annotations
 from cni_py.flanneld.stores.mirror import Mirror
 from cni_py.kernel import vxlan
 from cni_py.node import reconcile
@@ -84,7 +87,7 @@ class Node:
     def __init__(self, count: int, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel: Any = StubKernel({2: ("eth0", ""), 3: ("flannel.1", "vxlan")})
         monkeypatch.setattr(reconcile, "open_host", lambda: self.kernel)
-        monkeypatch.setattr(reconcile, "Notifications", lambda: self.kernel)
+        monkeypatch.setattr(reconcile, "Notifications", lambda _: self.kernel)
         monkeypatch.setattr(vxlan.Vxlan, "ensure", lambda device, rtnl, warn: reconcile.find_link(rtnl, device.name))
         monkeypatch.setattr(vxlan.Vxlan, "matches", lambda *_: True)
         self.health = Health("", 0)
@@ -181,3 +184,64 @@ def test_entry_of_a_datastore_costs_what_it_is(what: str) -> None:
         now = {"the same": lease, "changed": Lease(subnets[7], Attributes(backend_type="vxlan")), "gone": None}[what]
         took[count] = calls(partial(mirror.put, "node7", now))
     assert took[MANY] < LESS_THAN_HALF * took[FEW]
+
+
+# ---- the Kubernetes API -----------------------------------------------------------------------
+
+CLUSTER = 5000
+"""Nodes of a large cluster."""
+PREFIX = "flannel.alpha.coreos.com"
+
+
+def node(number: int, turn: int = 0, beat: int = 0) -> dict[str, Any]:
+    """A Node as the API has it, with what its kubelet writes every few minutes: 5 KB of status, most of it images."""
+    mac = f"02:{turn:02x}:00:00:{number >> 8:02x}:{number & 255:02x}"
+    its = {
+        "kube-subnet-manager": "true",
+        "backend-type": "vxlan",
+        "public-ip": f"172.16.{number >> 8}.{number & 255}",
+        "backend-data": json.dumps({"VNI": 1, "VtepMAC": mac}),
+    }
+    metadata = {"name": f"node{number}", "resourceVersion": str(number + beat)}
+    metadata["annotations"] = {f"{PREFIX}/{key}": value for key, value in its.items()}  # type: ignore[assignment]
+    images = [{"names": [f"registry.example/image{image}:1"], "sizeBytes": image} for image in range(50)]
+    conditions = [{"type": "Ready", "status": "True", "lastHeartbeatTime": f"2026-11-30T00:00:{beat % 60:02}Z"}]
+    spec = {"podCIDRs": [f"10.{number >> 8}.{number & 255}.0/24"]}
+    return {"metadata": metadata, "spec": spec, "status": {"conditions": conditions, "images": images}}
+
+
+class StubKubeApi:
+    """An API with so many nodes."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.lists = count, 0
+
+    def list_all(self, path: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        self.lists += 1
+        yield str(self.count), [node(number) for number in range(1, self.count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("event", "changes"),
+    [
+        (lambda beat: NodeEvent("MODIFIED", node(50, beat=beat)), 0),
+        (lambda beat: NodeEvent("BOOKMARK", {"metadata": {"resourceVersion": str(beat)}}), 0),
+        (lambda beat: NodeEvent("MODIFIED", node(50, turn=1)), 1),
+        (lambda beat: NodeEvent("DELETED", node(50)), 1),
+    ],
+    ids=["heartbeat", "bookmark", "changed", "deleted"],
+)
+def test_node_of_kubernetes_costs_what_one_node_costs(event: Callable[[int], NodeEvent], changes: int) -> None:
+    """With 5,000 nodes as with 100; and what says nothing new wakes no other thread, and is remembered as the place to go on."""
+    took = {}
+    for count in (FEW, CLUSTER):
+        api: Any = StubKubeApi(count)
+        nodes = _Nodes(api, Annotations(PREFIX), lambda: NETWORK)
+        nodes._list()
+        assert len(nodes.events.get_nowait()) == count + 1
+        beat = 1_000_000
+        took[count] = calls(partial(nodes._take, event(beat)))
+        assert nodes.events.qsize() == changes
+        assert nodes._version == str(event(beat).item["metadata"]["resourceVersion"])
+        assert api.lists == 1
+    assert took[CLUSTER] < LESS_THAN_HALF * took[FEW]

@@ -15,6 +15,7 @@ from cni_py.node import health as health_module
 from cni_py.node import http_server
 from cni_py.node.health import Health
 from cni_py.node.metrics import Registry
+from support.waiting import SECONDS
 
 
 def free_port() -> int:
@@ -97,7 +98,7 @@ def test_silent_clients_keep_no_probe_waiting(health: Health) -> None:
         for _ in range(5):
             began = monotonic()
             assert ask(health, "/healthz")[0] == 200
-            assert monotonic() - began < 0.5
+            assert monotonic() - began < http_server.REQUEST_SECONDS / 2  # after which a silent one would make room anyway
     finally:
         for sock in hanging:
             sock.close()
@@ -203,7 +204,7 @@ def test_client_that_drips_is_cut_off(health: Health, monkeypatch: pytest.Monkey
         took = monotonic() - began
         stop.set()
         dripping.join()
-    assert took < 3
+    assert took < SECONDS  # it would drip forever
 
 
 @pytest.mark.parametrize("request_text", ["GET /healthz", "rubbish", "GET  /healthz HTTP/1.0 x", "\r\n", "\0\xff\r\n"])

@@ -12,6 +12,7 @@ import shlex
 import stat
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni_py import journal
+from cni_py.agent import log as agent_log
+from cni_py.dhcp import daemon as dhcp_daemon
 from cni_py.errors import CheckFailed, InvalidConfig, IOFailure, KernelRefused
 from cni_py.journal import Journal, note, quote, step
+from support.examples import examples
 
 NAME = "c1:eth0:net"
 LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{6}  (.*)")
@@ -43,10 +47,37 @@ def lines(path: Path) -> list[str]:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(125), deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1))
 def test_line_is_read_back_as_the_same_words(words: list[str]) -> None:
     assert shlex.split(step(*words).line) == words
+
+
+ESCAPES = "\x1b]0;owned\x07", "\x9b2J", "a\r\n12:00:00.000000  rm -rf /", "\u202e", "\x7f"
+"""Names that steer a terminal, or look like another line of the journal: a pod may call its interface so."""
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_name_cannot_steer_the_terminal_that_shows_the_journal(name: str, directory: Path) -> None:
+    read_fd, write_fd = os.pipe()
+    with Journal(f"ADD {name}", NAME, write_fd, write_fd) as one:
+        with step("ip", "link", "set", name, "up"):
+            pass
+        note(name)
+        one.warn(name)
+    os.close(write_fd)
+    with open(read_fd, encoding="utf-8") as shown:
+        found = [*shown.read().split("\n")[:-1], *(directory / NAME).read_text().split("\n")[:-1]]
+    assert len(found) == 8, "on standard error step, note, warning, end; in the file a title instead of the warning"
+    assert all(line.isprintable() for line in found)
+
+
+@pytest.mark.parametrize("log", [agent_log.log, dhcp_daemon.say])
+def test_name_cannot_steer_the_terminal_that_shows_a_log(
+    log: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log("".join(ESCAPES))
+    assert capsys.readouterr().err[:-1].isprintable()
 
 
 ODD = [

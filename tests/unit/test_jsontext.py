@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cni_py.config import decode
 from cni_py.jsontext import encode
+from support.examples import examples
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -21,13 +22,13 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(JSON)
 def test_same_as_json_dumps(value: Any) -> None:
     assert encode(value) == json.dumps(value, separators=(",", ":")).encode()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=5))
 def test_our_own_reader_reads_it(value: Any) -> None:
     assert decode(encode(value)) == value

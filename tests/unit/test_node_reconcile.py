@@ -76,7 +76,7 @@ class Node:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel: Any = StubKernel({ETH0: ("eth0", ""), FLANNEL: ("flannel.1", "vxlan"), BRIDGE: ("br7", "bridge")})
         monkeypatch.setattr(reconcile, "open_host", lambda: self.kernel)
-        monkeypatch.setattr(reconcile, "Notifications", lambda: self.kernel)
+        monkeypatch.setattr(reconcile, "Notifications", lambda _: self.kernel)
         monkeypatch.setattr(reconcile, "set_up", lambda _, link: self.kernel.set_link(link.ifindex, IFF_UP))
         self.health, self.device = Health("", 0), Device()
         self.reconciler = Reconciler(self.health, "eth0", [IPv4Network("10.244.0.0/16")])

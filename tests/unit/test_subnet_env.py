@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cni_py import subnet_env
 from cni_py.errors import InvalidConfig, TryAgainLater
 from cni_py.subnet_env import SubnetEnv, parse, read
+from support.examples import examples
 
 GUIDE = {
     "FLANNEL_NETWORK": "10.244.0.0/16",
@@ -106,7 +107,7 @@ def test_missing_keys_are_named_together() -> None:
         parse("")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 @given(
     st.text()
     | st.builds(lambda key, value: f"{key}={value}\n", st.sampled_from([*GUIDE, *V6]), st.text()).map(

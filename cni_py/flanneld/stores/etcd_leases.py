@@ -9,8 +9,8 @@ Source: flannel-io/flannel pkg/subnet/etcd/registry.go, whose log texts these ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from time import monotonic
+from typing import NamedTuple
 
 from cni_py.datastore.etcd import Compacted, Etcd, EtcdError, KeyValue, TooLarge
 from cni_py.flanneld.lease import Attributes, Lease, NotALease, Subnets
@@ -23,12 +23,13 @@ OUTAGE_SECONDS = (0.1, 5.0)
 """The pause after the first failure, and the longest; it doubles."""
 RESTART_SECONDS = 1.0
 """An outage that is shorter is logged once."""
+COMPLAINED = 10_000
+"""Keys that are remembered, so that each is logged once."""
 KEY_LENGTH = 256
 """Length of a key in the log: a prefix and a name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A key that names subnets. ``attributes`` None: its value says nothing, and the subnets are taken all the same."""
 
     kv: KeyValue
@@ -47,15 +48,19 @@ class Leases:
     def __init__(self, client: Etcd, prefix: str) -> None:
         self.etcd, self.prefix = client, prefix
         self._complained: set[str] = set()
+        self._parsed: dict[str, Found] = {}
+        """Leases of :meth:`read`, until they are read again to be followed."""
 
     def key(self, subnets: Subnets) -> str:
         return self.prefix + subnets.as_key()
 
-    def read(self, is_wanted: Callable[[KeyValue], bool] = lambda _: True) -> tuple[list[Found], int]:
-        """Return the leases that are wanted, in the order of keys, and their revision. Raises: EtcdError."""
+    def read(self, is_wanted: Callable[[KeyValue], bool] | None = None) -> tuple[list[Found], int]:
+        """Return the leases that are wanted, all by default, in the order of keys, and their revision. Raises: EtcdError."""
         found, revision = list[Found](), 0
         for kvs, revision in self.etcd.pages(self.prefix):  # noqa: B007 — the same for all pages
-            found += [each for kv in kvs if is_wanted(kv) and (each := self.parse(kv)) is not None]
+            found += [each for kv in kvs if (is_wanted is None or is_wanted(kv)) and (each := self.parse(kv)) is not None]
+        if is_wanted is None:
+            self._parsed = {each.kv.key: each for each in found}
         return found, revision
 
     def touches(self, kv: KeyValue, subnets: Subnets) -> bool:
@@ -80,13 +85,18 @@ class Leases:
 
     def _complain(self, key: str, error: NotALease) -> None:
         if key not in self._complained:
+            if len(self._complained) >= COMPLAINED:  # a node may write new ones without end
+                self._complained.clear()
             self._complained.add(key)
             klog.warning(f'Ignoring bad subnet node "{klog.shortened(key, KEY_LENGTH)}": {error}; not reached')
 
     def lease_of(self, kv: KeyValue) -> Lease | None:
         """Return what a key and its value say now. ``expires`` is None: what has expired is deleted, and etcd would have to be
         asked."""
-        found = None if kv.is_deleted else self.parse(kv)
+        parsed = self._parsed.get(kv.key)
+        if kv.is_deleted:
+            return None
+        found = parsed if parsed is not None and parsed.kv.value == kv.value else self.parse(kv)
         if found is None or found.attributes is None:
             return None
         return Lease(found.subnets, found.attributes, since=kv.create_revision)
@@ -128,6 +138,7 @@ class Leases:
         entries, revision = list[tuple[str, Lease | None]](), 0
         for kvs, revision in self.etcd.pages(self.prefix):  # noqa: B007 — the same for all pages
             entries += [(kv.key, self.lease_of(kv)) for kv in kvs]
+        self._parsed.clear()
         return entries, revision
 
 

@@ -36,6 +36,7 @@ from cni_py.flanneld.network import NetworkConfig
 from cni_py.flanneld.stores import Event, LeaseTaken, Store
 from cni_py.flanneld.stores.kubernetes_annotations import Annotations, pod_subnets
 from cni_py.flanneld.stores.mirror import Mirror
+from cni_py.kernel.address import is_within
 from cni_py.node import log as klog
 from cni_py.node.stop import Stop
 
@@ -327,9 +328,9 @@ def _subnets_in(config: NetworkConfig, node: dict[str, Any]) -> Subnets:
         raise Refused(
             f'node "{name}" has no {missing} PodCIDR, it has {there}', "--cluster-cidr and the network configuration differ"
         )
-    if subnets.ipv4 and config.network and not subnets.ipv4.subnet_of(config.network):
+    if subnets.ipv4 and config.network and not is_within(subnets.ipv4, config.network):
         raise Refused(_not_in(config.network, f'"{subnets.ipv4}"', name))
-    if subnets.ipv6 and config.ipv6_network and not subnets.ipv6.subnet_of(config.ipv6_network):
+    if subnets.ipv6 and config.ipv6_network and not is_within(subnets.ipv6, config.ipv6_network):
         raise Refused(_not_in(config.ipv6_network, f'"{subnets.ipv6}" IPv6', name))
     return subnets
 

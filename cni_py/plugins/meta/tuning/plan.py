@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cni_py.attachment.interface import parse_mac
-from cni_py.errors import InvalidConfig, IOFailure
+from cni_py.errors import InvalidConfig, IOFailure, reason_of
 from cni_py.files import read
 from cni_py.value import Value
 
@@ -106,7 +106,7 @@ def _refuse_unlisted(sysctls: Iterable[str]) -> None:
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        raise IOFailure(f'could not read "{ALLOW_LIST}"', str(error)) from error
+        raise IOFailure(f'could not read "{ALLOW_LIST}"', reason_of(error)) from error
     patterns = [line.strip() for line in text.splitlines() if line.strip()]
     for key in sysctls:
         if not any(_matches(pattern, key) for pattern in patterns):

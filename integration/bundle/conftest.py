@@ -1,0 +1,65 @@
+"""Fixtures of the bundle's tests: the tree of this machine's processor, built once a day and for each change."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integration.bundle import archive, build
+from integration.bundle.build import BUILD
+from integration.bundle.debian import KEYRING, host_architecture
+from integration.bundle.tree import Tree
+from support.namespaces import PATH
+
+
+def built(architecture: str) -> Tree:
+    """Build the tree of an architecture, in one process at a time. Skips the test where there is no apt."""
+    if shutil.which("apt-get", path=PATH) is None or not KEYRING.exists():
+        pytest.skip("no apt-get, or no debian-archive-keyring")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build.current(architecture)
+
+
+def copy_tree(directory: Path, to: Path) -> Path:
+    """Copy a tree by links to its files, where that is possible: 75 MB for each test would take most of its time."""
+
+    def link(file: str, new: str) -> None:
+        try:
+            os.link(file, new)
+        except OSError:  # another file system
+            shutil.copy2(file, new)
+
+    shutil.copytree(directory, to, symlinks=True, copy_function=link)
+    return to
+
+
+@pytest.fixture(scope="session")
+def tree() -> Tree:
+    """The bundle of this machine's processor, as a directory."""
+    return built(host_architecture())
+
+
+@pytest.fixture
+def tree_for() -> Callable[[str], Tree]:
+    """Return the bundle of a processor."""
+    return built
+
+
+@pytest.fixture
+def unpacked(tree: Tree, tmp_path: Path) -> Path:
+    """The directory of the archive, unpacked at another place than where it was built."""
+    to = tmp_path / "unpacked" / tree.top.name
+    return copy_tree(tree.top, to)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _date() -> None:
+    """Fail early where the time of an archive is unknown."""
+    archive.source_date()
