@@ -52,7 +52,7 @@ class HostAddress(Value):
     network: Network
 
 
-# Python's own answers to these two, `overlaps` and `subnet_of`, keep two more objects with each network that was asked.
+# Not `overlaps` and `subnet_of`: these keep two more objects with each network that was compared.
 
 
 def have_overlap(one: Network, other: Network) -> bool:

@@ -76,7 +76,7 @@ class Reconciler:
         self._host = open_host()
         self._notifications: Notifications | None = None
         self._listening: select.epoll | None = None
-        """Of :meth:`run`: for notifications."""
+        """Waits for notifications, in :meth:`run`."""
         self._desired = Desired()
         self._reports = Reports(self._desired, self._host.port, external, set(networks), self._name_of)
         self._writer = Writer(health, self._host, external, self._receive)

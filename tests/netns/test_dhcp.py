@@ -122,7 +122,7 @@ def test_pod_has_the_address_of_its_lease_until_del(host: Host) -> None:
 
 @needs_dnsmasq
 def test_release_that_has_to_wait_is_sent_before_the_interface_is_deleted(host: Host) -> None:
-    """On a busy machine the kernel delivers it later, from a queue that is emptied with the interface; here a rate delays it."""
+    """A busy machine's kernel delivers it later, from a queue that is emptied with the interface; here a rate delays it."""
     with daemon(host), dnsmasq(host):
         pod = host.netns("c1")
         add(host, BRIDGE, pod)
@@ -248,7 +248,7 @@ def test_lease_is_renewed_at_half_time(host: Host) -> None:
 
 @needs_udhcpd
 def test_lease_is_kept_by_the_daemon_after_a_restart(host: Host) -> None:
-    """Whether it was ended or killed. Go's forgets its leases: they end while the pods use the addresses."""
+    """Restart after an end and after a kill. Go's forgets its leases: they end while the pods use the addresses."""
     with udhcpd(host, 60):
         first, second, gone = (host.netns(name) for name in ("c1", "c2", "c3"))
         with daemon(host):
@@ -269,19 +269,34 @@ def test_lease_is_kept_by_the_daemon_after_a_restart(host: Host) -> None:
 
 
 @needs_udhcpd
-def test_lease_that_is_due_at_a_restart_is_renewed(host: Host) -> None:
+def test_lease_that_became_due_without_a_daemon_is_renewed_by_the_next(host: Host) -> None:
     pod = host.netns("c1")
-    with udhcpd(host, 8):
+    with udhcpd(host, 600):
         with daemon(host):
             result = add(host, BRIDGE, pod)
-        for damage in ("{", '{"boot": 7}', json.dumps({"boot": host.run("cat /proc/sys/kernel/random/boot_id").strip()})):
-            host.write("/run/cni-py/dhcp/damaged", damage)
-            with daemon(host):
-                until(lambda: not host.path("/run/cni-py/dhcp/damaged").exists(), "a damaged file is deleted")
+        [(path, text)] = host.files("/run/cni-py/dhcp").items()
+        saved = json.loads(text)
+        host.write(path, json.dumps(saved | {"times": [0.0, *saved["times"][1:]]}))
         with daemon(host):
-            until(lambda: said(host, "extended", DAEMON_LOG) >= 2, "it goes on", SECONDS)
+            until(lambda: said(host, "extended", DAEMON_LOG), "it is renewed at once")
             assert check(host, BRIDGE, pod, result).rc == 0
+            assert json.loads(host.path(path).read_text())["times"][0] > 0
             delete(host, BRIDGE, pod)
+
+
+def test_damaged_file_of_a_lease_is_deleted_and_nothing_else_happens(host: Host) -> None:
+    boot = host.run("cat /proc/sys/kernel/random/boot_id").strip()
+    of_this_boot = {"boot": boot, "socket": "/run/cni/dhcp.sock"}
+    for number, text in enumerate(
+        ("", "{", "[]", '{"boot": 7}', json.dumps(of_this_boot), json.dumps(of_this_boot | {"ack": "zz"}))
+    ):
+        host.write(f"/run/cni-py/dhcp/{number}", text)
+    host.run("chmod 700 /run/cni-py/dhcp")
+    other = json.dumps({"boot": boot, "socket": "/run/other.sock"})
+    host.write("/run/cni-py/dhcp/other", other)
+    with daemon(host):
+        host.ok("dhcp", "STATUS", ALONE)
+        assert host.files("/run/cni-py/dhcp") == {"/run/cni-py/dhcp/other": other}
 
 
 @needs_udhcpd
@@ -349,6 +364,18 @@ def test_no_daemon(host: Host) -> None:
             host.ok(plugin, "STATUS", conf)
 
 
+def test_daemon_of_the_go_plugins_is_none(host: Host, go_plugins: str) -> None:
+    """A node on which it still runs after the plugins were exchanged: pods can be deleted, and ADD and STATUS name it."""
+    pod = host.netns("c1")
+    with program(host, f"{go_plugins}/dhcp", "daemon"):
+        until(lambda: host.path("/run/cni/dhcp.sock").is_socket(), "it listens")
+        for verb in ("ADD", "CHECK", "STATUS"):
+            reply = host.call("dhcp", verb, ALONE, sandbox=pod)
+            assert (reply.code, "is the socket of another program" in words(reply)) == (50, True), reply
+        host.ok("dhcp", "DEL", ALONE, sandbox=pod)
+        gc(host, of(ALONE))
+
+
 def test_interface_and_sandbox_that_are_not_there(host: Host) -> None:
     with daemon(host):
         pod = host.netns("c1")
@@ -376,7 +403,7 @@ def test_any_request_is_answered_and_the_daemon_lives(host: Host, request_: byte
         host.ok("dhcp", "STATUS", ALONE)
 
 
-AS_NOBODY = ["setpriv", "--reuid=65534", "--clear-groups", "python3", "-c"]
+AS_ANOTHER_USER = ["setpriv", "--reuid=65534", "--clear-groups", "python3", "-c"]
 CONNECT = (
     "import socket; s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect('/run/open.sock'); print(s.recv(1 << 16))"
 )
@@ -387,13 +414,13 @@ LISTEN = (
 
 
 def test_client_of_another_user_is_refused(host: Host) -> None:
-    """Whatever the socket's mode is: its directory is the operator's."""
+    """No mode of the socket lets it in: the directory is the operator's."""
     host.run("chmod 755 /run")
     with daemon(host, "-socketpath", "/run/open.sock", path="/run/open.sock"):
         assert host.run("stat -c %a /run/open.sock") == "600\n"
-        assert "PermissionError" in host.execute([*AS_NOBODY, CONNECT]).stderr
+        assert "PermissionError" in host.execute([*AS_ANOTHER_USER, CONNECT]).stderr
         host.run("chmod 666 /run/open.sock")
-        assert host.execute([*AS_NOBODY, CONNECT]).stdout == "b''\n"
+        assert host.execute([*AS_ANOTHER_USER, CONNECT]).stdout == "b''\n"
     assert said(host, "the client is not root", DAEMON_LOG) == 1
 
 
@@ -401,7 +428,7 @@ def test_daemon_of_another_user_is_not_asked(host: Host) -> None:
     host.run("mkdir -m 777 /run/open; chmod 755 /run")
     pod = host.netns("c1")
     conf = ALONE | {"ipam": {"type": "dhcp", "daemonSocketPath": "/run/open/dhcp.sock"}}
-    with program(host, *AS_NOBODY, LISTEN):
+    with program(host, *AS_ANOTHER_USER, LISTEN):
         until(host.path("/run/open/dhcp.sock").is_socket, "another user listens")
         reply = host.call("dhcp", "ADD", conf, sandbox=pod)
     assert reply.code == 50, reply

@@ -238,7 +238,7 @@ def test_failure_of_the_ipam_plugin_leaves_nothing(host: Host, plugin: str, ipam
 
 @every_plugin
 def test_del_after_the_interface_was_deleted(host: Host, plugin: str) -> None:
-    """By another process, or with the link below it. Go's ptp leaves masquerade then; others need the link below for DEL."""
+    """Another process deleted it, or the link below it. Go's ptp leaves masquerade then; others need the link below for DEL."""
     first, pod = two_pods(host)
     add(host, MAINS[plugin].conf(plugin), first)
     before = state(host, first, pod)

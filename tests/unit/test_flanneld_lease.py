@@ -129,7 +129,7 @@ def test_wrong_ipv6_address_costs_a_node_ipv6_alone(wrong: object) -> None:
 
 @pytest.mark.parametrize("wrong", [1, "x", "127.0.0.1", "224.0.0.5", "2001:db8::1"])
 def test_wrong_ipv4_address_costs_a_node_its_lease(wrong: object) -> None:
-    """By it the lease is the node's: one that was damaged is its own all the same, and published again."""
+    """The address makes the lease the node's: one that was damaged is its own all the same, and published again."""
     with pytest.raises(NotALease):
         Attributes.from_json(json.dumps({"PublicIP": wrong, "PublicIPv6": "2001:db8::1"}))
 

@@ -232,7 +232,7 @@ class StubKubeApi:
     ids=["heartbeat", "bookmark", "changed", "deleted"],
 )
 def test_node_of_kubernetes_costs_what_one_node_costs(event: Callable[[int], NodeEvent], changes: int) -> None:
-    """With 5,000 nodes as with 100; and what says nothing new wakes no other thread, and is remembered as the place to go on."""
+    """Compare 5,000 nodes with 100; and what says nothing new wakes no other thread, and is remembered as the place to go on."""
     took = {}
     for count in (FEW, CLUSTER):
         api: Any = StubKubeApi(count)
