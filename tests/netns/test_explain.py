@@ -42,7 +42,7 @@ CALL = {
         "outcome": {"enum": ["done", "failed", ""]},
         "seconds": NUMBER,
         "configuration": {"type": "object"},
-        "items": {"type": "array", "items": {"oneOf": [{"$ref": "#/$defs/step"}, {"$ref": "#/$defs/comment"}]}},
+        "items": {"type": "array", "items": {"oneOf": [{"$ref": "#/$defs/step"}, {"$ref": "#/$defs/note"}]}},
     },
 }
 STEP = {
@@ -67,14 +67,14 @@ STEP = {
         },
     },
 }
-REMARK = {
+NOTE = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["kind", "text", "time"],
-    "properties": {"kind": {"enum": ["note", "other"]}, "text": TEXT, "time": TEXT},
+    "required": ["kind", "group", "text", "time"],
+    "properties": {"kind": {"enum": ["note", "other"]}, "group": {"enum": ["", "lease"]}, "text": TEXT, "time": TEXT},
 }
-SCHEMA = {"type": "array", "items": CALL, "$defs": {"step": STEP, "comment": REMARK}}
-"""The form of ``calls`` that docs/cni-py.md describes."""
+SCHEMA = {"type": "array", "items": CALL, "$defs": {"step": STEP, "note": NOTE}}
+"""Schema of ``calls``, as docs/cni-py.md describes it."""
 
 
 def attach(host: Host) -> dict[str, Any]:
