@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from support.namespaces import Host
+from support.namespaces import Host, Sandbox
 from support.recorded import unexplained_in
-from support.spec_cases import BOTH_FAMILIES, EXECUTABLE
+from support.spec_cases import BOTH_FAMILIES, EXECUTABLE, HOST_END, new_sandbox, plugin_of
 from support.warm import WarmHost
 
 
@@ -42,3 +42,10 @@ def node(request: pytest.FixtureRequest) -> Host:
     is_executing = getattr(request, "param", None) == EXECUTABLE
     made: Host = request.getfixturevalue("executing_node" if is_executing else "warm_node")
     return made
+
+
+@pytest.fixture
+def sandbox(node: Host, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    made = new_sandbox(node, plugin_of(request))
+    yield made
+    node.run(f"ip link del {HOST_END} 2>&1 || true; ip netns delete {made.name}", check=False)
