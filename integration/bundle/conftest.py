@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,17 @@ def built(architecture: str) -> Tree:
     """Build the tree of an architecture, in one process at a time. Skips the test where there is no apt."""
     if shutil.which("apt-get", path=PATH) is None or not KEYRING.exists():
         pytest.skip("no apt-get, or no debian-archive-keyring")
+    with one_at_a_time():
+        return build.current(architecture)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait for the other processes that build."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return build.current(architecture)
+        yield
 
 
 def copy_tree(directory: Path, to: Path) -> Path:

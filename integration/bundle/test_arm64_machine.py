@@ -14,8 +14,9 @@ from integration.bundle import debian, image
 from integration.bundle.build import BUILD
 from integration.bundle.test_bundle import CALLS
 from integration.bundle.tree import Tree
+from support.namespaces import PATH
 
-MODULES = ("llc", "stp", "bridge", "veth")
+MODULES = ("crc32c_generic", "bridge", "veth", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct")
 SECONDS = 1200
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp
@@ -39,16 +40,26 @@ def initramfs(tree: Tree, modules: Path, directory: Path) -> Path:
     image.make_rootfs(tree, rootfs, apt.packages(["busybox-static"]))
     (rootfs / "bin" / "unshare").symlink_to("busybox")
     (rootfs / "bin" / "readlink").symlink_to("busybox")
-    for name in MODULES:
-        (module,) = modules.rglob(f"{name}.ko")
-        (rootfs / "modules").mkdir(exist_ok=True)
+    (rootfs / "modules").mkdir()
+    wanted = with_dependencies(modules)
+    for module in wanted:
         shutil.copy(module, rootfs / "modules")
-    (rootfs / "init").write_text(INIT.format(modules=" ".join(MODULES), calls=CALLS.replace("'", "'\\''")))
+    names = " ".join(module.stem for module in wanted)
+    (rootfs / "init").write_text(INIT.format(modules=names, calls=CALLS.replace("'", "'\\''")))
     (rootfs / "init").chmod(0o755)
     packed = directory / "initramfs"
     command = "find . | busybox cpio -o -H newc 2>/dev/null | gzip -1 >"
     subprocess.run(["sh", "-ec", f"{command} {packed}"], cwd=rootfs, check=True)
     return packed
+
+
+def with_dependencies(modules: Path) -> list[Path]:
+    """Return the files of MODULES, and of what they need, in the order in which they can be loaded."""
+    (version,) = modules.iterdir()
+    subprocess.run(["depmod", "-b", str(modules.parents[1]), version.name], env={"PATH": PATH}, check=True)
+    lines = (line.partition(":") for line in (version / "modules.dep").read_text().splitlines())
+    needed = {Path(name).stem: [version / word for word in [*reversed(rest.split()), name]] for name, _, rest in lines}
+    return list(dict.fromkeys(file for name in MODULES for file in needed.get(name, [])))
 
 
 @pytest.mark.timeout(SECONDS + 300)

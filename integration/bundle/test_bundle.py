@@ -18,7 +18,7 @@ from integration.bundle import archive, closure, elf, isolation
 from integration.bundle.conftest import copy_tree
 from integration.bundle.debian import host_architecture
 from integration.bundle.roots import POD, Root, busybox_root, debian_root
-from integration.bundle.tree import Tree
+from integration.bundle.tree import Tree, version
 from support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -357,7 +357,9 @@ HOSTILE = {
         for name in ("libc.so.6", "libm.so.6", "libnss_sss.so.2", "libnss_resolve.so.2", "libnftables.so.1", "libpoison.so")
     },
 }
-DATA = "hosts|passwd|group|resolv.conf|localtime|host.conf|gai.conf|services|iproute2|protocols|connlabel.conf"
+DATA = (
+    "hosts|passwd|group|resolv.conf|localtime|host.conf|gai.conf|services|iproute2|protocols|connlabel.conf|ssl/certs?(.pem)?"
+)
 ALLOWED = re.compile(
     rf"/(opt/(cni-py|cni/bin|bin)|proc|sys|run|var/lib/cni|tmp/conf|dev|etc/({DATA}))(/|$)|.*/(zoneinfo|tzdata)\b"
 )
@@ -439,6 +441,7 @@ def test_debian_without_python(suite: str, unpacked: Path, tmp_path: Path, longe
     assert '"address":"10.244.91.2/24"' in root.run(calls)
 
 
+@pytest.mark.timeout(3600)
 def test_bundle_is_the_same_when_built_again(tmp_path: Path, longer: int) -> None:
     """Another process, with other hashes, time zone, umask and time; and it is no larger than said."""
     if longer == 1:
@@ -453,6 +456,15 @@ def test_bundle_is_the_same_when_built_again(tmp_path: Path, longer: int) -> Non
         path.unlink()
     assert archives[0] == archives[1]
     assert len(archives[0]) <= 25_000_000
+
+    root = busybox_root(tmp_path / "root")
+    (root.path / "tmp" / "bundle.tar.xz").write_bytes(archives[0])
+    script = "cd /tmp; tar -xJf bundle.tar.xz; cni-py-*/install; rm -r cni-py-*; /opt/bin/flanneld --version"
+    assert root.run(script).splitlines()[-1] == version()
+    make = ["make", "--silent", "install", f"BUNDLE={root.path}/tmp/bundle.tar.xz", f"PREFIX={tmp_path}/prefix", "UNITS=0"]
+    subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    shown = subprocess.run([tmp_path / "prefix/bin/cni-py", "version"], capture_output=True, text=True, check=True).stdout
+    assert shown == f"cni-py {version()}\n"
 
 
 # --- how quickly it starts --------------------------------------------------------------------------------------------
