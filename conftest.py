@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def program(*names: str) -> str:
         if shutil.which(name, path=PATH) is None:
             pytest.skip(f"no {name} (package of that name, or busybox-static)")
     return str(shutil.which(names[0], path=PATH))
+
+
+# --- hypothesis: how long an example takes is not what a test checks; a busy machine makes it ten times as slow --------
+
+
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    """Load our profile before the first module that imports hypothesis, which takes half a second."""
+    if "hypothesis" in sys.modules or "hypothesis" not in module_path.read_text():
+        return
+    from hypothesis import settings
+
+    settings.register_profile("cni-py", parent=settings.default, deadline=None)
+    settings.load_profile("cni-py")
 
 
 # --- root, and time ---------------------------------------------------------------------------------------------------

@@ -95,6 +95,8 @@ def _run(call: Call) -> bytes:
 
 def _configuration(call: Call) -> bytes:
     """Return the configuration for the journal: without the result before, and what the runtime says to GC."""
+    if "prevResult" not in call.conf and call.verb != "GC" and b"\n" not in call.raw:
+        return call.raw
     return encode({key: value for key, value in call.conf.items() if key != "prevResult" and not key.startswith("cni.dev/")})
 
 

@@ -193,7 +193,7 @@ class Daemon:
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Returns: the result. Raises: CniError."""
-        verbs = {"ADD": self.add, "DEL": self.delete, "CHECK": self.check, "GC": self.gc}
+        verbs = {"ADD": self.add, "DEL": self.delete, "CHECK": self.check, "GC": self.gc, "STATUS": self.status}
         verb = verbs.get(str(request.get("verb")))
         if verb is None:
             raise InvalidConfig(f"unknown verb {request.get('verb')!r}")
@@ -244,6 +244,9 @@ class Daemon:
                 "delete the pod and create it again",
             )
         kept.look()
+
+    def status(self, request: dict[str, Any]) -> None:
+        """Do nothing: the reply shows which daemon this is."""
 
     def gc(self, request: dict[str, Any]) -> None:
         """Release the leases of a network's attachments that are not listed; without a list, of those without a sandbox."""

@@ -28,8 +28,11 @@ ANSWER_SECONDS = 300.0
 """More than the daemon tries: its own time-out ends first."""
 
 
+HINT = "systemctl restart cni-dhcp.socket; or run: dhcp daemon"
+
+
 class NoDaemon(IOFailure):
-    """Failure to reach the daemon: there is none at this socket."""
+    """Failure to reach the daemon: there is none at this socket, or another one."""
 
     code = 50
 
@@ -54,6 +57,12 @@ def ask(path: str, request: dict[str, Any]) -> dict[str, Any] | None:
         raise IOFailure("error calling DHCP daemon", f"{path}: {words}", "see the log of the daemon") from error
     finally:
         sock.close()
+    if answer[:1] != b"{":
+        raise NoDaemon(
+            f"error dialing DHCP daemon: {path} is the socket of another program, the Go plugins' daemon perhaps",
+            f"its reply begins with {answer[:20]!r}",
+            f"stop that program, then: {HINT}",
+        )
     reply = config.decode(answer, "reply of the DHCP daemon")
     failure = reply.get("error")
     if isinstance(failure, dict):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HEAD, CONFIGURATION, STEP, NOTE, END, OTHER = "head", "configuration", "step", "note", "end", "other"
-"""What a line is: the title of a call, its configuration, a change, a comment, how the call ended, and none of these."""
+"""Kinds of lines: the title of a call, its configuration, a change, a comment, how the call ended, and none of these."""
 
 _HEAD = re.compile(r"# (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (.*)")
 _LINE = re.compile(r"(\d\d:\d\d:\d\d\.\d{6})  (.*?)(?:  \((\d+\.\d\d) ms\))?")

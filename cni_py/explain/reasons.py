@@ -33,17 +33,17 @@ CONFIGURATION, SUBNET_ENV, FLANNEL, RUNTIME, DEFAULT, UNKNOWN = (
     "default",
     "unknown",
 )
-"""Where a value comes from."""
+"""Origins of a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """Why a change was made.
+    """Reason of a change.
 
     Attributes:
         text: a sentence.
         key: of the configuration, with dots between the levels; "": none.
-        source: where its value comes from, see above; "": no key.
+        source: the origin of its value, see above; "": no key.
         value: of the key; None: the key is not set, or the journal does not have the configuration.
         line: of subnet.env.
         section: of the CNI specification, or of its conventions.
@@ -90,10 +90,9 @@ class Known:
         """Take which links a command makes, and the configuration that flannel saves for its delegate if it writes that."""
         words = found.words
         if found.shape.pattern.startswith("ip link add"):
-            of = "bridge" if found.shape.group == "bridge" else found.shape.group
-            for name in ("bridge", "host", "gateway", "vrf", "ifb"):
+            for name in ("bridge", "host", "gateway", "vrf", "ifb", "link"):
                 if name in words:
-                    self.links[found.netns, words[name]] = of
+                    self.links[found.netns, words[name]] = found.shape.group
             if master := re.search(r"\bmaster (\S+)", words.get("options", "")):
                 self.links[found.netns, master[1]] = "bridge"
         if call.plugin != "flannel" or not command.producer or not command.words[-1].startswith("/var/lib/cni/flannel/"):
@@ -116,7 +115,7 @@ def reason(call: Call, known: Known, found: Recognised) -> Why:
     if known.is_undoing:
         return Why("A later change failed: ADD leaves nothing behind.", section="section 2, ADD")
     if call.verb == "DEL":
-        return Why("DEL removes what ADD made, as far as it is there.", section=DEL)
+        return Why("DEL removes what ADD made, as far as it exists.", section=DEL)
     if call.verb == "GC":
         return Why("No attachment that the runtime knows owns it.", section=GC)
     text = shape.why.format_map(found.words)

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from cni_py.explain import filters
-from cni_py.explain.shapes import ON_HOST, SHAPES, Recognised, Shape
+from cni_py.explain.shapes import OF_DAEMON, ON_HOST, SHAPES, Recognised
 from cni_py.explain.words import WORD, Command, unquoted
 
 _COMPONENT = r"[^\s/']+"
-_LOOKED_AT = 2000
-"""Characters of a command that are looked at: some, as those of WireGuard's peers, are of any length."""
+_COMPARED = 2000
+"""Characters of a command that are compared: some, as those of WireGuard's peers, are of any length."""
 
 
-def recognise(command: Command) -> Recognised | None:
-    """Return what a command is for; None if it has no row."""
+def recognise(command: Command, verb: str = "ADD") -> Recognised | None:
+    """Return what a command is for; None if it has no row.
+
+    Args:
+        verb: of the plugin's call; "": a daemon does it.
+    """
     if filters.program_of(command) in filters.PROGRAMS:
         return filters.recognise(command)
-    core = " ".join(command.words)[:_LOOKED_AT]
-    for shape, pattern in _compiled():
-        found = pattern.fullmatch(core) if not command.netns or shape not in ON_HOST else None
+    first = () if command.netns else ON_HOST if verb else OF_DAEMON
+    core = " ".join(command.words)[:_COMPARED]
+    for shape in (*first, *SHAPES):
+        found = _pattern_of(shape.pattern).fullmatch(core)
         if found:
             words = {name: unquoted(text).strip() for name, text in found.groupdict().items()}
             return Recognised(shape, shape.what.format_map(words), words, command.netns)
     return None
 
 
-_patterns: list[tuple[Shape, re.Pattern[str]]] = []
-
-
-def _compiled() -> list[tuple[Shape, re.Pattern[str]]]:
-    if not _patterns:
-        _patterns.extend((shape, re.compile(_pattern_of(shape.pattern), re.DOTALL)) for shape in (*ON_HOST, *SHAPES))
-    return _patterns
-
-
-def _pattern_of(text: str) -> str:
+@cache
+def _pattern_of(text: str) -> re.Pattern[str]:
     """Return the regular expression of a shape."""
     parts = re.split(r"(\{[*/]?\w+(?::[^}]*)?\})", text)
-    return "".join(_group(part) if part.startswith("{") else re.escape(part) for part in parts)
+    return re.compile("".join(_group(part) if part.startswith("{") else re.escape(part) for part in parts), re.DOTALL)
 
 
 def _group(part: str) -> str:

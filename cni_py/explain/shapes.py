@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 Keys = tuple[str, ...]
 Row = tuple[str, str, str] | tuple[str, str, str, Keys] | tuple[str, str, str, Keys, str]
-"""What a shape has beside its group."""
+"""Columns of the table, without the group."""
 
 GROUPS = {
     "record": "Record of the attachment",
@@ -55,7 +55,7 @@ class Shape:
     """A shape of commands.
 
     Attributes:
-        pattern: ``{name}`` stands for one word of the command, ``{/name}`` for a part of a path, ``{*name}`` for any text, and
+        pattern: ``{name}`` is one word of the command, ``{/name}`` for a part of a path, ``{*name}`` for any text, and
             ``{name:a|b}`` for one of these; all else is literal.
         what: a sentence with the same names.
         why: a sentence.
@@ -90,6 +90,7 @@ def _rows(group: str, *rows: Row) -> list[Shape]:
     return [Shape(group, *row) for row in rows]
 
 
+_ADDRESS = "[0-9]+[.][0-9.]+|[0-9a-f]*:[0-9a-f:.]*"
 _GATEWAY = ("isDefaultGateway", "isGateway")
 _MTU = ("mtu",)
 _RANGES = ("ipam.ranges", "ipam.subnet", "ipam.addresses", "runtimeConfig.ips", "ipam.type")
@@ -121,7 +122,61 @@ ON_HOST: tuple[Shape, ...] = (
         ADD,
     ),
 )
-"""Rows that are tried first for what is done in the host's namespace by a plugin."""
+"""Rows that are tried first for what a plugin does in the host's namespace."""
+
+OF_DAEMON: tuple[Shape, ...] = (
+    *_rows(
+        "address",
+        (
+            "ip addr add {address}{*options} dev {link}",
+            "Give {address} to {link}.",
+            "What the node itself sends to pods of other nodes comes from it, and the replies reach it.",
+        ),
+    ),
+    *_rows(
+        "route",
+        (
+            "ip route {verb:add|replace} {dst} {*route}",
+            "Route {dst} {route}.",
+            "The lease of another node has that subnet: its pods are there.",
+        ),
+        (
+            "ip route {verb:del|delete} {*route}",
+            "Delete the route {route}.",
+            "No lease that is followed has that subnet any more.",
+        ),
+    ),
+    *_rows(
+        "neighbour",
+        (
+            "ip neigh {verb:add|replace} {address} lladdr {mac} dev {link}{*more}",
+            "Let {link} know {address} by the MAC address {mac}.",
+            "The other node publishes it in its lease, so it is not asked for with each packet.",
+        ),
+    ),
+    *_rows(
+        "fdb",
+        (
+            "bridge fdb {verb:add|replace|append} {mac} dev {link} dst {node}{*more}",
+            "Let {link} send frames for {mac} to the node {node}.",
+            "The other node publishes both in its lease.",
+        ),
+    ),
+    *_rows(
+        "state",
+        (
+            "install -m {mode} /dev/stdin {*directory}/subnet.env",
+            "Write {directory}/subnet.env.",
+            "The plugin flannel reads the node's subnet and MTU there; without it no pod starts.",
+        ),
+        (
+            "install -m {mode} /dev/stdin {*directory}/flanneld{/name}",
+            "Save the leases in {directory}/flanneld{name}.",
+            "A start without the datastore forwards by what is saved there.",
+        ),
+    ),
+)
+"""Rows that are tried first for what flanneld does."""
 
 _OF_LINK = frozenset(
     {
@@ -197,7 +252,7 @@ SHAPES: tuple[Shape, ...] = (
         (
             "install -m {mode} /dev/stdin /var/lib/cni/flannel/{name}",
             "Save the configuration that flannel gives to its delegate.",
-            "DEL uses this file: subnet.env may be another by then, or may not exist.",
+            "DEL uses this file: subnet.env may have changed, or may not exist.",
             ("delegate", "type"),
             DELEGATION,
         ),
@@ -437,7 +492,7 @@ SHAPES: tuple[Shape, ...] = (
         (
             "sysctl -w net/ipv6/conf/{link}/{name}={value}",
             "Set {name} of {link} to {value}.",
-            "Its IPv6 addresses are those of IPAM, and stay; no router's advertisement adds others.",
+            "Its IPv6 addresses are given to it, and stay; no router's advertisement adds others.",
         ),
         (
             "sysctl -w net/ipv4/conf/{link}/arp_notify={value}",
@@ -555,13 +610,13 @@ SHAPES: tuple[Shape, ...] = (
         "firewall",
         (
             "firewall-cmd --zone={zone} --add-source={source}",
-            "Tell firewalld that {source} belongs to the zone {zone}.",
+            "Put {source} into the zone {zone} of firewalld.",
             "It then lets the pod's packets pass.",
             ("firewalldZone", "backend"),
         ),
         (
             "firewall-cmd --zone={zone} --remove-source={source}",
-            "Tell firewalld that {source} no longer belongs to {zone}.",
+            "Take {source} out of the zone {zone} of firewalld.",
             "The address may be another pod's.",
             ("firewalldZone", "backend"),
         ),

@@ -16,6 +16,7 @@ from cni_py.explain.shapes import GROUPS, OTHER
 from cni_py.explain.words import parse
 
 _UNDO = "undo: "
+_OF_DHCP = ("the DHCP daemon ", "no lease is released", "no leases are released")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +61,25 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
+class Note:
     """A comment of the journal, or a line that is none of its own."""
 
     line: Line
 
+    @property
+    def group(self) -> str:
+        """Return the group of what another process did for the call; "" for other notes."""
+        return "lease" if self.line.kind == calls.NOTE and self.line.text.startswith(_OF_DHCP) else ""
+
     def as_json(self) -> dict[str, Any]:
-        return {"kind": "note" if self.line.kind == calls.NOTE else "other", "text": self.line.text, "time": self.line.time}
+        kind = "note" if self.line.kind == calls.NOTE else "other"
+        return {"kind": kind, "group": self.group, "text": self.line.text, "time": self.line.time}
 
 
-def explain(call: Call, *, verbose: bool = False) -> list[Step | Remark]:
-    """Return the steps and the remarks of a call."""
+def explain(call: Call, *, verbose: bool = False) -> list[Step | Note]:
+    """Return the steps and the notes of a call."""
     known = Known(call.configuration, {})
-    items: list[Step | Remark] = []
+    items: list[Step | Note] = []
     number = 0
     for line in call.lines:
         if line.kind == calls.STEP:
@@ -80,13 +87,13 @@ def explain(call: Call, *, verbose: bool = False) -> list[Step | Remark]:
             items.append(_step(call, known, line, number, verbose=verbose))
         elif line.kind in (calls.NOTE, calls.OTHER):
             known.is_undoing = known.is_undoing or (call.verb == "ADD" and line.text.startswith(_UNDO))
-            items.append(Remark(line))
+            items.append(Note(line))
     return items
 
 
 def _step(call: Call, known: Known, line: Line, number: int, *, verbose: bool) -> Step:
     command = parse(line.text)
-    found = recognise(command) if command else None
+    found = recognise(command, call.verb) if command else None
     shown = tuple(commands.shown(line.text, command, verbose=verbose))
     if command is None or found is None:
         return Step(line, number, OTHER, "", Why(""), command.netns if command else "", shown)

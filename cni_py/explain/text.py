@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cni_py.explain import commands
 from cni_py.explain.shapes import GROUPS
-from cni_py.explain.steps import Remark, Step, explain
+from cni_py.explain.steps import Note, Step, explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cni_py.explain.calls import Call
 
 TITLE, GROUP, WHAT, COMMAND, WHY, DIM, BAD = "title", "group", "what", "command", "why", "dim", "bad"
-"""What a part of a line is; a terminal has a style for each."""
+"""Kinds of parts of a line; a terminal has a style for each."""
 _INDENT = 7
 _NARROWEST = 20
 
@@ -35,7 +35,11 @@ def render(found: Iterable[Call], width: int | None = None, *, verbose: bool = F
         group = ""
         before = None
         for item in explain(call, verbose=verbose):
-            if isinstance(item, Remark):
+            if isinstance(item, Note):
+                if item.group and item.group != group:
+                    group, before = item.group, None
+                    yield []
+                    yield [Part(GROUP, f"  {GROUPS[group]}")]
                 yield from _prose(WHY, f"# {item.line.text}" if item.line.kind == "note" else item.line.raw, width, _INDENT)
                 continue
             if item.group != group:
@@ -62,6 +66,8 @@ def _heading(call: Call, width: int | None) -> Iterator[list[Part]]:
 
 def _end(call: Call, width: int | None) -> Iterator[list[Part]]:
     took = "" if call.seconds is None else f" ({call.seconds * 1000:.2f} ms)"
+    if not (call.outcome or call.verb):  # a daemon writes an end only where it says what it does
+        return
     yield []
     if call.outcome == "failed":
         yield from _prose(BAD, f"failed: {call.error}{took}", width, 2)

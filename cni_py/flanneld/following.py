@@ -407,4 +407,4 @@ def _title_of(events: Sequence[Event]) -> str:
 def _words_of(event: Event) -> str:
     if isinstance(event, Lease):
         return f"the lease of {event.subnets} is that of {', '.join(map(str, event.attributes.addresses))}"
-    return f"the lease of {event.subnets} ended" if isinstance(event, Gone) else "the datastore has listed all leases"
+    return f"the lease of {event.subnets} was deleted" if isinstance(event, Gone) else "the datastore has listed all leases"

@@ -239,7 +239,7 @@ class Session:
 
     def _guarded(self, name: str, task: Callable[[], None]) -> None:
         """A thread that dies of a bug ends the process: systemd starts it again, and the data path stays meanwhile."""
-        keep_journal(f"the thread that keeps the {name}")
+        keep_journal(f"what is kept: the {name}")
         try:
             task()
         except Exception as fault:  # noqa: BLE001 — whatever it is

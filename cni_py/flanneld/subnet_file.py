@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cni_py import files, subnet_env
 from cni_py.errors import CniError
 from cni_py.flanneld.lease import Subnets
+from cni_py.node.changes import because, finish
 from cni_py.node.log import error, info, warning
 from cni_py.subnet_env import SubnetEnv
 
@@ -82,8 +83,10 @@ class SubnetFile:
             self._set_trouble("")
             return True
         what = "deleted" if stamp is None else "changed"
+        because(f"another process has {what} {self.path}")
         try:
             self.write()
+            finish()
         except (CniError, OSError) as fault:
             self._set_trouble(f"{self.path} was {what} by another process and cannot be restored: {fault}")
             return True

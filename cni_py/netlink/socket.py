@@ -237,7 +237,7 @@ class Rtnl(Netlink):
 class Listener:
     """Socket that receives the notifications of ``groups``, a mask, in the namespace of the calling thread. Raises: OSError.
 
-    ``ignoring``: the port of a socket whose changes are not reported to this one, where the kernel names the author of a change.
+    ``ignoring``: the port of a socket whose changes are not reported to this one, where the kernel names their author.
     """
 
     def __init__(self, protocol: int, groups: int, buffer_bytes: int = 0, ignoring: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""podman with its CNI back end: real containers on our bridge, host-local and portmap, with Debian's firewall and tuning.
+"""podman with its CNI back end: real containers on our bridge, host-local, portmap, firewall and tuning.
 
 Each test has a host of its own, and podman there its files: images, containers, locks, networks. Our plugins come first in
 podman's search path, the Go plugins behind them, so that one chain has plugins of both.
@@ -143,7 +143,7 @@ def test_run_with_ports_then_rm(host: Host, podman: Podman, before: dict[str, An
     container = podman.run("web", "-p", "8080:80/tcp", "-p", "5353:80/udp")
     address = podman.address("web")
     assert done_by_us(host, container) == {"ADD bridge", "ADD portmap", "ADD firewall", "ADD tuning"}
-    assert address in host.run("iptables -S CNI-FORWARD")  # Debian's firewall worked in the same chain
+    assert address in host.run("iptables -S CNI-FORWARD")
     assert podman("exec", "web", "ip", "-o", "-4", "addr", "show", "eth0").split()[3] == f"{address}/16"
 
     for port, protocol in ((8080, "tcp"), (5353, "udp")):

@@ -120,9 +120,10 @@ class ControlPlane:
     def create(self, item: Object, **query: str) -> Reply:
         return self.call("POST", collection_of(item), item, **query)
 
-    def token(self, namespace: str, account: str) -> str:
+    def token(self, namespace: str, account: str, **spec: object) -> str:
         """Return a token of a service account."""
-        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+        version = "authentication.k8s.io/v1"
+        request = {"apiVersion": version, "kind": "TokenRequest", "spec": {"expirationSeconds": 3600, **spec}}
         reply = self.call("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", request)
         assert reply.status == 201, reply
         return str(reply.body["status"]["token"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from integration.kubernetes.control_plane import ControlPlane, collection_of
+from integration.kubernetes.control_plane import ADMIN, ControlPlane, Reply, collection_of
 from integration.kubernetes.test_variants import VARIANTS, kustomize, render
 from support.flannel import flanneld_command
 from support.manifest import ACCOUNT, KUBERNETES, MANIFEST, Object, find, load
@@ -51,8 +51,10 @@ def test_every_object_is_created_without_a_warning(plane: ControlPlane) -> None:
 def test_variant_is_accepted(plane: ControlPlane, kustomize: str, variant: str) -> None:
     for item in render(kustomize, KUBERNETES / "variants" / variant):
         path = f"{collection_of(item)}/{item['metadata']['name']}"
-        reply = plane.call("PUT", path, item, dryRun="All", fieldValidation="Strict")
-        assert (reply.status, reply.warnings) == (200, ()), f"{item['kind']}: {reply}"
+        exists = plane.call("GET", path).status == 200
+        where = ("PUT", path) if exists else ("POST", collection_of(item))
+        reply = plane.call(*where, item, dryRun="All", fieldValidation="Strict")
+        assert (reply.status, reply.warnings) == (200 if exists else 201, ()), f"{item['kind']}: {reply}"
 
 
 def test_object_with_a_slip_is_refused(plane: ControlPlane) -> None:
@@ -147,3 +149,34 @@ def test_flanneld_with_the_accounts_token(plane: ControlPlane, tmp_path: Path) -
 def _condition(plane: ControlPlane) -> tuple[Any, Any] | None:
     conditions = plane.call("GET", "/api/v1/nodes/node1").body["status"].get("conditions") or []
     return next(((each["status"], each["reason"]) for each in conditions if each["type"] == "NetworkUnavailable"), None)
+
+
+# ---- the variant own-node ---------------------------------------------------------------------
+
+
+def token_of_a_pod_on(plane: ControlPlane, name: str) -> str:
+    """Return a token as kubelet gives it to a pod: bound to the pod, whose node it names."""
+    spec = {"nodeName": name, "serviceAccountName": NAME, "containers": [{"name": "x", "image": "x"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"on-{name}", "namespace": NAMESPACE}, "spec": spec}
+    reply = plane.create(pod)
+    assert reply.status in (201, 409), reply
+    return plane.token(NAMESPACE, NAME, boundObjectRef={"kind": "Pod", "apiVersion": "v1", "name": f"on-{name}"})
+
+
+def annotate(plane: ControlPlane, name: str, token: str) -> Reply:
+    change = {"metadata": {"annotations": {"flannel.alpha.coreos.com/public-ip": "192.168.123.66"}}}
+    return plane.call("PATCH", f"/api/v1/nodes/{name}/status", change, token=token, dryRun="All")
+
+
+def test_flanneld_of_one_node_cannot_change_another_one(plane: ControlPlane, kustomize: str) -> None:
+    for number in (5, 6):
+        plane.create(node(number))
+    token = token_of_a_pod_on(plane, "node5")
+    assert annotate(plane, "node6", token).status == 200  # which RBAC alone allows
+    for item in render(kustomize, KUBERNETES / "variants" / "own-node"):
+        plane.create(item)
+    until(lambda: annotate(plane, "node6", token).status == 403, lambda: str(annotate(plane, "node6", token)))
+    assert 'flanneld of node "node5" may not change node "node6"' in annotate(plane, "node6", token).message
+    assert annotate(plane, "node5", token).status == 200
+    assert annotate(plane, "node5", plane.token(NAMESPACE, NAME)).status == 403  # a token that is bound to no pod
+    assert annotate(plane, "node6", ADMIN).status == 200

@@ -27,6 +27,7 @@ CHANGED = {
     "all-plugins": {"cni-py", "flanneld", "cni-agent"},
     "metrics": {"flanneld"},
     "node-by-node": {"flanneld", "cni-agent"},
+    "own-node": {"cni-py-own-node"},
 }
 """Objects that each variant has otherwise, by their names."""
 

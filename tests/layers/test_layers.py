@@ -144,6 +144,16 @@ def test_package_imports_only_what_the_table_allows(package: str) -> None:
     assert wrong == []
 
 
+def test_docs_have_every_package() -> None:
+    """The table of docs/architecture.md has each package and module of the ground, README's each package."""
+    page, readme = (ROOT / "docs/architecture.md").read_text(), (ROOT / "README.md").read_text()
+    rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert {name for name in (*ALLOWED, *GROUND) if f"`{name}`" not in rows} == set()
+    table = "".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("| `"))
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {name for name in packages if f"{name}/" not in table} == set()
+
+
 def test_table_runs_down() -> None:
     """Check that the table itself has no circle: a package is never both above and below another."""
     assert list(TopologicalSorter(ALLOWED).static_order())

@@ -269,19 +269,34 @@ def test_lease_is_kept_by_the_daemon_after_a_restart(host: Host) -> None:
 
 
 @needs_udhcpd
-def test_lease_that_is_due_at_a_restart_is_renewed(host: Host) -> None:
+def test_lease_that_became_due_without_a_daemon_is_renewed_by_the_next(host: Host) -> None:
     pod = host.netns("c1")
-    with udhcpd(host, 8):
+    with udhcpd(host, 600):
         with daemon(host):
             result = add(host, BRIDGE, pod)
-        for damage in ("{", '{"boot": 7}', json.dumps({"boot": host.run("cat /proc/sys/kernel/random/boot_id").strip()})):
-            host.write("/run/cni-py/dhcp/damaged", damage)
-            with daemon(host):
-                until(lambda: not host.path("/run/cni-py/dhcp/damaged").exists(), "a damaged file is deleted")
+        [(path, text)] = host.files("/run/cni-py/dhcp").items()
+        saved = json.loads(text)
+        host.write(path, json.dumps(saved | {"times": [0.0, *saved["times"][1:]]}))
         with daemon(host):
-            until(lambda: said(host, "extended", DAEMON_LOG) >= 2, "it goes on", SECONDS)
+            until(lambda: said(host, "extended", DAEMON_LOG), "it is renewed at once")
             assert check(host, BRIDGE, pod, result).rc == 0
+            assert json.loads(host.path(path).read_text())["times"][0] > 0
             delete(host, BRIDGE, pod)
+
+
+def test_damaged_file_of_a_lease_is_deleted_and_nothing_else_happens(host: Host) -> None:
+    boot = host.run("cat /proc/sys/kernel/random/boot_id").strip()
+    of_this_boot = {"boot": boot, "socket": "/run/cni/dhcp.sock"}
+    for number, text in enumerate(
+        ("", "{", "[]", '{"boot": 7}', json.dumps(of_this_boot), json.dumps(of_this_boot | {"ack": "zz"}))
+    ):
+        host.write(f"/run/cni-py/dhcp/{number}", text)
+    host.run("chmod 700 /run/cni-py/dhcp")
+    other = json.dumps({"boot": boot, "socket": "/run/other.sock"})
+    host.write("/run/cni-py/dhcp/other", other)
+    with daemon(host):
+        host.ok("dhcp", "STATUS", ALONE)
+        assert host.files("/run/cni-py/dhcp") == {"/run/cni-py/dhcp/other": other}
 
 
 @needs_udhcpd
@@ -347,6 +362,18 @@ def test_no_daemon(host: Host) -> None:
     with daemon(host):
         for plugin, conf in (("dhcp", ALONE), ("bridge", BRIDGE)):
             host.ok(plugin, "STATUS", conf)
+
+
+def test_daemon_of_the_go_plugins_is_none(host: Host, go_plugins: str) -> None:
+    """A node on which it still runs after the plugins were exchanged: pods can be deleted, and ADD and STATUS name it."""
+    pod = host.netns("c1")
+    with program(host, f"{go_plugins}/dhcp", "daemon"):
+        until(lambda: host.path("/run/cni/dhcp.sock").is_socket(), "it listens")
+        for verb in ("ADD", "CHECK", "STATUS"):
+            reply = host.call("dhcp", verb, ALONE, sandbox=pod)
+            assert (reply.code, "is the socket of another program" in words(reply)) == (50, True), reply
+        host.ok("dhcp", "DEL", ALONE, sandbox=pod)
+        gc(host, of(ALONE))
 
 
 def test_interface_and_sandbox_that_are_not_there(host: Host) -> None:

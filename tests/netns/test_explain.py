@@ -42,7 +42,7 @@ CALL = {
         "outcome": {"enum": ["done", "failed", ""]},
         "seconds": NUMBER,
         "configuration": {"type": "object"},
-        "items": {"type": "array", "items": {"oneOf": [{"$ref": "#/$defs/step"}, {"$ref": "#/$defs/remark"}]}},
+        "items": {"type": "array", "items": {"oneOf": [{"$ref": "#/$defs/step"}, {"$ref": "#/$defs/note"}]}},
     },
 }
 STEP = {
@@ -67,14 +67,14 @@ STEP = {
         },
     },
 }
-REMARK = {
+NOTE = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["kind", "text", "time"],
-    "properties": {"kind": {"enum": ["note", "other"]}, "text": TEXT, "time": TEXT},
+    "required": ["kind", "group", "text", "time"],
+    "properties": {"kind": {"enum": ["note", "other"]}, "group": {"enum": ["", "lease"]}, "text": TEXT, "time": TEXT},
 }
-SCHEMA = {"type": "array", "items": CALL, "$defs": {"step": STEP, "remark": REMARK}}
-"""Of ``calls``: what docs/cni-py.md says of it."""
+SCHEMA = {"type": "array", "items": CALL, "$defs": {"step": STEP, "note": NOTE}}
+"""Schema of ``calls``, as docs/cni-py.md describes it."""
 
 
 def attach(host: Host) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def explained(host: Host, program: str, *words: str) -> str:
 
 
 def on_terminal(host: Host, program: str, columns: int, *words: str, env: dict[str, str] | None = None) -> str:
-    """What the command prints to a terminal of so many columns, its lines ended by a newline alone."""
+    """Return what the command prints to a terminal of so many columns, its lines ended by a newline alone."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environ = {"PATH": PATH, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"} | (env or {})

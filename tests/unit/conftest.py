@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from support.kube import Cluster
     from support.watching import Watching
+
+settings.register_profile("without deadline", deadline=None)  # an example takes a hundred times as long on a busy machine
+settings.load_profile("without deadline")
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cni_py.explain import calls, commands, steps, text
-from cni_py.explain.shapes import GROUPS, OTHER, SHAPES
-from cni_py.explain.steps import Remark, Step
+from cni_py.explain.shapes import GROUPS, OF_DAEMON, ON_HOST, OTHER, SHAPES
+from cni_py.explain.steps import Note, Step
 from cni_py.explain.words import parse
 from cni_py.journal import quote
 
@@ -47,7 +47,7 @@ def journal_of(*lines: str, title: str = TITLE, configuration: Any = None) -> li
     return [*head, *numbered, "10:00:00.999999  # done  (8.41 ms)"]
 
 
-def only(*lines: str, **more: Any) -> list[Step | Remark]:
+def only(*lines: str, **more: Any) -> list[Step | Note]:
     (call,) = calls.read(journal_of(*lines, **more))
     return steps.explain(call)
 
@@ -85,6 +85,7 @@ A_LINE = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(A_LINE.map(lambda line: line.replace("\n", " "))))
 @example(["10:00:00.000001  ip link set cni0 up", TITLE, TITLE])
 def test_every_line_is_in_one_call_and_shown_once_in_its_order(lines: list[str]) -> None:
@@ -102,6 +103,7 @@ def test_every_line_is_in_one_call_and_shown_once_in_its_order(lines: list[str])
             assert all(part.kind in vars(text).values() for part in parts)
 
 
+@settings(deadline=None)
 @given(st.lists(A_LINE.map(lambda line: line.replace("\n", " "))))
 def test_every_command_is_in_the_text_once(lines: list[str]) -> None:
     shown = "\n".join(text.plain(calls.read(lines), verbose=True))
@@ -259,9 +261,29 @@ def test_every_function_that_makes_changes_is_in_the_table() -> None:
 
 
 def test_every_group_and_every_shape_has_its_words() -> None:
-    assert {shape.group for shape in SHAPES} <= GROUPS.keys()
-    assert len({shape.pattern for shape in SHAPES}) == len(SHAPES), "a second row would never be tried"
-    assert all(shape.why.endswith(".") and shape.what.endswith(".") for shape in SHAPES)
+    for table in (SHAPES, ON_HOST, OF_DAEMON):
+        assert {shape.group for shape in table} <= GROUPS.keys()
+        assert len({shape.pattern for shape in table}) == len(table), "a second row would never be tried"
+        assert all(shape.why.endswith(".") and shape.what.endswith(".") for shape in table)
+
+
+@pytest.mark.parametrize(
+    ("command", "group", "what", "why"),
+    [
+        ("ip addr add 10.244.38.0/32 dev flannel.1", "address", "Give 10.244.38.0/32 to flannel.1.", "What the node itself sends"),
+        ("ip route replace 10.1.0.0/24 via 10.1.0.0 dev flannel.1 onlink proto 122", "route", "Route 10.1.0.0/24 via 10.1.0.0", "The lease"),
+        ("ip route del 10.1.0.0/24 via 10.1.0.0 dev flannel.1 onlink proto 122", "route", "Delete the route", "No lease"),
+        ("ip neigh replace 10.1.0.0 lladdr c2:00:00:00:00:01 dev flannel.1 nud permanent", "neighbour", "Let flannel.1 know 10.1.0.0", "The other"),
+        ("bridge fdb replace c2:00:00:00:00:01 dev flannel.1 dst 192.0.2.2 self permanent", "fdb", "Let flannel.1 send", "The other node"),
+        ("printf '%s\\n' FLANNEL_MTU=1450 | install -m 644 /dev/stdin /run/flannel/subnet.env", "state", "Write /run/flannel/subnet.env.", "The plugin"),
+        ("install -m 600 /dev/stdin /var/lib/cni-py/flanneld.json", "state", "Save the leases in /var/lib/cni-py/flanneld.json.", "A start"),
+    ],
+)  # fmt: skip
+def test_what_flanneld_does_has_its_own_reasons(command: str, group: str, what: str, why: str) -> None:
+    step = step_of(command, title="# 2026-11-24T10:00:00Z a session begins: vxlan over eth0")
+    assert step.group == group
+    assert step.what.startswith(what)
+    assert step.why.text.startswith(why)
 
 
 @pytest.mark.parametrize("command", ["reboot --now", "ip link frobnicate x", "nft list ruleset", "'", "ip link set 'x", "a\\"])
@@ -334,7 +356,7 @@ def test_undone_and_deleted_changes_have_that_reason() -> None:
     first, note, second = only("ip link set cni0 up", "# undo: the veth", "ip link del veth1")
     assert isinstance(first, Step)
     assert isinstance(second, Step)
-    assert isinstance(note, Remark)
+    assert isinstance(note, Note)
     assert "later change failed" in second.why.text
     assert "later change failed" not in first.why.text
     assert "DEL" in step_of("ip link del veth1", title=TITLE.replace("ADD", "DEL")).why.text
@@ -349,6 +371,15 @@ def test_a_change_belongs_to_the_link_that_it_helps_to_make() -> None:
     ]
     groups = [item.group for item in only(*lines) if isinstance(item, Step)]
     assert groups == ["bridge", "bridge", "bridge", "veth", "veth", "interface"]
+
+
+def test_lease_of_dhcp_is_a_group_though_another_process_made_it() -> None:
+    lines = list(
+        text.plain(calls.read(journal_of("ip link set eth0 up", "# the DHCP daemon has leased 10.1.0.7, gateway none")))
+    )
+    assert (
+        lines[lines.index("  Lease of the address (DHCP)") + 1] == "       # the DHCP daemon has leased 10.1.0.7, gateway none"
+    )
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -396,6 +427,7 @@ def typed(shown: str) -> list[str]:
     return done.stdout.decode().split("\0")[:-1]
 
 
+@settings(deadline=None)
 @given(WORDS, st.integers(20, 100), st.integers(0, 8))
 def test_broken_command_is_the_same_command(words: list[str], width: int, indent: int) -> None:
     line = " ".join(map(quote, words))

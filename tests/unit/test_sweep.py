@@ -456,6 +456,8 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
         return answers.pop(0)
 
     monkeypatch.setattr(sweep, "run", answer)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.conf").write_text(json.dumps({"name": name, "type": "bridge"}))
     command: Callable[..., int] = lambda *argv: cli.main(["sweep", "--netconf-path", str(tmp_path), *argv])  # noqa: E731
     assert command() == 0
     assert command("--dry-run", "--grace", "1.5", "--network", "a", "--network", "b", "--json") == 3

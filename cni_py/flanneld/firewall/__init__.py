@@ -22,6 +22,7 @@ from cni_py.flanneld.firewall.accept import Accept
 from cni_py.flanneld.firewall.chains import IptablesChains
 from cni_py.flanneld.firewall.masquerade import IPTABLES, NFTABLES, Masquerade, choose_kind
 from cni_py.node import log as klog
+from cni_py.node.changes import because, finish
 from cni_py.packetfilter import forward as tables
 from cni_py.packetfilter import forward_rules as rules
 from cni_py.packetfilter import vxlan_guard
@@ -94,6 +95,7 @@ class Firewall:
     def repair(self, culprit: str = "") -> bool:
         """Restore missing rules. Returns: whether any was missing. A failure is logged once, and retried by the next call."""
         with self._lock:
+            because(f"{culprit or 'another process'} has changed rules of the packet filter")
             repaired = False
             if self.masquerades:
                 repaired = bool(self._attempt("Failed to setup masq rules", self._masquerade.repair, self.kind, culprit))
@@ -102,6 +104,7 @@ class Firewall:
             if self.accepts:
                 repaired |= bool(self._attempt("Failed to ensure iptables rules", self._ensure_accept, culprit))
                 self._attempt("could not look for chains that drop forwarded packets", self._accept.warn_droppers)
+            finish()
             return repaired
 
     def _ensure_accept(self, culprit: str = "") -> bool:

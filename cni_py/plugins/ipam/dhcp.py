@@ -62,9 +62,9 @@ def check(call: Call, config: DhcpConfig) -> None:
 
 
 def status(call: Call, config: DhcpConfig) -> None:
-    """Check that the configuration can work, and that a daemon listens. Raises: NoDaemon (code 50)."""
+    """Check that the configuration can work, and that the daemon replies. Raises: NoDaemon (code 50)."""
     check_config(config)
-    wire.connect(config.ipam.daemon_socket_path or wire.SOCKET).close()
+    ask(call, config, "STATUS")
 
 
 def gc(call: Call, config: DhcpConfig) -> None:
