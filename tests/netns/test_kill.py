@@ -18,7 +18,7 @@ import pytest
 
 from support import faults
 from support.namespaces import PATH, Host
-from support.pods import DUAL_ENV, FLANNEL, add, delete, gc, state
+from support.pods import DUAL_ENV, FLANNEL, add, delete, gc, state, without_empty_reservations
 
 CONF = FLANNEL | {"delegate": {"hairpinMode": True, "isDefaultGateway": True, "macspoofchk": True}}
 SECONDS = 2.0
@@ -82,12 +82,6 @@ def test_kill_before_each_operation(host: Host, longer: int, killed: str, cleane
     assert kills >= FEWEST
     assert leaks == {}
     add(host, CONF, second)
-
-
-def without_empty_reservations(found: dict[str, Any]) -> dict[str, Any]:
-    """Drop files that were created but not written: without an owner, DEL cannot identify them. Their addresses are free."""
-    kept = {name: text for name, text in found["files"].items() if text or not name.startswith("/var/lib/cni/networks/")}
-    return found | {"files": kept}
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from support import faults
 from support.agents import Agent
 from support.mains import IPAM, MAINS, has_kind, missing, parameters, prepare
 from support.namespaces import GONE, Host, Sandbox
-from support.pods import add, addresses, check, delete, gc, link, repair, routes, state, words
+from support.pods import add, addresses, check, delete, gc, link, repair, routes, state, without_empty_reservations, words
 
 pytestmark = pytest.mark.netns
 
@@ -202,12 +202,6 @@ def test_kill_before_each_operation(host: Host, longer: int, plugin: str, verb: 
     assert leaks == []
     assert kills >= min(FEWEST, total)
     add(host, conf, second)
-
-
-def without_empty_reservations(found: dict[str, Any]) -> dict[str, Any]:
-    """Drop files that were created but not written: without an owner, DEL cannot identify them. Their addresses are free."""
-    kept = {name: text for name, text in found["files"].items() if text or not name.startswith("/var/lib/cni/networks/")}
-    return found | {"files": kept}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
 from cni_py.node.desired import Desired
 from cni_py.node.health import Health
 from cni_py.node.stop import Stop
+from support.stub_kernel import StubWireGuardDevice
 
 NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
 HERE, HERE6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
@@ -176,16 +177,6 @@ DATASTORES: dict[str, Callable[[dict[str, dict[str, str]]], list[Lease]]] = {
 }
 
 
-class Device:
-    def __init__(self) -> None:
-        self.peers: dict[bytes, Any] = {}
-
-    def set_peers(self, changed: Any, gone: Any = ()) -> None:
-        for public_key in gone:
-            del self.peers[public_key]
-        self.peers |= {peer.public_key: peer for peer in changed}
-
-
 class Kernel:
     """A reconciler without a kernel."""
 
@@ -213,7 +204,7 @@ class Node:
                 version: self.backend._device(version, vxlan.device_name(1, version), "") for version in (4, 6)
             }
         if kind == "wireguard":
-            self.backend._devices = {name: Device() for name in self.backend.names.values()}
+            self.backend._devices = {name: StubWireGuardDevice() for name in self.backend.names.values()}
         self.own = Lease(Subnets.from_key(key(1)), Attributes(HERE, HERE6, kind))
         kernel: Any = self.kernel
         self.saver = Saver(

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from support.namespaces import Host
+from support.namespaces import Host, Sandbox
 from support.recorded import unexplained_in
-from support.spec_cases import BOTH_FAMILIES, EXECUTABLE
+from support.spec_cases import BOTH_FAMILIES, EXECUTABLE, HOST_END, new_sandbox, plugin_of
 from support.warm import WarmHost
 
 
 def assert_explained(host: Host) -> None:
     """Every change in the journals of all cases is one that ``cni-py explain`` knows."""
-    journals = host.run("find /run/cni-py/journal -type f -exec cat '{}' +")
-    assert "# done" in journals
+    # there are none if no case has changed anything
+    journals = host.run("find /run/cni-py/journal -type f -exec cat '{}' + 2>/dev/null", check=False)
     assert unexplained_in(journals.split("\n")) == []
 
 
@@ -42,3 +42,10 @@ def node(request: pytest.FixtureRequest) -> Host:
     is_executing = getattr(request, "param", None) == EXECUTABLE
     made: Host = request.getfixturevalue("executing_node" if is_executing else "warm_node")
     return made
+
+
+@pytest.fixture
+def sandbox(node: Host, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    made = new_sandbox(node, plugin_of(request))
+    yield made
+    node.run(f"ip link del {HOST_END} 2>&1 || true; ip netns delete {made.name}", check=False)

@@ -9,7 +9,6 @@ import pty
 import re
 import subprocess
 import termios
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from support.spec_cases import (
     BOTH_FAMILIES,
     CHAINED,
     FIRST_VERSION,
-    HOST_END,
     PLUGINS,
     VERBS,
     VERSIONS,
@@ -35,7 +33,6 @@ from support.spec_cases import (
     has_attachment,
     new_id,
     new_sandbox,
-    plugin_of,
     supports,
 )
 
@@ -47,13 +44,6 @@ ALL_VERSIONS = {"supportedVersions": list(VERSIONS)}
 
 def versions_of(plugin: str) -> dict[str, list[str]]:
     return {"supportedVersions": [version for version in VERSIONS if supports(plugin, version)]}
-
-
-@pytest.fixture
-def sandbox(node: Host, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    made = new_sandbox(node, plugin_of(request))
-    yield made
-    node.run(f"ip link del {HOST_END} 2>&1 || true; ip netns delete {made.name}", check=False)
 
 
 def left_behind(host: Host, container_id: str) -> list[str]:

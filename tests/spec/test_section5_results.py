@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from support.namespaces import Host, Reply, Sandbox
 from support.spec_cases import (
     BOTH_FAMILIES,
     CHAINED,
-    HOST_END,
     PLUGINS,
     VERSIONS,
     code_of,
@@ -21,7 +19,6 @@ from support.spec_cases import (
     every_version,
     new_id,
     new_sandbox,
-    plugin_of,
 )
 
 pytestmark = pytest.mark.netns
@@ -33,13 +30,6 @@ KEYS_OF_INTERFACE = {"name", "mac", "sandbox"}
 KEYS_OF_ROUTE = {"dst", "gw"}
 NEWEST_OF_INTERFACE = {"mtu", "socketPath", "pciID"}
 NEWEST_OF_ROUTE = {"mtu", "advmss", "priority", "table", "scope"}
-
-
-@pytest.fixture
-def sandbox(node: Host, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    made = new_sandbox(node, plugin_of(request))
-    yield made
-    node.run(f"ip link del {HOST_END} 2>&1 || true; ip netns delete {made.name}", check=False)
 
 
 def add(node: Host, sandbox: Sandbox, plugin: str, network: dict[str, Any]) -> tuple[dict[str, Any], Reply]:

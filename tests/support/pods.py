@@ -159,6 +159,12 @@ def state(host: Host, *pods: Sandbox) -> dict[str, Any]:
     return host.snapshot(*pods) | {"records": records(host)}
 
 
+def without_empty_reservations(found: dict[str, Any]) -> dict[str, Any]:
+    """Drop files that were created but not written: without an owner, DEL cannot identify them. Their addresses are free."""
+    kept = {name: text for name, text in found["files"].items() if text or not name.startswith("/var/lib/cni/networks/")}
+    return found | {"files": kept}
+
+
 def words(reply: Reply) -> str:
     """Return the whole text of an error."""
     return f"{reply.json['msg']}\n{reply.json.get('details', '')}"

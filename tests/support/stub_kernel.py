@@ -148,3 +148,15 @@ def key_of(kind: int, body: bytes) -> tuple[Any, ...]:
 
 def _is_of(kind: int, body: bytes) -> bool:
     return (kind == GETROUTE) == (len(body) > 4 and body[4] == 254)
+
+
+class StubWireGuardDevice:
+    """A stub of ``kernel.wireguard.WireGuardDevice``, which keeps its peers."""
+
+    def __init__(self) -> None:
+        self.peers: dict[bytes, Any] = {}
+
+    def set_peers(self, changed: Any, gone: Any = ()) -> None:
+        for public_key in gone:
+            del self.peers[public_key]
+        self.peers |= {peer.public_key: peer for peer in changed}

@@ -35,6 +35,7 @@ from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import RTM_DELLINK
 from cni_py.node.desired import DeviceAddress, Route, Sysctl, forwarding
 from cni_py.node.stop import Stop
+from support.stub_kernel import StubWireGuardDevice
 from support.waiting import until
 
 V4 = {"Network": "10.244.0.0/16"}
@@ -655,21 +656,9 @@ def test_wireguard_wants_the_network_on_its_devices(network: dict[str, Any], mod
     }
 
 
-class Device:
-    """A stub of ``kernel.wireguard.WireGuardDevice``, which keeps its peers."""
-
-    def __init__(self) -> None:
-        self.peers: dict[bytes, Peer] = {}
-
-    def set_peers(self, changed: Any, gone: Any = ()) -> None:
-        for public_key in gone:
-            del self.peers[public_key]
-        self.peers |= {peer.public_key: peer for peer in changed}
-
-
 def peers_after(backend: Any, *changes: Any) -> dict[str, dict[bytes, Peer]]:
     """Peers of the devices after these changes, one after the other."""
-    backend._devices = backend._devices or {name: Device() for name in set(backend.names.values())}
+    backend._devices = backend._devices or {name: StubWireGuardDevice() for name in set(backend.names.values())}
     for change in changes:
         backend.follow(lease(1, "wireguard"), change)
     return {name: dict(device.peers) for name, device in backend._devices.items()}

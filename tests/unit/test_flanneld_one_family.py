@@ -20,6 +20,7 @@ from cni_py.flanneld.lease import Attributes, Lease, Subnets
 from cni_py.flanneld.network import NetworkConfig
 from cni_py.node.desired import Desired
 from cni_py.node.health import Health
+from support.stub_kernel import StubWireGuardDevice
 
 HERE, HERE6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
 SUBNET, SUBNET6 = IPv4Network("10.244.2.0/24"), IPv6Network("fd00:244:0:2::/64")
@@ -29,16 +30,6 @@ DATA: dict[str, Any] = {"vxlan": {"VNI": 1, "VtepMAC": "02:00:00:00:00:02"}, "wi
 TYPES = {"udp": ""}
 BACKENDS = ["vxlan", "host-gw", "udp", "wireguard"]
 OWN = Lease(Subnets(IPv4Network("10.244.1.0/24"), IPv6Network("fd00:244:0:1::/64")), Attributes(HERE, HERE6))
-
-
-class Device:
-    def __init__(self) -> None:
-        self.peers: dict[bytes, Any] = {}
-
-    def set_peers(self, changed: Any, gone: Any = ()) -> None:
-        for public_key in gone:
-            del self.peers[public_key]
-        self.peers |= {peer.public_key: peer for peer in changed}
 
 
 class Kernel:
@@ -61,7 +52,7 @@ class Node:
             devices = {version: self.backend._device(version, vxlan.device_name(1, version), "") for version in (4, 6)}
             self.backend._vxlans = devices
         if kind == "wireguard":
-            self.backend._devices = {name: Device() for name in self.backend.names.values()}
+            self.backend._devices = {name: StubWireGuardDevice() for name in self.backend.names.values()}
         kernel: Any = self.kernel
         self.host_reasons: dict[Subnets, str] = {}
         self.following = Following(
