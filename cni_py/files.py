@@ -136,9 +136,13 @@ def check_own_directory(path: str) -> None:
         raise IOFailure(f'"{path}" is not used', error.strerror or "", errno=error.errno or 0) from error
 
 
-def write(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Write the file atomically: readers see the old content, if any, or the new one. Raises: IOFailure."""
-    with _install(path, content, mode):
+def write(path: str, content: bytes, mode: int = 0o600, *, is_secret: bool = False) -> None:
+    """Write the file atomically: readers see the old content, if any, or the new one. Raises: IOFailure.
+
+    Args:
+        is_secret: the journal must not have the content, which may hold a key.
+    """
+    with _install(path, content, mode, is_shown=not is_secret):
         try:
             is_done = not exists(path) and create(path, content, mode)
         except FileExistsError:  # created by another process in between
@@ -147,10 +151,10 @@ def write(path: str, content: bytes, mode: int = 0o600) -> None:
             _replace(path, content, mode)
 
 
-def _install(path: str, content: bytes, mode: int) -> step:
+def _install(path: str, content: bytes, mode: int, *, is_shown: bool = True) -> step:
     """Return the step, with the content in its line unless it is long, or a secret, which nothing but a reader may open."""
     change = step("install", "-m", f"{mode:o}", "/dev/stdin", path, error=IOFailure)
-    if mode & 0o200 and len(content) <= SHOWN_BYTES and content.isascii() and b"\r" not in content:
+    if is_shown and mode & 0o200 and len(content) <= SHOWN_BYTES and content.isascii() and b"\r" not in content:
         *lines, last = content.decode().split("\n")
         if not last:
             change.line = f"printf '%s\\n' {' '.join(map(quote, lines))} | {change.line}"

@@ -167,7 +167,7 @@ class Saver:
         content = "".join(f"{line}\n" for line in lines).encode()
         self._written = None
         files.make_directory(self.path.rpartition("/")[0], 0o755)
-        files.write(self.path, content, 0o600)
+        files.write(self.path, content, 0o600, is_secret=True)  # the configuration may have WireGuard's "PSK"
         self._written, self._lines = (os.stat(self.path).st_ino, len(content)), 0
 
     def _append(self, changed: set[Subnets], own: Lease) -> bool:

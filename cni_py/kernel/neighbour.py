@@ -14,7 +14,7 @@ Source: linux net/core/neighbour.c, net/core/rtnetlink.c (rtnl_fdb_…), drivers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import EAFNOSUPPORT, ENODEV, ENOENT, EOPNOTSUPP
 from ipaddress import ip_address
@@ -113,17 +113,16 @@ def _forwarding(item: Forwarding, ifindex: int) -> bytes:
     return encode("ndmsg", header | {"NDA_DST": item.remote.packed, "NDA_LLADDR": item.mac})
 
 
-def _dump(rtnl: nl.Rtnl, words: tuple[str, ...], link: Link, question: Message) -> list[Message]:
-    """Return the permanent entries of a link; none of IPv6 with a kernel without it."""
+def _dump(rtnl: nl.Rtnl, words: tuple[str, ...], link: Link, question: Message) -> Iterator[Message]:
+    """Return the permanent entries of a link, one after the other; none of IPv6 with a kernel without it."""
     with nl.question(*rtnl.enter, *words):
         try:
             answers = rtnl.dump(encode("ndmsg", question), RTM_GETNEIGH)
         except nl.NetlinkError as error:
             if error.errno not in (EAFNOSUPPORT, EOPNOTSUPP, ENODEV):
                 raise
-            return []
-    entries = [decode("ndmsg", answer) for answer in answers]
-    return [of for of in entries if _is_of(of, link, question["family"])]
+            answers = []
+    return (of for answer in answers if _is_of(of := decode("ndmsg", answer), link, question["family"]))
 
 
 def _is_of(entry: Message, link: Link, family: int) -> bool:

@@ -102,12 +102,15 @@ class _Table:
 
     def decode(self, data: bytes) -> Message:
         message: Message = dict(zip(self.fields, self.struct.unpack_from(data), strict=True))
-        decoders = self.decoders
-        for number, value in attributes(data, self.struct.size):
-            row = decoders.get(number)
+        decoders, unpack, at, end = self.decoders, _HEADER.unpack_from, self.struct.size, len(data) - 3
+        while at < end:  # as attributes(), without a generator: dumps of large tables spend their time here
+            length, number = unpack(data, at)
+            row = decoders.get(number & ~NESTED)
             if row is not None:
                 name, decoder = row
+                value = data[at + 4 : at + length]
                 message[name] = decoder(value) if decoder else self._decode_chosen(name, value, message)
+            at += (length + 3 & ~3) or 4
         return message
 
     def _decode_chosen(self, name: str, data: bytes, message: Message) -> Any:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
-XZ = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 1 << 26}]
-"""One block, whatever the number of processors; preset 6 takes twice the time for a tenth less. No filter for machine code:
-busybox cannot undo that of arm64."""
+XZ = [{"id": lzma.FILTER_LZMA2, "preset": 3}]
+"""One block, whatever the number of processors; preset 6 takes twice the time for a tenth less, and a larger dictionary more.
+No filter for machine code: busybox cannot undo that of arm64."""
 
 
 def source_date() -> int:

@@ -32,7 +32,7 @@ def emulator(longer: int) -> str:
 
 def test_start_version_and_addresses(emulator: str, tree_for: Callable[[str], Tree], tmp_path: Path) -> None:
     tree = tree_for(OTHER)
-    install = [sys.executable, str(tree.lib / "integration" / "install"), "--prefix", str(tmp_path), "--no-units"]
+    install = [sys.executable, "-B", str(tree.lib / "integration" / "install"), "--prefix", str(tmp_path), "--no-units"]
     subprocess.run(install, check=True, capture_output=True)
     python = str(tmp_path / "cni-py" / "lib" / "python")
     conf = CONF | {"ipam": {**CONF["ipam"], "dataDir": str(tmp_path / "data")}}

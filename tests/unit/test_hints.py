@@ -87,6 +87,7 @@ NOT_HERE = {
         "a choice between two flannelds; ending one costs no connection"
     ),
     "the plugins work without it; start it: systemctl start cni-agent.socket": "needs systemd",
+    "systemctl restart cni-dhcp.socket; or run: dhcp daemon": "needs systemd; tests/netns/test_dhcp.py runs the daemon",
     "start it: systemctl start cni-dhcp.socket, or run: dhcp daemon": "needs systemd; tests/netns/test_dhcp.py runs the daemon",
     "try: modprobe {}; else use a kernel with {}": "loads a module into the machine's kernel",
     "if it needs that: sysctl -w net.ipv6.conf.{}.accept_ra=2": "a choice, in a warning of flanneld",

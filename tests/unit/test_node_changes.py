@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import pytest
 from cni_py import journal
 from cni_py.explain import calls, steps
 from cni_py.explain.steps import Step
+from cni_py.flanneld.lease import Attributes, Lease, Subnets
+from cni_py.flanneld.saved import Saver
 from cni_py.flanneld.subnet_file import journal_path
 from cni_py.journal import note, step
 from cni_py.kernel.bulk import change_many
@@ -154,6 +158,18 @@ def test_fault_is_said_once_and_nothing_else_happens(
         journal.use(None)
     assert len(re.findall("no journal of changes in", capfd.readouterr().err)) == 1
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_key_in_the_saved_configuration_is_not_in_the_journal(file: Path, tmp_path: Path) -> None:
+    key = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MDE="
+    own = Lease(Subnets.from_key("10.1.0.0-24"), Attributes(IPv4Address("192.0.2.1")))
+    config = json.dumps({"Network": "10.0.0.0/8", "Backend": {"Type": "wireguard", "PSK": key}})
+    saver = Saver(str(tmp_path / "lib" / "flanneld.json"), config, lambda: own, {})
+    assert saver.save()
+    finish()
+    assert key in (tmp_path / "lib" / "flanneld.json").read_text()
+    assert "flanneld.json" in file.read_text()
+    assert key not in file.read_text()
 
 
 def test_without_a_journal_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
