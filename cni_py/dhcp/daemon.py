@@ -367,7 +367,7 @@ def listen(path: str) -> socket.socket:
     files.make_directory(os.path.dirname(path) or "/", 0o700)
     _remove_stale(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    former = os.umask(0o177)
+    former = os.umask(0o022)  # as Go's under a service: connecting takes the right to write
     try:
         made.bind(path)
     finally:

@@ -36,7 +36,7 @@ def parse(text: str) -> Command | None:
     if position != len(text) or not words:
         return None
     enter: tuple[str, ...] = ()
-    if words[0] == "nsenter" and len(words) > 2 and words[1].startswith("--net="):
+    if words[0] == "nsenter" and len(words) > 2 and unquoted(words[1]).startswith("--net="):
         enter, words = tuple(words[:2]), words[2:]
     producer: list[str] = []
     if words[0] == "printf":
@@ -45,7 +45,7 @@ def parse(text: str) -> Command | None:
                 at = words.index(operator)
                 producer, words = words[:at], words[at + (operator == "|") :]
                 break
-    netns = unquoted(enter[1].removeprefix("--net=")) if enter else ""
+    netns = unquoted(enter[1]).removeprefix("--net=") if enter else ""
     return Command(tuple(words), enter, tuple(producer), netns) if words else None
 
 

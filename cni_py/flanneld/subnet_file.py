@@ -64,7 +64,7 @@ class SubnetFile:
         except (CniError, OSError) as fault:
             if not self._holds():
                 raise
-            warning(f"{fault}; it is right as it is")
+            warning(f"{self.path} is right as it is, but could not be written: {fault}")
         self._stamp = stamp_of(self.path)
 
     def run(self, stop: Stop) -> None:

@@ -33,12 +33,10 @@ def test_wrong():
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project with this one's conftest.py and tests that skip."""
-    (tmp_path / "tests" / "support").mkdir(parents=True)
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    for module in ("namespaces.py", "waiting.py"):
-        shutil.copy(ROOT / "tests" / "support" / module, tmp_path / "tests" / "support")
+    shutil.copytree(ROOT / "tests" / "support", tmp_path / "tests" / "support", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests" / "allowed-skips.txt").write_text("# why\ntests/test_tools.py::*: no tool (known)\n")
-    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = tests\nmarkers = netns: x\n")
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = tests {ROOT}\nmarkers = netns: x\n")
     (tmp_path / "tests" / "test_tools.py").write_text(SKIPPING)
     (tmp_path / "tests" / "test_module.py").write_text("import pytest\npytest.skip('no module', allow_module_level=True)\n")
     return tmp_path

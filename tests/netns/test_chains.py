@@ -15,6 +15,7 @@ from support.chained import CLOSED, LIMITS, difference, extras
 from support.mains import UPLINK, parameters
 from support.namespaces import PATH, Host, Sandbox
 from support.pods import HOST4, NO_DAD, PORT, WORLD, datagram, link, transfer, world
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
 
@@ -131,6 +132,7 @@ def test_bridge_behind_a_closed_forward_chain(host: Host, runtime: Runtime) -> N
     runtime.add("closed", other)
     assert datagram(host, other, outside, WORLD, seconds=0.2) is None
     runtime.delete("closed", other)
+    until(lambda: "NO-CARRIER" in host.run("ip link show br1"), "br1 has no port")
     runtime.add("net", other)
     before = runtime.state(other, pod)
     runtime.add("net", pod)

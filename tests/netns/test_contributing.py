@@ -49,9 +49,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree with the sample, and the schemas generated from it."""
     copy = tmp_path_factory.mktemp("contributing") / "tree"
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("cni_py", "bin", "conf", "integration", "tests"):
+    for name in ("cni_py", "bin", "conf", "docs", "integration", "tests"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
-    for name in ("LICENSE", "conftest.py", "pyproject.toml"):
+    for name in ("LICENSE", "README.md", "conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     add_sample(copy)
     python(copy, "integration/generate")

@@ -417,7 +417,7 @@ def test_client_of_another_user_is_refused(host: Host) -> None:
     """No mode of the socket lets it in: the directory is the operator's."""
     host.run("chmod 755 /run")
     with daemon(host, "-socketpath", "/run/open.sock", path="/run/open.sock"):
-        assert host.run("stat -c %a /run/open.sock") == "600\n"
+        assert host.run("stat -c %a /run/open.sock") == "755\n"
         assert "PermissionError" in host.execute([*AS_ANOTHER_USER, CONNECT]).stderr
         host.run("chmod 666 /run/open.sock")
         assert host.execute([*AS_ANOTHER_USER, CONNECT]).stdout == "b''\n"

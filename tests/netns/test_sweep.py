@@ -131,7 +131,7 @@ def test_each_change_is_in_the_journal(host: Host, sweep: Sweep) -> None:
     sweep("--grace", "0")
     journal = host.path("/run/cni-py/journal/sweep").read_text()
     for line in (
-        "nft delete element inet cni_py masq4 '{ 10.1.0.2 }'",
+        "delete element inet cni_py masq4 { 10.1.0.2 }; flush chain inet cni_py beyond-10.1.0.0_24; ",
         "rm -f /var/lib/cni/networks/net/10.1.0.2",
         "rm -f /run/cni-py/attachments/c1:eth0:net",
     ):
