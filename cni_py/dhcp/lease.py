@@ -193,9 +193,8 @@ def release(client: Client, lease: Lease) -> None:
     with Port(client.netns, client.ifname) as port:
         options = client.options() | {dhcp.SERVER: lease.server.packed}
         message = Message(dhcp.RELEASE, random.getrandbits(32), port.mac, client=lease.address, options=options)
-        if lease.server == ANY:
-            port.send(message, lease.address, BROADCAST, EVERYONE)
-        else:
-            port.send(message, lease.address, lease.server, lease.server_mac)
+        # To every host of the link: nothing is sent again, and the server may have another MAC address than when it replied,
+        # as a bridge has after its port with the lowest one was deleted.
+        port.send(message, lease.address, BROADCAST if lease.server == ANY else lease.server, EVERYONE)
         if not port.wait_until_sent():
             raise NotAvailable(f'the DHCPRELEASE has not left "{client.ifname}"', "its queueing discipline or driver holds it")

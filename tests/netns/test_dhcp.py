@@ -121,6 +121,17 @@ def test_pod_has_the_address_of_its_lease_until_del(host: Host) -> None:
 
 
 @needs_dnsmasq
+def test_release_reaches_a_server_whose_mac_address_has_changed(host: Host) -> None:
+    """Such as a bridge, which takes the lowest one of its ports."""
+    with daemon(host), dnsmasq(host):
+        pod = host.netns("c1")
+        add(host, BRIDGE, pod)
+        host.run("ip link set br9 address 02:00:00:00:00:99")
+        delete(host, BRIDGE, pod)
+        until(lambda: said(host, "DHCPRELEASE(br9) 10.50.0.10") == 1, "the address is given back")
+
+
+@needs_dnsmasq
 def test_release_that_has_to_wait_is_sent_before_the_interface_is_deleted(host: Host) -> None:
     """A busy machine's kernel delivers it later, from a queue that is emptied with the interface; here a rate delays it."""
     with daemon(host), dnsmasq(host):
