@@ -1,8 +1,8 @@
 """A lease: how it is acquired, renewed, rebound and given back. What the daemon keeps of it is in ``daemon.py``.
 
 How it works. A transaction opens a port in the sandbox, sends, waits, and closes it. DISCOVER and REQUEST are sent three
-times at most, the first repetitions soon: a bridge forwards nothing in the first moments of a port. The server's MAC address
-is remembered: RENEW and RELEASE go straight to it, from the leased address.
+times at most, the first repetitions soon: a bridge forwards nothing in the first moments of a port. RENEW and RELEASE go
+to the server alone, from the leased address: its MAC address is that of its reply where a router leads to it.
 
 Source: RFC 2131; containernetworking/plugins plugins/ipam/dhcp/lease.go.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from itertools import count
 
 from cni_py.dhcp import packet as dhcp
@@ -23,7 +23,7 @@ from cni_py.journal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 DEFAULT_LEASE_SECONDS = 3600
 MAX_CLIENT_ID = 254
@@ -78,6 +78,18 @@ class Lease:
     @property
     def address(self) -> IPv4Address:
         return self.ack.yours
+
+    def way_to_server(self) -> tuple[IPv4Address, bytes]:
+        """Return the IP and MAC addresses by which the server is reached, without ARP: the interface may have no address.
+
+        On the same link it gets what is sent to every host, whatever MAC address it has by now: a bridge takes another one
+        when the port with the lowest is deleted. A router forwards nothing that was sent so: it has to be addressed itself.
+        """
+        if self.server == ANY:
+            return BROADCAST, EVERYONE
+        prefix = dhcp.parse_mask(self.ack.options.get(dhcp.SUBNET_MASK, b"")) or 32
+        is_on_link = self.server in IPv4Network((self.address, prefix), strict=False)
+        return self.server, EVERYONE if is_on_link else self.server_mac
 
 
 def lease_of(ack: Message, sender: bytes, began: float) -> Lease:
@@ -178,10 +190,17 @@ def extend(client: Client, lease: Lease, timing: Timing, *, rebind: bool) -> Lea
     began, xid = time.monotonic(), random.getrandbits(32)
     with Port(client.netns, client.ifname) as port:
         request = Message(dhcp.REQUEST, xid, port.mac, client=lease.address, options=client.asked())
-        to: Mapping[str, object] = {"source": lease.address}
-        if not rebind and lease.server != ANY:
-            to = {"source": lease.address, "target": lease.server, "to": lease.server_mac}
-        ack, sender = ask(port, request, lambda message: is_answer(message, xid), timing, "DHCPACK", **to)
+        target, mac = (BROADCAST, EVERYONE) if rebind else lease.way_to_server()
+        ack, sender = ask(
+            port,
+            request,
+            lambda message: is_answer(message, xid),
+            timing,
+            "DHCPACK",
+            source=lease.address,
+            target=target,
+            to=mac,
+        )
     return granted(ack, sender, began)
 
 
@@ -193,8 +212,6 @@ def release(client: Client, lease: Lease) -> None:
     with Port(client.netns, client.ifname) as port:
         options = client.options() | {dhcp.SERVER: lease.server.packed}
         message = Message(dhcp.RELEASE, random.getrandbits(32), port.mac, client=lease.address, options=options)
-        # To every host of the link: nothing is sent again, and the server may have another MAC address than when it replied,
-        # as a bridge has after its port with the lowest one was deleted.
-        port.send(message, lease.address, BROADCAST if lease.server == ANY else lease.server, EVERYONE)
+        port.send(message, lease.address, *lease.way_to_server())
         if not port.wait_until_sent():
             raise NotAvailable(f'the DHCPRELEASE has not left "{client.ifname}"', "its queueing discipline or driver holds it")

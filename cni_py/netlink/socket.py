@@ -314,7 +314,7 @@ def _ignore(sock: _socket.socket, port: int) -> None:
 
     Classic BPF: load the header's port, in network order; compare; accept nothing, or everything.
     """
-    from ctypes import addressof, create_string_buffer, sizeof
+    from array import array
 
     swapped = int.from_bytes(port.to_bytes(4, byteorder), "big")
     code = (
@@ -323,10 +323,9 @@ def _ignore(sock: _socket.socket, port: int) -> None:
         (_BPF_RETURN, 0, 0, 0),
         (_BPF_RETURN, 0, 0, 1 << 31),
     )
-    instructions = create_string_buffer(b"".join([_BPF.pack(*each) for each in code]))
-    sock.setsockopt(
-        _socket.SOL_SOCKET, SO_ATTACH_FILTER, _PROGRAM.pack(sizeof(instructions) // _BPF.size, addressof(instructions))
-    )
+    instructions = array("B", b"".join([_BPF.pack(*each) for each in code]))
+    address, _ = instructions.buffer_info()
+    sock.setsockopt(_socket.SOL_SOCKET, SO_ATTACH_FILTER, _PROGRAM.pack(len(code), address))
 
 
 def new_socket(protocol: int = NETLINK_ROUTE, groups: int = 0) -> _socket.socket:

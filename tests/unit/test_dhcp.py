@@ -52,6 +52,19 @@ def test_times_of_a_lease(values: dict[str, bytes], times: tuple[float, ...]) ->
     assert tuple(time - 1000 for time in (lease.renewal, lease.rebinding, lease.expiry)) == times
 
 
+@pytest.mark.parametrize(
+    ("server", "way"),
+    [
+        ("10.1.0.1", ("10.1.0.1", b"\xff" * 6)),
+        ("10.9.0.1", ("10.9.0.1", b"router")),  # behind a router, which forwards nothing that was sent to every host
+        ("0.0.0.0", ("255.255.255.255", b"\xff" * 6)),  # it has not named itself
+    ],
+)
+def test_way_to_the_server(server: str, way: tuple[str, bytes]) -> None:
+    address, mac = lease_of(ack(SERVER=IPv4Address(server).packed), b"router", 0.0).way_to_server()
+    assert (str(address), mac) == way
+
+
 @pytest.mark.parametrize("mask", [b"", bytes([255, 0, 255, 0]), bytes(3)])
 def test_lease_without_a_mask_is_none(mask: bytes) -> None:
     with pytest.raises(ValueError, match="Subnet Mask not found"):
