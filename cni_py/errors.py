@@ -53,16 +53,29 @@ def reason_of(error: Exception) -> str:
 
 
 class IncompatibleVersion(CniError):
+    """Version of the CNI spec that the plugin does not have, or in which the result cannot be expressed.
+
+    To do: use a `cniVersion` that VERSION lists, 0.1.0 to 1.1.0; `cniVersions` offers a runtime several.
+    """
+
     code = 1
 
 
 class UnsupportedField(CniError):
-    """Field that is not supported; the message names its key and value."""
+    """Field that is not supported; the message names its key and value.
+
+    To do: remove the key, or choose another value: the configuration reference lists them.
+    """
 
     code = 2
 
 
 class InvalidEnvironment(CniError):
+    """Variable of the environment that is missing or invalid; the message names it.
+
+    To do: the runtime sets CNI_COMMAND, CNI_CONTAINERID and the others; by hand use `cni-py add`, which sets them all.
+    """
+
     code = 4
 
 
@@ -75,7 +88,10 @@ class SystemFailure(CniError):
 
 
 class IOFailure(SystemFailure):
-    """Failure to read or write a file."""
+    """Failure to read or write a file, or to run a program; the message names it.
+
+    To do: look at the file: is the file system full, read-only, or does another program hold the file?
+    """
 
     code = 5
 
@@ -85,14 +101,29 @@ class CouldNotRun(IOFailure):
 
 
 class DecodingFailure(CniError):
+    """Text that is not JSON, or not of the form that was expected: a configuration, a saved file, another plugin's reply.
+
+    To do: `cni-py config check FILE` names the line of a configuration.
+    """
+
     code = 6
 
 
 class InvalidConfig(CniError):
+    """Configuration that is invalid; the message names the key and the value, details the rule.
+
+    To do: `cni-py config check FILE`, and correct the key; the configuration reference has its type and an example.
+    """
+
     code = 7
 
 
 class InvalidNetNS(CniError):
+    """Network namespace that does not exist, is none, or is the host's own.
+
+    To do: the runtime names it in CNI_NETNS: did the pod end meanwhile? By hand: `ip netns add NAME`.
+    """
+
     code = 8
 
 
@@ -101,24 +132,47 @@ class SandboxGone(InvalidNetNS):
 
 
 class TryAgainLater(CniError):
+    """State that passes: another process is at work, or the agent ended in the middle of an ADD, which was undone.
+
+    To do: nothing, a runtime retries; if it stays so, the message names what is waited for.
+    """
+
     code = 11
 
 
 class NotAvailable(CniError):
+    """Plugin that cannot attach pods now (STATUS): subnet.env, a daemon, a kernel feature or free space is missing.
+
+    To do: the hint has the command; `cni-py status NETWORK` asks again. Is flanneld running?
+    """
+
     code = 50
 
 
 class InternalError(CniError):
-    """Bug in our code: the traceback goes to standard error, never into the reply."""
+    """Bug in our code: the traceback goes to standard error, never into the reply.
+
+    To do: report it, with the traceback, the configuration and `cni-py version -v`.
+    """
+
+    code = 100
 
 
 class KernelRefused(SystemFailure):
-    """Change that the kernel rejected; ``details`` has its error text."""
+    """Change that the kernel rejected; ``details`` has its error text.
+
+    To do: the message is the command that failed: type it, and see; `cni-py explain` has those before it.
+    """
 
     code = 101
 
 
 class AddressesExhausted(CniError):
+    """Range without a free address.
+
+    To do: `cni-py sweep --dry-run` lists reservations of deleted pods; else delete pods, or configure a larger range.
+    """
+
     code = 102
 
 
@@ -126,6 +180,8 @@ class CheckFailed(CniError):
     """Difference from the state that ADD created; details: expected and found. The hint is the command that repairs it.
 
     ``others`` are further differences that the same CHECK found.
+
+    To do: the command in the hint, or delete the pod: `cni-py check` names each difference.
     """
 
     code = 103

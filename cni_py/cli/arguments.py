@@ -179,12 +179,28 @@ Create the network; returns when every flanneld is ready and the pods reach one 
 
 examples:
   cni-py lab up
-  cni-py lab up --nodes 4 --segments 2 --backend-option DirectRouting=true
+  cni-py lab up --nodes 4 --segments 2
+  cni-py lab up --segments 2 --backend-option DirectRouting=true
   cni-py lab up --backend host-gw --ipv6 --datastore etcd"""
 
 _LAB_FAULTS = ("link", "etcd", "flanneld", "route", "arp", "fdb")
 _FLANNELD_JOURNAL = "/run/flannel/journal"
 _LAB_DIRECTORY = "/run/cni-py/lab"
+_NETCONF_PATH = "NETCONFPATH; /etc/cni/net.d"
+_CNI_PATH = "CNI_PATH; this installation's plugins, /opt/cni/bin"
+"""The end of an option's help: its variable, its default. Reference and man page read it from there (cli/table.py)."""
+
+_COMPLETION = """\
+Print the completion of commands, options and names for a shell.
+
+Completed are commands, options and their values: networks, namespaces, attachments,
+places of a lab, files; and the options of flanneld and cni-agent. "make install" puts the
+three files below PREFIX/share; a shell that does not look there reads this:
+
+examples:
+  source <(cni-py completion bash)    bash: in ~/.bashrc
+  source <(cni-py completion zsh)     zsh: in ~/.zshrc, behind compinit
+  cni-py completion fish | source     fish: in ~/.config/fish/config.fish"""
 
 _CONFIG = """\
 Show the plugins' configuration keys, or read and write flannel's network configuration.
@@ -213,7 +229,8 @@ Exits with 1 if it is invalid; the error names the keys.
 examples:
   cni-py config get
   cni-py config get -- -etcd-endpoints=https://192.168.123.11:2379 \\
-    -etcd-cafile=ca.crt -etcd-certfile=client.crt -etcd-keyfile=client.key"""
+    -etcd-cafile=ca.crt -etcd-certfile=client.crt \\
+    -etcd-keyfile=client.key"""
 
 _CONFIG_SET = f"""\
 Validate a network configuration and write it to flannel's datastore.
@@ -228,7 +245,7 @@ examples:
   cni-py config set /etc/kube-flannel/net-conf.json
   echo '{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan"}}}}' |
     cni-py config set -
-  cni-py config set net-conf.json -- -datastore=file:/var/lib/flannel/net.json"""
+  cni-py config set net.json -- -datastore=file:/var/lib/flannel/net.json"""
 
 _CONFIG_RESERVE = f"""\
 Reserve a subnet permanently for the node with this public address.
@@ -279,6 +296,8 @@ _DATASTORE_COMMANDS = {
 }
 CONFIG_COMMANDS = ("keys", "check", *_DATASTORE_COMMANDS)
 
+SHELLS = ("bash", "zsh", "fish")
+
 _VERBS = {"add": _ADD, "check": _CHECK, "del": _DEL, "gc": _GC, "status": _STATUS}
 
 
@@ -289,8 +308,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         words = [*words[1:], "--help"]
     if words[:1] == ["config"] and words[1:2] not in ([name] for name in (*CONFIG_COMMANDS, "-h", "--help")):
         words.insert(1, "keys")  # the short form
+    parser = build()
+    if not words:
+        words = ["--help"]
+    _check_command(parser, words)
+    if words[0] == "config" and words[1] in _DATASTORE_COMMANDS:
+        return _parse_with_flanneld_options(parser, words)
+    return parser.parse_args(words)
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of all commands, of which completion, man page and reference are made too (cli/table.py)."""
     parser = _new(argparse.ArgumentParser, prog="cni-py", description=_DESCRIPTION, epilog=f"{_EXAMPLES}\n\n{_ENVIRONMENT}")
-    parser.add_argument("--version", action="version", version=f"cni-py {__version__}")
+    parser.add_argument("--version", action="version", version=f"cni-py {__version__}", help="show the version, and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, text in _VERBS.items():
         command = _new(commands.add_parser, name, help=_summary(text), description=text, epilog=_ENVIRONMENT)
@@ -303,18 +333,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     config = _new(commands.add_parser, "config", help=_summary(_CONFIG), description=_CONFIG)
     config_commands = config.add_subparsers(title="commands", metavar="COMMAND", dest="config_command", required=True)
     _add_config_commands(config_commands.add_parser)
+    _add_completion(_new(commands.add_parser, "completion", help=_summary(_COMPLETION), description=_COMPLETION))
     lab = _new(commands.add_parser, "lab", help=_summary(_LAB), description=_LAB)
     lab_commands = lab.add_subparsers(title="commands", metavar="COMMAND", dest="lab_command", required=True)
     _add_lab_commands(lab_commands.add_parser)
-
-    if not words:
-        words = ["--help"]
-    _check_command(parser, commands.choices, words)
-    if words[0] == "lab":
-        _check_command(lab, lab_commands.choices, words[1:])
-    if words[0] == "config" and words[1] in _DATASTORE_COMMANDS:
-        return _parse_with_flanneld_options(parser, words)
-    return parser.parse_args(words)
+    return parser
 
 
 def _parse_with_flanneld_options(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -327,10 +350,19 @@ def _parse_with_flanneld_options(parser: argparse.ArgumentParser, words: list[st
     return options
 
 
-def _check_command(parser: argparse.ArgumentParser, choices: Iterable[str], words: Sequence[str]) -> None:
+def _check_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Reject an unknown command, with the most similar one; argparse would list all of them."""
-    if words and not words[0].startswith("-") and words[0] not in choices:
+    choices = commands_of(parser)
+    if not choices or not words or words[0].startswith("-"):
+        return
+    if words[0] not in choices:
         parser.error(f'unknown command "{words[0]}"{did_you_mean(words[0], choices)}')
+    _check_command(choices[words[0]], words[1:])
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the commands of a parser by their names, in order; none if it is that of a single command."""
+    return next((dict(action.choices) for action in parser._actions if isinstance(action, argparse._SubParsersAction)), {})
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -353,7 +385,7 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--grace", metavar="SECONDS", type=_seconds, default=300.0, help=text)
     command.add_argument("--network", metavar="NAME", action="append", help="this network only (may be repeated)")
     command.add_argument("--json", action="store_true", help="print JSON")
-    text = "directory of network configurations, which name state directories"
+    text = f"directory of network configurations, which name state directories ({_NETCONF_PATH})"
     command.add_argument("--netconf-path", metavar="DIR", help=text)
     text = "afterwards, turn masquerade and host ports into what the Go plugins create and delete"
     command.add_argument("--convert-to-go", action="store_true", help=text)
@@ -376,8 +408,12 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
 
 def _add_version(command: argparse.ArgumentParser) -> None:
     command.add_argument("-v", "--verbose", action="store_true", help="libraries, kernel, masquerade back end, plugins")
-    command.add_argument("--cni-path", metavar="DIR:DIR", help="directories of plugins (CNI_PATH)")
+    command.add_argument("--cni-path", metavar="DIR:DIR", help=f"directories of plugins ({_CNI_PATH})")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_completion(command: argparse.ArgumentParser) -> None:
+    command.add_argument("shell", choices=SHELLS, help="the shell that is to read it")
 
 
 def _add_config_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -415,7 +451,9 @@ def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--ipv6", action="store_true", help="use IPv6 too")
     command.add_argument("--no-ipv4", action="store_true", help="use IPv6 only")
     command.add_argument("--datastore", choices=("file", "etcd"), default="file", help="where leases are stored (%(default)s)")
-    command.add_argument("--segments", type=int, choices=(1, 2), default=1, help="2: put every other node behind a router")
+    command.add_argument(
+        "--segments", type=int, choices=(1, 2), default=1, help="2: put every other node behind a router (%(default)s)"
+    )
     command.add_argument("--pods", type=int, default=1, metavar="N", help="pods per node (%(default)s)")
     command.add_argument("--net-conf", metavar="FILE", help="complete network configuration, - for standard input")
     command.add_argument("--flanneld", metavar="PATH", default="", help="use this flanneld instead of this installation's")
@@ -488,10 +526,11 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
         if verb == "check":
             text += "; or a pod (web-1, default/web-1), an address, a container id; with one of these NETWORK may be left out"
         command.add_argument("netns", metavar="NETNS", nargs="?" if verb == "check" else None, help=text)
-        command.add_argument("-i", "--ifname", help="interface name in the sandbox")
-        command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")
-        command.add_argument("--args", metavar="KEY=VALUE;...", type=_pairs, help="arguments for the plugins")
-        command.add_argument("--cap-args", metavar="JSON", type=_object, help="capability arguments")
+        command.add_argument("-i", "--ifname", metavar="NAME", help="interface name in the sandbox (CNI_IFNAME; eth0)")
+        text = "container id (cnitool's, derived from the path of the namespace)"
+        command.add_argument("--container-id", metavar="ID", help=text)
+        command.add_argument("--args", metavar="KEY=VALUE;...", type=_pairs, help="arguments for the plugins (CNI_ARGS; none)")
+        command.add_argument("--cap-args", metavar="JSON", type=_object, help="capability arguments (CAP_ARGS; none)")
     else:
         command.add_argument("netns", metavar="NETNS", nargs="?", help="ignored; accepted because cnitool requires it")
     if verb == "gc":
@@ -502,8 +541,8 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
     if verb != "add":
         command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--explain", action="store_true", help="print each step to standard error")
-    command.add_argument("--netconf-path", metavar="DIR", help="directory of network configurations")
-    command.add_argument("--cni-path", metavar="DIR:DIR", help="directories of plugins")
+    command.add_argument("--netconf-path", metavar="DIR", help=f"directory of network configurations ({_NETCONF_PATH})")
+    command.add_argument("--cni-path", metavar="DIR:DIR", help=f"directories of plugins ({_CNI_PATH})")
     command.add_argument("--cache-dir", metavar="DIR", default="/var/lib/cni", help="directory for results (%(default)s)")
 
 

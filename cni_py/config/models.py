@@ -113,7 +113,7 @@ class MacArgs(Model):
 
 
 class BridgeArgs(Model):
-    cni: MacArgs = MacArgs()
+    cni: MacArgs = Field(MacArgs(), description="Arguments that a runtime or an orchestrator gives a network.")
 
 
 class IpamType(Model):
@@ -343,7 +343,7 @@ class IpsArgs(Model):
 
 
 class HostLocalArgs(Model):
-    cni: IpsArgs = IpsArgs()
+    cni: IpsArgs = Field(IpsArgs(), description="Arguments that a runtime or an orchestrator gives a network.")
 
 
 class HostLocalRuntimeConfig(Model):
@@ -388,7 +388,7 @@ class IpsWithPrefix(Model):
 
 
 class StaticArgs(Model):
-    cni: IpsWithPrefix = IpsWithPrefix()
+    cni: IpsWithPrefix = Field(IpsWithPrefix(), description="Arguments that a runtime or an orchestrator gives a network.")
 
 
 class StaticConfig(NetworkConfig):
@@ -506,7 +506,7 @@ class TuningArgs(Model):
 
 
 class TuningArgsOfAll(Model):
-    cni: TuningArgs = TuningArgs()
+    cni: TuningArgs = Field(TuningArgs(), description="Arguments that a runtime or an orchestrator gives a network.")
 
 
 class TuningConfig(NetworkConfig):

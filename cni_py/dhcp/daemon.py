@@ -1,6 +1,6 @@
 """``dhcp daemon``: keeps the leases of pods while they live: renews, rebinds, releases.
 
-    dhcp daemon [-pidfile P] [-hostprefix P] [-socketpath S] [-broadcast] [-timeout 10s] [-resendmax 62s] [-resendtimeout 208s]
+Its options: daemon_options.py.
 
 How it works. A thread for each request, and one for each lease, which sleeps until the lease has to be extended. Leases are in
 memory, and on disk for the daemon after a restart (``saved.py``). No socket in a sandbox stays open, so none keeps a deleted
@@ -24,7 +24,7 @@ from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from ipaddress import IPv4Network
 
 from cni_py import config, files
-from cni_py.dhcp import options, wire
+from cni_py.dhcp import daemon_options, options, wire
 from cni_py.dhcp import packet as dhcp
 from cni_py.dhcp.lease import Client, Lease, NotAnswered, Timing, acquire, extend, release
 from cni_py.dhcp.port import set_down
@@ -401,6 +401,9 @@ def _stop(*_: object) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns: the exit status."""
+    if any(word in ("-h", "-help", "--help") for word in arguments):
+        print(daemon_options.help_text())
+        return 0
     try:
         settings = parse_arguments(arguments)
     except InvalidConfig as error:
@@ -439,7 +442,7 @@ def main(arguments: Sequence[str]) -> int:
 def parse_arguments(arguments: Sequence[str]) -> Settings:
     """Parse options in Go's form: one dash or two, the value after a space or "=". Raises: InvalidConfig."""
     values: dict[str, str] = {}
-    known = ("pidfile", "hostprefix", "socketpath", "broadcast", "timeout", "resendmax", "resendtimeout")
+    known = daemon_options.OPTIONS
     rest = list(arguments)
     while rest:
         word = rest.pop(0)

@@ -95,18 +95,54 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    enable_ipv4: StrictBool = Field(True, alias="EnableIPv4")
-    enable_ipv6: StrictBool = Field(False, alias="EnableIPv6")
-    enable_nftables: StrictBool = Field(False, alias="EnableNFTables")
-    network: Annotated[IPv4Network | None, BeforeValidator(_network4)] = Field(None, alias="Network")
-    subnet_len: Annotated[StrictInt, AfterValidator(_length4)] = Field(0, alias="SubnetLen", ge=0)
-    subnet_min: Annotated[IPv4Address | None, BeforeValidator(_address4)] = Field(None, alias="SubnetMin")
-    subnet_max: Annotated[IPv4Address | None, BeforeValidator(_address4)] = Field(None, alias="SubnetMax")
-    ipv6_network: Annotated[IPv6Network | None, BeforeValidator(_network6)] = Field(None, alias="IPv6Network")
-    ipv6_subnet_len: Annotated[StrictInt, AfterValidator(_length6)] = Field(0, alias="IPv6SubnetLen", ge=0)
-    ipv6_subnet_min: Annotated[IPv6Address | None, BeforeValidator(_address6)] = Field(None, alias="IPv6SubnetMin")
-    ipv6_subnet_max: Annotated[IPv6Address | None, BeforeValidator(_address6)] = Field(None, alias="IPv6SubnetMax")
-    backend: Annotated[dict[str, Any], BeforeValidator(_backend)] = Field({}, alias="Backend", repr=False)
+    enable_ipv4: StrictBool = Field(True, alias="EnableIPv4", description="Pods have IPv4 addresses.")
+    enable_ipv6: StrictBool = Field(
+        False,
+        alias="EnableIPv6",
+        description="Pods have IPv6 addresses: with `EnableIPv4` dual stack, with `EnableIPv4: false` IPv6 only.",
+    )
+    enable_nftables: StrictBool = Field(
+        False,
+        alias="EnableNFTables",
+        description="true: masquerade by nftables; false: by iptables. Default: nftables if it works.",
+    )
+    network: Annotated[IPv4Network | None, BeforeValidator(_network4)] = Field(
+        None, alias="Network", description="IPv4 network of all pods; required for IPv4."
+    )
+    subnet_len: Annotated[StrictInt, AfterValidator(_length4)] = Field(
+        0,
+        alias="SubnetLen",
+        ge=0,
+        description="Prefix length of a node's subnet. Default: 24, or a quarter of the network if it is smaller than /22.",
+    )
+    subnet_min: Annotated[IPv4Address | None, BeforeValidator(_address4)] = Field(
+        None, alias="SubnetMin", description="First subnet. Default: the second one of `Network`."
+    )
+    subnet_max: Annotated[IPv4Address | None, BeforeValidator(_address4)] = Field(
+        None, alias="SubnetMax", description="Last subnet. Default: the last one of `Network`."
+    )
+    ipv6_network: Annotated[IPv6Network | None, BeforeValidator(_network6)] = Field(
+        None, alias="IPv6Network", description="IPv6 network of all pods; required for IPv6."
+    )
+    ipv6_subnet_len: Annotated[StrictInt, AfterValidator(_length6)] = Field(
+        0,
+        alias="IPv6SubnetLen",
+        ge=0,
+        description="As `SubnetLen`, for IPv6. Default: 64, or a quarter of the network if it is smaller than /62.",
+    )
+    ipv6_subnet_min: Annotated[IPv6Address | None, BeforeValidator(_address6)] = Field(
+        None, alias="IPv6SubnetMin", description="As `SubnetMin`, for IPv6."
+    )
+    ipv6_subnet_max: Annotated[IPv6Address | None, BeforeValidator(_address6)] = Field(
+        None, alias="IPv6SubnetMax", description="As `SubnetMax`, for IPv6."
+    )
+    backend: Annotated[dict[str, Any], BeforeValidator(_backend)] = Field(
+        {},
+        alias="Backend",
+        repr=False,
+        description="Transport to the other nodes: an object with `Type` and the keys of that back end. "
+        'Default: `{"Type": "udp"}`, with a warning.',
+    )
     """The back end's keys, which are not shown: WireGuard's has a secret."""
     backend_type: str = DEFAULT_BACKEND
     """Type in lower case."""

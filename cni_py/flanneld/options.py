@@ -46,6 +46,8 @@ REFUSED = {
     "remote": "flannel gave up its client and server mode: every node asks the datastore itself",
 }
 """Options that some flanneld knows or knew, and why ours does not."""
+REFUSED_OF_GO = ("vmodule", "log_backtrace_at")
+"""Options of these that Go's flanneld has now: the manual names them among the options."""
 
 
 class UsageError(Exception):
@@ -197,7 +199,8 @@ class Options:
         ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
         ETCD,
         "URL,URL",
-        "etcd's members, separated by commas. One is used until it fails, then the next.",
+        "etcd's members, separated by commas: http://HOST:PORT, https://…, HOST:PORT (with TLS if a TLS file is given) or "
+        "unix:PATH. One is used until it fails, then the next.",
         _endpoints,
     )
     etcd_prefix: str = _option("/coreos.com/network", ETCD, "KEY", "Prefix of flannel's keys.", _key)
@@ -208,7 +211,9 @@ class Options:
         "FILE",
         "Client certificate, PEM. Create one for flannel: do not copy the server's own key to other nodes.",
     )
-    etcd_cafile: str = _option("", ETCD, "FILE", "CA certificate to verify etcd's, PEM; works without a client certificate.")
+    etcd_cafile: str = _option(
+        "", ETCD, "FILE", "Certificate of the CA that signed etcd's, PEM; works without a client certificate."
+    )
     etcd_username: str = _option("", ETCD, "NAME", "User name, if etcd requires users.")
     etcd_password: str = _option(
         "",
@@ -223,7 +228,12 @@ class Options:
         False, KUBERNETES, "", "Use the node's podCIDR as subnet, and read those of the other nodes from their annotations."
     )
     kube_api_url: str = _option("", KUBERNETES, "URL", "The API server; not needed in a pod.")
-    kubeconfig_file: str = _option("", KUBERNETES, "FILE", "Credentials for the API server; not needed in a pod.")
+    kubeconfig_file: str = _option(
+        "",
+        KUBERNETES,
+        "FILE",
+        "Credentials for the API server: token, client certificate, password or a program (exec); not needed in a pod.",
+    )
     kube_annotation_prefix: str = _option(
         "flannel.alpha.coreos.com", KUBERNETES, "NAME", "Prefix of the annotations' names.", _needed
     )
@@ -249,7 +259,8 @@ class Options:
         (),
         NETWORK,
         "REGEX",
-        "Like -iface, by a regular expression for its address or name; repeatable, tried after -iface.",
+        "Like -iface, by a regular expression for its address or name, in the syntax of RE2 as with Go; repeatable, tried "
+        "after -iface.",
         _pattern,
     )
     iface_cidr: tuple[str, ...] = _option(
@@ -260,7 +271,10 @@ class Options:
         _network,
     )
     iface_node_ip: bool = _option(
-        False, NETWORK, "", "Like -iface, by the node's InternalIP in the Kubernetes API; tried after -iface-cidr."
+        False,
+        NETWORK,
+        "",
+        "Like -iface, by the node's InternalIP in the Kubernetes API; tried after -iface-cidr, needs -kube-subnet-mgr.",
     )
     iface_can_reach: str = _option(
         "",
@@ -270,7 +284,12 @@ class Options:
         _address(4, 6),
     )
     public_ip: str = _option(
-        "", NETWORK, "IP", "Address under which other nodes reach this one. Default: the interface's address.", _public(4)
+        "",
+        NETWORK,
+        "IP",
+        "Address under which other nodes reach this one; with -iface it may belong to a NAT device. "
+        "Default: the interface's address.",
+        _public(4),
     )
     public_ipv6: str = _option("", NETWORK, "IP", "Like -public-ip, for IPv6.", _public(6))
     host_network_overlap: str = _option(
@@ -294,7 +313,7 @@ class Options:
         60,
         NETWORK,
         "MINUTES",
-        "Renew a lease this long before it expires, 1 to 1439.",
+        "Renew a lease this long before it expires, 24 hours after the last renewal; 1 to 1439.",
         _number(1, DAY_MINUTES - 1, "minutes", f"{MARGIN_FAULT}: "),
     )
 
@@ -302,7 +321,8 @@ class Options:
         False,
         TRAFFIC,
         "[=ipv4|ipv6]",
-        "Masquerade traffic that leaves the flannel network, of both families or of one alone.",
+        "Masquerade traffic that leaves the flannel network, of both families or of one alone. Otherwise the bridge plugin "
+        "does (ipMasq).",
         _families,
     )
     vxlan_one_address: bool = _option(
@@ -329,17 +349,25 @@ class Options:
         0, OBSERVE, "PORT", "Port of the health server, for /healthz, /readyz and /metrics; 0: no server.", _number(0, 65535)
     )
     v: int = _option(
-        0, OBSERVE, "LEVEL", "Verbosity: 1 each change, as a command; 2 also watched events.", _number(0, 2**31 - 1)
+        0,
+        OBSERVE,
+        "LEVEL",
+        "Verbosity: 1 each change to the kernel and to files, as the command that would make it; 2 also watched events.",
+        _number(0, 2**31 - 1),
     )
 
     check_config: str = _option(
-        "", ACTIONS, "FILE", "Check a network configuration, - for standard input, and list what is invalid.", _needed
+        "",
+        ACTIONS,
+        "FILE",
+        "Check a network configuration, - for standard input, and list every key that is invalid or has no effect.",
+        _needed,
     )
     cleanup: bool = _option(
         False,
         ACTIONS,
         "",
-        "Remove what flanneld created and keeps when it stops: devices, routes, rules. Pods lose their network.",
+        "Remove what flanneld created and keeps when it stops: devices, routes, rules, subnet.env. Pods lose their network.",
     )
     version: bool = _option(False, ACTIONS, "", "Print the version.")
 
@@ -397,7 +425,8 @@ _DUMP = {
     "vxlanOneAddress": "vxlan_one_address",
 }
 
-_FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
+FIELDS: dict[str, Field[Any]] = {option.name.replace("_", "-"): option for option in fields(Options) if option.metadata}
+"""Every option by its name. Completion, man page and reference are made of this, too (cni_py/cli/table.py)."""
 
 
 def _as_go(value: object) -> str:
@@ -422,7 +451,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     """
     given: dict[str, Any] = {}
     for name, text in _words(argv):
-        option = _FIELDS[name]
+        option = FIELDS[name]
         value = _read(option, text, f"flag -{name}")
         given[option.name] = (*given.get(option.name, ()), value) if _is_repeatable(option) else value
     if given.get("version"):
@@ -450,7 +479,7 @@ def _words(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
             print(help_text())
             raise SystemExit(0)
         _check_known(name, f"-{name}")
-        if not equals and _is_switch(_FIELDS[name]):
+        if not equals and _is_switch(FIELDS[name]):
             text = "true"
         elif not equals:
             if not words:
@@ -463,8 +492,8 @@ def _check_known(name: str, shown: str) -> None:
     """Raises: UsageError."""
     if name in REFUSED:
         raise UsageError(f"{shown} is not supported: {REFUSED[name]}")
-    if name not in _FIELDS:
-        near = get_close_matches(name, _FIELDS, 1)
+    if name not in FIELDS:
+        near = get_close_matches(name, FIELDS, 1)
         raise UsageError(
             f"flag provided but not defined: {shown}" + (f"; is it -{near[0]}?" if near else "; see flanneld --help")
         )
@@ -496,8 +525,8 @@ def _add_environment(given: dict[str, Any], environ: Mapping[str, str]) -> list[
 
     Go-compatible: the command line comes first, and a variable adds one element to what is repeatable.
     """
-    options = {_variable(name): option for name, option in _FIELDS.items() if not _is_action(option)}
-    refused = {_variable(name): name for name in REFUSED}
+    options = {variable_of(name): option for name, option in FIELDS.items() if not _is_action(option)}
+    refused = {variable_of(name): name for name in REFUSED}
     warnings = []
     for variable, text in sorted(environ.items()):
         if not variable.startswith(PREFIX) or not text:
@@ -515,7 +544,7 @@ def _add_environment(given: dict[str, Any], environ: Mapping[str, str]) -> list[
     return warnings
 
 
-def _variable(name: str) -> str:
+def variable_of(name: str) -> str:
     return PREFIX + name.replace("-", "_").upper()
 
 
@@ -542,7 +571,7 @@ def _without_effect(options: Options, given: Mapping[str, Any]) -> list[str]:
         reasons[KUBERNETES] = "it needs -kube-subnet-mgr"
     return [
         f"-{name} has no effect: {reasons[option.metadata['group']]}"
-        for name, option in _FIELDS.items()
+        for name, option in FIELDS.items()
         if option.name in given and option.name != "kube_subnet_mgr" and option.metadata["group"] in reasons
     ]
 
@@ -573,20 +602,26 @@ Examples:
   flanneld -datastore=file:/var/lib/flannel/network.json -iface=eth1
   flanneld -check-config /etc/kube-flannel/net-conf.json
 
-More: docs/flanneld.md"""
+More: man flanneld, docs/flanneld.md"""
 
 
 def help_text() -> str:
     """Return what ``--help`` prints."""
     groups: dict[str, list[str]] = {}
-    for name, option in _FIELDS.items():
+    for name, option in FIELDS.items():
         groups.setdefault(option.metadata["group"], []).append(_help_of(name, option))
     return "\n".join([_HEAD, *("\n".join([f"{group}:", *lines, ""]) for group, lines in groups.items()), _TAIL])
 
 
-def _help_of(name: str, option: Field[Any]) -> str:
+def shown_default(option: Field[Any]) -> str:
+    """Return the default as the help has it; "" for none."""
     shown = ",".join(option.default) if isinstance(option.default, tuple) else _as_go(option.default)
-    text = option.metadata["text"] + (f" ({shown})" if shown not in ("", "false") else "")
+    return "" if shown == "false" else shown
+
+
+def _help_of(name: str, option: Field[Any]) -> str:
+    shown = shown_default(option)
+    text = option.metadata["text"] + (f" ({shown})" if shown else "")
     value = option.metadata["value"]
     head = f"  -{name}{'' if value.startswith('[') else ' '}{value}".rstrip()
     return f"{head}\n" + fill(text, 80, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False)

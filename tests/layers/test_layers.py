@@ -71,11 +71,16 @@ ALLOWED: dict[str, set[str]] = {
         "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
+        "agent", "dhcp",  # the table of options of every program
     },
 }  # fmt: skip
 """A package, or a module of the root, and what it may import besides itself and the ground."""
 
-NARROW = {("datastore", "node"): {"cni_py.node.log"}}
+NARROW = {
+    ("datastore", "node"): {"cni_py.node.log"},
+    ("cli", "agent"): {"cni_py.agent.options"},
+    ("cli", "dhcp"): {"cni_py.dhcp.daemon_options"},
+}
 """Exceptions: from these packages, only these modules."""
 
 LIBRARIES = {

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from cni_py.agent.main import parse_metrics_address
 from cni_py.agent.metrics import AgentMetrics
+from cni_py.agent.options import parse_metrics_address
 from cni_py.node.metrics import SECONDS, Registry
 
 # --- the registry -----------------------------------------------------------------------------------------------------

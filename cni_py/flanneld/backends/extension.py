@@ -32,7 +32,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from cni_py.errors import CniError
 from cni_py.flanneld import backends
@@ -65,11 +65,15 @@ class CommandFailed(CniError):
 
 
 class Config(BackendConfig):
-    pre_startup_command: str = ""
-    post_startup_command: str = ""
-    subnet_add_command: str = ""
-    subnet_remove_command: str = ""
-    shutdown_command: str = ""
+    pre_startup_command: str = Field(
+        "", description="Run before the node has a subnet; what it prints is published with the node's lease."
+    )
+    post_startup_command: str = Field("", description="Run once the node has its subnet, before any peer.")
+    subnet_add_command: str = Field(
+        "", description="Run for each peer; what its `PreStartupCommand` printed is on standard input."
+    )
+    subnet_remove_command: str = Field("", description="Run when a peer has left, with the same on standard input.")
+    shutdown_command: str = Field("", description="Run by `flanneld --cleanup`.")
 
     def commands(self) -> list[str]:
         return [field.alias or name for name, field in type(self).model_fields.items() if getattr(self, name)]

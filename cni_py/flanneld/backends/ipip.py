@@ -40,7 +40,9 @@ OVERHEAD = 20
 
 
 class Config(BackendConfig):
-    direct_routing: bool = Field(False, alias="DirectRouting")
+    direct_routing: bool = Field(
+        False, alias="DirectRouting", description="Use a plain route to nodes in the same layer 2 network."
+    )
 
     def check_network(self, network: NetworkConfig) -> None:
         if network.ipv6:

@@ -76,7 +76,7 @@ SocketAddress = tuple[Any, ...]
 class Config(BackendConfig):
     """``Port``: where each node listens; the same on all."""
 
-    port: int = Field(8285, alias="Port", gt=0, lt=1 << 16)
+    port: int = Field(8285, alias="Port", gt=0, lt=1 << 16, description="UDP port, the same on all nodes.")
 
 
 class Table:

@@ -57,12 +57,22 @@ _MAC = re.compile(r"[\da-f]{2}(:[\da-f]{2}){5}", re.ASCII | re.IGNORECASE)
 class Config(BackendConfig):
     """``MTU``: of the outer packet; 0: the external interface's. ``Port`` 0: the kernel's, 8472."""
 
-    vni: int = Field(1, alias="VNI", ge=1, lt=1 << 24)
-    port: int = Field(0, alias="Port", ge=0, lt=1 << 16)
-    mtu: int = Field(0, alias="MTU", ge=0, lt=1 << 16)
-    gbp: bool = Field(False, alias="GBP")
-    learning: bool = Field(False, alias="Learning")
-    direct_routing: bool = Field(False, alias="DirectRouting")
+    vni: int = Field(
+        1,
+        alias="VNI",
+        ge=1,
+        lt=1 << 24,
+        description="Number of the VXLAN, by which the device is named; so 9999999 at most, with IPv6 9999.",
+    )
+    port: int = Field(0, alias="Port", ge=0, lt=1 << 16, description="UDP port; 0: the kernel's, 8472.")
+    mtu: int = Field(
+        0, alias="MTU", ge=0, lt=1 << 16, description="MTU of the outer packet, bytes; 0: that of the external interface."
+    )
+    gbp: bool = Field(False, alias="GBP", description="Carry a group policy mark in each packet (VXLAN-GBP).")
+    learning: bool = Field(False, alias="Learning", description="Let the kernel learn FDB entries from packets.")
+    direct_routing: bool = Field(
+        False, alias="DirectRouting", description="Use a plain route to nodes in the same layer 2 network."
+    )
 
     def check_network(self, network: NetworkConfig) -> None:
         for version in (version for version, is_on in ((4, network.ipv4), (6, network.ipv6)) if is_on):

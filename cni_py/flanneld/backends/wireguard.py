@@ -54,12 +54,29 @@ OVERHEAD = 80
 class Config(BackendConfig):
     """``MTU``: of the outer packet; 0: the external interface's. ``PSK``: a key in base64 that all nodes share."""
 
-    listen_port: int = Field(51820, alias="ListenPort", gt=0, lt=1 << 16)
-    listen_port_v6: int = Field(51821, alias="ListenPortV6", gt=0, lt=1 << 16)
-    mtu: int = Field(0, alias="MTU", ge=0, lt=1 << 16)
-    psk: str = Field("", alias="PSK", repr=False)
-    persistent_keepalive_interval: int = Field(0, alias="PersistentKeepaliveInterval", ge=0, lt=1 << 16)
-    mode: Literal["separate", "auto", "ipv4", "ipv6"] = Field("separate", alias="Mode")
+    listen_port: int = Field(51820, alias="ListenPort", gt=0, lt=1 << 16, description="UDP port.")
+    listen_port_v6: int = Field(
+        51821, alias="ListenPortV6", gt=0, lt=1 << 16, description="UDP port of the device for IPv6, with `Mode` `separate`."
+    )
+    mtu: int = Field(
+        0, alias="MTU", ge=0, lt=1 << 16, description="MTU of the outer packet, bytes; 0: that of the external interface."
+    )
+    psk: str = Field(
+        "", alias="PSK", repr=False, description="A key in base64 that all nodes share, besides those of each node."
+    )
+    persistent_keepalive_interval: int = Field(
+        0,
+        alias="PersistentKeepaliveInterval",
+        ge=0,
+        lt=1 << 16,
+        description="Send an empty packet to each peer this often, in seconds, for a NAT between nodes; 0: never.",
+    )
+    mode: Literal["separate", "auto", "ipv4", "ipv6"] = Field(
+        "separate",
+        alias="Mode",
+        description="`separate`: a device for each family; else one device for both, whose outer packets are IPv4 (`ipv4`), "
+        "IPv6 (`ipv6`), or IPv4 unless two nodes have only IPv6 in common (`auto`).",
+    )
 
     def check_network(self, network: NetworkConfig) -> None:
         if self.mtu:
