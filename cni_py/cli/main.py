@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cni_py.sweep.file_leftovers import Places
 
 EXIT_INTERRUPTED = 130
+COMPLETE = "__complete"
+"""The word by which the shells' scripts ask; no command for people."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wants_json = False
     try:
         try:
+            words = sys.argv[1:] if argv is None else argv
+            if words[:1] == [COMPLETE]:
+                return _complete(words[1], words[2:])
             options = arguments.parse(argv)
             wants_json = getattr(options, "json", False)
             return _COMMANDS[options.command](options)
@@ -132,6 +137,22 @@ def explain(options: argparse.Namespace) -> int:
     return explaining.run(options)
 
 
+def completion(options: argparse.Namespace) -> int:
+    """Run ``cni-py completion``."""
+    from cni_py.cli import completion as completing
+
+    sys.stdout.write(completing.script(options.shell, sys.argv[0]))
+    return 0
+
+
+def _complete(shell: str, words: Sequence[str]) -> int:
+    """Print the candidates for a command line."""
+    from cni_py.cli import completion as completing
+
+    sys.stdout.write("".join(f"{line}\n" for line in completing.answer(shell, words)))
+    return 0
+
+
 def version(options: argparse.Namespace) -> int:
     """Run ``cni-py version``."""
     if not options.verbose:
@@ -216,6 +237,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": explain,
     "version": version,
     "config": config,
+    "completion": completion,
     "lab": lab,
 }
 
