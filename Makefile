@@ -73,7 +73,7 @@ check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/python integration/words
 	@$(TOOLS)/python integration/generate --check
 
-generate: dev  ## the modules that are derived: tables of netlink messages, schemas of configurations
+generate: dev  ## what is derived: netlink tables, schemas, the manifest, parts of docs/, man pages, completion
 	@$(TOOLS)/python integration/generate
 
 fmt: dev  ## format the sources and fix what ruff can fix
