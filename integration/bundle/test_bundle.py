@@ -201,6 +201,9 @@ def test_installed_bundle_installs_and_removes_itself(unpacked: Path, tmp_path: 
     host = tmp_path / "host"
     assert sorted(path.name for path in (host / "var/plugins").iterdir()) == ["cni-plugin", "flannel", "host-local"]
     assert (host / "var/plugins/flannel").read_text().startswith("#!/opt/cni-py/lib/python -IS\n")
+    assert os.readlink(host / "opt/man/man8/cni-flannel.8") == "../../share/man/man8/cni-flannel.8"
+    assert not (host / "opt/share/man/man8/cni-bridge.8").exists()
+    assert "/opt/bin/cni-py __complete" in (host / "opt/share/zsh/site-functions/_cni-py").read_text()
     (library,) = (host / "opt/cni-py").glob("lib-*")
     assert elf.Program((library / "python").read_bytes()).libraries == f"/opt/cni-py/{library.name}"
     assert str(tmp_path) not in (library / "python._pth").read_text()

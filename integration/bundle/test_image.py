@@ -80,6 +80,8 @@ def test_layout(made: Path, tree: Tree) -> None:
     assert {(member.uid, member.gid, member.mtime) for member in members} == {(0, 0, DATE)}
     assert [member.name for member in members if member.mode & 0o022 and not member.issym()] == []
     assert not any(member.name.startswith(("/", "./", "..")) for member in members)
+    pages = {"opt/share/man/man1/cni-py.1", "opt/man/man8/flanneld.8", "opt/share/man/man8/cni-bridge.8"}
+    assert pages <= {member.name for member in members}
 
 
 def test_same_image_again(made: Path, tree: Tree, tmp_path: Path, longer: int) -> None:

@@ -36,6 +36,9 @@ runpy.run_path(INSTALL, run_name="__main__")
 """
 
 
+SHARED = ("man/man1/cni-py.1", "man/man8/cni-bridge.8", "man/man8/cni-ptp.8", "bash-completion/completions/cni-py")
+"""Some of the man pages and completions."""
+
 CLIENT = """
 def main():
     from cni_py import __version__
@@ -62,6 +65,9 @@ class Checkout:
         shutil.copy(ROOT / "LICENSE", path)
         shutil.copytree(ROOT / "bin", path / "bin", symlinks=True)
         shutil.copytree(ROOT / "conf", path / "conf")
+        for name in SHARED:
+            (path / "share" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "share" / name, path / "share" / name)
         self.set_version("1.0")
 
     def set_version(self, version: str) -> None:
@@ -125,9 +131,10 @@ def foreign(path: Path, text: str = "#!/bin/sh\necho Go\n") -> None:
 def test_layout(prefix: Prefix) -> None:
     done = prefix.install()
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(os.listdir(prefix.path)) == ["bin", "cni", "cni-py"]
+    assert sorted(os.listdir(prefix.path)) == ["bin", "cni", "cni-py", "share"]
     assert sorted(os.listdir(prefix.bin)) == sorted([*PLUGINS, "cni-plugin"])
-    assert {os.readlink(prefix.bin / name) for name in PLUGINS} == {"cni-plugin"}
+    assert not any((prefix.bin / name).is_symlink() for name in PLUGINS)
+    assert {(prefix.bin / name).read_text() for name in PLUGINS} == {(prefix.bin / "cni-plugin").read_text()}
     assert sorted(os.listdir(prefix.path / "bin")) == ["cni-agent", "cni-py", "flanneld"]
     assert (prefix.path / "cni-py" / "VERSION").read_text().strip()
     assert (prefix.path / "cni-py" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
@@ -158,6 +165,128 @@ def test_single_copy_of_a_plugin_runs(prefix: Prefix, tmp_path: Path) -> None:
     prefix.checkout.set_version("1.1")
     prefix.install()
     assert version(tmp_path / "flannel") == "1.1"
+
+
+def test_plugin_that_a_daemonset_overwrites_costs_no_other_plugin(prefix: Prefix, tmp_path: Path) -> None:
+    """flannel's own init container runs `cp -f /flannel /opt/cni/bin/flannel`, which writes through a link."""
+    prefix.install()
+    foreign(tmp_path / "flannel")
+    subprocess.run(["cp", "-f", tmp_path / "flannel", prefix.bin / "flannel"], check=True)
+    assert {version(prefix.bin / name) for name in PLUGINS if name != "flannel"} == {"1.0"}
+    assert (prefix.bin / "flannel").read_text() == GO
+    assert prefix.uninstall().returncode == 0
+    assert prefix.everything() == ["cni", "cni/bin", "cni/bin/flannel"]
+
+
+def test_links_of_a_former_version_become_copies(prefix: Prefix) -> None:
+    prefix.install()
+    for name in PLUGINS:
+        (prefix.bin / name).unlink()
+        (prefix.bin / name).symlink_to("cni-plugin")
+    assert prefix.install().returncode == 0
+    assert not any((prefix.bin / name).is_symlink() for name in PLUGINS)
+    assert {version(prefix.bin / name) for name in PLUGINS} == {"1.0"}
+    assert not list(prefix.bin.glob("*.before-cni-py"))
+
+
+# --- man pages and completion -----------------------------------------------------------------------------------------
+
+
+def share_of(prefix: Prefix) -> set[str]:
+    return {str(path.relative_to(prefix.path / "share")) for path in (prefix.path / "share").rglob("*") if path.is_file()}
+
+
+def test_man_pages_and_completion_come_and_go(prefix: Prefix) -> None:
+    prefix.install()
+    assert share_of(prefix) == set(SHARED)
+    assert f"{prefix.path}/bin/cni-py __complete" in (prefix.path / "share" / SHARED[-1]).read_text()
+    assert not (prefix.path / "man").exists()
+    assert prefix.uninstall().returncode == 0
+    assert prefix.everything() == []
+
+
+def test_pages_of_plugins_that_are_not_installed_are_left_out(prefix: Prefix) -> None:
+    prefix.install("--plugins", "bridge,host-local")
+    assert share_of(prefix) == set(SHARED) - {"man/man8/cni-ptp.8"}
+    prefix.install()
+    assert share_of(prefix) == set(SHARED)
+    prefix.install("--plugins", "ptp")
+    assert share_of(prefix) == set(SHARED) - {"man/man8/cni-bridge.8"}
+
+
+def test_pages_of_other_programs_are_left_alone(prefix: Prefix) -> None:
+    theirs = prefix.path / "share/man/man8/cni-ptp.8"
+    foreign(theirs, '.TH CNI-PTP 8 "" Go\n')
+    done = prefix.install()
+    assert done.returncode == 0
+    assert f"{theirs} is another program's, and left alone" in done.stdout
+    ours = prefix.path / "share/man/man8/cni-bridge.8"
+    foreign(ours, "of another one since\n")
+    assert prefix.uninstall().returncode == 0
+    assert theirs.read_text().endswith("Go\n")
+    assert share_of(prefix) == {"man/man8/cni-ptp.8", "man/man8/cni-bridge.8"}
+
+
+def test_directory_man_beside_bin_has_links_to_the_pages(prefix: Prefix) -> None:
+    """man-db looks there instead of in share/man, as it does for /opt/bin."""
+    foreign(prefix.path / "man/man8/other.8")
+    assert prefix.install().returncode == 0
+    assert (prefix.path / "man/man8/cni-ptp.8").resolve() == prefix.path / "share/man/man8/cni-ptp.8"
+    assert prefix.install().returncode == 0
+    assert prefix.uninstall().returncode == 0
+    assert prefix.everything() == ["man", "man/man8", "man/man8/other.8"]
+
+
+def test_man_that_leads_to_share_has_no_links(prefix: Prefix) -> None:
+    """Install where `man` is a link, as /usr/local/man is."""
+    (prefix.path / "share/man").mkdir(parents=True)
+    (prefix.path / "man").symlink_to("share/man")
+    prefix.install()
+    assert not (prefix.path / "share/man/man8/cni-ptp.8").is_symlink()
+    assert prefix.uninstall().returncode == 0
+    assert prefix.everything() == ["man", "share", "share/man"]
+
+
+def test_opt_has_both(prefix: Prefix, tmp_path: Path) -> None:
+    options = ["--destdir", str(tmp_path / "stage"), "--prefix", "/opt"]
+    prefix.install(*options)
+    assert os.readlink(tmp_path / "stage/opt/man/man1/cni-py.1") == "../../share/man/man1/cni-py.1"
+    completion = (tmp_path / "stage/opt/share" / SHARED[-1]).read_text()
+    assert "/opt/bin/cni-py __complete" in completion
+    assert str(tmp_path) not in completion
+    assert prefix.uninstall(*options).returncode == 0
+    assert list((tmp_path / "stage/opt").iterdir()) == []
+
+
+READ_ONLY_HOST = """
+mount -t tmpfs tmpfs {host}
+mkdir -p {host}/opt/cni-py {host}/opt/cni/bin {host}/opt/bin
+for name in cni-py cni/bin bin; do mkdir -p {data}/$name; mount --bind {data}/$name {host}/opt/$name; done
+mount -o remount,ro {host}
+{python} {install} install --no-units --destdir {host}
+{python} {install} install --no-units --destdir {host}
+cat {host}/opt/cni-py/manifest
+"""
+
+
+@pytest.mark.netns
+def test_container_with_a_read_only_file_system_installs_the_programs(prefix: Prefix, tmp_path: Path) -> None:
+    """The init container of kube-cni-py.yml: the host's directories of programs are mounted, nothing else can be written."""
+    (tmp_path / "host").mkdir()
+    install = prefix.checkout.install
+    script = READ_ONLY_HOST.format(host=tmp_path / "host", data=tmp_path / "data", python=sys.executable, install=install)
+    done = subprocess.run(["unshare", "--mount", "sh", "-ec", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "man pages and completion are not installed" in done.stdout
+    assert "shared " not in done.stdout
+    assert (tmp_path / "data/cni/bin/flannel").exists()
+    assert (tmp_path / "data/bin/cni-py").exists()
+
+
+def test_checkout_without_generated_files_is_installed(prefix: Prefix) -> None:
+    shutil.rmtree(prefix.checkout.path / "share")
+    assert prefix.install().returncode == 0
+    assert not (prefix.path / "share").exists()
 
 
 def test_bytecode_is_valid_whatever_the_time_of_its_source(prefix: Prefix) -> None:
@@ -299,7 +428,7 @@ def test_modes_are_the_same_whatever_the_checkout_had(prefix: Prefix, mode: int)
         if not path.is_symlink():
             path.chmod((0o777 if path.is_dir() or os.access(path, os.X_OK) else 0o666) & ~mode | 0o600)
     assert prefix.install().returncode == 0
-    programs = {prefix.bin / "cni-plugin", *(prefix.path / "bin").iterdir()}
+    programs = {*prefix.bin.iterdir(), *(prefix.path / "bin").iterdir()}
     for path in prefix.path.rglob("*"):
         if not path.is_symlink():
             expected = 0o755 if path.is_dir() or path in programs else 0o644
