@@ -67,8 +67,12 @@ ALLOWED: dict[str, set[str]] = {
     # for people
     "lab": set(),
     "explain": set(),
+    "doctor": {
+        "explain", "runtime", "sweep", "flanneld", "node", "datastore", "plugins", "attachment", "ipam", "packetfilter",
+        "kernel", "netlink", "config", "spec", "plugin_table",
+    },
     "cli": {
-        "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "doctor", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },

@@ -1,0 +1,129 @@
+"""Remove secrets from texts of a node, so that they can be given to another person.
+
+How it works, twice. First, secrets are collected: values that stand where secrets do, in any of the texts (a password behind
+its name, in a URL, in an environment file), and the content of files that are known to hold one. Then each of them is replaced
+in every text, in whatever form it stands there; and what looks like a secret is replaced even where its value is not known:
+private keys, tokens, 32 bytes in Base64 as WireGuard has keys. A public key looks the same, and is replaced too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+HIDDEN = "[removed]"
+_SHORTEST = 4
+"""Characters of a secret that is replaced wherever it stands: a shorter one would be found in every word."""
+_NAMES = (
+    r"pass(?:word|wd|phrase)?|psk|pre-?shared-?key|secret(?:s|-?key)?|token|private-?key|priv-?key|api-?key|access-?key|"
+    r"client-?key(?:-?data)?|credentials?|auth(?:orization)?|bearer|cookie"
+)
+_NAME = rf"[\w.-]*?(?:{_NAMES.replace('-?', '[-_]?')})(?![a-z])[\w]*"
+_ASSIGNED = re.compile(
+    rf"""(?ix) (?<![\w]) (["']? -{{0,2}} {_NAME} \\?["']? \s* (?: [:=] \s* | \s+ ) )
+         ( \\?" (?:[^"\\]|\\.)* \\?" | '[^']*' | [^\s,;&"'}}\]]+ )"""
+)
+_HARMLESS = re.compile(
+    r"(?ix) \[removed\] | \*+ | true | false | null | none | yes | no | is | was | are | file | of | for | and | or | to | the | in "
+    r"| has | with | not | from | must | \d{1,2} | /[\w./-]* | [\w./-]+\.(?:pem|crt|key|conf|json|env|yaml|yml|txt) | -{1,2}[\w-]+"
+)
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/@:\"']*):([^\s@\"']+)@")
+_URL_TOKEN = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/@:\"']{8,})@")
+_HEADER = re.compile(r"(?i)\b(bearer|basic|token)(\s+)([\w.~+/=-]{8,})")
+_PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+_JWT = re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*")
+_KEY = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{43}=(?![A-Za-z0-9+/=])")
+_WHOLE_NAME = re.compile(_NAME, re.IGNORECASE)
+
+
+class Redactor:
+    """``secrets``: values that are known, such as the content of a key file."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: set[str] = set()
+        for secret in secrets:
+            self.add(secret)
+
+    def add(self, secret: str) -> None:
+        """Remember a secret; short ones and words that stand everywhere are not replaced by their value."""
+        text = secret.strip().strip("\"'")
+        if len(text) >= _SHORTEST and not _HARMLESS.fullmatch(text):
+            self._secrets.add(text)
+
+    def learn(self, text: str) -> None:
+        """Collect the secrets of a text, before any text is redacted."""
+        for found in _ASSIGNED.finditer(text):
+            self.add(_bare(found[2]))
+        for found in _URL.finditer(text):
+            self.add(found[3])
+        for found in _HEADER.finditer(text):
+            self.add(found[3])
+        for found in _PEM.finditer(text):
+            for line in found[0].splitlines():
+                self.add("" if line.startswith("-----") else line)
+        for value in _values_of_json(text):
+            self.add(value)
+
+    def redact(self, text: str) -> str:
+        """Return the text without secrets."""
+        text = _PEM.sub(HIDDEN, text)
+        for form in sorted({form for secret in self._secrets for form in _forms(secret)}, key=len, reverse=True):
+            text = text.replace(form, HIDDEN)
+        text = _URL.sub(rf"\1{HIDDEN}@", text)
+        text = _URL_TOKEN.sub(rf"\1{HIDDEN}@", text)
+        text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+        text = _JWT.sub(HIDDEN, text)
+        text = _KEY.sub(HIDDEN, text)
+        return _ASSIGNED.sub(_replaced, text)
+
+
+def _bare(value: str) -> str:
+    return value.strip().strip("\\").strip("\"'").rstrip("\\")
+
+
+def _replaced(found: re.Match[str]) -> str:
+    value = found[2]
+    if _HARMLESS.fullmatch(_bare(value)):
+        return found[0]
+    mark = value[:2] if value.startswith('\\"') else value[0] if value[0] in "\"'" else ""
+    return f"{found[1]}{mark}{HIDDEN}{mark}"
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield the forms in which a secret may stand in a text."""
+    yield secret
+    yield quote(secret, safe="")
+    yield quote(secret)
+    yield json.dumps(secret)[1:-1]
+    yield b64encode(secret.encode()).decode()
+
+
+def _values_of_json(text: str) -> Iterator[str]:
+    """Yield the values of secret names in a JSON text, at any depth, also inside of texts that are JSON themselves."""
+    start = text.lstrip()[:1]
+    if start not in ("{", "["):
+        return
+    try:
+        yield from _secret_values(json.loads(text))
+    except (ValueError, RecursionError):
+        for line in text.splitlines()[1:] if "\n" in text else ():
+            yield from _values_of_json(line)
+
+
+def _secret_values(value: Any, name: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _secret_values(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _secret_values(inner, name)
+    elif isinstance(value, str):
+        if name and _WHOLE_NAME.fullmatch(name):
+            yield value
+        yield from _values_of_json(value)
