@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cni_py.doctor.findings import Report
 
 MAX_BYTES = 4 << 20
-"""Of one file or the output of one command: its end is kept."""
+"""Limit of one file or the output of one command: the end is kept."""
 _COMMANDS = (
     ("ip", "-d", "-s", "link"),
     ("ip", "addr"),

@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "datastore",
         ERROR,
-        "the datastore that flanneld uses answers",
+        "the datastore that flanneld uses replies",
         "the lease of this node ends within a day, and changes of other nodes are not followed",
         host.datastore,
         settles=_MOMENT,

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from cni_py.doctor.facts import Facts
 
 LOOK_SECONDS = 0.5
-"""Pause between two looks at what flanneld may be restoring."""
+"""Pause between two readings of what flanneld may be restoring."""
 
 
 def evaluate(facts: Facts, rules: Sequence[Rule], about: frozenset[str] = frozenset()) -> Report:
-    """Evaluate the rules once: pure. ``about``: names of a pod or a node, whose findings come first, without those of others."""
+    """Evaluate the rules once: pure. ``about``: names of a pod or a node; its findings come first, those about other ones are left out."""
     findings: list[Finding] = []
     unchecked: list[Unchecked] = []
     for rule in rules:

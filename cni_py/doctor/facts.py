@@ -1,4 +1,4 @@
-"""What is known of a node: plain values, so that a test can build them by hand. gather.py reads them."""
+"""Facts about a node: plain values, so that a test can build them by hand. gather.py reads them."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class Daemon:
     options: Options | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     is_ready: bool | None = None
-    """None: it has no health server."""
+    """Result of /readyz; None: it has no health server."""
     reasons: tuple[str, ...] = ()
-    """What /readyz says."""
+    """Reasons in /readyz."""
 
     @property
     def subnet_file(self) -> str:
@@ -84,7 +84,7 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What flanneld saved: the network, our lease and those of the other nodes."""
+    """State that flanneld saved: the network, our lease and those of the other nodes."""
 
     path: str
     config: NetworkConfig
@@ -190,10 +190,10 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Answers of a peer. None: not asked.
+    """Replies of a peer. None: not asked.
 
-    ``tunnel``: a small packet to the end of the tunnel, ``full`` one as large as a pod may send; ``node``: one to the node's own
-    address, beside the tunnel; ``checked``, ``unchecked``: a datagram with and without a checksum through the tunnel.
+    ``tunnel``: a small packet to the end of the tunnel, ``full`` one as large as a pod may send; ``node``: one to the node's
+    own address, beside the tunnel; ``checked``, ``unchecked``: packets with and without a checksum through the tunnel.
     """
 
     lease: Lease
@@ -288,7 +288,7 @@ class Facts:
     subnet_file: str = "/run/flannel/subnet.env"
     env: SubnetEnv | None = None
     env_fault: str = ""
-    """Why there is no ``env``; "" also where no flannel network is configured."""
+    """Reason why there is no ``env``; "" also where no flannel network is configured."""
     known: Known | None = None
     known_fault: str = ""
     conf_directory: str = "/etc/cni/net.d"
@@ -310,27 +310,27 @@ class Facts:
     links: tuple[Link, ...] = ()
     addresses: tuple[HostAddress, ...] = ()
     routes: frozenset[Route] = frozenset()
-    """Of the main table, but the kernel's own."""
+    """Routes of the main table, but the kernel's own."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     vxlans: tuple[VxlanDetails, ...] = ()
     neighbours: frozenset[Neighbour] = frozenset()
     forwarding: frozenset[Forwarding] = frozenset()
     ways: Mapping[Network, Way] = field(default_factory=dict)
-    """To the first host of each subnet, our own and the peers'."""
+    """Routes to the first host of each subnet, our own and the peers'."""
     node_ways: Mapping[Address, Way] = field(default_factory=dict)
-    """To the address of each peer's node."""
+    """Routes to the address of each peer's node."""
     counters: Counters = field(default_factory=Counters)
     port_holders: tuple[str, ...] = ()
     """Sockets of user programs that have the tunnel's UDP port."""
     # what flanneld would want
     external: ExternalInterface | None = None
     attributes: Attributes | None = None
-    """What our lease should say."""
+    """Content that our lease should have."""
     wanted: tuple[Wanted, ...] = ()
     devices: tuple[str, ...] = ()
     """Names of the devices that the back end keeps."""
     tunnels: tuple[Vxlan, ...] = ()
-    """Those of them that are VXLAN devices, as they should be."""
+    """Desired state of those of them that are VXLAN devices."""
     pod_mtu: int = 0
     tunnel_port: int = 0
     """UDP port of VXLAN; 0: another back end."""
@@ -345,7 +345,7 @@ class Facts:
     kubernetes: Kubernetes | None = None
     pods: tuple[Pod, ...] = ()
     options: Options | None = None
-    """Of the flanneld that runs, else of its unit."""
+    """Options of the flanneld that runs, else of its unit."""
 
     # ---- questions ------------------------------------------------------------------------------
 

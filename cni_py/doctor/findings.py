@@ -23,7 +23,7 @@ class Finding:
         found: what was read, a line each: the reason to believe it.
         repair: commands that a person types, or what to do.
         fix: commands that ``--fix`` runs, without a shell; empty: a person has to decide.
-        about: names of what it concerns, as a person may give them: a container id, a pod, an address, a subnet; empty: the node.
+        about: names of what it concerns, as a person may give them: a container id, an address, a subnet; empty: the node.
         severity: where it differs from that of the rule.
         rule: the name of its rule; the catalogue fills it in.
         why: why it matters, where that differs from the words of the rule.
@@ -84,7 +84,7 @@ class Unchecked:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. ``notes``: what is not wrong, and limits what was checked."""
+    """Findings of an examination. ``notes``: what is not wrong, and limits what was checked."""
 
     findings: tuple[Finding, ...] = ()
     unchecked: tuple[Unchecked, ...] = ()

@@ -53,7 +53,7 @@ NO_FLANNEL = "no flannel network on this node"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be read. ``pods``: attachments that were asked about; ``peers``: names of nodes that were."""
+    """Parameters of a reading. ``pods``: attachments that were asked about; ``peers``: names of nodes that were."""
 
     conf_directory: str = "/etc/cni/net.d"
     cni_path: tuple[str, ...] = ("/opt/cni/bin",)

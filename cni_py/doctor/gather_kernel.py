@@ -36,7 +36,7 @@ _OF_DEVICE = ("net/ipv4/conf/{}/rp_filter", "net/ipv4/conf/{}/forwarding", "net/
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What flanneld would want, by the leases. ``fault``: why that is not known."""
+    """Desired state by the leases, as flanneld computes it. ``fault``: why that is not known."""
 
     external: ExternalInterface | None = None
     attributes: Attributes | None = None
@@ -76,7 +76,7 @@ def plan(rtnl: Rtnl, known: Known, options: Options | None) -> Plan:
 
 
 def _external(rtnl: Rtnl, known: Known, options: Options | None) -> tuple[ExternalInterface | None, str]:
-    """Find the external interface as flanneld does; without its options, by the address of our lease, or the route to a peer."""
+    """Find the external interface as flanneld does; without its options, by our lease's address, or the route to a peer."""
     its = known.own.attributes
     config, ways = known.config, list[Options]()
     if options is not None:

@@ -1,4 +1,4 @@
-"""One attachment that was asked about: its interface as seen from inside its namespace, and what CHECK says. Changes nothing."""
+"""One attachment that was asked about: its interface as seen from inside, and what CHECK says. Changes nothing."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
     through the tunnel   an ICMP echo to the address of the peer's device (VXLAN), or to its pods' gateway
     full-sized           the same, as large as a pod may send, not to be fragmented
     beside the tunnel    an ICMP echo to the address of the peer's node
-    checksums            two datagrams to a closed port: with a checksum, and without (RFC 768 allows that for IPv4)
-    our own address      an ARP request for it: another machine that answers has it too (RFC 5227)
+    checksums            a TCP connection to a closed port; if it is silent, datagrams with a checksum and without (RFC 768)
+    our own address      an ARP request for it: another machine that replies has it too (RFC 5227)
 
 How it works. All are sent at once, and waited for until each is answered, a second at most; what is not answered is sent once
-more. A node that translates nothing and filters ICMP alone answers the datagrams: any answer counts. An error that a router or
+more. A node that translates nothing and filters ICMP alone replies to the datagrams: any reply counts. An error that a router or
 the peer sends in place of an answer shows that the packet got there, or where it ended.
 
 Source: RFC 792, RFC 4443, RFC 826; man pages raw(7), ip(7) (IP_MTU_DISCOVER, IP_RECVERR), packet(7).
@@ -21,8 +21,8 @@ import socket
 import struct
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from errno import ECONNREFUSED, EMSGSIZE
-from time import monotonic
+from errno import ECONNREFUSED, EINPROGRESS, EMSGSIZE
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from cni_py.doctor.facts import Probed, Reached
@@ -48,7 +48,7 @@ _HEADERS = {4: 28, 6: 48}
 """Bytes of the IP and ICMP headers."""
 _ECHO = {4: (8, 0), 6: (128, 129)}
 _UNREACHABLE = {4: (3, 11), 6: (1, 3)}
-"""Types of ICMP errors of who received the packet and could not deliver it."""
+"""Types of ICMP errors that a receiver sends which could not deliver the packet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _first(target: Target) -> Reached:
 
 
 def _echo(targets: dict[int, Target], results: list[Reached], version: int) -> None:
-    """Send echoes of all kinds to all targets of a family, and note the answers."""
+    """Send echoes of all kinds to all targets of a family, and note the replies."""
     family, protocol = (socket.AF_INET, socket.IPPROTO_ICMP) if version == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
     identifier = os.getpid() & 0xFFFF
     hops = (socket.IPPROTO_IP, socket.IP_TTL) if version == 4 else (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
@@ -115,7 +115,7 @@ def _echo(targets: dict[int, Target], results: list[Reached], version: int) -> N
         answered: set[tuple[int, int]] = set()
         for _ in range(TRIES):
             for number, kind in list(waiting):
-                # one hop where there is no tunnel: a peer without pods, which has no gateway, answers that it ended there
+                # one hop where there is no tunnel: a peer without pods, which has no gateway, reports that it ended there
                 is_direct = kind != _NODE and not targets[number].has_tunnel
                 sock.setsockopt(*hops, 1 if is_direct else _HOPS)
                 refused = _send(sock, targets[number], number, kind, identifier, version)
@@ -160,7 +160,7 @@ def _send(sock: socket.socket, target: Target, number: int, kind: int, identifie
 def _receive(
     sock: socket.socket, version: int, identifier: int, waiting: dict[tuple[int, int], None], answered: set[tuple[int, int]]
 ) -> None:
-    """Receive answers until none is waited for, or the time is over."""
+    """Receive replies until none is waited for, or the time is over."""
     deadline = monotonic() + SECONDS / TRIES
     while waiting and (left := deadline - monotonic()) > 0:
         if not select.select([sock], [], [], left)[0]:
@@ -174,7 +174,7 @@ def _receive(
 
 
 def _answer(packet: bytes, version: int, identifier: int) -> tuple[int, int] | None:
-    """Return number and kind of the echo that a packet answers, also by an error of its receiver; None: of another."""
+    """Return number and kind of the echo that a packet replies to, also by an error of its receiver; None: of another."""
     icmp = packet[(packet[0] & 15) * 4 :] if version == 4 else packet
     if len(icmp) < 8:
         return None
@@ -210,9 +210,11 @@ def _checksum(content: bytes) -> int:
 # ---- datagrams ----------------------------------------------------------------------------------
 
 _DATAGRAM_SECONDS = 0.15
+_ERROR_SECONDS, _ROUNDS = 1.1, 2
+"""A host sends an error of ICMP to another once a second (icmp_ratelimit)."""
 
 
-def refused_by(addresses: Sequence[Address], *, has_checksum: bool = True) -> set[Address]:
+def refused_by(addresses: Sequence[Address]) -> set[Address]:
     """Send a datagram to a closed port of each; return those that send "port unreachable": it arrived, and was right.
 
     Errors are limited to some a second, so what is missing is asked for again.
@@ -220,38 +222,42 @@ def refused_by(addresses: Sequence[Address], *, has_checksum: bool = True) -> se
     found: set[Address] = set()
     for _ in range(TRIES):
         left = [address for address in addresses if address not in found]
-        found |= _refused(left, has_checksum=has_checksum) if left else set()
+        found |= _refused(left) if left else set()
     return found
 
 
-def _refused(addresses: Sequence[Address], *, has_checksum: bool) -> set[Address]:
+def _refused(addresses: Sequence[Address], *, has_checksum: bool = True, kind: int = socket.SOCK_DGRAM) -> set[Address]:
+    """Send to the closed port of each; return those that refuse it. An open one, of a connection, counts too."""
     found: set[Address] = set()
     with ExitStack() as stack:
         waiting: dict[int, tuple[Address, socket.socket]] = {}
         for address in addresses:
             family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-            sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
+            sock = stack.enter_context(socket.socket(family, kind | socket.SOCK_NONBLOCK))
+            if not has_checksum:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
             with suppress(OSError):
-                if not has_checksum:
-                    sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
-                sock.connect((str(address), PORT))
-                sock.send(b"cni-py doctor")
-                waiting[sock.fileno()] = (address, sock)
+                number = sock.connect_ex((str(address), PORT))
+                if kind == socket.SOCK_DGRAM:
+                    sock.send(b"cni-py doctor")
+                if number in (0, EINPROGRESS):
+                    waiting[sock.fileno()] = (address, sock)
         deadline = monotonic() + _DATAGRAM_SECONDS
         poll = select.poll()
         for fd in waiting:
-            poll.register(fd, select.POLLIN | select.POLLERR)
+            poll.register(fd, select.POLLERR | (select.POLLIN if kind == socket.SOCK_DGRAM else select.POLLOUT))
         while waiting and (left := deadline - monotonic()) > 0:
             for fd, _ in poll.poll(left * 1000):
                 address, sock = waiting.pop(fd)
                 poll.unregister(fd)
-                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == ECONNREFUSED:
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number == ECONNREFUSED or (number == 0 and kind == socket.SOCK_STREAM):
                     found.add(address)
     return found
 
 
 def _ask_by_datagram(targets: Sequence[Target], results: list[Reached]) -> None:
-    """Ask by datagrams who does not answer an echo: a node may ignore these."""
+    """Ask those by datagrams that did not reply to an echo: a node may ignore these."""
     ends = [result.target for result in results if not result.tunnel]
     nodes = [target.node for target, result in zip(targets, results, strict=True) if result.node is False and target.node]
     refused = refused_by([*ends, *nodes]) if ends or nodes else set()
@@ -261,18 +267,27 @@ def _ask_by_datagram(targets: Sequence[Target], results: list[Reached]) -> None:
 
 
 def _check_checksums(results: list[Reached]) -> None:
-    """Compare a datagram with a checksum and one without: whether a device on the way computes wrong ones.
+    """Find peers for which a device on the way computes wrong checksums: what has none arrives, and nothing else does.
 
-    A peer that drops both says nothing.
+    A peer that refuses a TCP connection has received a segment whose checksum is right, and nothing more is asked. Of one that
+    is silent, which a firewall may be too, datagrams are asked: the first with a checksum, since the peer limits its errors.
     """
-    asked = [result.target for result in results if result.tunnel and result.target.version == 4]
-    checked = refused_by(asked) if asked else set()
-    silent = [address for address in asked if address not in checked]
-    unchecked = refused_by(silent, has_checksum=False) if silent else set()
-    checked |= refused_by([*unchecked]) if unchecked else set()  # again: only a difference that lasts counts
+    asked: list[Address] = [result.target for result in results if result.tunnel and result.target.version == 4]
+    silent = [address for address in asked if address not in _refused(asked, kind=socket.SOCK_STREAM)]
+    checked: set[Address] = set()
+    unchecked = dict.fromkeys(silent, 0)
+    for round_ in range(_ROUNDS):
+        left = [address for address in silent if address not in checked and unchecked[address] == round_]
+        if not left:
+            break
+        sleep(_ERROR_SECONDS if round_ else 0)
+        checked |= _refused(left)
+        for address in _refused([address for address in left if address not in checked], has_checksum=False):
+            unchecked[address] += 1
     for number, result in enumerate(results):
         if result.target in asked:
-            results[number] = replace(result, checked=result.target in checked, unchecked=result.target in unchecked)
+            is_checked = result.target not in silent or result.target in checked
+            results[number] = replace(result, checked=is_checked, unchecked=unchecked.get(result.target) == _ROUNDS)
 
 
 # ---- our own address ----------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Remove secrets from texts of a node, so that they can be given to another person.
 
-How it works, twice. First, secrets are collected: values that stand where secrets do, in any of the texts (a password behind
+How it works, twice. First, secrets are collected: values in the places of secrets, in any of the texts (a password behind
 its name, in a URL, in an environment file), and the content of files that are known to hold one. Then each of them is replaced
-in every text, in whatever form it stands there; and what looks like a secret is replaced even where its value is not known:
+in every text, in whatever form it has there; and what looks like a secret is replaced even where its value is not known:
 private keys, tokens, 32 bytes in Base64 as WireGuard has keys. A public key looks the same, and is replaced too.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HIDDEN = "[removed]"
 _SHORTEST = 4
-"""Characters of a secret that is replaced wherever it stands: a shorter one would be found in every word."""
+"""Characters of a secret that is replaced wherever it occurs: a shorter one would be found in every word."""
 _NAMES = (
     r"pass(?:word|wd|phrase)?|psk|pre-?shared-?key|secret(?:s|-?key)?|token|private-?key|priv-?key|api-?key|access-?key|"
     r"client-?key(?:-?data)?|credentials?|auth(?:orization)?|bearer|cookie"
@@ -30,9 +30,11 @@ _ASSIGNED = re.compile(
          ( \\?" (?:[^"\\]|\\.)* \\?" | '[^']*' | [^\s,;&"'}}\]]+ )"""
 )
 _HARMLESS = re.compile(
-    r"(?ix) \[removed\] | \*+ | true | false | null | none | yes | no | is | was | are | file | of | for | and | or | to | the | in "
-    r"| has | with | not | from | must | \d{1,2} | /[\w./-]* | [\w./-]+\.(?:pem|crt|key|conf|json|env|yaml|yml|txt) | -{1,2}[\w-]+"
+    r"(?ix) \[removed\] | \*+ | true | false | null | none | yes | no | is | was | are | file | of | for | and | or | to | the"
+    r" | in | has | with | not | from | must | \d{1,2} | /[\w./-]* | -{1,2}[\w-]+"
+    r" | [\w./-]+\.(?:pem|crt|key|conf|json|env|yaml|yml|txt)"
 )
+"""Words that follow the name of a secret in prose, and names of files."""
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/@:\"']*):([^\s@\"']+)@")
 _URL_TOKEN = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/@:\"']{8,})@")
 _HEADER = re.compile(r"(?i)\b(bearer|basic|token)(\s+)([\w.~+/=-]{8,})")

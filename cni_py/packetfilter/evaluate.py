@@ -59,7 +59,7 @@ class Rule:
     action: str = ""
     target: str = ""
     choose: Callable[[Packet], tuple[str, str] | None] | None = None
-    """Of a verdict map: action and target; None: there is no element for the packet."""
+    """Lookup in a verdict map: action and target; None: there is no element for the packet."""
 
 
 @dataclass(slots=True)
@@ -118,9 +118,8 @@ class Ruleset:
         """Return what happens to the packet at these hooks: the first drop, else a translation, else accept or unknown."""
         found: list[Verdict] = []
         for hook in hooks:
-            for chain in self.at(hook, packet.version):
-                if chain.device in ("", packet.incoming):
-                    found.append(_Walk(self._by_name, packet).run(chain))
+            met = (chain for chain in self.at(hook, packet.version) if chain.device in ("", packet.incoming))
+            found += [_Walk(self._by_name, packet).run(chain) for chain in met]
         for kind in (DROP, TRANSLATE, UNKNOWN):
             for verdict in found:
                 if verdict.kind == kind:
@@ -415,7 +414,7 @@ def _nft_words(key: str, value: Any) -> str:
     return "" if key == "counter" else key
 
 
-def _side(value: Any) -> str:
+def _side(value: Any) -> str:  # noqa: PLR0911 — a line for each form
     if isinstance(value, dict):
         key, inner = next(iter(value.items()))
         if key == "payload" and isinstance(inner, dict) and "field" in inner:
@@ -505,7 +504,7 @@ def _field(protocol: str, name: str, packet: Packet) -> Any:
     raise _Unknown
 
 
-def _is_in(value: Any, right: Any, sets: Sets) -> bool:
+def _is_in(value: Any, right: Any, sets: Sets) -> bool:  # noqa: PLR0911 — a line for each form
     """Return whether a value is, or is in, the right side of a match. Raises: _Unknown, ValueError."""
     if isinstance(right, list):
         return any(_is_in(value, each, sets) for each in right)

@@ -1,4 +1,4 @@
-"""What the packet filter does to packets of pods and of the tunnel: described packets, evaluated in the rules of this host."""
+"""Fate of packets of pods and of the tunnel in the packet filter: described packets, evaluated in the rules of this host."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _versions(facts: Facts) -> list[int]:
 
 
 def forward(facts: Facts) -> Iterator[Finding]:
-    """A rule, or a policy, that drops what pods send to each other, before a rule of ours accepts it."""
+    """A rule, or a policy, that drops what pods send to each other, before our rule accepts it."""
     for version in _versions(facts):
         between = _dropped(facts, [*_between(facts, version), *_inside(facts, version)], *_FORWARDED)
         for words, (verdict, those) in between.items():
@@ -217,9 +217,7 @@ def flavours(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "rules are in iptables-nft and in iptables-legacy",
             tuple(f"{name}: both have rules" for name in both),
-            (
-                "see which program adds them: iptables-legacy-save; iptables-nft-save; delete those of the flavour that is not used",
-            ),
+            ("see which program adds them: iptables-legacy-save; iptables-nft-save; delete those of the unused flavour",),
         )
 
 

@@ -1,4 +1,4 @@
-"""Routes, neighbours and FDB entries of each peer, against the leases; and what answers."""
+"""Routes, neighbours and FDB entries of each peer, against the leases; and replies to probes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def route(facts: Facts) -> Iterator[Finding]:
                 tuple(lines),
                 tuple(repair)
                 or (f"find the rule that leads elsewhere: ip rule; ip route get {one.subnet.network_address + 1}",),
-                () if exists else (command,),
+                () if exists or facts.link(wanted.device) is None else (command,),
                 names_of(one.lease),
             )
         )
@@ -174,7 +174,7 @@ def foreign_route(facts: Facts) -> Iterator[Finding]:
     """Routes of other programs inside the pods' network."""
     own = {link.name for link in facts.links if link.name.startswith("flannel") or mark_on(link)} | {facts.bridge_name}
     wanted = [one.route for one in facts.wanted]
-    known = [subnet for subnet in facts.ways]
+    known = list(facts.ways)
     for each in sorted(facts.routes, key=str):
         if each.protocol == PROTOCOL or (each.device and each.device in own) or any(_is_same(each, one) for one in wanted):
             continue
@@ -216,7 +216,7 @@ def stale_route(facts: Facts) -> Iterator[Finding]:
     yield from gathered(found, "route", "stale: no node has a lease of it")
 
 
-# ---- what answers -------------------------------------------------------------------------------
+# ---- replies to probes---------------------------------------------------------------------------
 
 
 def reached(facts: Facts) -> Iterator[Finding]:
@@ -252,7 +252,7 @@ def _address(each: Reached) -> Address | None:
     return its.public_ip if each.subnet.version == 4 else its.public_ipv6
 
 
-def _layer(facts: Facts, each: Reached) -> tuple[str, list[str]]:
+def _layer(facts: Facts, each: Reached) -> tuple[str, list[str]]:  # noqa: PLR0911 — a line for each layer
     """Return where a packet ends, and what shows it."""
     lines = [f"sent to {each.target}, through the tunnel: {each.refused or 'no answer'}"]
     if each.node is not None:
@@ -328,11 +328,11 @@ def checksums(facts: Facts) -> Iterator[Finding]:
 
 
 def duplicate_address(facts: Facts) -> Iterator[Finding]:
-    """Another machine on the link answers for our own address."""
+    """Another machine on the link replies for our own address."""
     for address, mac in facts.probed.duplicates:
         yield Finding(
             f"another machine has the address of this node, {address}",
-            (f"{mac} answers an ARP request for it",),
+            (f"{mac} replies to an ARP request for it",),
             (f"find that machine by its MAC address, and give it another address: arping -D -I {_link(facts)} {address}",),
             about=frozenset((str(address),)),
         )

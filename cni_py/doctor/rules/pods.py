@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_py.doctor.facts import Facts, Pod
-    from cni_py.sweep.report import Finding as Swept
     from cni_py.doctor.findings import Command
+    from cni_py.sweep.report import Finding as Swept
 
 _NEARLY = 10
 """A pool is nearly empty with this share of its addresses left, in percent."""
@@ -43,7 +43,7 @@ def leaked(facts: Facts) -> Iterator[Finding]:
     owners = {(one.leftover.container_id, one.network) for one in stale}
     lines = [f"{one.leftover.kind} {one.leftover.what}" for one in stale]
     yield Finding(
-        f"{counted(len(stale), 'resource')} of {counted(len(owners), 'deleted pod')} {'is' if len(stale) == 1 else 'are'} leaked",
+        f"leaked: {counted(len(stale), 'resource')} of {counted(len(owners), 'deleted pod')}",
         (*shown(lines), f"why: {stale[0].why.partition('; kept:')[0]}"),
         (f"list them: {' '.join(SWEEP)} --dry-run", " ".join(SWEEP)),
         (SWEEP,),
