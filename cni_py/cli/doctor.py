@@ -168,9 +168,9 @@ def _peers(word: str) -> frozenset[str]:
         names = {str(name) for name in (*lease.subnets.each(), *lease.attributes.addresses)}
         if word in names or any(_is_in(word, subnet) for subnet in lease.subnets.each()):
             return frozenset(names)
-    there = ", ".join(str(lease.attributes.addresses[0]) for lease in leases[:10]) or "none"
-    hint = f"list pods: cni-py explain; nodes: {there}"
-    raise CniError(f'unknown pod or node "{word}"', "it is no attachment of this node, and no node or subnet of a lease", hint)
+    nodes = ", ".join(str(lease.attributes.addresses[0]) for lease in leases[:10]) or "none"
+    details = f"it is not an attachment of this node, and not a node or subnet of a lease; nodes: {nodes}"
+    raise CniError(f'unknown pod or node "{word}"', details, "list pods: cni-py explain")
 
 
 def _is_in(word: str, subnet: object) -> bool:

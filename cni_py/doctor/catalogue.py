@@ -200,7 +200,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "pod-mtu",
         ERROR,
-        "the MTU of each pod's host end is not larger than FLANNEL_MTU",
+        "the MTU of each pod's host end is not larger than fits the tunnel",
         "large packets of that pod are lost between nodes, while small ones arrive",
         devices.port_mtu,
         (names.KERNEL,),

@@ -33,8 +33,8 @@ def broken(facts: Facts) -> Iterator[Finding]:
         checked = file.checked
         is_in_front = at <= first or file.is_flannel
         if checked.errors:
-            hint = f"correct it: cni-py config check {file.path}; or move it away: mv {file.path} {file.path}.off"
-            yield Finding(f"{file.path} is broken", checked.errors, (hint,), severity=ERROR if is_in_front else WARNING)
+            advice = f"correct it: cni-py config check {file.path}; or move it away: mv {file.path} {file.path}.off"
+            yield Finding(f"{file.path} is broken", checked.errors, (advice,), severity=ERROR if is_in_front else WARNING)
         elif checked.warnings and file.is_flannel:
             yield Finding(
                 f"{file.path} has keys without effect",

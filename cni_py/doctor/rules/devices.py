@@ -147,27 +147,32 @@ def bridge(facts: Facts) -> Iterator[Finding]:
 
 def _wanted_mtu(facts: Facts) -> int:
     chosen = facts.delegate.get("mtu")
-    return chosen if isinstance(chosen, int) and chosen > 0 else facts.env.mtu if facts.env else 0
+    return chosen if isinstance(chosen, int) and chosen > 0 else _largest(facts)
+
+
+def _largest(facts: Facts) -> int:
+    """Return the size of a pod's packet that fits the tunnel; a stale subnet.env is another rule's."""
+    return facts.pod_mtu or (facts.env.mtu if facts.env else 0)
 
 
 def port_mtu(facts: Facts) -> Iterator[Finding]:
     """Pods whose packets do not fit the tunnel."""
-    link, env = facts.bridge, facts.env
-    if link is None or env is None:
+    link, largest = facts.bridge, _largest(facts)
+    if link is None or not largest:
         return
     found = []
     for port in facts.ports(link):
-        if port.mtu > env.mtu and facts.devices:
+        if port.mtu > largest and facts.devices:
             pod = _pod_on(port)
             found.append(
                 Finding(
                     f"the MTU of {port.name}{f', of container {pod}' if pod else ''}, is {port.mtu}",
-                    (f"FLANNEL_MTU is {env.mtu}: larger packets are lost between nodes",),
+                    (f"{largest} fits the tunnel: larger packets are lost between nodes",),
                     ("delete the pod and create it again: it was attached with another MTU",),
                     about=frozenset((pod,)) if pod else frozenset(),
                 )
             )
-    yield from gathered(found, "pod", "the MTU is larger than FLANNEL_MTU")
+    yield from gathered(found, "pod", "the MTU is larger than fits the tunnel")
 
 
 def _pod_on(port: Link) -> str:

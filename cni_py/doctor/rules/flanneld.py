@@ -36,7 +36,10 @@ def twice(facts: Facts) -> Iterator[Finding]:
     by_file: dict[Hashable, list[Daemon]] = {}
     for daemon in facts.daemons:
         by_file.setdefault(daemon.subnet_file, []).append(daemon)
-    for daemons in {tuple(found) for found in (*groups.values(), *by_file.values()) if len(found) > 1}:
+    several = {
+        tuple(daemon.pid for daemon in found): found for found in (*groups.values(), *by_file.values()) if len(found) > 1
+    }
+    for daemons in several.values():
         younger = daemons[-1]
         yield Finding(
             f"{len(daemons)} flannelds run for one network",
