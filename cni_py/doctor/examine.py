@@ -17,7 +17,7 @@ LOOK_SECONDS = 0.5
 
 
 def evaluate(facts: Facts, rules: Sequence[Rule], about: frozenset[str] = frozenset()) -> Report:
-    """Evaluate the rules once: pure. ``about``: names of a pod or a node; its findings come first, those about other ones are left out."""
+    """Evaluate the rules once: pure. ``about``: names of a pod or a node; findings about other ones are left out."""
     findings: list[Finding] = []
     unchecked: list[Unchecked] = []
     for rule in rules:

@@ -6,9 +6,9 @@
     checksums            a TCP connection to a closed port; if it is silent, datagrams with a checksum and without (RFC 768)
     our own address      an ARP request for it: another machine that replies has it too (RFC 5227)
 
-How it works. All are sent at once, and waited for until each is answered, a second at most; what is not answered is sent once
-more. A node that translates nothing and filters ICMP alone replies to the datagrams: any reply counts. An error that a router or
-the peer sends in place of an answer shows that the packet got there, or where it ended.
+How it works. All are sent at once, and waited for until each is answered, a second at most; what is not, is sent once more.
+A node that filters ICMP alone replies to the datagrams: any reply counts. An error that the peer sends in place of an answer
+shows that the packet got there.
 
 Source: RFC 792, RFC 4443, RFC 826; man pages raw(7), ip(7) (IP_MTU_DISCOVER, IP_RECVERR), packet(7).
 """

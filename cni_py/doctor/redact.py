@@ -18,17 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 HIDDEN = "[removed]"
-_SHORTEST = 4
+_SHORTEST, _LONGEST_WORD = 4, 20
 """Characters of a secret that is replaced wherever it occurs: a shorter one would be found in every word."""
 _NAMES = (
-    r"pass(?:word|wd|phrase)?|psk|pre-?shared-?key|secret(?:s|-?key)?|token|private-?key|priv-?key|api-?key|access-?key|"
+    r"pass(?:word|wd|phrase)?|pwd|psk|pre-?shared-?key|secret(?:s|-?key)?|token|private-?key|priv-?key|api-?key|access-?key|"
     r"client-?key(?:-?data)?|credentials?|auth(?:orization)?|bearer|cookie"
 )
 _NAME = rf"[\w.-]*?(?:{_NAMES.replace('-?', '[-_]?')})(?![a-z])[\w]*"
 _ASSIGNED = re.compile(
-    rf"""(?ix) (?<![\w]) (["']? -{{0,2}} {_NAME} \\?["']? \s* (?: [:=] \s* | \s+ ) )
+    rf"""(?ix) (?<![\w]) (["']? -{{0,2}} {_NAME} \\?["']? [ \t]* (?: [:=] [ \t]* | [ \t]+ ) )
          ( \\?" (?:[^"\\]|\\.)* \\?" | '[^']*' | [^\s,;&"'}}\]]+ )"""
 )
+_NAMED = re.compile(
+    rf"""(?ix) (\\?["']? name \\?["']? \s* [:=] \s* \\?["']? {_NAME} \\?["']? \s*
+         [,\n] \s* \\?["']? value \\?["']? \s* [:=] \s*)
+         ( \\?" (?:[^"\\]|\\.)* \\?" | '[^']*' | [^\s,;&"'}}\]]+ )"""
+)
+"""A variable of a container, with its name and its value apart."""
 _HARMLESS = re.compile(
     r"(?ix) \[removed\] | \*+ | true | false | null | none | yes | no | is | was | are | file | of | for | and | or | to | the"
     r" | in | has | with | not | from | must | \d{1,2} | /[\w./-]* | -{1,2}[\w-]+"
@@ -37,7 +43,7 @@ _HARMLESS = re.compile(
 """Words that follow the name of a secret in prose, and names of files."""
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/@:\"']*):([^\s@\"']+)@")
 _URL_TOKEN = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/@:\"']{8,})@")
-_HEADER = re.compile(r"(?i)\b(bearer|basic|token)(\s+)([\w.~+/=-]{8,})")
+_HEADER = re.compile(r"(?i)\b(bearer|basic|token)(\s+)(?=\S*\d|\S{21})([\w.~+/=-]{8,})")
 _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _JWT = re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*")
 _KEY = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{43}=(?![A-Za-z0-9+/=])")
@@ -60,10 +66,13 @@ class Redactor:
 
     def learn(self, text: str) -> None:
         """Collect the secrets of a text, before any text is redacted."""
-        for found in _ASSIGNED.finditer(text):
-            self.add(_bare(found[2]))
+        for pattern in (_ASSIGNED, _NAMED):
+            for found in pattern.finditer(text):
+                self.add("" if _is_prose(found) else _bare(found[2]))
         for found in _URL.finditer(text):
             self.add(found[3])
+        for found in _URL_TOKEN.finditer(text):
+            self.add(found[2])
         for found in _HEADER.finditer(text):
             self.add(found[3])
         for found in _PEM.finditer(text):
@@ -82,16 +91,23 @@ class Redactor:
         text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
         text = _JWT.sub(HIDDEN, text)
         text = _KEY.sub(HIDDEN, text)
-        return _ASSIGNED.sub(_replaced, text)
+        return _ASSIGNED.sub(_replaced, _NAMED.sub(_replaced, text))
 
 
 def _bare(value: str) -> str:
     return value.strip().strip("\\").strip("\"'").rstrip("\\")
 
 
+def _is_prose(found: re.Match[str]) -> bool:
+    """Return whether the value is the next word of a sentence: "token expired". With a digit in it, it is not."""
+    name, value = found[1], found[2]
+    is_assigned = ":" in name or "=" in name or name.lstrip("\"'").startswith("-") or value[0] in "\\\"'"
+    return not is_assigned and not (len(value) > _LONGEST_WORD or any(letter.isdigit() for letter in value))
+
+
 def _replaced(found: re.Match[str]) -> str:
     value = found[2]
-    if _HARMLESS.fullmatch(_bare(value)):
+    if _HARMLESS.fullmatch(_bare(value)) or _is_prose(found):
         return found[0]
     mark = value[:2] if value.startswith('\\"') else value[0] if value[0] in "\"'" else ""
     return f"{found[1]}{mark}{HIDDEN}{mark}"
@@ -120,8 +136,9 @@ def _values_of_json(text: str) -> Iterator[str]:
 
 def _secret_values(value: Any, name: str = "") -> Iterator[str]:
     if isinstance(value, dict):
+        named = value.get("name")
         for key, inner in value.items():
-            yield from _secret_values(inner, str(key))
+            yield from _secret_values(inner, str(named) if key == "value" and isinstance(named, str) else str(key))
     elif isinstance(value, list):
         for inner in value:
             yield from _secret_values(inner, name)
