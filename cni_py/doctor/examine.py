@@ -12,7 +12,7 @@ from cni_py.doctor.findings import ERROR, Finding, Report, Rule, Unchecked
 if TYPE_CHECKING:
     from cni_py.doctor.facts import Facts
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.75
 """Pause between two readings of what flanneld may be restoring."""
 
 

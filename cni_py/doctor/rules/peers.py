@@ -204,6 +204,8 @@ def stale_route(facts: Facts) -> Iterator[Finding]:
     for each in sorted(facts.routes, key=str):
         if each.protocol != PROTOCOL or each.dst in leased or each.metric == BLACKHOLE_METRIC:
             continue
+        if each.dst in facts.networks:  # of the back end udp: one route for all peers
+            continue
         command = _command("ip", "route", "del", *each.words())
         found.append(
             Finding(
