@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from cni_py.doctor.findings import Report
 
 EXIT_COULD_NOT_LOOK = 3
+MOST_PODS = 250
+"""Pods whose interfaces are read where none was named: the last that were attached."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -125,28 +127,31 @@ def _request(options: argparse.Namespace) -> tuple[gather.Request, frozenset[str
     request = gather.Request(conf_directory=directory, cni_path=tuple(cni_path(options)), probes=not options.no_probes)
     word = options.target
     if not word:
-        return request, frozenset()
+        live = [one for one in attachments.known(options.cache_dir) if one.state == attachments.LIVE]
+        return replace(request, pods=tuple(_asked(one, request, options) for one in live[-MOST_PODS:])), frozenset()
     found = _attachments(word, options.cache_dir)
     if found:
-        asked = tuple(
-            Asked(
-                one.container_id,
-                one.ifname,
-                one.network,
-                one.netns,
-                one.state,
-                one.pod,
-                one.addresses,
-                one.error,
-                request.cni_path,
-                directory,
-                options.cache_dir,
-            )
-            for one in found
-        )
+        asked = tuple(replace(_asked(one, request, options), with_check=True, error=one.error) for one in found)
         return replace(request, pods=asked), frozenset(name for one in asked for name in one.names)
     peers = _peers(word)
     return replace(request, peers=peers), peers
+
+
+def _asked(one: attachments.Known, request: gather.Request, options: argparse.Namespace) -> Asked:
+    """Return what to read of an attachment: its interface from inside; no errors of before, and no plugin is executed."""
+    return Asked(
+        container_id=one.container_id,
+        ifname=one.ifname,
+        network=one.network,
+        netns=one.netns,
+        state=one.state,
+        pod=one.pod,
+        addresses=one.addresses,
+        cni_path=request.cni_path,
+        conf_directory=request.conf_directory,
+        cache_dir=options.cache_dir,
+        with_check=False,
+    )
 
 
 def _attachments(word: str, cache_dir: str = CACHE_DIR) -> list[attachments.Known]:

@@ -76,6 +76,8 @@ class Daemon:
     """Result of /readyz; None: it has no health server."""
     reasons: tuple[str, ...] = ()
     """Reasons in /readyz."""
+    is_stopped: bool = False
+    """Stopped by a signal or a debugger."""
 
     @property
     def subnet_file(self) -> str:
@@ -286,6 +288,8 @@ class Facts:
     """systemd manages a flanneld.service here."""
     # files
     subnet_file: str = "/run/flannel/subnet.env"
+    conf_subnet_file: str = ""
+    """The file that the flannel plugin reads; "": no plugin does."""
     env: SubnetEnv | None = None
     env_fault: str = ""
     """Reason why there is no ``env``; "" also where no flannel network is configured."""
@@ -300,6 +304,8 @@ class Facts:
     lost: tuple[Lost, ...] = ()
     pod_addresses: tuple[Address, ...] = ()
     """Reserved addresses of our own subnets."""
+    published_config: NetworkConfig | None = None
+    """The network configuration in the datastore; None: as ``published``."""
     published: Mapping[Subnets, Lease] | None = None
     """Every lease in the datastore; None: it was not asked, or see ``unread``."""
     disks: tuple[Disk, ...] = ()
@@ -327,6 +333,8 @@ class Facts:
     attributes: Attributes | None = None
     """Content that our lease should have."""
     wanted: tuple[Wanted, ...] = ()
+    peer_faults: tuple[tuple[Lease, str], ...] = ()
+    """Leases that the back end cannot follow, and why."""
     devices: tuple[str, ...] = ()
     """Names of the devices that the back end keeps."""
     tunnels: tuple[Vxlan, ...] = ()

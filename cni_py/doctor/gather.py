@@ -110,7 +110,6 @@ def look(request: Request) -> Facts:
     facts = _kubernetes(facts, reader, options)
     facts = replace(
         facts,
-        disks=tuple(gather_node.disks(gather_node.WRITTEN)),
         counters=gather_node.counters(),
         certificates=tuple(gather_node.certificates(options)),
         newest_file=gather_node.newest([__file__, facts.subnet_file, saved.path_for(facts.subnet_file)]),
@@ -139,7 +138,9 @@ def _processes(facts: Facts, reader: Reader) -> tuple[Facts, Options | None]:
     plugins = conf.network.plugins if conf and conf.network else ()
     named = next((plugin.get("subnetFile") for plugin in plugins if plugin.get("type") == "flannel"), None)
     path = options.subnet_file if options else str(named or subnet_file_by_default())
-    return replace(facts, daemons=tuple(daemons), has_unit=has_unit, subnet_file=path), options
+    read_by_plugin = str(named or saved.SUBNET_FILE) if plugins else ""
+    facts = replace(facts, daemons=tuple(daemons), has_unit=has_unit, subnet_file=path, conf_subnet_file=read_by_plugin)
+    return facts, options
 
 
 def subnet_file_by_default() -> str:
@@ -221,6 +222,7 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
             external=plan.external,
             attributes=plan.attributes,
             wanted=plan.wanted,
+            peer_faults=plan.faults,
             devices=plan.devices,
             tunnels=plan.tunnels,
             pod_mtu=plan.pod_mtu,
@@ -275,10 +277,19 @@ def _attachments(facts: Facts, request: Request, reader: Reader) -> Facts:
     else:
         reader.unread[names.LEAKS] = reader.unread[names.LOST_RULES] = "it requires root"
     pods = tuple(gather_pods.read(asked) for asked in request.pods)
+    directories = (*gather_node.WRITTEN, DATA_DIR, *(f"{DATA_DIR}/{network.name}" for network in networks))
     names_of = [name for network in networks for name in reserved_names(f"{DATA_DIR}/{network.name}")]
     addresses = [address for name in names_of if (address := as_address(name)) is not None]
     own = tuple(address for address in addresses if any(address in subnet for subnet in facts.subnets))
-    return replace(facts, pools=tuple(pools), leaks=leaks, lost=tuple(lost), pods=pods, pod_addresses=own)
+    return replace(
+        facts,
+        pools=tuple(pools),
+        leaks=leaks,
+        lost=tuple(lost),
+        pods=pods,
+        pod_addresses=own,
+        disks=tuple(gather_node.disks(directories)),
+    )
 
 
 def _is_about_external(leaks: SweepReport, facts: Facts) -> bool:
@@ -299,8 +310,8 @@ def _datastore(facts: Facts, reader: Reader, options: Options | None) -> Facts:
     """Read the leases in etcd or a file; nodes of Kubernetes are read by themselves."""
     if options is None or options.kube_subnet_mgr or not facts.runs:
         return facts
-    published = reader.read(names.DATASTORE, lambda: gather_datastore.leases(options), None)
-    return replace(facts, published=published)
+    read = reader.read(names.DATASTORE, lambda: gather_datastore.read(options), None)
+    return replace(facts, published_config=read[0], published=read[1]) if read else facts
 
 
 def _kubernetes(facts: Facts, reader: Reader, options: Options | None) -> Facts:

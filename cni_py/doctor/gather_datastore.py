@@ -1,4 +1,4 @@
-"""The leases in flannel's datastore, within a bounded time. Changes nothing."""
+"""The configuration and leases in flannel's datastore, within a bounded time. Changes nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from cni_py.datastore.errors import Unavailable
+from cni_py.flanneld.network import NetworkConfig
 from cni_py.node.log import silence
 
 if TYPE_CHECKING:
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 SECONDS = 1.5
 
 
-def leases(options: Options) -> dict[Subnets, Lease]:
-    """Return every lease and reservation by its subnets. Raises: StoreError, CniError."""
+def read(options: Options) -> tuple[NetworkConfig, dict[Subnets, Lease]]:
+    """Return the network's configuration, and every lease and reservation by its subnets. Raises: StoreError, CniError."""
     with silence():
         store = _open(options)
-        found: list[list[Lease]] = []
+        found: list[tuple[str, list[Lease]]] = []
         faults: list[Exception] = []
 
         def ask() -> None:
             try:
-                found.append(store.listed())
+                found.append((store.read_network_config(), store.listed()))
             except Exception as error:  # noqa: BLE001 — raised below, in the caller's thread
                 faults.append(error)
 
@@ -40,7 +41,8 @@ def leases(options: Options) -> dict[Subnets, Lease]:
         raise Unavailable(f"the datastore did not respond within {SECONDS} s")
     if faults:
         raise faults[0]
-    return {lease.subnets: lease for lease in found[0]}
+    text, leases = found[0]
+    return NetworkConfig.parse(text), {lease.subnets: lease for lease in leases}
 
 
 def _open(options: Options) -> EtcdStore | FileStore:

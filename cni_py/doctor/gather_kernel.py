@@ -41,6 +41,7 @@ class Plan:
     external: ExternalInterface | None = None
     attributes: Attributes | None = None
     wanted: tuple[Wanted, ...] = ()
+    faults: tuple[tuple[Lease, str], ...] = ()
     devices: tuple[str, ...] = ()
     tunnels: tuple[Vxlan, ...] = ()
     pod_mtu: int = 0
@@ -67,6 +68,7 @@ def plan(rtnl: Rtnl, known: Known, options: Options | None) -> Plan:
                 external,
                 backend.attributes(),
                 tuple(one for lease in known.peers for one in _wanted(backend, lease)),
+                tuple((lease, text) for lease in known.peers for _, text in backend.faults(lease)),
                 tuple(device.name for device in tunnels),
                 tuple(tunnels),
                 backend.mtu,

@@ -49,7 +49,7 @@ def daemons() -> list[Daemon]:
         except OSError:  # it has exited
             continue
         options = _options(argv[at + 1 :], environ)
-        found.append(_asked(Daemon(int(name), argv[at], options, environ)))
+        found.append(_asked(Daemon(int(name), argv[at], options, environ, is_stopped=_is_stopped(name))))
     return sorted(found, key=lambda daemon: daemon.pid)
 
 
@@ -121,6 +121,12 @@ def _argv(pid: str) -> list[str]:
         return []
 
 
+def _is_stopped(pid: str) -> bool:
+    with suppress(OSError, CniError, IndexError):
+        return files.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in (b"T", b"t")
+    return False
+
+
 def _place(argv: Sequence[str]) -> int | None:
     """Return the index of the program in its arguments if it is a flanneld: executed by itself, or by Python."""
     if not argv:
@@ -150,7 +156,7 @@ def _options(argv: Sequence[str], environ: Mapping[str, str]) -> Options | None:
 def _asked(daemon: Daemon) -> Daemon:
     """Ask the health server, if it has one."""
     options = daemon.options
-    if options is None or not options.healthz_port:
+    if options is None or not options.healthz_port or daemon.is_stopped:
         return daemon
     host = options.healthz_ip
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -30,6 +30,7 @@ _FAMILIES_OF = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 _PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 _NAMED = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
 _DEEPEST = 32
+_BRIDGE = -1
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58, "icmpv6": 58}
 
 
@@ -113,6 +114,12 @@ class Ruleset:
         return sorted(
             (chain for chain in self.chains if chain.hook == hook and chain.is_of(version)), key=lambda chain: chain.priority
         )
+
+    def bridged(self, packet: Packet) -> Verdict:
+        """Return what happens to a packet between two ports of a bridge in the tables of the family bridge."""
+        chains = [chain for chain in self.chains if chain.version == _BRIDGE and chain.hook in ("prerouting", "forward")]
+        found = [_Walk(self._by_name, packet).run(chain) for chain in sorted(chains, key=lambda chain: chain.priority)]
+        return next((verdict for verdict in found if verdict.kind == DROP), Verdict(ACCEPT))
 
     def verdict(self, packet: Packet, *hooks: str) -> Verdict:
         """Return what happens to the packet at these hooks: the first drop, else a translation, else accept or unknown."""
@@ -365,7 +372,7 @@ def _nft_chain(of: Mapping[str, Any]) -> Chain:
     return Chain(
         f"{family} {of['table']}",
         of["name"],
-        {"ip": 4, "ip6": 6, "inet": 0, "netdev": 0}.get(family, -1),
+        {"ip": 4, "ip6": 6, "inet": 0, "netdev": 0}.get(family, _BRIDGE),
         of.get("hook", ""),
         priority if isinstance(priority, int) else _NAMED.get(str(priority), 0),
         DROP if of.get("policy") == "drop" else ACCEPT,

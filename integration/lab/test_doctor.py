@@ -145,6 +145,8 @@ CONF = "/etc/cni/net.d/05-x.conflist"
 BRIDGE = '{"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "bridge"}]}'
 NFT = 'nft add table inet x; nft "add chain inet x c {{ type filter hook {} priority 0; }}"; nft add rule inet x c {}'
 NO_NFT = "nft delete table inet x"
+BRIDGED = 'nft add table bridge x; nft "add chain bridge x c { type filter hook forward priority 0; policy drop; }"'
+OTHER_FILE = 's|"type": "flannel"|& , "subnetFile": "/run/flannel/other.env"|'
 UDP = {"tunnel-dropped", "peer-reached"}
 FIX = "cni-py doctor --no-probes --fix >/dev/null || true"
 TAKER = "import socket, time; s = socket.socket(type=2); s.bind(('', 8472)); print(1, flush=True); time.sleep(9999)"
@@ -238,7 +240,27 @@ RUNNING = [
         {"peer-route", "peer-reached"},
         "peer=$(ip route show dev flannel.1 | head -1 | cut -d/ -f1); ip route add $peer/25 via 192.168.123.1",
     ),
-    Fault("pod's default route", {"pod"}, "ip -n pod1 route del default", asked=("pod1",)),
+    Fault("pod's default route", {"pod"}, "ip -n pod1 route del default"),
+    Fault("pod's default route, asked about", {"pod"}, "ip -n pod1 route del default", asked=("pod1",)),
+    Fault(
+        "flanneld stopped",
+        {"flanneld-not-ready"},
+        "kill -STOP $(pgrep -x flanneld || pgrep -f bin/flannel[d])",
+        "kill -CONT $(pgrep -x flanneld || pgrep -f bin/flannel[d])",
+    ),
+    Fault(
+        "another subnet file",
+        {"subnet-env-other"},
+        f"sed -i.off '{OTHER_FILE}' /etc/cni/net.d/10-flannel.conflist",
+        "mv /etc/cni/net.d/10-flannel.conflist.off /etc/cni/net.d/10-flannel.conflist",
+    ),
+    Fault(
+        "configuration changed",
+        {"configuration-changed"},
+        "sed -i s,10.244.0.0/16,10.244.0.0/15, /run/lab/shared/flannel.json",
+        "sed -i s,10.244.0.0/15,10.244.0.0/16, /run/lab/shared/flannel.json",
+    ),
+    Fault("bridge drops", {"packets-dropped"}, BRIDGED, "nft delete table bridge x"),
     Fault(
         "pod's interface down",
         {"pod"},

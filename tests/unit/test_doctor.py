@@ -119,6 +119,7 @@ HEALTHY = Facts(
         OWN_LEASE.subnets: OWN_LEASE, PEER_LEASE.subnets: PEER_LEASE
     }),
     published={OWN_LEASE.subnets: OWN_LEASE, PEER_LEASE.subnets: PEER_LEASE},
+    conf_subnet_file="/run/flannel/subnet.env",
     conf_files=(CONF,),
     programs=(Program("flannel", "/opt/cni/bin/flannel"),),
     cni_path=("/opt/cni/bin",),
@@ -159,6 +160,13 @@ def known(**values: Any) -> Facts:
     return replace(HEALTHY, known=replace(HEALTHY.known, **values))
 
 
+def with_lease(one: Lease) -> Facts:
+    """Return a node that follows this lease too."""
+    assert HEALTHY.known is not None
+    leases = {**HEALTHY.known.leases, one.subnets: one}
+    return replace(known(leases=leases), published=leases)
+
+
 def links(*changed: Link, without: str = "") -> Facts:
     by_name = {one.name: one for one in LINKS} | {one.name: one for one in changed}
     return replace(HEALTHY, links=tuple(one for name, one in by_name.items() if name != without))
@@ -181,6 +189,7 @@ def certificate(begins: timedelta, ends: timedelta) -> Facts:
 
 DAY = timedelta(days=1)
 TWIN = lease(IPv4Network("10.244.3.0/24"), PEER_NODE, "02:00:00:00:00:03")
+THIRD = lease(IPv4Network("10.244.3.0/24"), IPv4Address("192.168.123.13"), "02:00:00:00:00:03")
 CLONE = lease(IPv4Network("10.244.3.0/24"), IPv4Address("192.168.123.13"), PEER_MAC)
 SERVICES = "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -d 10.244.9.1/32 -p tcp -m tcp --dport 80 -j RETURN\nCOMMIT\n"
 FILTER = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD {} [0:0]\n:OUTPUT ACCEPT [0:0]\n{}\nCOMMIT\n"
@@ -209,6 +218,12 @@ CASES: list[tuple[str, str, Facts, str]] = [
     ("flanneld-not-running", ERROR, replace(HEALTHY, daemons=()), "flanneld is not running"),
     ("flanneld-twice", ERROR, replace(HEALTHY, daemons=(DAEMON, replace(DAEMON, pid=18))), "2 flannelds"),
     ("flanneld-not-ready", ERROR, replace(HEALTHY, daemons=(replace(DAEMON, is_ready=False),)), "process 17"),
+    ("flanneld-not-ready", ERROR, replace(HEALTHY, daemons=(replace(DAEMON, is_stopped=True),)), "is stopped"),
+    ("subnet-env-other", ERROR, replace(HEALTHY, conf_subnet_file="/run/x.env"), "different subnet files"),
+    ("lease-address", ERROR, replace(HEALTHY, addresses=HEALTHY.addresses[1:], options=None), str(NODE)),
+    ("configuration-changed", WARNING, replace(HEALTHY, published_config=NetworkConfig.parse(CONFIG.replace("16", "17"))), "another"),
+    ("peer-not-followed", WARNING, replace(HEALTHY, peer_faults=((PEER_LEASE, "no MAC address"),)), str(PEER)),
+    ("peer-not-followed", WARNING, replace(HEALTHY, published={**HEALTHY.published, THIRD.subnets: THIRD}), "is not followed"),  # type: ignore[dict-item]
     ("subnet-env-missing", ERROR, replace(HEALTHY, env=None, env_fault="it does not exist"), "does not exist"),
     ("subnet-env-missing", ERROR, replace(HEALTHY, env=None, env_fault="no FLANNEL_MTU"), "cannot be read"),
     ("subnet-env-stale", ERROR, replace(HEALTHY, env=SubnetEnv((NETWORK,), (PEER,), 1450, True)), "is stale"),
@@ -265,9 +280,9 @@ CASES: list[tuple[str, str, Facts, str]] = [
         replace(HEALTHY, routes=HEALTHY.routes | {Route(IPv4Network("10.244.77.0/24"), "flannel.1", NODE)}),
         "10.244.77.0/24",
     ),
-    ("node-address-twice", ERROR, replace(HEALTHY, published={**HEALTHY.published, TWIN.subnets: TWIN}), str(PEER_NODE)),  # type: ignore[dict-item]
+    ("node-address-twice", ERROR, with_lease(TWIN), str(PEER_NODE)),
     ("node-address-twice", ERROR, replace(HEALTHY, probed=Probed((REACHED,), duplicates=((NODE, PEER_MAC),))), str(NODE)),
-    ("vtep-mac-twice", ERROR, replace(HEALTHY, published={**HEALTHY.published, CLONE.subnets: CLONE}), PEER_MAC),  # type: ignore[dict-item]
+    ("vtep-mac-twice", ERROR, with_lease(CLONE), PEER_MAC),
     ("packets-dropped", ERROR, filters(FILTER.format("DROP", "")), "its policy is drop"),
     ("packets-dropped", ERROR, filters(FILTER.format("ACCEPT", "-A FORWARD -d 10.244.2.0/24 -j REJECT")), "-j REJECT"),
     ("tunnel-dropped", ERROR, filters(FILTER.format("ACCEPT", "-A INPUT -p udp -m udp --dport 8472 -j DROP")), "--dport 8472"),

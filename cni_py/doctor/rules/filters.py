@@ -110,6 +110,19 @@ def _dropped(facts: Facts, packets: Iterable[Sent], *hooks: str) -> dict[str, tu
     return found
 
 
+def _bridged(facts: Facts, version: int) -> dict[str, tuple[Verdict, list[Sent]]]:
+    """Return what drops packets between two pods of this node in the bridge itself."""
+    pods = _pods(facts, version)
+    found: dict[str, tuple[Verdict, list[Sent]]] = {}
+    for protocol, port in _PROTOCOLS if pods and facts.bridge is not None and facts.ruleset else ():
+        packet = Packet(pods[0], pods[0] + 1, protocol, port)
+        verdict = facts.ruleset.bridged(packet) if facts.ruleset else None
+        if verdict is not None and verdict.kind == DROP:
+            sent = Sent(packet, f"{protocol} between two pods of this node")
+            found.setdefault(verdict.words, (verdict, []))[1].append(sent)
+    return found
+
+
 def _versions(facts: Facts) -> list[int]:
     return sorted({subnet.version for subnet in facts.subnets})
 
@@ -118,7 +131,7 @@ def forward(facts: Facts) -> Iterator[Finding]:
     """A rule, or a policy, that drops what pods send to each other, before our rule accepts it."""
     for version in _versions(facts):
         between = _dropped(facts, [*_between(facts, version), *_inside(facts, version)], *_FORWARDED)
-        for words, (verdict, those) in between.items():
+        for words, (verdict, those) in {**between, **_bridged(facts, version)}.items():
             yield _drop_finding("packets of pods are dropped", words, verdict, those)
         for words, (verdict, those) in _dropped(facts, _outgoing(facts, version), *_FORWARDED).items():
             if words not in between:

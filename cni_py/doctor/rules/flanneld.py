@@ -60,7 +60,13 @@ def _network_of(daemon: Daemon) -> Hashable:
 
 def not_ready(facts: Facts) -> Iterator[Finding]:
     for daemon in facts.daemons:
-        if daemon.is_ready is False:
+        if daemon.is_stopped:
+            yield Finding(
+                f"flanneld (process {daemon.pid}) is stopped",
+                ("its state is T: a signal or a debugger has stopped it",),
+                (f"kill -CONT {daemon.pid}",),
+            )
+        elif daemon.is_ready is False:
             yield Finding(
                 f"flanneld (process {daemon.pid}) is not ready",
                 daemon.reasons or ("/readyz says so, without a reason",),
@@ -79,6 +85,16 @@ def subnet_file_missing(facts: Facts) -> Iterator[Finding]:
         (f"see why: {LOG}" if facts.runs else START,),
         (tuple(START.split()),) if facts.has_unit and not facts.runs else (),
     )
+
+
+def subnet_file_other(facts: Facts) -> Iterator[Finding]:
+    """The plugin reads another file than flanneld writes."""
+    if facts.runs and facts.conf_subnet_file and facts.conf_subnet_file != facts.subnet_file and facts.flannel_conf:
+        yield Finding(
+            "the flannel plugin and flanneld use different subnet files",
+            (f"{facts.flannel_conf.path}: {facts.conf_subnet_file}", f"flanneld, -subnet-file: {facts.subnet_file}"),
+            (f'correct "subnetFile" in {facts.flannel_conf.path}',),
+        )
 
 
 def subnet_file_stale(facts: Facts) -> Iterator[Finding]:
@@ -139,6 +155,67 @@ def lease_lost(facts: Facts) -> Iterator[Finding]:
     elif not there.attributes.is_same_node(own.attributes):
         theirs, ours = there.attributes.addresses[0], own.attributes.addresses[0]
         yield Finding(f"{where} is another node's", (f"it is leased to {theirs}, and this node is {ours}",), (RESTART,))
+
+
+def lease_address(facts: Facts) -> Iterator[Finding]:
+    """Our lease has an address that this node does not have: the peers send to it."""
+    known, options = facts.known, facts.options
+    if known is None or not facts.addresses:
+        return
+    for address in known.own.attributes.addresses:
+        given = (options.public_ip, options.public_ipv6) if options else ()
+        if facts.has_address(address) or str(address) in given or _is_translated(facts, address):
+            continue
+        yield Finding(
+            f"the lease of this node has the address {address}, which this node does not have",
+            (f"{known.path}, and: ip -br addr",),
+            (RESTART if facts.runs else START,),
+        )
+
+
+def _is_translated(facts: Facts, address: Address) -> bool:
+    """Return whether flanneld publishes a router's address for ours."""
+    return facts.external is not None and address.version in facts.external.translated
+
+
+def configuration_changed(facts: Facts) -> Iterator[Finding]:
+    """The datastore has another configuration than flanneld read when it started."""
+    if facts.known is None or facts.published_config is None or facts.published_config == facts.known.config:
+        return
+    theirs, ours = facts.published_config, facts.known.config
+    yield Finding(
+        "the network configuration in the datastore is another one than flanneld runs with",
+        (f"datastore: {theirs}", f"flanneld: {ours}", *(() if str(theirs) != str(ours) else ("keys of the back end differ",))),
+        (f"flanneld reads it when it starts, on every node: {RESTART}",),
+    )
+
+
+def not_followed(facts: Facts) -> Iterator[Finding]:
+    """Leases of other nodes that this flanneld does not follow, and why."""
+    from cni_py.doctor.rules.peers import names_of as names_of_node
+
+    for lease, reason in facts.peer_faults:
+        yield Finding(
+            f"peer {lease.subnets} ({lease.attributes.addresses[0]}) cannot be followed",
+            (reason,),
+            (f"run cni-py doctor on {lease.attributes.addresses[0]}",),
+            about=names_of_node(lease),
+        )
+    known = facts.known
+    for subnets, lease in (facts.published or {}).items() if known else ():
+        if (
+            known is None
+            or subnets in known.leases
+            or lease.is_unused_reservation
+            or lease.attributes.is_same_node(known.own.attributes)
+        ):
+            continue
+        yield Finding(
+            f"peer {subnets} ({lease.attributes.addresses[0]}) is not followed",
+            ("the datastore has its lease, and flanneld does not use it",),
+            (f"the reason is in the log of flanneld: {LOG} | grep '{subnets.each()[0]}'",),
+            about=names_of_node(lease),
+        )
 
 
 def one_address(facts: Facts) -> Iterator[Finding]:
