@@ -127,7 +127,11 @@ def _request(options: argparse.Namespace) -> tuple[gather.Request, frozenset[str
     request = gather.Request(conf_directory=directory, cni_path=tuple(cni_path(options)), probes=not options.no_probes)
     word = options.target
     if not word:
-        live = [one for one in attachments.known(options.cache_dir) if one.state == attachments.LIVE]
+        try:
+            live = [one for one in attachments.known(options.cache_dir) if one.state == attachments.LIVE]
+        except (CniError, OSError) as error:
+            reason = "it requires root" if os.geteuid() else str(error)
+            return replace(request, pods_fault=reason), frozenset()
         return replace(request, pods=tuple(_asked(one, request, options) for one in live[-MOST_PODS:])), frozenset()
     found = _attachments(word, options.cache_dir)
     if found:

@@ -465,6 +465,7 @@ RULES: tuple[Rule, ...] = (
         "each live pod (250 of them): its interface, address and default route; CHECK of the one that was asked about",
         "that pod reaches nothing, or part of it",
         pods.asked,
+        (names.PODS,),
         fixes="sets its interface up; adds its default route",
     ),
     # networks

@@ -33,35 +33,20 @@ AddressWithPrefix = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 # Names of facts, as rules need them.
-(
-    KERNEL,
-    FILTERS,
-    CONFIGURATION,
-    LEASES,
-    DAEMONS,
-    LEAKS,
-    LOST_RULES,
-    POOLS,
-    PROBES,
-    KUBERNETES,
-    INTERFACE,
-    HOST_NETWORKS,
-    DATASTORE,
-) = (
-    "links, addresses and routes",
-    "packet filter",
-    "network configurations",
-    "leases",
-    "processes",
-    "leaked resources",
-    "rules of pods",
-    "address pools",
-    "probes",
-    "Kubernetes",
-    "external interface",
-    "networks of the host",
-    "datastore",
-)
+KERNEL = "links, addresses and routes"
+FILTERS = "packet filter"
+CONFIGURATION = "network configurations"
+LEASES = "leases"
+DAEMONS = "processes"
+LEAKS = "leaked resources"
+LOST_RULES = "rules of pods"
+POOLS = "address pools"
+PODS = "interfaces of pods"
+PROBES = "probes"
+KUBERNETES = "Kubernetes"
+INTERFACE = "external interface"
+HOST_NETWORKS = "networks of the host"
+DATASTORE = "datastore"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class Request:
     pods: tuple[Asked, ...] = ()
     peers: frozenset[str] = frozenset()
     probes: bool = True
+    pods_fault: str = ""
+    """Reason why the attachments of this node are not known."""
 
 
 @dataclass(slots=True)
@@ -276,6 +278,8 @@ def _attachments(facts: Facts, request: Request, reader: Reader) -> Facts:
         lost = reader.read(names.LOST_RULES, lambda: restore.restore(None, dry_run=True), lost)
     else:
         reader.unread[names.LEAKS] = reader.unread[names.LOST_RULES] = "it requires root"
+    if request.pods_fault:
+        reader.unread[names.PODS] = request.pods_fault
     pods = tuple(gather_pods.read(asked) for asked in request.pods)
     directories = (*gather_node.WRITTEN, DATA_DIR, *(f"{DATA_DIR}/{network.name}" for network in networks))
     names_of = [name for network in networks for name in reserved_names(f"{DATA_DIR}/{network.name}")]
