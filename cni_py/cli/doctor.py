@@ -19,6 +19,7 @@ from cni_py.doctor import examine, gather, repair, text
 from cni_py.doctor.catalogue import RULES
 from cni_py.doctor.gather_pods import Asked
 from cni_py.errors import CniError
+from cni_py.plural import counted
 from cni_py.runtime.result_cache import CACHE_DIR
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _bundle(path: str, facts: Facts, report: Report) -> None:
     from cni_py.doctor import bundle
 
     names = bundle.write(path, facts, report, host_report.report(facts.cni_path))
-    say(f"wrote {path}: {len(names)} files, without the secrets that were recognized; read it before you send it")
+    say(f"wrote {path}: {counted(len(names), 'file')}, without the secrets that were recognized; read it before you send it")
 
 
 def _list_rules(options: argparse.Namespace) -> int:

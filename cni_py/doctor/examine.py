@@ -28,7 +28,14 @@ def evaluate(facts: Facts, rules: Sequence[Rule], about: frozenset[str] = frozen
         findings += _named(rule, rule.find(facts))
     wanted = [finding for finding in findings if not about or not finding.about or finding.about & about]
     ordered = sorted(wanted, key=lambda finding: (not finding.about & about, finding.severity != ERROR))
-    return Report(tuple(ordered), tuple(unchecked), len(rules), facts.notes)
+    return Report(tuple(ordered), tuple(unchecked), len(rules), _notes(facts))
+
+
+def _notes(facts: Facts) -> tuple[str, ...]:
+    """Return what limits the examination."""
+    probed = facts.probed
+    sample = f"packets were sent to {probed.sample} of {probed.of} peers, evenly chosen; name one to ask it: cni-py doctor NODE"
+    return (*facts.notes, *([sample] if probed.sample else []))
 
 
 def examine(

@@ -506,7 +506,7 @@ def test_bundle_has_no_secret(running: Doctor) -> None:
         )
 
 
-def test_another_user_than_root_is_told_what_was_not_checked(running: Doctor) -> None:
+def test_another_user_than_root_sees_what_was_not_checked(running: Doctor) -> None:
     lab = running.lab
     argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", lab.programs.cni_py, "doctor", "--json"]
     done = subprocess.run(lab.command("node1", *argv), env=lab.environment, capture_output=True, text=True, check=False)

@@ -410,7 +410,14 @@ def test_many_peers_with_one_fault_are_one_finding() -> None:
     assert [one.rule for one in found] == ["peer-route"]
     assert "100 peers" in found[0].what
     assert len(found[0].fix) == 100
-    assert len(list(text.plain(Report(found)))) < 130
+    assert len(found[0].repair) < 10
+    assert len(list(text.plain(Report(found)))) < 25
+
+
+def test_sample_of_peers_is_said() -> None:
+    report = examined(replace(HEALTHY, probed=Probed((REACHED,), 64, 1000)))
+    assert "64 of 1000 peers" in " ".join(" ".join(text.plain(report)).split())
+    assert report.status == 0
 
 
 def test_what_was_asked_about_comes_first_without_others() -> None:

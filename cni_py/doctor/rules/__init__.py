@@ -29,7 +29,7 @@ def gathered(findings: Iterable[Finding], noun: str, state: str) -> Iterator[Fin
         every[0],
         what=f"{counted(len(every), noun)}: {state}",
         found=tuple(lines),
-        repair=tuple(dict.fromkeys(line for one in every for line in one.repair)),
+        repair=shown(dict.fromkeys(line for one in every for line in one.repair)),
         fix=tuple(dict.fromkeys(command for one in every for command in one.fix)),
         about=frozenset().union(*(one.about for one in every)),
     )

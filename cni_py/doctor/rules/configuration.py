@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cni_py.doctor.findings import ERROR, WARNING, Finding
+from cni_py.plural import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 def missing(facts: Facts) -> Iterator[Finding]:
     if not facts.is_flannel or any(file.network for file in facts.conf_files):
         return
-    found = (
-        f"it has {len(facts.conf_files)} files that cannot be used" if facts.conf_files else "it has no *.conflist or *.conf"
-    )
+    found = f"{counted(len(facts.conf_files), 'file')} cannot be used" if facts.conf_files else "it has no *.conflist or *.conf"
     yield Finding(
         f"no network configuration in {facts.conf_directory}",
         (found,),
@@ -33,8 +32,8 @@ def broken(facts: Facts) -> Iterator[Finding]:
         checked = file.checked
         is_in_front = at <= first or file.is_flannel
         if checked.errors:
-            advice = f"correct it: cni-py config check {file.path}; or move it away: mv {file.path} {file.path}.off"
-            yield Finding(f"{file.path} is broken", checked.errors, (advice,), severity=ERROR if is_in_front else WARNING)
+            line = f"correct it: cni-py config check {file.path}; or move it away: mv {file.path} {file.path}.off"
+            yield Finding(f"{file.path} is broken", checked.errors, (line,), severity=ERROR if is_in_front else WARNING)
         elif checked.warnings and file.is_flannel:
             yield Finding(
                 f"{file.path} has keys without effect",

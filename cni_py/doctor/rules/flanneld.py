@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import shown
+from cni_py.plural import counted
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -42,7 +43,7 @@ def twice(facts: Facts) -> Iterator[Finding]:
     for daemons in several.values():
         younger = daemons[-1]
         yield Finding(
-            f"{len(daemons)} flannelds run for one network",
+            f"{counted(len(daemons), 'flanneld')} run for one network",
             tuple(f"process {daemon.pid}: {daemon.program}, subnet file {daemon.subnet_file}" for daemon in daemons),
             (f"stop one of them: kill {younger.pid}; see what starts it: systemctl status {younger.pid}",),
         )
@@ -151,7 +152,7 @@ def lease_lost(facts: Facts) -> Iterator[Finding]:
     there = published.get(own.subnets)
     where = f"the lease of {own.subnets} in the datastore"
     if there is None:
-        yield Finding(f"{where} is missing", (f"{len(published)} leases exist",), (f"see why: {LOG}", RESTART))
+        yield Finding(f"{where} is missing", (f"{counted(len(published), 'lease')} exist",), (f"see why: {LOG}", RESTART))
     elif not there.attributes.is_same_node(own.attributes):
         theirs, ours = there.attributes.addresses[0], own.attributes.addresses[0]
         yield Finding(f"{where} is another node's", (f"it is leased to {theirs}, and this node is {ours}",), (RESTART,))
@@ -231,7 +232,7 @@ def one_address(facts: Facts) -> Iterator[Finding]:
         if len(subnets) > 1:
             names = sorted(map(str, subnets))
             yield Finding(
-                f"{len(names)} leases have the node address {address}",
+                f"{counted(len(names), 'lease')} have the node address {address}",
                 shown(names),
                 (f"find the nodes with it, and give each its own -public-ip: arping -D {address}",),
                 about=frozenset((str(address), *names)),
@@ -261,7 +262,7 @@ def one_mac(facts: Facts) -> Iterator[Finding]:
     for mac, those in by_mac.items():
         if len({lease.subnets for lease in those}) > 1:
             yield Finding(
-                f"{len(those)} nodes publish one MAC address of their VXLAN device, {mac}",
+                f"{counted(len(those), 'node')} publish one MAC address of their VXLAN device, {mac}",
                 shown(f"{lease.subnets} of {lease.attributes.addresses[0]}" for lease in those),
                 ("on one of them: ip link del flannel.1; rm /var/lib/cni-py/flanneld.json; systemctl restart flanneld",),
                 about=frozenset(str(subnet) for lease in those for subnet in lease.subnets.each()),
