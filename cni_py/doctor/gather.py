@@ -333,6 +333,9 @@ def _probed(facts: Facts, request: Request) -> Probed:
     """Send packets to the peers. Raises: OSError."""
     mtu = facts.env.mtu if facts.env else facts.pod_mtu
     targets = probe.targets_of(facts.wanted, mtu)
+    if not targets and facts.known is not None and facts.known.config.backend_type in gather_kernel.TUNNELS:
+        versions = {network.version for network in facts.networks}
+        targets = probe.ends_of(facts.known.peers, facts.devices[0], versions, mtu)
     own = None
     external = facts.external
     link = facts.link(external.name) if external else None

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _PURE = ("vxlan", "host-gw")
 """Back ends whose entries can be computed without a change of the kernel."""
-_DEVICES = {"wireguard": ("flannel-wg",), "udp": ("flannel0",), "ipip": ("flannel.ipip",)}
+TUNNELS = {"wireguard": ("flannel-wg",), "udp": ("flannel0",), "ipip": ("flannel.ipip",)}
+"""Devices of other back ends with a tunnel."""
 _HOSTS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter", "net/ipv4/icmp_echo_ignore_all")
 _OF_BRIDGES = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 _OF_DEVICE = ("net/ipv4/conf/{}/rp_filter", "net/ipv4/conf/{}/forwarding", "net/ipv6/conf/{}/disable_ipv6")
@@ -53,10 +54,10 @@ def plan(rtnl: Rtnl, known: Known, options: Options | None) -> Plan:
     with silence():
         external, fault = _external(rtnl, known, options)
         if external is None:
-            return Plan(devices=_DEVICES.get(known.config.backend_type, ()), fault=fault)
+            return Plan(devices=TUNNELS.get(known.config.backend_type, ()), fault=fault)
         kind = known.config.backend_type
         if kind not in _PURE:
-            return Plan(external, devices=_DEVICES.get(kind, ()))
+            return Plan(external, devices=TUNNELS.get(kind, ()))
         try:
             backend = backends.create(known.config, external)
         except CniError as error:

@@ -25,12 +25,14 @@ from errno import ECONNREFUSED, EINPROGRESS, EMSGSIZE
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
-from cni_py.doctor.facts import Probed, Reached
+from cni_py.doctor.facts import Probed, Reached, Wanted
+from cni_py.kernel.route import Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cni_py.doctor.facts import Address, Network, Wanted
+    from cni_py.doctor.facts import Address, Network
+    from cni_py.flanneld.lease import Lease
     from cni_py.kernel.link import Link
 
 SECONDS = 1.0
@@ -331,6 +333,18 @@ def targets_of(wanted: Iterable[Wanted], mtu: int, mtus: dict[int, int] | None =
         has_tunnel = one.neighbour is not None
         end: Address = one.subnet.network_address if has_tunnel else _gateway(one.subnet)
         found.append(Target(one, end, node, (mtus or {}).get(version, mtu), has_tunnel))
+    return found
+
+
+def ends_of(peers: Iterable[Lease], device: str, versions: Iterable[int], mtu: int) -> list[Target]:
+    """Return what is asked where a back end keeps no entries for a peer: the first address of its subnet, its device's."""
+    found = []
+    for lease in peers:
+        for subnet in lease.subnets.each():
+            its = lease.attributes
+            node = its.public_ip if subnet.version == 4 else its.public_ipv6
+            if subnet.version in versions and node is not None:
+                found.append(Target(Wanted(lease, subnet, Route(subnet, device)), subnet.network_address, node, mtu))
     return found
 
 

@@ -147,6 +147,26 @@ NFT = 'nft add table inet x; nft "add chain inet x c {{ type filter hook {} prio
 NO_NFT = "nft delete table inet x"
 BRIDGED = 'nft add table bridge x; nft "add chain bridge x c { type filter hook forward priority 0; policy drop; }"'
 OTHER_FILE = 's|"type": "flannel"|& , "subnetFile": "/run/flannel/other.env"|'
+LEASES = """
+import fcntl, json, os
+lock = open('/run/lab/shared/flannel.json.lock', 'a')
+fcntl.flock(lock, fcntl.LOCK_EX)
+path = '/run/lab/shared/flannel.json'
+found = json.load(open(path))
+leases = found['leases']
+{change}
+json.dump(found, open(path + '.new', 'w'), indent=2)
+os.rename(path + '.new', path)
+"""
+_ADD = """
+sample = next(of for of in leases.values() if of['PublicIP'] == '192.168.123.12')
+theirs = sample['BackendData']['VtepMAC']
+data = {{'VNI': 1, 'VtepMAC': {mac}}} if {mac} else None
+leases['10.244.253.0-24'] = sample | {{'PublicIP': '{address}', 'BackendType': '{kind}', 'BackendData': data, 'Node': 'other'}}
+"""
+ADD_LEASE = 'python3 -c "' + LEASES.replace("{change}", _ADD) + '"'
+LOSE_LEASE = 'python3 -c "' + LEASES.format(change="leases.pop('10.244.253.0-24', None)") + '"'
+BOTH = "iptables-legacy -A FORWARD -s 10.9.0.0/16 -j ACCEPT; iptables-nft -A FORWARD -s 10.9.0.0/16 -j ACCEPT"
 UDP = {"tunnel-dropped", "peer-reached"}
 FIX = "cni-py doctor --no-probes --fix >/dev/null || true"
 TAKER = "import socket, time; s = socket.socket(type=2); s.bind(('', 8472)); print(1, flush=True); time.sleep(9999)"
@@ -259,6 +279,32 @@ RUNNING = [
         {"configuration-changed"},
         "sed -i s,10.244.0.0/16,10.244.0.0/15, /run/lab/shared/flannel.json",
         "sed -i s,10.244.0.0/15,10.244.0.0/16, /run/lab/shared/flannel.json",
+    ),
+    Fault(
+        "cloned machine",
+        {"vtep-mac-twice"},
+        ADD_LEASE.format(address="192.168.123.99", kind="vxlan", mac="theirs"),
+        LOSE_LEASE,
+        also={"peer-reached", "peer-not-followed", "peer-fdb", "peer-arp", "peer-route"},
+    ),
+    Fault(
+        "two leases of one address",
+        {"node-address-twice"},
+        ADD_LEASE.format(address="192.168.123.12", kind="vxlan", mac="'02:00:00:00:00:77'"),
+        LOSE_LEASE,
+        also={"peer-reached"},
+    ),
+    Fault(
+        "peer of another back end",
+        {"peer-not-followed"},
+        ADD_LEASE.format(address="192.168.123.99", kind="host-gw", mac="None"),
+        LOSE_LEASE,
+    ),
+    Fault("both flavours of iptables", {"iptables-mixed"}, BOTH, "iptables-legacy -F FORWARD; iptables -t filter -F FORWARD"),
+    *(
+        [Fault("br_netfilter off", {"bridge-netfilter"}, "sysctl -qw net.bridge.bridge-nf-call-iptables=0")]
+        if os.path.isdir("/proc/sys/net/bridge")
+        else []
     ),
     Fault("bridge drops", {"packets-dropped"}, BRIDGED, "nft delete table bridge x"),
     Fault(
@@ -541,25 +587,46 @@ def test_rules_of_a_live_pod_that_were_deleted(stopped: Doctor) -> None:
         lab.run("node2", f"CAP_ARGS='{ports}' cni-py del cbr0 web; ip netns del web")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"backend": "host-gw", "ipv6": True, "flanneld_options": ["-healthz-port=8081", "-healthz-ip=127.0.0.1"]},
-        {"ipv6": True, "datastore": "etcd", "pods": 2},
-        {"backend": "udp"},
+@dataclass(frozen=True)
+class Kind:
+    """A kind of lab, and a fault in it: a shell script on a node, and which rule finds it on node1."""
+
+    options: dict[str, Any]
+    place: str
+    script: str
+    rule: str
+
+    def __str__(self) -> str:
+        return ",".join(f"{key}={value}" for key, value in self.options.items() if key != "flanneld_options")
+
+
+KILL = "kill -9 $(pgrep -f bin/flannel[d]); "
+HEALTH = ["-healthz-port=8081", "-healthz-ip=127.0.0.1"]
+KINDS = [
+    Kind({"backend": "host-gw", "ipv6": True, "flanneld_options": HEALTH}, "node2", "ip link set eth0 down", "peer-reached"),
+    Kind({"ipv6": True, "datastore": "etcd", "pods": 2}, "etcd", "kill -9 $(pgrep -x etcd)", "datastore"),
+    Kind({"backend": "udp"}, "node2", KILL, "peer-reached"),
+    Kind(
         {"nodes": 3, "segments": 2, "backend_options": {"DirectRouting": True}},
-        {"ipv4": False, "ipv6": True},
-        {"backend": "host-gw", "pods": 0},
-    ],
-    ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items() if key != "flanneld_options"),
-)
-def test_healthy_lab_of_every_kind_is_silent(options: dict[str, Any], bin_dir: Path) -> None:
-    need(TOOLS | (ETCD_TOOLS if options.get("datastore") == "etcd" else {}))
-    with Lab(**{"nodes": 2, "prefix": str(bin_dir.parent.parent)} | options) as made:
+        "node2",
+        "ip link set eth0 down",
+        "peer-reached",
+    ),
+    Kind({"ipv4": False, "ipv6": True}, "node1", KILL + "sysctl -qw net.ipv6.conf.cni0.disable_ipv6=1", "ipv6-disabled"),
+    Kind({"backend": "host-gw", "pods": 0}, "node1", KILL + "ip route flush proto 122", "peer-route"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_healthy_lab_of_every_kind_is_silent_and_a_fault_in_it_is_found(kind: Kind, bin_dir: Path) -> None:
+    need(TOOLS | (ETCD_TOOLS if kind.options.get("datastore") == "etcd" else {}))
+    with Lab(**{"nodes": 2, "prefix": str(bin_dir.parent.parent)} | kind.options) as made:
         made.wait_connected()
         doctor = Doctor(made, "node1")
         try:
             status, out, err = doctor.run()
             assert (status, err) == (0, ""), out
+            made.run(kind.place, kind.script)
+            until(lambda: kind.rule in doctor.rules(), f"{kind.rule} is found")
         finally:
             doctor.close()

@@ -197,7 +197,7 @@ def not_followed(facts: Facts) -> Iterator[Finding]:
 
     for lease, reason in facts.peer_faults:
         yield Finding(
-            f"peer {lease.subnets} ({lease.attributes.addresses[0]}) cannot be followed",
+            f"peer {lease.subnets} ({lease.attributes.addresses[0]}) is not followed",
             (reason,),
             (f"run cni-py doctor on {lease.attributes.addresses[0]}",),
             about=names_of_node(lease),

@@ -245,6 +245,9 @@ def reached(facts: Facts) -> Iterator[Finding]:
         yield from gathered(found, "peer", f"no answer: {_layer(facts, silent[0])[0]}" if silent else "")
 
 
+_NODE_SILENT = "its node does not answer beside the tunnel either"
+
+
 def _are_alike(found: Iterable[Finding]) -> bool:
     return len({(one.severity, one.what.rpartition(": ")[2]) for one in found}) <= 1
 
@@ -261,7 +264,7 @@ def _layer(facts: Facts, each: Reached) -> tuple[str, list[str]]:  # noqa: PLR09
         lines.append(f"sent to {_address(each)}, beside the tunnel: {'answered' if each.node else 'no answer'}")
     wanted = next((one for one in facts.wanted if one.subnet == each.subnet), None)
     if wanted is None:
-        return "no answer", lines
+        return _NODE_SILENT if each.node is False else "at the tunnel, or behind it", lines
     way = facts.ways.get(each.subnet, Way())
     if way.is_discarded or (way.device, way.gateway) != (wanted.route.device, wanted.route.gateway):
         return "at the route", lines
@@ -273,7 +276,7 @@ def _layer(facts: Facts, each: Reached) -> tuple[str, list[str]]:  # noqa: PLR09
     if device is not None and not device.is_up:
         return f"at {device.name}, which is down", lines
     if each.node is False:
-        return "its node does not answer beside the tunnel either", lines
+        return _NODE_SILENT, lines
     if wanted.forwarding is not None:
         return f"UDP port {facts.tunnel_port} is blocked on the way, or its device is wrong", lines
     return "its node does not forward to its pods", lines
@@ -291,6 +294,8 @@ def _advice(facts: Facts, each: Reached, layer: str) -> str:
         return f"check that node and the network between: ping {node}; ip neigh show {node}"
     if layer.startswith("its node does not forward"):
         return f"run cni-py doctor on {node}"
+    if layer.startswith("at the tunnel"):
+        return f"see both logs of flanneld: journalctl -u flanneld; run cni-py doctor on {node}"
     return "repair that first"
 
 
