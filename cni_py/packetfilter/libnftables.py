@@ -149,6 +149,34 @@ class Nft:
         return chains
 
 
+def read_ruleset() -> tuple[list[dict[str, Any]], dict[tuple[str, str, str, int], str]]:
+    """Return all objects of the thread's namespace, and each rule as nft prints it, by family, table, chain and handle.
+
+    It has a context of its own: one of the pool belongs to another namespace. Raises: KernelRefused, NotAvailable.
+    """
+    nft = Nft()
+    try:
+        return nft.list_json("list ruleset"), _rules_by_handle(nft.read("list ruleset", _HANDLES | _TERSE) or b"")
+    finally:
+        nft.close()
+
+
+def _rules_by_handle(output: bytes) -> dict[tuple[str, str, str, int], str]:
+    """Parse ``nft -a list ruleset``."""
+    found: dict[tuple[str, str, str, int], str] = {}
+    family = table = chain = ""
+    for line in output.decode(errors="replace").splitlines():
+        text, _, handle = line.strip().rpartition(" # handle ")
+        words = text.split()
+        if line.startswith("table "):
+            family, table = words[1:3]
+        elif line.startswith("\tchain "):
+            chain = words[1]
+        elif line.startswith("\t\t") and handle.isdecimal():
+            found[family, table, chain, int(handle)] = text
+    return found
+
+
 def _words(text: str) -> list[str]:
     """Return the text as arguments of ``nft``: a list of commands is one word, a single command several."""
     if "; " in text:

@@ -67,8 +67,9 @@ ALLOWED: dict[str, set[str]] = {
     # for people
     "lab": set(),
     "explain": set(),
+    "walk": {"packetfilter", "kernel", "netlink"},
     "cli": {
-        "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "explain", "walk", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },
@@ -85,7 +86,7 @@ LIBRARIES = {
     "urllib3": ["cni_py/datastore/kubernetes/api.py"],
     "re2": ["cni_py/flanneld/pattern.py"],
     "subprocess": ["cni_py/flanneld/backends/extension.py", "cni_py/datastore/kubernetes/exec.py", "cni_py/lab/"],
-    "rich": ["cni_py/cli/explain.py"],
+    "rich": ["cni_py/cli/explain.py", "cni_py/cli/walk.py"],
     "pydantic": ["cni_py/config/", "cni_py/datastore/kubernetes/", "cni_py/flanneld/"],
 }
 """A library, and the only places that may import it."""
