@@ -20,6 +20,7 @@ from cni_py import subnet_env
 from cni_py.cli import attachments
 from cni_py.cli.output import show, show_json
 from cni_py.errors import CniError, reason_of
+from cni_py.files import list_directory
 from cni_py.kernel.route_lookup import Question
 from cni_py.lab.lab import DIRECTORY
 from cni_py.lab.plan import ETCD_ADDRESS, ETCD_ADDRESS6, OUTSIDE, OUTSIDE6
@@ -32,9 +33,11 @@ from cni_py.walk.predict import Walker
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Network, IPv6Network
+    from typing import Any
 
+    from cni_py.flanneld.lease import Lease, Subnets
     from cni_py.kernel.address import Address
     from cni_py.walk.report import Report
     from cni_py.walk.text import Part
@@ -207,7 +210,7 @@ def _packet(
 ) -> Packet:  # fmt: skip
     """The packet to follow. Raises: CniError if there is no route, or the size is impossible."""
     least = SMALLEST[protocol, target.version]
-    size = options.size or max(DEFAULT_SIZE, least)
+    size = options.size or (least if protocol == TCP else max(DEFAULT_SIZE, least))
     if not least <= size <= LARGEST:
         raise CniError(f"invalid size {size}", hint=f"{protocol.upper()} over IPv{target.version}: {least} to {LARGEST} bytes")
     if source.address is not None:
@@ -249,7 +252,7 @@ def _verify(options: argparse.Namespace, places: Places, start: Place, packet: P
     on_path = {hop.place for walk in walks for hop in walk.hops}
     watched = [place for place in places.all if place.name in on_path or place.kind != POD]
     ports = frozenset(hop.packet.innermost.destination_port for hop in made.forward.hops)
-    token = probe.new_token(packet.protocol, ports)
+    token = probe.new_token(packet, ports)
     is_complete = compare.completeness(made.forward, made.reply)
     try:
         observed = probe.probe(start, packet, watched, token, is_complete, options.seconds)
@@ -302,6 +305,7 @@ def _lab(site: Site) -> tuple[Places, Names]:
     settings = site.settings
     families = [version for version, is_used in ((4, settings.ipv4), (6, settings.ipv6)) if is_used]
     nodes = {node.name: node for node in site.state.nodes}
+    shared = f"{site.directory}/shared/flannel.json" if settings.datastore == "file" else ""
     try:
         for name, machine in site.state.machines.items():
             kind = NODE if name in nodes else OTHER
@@ -310,11 +314,12 @@ def _lab(site: Site) -> tuple[Places, Names]:
             if name in nodes:
                 of_lab[name] = (nodes[name].address, nodes[name].address6)
             addresses[name] = tuple(a for a in map(ip_address, of_lab.get(name, ())) if a.version in families)
-            root = f"/proc/{machine.pid}/root" if kind == NODE else ""
-            places.append(_new_place(name, path, kind, root))
+            places.append(_node_place(name, path, f"/proc/{machine.pid}/root", shared) if kind == NODE else Place(name, path))
         for pod in site.pods.values():
             addresses[pod.name] = tuple(map(ip_address, pod.addresses))
-            places.append(_new_place(pod.name, site.netns_path(pod), POD))
+            places.append(Place(pod.name, site.netns_path(pod), POD))
+        for name in nodes:
+            _add_named(f"/proc/{site.state.machines[name].pid}/root/run/netns", places, addresses)
     except BaseException:
         for place in places:
             place.close()
@@ -322,11 +327,28 @@ def _lab(site: Site) -> tuple[Places, Names]:
     return Places(places), Names(addresses)
 
 
-def _new_place(name: str, path: str, kind: str, root: str | None = None) -> Place:
-    """A place; ``root``: of the file system of a node, None for others."""
-    if root is None or kind != NODE:
-        return Place(name, path, kind)
-    return Place(name, path, kind, pod_networks=_pod_networks(f"{root}{SUBNET_FILE}"), peer_of=_peers(f"{root}{SAVED_LEASES}"))
+def _add_named(directory: str, places: list[Place], addresses: dict[str, tuple[Address, ...]]) -> None:
+    """Add the named namespaces of a directory that are not among the places yet."""
+    known = {place.inode for place in places}
+    for name in sorted(list_directory(directory)):
+        if name in {place.name for place in places}:
+            continue
+        try:
+            place = Place(name, f"{directory}/{name}", POD)
+        except CniError:  # not a namespace, or one that was deleted
+            continue
+        if place.inode in known:
+            place.close()
+            continue
+        known.add(place.inode)
+        places.append(place)
+        own = [of.address for of in place.addresses if not of.address.is_loopback and not of.address.is_link_local]
+        addresses.setdefault(name, tuple(own))
+
+
+def _node_place(name: str, path: str, root: str = "", shared: str = "") -> Place:
+    """A node; ``root``: of its file system."""
+    return Place(name, path, NODE, pod_networks=_pod_networks(f"{root}{SUBNET_FILE}"), peer_of=_peers(root, shared))
 
 
 def _pod_networks(path: str) -> Sequence[Network]:
@@ -336,35 +358,51 @@ def _pod_networks(path: str) -> Sequence[Network]:
         return ()
 
 
-def _peers(path: str) -> Callable[[Address], tuple[Address, int] | None]:
-    """A function that returns the node that has an address: flanneld's back end ``udp`` knows it from leases that it saves."""
+def _peers(root: str, shared: str = "") -> Callable[[Address], tuple[Address, int] | None]:
+    """A function that returns the node that has an address, for the back end ``udp``: flanneld saves the leases that it follows.
+
+    ``shared``: the file datastore of a lab, which is newer.
+    """
 
     def find(address: Address) -> tuple[Address, int] | None:
-        from cni_py.flanneld import saved
-
-        found = saved.read(path)
-        leases = found.leases() if found is not None else None
-        for subnets, lease in (leases or {}).items():
+        leases, config = _leases(root, shared)
+        for subnets, lease in leases.items():
             for subnet, node in ((subnets.ipv4, lease.attributes.public_ip), (subnets.ipv6, lease.attributes.public_ipv6)):
-                if subnet is not None and node is not None and subnet.version == address.version and address in subnet:
-                    assert found is not None
-                    return node, _port_of(found.config)
+                if subnet is not None and node is not None and address in (subnet if subnet.version == address.version else ()):
+                    return node, _port_of(config)
         return None
 
     return find
 
 
-def _port_of(config: str) -> int:
-    try:
-        return int(json.loads(config).get("Backend", {}).get("Port", _UDP_PORT))
-    except (ValueError, AttributeError, TypeError):
-        return _UDP_PORT
+def _leases(root: str, shared: str) -> tuple[Mapping[Subnets, Lease], Mapping[str, Any]]:
+    """The leases that are known on a node, and the network's configuration."""
+    from cni_py.flanneld import saved
+    from cni_py.flanneld.stores.lease_file import Damaged, LeaseFile
+
+    if shared:
+        try:
+            with open(shared, "rb") as file:
+                of_lab = LeaseFile(file.read())
+            return of_lab.leases(), of_lab.config
+        except (OSError, Damaged):
+            pass
+    found = saved.read(f"{root}{SAVED_LEASES}")
+    if found is None:
+        return {}, {}
+    return found.leases() or {}, json.loads(found.config)
+
+
+def _port_of(config: Mapping[str, Any]) -> int:
+    backend = config.get("Backend")
+    port = backend.get("Port") if isinstance(backend, dict) else None
+    return port if isinstance(port, int) else _UDP_PORT
 
 
 def _node() -> tuple[Places, Names]:
     """This node, and the namespaces of its attachments."""
     name = socket.gethostname().partition(".")[0] or NODE
-    node = _new_place(name, "/proc/self/ns/net", NODE, "")
+    node = _node_place(name, "/proc/self/ns/net")
     places = {node.inode: node}
     addresses: dict[str, tuple[Address, ...]] = {}
     aliases: dict[str, str] = {}
@@ -372,6 +410,8 @@ def _node() -> tuple[Places, Names]:
         for one in attachments.known():
             if one.state == attachments.LIVE and one.netns:
                 _add_pod(one, places, addresses, aliases)
+        listed = list(places.values())
+        _add_named("/run/netns", listed, addresses)
     except BaseException:
         for place in places.values():
             place.close()
@@ -383,7 +423,7 @@ def _node() -> tuple[Places, Names]:
     ordered = tuple(dict.fromkeys([*(a for a in source if a is not None), *own]))
     addresses |= dict.fromkeys((name, NODE, "host"), ordered)
     aliases |= dict.fromkeys((NODE, "host"), name)
-    return Places(places.values()), Names(addresses, aliases, node)
+    return Places(listed), Names(addresses, aliases, node)
 
 
 def _add_pod(

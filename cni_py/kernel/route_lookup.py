@@ -149,6 +149,8 @@ def _with_entry(rtnl: Rtnl, question: Question, choice: Choice) -> Choice:
 
 def _message(question: Question, flags: int) -> bytes:
     destination, source = question.destination, question.source
+    if destination.version == 6:
+        flags &= ~_RTM_F_LOOKUP_TABLE  # IPv6 always returns the table, and refuses the flag
     ports = question.source_port, question.destination_port
     number = _NUMBERS.get(question.protocol, {}).get(destination.version)
     header = {"family": FAMILY[destination.version], "dst_len": destination.max_prefixlen, "flags": flags}

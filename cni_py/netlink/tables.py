@@ -23,6 +23,8 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         {
             "IFLA_BR_VLAN_FILTERING": (7, "uint8"),
             "IFLA_BR_VLAN_PROTOCOL": (8, "be16"),
+            "IFLA_BR_NF_CALL_IPTABLES": (36, "uint8"),
+            "IFLA_BR_NF_CALL_IP6TABLES": (37, "uint8"),
         },
     ),
     "bridge_slave_data": (

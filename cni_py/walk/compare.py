@@ -53,9 +53,11 @@ class Comparison:
 
 def completeness(forward: Walk, reply: Walk | None) -> Callable[[Observed], bool]:
     """Return a test whether everything predicted was seen."""
-    wanted = [(hop.place, hop.link, hop.direction, REQUEST) for hop in forward.hops if hop.kind == LINK and hop.link]
-    wanted += [
-        (hop.place, hop.link, hop.direction, REPLY) for hop in (reply.hops if reply else ()) if hop.kind == LINK and hop.link
+    wanted = [
+        (hop.place, hop.link, hop.direction, kind)
+        for walk, kind in ((forward, REQUEST), (reply, REPLY))
+        for hop in (walk.hops if walk else ())
+        if hop.kind == LINK and hop.link and not hop.is_optional
     ]
 
     def test(observed: Observed) -> bool:
@@ -72,6 +74,7 @@ def compare(walk: Walk, observed: Observed, kind: str = REQUEST) -> Comparison:
     sightings = [one for one in observed.sightings if one.frame.kind in kinds]
     expected = [hop for hop in walk.hops if hop.kind == LINK and hop.link]
     matched = _match(expected, sightings)
+    expected = [hop for hop in expected if hop.check]
     extra = _extra(sightings, expected)
     comparison = Comparison(AGREES, "", expected=len(expected), seen=sum(hop.check == SEEN for hop in expected), extra=extra)
     comparison.errors = _errors(observed)
@@ -117,7 +120,7 @@ def _match(expected: Sequence[Hop], sightings: Sequence[Sighting]) -> int:
         elif at:
             hop.check, hop.observed, found = DIFFERENT, str(at[0][1].frame.packet), found + 1
             used.add(at[0][0])
-        else:
+        elif not hop.is_optional:
             hop.check = MISSING
     return found
 

@@ -30,6 +30,7 @@ class Hop:
         changes: changes of address, port or size that the hop makes.
         packet: the packet behind the hop.
         link, direction: of a hop of the kind LINK: a capture there shows the packet.
+        is_optional: a capture need not show it.
         is_broken: the packet ends here.
         check: SEEN, DIFFERENT or MISSING when it was compared with the real packet; ``observed``: what was captured instead.
     """
@@ -42,6 +43,7 @@ class Hop:
     changes: tuple[str, ...] = ()
     link: str = ""
     direction: str = ""
+    is_optional: bool = False
     is_broken: bool = False
     check: str = ""
     observed: str = ""

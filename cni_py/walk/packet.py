@@ -122,20 +122,26 @@ class Token:
     protocol: str
     number: int
     destination_ports: frozenset[int] = frozenset()
+    data_bytes: int = 0
 
     @property
     def text(self) -> bytes:
         return self.number.to_bytes(4, "big")
 
     @property
-    def next_bytes(self) -> bytes:
-        """The acknowledgement of a SYN with this number."""
-        return (self.number + 1 & 0xFFFFFFFF).to_bytes(4, "big")
+    def acknowledgements(self) -> tuple[bytes, ...]:
+        """The acknowledgements of a SYN with this number: a closed port acknowledges its data too, an open one may not."""
+        numbers = dict.fromkeys((self.number + 1, self.number + 1 + self.data_bytes))
+        return tuple((number & 0xFFFFFFFF).to_bytes(4, "big") for number in numbers)
+
+    @property
+    def all(self) -> tuple[bytes, ...]:
+        return (self.text, *(self.acknowledgements if self.protocol == TCP else ()))
 
 
 def parse(data: bytes, hardware: int, token: Token) -> Frame | None:
     """Return the packet in a captured frame if it belongs to the probe."""
-    if token.text not in data and token.next_bytes not in data:
+    if not any(text in data for text in token.all):
         return None
     if hardware in (ARPHRD_ETHER, ARPHRD_LOOPBACK):
         if len(data) < 14 or data[12:14] not in (b"\x08\x00", b"\x86\xdd"):
@@ -212,7 +218,7 @@ def _parse_tcp(body: bytes, packet: Packet, token: Token) -> Frame | None:
     of = replace(packet, source_port=ports[0], destination_port=ports[1])
     if body[4:8] == token.text:
         return Frame(REQUEST, of)
-    if body[8:12] == token.next_bytes:
+    if body[8:12] in token.acknowledgements:
         return Frame(REPLY, of, is_reset=bool(body[13] & TCP_RESET))
     return None
 
@@ -258,5 +264,5 @@ def _starts(versions: tuple[int, ...]) -> set[int]:
 def transport_offsets(token: Token) -> list[tuple[int, bytes]]:
     """Offsets from the transport header's begin, with the bytes there: the probe, and the reply to it."""
     if token.protocol == TCP:
-        return [(4, token.text), (8, token.next_bytes)]
+        return [(4, token.text), *((8, text) for text in token.acknowledgements)]
     return [(8, token.text)]

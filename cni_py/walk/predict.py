@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
+    from cni_py.kernel.neighbour_state import FdbEntry
     from cni_py.kernel.route_lookup import Choice
-    from cni_py.walk.ruleset import Event
+    from cni_py.walk.ruleset import Chain, Event
+
+    Tracked = tuple[Connection, bool]
+    """A packet's connection, and whether it is a reply."""
 
 _MAX_HOPS = 120
 _NO_MAC = "00:00:00:00:00:00"
@@ -43,6 +47,8 @@ _VETH_SLACK = 4
 _IFF_NOARP, _IFF_LOOPBACK = 0x80, 0x8
 _IP_FAMILIES = {4: ("inet", "ip"), 6: ("inet", "ip6")}
 _L4 = {4: {"icmp": "icmp"}, 6: {"icmp": "ipv6-icmp"}}
+_NAT_PRIORITY = {"prerouting": -100, "output": -100, "forward": 1 << 31, "input": 100, "postrouting": 100}
+"""Where the kernel translates, or undoes a translation."""
 _NATS = frozenset(("dnat", "snat", "masquerade", "redirect"))
 
 
@@ -97,22 +103,24 @@ class Walker:
         self._walk.outcome, self._walk.end, self._walk.end_place = outcome, text, place.name
         raise _End
 
-    def _seen_at(self, place: Place, link: Link, direction: str, packet: Packet, text: str) -> None:
+    def _seen_at(
+        self, place: Place, link: Link, direction: str, packet: Packet, text: str, *, is_optional: bool = False
+    ) -> None:
         """A hop at which a capture shows the packet."""
-        self._hop(place, hops.LINK, text, packet, link=link.name, direction=direction)
+        self._hop(place, hops.LINK, text, packet, link=link.name, direction=direction, is_optional=is_optional)
 
     # ---- a packet of a local process ----------------------------------------------------------
 
     def _send(self, place: Place, packet: Packet) -> None:
-        connection, is_reply = self._tracking.find(place.name, packet)
+        tracked = self._tracking.find(place.name, packet)
         choice = self._route(place, packet, None)
         out = self._out_link(place, choice, packet)
         before = packet
-        packet = self._hook(place, "output", packet, connection, is_reply=is_reply, oif=out)
+        packet = self._hook(place, "output", packet, *tracked, oif=out)
         if (packet.destination, packet.mark) != (before.destination, before.mark):
             choice = self._route(place, packet, None, again=True)
             out = self._out_link(place, choice, packet)
-        self._leave(place, packet, choice, out, connection, is_reply=is_reply, iif=None)
+        self._leave(place, packet, choice, out, tracked, iif=None)
 
     def _out_link(self, place: Place, choice: Choice, packet: Packet) -> Link:
         """The link of a route."""
@@ -184,22 +192,10 @@ class Walker:
 
     # ---- leaving a namespace's IP layer ---------------------------------------------------------
 
-    def _leave(
-        self,
-        place: Place,
-        packet: Packet,
-        choice: Choice,
-        out: Link,
-        connection: Connection,
-        *,
-        is_reply: bool,
-        iif: Link | None,
-    ) -> None:
+    def _leave(self, place: Place, packet: Packet, choice: Choice, out: Link, tracked: Tracked, *, iif: Link | None) -> None:
         """Postrouting, size, neighbour, and the link."""
         nexthop = choice.gateway or packet.destination
-        packet = self._hook(
-            place, "postrouting", packet, connection, is_reply=is_reply, iif=iif, oif=out, nexthop=nexthop, is_local=iif is None
-        )
+        packet = self._hook(place, "postrouting", packet, *tracked, iif=iif, oif=out, nexthop=nexthop)
         if not out.flags & _IFF_LOOPBACK:
             self._check_size(place, packet, choice.mtu or out.mtu, out, is_forwarded=iif is not None)
         mac = self._neighbour(place, out, nexthop, packet)
@@ -357,27 +353,52 @@ class Walker:
             self._end(place, hops.BROKEN, f"the bridge {bridge.name} is down", packet, "", hops.BRIDGE)
         if bridge.vlan_filtering:
             self._hop(place, hops.UNSURE, f"{bridge.name} filters VLANs: those of its ports are not compared", packet)
-        entries = [of for of in place.fdb if of.mac == mac and (of.master == bridge.ifindex or of.ifindex == bridge.ifindex)]
-        is_own = mac == bridge.mac or any(
-            of.is_permanent and (place.links.get(of.ifindex) or bridge).mac == mac for of in entries
-        )
-        if ingress is not None and is_own:
-            self._bridge_hook(place, "input" if is_own else "forward", packet, ingress, bridge)
+        tracked = None
+        if ingress is not None:
+            self._bridge_hook(place, "prerouting", packet, ingress, None)
+            if _filters_bridged(place, bridge, packet.version):
+                packet, mac, tracked = self._bridged_prerouting(place, bridge, mac, packet)
+        entries = [of for of in place.fdb if of.mac == mac and bridge.ifindex in (of.master, of.ifindex)]
+        if ingress is not None and _is_own(place, bridge, mac, entries):
+            self._bridge_hook(place, "input", packet, ingress, bridge)
             self._seen_at(place, bridge, IN, packet, f"the bridge takes it: {mac} is its own")
-            self._receive(place, bridge, packet)
+            self._receive(place, bridge, packet, tracked)
             return
         port, why = self._port(place, bridge, ingress, mac, entries, packet)
         if ingress is not None:
             self._check_forwarding(place, bridge, ingress, port, packet)
         self._bridge_hook(place, "forward" if ingress is not None else "output", packet, ingress or bridge, port)
+        if tracked is not None:
+            packet = self._hook(place, "forward", packet, *tracked, iif=bridge, oif=bridge)
+            packet = self._hook(place, "postrouting", packet, *tracked, oif=bridge, nexthop=packet.destination)
         if packet.size > port.mtu + _VETH_SLACK and ingress is not None:
             text = f"{packet.size} bytes do not fit through {port.name}, which takes {port.mtu}: the bridge drops them"
             self._end(place, hops.BROKEN, text, packet, "", hops.SIZE)
         self._hop(place, hops.BRIDGE, f"{bridge.name} forwards it to {port.name}", packet, why)
+        self._bridge_hook(place, "postrouting", packet, None, port)
         self._transmit(place, port, mac, packet)
 
+    def _bridged_prerouting(self, place: Place, bridge: Link, mac: str, packet: Packet) -> tuple[Packet, str, Tracked]:
+        """With br_netfilter a bridged frame passes prerouting of IP at the bridge, and not again in the IP layer.
+
+        A translated one goes to the neighbour that has the new destination if that is on the same bridge, and to the IP layer if not.
+        Source: linux net/bridge/br_netfilter_hooks.c (br_nf_pre_routing_finish).
+        """
+        tracked = self._tracking.find(place.name, packet)
+        before = packet.destination
+        packet = self._hook(place, "prerouting", packet, *tracked, iif=bridge)
+        if packet.destination == before:
+            return packet, mac, tracked
+        choice = self._route(place, packet, bridge)
+        if choice.ifindex != bridge.ifindex or choice.kind != "unicast":
+            return packet, bridge.mac, tracked
+        mac = self._neighbour(place, bridge, choice.gateway or packet.destination, packet)
+        text = f"goes out by {bridge.name}, without the IP layer: br_netfilter translates bridged frames"
+        self._seen_at(place, bridge, OUT, packet, text, is_optional=True)
+        return packet, mac, tracked
+
     def _port(
-        self, place: Place, bridge: Link, ingress: Link | None, mac: str, entries: Sequence[Any], packet: Packet
+        self, place: Place, bridge: Link, ingress: Link | None, mac: str, entries: Sequence[FdbEntry], packet: Packet
     ) -> tuple[Link, str]:
         """The port for a MAC address, and the reason. Raises: _End if there is none."""
         for of in entries:
@@ -408,21 +429,13 @@ class Walker:
             text = f"{bridge.name} does not forward between {ingress.name} and {port.name}: both ports are isolated"
             self._end(place, hops.BROKEN, text, packet, "", hops.BRIDGE)
 
-    def _bridge_hook(self, place: Place, hook: str, packet: Packet, iif: Link, oif: Link) -> None:
-        """Chains of the family bridge; with br_netfilter also those of IP, which filter bridged packets."""
-        families = ["bridge"]
-        name = "net/bridge/bridge-nf-call-iptables" if packet.version == 4 else "net/bridge/bridge-nf-call-ip6tables"
-        calls = hook == "forward" and place.sysctl(name) == "1"
-        for each in ("prerouting", hook) if iif.kind != segment.BRIDGE else (hook,):
-            for chain in place.ruleset.base_chains(families, each):
-                facts = self._facts(place, packet, iif, oif, "new", None)
-                outcome = place.ruleset.evaluate(chain, facts)
-                self._report(place, outcome.events, packet)
-                if outcome.verdict == "drop":
-                    self._drop(place, outcome.events, packet, f"bridge {each}")
-        if calls:
-            connection, is_reply = self._tracking.find(place.name, packet)
-            self._hook(place, "forward", packet, connection, is_reply=is_reply, iif=iif, oif=oif)
+    def _bridge_hook(self, place: Place, hook: str, packet: Packet, iif: Link | None, oif: Link | None) -> None:
+        """Chains of the family bridge."""
+        for chain in place.ruleset.base_chains(("bridge",), hook):
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, "new", None))
+            self._report(place, outcome.events, packet)
+            if outcome.verdict == "drop":
+                self._drop(place, outcome.events, packet, f"bridge {hook}")
 
     # ---- tunnels ------------------------------------------------------------------------------
 
@@ -505,22 +518,27 @@ class Walker:
 
     # ---- a packet that comes in ---------------------------------------------------------------
 
-    def _receive(self, place: Place, link: Link, packet: Packet) -> None:
-        """The IP layer of a namespace receives a packet."""
-        connection, is_reply = self._tracking.find(place.name, packet)
-        packet = self._hook(place, "prerouting", packet, connection, is_reply=is_reply, iif=link)
+    def _receive(self, place: Place, link: Link, packet: Packet, tracked: Tracked | None = None) -> None:
+        """The IP layer of a namespace receives a packet.
+
+        Args:
+            tracked: its connection, if it has passed prerouting on a bridge already.
+        """
+        if tracked is None:
+            tracked = self._tracking.find(place.name, packet)
+            packet = self._hook(place, "prerouting", packet, *tracked, iif=link)
         choice = self._route(place, packet, link)
         if choice.kind == "local":
-            packet = self._hook(place, "input", packet, connection, is_reply=is_reply, iif=link)
-            self._deliver(place, packet)
+            packet = self._hook(place, "input", packet, *tracked, iif=link)
+            self._deliver(place, packet, is_reply=tracked[1])
             return
         if choice.kind != "unicast":
             self._end(place, hops.UNFOLLOWED, f"{packet.destination} is {choice.kind}: cni-py walk follows unicast", packet)
         self._check_forwarding_enabled(place, link, packet)
         out = self._out_link(place, choice, packet)
         self._check_size(place, packet, choice.mtu or out.mtu, out, is_forwarded=True)
-        packet = self._hook(place, "forward", packet, connection, is_reply=is_reply, iif=link, oif=out)
-        self._leave(place, packet, choice, out, connection, is_reply=is_reply, iif=link)
+        packet = self._hook(place, "forward", packet, *tracked, iif=link, oif=out)
+        self._leave(place, packet, choice, out, tracked, iif=link)
 
     def _check_forwarding_enabled(self, place: Place, link: Link, packet: Packet) -> None:
         """IPv6: the kernel checks this after the lookup."""
@@ -529,13 +547,13 @@ class Walker:
             text = "dropped: the kernel does not forward packets"
             self._end(place, hops.BROKEN, text, packet, f"{name} is 0, seen at {link.name}", hops.ROUTE)
 
-    def _deliver(self, place: Place, packet: Packet) -> None:
+    def _deliver(self, place: Place, packet: Packet, *, is_reply: bool) -> None:
         """A packet for this place: a tunnel takes it, or a process."""
         if packet.inner is not None and packet.tunnel is not None:
             self._decapsulate(place, packet, packet.inner, packet.tunnel)
             return
         text = f"{place.name} takes it"
-        if packet.protocol != ICMP:
+        if packet.protocol != ICMP and not is_reply:
             heard = place.listens(packet.protocol, packet.destination, packet.destination_port)
             self._walk.is_heard = heard
             what = f"{packet.protocol.upper()} {packet.destination_port}"
@@ -576,26 +594,26 @@ class Walker:
         hook: str,
         packet: Packet,
         connection: Connection,
-        *,
         is_reply: bool,
+        *,
         iif: Link | None = None,
         oif: Link | None = None,
         nexthop: Address | None = None,
-        is_local: bool = False,
     ) -> Packet:
         """Pass the chains of a hook. Returns: the packet behind them. Raises: _End if one drops it."""
         rules = place.ruleset
-        is_first = not is_reply
         state = "established" if is_reply else "new"
-        translated = False
-        if is_reply:
-            packet = self._untranslate(place, hook, packet, connection)
+        is_undone, is_translated = not is_reply, False
         self._say_unreadable(place, hook, packet)
-        for chain in rules.base_chains(_IP_FAMILIES[packet.version], hook):
-            if chain.kind == "nat" and (not is_first or translated):
+        passed, events = list[str](), 0
+        for chain in sorted(rules.base_chains(_IP_FAMILIES[packet.version], hook), key=lambda each: _order(each, hook)):
+            if not is_undone and _order(chain, hook) > (_NAT_PRIORITY[hook], 0):
+                packet, is_undone = self._untranslate(place, hook, packet, connection), True
+            if chain.kind == "nat" and (is_reply or is_translated):
                 continue
-            facts = self._facts(place, packet, iif, oif, state, connection)
-            outcome = rules.evaluate(chain, facts)
+            outcome = rules.evaluate(chain, self._facts(place, packet, iif, oif, state, connection))
+            passed.append(f"{chain.title} ({chain.priority})")
+            events += len(outcome.events)
             self._report(place, outcome.events, packet)
             if outcome.verdict == "drop":
                 self._drop(place, outcome.events, packet, hook)
@@ -607,8 +625,10 @@ class Walker:
                     packet = replace(packet, mark=event.value)
                 elif event.kind in _NATS:
                     packet = self._translate(place, event, packet, connection, iif, oif, nexthop)
-                    translated = True
-        return packet
+                    is_translated = True
+        if passed and not events:
+            self._hop(place, hops.FILTER, f"nftables accepts it unchanged in {hook}", packet, ", ".join(passed))
+        return packet if is_undone else self._untranslate(place, hook, packet, connection)
 
     def _say_unreadable(self, place: Place, hook: str, packet: Packet) -> None:
         """Say once per place what rules exist that are not evaluated."""
@@ -649,7 +669,7 @@ class Walker:
         else:
             if event.kind == "masquerade":
                 address = self._masquerade_address(place, oif, nexthop or packet.destination)
-            is_known = packet.is_port_known and "random" not in event.text
+            is_known = packet.is_port_known and (packet.protocol == ICMP or "random" not in event.text)
             after = replace(packet, source=address or packet.source, is_port_known=is_known)
             after = connection.translate_source(after)
         word = {"dnat": "DNAT", "redirect": "redirect", "snat": "SNAT"}.get(event.kind, event.kind)
@@ -733,6 +753,25 @@ class Walker:
             return UNKNOWN
         choice = place.route(Question(packet.destination if flags[0] == "daddr" else packet.source))
         return choice.kind or "unreachable"
+
+
+def _order(chain: Chain, hook: str) -> tuple[int, int]:
+    """The place of a chain among those of a hook: all of the type nat run where translation does, whatever their priority."""
+    return (_NAT_PRIORITY[hook], 0) if chain.kind == "nat" else (chain.priority, 1)
+
+
+def _filters_bridged(place: Place, bridge: Link, version: int) -> bool:
+    """Return whether br_netfilter passes bridged frames of this IP version to chains of IP."""
+    name, option = {
+        4: ("net/bridge/bridge-nf-call-iptables", "IFLA_BR_NF_CALL_IPTABLES"),
+        6: ("net/bridge/bridge-nf-call-ip6tables", "IFLA_BR_NF_CALL_IP6TABLES"),
+    }[version]
+    return place.sysctl(name) == "1" or bool(bridge.data.get(option))
+
+
+def _is_own(place: Place, bridge: Link, mac: str, entries: Sequence[FdbEntry]) -> bool:
+    """Return whether a MAC address is the bridge's, or of one of its ports."""
+    return mac == bridge.mac or any(of.is_permanent and (place.links.get(of.ifindex) or bridge).mac == mac for of in entries)
 
 
 def _is_of_family(link: Link, version: int) -> bool:

@@ -62,7 +62,7 @@ _SNAP = 65536
 _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _PMTUDISC_DO = 2
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-_SYN, _WINDOW = 0x02, 64240
+_SYN, _WINDOW, _TCP_HEADER = 0x02, 64240, 20
 _BPF, _PROGRAM = struct.Struct("=HBBI"), struct.Struct("@HP")
 _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 
@@ -133,14 +133,16 @@ def _time_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
 
 
 def _packet_socket(token: Token, link_header: int) -> socket.socket:
-    """A socket that receives frames with the token. It filters before it is bound: nothing else ever enters its queue."""
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    """A socket that receives frames with the token on every interface of the thread's namespace.
+
+    A frame that comes before the filter is set is in its queue too: :func:`parse` looks at each.
+    """
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     try:
         sock.setblocking(False)
+        _filter(sock, token, link_header)
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
-        _filter(sock, token, link_header)
-        sock.bind(("", ETH_P_ALL))
     except BaseException:
         sock.close()
         raise
@@ -161,8 +163,10 @@ def _filter(sock: socket.socket, token: Token, link_header: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, _PROGRAM.pack(len(code), address))
 
 
-def new_token(protocol: str, destination_ports: frozenset[int]) -> Token:
-    return Token(protocol, int.from_bytes(secrets.token_bytes(4), "big") | 0x01000000, destination_ports)
+def new_token(packet: Packet, destination_ports: frozenset[int]) -> Token:
+    number = int.from_bytes(secrets.token_bytes(4), "big") | 0x01000000
+    data = max(0, packet.size - HEADER[packet.version] - _TCP_HEADER) if packet.protocol == TCP else 0
+    return Token(packet.protocol, number, destination_ports, data)
 
 
 def probe(
@@ -193,6 +197,7 @@ def probe(
         stack.callback(_forget, watched, observed)
         _watch(sender, captures, tracers, observed, is_complete, seconds)
     observed.sightings.sort(key=lambda one: one.when)
+    if os.environ.get("DBG"): [print(one) for one in observed.sightings]
     return observed
 
 
@@ -317,7 +322,7 @@ def _payload(packet: Packet, token: Token) -> bytes:
     if packet.protocol == UDP:
         return token.text.ljust(max(4, packet.size - start - 8), b"\0")
     if packet.protocol == TCP:
-        data = bytes(max(0, packet.size - start - 20))
+        data = bytes(token.data_bytes)
         ports = packet.source_port, packet.destination_port
         head = struct.pack("!HHIIBBHHH", *ports, token.number, 0, 5 << 4, _SYN, _WINDOW, 0, 0)
         sum_ = _checksum(_pseudo_header(packet, 6, len(head) + len(data)) + head + data)

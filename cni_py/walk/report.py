@@ -87,18 +87,19 @@ def find(report: Report, pod_networks: Collection[Network]) -> None:
 
 
 def _lost_addresses(report: Report, pod_networks: Collection[Network]) -> list[str]:
-    """Sentences about the sources that translation hides; of a pod whose packet stays between pods it is a mistake."""
+    """Sentences about the sources that translation hides; of a pod whose packet goes to a pod it is a mistake."""
     found = []
     for hop, before in _source_changes(report.forward):
         after = hop.packet.source
-        text = f"The address {before.source} is lost at {hop.place}: the receiver sees {after} ({hop.why})."
         is_between_pods = _is_pod(before.source, pod_networks) and _is_pod(before.destination, pod_networks)
         if is_between_pods and not _was_translated(report.forward, hop):
-            text += (
-                " Both ends are pods, so this masquerade is unnecessary: flanneld with -ip-masq, or masqueradeBeyond:"
-                " network in the delegate of flannel, leaves the address as it is."
+            found.append(
+                f"The pod's address {before.source} is lost at {hop.place}: the receiver sees {after}. Both ends are pods, so this"
+                " masquerade is unnecessary. flanneld with -ip-masq, or masqueradeBeyond: network in the delegate of flannel,"
+                " leaves the address as it is."
             )
-        found.append(text)
+        else:
+            found.append(f"The receiver sees {after} instead of {before.source}: {hop.text} at {hop.place}.")
     return found
 
 
