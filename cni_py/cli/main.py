@@ -1,11 +1,10 @@
 """Command ``cni-py``: a container runtime's calls by hand, journals, leaked resources, configuration, lab.
 
 This module has the commands and their exit status, arguments.py the command line, output.py the printing, verbs.py what a
-runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why), walk.py (the
-path of a packet),
-host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's configuration) and
-lab/ (a test network), each imported when it is needed.
-Reference: docs/cni-py.md, docs/walk.md, docs/lab.md.
+runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why), walk.py
+(the path of a packet), host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's
+configuration) and lab/ (a test network), each imported when it is needed. Reference: docs/cni-py.md, docs/walk.md,
+docs/lab.md.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from cni_py.lab.plan import ETCD_ADDRESS, ETCD_ADDRESS6, OUTSIDE, OUTSIDE6
 from cni_py.lab.site import Site
 from cni_py.lab.state import State
 from cni_py.walk import compare, hops, probe, report, svg, text
-from cni_py.walk.packet import ICMP, TCP, UDP, Packet
+from cni_py.walk.packet import ICMP, REPLY, TCP, UDP, Packet
 from cni_py.walk.place import NODE, OTHER, POD, Place, Places
 from cni_py.walk.predict import Walker
 
@@ -98,10 +98,8 @@ def parse_end(word: str) -> End:
     name, port = (bracketed[1], bracketed[2] or "") if bracketed else (word, "")
     if not bracketed and word.count(":") == 1:
         name, _, port = word.partition(":")
-    if (
-        port
-        and not (port.isdecimal() and 0 < int(port) < 1 << 16)
-        or (word.endswith(":") and not port and word.count(":") == 1)
+    if (port and not (port.isdecimal() and 0 < int(port) < 1 << 16)) or (
+        word.endswith(":") and not port and word.count(":") == 1
     ):
         raise CniError(
             f'invalid port in "{word}"', hint="a port is a number from 1 to 65535: web:80, 10.244.1.2:80, [fd00::2]:80"
@@ -134,12 +132,9 @@ def _walk(options: argparse.Namespace, places: Places, names: Names, source: End
     target = _target(options, places, names, destination)
     start = _start(places, names, source)
     protocol = _protocol(options, destination)
-    packet = _packet(options, places, names, source, start, target, protocol, destination.port)
+    packet = _packet(options, names, source, start, target, protocol, destination.port)
     walker = Walker(places)
-    if start is not None:
-        forward = walker.walk(start, packet)
-    else:
-        forward = _from_wire(walker, names, packet)
+    forward = walker.walk(start, packet) if start is not None else _from_wire(walker, names, packet)
     is_answered = forward.outcome == hops.DELIVERED and (protocol != UDP or forward.is_heard is False)
     end = places.named(forward.end_place)
     reply = walker.walk(end, forward.last.reversed()) if is_answered and end is not None else None
@@ -205,9 +200,8 @@ def _unknown(name: str, places: Places, names: Names) -> CniError:
 
 
 def _packet(
-    options: argparse.Namespace, places: Places, names: Names, source: End, start: Place | None, target: Address, protocol: str,
-    port: int,
-) -> Packet:  # fmt: skip
+    options: argparse.Namespace, names: Names, source: End, start: Place | None, target: Address, protocol: str, port: int
+) -> Packet:
     """The packet to follow. Raises: CniError if there is no route, or the size is impossible."""
     least = SMALLEST[protocol, target.version]
     size = options.size or (least if protocol == TCP else max(DEFAULT_SIZE, least))
@@ -261,18 +255,19 @@ def _verify(options: argparse.Namespace, places: Places, start: Place, packet: P
         return
     made.comparison = compare.compare(made.forward, observed)
     if made.reply is not None and made.comparison.is_as_predicted:
-        made.reply_comparison = compare.compare(made.reply, observed, compare.REPLY)
-    made.notes = _notes(places, observed)
+        made.reply_comparison = compare.compare(made.reply, observed, REPLY)
+    made.notes = observed.notes + ([] if made.comparison.is_as_predicted else _dropping_rules(places, observed))
 
 
-def _notes(places: Places, observed: probe.Observed) -> list[str]:
-    notes = list(observed.notes)
+def _dropping_rules(places: Places, observed: probe.Observed) -> list[str]:
+    """Sentences about the rules that dropped the packet, as nft prints them."""
+    found = []
     for name, event in compare.drop_rules(observed):
         place = places.named(name)
         rule = place.ruleset.text((event.family, event.table, event.chain, event.handle)) if place is not None else ""
         if rule:
-            notes.append(f"The rule of {name} that dropped it: {event.where}: {rule}")
-    return list(dict.fromkeys(notes))
+            found.append(f"The rule of {name} that dropped it: {event.where}: {rule}")
+    return list(dict.fromkeys(found))
 
 
 # ---- what is visible --------------------------------------------------------------------------
@@ -359,7 +354,8 @@ def _pod_networks(path: str) -> Sequence[Network]:
 
 
 def _peers(root: str, shared: str = "") -> Callable[[Address], tuple[Address, int] | None]:
-    """A function that returns the node that has an address, for the back end ``udp``: flanneld saves the leases that it follows.
+    """A function that returns the node that has an address, for the back end ``udp``: flanneld saves the leases that it
+    follows.
 
     ``shared``: the file datastore of a lab, which is newer.
     """
@@ -417,10 +413,8 @@ def _node() -> tuple[Places, Names]:
             place.close()
         raise
     own = [of.address for of in node.addresses if not of.address.is_loopback and not of.address.is_link_local]
-    source = [
-        choice.source for target in ("192.0.2.1", "2001:db8::1") if (choice := node.route(Question(ip_address(target)))).source
-    ]
-    ordered = tuple(dict.fromkeys([*(a for a in source if a is not None), *own]))
+    chosen = [node.route(Question(ip_address(target))).source for target in ("192.0.2.1", "2001:db8::1")]
+    ordered = tuple(dict.fromkeys([*(address for address in chosen if address is not None), *own]))
     addresses |= dict.fromkeys((name, NODE, "host"), ordered)
     aliases |= dict.fromkeys((NODE, "host"), name)
     return Places(listed), Names(addresses, aliases, node)

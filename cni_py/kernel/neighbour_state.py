@@ -42,7 +42,8 @@ class NeighbourState(Value):
 
 
 class FdbEntry(Value):
-    """A MAC address, and where frames to it go: the port ``ifindex`` of the bridge ``master``, or a VXLAN device's ``remote``."""
+    """A MAC address, and where frames to it go: the port ``ifindex`` of the bridge ``master``, or a VXLAN device's
+    ``remote``."""
 
     ifindex: int
     mac: str

@@ -1,8 +1,9 @@
-"""What nftables does with packets that carry a token: a table that marks them, and the kernel's report of each rule that they meet.
+"""What nftables does with packets that carry a token: a table that marks them, and the kernel's report of each rule that they
+meet.
 
-Owns: a table of its own, ``inet cni_py_walk_<process id>``, with the flag *owner*: it belongs to the socket that created it, and the
-kernel deletes it with that socket, also when the process is killed. Its chains come first at prerouting and output, and do
-nothing but ``meta nftrace set 1``.
+Owns: a table of its own, ``inet cni_py_walk_<process id>``, with the flag *owner*: it belongs to the socket that created it,
+and the kernel deletes it with that socket, also when the process is killed. Its chains come first at prerouting and output,
+and do nothing but ``meta nftrace set 1``.
 
 Source: linux net/netfilter/nf_tables_trace.c, include/uapi/linux/netfilter/nf_tables.h (NFT_TABLE_F_OWNER, Linux 5.12).
 """

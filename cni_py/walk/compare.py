@@ -1,7 +1,7 @@
 """The prediction beside what was captured: where they agree, where they differ, and where the packet ends. Pure.
 
-Only hops at an interface are compared; what happens between two of them shows in the packet at the next one. Ports that translation
-chooses, and the source port of a VXLAN packet, are not predicted and not compared.
+Only hops at an interface are compared; what happens between two of them shows in the packet at the next one. Ports that
+translation chooses, and the source port of a VXLAN packet, are not predicted and not compared.
 """
 
 from __future__ import annotations
@@ -129,17 +129,21 @@ def is_alike(predicted: Packet, seen: Packet) -> bool:
     """Compare addresses, protocol and ports, also inside a tunnel."""
     if (predicted.source, predicted.destination) != (seen.source, seen.destination):
         return False
-    if predicted.protocol != seen.protocol and seen.protocol != "icmp":  # an ICMP error is a reply to TCP or UDP too
+    if predicted.inner is not None and seen.inner is not None:
+        return is_alike(predicted.inner, seen.inner)
+    if predicted.inner is not None or seen.inner is not None:
         return False
-    if predicted.inner is not None:
-        return seen.inner is not None and is_alike(predicted.inner, seen.inner)
-    if seen.inner is not None:
-        return False
-    if predicted.protocol in ("icmp",) or seen.protocol == "icmp":
+    if seen.protocol == "icmp":  # an ICMP error is a reply to TCP and UDP too
         return True
-    if predicted.is_port_known and predicted.source_port and predicted.source_port != seen.source_port:
-        return False
-    return predicted.destination_port in (0, seen.destination_port) or not predicted.is_port_known
+    return predicted.protocol == seen.protocol and _have_alike_ports(predicted, seen)
+
+
+def _have_alike_ports(predicted: Packet, seen: Packet) -> bool:
+    """Compare ports, as far as they are predicted."""
+    if not predicted.is_port_known:
+        return True
+    pairs = ((predicted.source_port, seen.source_port), (predicted.destination_port, seen.destination_port))
+    return all(one in (0, other) for one, other in pairs)
 
 
 def _extra(sightings: Sequence[Sighting], expected: Sequence[Hop]) -> list[str]:

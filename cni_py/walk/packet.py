@@ -1,7 +1,7 @@
 """Packets as values, and the bytes on a wire as packets: pure.
 
-A :class:`Packet` has what routing, filters and address translation look at. :func:`parse` reads a captured frame, also through VXLAN, an
-IP tunnel and the quotation in an ICMP error, so that the probe is recognized wherever it is.
+A :class:`Packet` has what routing, filters and address translation look at. :func:`parse` reads a captured frame, also
+through VXLAN, an IP tunnel and the quotation in an ICMP error, so that the probe is recognized wherever it is.
 
 Source: RFC 791, 8200, 792, 4443, 7348.
 """

@@ -40,12 +40,9 @@ _LISTENING = {"tcp": "0A", "udp": "07"}
 class Place:
     """A network namespace.
 
-    Args:
-        name: as people call it.
-        path: of the namespace; its tables are read from inside.
-        kind: node, pod, or another machine.
-        pod_networks: of flannel, as the node's subnet.env has them.
-        peer_of: flannel's back end ``udp``: the node that has an address, and its port. Its table is in flanneld, not in the kernel.
+    Args: name: as people call it. path: of the namespace; its tables are read from inside. kind: node, pod, or another
+    machine. pod_networks: of flannel, as the node's subnet.env has them. peer_of: flannel's back end ``udp``: the node that
+    has an address, and its port. Its table is in flanneld, not in the kernel.
     """
 
     def __init__(

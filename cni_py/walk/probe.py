@@ -1,10 +1,11 @@
 """A real packet, sent and watched: one ICMP echo, TCP SYN or UDP datagram, and everything that is seen of it.
 
-How it works. Sockets of the family AF_PACKET in each namespace receive what passes its interfaces, in both directions; a filter in
-the kernel passes only frames with the probe's token, at every offset at which it can be: plain, in VXLAN, in a tunnel,
-quoted by an ICMP error. Tracers (``packetfilter/trace.py``) report the rules that it meets. The packet is sent from the
-namespace of the source by an ordinary raw or datagram socket, at most ``TRIES`` times; a TCP SYN has a sequence number that marks it, so
-that the reply's acknowledgement shows it too, and the kernel closes the half-open connection by its own RST.
+How it works. Sockets of the family AF_PACKET in each namespace receive what passes its interfaces, in both directions; a
+filter in the kernel passes only frames with the probe's token, at every offset at which it can be: plain, in VXLAN, in a
+tunnel, quoted by an ICMP error. Tracers (``packetfilter/trace.py``) report the rules that it meets. The packet is sent from
+the namespace of the source by an ordinary raw or datagram socket, at most ``TRIES`` times; a TCP SYN has a sequence number
+that marks it, so that the reply's acknowledgement shows it too, and the kernel closes the half-open connection by its own
+RST.
 
 Nothing remains: sockets and tables end with this process, connections that the probe began are deleted.
 
@@ -13,7 +14,6 @@ Source: packet(7); linux net/core/filter.c (classic BPF).
 
 from __future__ import annotations
 
-import os
 import secrets
 import select
 import socket
@@ -22,6 +22,7 @@ import time
 from array import array
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
@@ -45,7 +46,7 @@ from cni_py.walk.packet import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from cni_py.packetfilter.trace import Event
     from cni_py.walk.place import Place
@@ -197,7 +198,6 @@ def probe(
         stack.callback(_forget, watched, observed)
         _watch(sender, captures, tracers, observed, is_complete, seconds)
     observed.sightings.sort(key=lambda one: one.when)
-    if os.environ.get("DBG"): [print(one) for one in observed.sightings]
     return observed
 
 
@@ -243,7 +243,7 @@ def _watch(
             observed.refused = sender.send()
             observed.sent += 1
             again = now + seconds / TRIES
-            is_over = bool(observed.refused)
+            is_over = bool(observed.refused) or is_complete(observed)
         finish = last + QUIET_SECONDS if is_over else began + seconds
         wait = finish if is_over or observed.sent == TRIES else min(finish, again)
         if poll.poll(max(0.0, wait - now) * 1000):
@@ -266,13 +266,12 @@ def _forget(watched: Sequence[Place], observed: Observed) -> None:
     for place in watched:
         seen = {one.frame.packet.innermost for one in observed.of_kind(REQUEST) if one.place == place.name}
         if seen:
-            place.netns.run(lambda seen=seen: [_forget_one(packet) for packet in seen])  # type: ignore[misc]
+            place.netns.run(partial(_forget_all, seen))
 
 
-def _forget_one(packet: Packet) -> None:
-    delete_original(
-        packet.protocol, packet.source, packet.destination, packet.source_port, packet.destination_port, packet.identifier
-    )
+def _forget_all(packets: Iterable[Packet]) -> None:
+    for of in packets:
+        delete_original(of.protocol, of.source, of.destination, of.source_port, of.destination_port, of.identifier)
 
 
 class _Sender:
@@ -342,7 +341,7 @@ def _pseudo_header(packet: Packet, number: int, length: int) -> bytes:
 
 def _checksum(data: bytes) -> int:
     data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -68,15 +68,10 @@ class Report:
 def find(report: Report, pod_networks: Collection[Network]) -> None:
     """Fill in the findings: where the walk ends, where an address is lost, what the largest packet is."""
     forward, found = report.forward, report.findings
-    if forward.outcome == DELIVERED:
-        found.append(("good", f"The packet arrives: {forward.end}."))
-    elif forward.outcome == LEAVES:
-        found.append(("good", f"The walk ends at the wire of {forward.end_place}: it {forward.end}."))
-    elif forward.outcome == UNFOLLOWED:
-        found.append(("note", f"The walk ends in {forward.end_place}: {forward.end}."))
-    else:
-        found.append(("bad", f"The packet ends in {forward.end_place}: {forward.end}."))
-    found += [("note", text) for text in _lost_addresses(report, pod_networks)]
+    found.append(_end_of(report))
+    if forward.outcome in (DELIVERED, LEAVES):
+        found += [("note", text) for text in _lost_addresses(report, pod_networks)]
+    found += [("bad", f"{hop.text}.") for walk in report.walks for hop in walk.hops if hop.kind == hops.NOTE]
     if report.reply is not None and report.reply.outcome == BROKEN:
         found.append(("bad", f"The reply ends in {report.reply.end_place}: {report.reply.end}."))
     if forward.limit and forward.outcome in (DELIVERED, LEAVES):
@@ -84,6 +79,19 @@ def find(report: Report, pod_networks: Collection[Network]) -> None:
     if forward.is_heard is False and report.packet.protocol != ICMP:
         found.append(("bad", f"No socket is at {report.packet.protocol.upper()} {forward.last.destination_port}."))
     found += [("note", text) for text in report.notes]
+
+
+def _end_of(report: Report) -> tuple[str, str]:
+    """The sentence about the walk's end. If the real packet did something else, it is only what was predicted."""
+    forward = report.forward
+    is_verified = report.comparison is None or report.comparison.is_as_predicted
+    kind, text = {
+        DELIVERED: ("good", f"The packet arrives: {forward.end}."),
+        LEAVES: ("good", f"The walk ends at the wire of {forward.end_place}: the packet {forward.end}."),
+        UNFOLLOWED: ("note", f"The walk ends in {forward.end_place}: {forward.end}."),
+        BROKEN: ("bad", f"The packet ends in {forward.end_place}: {forward.end}."),
+    }[forward.outcome]
+    return (kind, text) if is_verified else ("note", f"Predicted, and not what happens: {text}")
 
 
 def _lost_addresses(report: Report, pod_networks: Collection[Network]) -> list[str]:
@@ -94,8 +102,8 @@ def _lost_addresses(report: Report, pod_networks: Collection[Network]) -> list[s
         is_between_pods = _is_pod(before.source, pod_networks) and _is_pod(before.destination, pod_networks)
         if is_between_pods and not _was_translated(report.forward, hop):
             found.append(
-                f"The pod's address {before.source} is lost at {hop.place}: the receiver sees {after}. Both ends are pods, so this"
-                " masquerade is unnecessary. flanneld with -ip-masq, or masqueradeBeyond: network in the delegate of flannel,"
+                f"The pod's address {before.source} is lost at {hop.place}: the receiver sees {after}. Both ends are pods, so"
+                " this masquerade is unnecessary. flanneld with -ip-masq, or masqueradeBeyond: network in the delegate of flannel,"
                 " leaves the address as it is."
             )
         else:

@@ -1,7 +1,7 @@
 """Layer 2 as far as it is visible: which interfaces a frame that leaves by a link can reach. Changes nothing.
 
-A segment is a link, its veth peer, the bridge that it is a port of, the other ports, and so on. It answers what ARP would: who has
-an address, with which MAC address, and by which port of a bridge.
+A segment is a link, its veth peer, the bridge that it is a port of, the other ports, and so on. It answers what ARP would:
+who has an address, with which MAC address, and by which port of a bridge.
 """
 
 from __future__ import annotations

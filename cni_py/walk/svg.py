@@ -86,7 +86,7 @@ def _draw_place(canvas: _Canvas, place: str, of: Sequence[Hop]) -> None:
 
 def _lines(hop: Hop) -> list[tuple[str, str, str]]:
     """Lines of a hop: style, mark, text."""
-    mark = "x" if hop.is_broken else "?" if hop.kind == hops.UNSURE else _CHECKS.get(hop.check, ("", ""))[0]
+    mark = "x" if hop.is_broken else "?" if hop.kind in (hops.UNSURE, hops.NOTE) else _CHECKS.get(hop.check, ("", ""))[0]
     style = "bad" if hop.is_broken or hop.check in (DIFFERENT, MISSING) else "change" if hop.kind == hops.UNSURE else ""
     first, *rest = wrap(hop.text, _COLUMNS) or [""]
     found = [(style, mark, first), *((style, "", line) for line in rest)]

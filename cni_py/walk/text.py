@@ -55,8 +55,8 @@ def _walk(walk: Walk, width: int) -> Iterator[list[Part]]:
 
 def _hop(number: int, hop: Hop, width: int) -> Iterator[list[Part]]:
     mark, kind = _MARKS.get(hop.check, (" ", TEXT))
-    of_text = BAD if hop.is_broken else UNSURE if hop.kind == hops.UNSURE else TEXT
-    sign = "?" if hop.kind == hops.UNSURE else "x" if hop.is_broken else mark
+    of_text = BAD if hop.is_broken or hop.kind == hops.NOTE else UNSURE if hop.kind == hops.UNSURE else TEXT
+    sign = "?" if hop.kind in (hops.UNSURE, hops.NOTE) else "x" if hop.is_broken else mark
     head = [Part(kind if sign == mark else of_text, f"{sign:>3} "), Part(WHY, f"{number:>2} ")]
     lines = _broken(hop.text, width, _INDENT + 1)
     yield [*head, Part(of_text, lines[0])]

@@ -1,7 +1,7 @@
 """Connection tracking and address translation of a walk: pure.
 
-Each place has its own connections, as each namespace has. The first packet of one goes through the chains of nat; the others, and the
-replies, are translated by what was remembered of it.
+Each place has its own connections, as each namespace has. The first packet of one goes through the chains of nat; the others,
+and the replies, are translated by what was remembered of it.
 
 Source: linux net/netfilter/nf_conntrack_core.c, nf_nat_core.c (nf_nat_packet).
 """

@@ -1,7 +1,8 @@
 """Extensions of iptables in a ruleset of nftables: pure.
 
-``nft -j`` names an extension (``{"xt": {"type": "match", "name": "addrtype"}}``) without its parameters; its text has them, translated:
-``fib daddr type local``. So they are read from the text. What is not known here is not understood, and so reported.
+``nft -j`` names an extension (``{"xt": {"type": "match", "name": "addrtype"}}``) without its parameters; its text has them,
+translated: ``fib daddr type local``. So they are read from the text. What is not known here is not understood, and so
+reported.
 
 Source: iptables, extensions/libxt_*.c and libipt_*.c (their ``xlate`` functions).
 """
