@@ -102,8 +102,8 @@ def _lost_addresses(report: Report, pod_networks: Collection[Network]) -> list[s
         is_between_pods = _is_pod(before.source, pod_networks) and _is_pod(before.destination, pod_networks)
         if is_between_pods and not _was_translated(report.forward, hop):
             found.append(
-                f"The pod's address {before.source} is lost at {hop.place}: the receiver sees {after}. Both ends are pods, so"
-                " this masquerade is unnecessary. flanneld with -ip-masq, or masqueradeBeyond: network in the delegate of flannel,"
+                f"The pod's address {before.source} is lost at {hop.place}: the receiver sees {after}. Both ends"
+                " are pods, so this masquerade is unnecessary. flanneld with -ip-masq, or masqueradeBeyond: network in the delegate of flannel,"
                 " leaves the address as it is."
             )
         else:

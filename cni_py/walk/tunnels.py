@@ -17,6 +17,7 @@ from cni_py.walk.place import IFF_LOWER_UP, Place
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
     from cni_py.walk.path import Ip, Path
 
