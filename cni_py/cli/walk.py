@@ -117,7 +117,7 @@ def parse_end(word: str) -> End:
 
 
 class Names:
-    """What people call the places, and the addresses of each.
+    """Names of the places, and the addresses of each.
 
     ``aliases``: other names of a place; ``default``: the place where a walk from an invisible address begins.
     """
@@ -396,7 +396,7 @@ def _port_of(config: Mapping[str, Any]) -> int:
 
 
 def _node() -> tuple[Places, Names]:
-    """This node, and the namespaces of its attachments."""
+    """Open this node, and the namespaces of its attachments."""
     name = socket.gethostname().partition(".")[0] or NODE
     node = _node_place(name, "/proc/self/ns/net")
     places = {node.inode: node}

@@ -46,7 +46,7 @@ _ACTIONS = {2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"
 
 
 class Question(Value):
-    """A packet as far as routing looks at it. ``iif`` 0: it is sent by this host; ``source`` None: the kernel chooses."""
+    """A packet as far as routing reads it. ``iif`` 0: it is sent by this host; ``source`` None: the kernel chooses."""
 
     destination: Address
     source: Address | None = None
@@ -58,7 +58,7 @@ class Question(Value):
 
 
 class Choice(Value):
-    """What the kernel does with it.
+    """Choice of the kernel.
 
     Attributes:
         errno: nonzero: it refuses, with this number.

@@ -23,7 +23,7 @@ from cni_py.packetfilter import nfnetlink, ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Any, TypeVar
 
@@ -156,25 +156,38 @@ def read_ruleset() -> tuple[list[dict[str, Any]], dict[tuple[str, str, str, int]
     """
     nft = Nft()
     try:
-        return nft.list_json("list ruleset"), _rules_by_handle(nft.read("list ruleset", _HANDLES | _TERSE) or b"")
+        objects, text = nft.list_json("list ruleset"), nft.read("list ruleset", _HANDLES | _TERSE) or b""
     finally:
         nft.close()
+    lines = list(_lines_of(text.decode(errors="replace")))
+    devices = {(family, table, chain): _quoted(line) for family, table, chain, line in lines if " device" in line}
+    for of in (entry["chain"] for entry in objects if "chain" in entry):
+        of.setdefault("dev", devices.get((of["family"], of["table"], of["name"]), []))  # nft 1.0.6 leaves it out of its JSON
+    rules = {}
+    for family, table, chain, line in lines:
+        rule, _, handle = line.rpartition(" # handle ")
+        if handle.isdecimal():
+            rules[family, table, chain, int(handle)] = rule
+    return objects, rules
 
 
-def _rules_by_handle(output: bytes) -> dict[tuple[str, str, str, int], str]:
-    """Parse ``nft -a list ruleset``."""
-    found: dict[tuple[str, str, str, int], str] = {}
+def _lines_of(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """The lines in the chains of ``nft -a list ruleset``, each with family, table and chain."""
     family = table = chain = ""
-    for line in output.decode(errors="replace").splitlines():
-        text, _, handle = line.strip().rpartition(" # handle ")
-        words = text.split()
+    for line in text.splitlines():
         if line.startswith("table "):
-            family, table = words[1:3]
+            family, table = line.split()[1:3]
         elif line.startswith("\tchain "):
-            chain = words[1]
-        elif line.startswith("\t\t") and handle.isdecimal():
-            found[family, table, chain, int(handle)] = text
-    return found
+            chain = line.split()[1]
+        elif line.startswith("\t\t") and chain:
+            yield family, table, chain, line.strip()
+        else:
+            chain = ""
+
+
+def _quoted(line: str) -> list[str]:
+    """The names between quotation marks."""
+    return line.split('"')[1::2]
 
 
 def _words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What nftables does with packets that carry a token: a table that marks them, and the kernel's report of each rule that they
+"""Tracing of packets that carry a token: a table that marks them, and the kernel's report of each rule that they
 meet.
 
 Owns: a table of its own, ``inet cni_py_walk_<process id>``, with the flag *owner*: it belongs to the socket that created it,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PREFIX = "cni_py_walk_"
 PRIORITY = -500
-"""Before the chains of any other table, and before defragmentation."""
+"""Priority before the chains of any other table, and before defragmentation."""
 _BUFFER_BYTES = 1 << 20
 _FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_BRIDGE: "bridge", NFPROTO_IPV6: "ip6", 5: "netdev", 3: "arp"}
 _POLICY, _RETURN, _RULE = 1, 2, 3

@@ -59,7 +59,7 @@ class _Masked(frozenset[str]):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What rules ask of a packet.
+    """Fields of a packet that rules can ask for.
 
     Attributes:
         fields: by "ip saddr", "meta iifname", "ct state" …; a rule may change "meta mark".
@@ -164,7 +164,7 @@ class Evaluation:
         return right in value if isinstance(value, frozenset) else _is_same(value, right)
 
     def _contains_kind(self, value: Any, kind: str, of: Any) -> Any:
-        """As :meth:`contains`, with a right side that is an object."""
+        """Compare as :meth:`contains`, with a right side that is an object."""
         if kind == "elem":
             return self.contains(value, of["val"])
         if kind == "set":

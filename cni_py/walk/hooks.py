@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _IP_FAMILIES = {4: ("inet", "ip"), 6: ("inet", "ip6")}
 _L4 = {4: {"icmp": "icmp"}, 6: {"icmp": "ipv6-icmp"}}
 _NAT_PRIORITY = {"prerouting": -100, "output": -100, "forward": 1 << 31, "input": 100, "postrouting": 100}
-"""Where the kernel translates, or undoes a translation."""
+"""Priorities at which the kernel translates, or undoes a translation."""
 _NATS = frozenset(("dnat", "snat", "masquerade", "redirect"))
 
 
@@ -160,7 +160,7 @@ class Hooks:
     def _facts(
         self, place: Place, packet: Packet, iif: Link | None, oif: Link | None, state: str, connection: Connection | None
     ) -> Facts:
-        """What rules can ask of the packet."""
+        """Collect the facts that rules can ask for."""
         version = packet.version
         number = _L4[version].get(packet.protocol, packet.protocol)
         status = frozenset(connection.status) if connection is not None else frozenset()

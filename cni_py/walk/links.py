@@ -85,10 +85,9 @@ class Links:
             self._to_wire(place, link, mac, packet)
             return
         if link.kind == segment.MACVLAN:
-            for other, sibling in self._places.uppers(*below, segment.MACVLAN):
+            for _, sibling in self._places.uppers(*below, segment.MACVLAN):
                 if sibling.mac == mac and sibling.mac != link.mac:
-                    self._path.seen_at(other, sibling, IN, packet, f"comes in by {sibling.name}, a macvlan of the same link")
-                    self._ip.receive(other, sibling, packet)
+                    self.arrive(*below, mac, packet)  # the link below sees the frame first
                     return
             if below[1].mac == mac:
                 text = f"a macvlan does not reach the host below it, {below[1].name} of {below[0].name}"
@@ -110,9 +109,9 @@ class Links:
     def arrive(self, place: Place, link: Link, mac: str, packet: Packet) -> None:
         """Receive a frame by a link."""
         self._path.seen_at(place, link, IN, packet, f"comes in by {link.name}")
-        self._hooks.pass_ingress(place, link, packet)
         bridge = segment.bridge_of(place, link)
         if bridge is not None:
+            self._hooks.pass_ingress(place, link, packet)
             self._bridge(place, bridge, link, mac, packet)
             return
         if mac and mac != link.mac:
@@ -158,7 +157,7 @@ class Links:
         self.transmit(place, port, mac, packet)
 
     def _bridged_prerouting(self, place: Place, bridge: Link, mac: str, packet: Packet) -> tuple[Packet, str, Tracked]:
-        """With br_netfilter a bridged frame passes prerouting of IP at the bridge, and not again in the IP layer.
+        """Pass prerouting at the bridge: with br_netfilter a bridged frame does, and not again in the IP layer.
 
         A translated one goes to the neighbour that has the new destination if that is on the same bridge, and to the IP layer
         if not. Source: linux net/bridge/br_netfilter_hooks.c (br_nf_pre_routing_finish).

@@ -117,7 +117,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What marks the probe: a TCP sequence number, or the first bytes of the payload of ICMP and UDP."""
+    """Mark of the probe: a TCP sequence number, or the first bytes of the payload of ICMP and UDP."""
 
     protocol: str
     number: int

@@ -72,7 +72,7 @@ class Place:
 
     @cached_property
     def links(self) -> dict[int, Link]:
-        """By ifindex."""
+        """Links by ifindex."""
         return {link.ifindex: link for link in list_links(self.rtnl)}
 
     def link_named(self, name: str) -> Link | None:

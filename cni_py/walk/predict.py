@@ -161,18 +161,17 @@ class Walker:
         self._path.limits.append((mtu - overhead, f"{out.name} of {place.name}"))
         if packet.size <= mtu:
             return
-        size = f"{packet.size} bytes do not fit through {out.name}, which takes {mtu}"
+        which = f"{out.name}, which takes {mtu}" if mtu == out.mtu else f"the route by {out.name}, whose path MTU is {mtu}"
+        size = f"{packet.size} bytes do not fit through {which}"
         if not packet.dont_fragment and (packet.version == 4 or not is_forwarded):
             self._path.hop(place, hops.SIZE, f"{size}: cut into fragments", packet, "DF is not set")
             return
         if not is_forwarded:
-            raise self._path.end(
-                place, hops.BROKEN, f"{size}: the kernel refuses to send it (Message too long)", packet, "", hops.SIZE
-            )
+            text = f"{size}: the kernel refuses to send it (Message too long)"
+            raise self._path.end(place, hops.BROKEN, text, packet, "", hops.SIZE)
         words = "fragmentation needed" if packet.version == 4 else "packet too big"
-        raise self._path.end(
-            place, hops.BROKEN, f"{size}: dropped, and the sender is sent ICMP {words}, MTU {mtu}", packet, "", hops.SIZE
-        )
+        text = f"{size}: dropped, and the sender is sent ICMP {words}, MTU {mtu}"
+        raise self._path.end(place, hops.BROKEN, text, packet, "", hops.SIZE)
 
     def neighbour(self, place: Place, out: Link, nexthop: Address, packet: Packet) -> str:
         """The MAC address of the next hop; "" where the link has none. Raises: PathEnd if nothing replies."""
@@ -193,12 +192,14 @@ class Walker:
             self._path.hop(place, hops.NEIGHBOUR, text, packet, state)
             return mac
         if within.has_wire:
-            self._path.hop(place, hops.NEIGHBOUR, f"asks by {kind} who has {nexthop}", packet, state)
+            self._path.hop(place, hops.NEIGHBOUR, f"asks by {kind} for {nexthop}", packet, state)
             return ""
         text = f"no reply to {kind} for {nexthop} on {out.name}: the packet is dropped"
         if out.kind == "vxlan":
             text = f"no {kind} entry for {nexthop} on {out.name}: the packet is dropped"
             state = f"{state}; flanneld creates one for each node"
+        elif out.kind == segment.MACVLAN and (below := self._places.peer(place, out)) and below[0].has_address(nexthop):
+            text = f"a macvlan does not reach the host below it, {below[1].name} of {below[0].name}: no reply to {kind}"
         elif not out.flags & IFF_LOWER_UP:
             text = f"{out.name} has no carrier: nothing replies to {kind} for {nexthop}"
         raise self._path.end(place, hops.BROKEN, text, packet, state, hops.NEIGHBOUR)
@@ -209,6 +210,7 @@ class Walker:
         Args:
             tracked: its connection, if it has passed prerouting on a bridge already.
         """
+        self._hooks.pass_ingress(place, link, packet)
         if tracked is None:
             tracked = self._hooks.tracking.find(place.name, packet)
             packet = self._hooks.pass_hook(place, "prerouting", packet, *tracked, iif=link)

@@ -81,7 +81,10 @@ class Sighting:
 
 @dataclass(slots=True)
 class Observed:
-    """What was seen. ``refused``: the kernel's words when it refused to send; ``notes``: what could not be watched."""
+    """Everything that was seen.
+
+    ``refused``: the kernel's words when it refused to send; ``notes``: what could not be watched.
+    """
 
     sightings: list[Sighting] = field(default_factory=list)
     traced: dict[str, list[Event]] = field(default_factory=dict)
@@ -136,7 +139,7 @@ def _time_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
 def _packet_socket(token: Token, link_header: int) -> socket.socket:
     """A socket that receives frames with the token on every interface of the thread's namespace.
 
-    A frame that comes before the filter is set is in its queue too: :func:`parse` looks at each.
+    A frame that comes before the filter is set is in its queue too: :func:`parse` checks each.
     """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     try:
@@ -255,10 +258,13 @@ def _watch(
 
 
 def _read(captures: Sequence[Capture], tracers: dict[str, Tracer], observed: Observed) -> None:
+    rulesets = {capture.place.name: capture.place.ruleset for capture in captures}
     for capture in captures:
         observed.sightings += capture.read()
     for name, tracer in tracers.items():
-        observed.traced.setdefault(name, []).extend(tracer.receive())
+        rules = rulesets[name]
+        events = [one.replace(family=rules.family_of(one.family, one.table, one.chain)) for one in tracer.receive()]
+        observed.traced.setdefault(name, []).extend(events)
 
 
 def _forget(watched: Sequence[Place], observed: Observed) -> None:
@@ -316,7 +322,7 @@ def _sending_socket(packet: Packet) -> socket.socket:
 
 
 def _payload(packet: Packet, token: Token) -> bytes:
-    """What the socket takes: the transport header where the socket is raw, and data up to the packet's size."""
+    """Return what the socket takes: the transport header where the socket is raw, and data up to the packet's size."""
     start = HEADER[packet.version]
     if packet.protocol == UDP:
         return token.text.ljust(max(4, packet.size - start - 8), b"\0")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     Network = IPv4Network | IPv6Network
 
+_UNNECESSARY = (
+    "Both ends are pods, so this masquerade is unnecessary: flanneld with -ip-masq, or masqueradeBeyond: network in"
+    " the delegate of flannel, leaves the address as it is."
+)
 EXIT_ARRIVES, EXIT_BROKEN, EXIT_UNKNOWN = 0, 1, 3
 
 
@@ -101,11 +105,7 @@ def _lost_addresses(report: Report, pod_networks: Collection[Network]) -> list[s
         after = hop.packet.source
         is_between_pods = _is_pod(before.source, pod_networks) and _is_pod(before.destination, pod_networks)
         if is_between_pods and not _was_translated(report.forward, hop):
-            found.append(
-                f"The pod's address {before.source} is lost at {hop.place}: the receiver sees {after}. Both ends"
-                " are pods, so this masquerade is unnecessary. flanneld with -ip-masq, or masqueradeBeyond: network in the delegate of flannel,"
-                " leaves the address as it is."
-            )
+            found.append(f"The pod's address {before.source} is lost at {hop.place}: the receiver sees {after}. {_UNNECESSARY}")
         else:
             found.append(f"The receiver sees {after} instead of {before.source}: {hop.text} at {hop.place}.")
     return found

@@ -98,6 +98,10 @@ class Ruleset:
     def is_empty(self) -> bool:
         return not self._chains
 
+    def family_of(self, family: str, table: str, chain: str) -> str:
+        """Return the family of a chain that a trace names: the kernel reports the packet's, ``ip`` for a chain of ``inet``."""
+        return "inet" if (family, table, chain) not in self._chains and ("inet", table, chain) in self._chains else family
+
     def text(self, key: RuleKey) -> str:
         """A rule as nft prints it."""
         return self._texts.get(key, "")

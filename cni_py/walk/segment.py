@@ -1,7 +1,7 @@
 """Layer 2 as far as it is visible: which interfaces a frame that leaves by a link can reach. Changes nothing.
 
-A segment is a link, its veth peer, the bridge that it is a port of, the other ports, and so on. It answers what ARP would:
-who has an address, with which MAC address, and by which port of a bridge.
+A segment is a link, its veth peer, the bridge that it is a port of, the other ports, and so on. It finds what ARP would:
+the interface that has an address, with which MAC address, and by which port of a bridge.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def ports_of(place: Place, bridge: Link) -> list[Link]:
 
 
 def _arrived(places: Places, place: Place, link: Link) -> Iterator[tuple[Place, Link, bool]]:
-    """Where a broadcast goes that has arrived by a link."""
+    """Yield the links that a broadcast reaches which has arrived by a link."""
     bridge = bridge_of(place, link)
     if bridge is not None:
         yield place, bridge, True
@@ -79,7 +79,7 @@ def _arrived(places: Places, place: Place, link: Link) -> Iterator[tuple[Place, 
 
 
 def _sent(places: Places, place: Place, link: Link) -> Iterator[tuple[Place, Link, bool]]:
-    """Where a broadcast goes that is sent by a link."""
+    """Yield the links that a broadcast reaches which is sent by a link."""
     if link.kind == BRIDGE:
         for port in ports_of(place, link):
             yield place, port, False

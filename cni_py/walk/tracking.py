@@ -55,7 +55,7 @@ class Connection:
         return packet
 
     def undo_source(self, packet: Packet) -> Packet:
-        """Of a reply that comes in: to where the first packet came from."""
+        """Restore the destination of a reply that comes in: the first packet's source."""
         if "snat" not in self.status:
             return packet
         return replace(
@@ -66,7 +66,7 @@ class Connection:
         )
 
     def undo_destination(self, packet: Packet) -> Packet:
-        """Of a reply that goes out: from where the first packet went to."""
+        """Restore the source of a reply that goes out: the first packet's destination."""
         if "dnat" not in self.status:
             return packet
         return replace(packet, source=self.original.destination, source_port=self.original.destination_port)
