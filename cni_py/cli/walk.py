@@ -160,7 +160,7 @@ def _protocol(options: argparse.Namespace, destination: End) -> str:
     if protocol == ICMP and destination.port:
         raise CniError("ICMP has no ports", hint=f"leave the port out, or --protocol {TCP}")
     if protocol != ICMP and not destination.port:
-        raise CniError(f"{protocol.upper()} requires a port", hint=f"cni-py walk {options.source} {options.destination}:80 …")
+        raise CniError(f"{protocol.upper()} requires a port", hint=f"name one, such as {options.destination}:80")
     return protocol
 
 
@@ -206,7 +206,9 @@ def _packet(
     least = SMALLEST[protocol, target.version]
     size = options.size or (least if protocol == TCP else max(DEFAULT_SIZE, least))
     if not least <= size <= LARGEST:
-        raise CniError(f"invalid size {size}", hint=f"{protocol.upper()} over IPv{target.version}: {least} to {LARGEST} bytes")
+        raise CniError(
+            f"invalid size {size}", hint=f"from {least} to {LARGEST} bytes, {protocol.upper()} over IPv{target.version}"
+        )
     if source.address is not None:
         address = source.address
         if address.version != target.version:

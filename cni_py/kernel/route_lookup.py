@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from errno import EAFNOSUPPORT, EOPNOTSUPP
 from ipaddress import ip_address, ip_network
+from struct import unpack
 
 from cni_py.kernel.route import table_of
 from cni_py.netlink import socket as nl
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 _FIB_RULE_INVERT = 0x2
+_ANY_PORTS = (0, 65535)
 _KINDS = {
     1: "unicast",
     2: "local",
@@ -98,8 +100,8 @@ class PolicyRule(Value):
     mark: int | None = None
     mask: int = 0xFFFFFFFF
     protocol: int = 0
-    source_ports: tuple[int, int] = (0, 65535)
-    destination_ports: tuple[int, int] = (0, 65535)
+    source_ports: tuple[int, int] = _ANY_PORTS
+    destination_ports: tuple[int, int] = _ANY_PORTS
     is_inverted: bool = False
 
     def selects(self, question: Question, iifname: str) -> bool:
@@ -224,7 +226,7 @@ def _rule_of(of: Message) -> PolicyRule:
         words += [name, of[key]] if of.get(key) else []
     ports = {name: _ports(of.get(key)) for name, key in (("sport", "FRA_SPORT_RANGE"), ("dport", "FRA_DPORT_RANGE"))}
     for name, (low, high) in ports.items():
-        words += [name, f"{low}-{high}"] if (low, high) != (0, 65535) else []
+        words += [name, f"{low}-{high}"] if (low, high) != _ANY_PORTS else []
     words += [action, _TABLES.get(table, str(table))] if action == "lookup" else [action]
     return PolicyRule(
         of.get("FRA_PRIORITY", 0), action, table, " ".join(words), source, destination, of.get("FRA_IIFNAME", ""),
@@ -233,13 +235,9 @@ def _rule_of(of: Message) -> PolicyRule:
     )  # fmt: skip
 
 
-def _ports(packed: object) -> tuple[int, int]:
+def _ports(packed: bytes | None) -> tuple[int, int]:
     """Two ports of ``struct fib_rule_port_range``; none: any."""
-    if isinstance(packed, dict):
-        return int(packed["start"]), int(packed["end"])
-    if isinstance(packed, bytes) and len(packed) == 4:
-        from struct import unpack
-
-        low, high = unpack("=HH", packed)
-        return int(low), int(high)
-    return 0, 65535
+    if packed is None:
+        return _ANY_PORTS
+    low, high = unpack("=HH", packed)
+    return int(low), int(high)

@@ -20,6 +20,7 @@ from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH, EXDEV
 from typing import TYPE_CHECKING
 
 from cni_py.kernel.route_lookup import Question, discarding_entry, list_policy_rules
+from cni_py.netlink.constants import IFF_NOARP
 from cni_py.walk import hops, segment
 from cni_py.walk.hooks import Hooks
 from cni_py.walk.hops import Walk
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from cni_py.kernel.route_lookup import Choice
     from cni_py.walk.path import Tracked
 
-_IFF_NOARP, _IFF_LOOPBACK = 0x80, 0x8
+_IFF_LOOPBACK = 0x8
 
 
 class Walker:
@@ -175,7 +176,7 @@ class Walker:
 
     def neighbour(self, place: Place, out: Link, nexthop: Address, packet: Packet) -> str:
         """The MAC address of the next hop; "" where the link has none. Raises: PathEnd if nothing replies."""
-        if out.flags & (_IFF_LOOPBACK | _IFF_NOARP) or out.kind in ("tun", "ipip", "wireguard"):
+        if out.flags & (_IFF_LOOPBACK | IFF_NOARP) or out.kind in ("tun", "ipip", "wireguard"):
             return ""
         kind = "ARP" if packet.version == 4 else "NDP"
         entry = place.neighbours(out).get(nexthop)

@@ -62,7 +62,7 @@ _BUFFER_BYTES = 4 << 20
 _SNAP = 65536
 _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _PMTUDISC_DO = 2
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_SOCKETS = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SYN, _WINDOW, _TCP_HEADER = 0x02, 64240, 20
 _BPF, _PROGRAM = struct.Struct("=HBBI"), struct.Struct("@HP")
 _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -302,7 +302,7 @@ class _Sender:
 
 
 def _sending_socket(packet: Packet) -> socket.socket:
-    family = _FAMILY[packet.version]
+    family = _SOCKETS[packet.version]
     if packet.protocol == UDP:
         sock = socket.socket(family, socket.SOCK_DGRAM)
     elif packet.protocol == TCP:
