@@ -258,7 +258,7 @@ _CHOSEN: dict[str, tuple[str, dict[Any, str]]] = {
 _CORRECTIONS: dict[str, dict[str, tuple[int, str]]] = {
     "cta_tuple": {"CTA_TUPLE_ZONE": (3, "be16")},
     "macvx_data": {"IFLA_MACVLAN_BC_QUEUE_LEN": (7, "uint32")},
-    "fibmsg": {"FRA_SPORT_RANGE": (23, "cdata"), "FRA_DPORT_RANGE": (24, "cdata")},
+    "fibmsg": {"FRA_SPORT_RANGE": (23, "binary"), "FRA_DPORT_RANGE": (24, "binary")},
     "ifaddrmsg": {"IFA_TARGET_NETNSID": (10, "int32")},
     "nsidmsg": {"NETNSA_NSID": (1, "int32")},
     "rtmsg": {"RTA_IP_PROTO": (27, "uint8"), "RTA_SPORT": (28, "be16"), "RTA_DPORT": (29, "be16")},

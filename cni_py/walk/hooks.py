@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_py.kernel.route_lookup import Question
+from cni_py.plural import counted
 from cni_py.walk import hops
 from cni_py.walk.expressions import UNKNOWN, Facts
 from cni_py.walk.packet import ICMP, Packet
@@ -76,9 +77,29 @@ class Hooks:
                 elif event.kind in _NATS:
                     packet = self._translate(place, event, packet, connection, iif, oif, nexthop)
                     is_translated = True
+        if hook in ("prerouting", "output") and not is_reply:
+            self._say_tracked(place, connection, packet)
         if passed and not events:
             self._path.hop(place, hops.FILTER, f"nftables accepts it unchanged in {hook}", packet, ", ".join(passed))
         return packet if is_undone else self._untranslate(place, hook, packet, connection)
+
+    def _say_tracked(self, place: Place, connection: Connection, packet: Packet) -> None:
+        """Say that connections to the port go elsewhere: they began before the rules changed, or chose another pod."""
+        first = connection.original
+        if first.protocol == ICMP or first.inner is not None:
+            return
+        others = [
+            of
+            for of in place.tracked(packet.version)
+            if (of.protocol, of.destination, of.port) == (first.protocol, first.destination, first.destination_port)
+            and (of.answered_by, of.answered_from) != (packet.destination, packet.destination_port)
+        ]
+        if others:
+            ends = sorted({packet.end(of.answered_by, of.answered_from) for of in others})
+            to = first.end(first.destination, first.destination_port)
+            verb = "goes" if len(others) == 1 else "go"
+            text = f"{counted(len(others), 'tracked connection')} to {to} {verb} to {', '.join(ends[:3])}"
+            self._path.hop(place, hops.TRACKED, text, packet, "connection tracking keeps what was decided for a first packet")
 
     def _say_unreadable(self, place: Place, hook: str, packet: Packet) -> None:
         """Say once per place what rules exist that are not evaluated."""

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 # Kinds of hops.
 SEND, ROUTE, NEIGHBOUR, FILTER, NAT, MARK = "send", "route", "neighbour", "filter", "nat", "mark"
-ENCAPSULATE, DECAPSULATE, LINK, BRIDGE, DELIVER, LEAVE, END, SIZE, UNSURE, NOTE = (
-    "encapsulate", "decapsulate", "link", "bridge", "deliver", "leave", "end", "size", "unsure", "note",
+ENCAPSULATE, DECAPSULATE, LINK, BRIDGE, DELIVER, LEAVE, END, SIZE, UNSURE, NOTE, TRACKED = (
+    "encapsulate", "decapsulate", "link", "bridge", "deliver", "leave", "end", "size", "unsure", "note", "tracked",
 )  # fmt: skip
 OUT, IN = "out", "in"
 # Outcomes of a walk.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cni_py.errors import CniError, KernelRefused
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_host_addresses
+from cni_py.kernel.conntrack import list_tracked
 from cni_py.kernel.link import list_links
 from cni_py.kernel.neighbour_state import list_fdb, list_neighbour_states
 from cni_py.kernel.netns import open_in, open_sandbox
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from cni_py.kernel.address import Address, HostAddress, Network
+    from cni_py.kernel.conntrack import Tracked
     from cni_py.kernel.link import Link
     from cni_py.kernel.neighbour_state import FdbEntry, NeighbourState
     from cni_py.kernel.netns import NetNS
@@ -59,6 +61,7 @@ class Place:
         self.inode = os.fstat(self.netns.fd).st_ino
         self.rtnl: Rtnl = open_in(self.netns)
         self._numbers: dict[int, int] = {}
+        self._tracked: dict[int, list[Tracked]] = {}
         self._neighbours: dict[int, dict[Address, NeighbourState]] = {}
 
     def __repr__(self) -> str:
@@ -114,6 +117,15 @@ class Place:
     @cached_property
     def fdb(self) -> list[FdbEntry]:
         return list_fdb(self.rtnl)
+
+    def tracked(self, version: int) -> list[Tracked]:
+        """The connections of TCP and UDP that the namespace tracks; none where it tracks nothing."""
+        if version not in self._tracked:
+            try:
+                self._tracked[version] = self.netns.run(lambda: list_tracked(version))
+            except OSError:  # the kernel has no connection tracking
+                self._tracked[version] = []
+        return self._tracked[version]
 
     def sysctl(self, name: str) -> str:
         """A parameter ``net/…`` of the namespace; "" if it does not exist."""

@@ -181,6 +181,21 @@ def test_host_port(labs: Callable[[str], Lab], source: str, protocol: str) -> No
     )
 
 
+def test_tracked_connections_that_go_elsewhere_are_shown(labs: Callable[[str], Lab]) -> None:
+    """A UDP client that sends since before the port was mapped still reaches the node itself (conntrack)."""
+    lab = labs("vxlan")
+    entry = "-s 192.0.2.2 -d 192.168.123.11 -p udp --sport 4000 --dport 5353 -t 600 -u ASSURED"
+    lab.run("node1", f"conntrack -I {entry} -r 192.168.123.11 -q 192.0.2.2 --reply-port-src 5353 --reply-port-dst 4000")
+    try:
+        report = walk(lab, "outside", "node1:5353", "--protocol", "udp")
+    finally:
+        lab.run("node1", "conntrack -D -p udp --dport 5353")
+    assert_verified(report)
+    shown = [hop["text"] for hop in kinds(report, "tracked")]
+    assert shown == ["1 tracked connection to 192.168.123.11:5353 goes to 192.168.123.11:5353"]
+    assert kinds(walk(lab, "outside", "node1:5353", "--protocol", "udp"), "tracked") == []
+
+
 def test_host_port_at_a_loopback_address(labs: Callable[[str], Lab]) -> None:
     report = walk(labs("vxlan"), "node1", "127.0.0.1:8080")
     assert_verified(report)
