@@ -96,7 +96,7 @@ def compare(walk: Walk, observed: Observed, kind: str = REQUEST) -> Comparison:
     elif walk.outcome == BROKEN and extra:
         comparison.result, comparison.text = DIFFERS, f"it goes on: seen at {', '.join(extra)}"
     elif walk.outcome == BROKEN:
-        comparison.result, comparison.text = ENDS_AS_PREDICTED, f"the packet ends there: {walk.end}"
+        comparison.result, comparison.text = ENDS_AS_PREDICTED, "the packet ends there, as predicted"
         comparison.cause = _cause(observed, None)
     else:
         comparison.text = f"seen as predicted at {comparison.seen} of {comparison.expected} interfaces"

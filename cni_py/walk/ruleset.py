@@ -28,7 +28,7 @@ _HARMLESS = frozenset(
     ("counter", "log", "comment", "limit", "set", "quota", "last", "ct helper", "ct timeout", "ct count", "flow", "meter")
 )
 """Statements without an effect on where a packet goes."""
-_EFFECTIVE = _ENDS | _NATS | {"jump", "goto", "vmap", "mangle", "tproxy", "fwd", "dup", "xt", RETURN}
+_EFFECTIVE = _ENDS | _NATS | {"jump", "goto", "vmap", "mangle", "tproxy", "fwd", "dup", RETURN}
 _DEPTH = 16
 """Jumps that the kernel allows."""
 
@@ -167,7 +167,7 @@ class Ruleset:
                 )
                 if verdict:
                     return verdict
-        if doubt and any(next(iter(of)) in _EFFECTIVE for of in expressions):
+        if doubt and any(_has_effect(*next(iter(of.items()))) for of in expressions):
             outcome.events.append(Event("uncertain", chain, handle, f"{text or 'rule'} ({doubt})"))
         return ""
 
@@ -184,6 +184,11 @@ def _chain_of(of: Json) -> Chain:
         of.get("policy", ACCEPT),
         (device,) if isinstance(device, str) else tuple(device),
     )
+
+
+def _has_effect(kind: str, of: Any) -> bool:
+    """Return whether a statement can change where a packet goes, or how."""
+    return kind in _EFFECTIVE or (kind == "xt" and isinstance(of, dict) and of.get("type") == "target")
 
 
 def _is_over_limit(kind: str, of: Any) -> bool:
