@@ -9,7 +9,7 @@ import pytest
 
 from support.namespaces import Host, Sandbox
 from support.recorded import unexplained_in
-from support.spec_cases import BOTH_FAMILIES, EXECUTABLE, HOST_END, new_sandbox, plugin_of
+from support.spec_cases import BOTH_FAMILIES, EXECUTABLE, HOST_END, new_sandbox, plugin_of, provide_links
 from support.warm import WarmHost
 
 
@@ -41,6 +41,7 @@ def node(request: pytest.FixtureRequest) -> Host:
     """One host for all tests: each has a sandbox and a container id of its own, or changes nothing."""
     is_executing = getattr(request, "param", None) == EXECUTABLE
     made: Host = request.getfixturevalue("executing_node" if is_executing else "warm_node")
+    provide_links(made, plugin_of(request))
     return made
 
 

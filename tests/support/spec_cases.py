@@ -112,15 +112,20 @@ def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
     """A sandbox whose name no other test has; for a plugin of `CHAINED` with the interface that it changes."""
     made = host.netns(f"box{next(_numbers)}")
     host.run(f"ip link del {HOST_END} 2>&1", check=False)  # of the test before: it goes some time after its namespace
-    if plugin in ("macvlan", "ipvlan", "vlan") and "up0" not in host.run("ip -br link"):
-        host.run(UPLINK)
-    if plugin == "host-device" and "nic1" not in host.run("ip -br link"):  # it was deleted with the sandbox of another test
-        host.run("for n in 1 2; do ip link del wire$n 2>&1 || :; done; " + NICS)
+    provide_links(host, plugin)
     if plugin in CHAINED:
         host.run("echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad", made)
         host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
         host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
     return made
+
+
+def provide_links(host: Host, plugin: str) -> None:
+    """Create the host's links that a plugin's configuration names, which even STATUS looks for."""
+    if plugin in ("macvlan", "ipvlan", "vlan") and "up0" not in host.run("ip -br link"):
+        host.run(UPLINK)
+    if plugin == "host-device" and "nic1" not in host.run("ip -br link"):  # it was deleted with the sandbox of another test
+        host.run("for n in 1 2; do ip link del wire$n 2>&1 || :; done; " + NICS)
 
 
 def host_ends(host: Host) -> list[str]:
