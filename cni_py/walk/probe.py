@@ -31,8 +31,6 @@ from cni_py.netlink.constants import ETH_P_ALL, SO_ATTACH_FILTER, SO_RCVBUFFORCE
 from cni_py.packetfilter.trace import Tracer
 from cni_py.walk.hops import IN, OUT
 from cni_py.walk.packet import (
-    ARPHRD_ETHER,
-    ARPHRD_LOOPBACK,
     HEADER,
     REQUEST,
     TCP,
@@ -57,6 +55,7 @@ SECONDS = 2.0
 QUIET_SECONDS = 0.15
 """Time without a new frame after which a probe that has had its reply is over."""
 _SO_TIMESTAMPNS = 35
+_LINK_HEADERS = (14, 0)
 _PACKET_OUTGOING = 4
 _BUFFER_BYTES = 4 << 20
 _SNAP = 65536
@@ -97,35 +96,31 @@ class Observed:
 
 
 class Capture:
-    """Sockets that see the probe in one place, one for each offset of the link's header. Raises: OSError."""
+    """A socket that sees the probe at every interface of one place. Raises: OSError."""
 
     def __init__(self, place: Place, token: Token) -> None:
         self.place, self._token = place, token
-        self._sockets = place.netns.run(lambda: [_packet_socket(token, header) for header in (14, 0)])
+        self._socket = place.netns.run(lambda: _packet_socket(token))
 
     def close(self) -> None:
-        for sock in self._sockets:
-            sock.close()
+        self._socket.close()
 
-    def filenos(self) -> list[int]:
-        return [sock.fileno() for sock in self._sockets]
+    def fileno(self) -> int:
+        """Return the descriptor, for ``poll``."""
+        return self._socket.fileno()
 
     def read(self) -> list[Sighting]:
         """The frames that have come until now."""
-        found = []
-        for sock, has_header in zip(self._sockets, (True, False), strict=True):
-            while True:
-                try:
-                    data, ancillary, _, (ifname, _, kind, hardware, _) = sock.recvmsg(_SNAP, 64)
-                except (BlockingIOError, InterruptedError):
-                    break
-                if has_header != (hardware in (ARPHRD_ETHER, ARPHRD_LOOPBACK)):
-                    continue  # the other socket has it
-                frame = parse(data, hardware, self._token)
-                if frame is not None:
-                    direction = OUT if kind == _PACKET_OUTGOING else IN
-                    found.append(Sighting(self.place.name, ifname, direction, frame, _time_of(ancillary)))
-        return found
+        found: list[Sighting] = []
+        while True:
+            try:
+                data, ancillary, _, (ifname, _, kind, hardware, _) = self._socket.recvmsg(_SNAP, 64)
+            except (BlockingIOError, InterruptedError):
+                return found
+            frame = parse(data, hardware, self._token)
+            if frame is not None:
+                direction = OUT if kind == _PACKET_OUTGOING else IN
+                found.append(Sighting(self.place.name, ifname, direction, frame, _time_of(ancillary)))
 
 
 def _time_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
@@ -136,7 +131,7 @@ def _time_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
     return time.time_ns()
 
 
-def _packet_socket(token: Token, link_header: int) -> socket.socket:
+def _packet_socket(token: Token) -> socket.socket:
     """A socket that receives frames with the token on every interface of the thread's namespace.
 
     A frame that comes before the filter is set is in its queue too: :func:`parse` checks each.
@@ -144,7 +139,7 @@ def _packet_socket(token: Token, link_header: int) -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     try:
         sock.setblocking(False)
-        _filter(sock, token, link_header)
+        _filter(sock, token)
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
     except BaseException:
@@ -153,13 +148,13 @@ def _packet_socket(token: Token, link_header: int) -> socket.socket:
     return sock
 
 
-def _filter(sock: socket.socket, token: Token, link_header: int) -> None:
-    """Classic BPF: accept a frame with the token at one of the offsets.
+def _filter(sock: socket.socket, token: Token) -> None:
+    """Classic BPF: accept a frame with the token at one of the offsets, with a header of Ethernet or without one (TUN).
 
     A load behind the frame's end rejects it, so the offsets ascend: behind the end there is nothing left to find.
     """
     code = []
-    for at, value in offsets(token, link_header):
+    for at, value in sorted({each for header in _LINK_HEADERS for each in offsets(token, header)}):
         code += [(_LOAD_WORD, 0, 0, at), (_JUMP_EQUAL, 0, 1, int.from_bytes(value, "big")), (_RETURN, 0, 0, _SNAP)]
     code.append((_RETURN, 0, 0, 0))
     instructions = array("B", b"".join(_BPF.pack(*each) for each in code))
@@ -236,7 +231,7 @@ def _watch(
 ) -> None:
     """Send, and read until all has been seen and nothing more comes, or the time is over."""
     poll = select.poll()
-    for fileno in [each for capture in captures for each in capture.filenos()] + [one.fileno() for one in tracers.values()]:
+    for fileno in (*(one.fileno() for one in captures), *(one.fileno() for one in tracers.values())):
         poll.register(fileno, select.POLLIN)
     began = last = again = time.monotonic()
     is_over = False
