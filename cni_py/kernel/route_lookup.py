@@ -66,6 +66,7 @@ class Choice(Value):
         errno: nonzero: it refuses, with this number.
         kind: "unicast", "local", ….
         ifindex: of the link that the packet leaves by.
+        mtu: of the route, configured or learned from ICMP (path MTU), 0 for none; ``configured_mtu``: of the entry alone.
         matched: the entry, None where the kernel did not say.
         words: the entry as ``ip route`` would show it, without its device.
     """
@@ -78,6 +79,7 @@ class Choice(Value):
     source: Address | None = None
     table: int = RT_TABLE_MAIN
     mtu: int = 0
+    configured_mtu: int = 0
     matched: Network | None = None
     words: str = ""
 
@@ -146,7 +148,8 @@ def _with_entry(rtnl: Rtnl, question: Question, choice: Choice) -> Choice:
     except nl.NetlinkError:  # before Linux 4.13
         return choice
     network = _network_of(found)
-    return choice.replace(matched=network, table=table_of(found), words=_words(found, network))
+    mtu = found.get("RTA_METRICS", {}).get("RTAX_MTU", 0)
+    return choice.replace(matched=network, table=table_of(found), configured_mtu=mtu, words=_words(found, network))
 
 
 def _message(question: Question, flags: int) -> bytes:

@@ -151,7 +151,8 @@ def _extra(sightings: Sequence[Sighting], expected: Sequence[Hop]) -> list[str]:
     found = [
         f"{one.link} of {one.place}"
         for one in sightings
-        if (one.place, one.link, one.direction) not in wanted and one.direction == IN and one.frame.kind != ERROR
+        if (one.place, one.link, one.direction) not in wanted and one.direction == IN
+        if one.frame.kind != ERROR and not one.is_for_another
     ]
     return list(dict.fromkeys(found))
 

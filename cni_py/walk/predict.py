@@ -151,8 +151,8 @@ class Walker:
         """Postrouting, size, neighbour, and the link."""
         nexthop = choice.gateway or packet.destination
         packet = self._hooks.pass_hook(place, "postrouting", packet, *tracked, iif=iif, oif=out, nexthop=nexthop)
-        if not out.flags & _IFF_LOOPBACK:
-            self._check_size(place, packet, choice.mtu or out.mtu, out, is_forwarded=iif is not None)
+        if not out.flags & _IFF_LOOPBACK and iif is None:
+            self._check_size(place, packet, choice.mtu or out.mtu, out, is_forwarded=False)
         mac = self.neighbour(place, out, nexthop, packet)
         self._links.transmit(place, out, mac, packet)
 
@@ -164,6 +164,9 @@ class Walker:
             return
         which = f"{out.name}, which takes {mtu}" if mtu == out.mtu else f"the route by {out.name}, whose path MTU is {mtu}"
         size = f"{packet.size} bytes do not fit through {which}"
+        if packet.version == 6 and packet.inner is not None and not is_forwarded:
+            text = f"{size}: dropped, IPv6 packets of a tunnel are not cut into fragments"
+            raise self._path.end(place, hops.BROKEN, text, packet, "", hops.SIZE)
         if not packet.dont_fragment and (packet.version == 4 or not is_forwarded):
             self._path.hop(place, hops.SIZE, f"{size}: cut into fragments", packet, "DF is not set")
             return
@@ -226,7 +229,7 @@ class Walker:
             )
         self._check_forwarding_enabled(place, link, packet)
         out = self._out_link(place, choice, packet)
-        self._check_size(place, packet, choice.mtu or out.mtu, out, is_forwarded=True)
+        self._check_size(place, packet, _forwarding_mtu(place, choice, packet.version) or out.mtu, out, is_forwarded=True)
         packet = self._hooks.pass_hook(place, "forward", packet, *tracked, iif=link, oif=out)
         self._leave(place, packet, choice, out, tracked, iif=link)
 
@@ -252,6 +255,15 @@ class Walker:
                 heard, f"{place.name} takes it, but no socket is at {what}: the kernel replies {refusal}"
             )
         raise self._path.end(place, hops.DELIVERED, text, packet, "", hops.DELIVER)
+
+
+def _forwarding_mtu(place: Place, choice: Choice, version: int) -> int:
+    """The MTU of a route for packets that are forwarded, 0 for none: of IPv4 without what was learned for packets of this host.
+
+    Source: linux include/net/ip.h (ip_dst_mtu_maybe_forward).
+    """
+    is_learned_used = version == 6 or place.sysctl("net/ipv4/ip_forward_use_pmtu") == "1"
+    return choice.mtu if is_learned_used else choice.configured_mtu
 
 
 def describe(packet: Packet) -> str:

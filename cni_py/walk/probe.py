@@ -56,7 +56,7 @@ QUIET_SECONDS = 0.15
 """Time without a new frame after which a probe that has had its reply is over."""
 _SO_TIMESTAMPNS = 35
 _LINK_HEADERS = (14, 0)
-_PACKET_OUTGOING = 4
+_PACKET_OTHERHOST, _PACKET_OUTGOING = 3, 4
 _BUFFER_BYTES = 4 << 20
 _SNAP = 65536
 _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
@@ -69,13 +69,17 @@ _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A frame of the probe at an interface. ``when``: the kernel's time, in nanoseconds."""
+    """A frame of the probe at an interface.
+
+    ``when``: the kernel's time, in nanoseconds; ``is_for_another``: it has another MAC address, as where a bridge floods it.
+    """
 
     place: str
     link: str
     direction: str
     frame: Frame
     when: int
+    is_for_another: bool = False
 
 
 @dataclass(slots=True)
@@ -120,7 +124,8 @@ class Capture:
             frame = parse(data, hardware, self._token)
             if frame is not None:
                 direction = OUT if kind == _PACKET_OUTGOING else IN
-                found.append(Sighting(self.place.name, ifname, direction, frame, _time_of(ancillary)))
+                is_for_another = kind == _PACKET_OTHERHOST
+                found.append(Sighting(self.place.name, ifname, direction, frame, _time_of(ancillary), is_for_another))
 
 
 def _time_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int:

@@ -251,6 +251,44 @@ def test_largest_packet_passes_and_one_byte_more_does_not(labs: Callable[[str], 
     assert report["verified"]["cause"] == "the kernel refused to send it: Message too long"
 
 
+@pytest.fixture(scope="module")
+def narrow(bin_dir: Path) -> Iterator[Lab]:
+    """A lab with a cable at node1 that takes 1400 bytes, which flanneld does not know."""
+    need(TOOLS)
+    with Lab(nodes=2, ipv6=True, prefix=str(bin_dir.parent.parent)) as lab:
+        assert lab.wait_connected().is_complete
+        faults.break_(lab, "flanneld", "node1")
+        lab.run("node1", "ip link set eth0 mtu 1400")
+        yield lab
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_encapsulated_packet_that_does_not_fit(narrow: Lab, family: int) -> None:
+    """VXLAN over IPv4 is cut into fragments, over IPv6 it is dropped; what the kernel learned for itself does not count."""
+    family_option = ["-6"] if family == 6 else []
+    report = walk(narrow, "pod1", "pod2", "--size", "1400", *family_option, seconds=0.5)
+    sizes = [hop["text"] for hop in kinds(report, "size")]
+    assert len(sizes) == 1
+    if family == 4:
+        assert sizes[0] == "1450 bytes do not fit through eth0, which takes 1400: cut into fragments"
+        assert (report["forward"]["outcome"], report["verified"]["result"]) == ("delivered", "agrees")
+    else:
+        assert sizes[0].startswith("1470 bytes do not fit through eth0, which takes 1400: dropped")
+        assert report["forward"]["endPlace"] == "node1"
+        assert report["verified"]["result"] == "ends as predicted"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_forwarded_packet_that_does_not_fit(narrow: Lab, family: int) -> None:
+    family_option = ["-6"] if family == 6 else []
+    report = walk(narrow, "pod1", "outside", "--size", "1410", *family_option, seconds=0.5)
+    assert (report["forward"]["outcome"], report["forward"]["endPlace"]) == ("broken", "node1")
+    assert report["verified"]["result"] == "ends as predicted"
+    words = "fragmentation needed, MTU 1400" if family == 4 else "packet too big, MTU 1400"
+    assert words in report["forward"]["end"]
+    assert words in report["verified"]["cause"]
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 

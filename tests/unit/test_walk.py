@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cni_py.cli import main
 from cni_py.cli.walk import parse_end
 from cni_py.errors import CniError
 from cni_py.walk import compare, hops, packet, report, svg, text
@@ -407,6 +408,14 @@ def test_text_fits_and_picture_is_escaped() -> None:
 def test_end(word: str, end: tuple[str, str | None, int]) -> None:
     found = parse_end(word)
     assert (found.name, str(found.address) if found.address else None, found.port) == end
+
+
+def test_must_be_run_as_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main.main(["walk", "pod1", "pod2"]) == 1
+    errors = capsys.readouterr().err
+    assert "cni-py walk must be run as root" in errors
+    assert "sudo cni-py walk pod1 pod2" in errors
 
 
 @pytest.mark.parametrize("word", ["web:", "web:0", "web:65536", "web:http", "[10.0.0.1]:80", "[web]:80", "10.0.0.1:"])
