@@ -1,10 +1,10 @@
 """Command ``cni-py``: a container runtime's calls by hand, journals, leaked resources, configuration, lab.
 
 This module has the commands and their exit status, arguments.py the command line, output.py the printing, verbs.py what a
-runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why),
-host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's configuration) and
-lab/ (a test network), each imported when it is needed.
-Reference: docs/cni-py.md, docs/lab.md.
+runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why), walk.py
+(the path of a packet), host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's
+configuration) and lab/ (a test network), each imported when it is needed. Reference: docs/cni-py.md, docs/walk.md,
+docs/lab.md.
 """
 
 from __future__ import annotations
@@ -205,6 +205,13 @@ def _network_config(options: argparse.Namespace) -> int:
     return 0
 
 
+def walk(options: argparse.Namespace) -> int:
+    """Run ``cni-py walk``."""
+    from cni_py.cli import walk as walking
+
+    return walking.run(options)
+
+
 def lab(options: argparse.Namespace) -> int:
     """Run ``cni-py lab``."""
     from cni_py.cli import lab_commands
@@ -222,6 +229,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sweep": sweep,
     "explain": explain,
     "doctor": doctor,
+    "walk": walk,
     "version": version,
     "config": config,
     "lab": lab,

@@ -71,8 +71,9 @@ ALLOWED: dict[str, set[str]] = {
         "explain", "runtime", "sweep", "flanneld", "node", "datastore", "plugins", "attachment", "ipam", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
     },
+    "walk": {"packetfilter", "kernel", "netlink"},
     "cli": {
-        "doctor", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "doctor", "walk", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },
@@ -89,7 +90,7 @@ LIBRARIES = {
     "urllib3": ["cni_py/datastore/kubernetes/api.py"],
     "re2": ["cni_py/flanneld/pattern.py"],
     "subprocess": ["cni_py/flanneld/backends/extension.py", "cni_py/datastore/kubernetes/exec.py", "cni_py/lab/"],
-    "rich": ["cni_py/cli/explain.py"],
+    "rich": ["cni_py/cli/explain.py", "cni_py/cli/walk.py"],
     "pydantic": ["cni_py/config/", "cni_py/datastore/kubernetes/", "cni_py/flanneld/"],
 }
 """A library, and the only places that may import it."""
