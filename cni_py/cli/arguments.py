@@ -23,7 +23,9 @@ examples:
   cni-py check cbr0 blue           compare it with the state that ADD created
   cni-py explain                   list the attachments of this node
   cni-py explain 10.244.91.2       show the journal of this one
+  cni-py doctor                    find what is wrong with this node
   cni-py del cbr0 blue
+  cni-py walk blue 10.244.85.2     show the path of a packet, and verify it
   cni-py repair                    restore rules after nft flush ruleset
   cni-py sweep --dry-run           list resources leaked by deleted pods
   cni-py version -v                show kernel, libraries and plugins
@@ -118,6 +120,54 @@ examples:
   cni-py explain 10.244.91.2 -v
   cni-py explain cnitool-3528 --ifname eth1
   cni-py explain --flanneld"""
+
+_DOCTOR = """\
+Find what is wrong with this node's pod network, why it matters, and what repairs it.
+
+Checks flanneld, its lease and subnet.env, network configurations, links, routes, ARP and
+FDB entries of every peer, kernel parameters, every rule of the packet filter, address
+pools, leaked resources, certificates, and the host below; and sends real packets through
+the tunnel to the other nodes, for two seconds at most. With POD, IP or NODE: what
+concerns that attachment (as for explain), or the node with that address or subnet.
+
+Changes nothing. With --fix it runs the commands of findings that are safe: they restore
+what flanneld or a plugin has made, set a kernel parameter, or call cni-py.
+
+exit status: 0 nothing wrong, 1 warnings, 2 errors; 3 nothing wrong was found, but
+something could not be checked, or POD is unknown
+
+examples:
+  cni-py doctor
+  cni-py doctor default/web-1
+  cni-py doctor 192.168.123.12
+  cni-py doctor --fix --dry-run
+  cni-py doctor --bundle /tmp/node1.tar.gz"""
+
+_WALK = """\
+Show the path of a packet, hop by hop, and verify it with a real one.
+
+The path is predicted from the kernel's own tables in every namespace that the packet
+passes: policy rules, routes, neighbours, FDB, rules of nftables, connection tracking. Each
+change of address, port and size is marked (*). Then one packet is sent and captured at
+each interface: + seen as predicted, ! different, - not seen; x marks where it ends, ? what
+is not understood. With a port the packet is a TCP SYN, without one an ICMP echo.
+
+SOURCE is a pod (web-1, default/web-1, a namespace, an address, a container id), "node",
+or a place of a running lab (pod1, node1, outside). DESTINATION may also be an address
+outside; add :PORT for a port. From a node the walk ends at the wire; in a lab it goes on.
+
+Nothing remains on the node. Where rules exist, a table of nftables with the flag "owner"
+traces the packet; the kernel deletes it with this process, also when that is killed.
+
+exit status: 0 it arrives, or leaves the node as predicted; 1 it does not; 3 it cannot be
+followed
+
+examples:
+  cni-py walk default/web-1 10.244.85.2
+  cni-py walk default/web-1 192.0.2.2:443 --reply
+  cni-py walk pod1 pod2 --size 1450
+  cni-py walk outside node1:8080 --svg path.svg
+  cni-py walk pod1 pod2 --no-probe --json"""
 
 _SWEEP = """\
 Remove resources leaked by deleted pods: those that belong to no live network namespace.
@@ -328,6 +378,8 @@ def build() -> argparse.ArgumentParser:
     _add_repair(_new(commands.add_parser, "repair", help=_summary(_REPAIR), description=_REPAIR))
     _add_sweep(_new(commands.add_parser, "sweep", help=_summary(_SWEEP), description=_SWEEP))
     _add_explain(_new(commands.add_parser, "explain", help=_summary(_EXPLAIN), description=_EXPLAIN))
+    _add_doctor(_new(commands.add_parser, "doctor", help=_summary(_DOCTOR), description=_DOCTOR))
+    _add_walk(_new(commands.add_parser, "walk", help=_summary(_WALK), description=_WALK))
     text = "show the version, and with -v the kernel, libraries and plugins of this host"
     _add_version(_new(commands.add_parser, "version", help=text))
     config = _new(commands.add_parser, "config", help=_summary(_CONFIG), description=_CONFIG)
@@ -391,6 +443,21 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--convert-to-go", action="store_true", help=text)
 
 
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    text = "an attachment, as for explain; or a node, by its address or subnet"
+    command.add_argument("target", metavar="POD|IP|NODE", nargs="?", default="", help=text)
+    command.add_argument("--fix", action="store_true", help="run the commands of findings that are safe, and examine again")
+    command.add_argument("--dry-run", action="store_true", help="print the commands that --fix would run")
+    text = "write a report with facts, journals and versions, without secrets"
+    command.add_argument("--bundle", metavar="FILE.tar.gz", help=text)
+    command.add_argument("--no-probes", action="store_true", help="send no packets to other nodes")
+    command.add_argument("--rules", action="store_true", help="list the rules")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--netconf-path", metavar="DIR", help=f"directory of network configurations ({_NETCONF_PATH})")
+    command.add_argument("--cni-path", metavar="DIR:DIR", help=f"directories of plugins ({_CNI_PATH})")
+    command.add_argument("--cache-dir", metavar="DIR", default="/var/lib/cni", help="directory of cached results (%(default)s)")
+
+
 def _add_explain(command: argparse.ArgumentParser) -> None:
     text = "a container id or its beginning, a pod, a network namespace, an address; default: list all"
     command.add_argument("attachment", nargs="?", metavar="ATTACHMENT", help=text)
@@ -404,6 +471,23 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
     which.add_argument("--flanneld", nargs="?", const=_FLANNELD_JOURNAL, metavar="FILE", help=text)
     text = "changes that belong to no single attachment: sweeps, restored rules, GC"
     which.add_argument("--node", action="store_true", help=text)
+
+
+def _add_walk(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="SOURCE", help="pod, node, or place of a lab that sends; or an address")
+    text = "pod, node, place of a lab, or address; IPv6 with a port in brackets"
+    command.add_argument("destination", metavar="DESTINATION[:PORT]", help=text)
+    text = "icmp, tcp or udp; default: tcp with a port, icmp without one"
+    command.add_argument("--protocol", choices=("icmp", "tcp", "udp"), help=text)
+    command.add_argument("--size", metavar="BYTES", type=int, default=0, help="of the IP packet, which has DF set (84)")
+    command.add_argument("-6", "--ipv6", action="store_true", help="the IPv6 address of a destination that has both")
+    command.add_argument("--reply", action="store_true", help="show every hop of the reply too")
+    command.add_argument("--no-probe", action="store_true", help="predict alone; send nothing")
+    command.add_argument("--seconds", type=_seconds, default=2.0, help="time to wait for the packet (%(default)g)")
+    command.add_argument("--svg", metavar="FILE", default="", help="draw it into this file too")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    text = "of a lab whose places are meant (%(default)s)"
+    command.add_argument("--directory", metavar="DIR", default=_LAB_DIRECTORY, help=text)
 
 
 def _add_version(command: argparse.ArgumentParser) -> None:

@@ -1,10 +1,10 @@
 """Command ``cni-py``: a container runtime's calls by hand, journals, leaked resources, configuration, lab.
 
 This module has the commands and their exit status, arguments.py the command line, output.py the printing, verbs.py what a
-runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why),
-host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's configuration) and
-lab/ (a test network), each imported when it is needed.
-Reference: docs/cni-py.md, docs/lab.md.
+runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why), walk.py
+(the path of a packet), host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's
+configuration) and lab/ (a test network), each imported when it is needed. Reference: docs/cni-py.md, docs/walk.md,
+docs/lab.md.
 """
 
 from __future__ import annotations
@@ -170,6 +170,13 @@ def version(options: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(options: argparse.Namespace) -> int:
+    """Run ``cni-py doctor``."""
+    from cni_py.cli import doctor as examining
+
+    return examining.run(options)
+
+
 def config(options: argparse.Namespace) -> int:
     """Run ``cni-py config``: the keys of the plugins, or a command on flannel's datastore."""
     if options.config_command == "check":
@@ -189,7 +196,7 @@ def config(options: argparse.Namespace) -> int:
 
 def _check_files(options: argparse.Namespace) -> int:
     """Run ``cni-py config check``: a line for each finding; exits with 1 for an error, with ``--strict`` for a warning too."""
-    from cni_py.cli import config_check
+    from cni_py.doctor import config_check
 
     found = [config_check.check(path) for path in options.files]
     if options.json:
@@ -219,6 +226,13 @@ def _network_config(options: argparse.Namespace) -> int:
     return 0
 
 
+def walk(options: argparse.Namespace) -> int:
+    """Run ``cni-py walk``."""
+    from cni_py.cli import walk as walking
+
+    return walking.run(options)
+
+
 def lab(options: argparse.Namespace) -> int:
     """Run ``cni-py lab``."""
     from cni_py.cli import lab_commands
@@ -235,6 +249,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "repair": repair,
     "sweep": sweep,
     "explain": explain,
+    "doctor": doctor,
+    "walk": walk,
     "version": version,
     "config": config,
     "completion": completion,

@@ -22,7 +22,15 @@ from support.namespaces import Host
 from support.waiting import until
 
 ADDRESS = "192.168.123.11"
-NODE_PAGES = ["README.md", "docs/cni-py.md", "docs/contributing.md", "docs/lab.md", "docs/flanneld.md", "docs/from-go.md"]
+NODE_PAGES = [
+    "README.md",
+    "docs/cni-py.md",
+    "docs/contributing.md",
+    "docs/lab.md",
+    "docs/walk.md",
+    "docs/flanneld.md",
+    "docs/from-go.md",
+]
 """Pages with blocks that run on a node."""
 SET_PATH = ("README.md", "docs/flanneld.md", "docs/from-go.md")
 

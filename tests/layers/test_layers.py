@@ -67,8 +67,13 @@ ALLOWED: dict[str, set[str]] = {
     # for people
     "lab": set(),
     "explain": set(),
+    "doctor": {
+        "explain", "runtime", "sweep", "flanneld", "node", "datastore", "plugins", "attachment", "ipam", "packetfilter",
+        "kernel", "netlink", "config", "spec", "plugin_table",
+    },
+    "walk": {"packetfilter", "kernel", "netlink"},
     "cli": {
-        "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "doctor", "walk", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
         "agent", "dhcp",  # the table of options of every program
@@ -90,7 +95,7 @@ LIBRARIES = {
     "urllib3": ["cni_py/datastore/kubernetes/api.py"],
     "re2": ["cni_py/flanneld/pattern.py"],
     "subprocess": ["cni_py/flanneld/backends/extension.py", "cni_py/datastore/kubernetes/exec.py", "cni_py/lab/"],
-    "rich": ["cni_py/cli/explain.py"],
+    "rich": ["cni_py/cli/explain.py", "cni_py/cli/walk.py"],
     "pydantic": ["cni_py/config/", "cni_py/datastore/kubernetes/", "cni_py/flanneld/"],
 }
 """A library, and the only places that may import it."""

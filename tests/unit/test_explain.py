@@ -192,7 +192,10 @@ COMMANDS = {
         "ensure_device": ("ip link add flannel.ipip mtu 1480 type ipip local 192.0.2.1", "tunnel"),
         "ensure_up": ("ip link set flannel.ipip mtu 1480 up", "interface"),
     },
-    "kernel/conntrack.py": {"_delete": ("conntrack -D -f ipv4 -p udp --orig-port-dst 53", "connections")},
+    "kernel/conntrack.py": {
+        "_delete": ("conntrack -D -f ipv4 -p udp --orig-port-dst 53", "connections"),
+        "delete_original": ("conntrack -D -f ipv4 -p udp -s 10.244.0.2 -d 192.0.2.2", "connections"),
+    },
     "kernel/tc.py": {
         "set_shape": ("tc qdisc replace dev veth1 root handle 1: tbf rate 125000bps burst 1000 limit 3125", "shaping"),
         "delete_root": ("tc qdisc del dev veth1 root", "shaping"),

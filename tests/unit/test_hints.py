@@ -100,6 +100,7 @@ NOT_HERE = {
     "make one: wg genkey": "prints a key; wireguard is not installed",
     "sudo cni-py sweep": "needs another user, with a password",
     "sudo cni-py lab up": "needs another user, with a password",
+    "sudo cni-py walk {} {}": "needs another user, with a password",
     "sudo cni-py lab {}": "needs another user, with a password",
 }
 """Hints with a command that no test can type here, and why."""
