@@ -2,8 +2,8 @@
 
 This module has the commands and their exit status, arguments.py the command line, output.py the printing, verbs.py what a
 runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why),
-host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's configuration) and
-lab/ (a test network), each imported when it is needed.
+plan.py (what would be done), host_report.py (this host), config/reference.py (configuration keys), network_commands.py
+(flannel's configuration) and lab/ (a test network), each imported when it is needed.
 Reference: docs/cni-py.md, docs/lab.md.
 """
 
@@ -132,6 +132,13 @@ def explain(options: argparse.Namespace) -> int:
     return explaining.run(options)
 
 
+def plan(options: argparse.Namespace) -> int:
+    """Run ``cni-py plan``."""
+    from cni_py.cli import plan as planning
+
+    return planning.run(options)
+
+
 def version(options: argparse.Namespace) -> int:
     """Run ``cni-py version``."""
     if not options.verbose:
@@ -214,6 +221,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "repair": repair,
     "sweep": sweep,
     "explain": explain,
+    "plan": plan,
     "version": version,
     "config": config,
     "lab": lab,

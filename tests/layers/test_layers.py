@@ -67,8 +67,12 @@ ALLOWED: dict[str, set[str]] = {
     # for people
     "lab": set(),
     "explain": set(),
+    "plan": {
+        "explain", "runtime", "packetfilter", "kernel", "netlink", "plugin_table",
+        "sweep",  # netns_scan: mounted namespaces
+    },
     "cli": {
-        "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "explain", "plan", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },
