@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cni_py.errors import CniError
+from cni_py.explain.words import WORD, unquoted
 from cni_py.journal import JOURNAL_DIR, RUN_DIR, Journal
 from cni_py.kernel.netns import NetNS
 from cni_py.packetfilter import firewalld
 from cni_py.plan import namespaces, scratch, state
-from cni_py.plan.script import Named, Outcome
+from cni_py.plan.script import Named, Outcome, printing
 from cni_py.plugin_table import PLUGINS
 from cni_py.runtime.chain import Runtime
 from cni_py.runtime.result_cache import cached_attachments
@@ -31,6 +33,7 @@ STATE_DIRECTORIES = ("/var/lib/cni", "/var/lib/cni-py")
 _SHOWN_BYTES = 4096
 _LAUNCHER = "cni-plugin"
 _RUN_NOTE = "# run /"
+_WRITES = re.compile(rf"(?P<time>\d\d:\d\d:\d\d\.\d{{6}}  )install -m \d+ /dev/stdin (?P<path>{WORD})")
 
 
 class NotPlannable(CniError):
@@ -170,6 +173,7 @@ def _in_copy(copy: Scratch, request: Request) -> Rehearsal:
         found.errors.append(error)
     found.journal += journals.new_lines()
     found.outcome = Outcome(_contents(found.journal), _macs(request))
+    found.journal = [_completed(line, found.outcome) for line in found.journal]
     found.notes = list(_notes(copy, found.journal))
     return found
 
@@ -247,6 +251,15 @@ def _contents(journal: list[str]) -> dict[str, bytes]:
             if str(path) in text and path.is_file():
                 found[str(path)] = path.read_bytes()
     return found
+
+
+def _completed(line: str, outcome: Outcome) -> str:
+    """Return a line of the journal with the content of the file that it writes, which is not in it where it is long."""
+    found = _WRITES.match(line)
+    content = outcome.contents.get(unquoted(found["path"])) if found else None
+    if found is None or content is None:
+        return line
+    return f"{found['time']}{printing(content)} | {line[found.end('time') :]}"
 
 
 def _installed(journal: list[str]) -> Iterator[str]:

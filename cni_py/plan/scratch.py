@@ -27,8 +27,9 @@ from cni_py.plan import copying, state_files, system
 from cni_py.plan.system import CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWPID, MS_BIND, end_with_parent, unshare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from cni_py.packetfilter.libnftables import Nft
     from cni_py.plan.copying import Copies
     from cni_py.plan.namespaces import Namespace
 
@@ -36,6 +37,10 @@ __all__ = ["PacketFilter", "Scratch", "run"]
 
 _SAVED_TABLES = ("filter", "nat", "mangle", "raw", "security")
 """Tables of iptables, which nft may be unable to read back."""
+
+_STATELESS = 2  # NFT_CTX_OUTPUT_STATELESS: without counts
+_RESTORED_BY = {"ip": "iptables-nft-restore", "ip6": "ip6tables-nft-restore"}
+_BASE_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +165,7 @@ def _in_copy(
     if numbers >= 0:
         os.close(numbers)
     state_files.adopt_namespaces(identities)
-    missing = _fill_packet_filter(packet_filter)
+    missing = list(_fill_packet_filter(packet_filter))
     _close(copies)
     return function(Scratch(copies.stand_ins, tuple(missing)))
 
@@ -232,16 +237,19 @@ def read_packet_filter() -> PacketFilter:
         text = ""
     finally:
         nft.close()
-    tables = []
-    for block in text.split("\ntable "):
-        name = " ".join(block.removeprefix("table ").split(" ", 2)[:2])
-        if block.strip():
-            tables.append((name, "table " + block.removeprefix("table ")))
-    is_managed = any(name.partition(" ")[2] in _SAVED_TABLES and name.partition(" ")[0] in ("ip", "ip6") for name, _ in tables)
-    return PacketFilter(tuple(tables), tuple(_saved([*saved, *(["-nft"] if is_managed else [])])))
+    tables = tuple(_tables_in(text))
+    if any(
+        family in _RESTORED_BY and table in _SAVED_TABLES for family, _, table in (name.partition(" ") for name, _ in tables)
+    ):
+        saved.append("-nft")
+    return PacketFilter(tables, tuple(_saved(saved)))
 
 
-_STATELESS = 2  # NFT_CTX_OUTPUT_STATELESS: without counts
+def _tables_in(ruleset: str) -> Iterator[tuple[str, str]]:
+    """Yield family and name, and the text, of each table of a ruleset. Pure."""
+    lines = [line for line in ruleset.splitlines() if not line.startswith("#")]  # a warning that iptables manages a table
+    for block in "\n".join(["", *lines]).split("\ntable ")[1:]:
+        yield " ".join(block.split(" ", 2)[:2]), f"table {block}\n"
 
 
 def _names(path: str) -> list[str]:
@@ -250,6 +258,14 @@ def _names(path: str) -> list[str]:
             return file.read().split()
     except OSError:
         return []
+
+
+def _delete_new_chains(nft: Nft, name: str, text: str) -> None:
+    """Delete the base chains that iptables-restore has made, and the table of the host does not have."""
+    for chain in _BASE_CHAINS:
+        if f"\tchain {chain} {{" not in text:
+            with suppress(CniError):  # this table has no such chain
+                nft.run(f"delete chain {name} {chain}")
 
 
 def _saved(flavours: Iterable[str]) -> Iterable[tuple[str, bytes]]:
@@ -266,23 +282,22 @@ def _fill_packet_filter(wanted: PacketFilter) -> Iterable[str]:
     """Create the rules again. Yields: what could not be."""
     from cni_py.packetfilter.libnftables import Nft
 
-    restored = set()
-    for restore, saved in wanted.saved:
-        tool = program.find_system(restore)
-        if tool and program.run_captured([tool], saved)[0] == 0:
-            restored.add(restore)
-    managed = {"ip": "iptables-nft-restore", "ip6": "ip6tables-nft-restore"}
-    left = [
-        (name, text)
-        for name, text in wanted.tables
-        if not (name.partition(" ")[2] in _SAVED_TABLES and managed.get(name.partition(" ")[0]) in restored)
-    ]
-    if not left:
+    restored = {restore for restore, saved in wanted.saved if _restore(restore, saved)}
+    if not wanted.tables:
         return
     nft = Nft()
-    for name, text in left:
+    for name, text in wanted.tables:
+        family, _, table = name.partition(" ")
+        if table in _SAVED_TABLES and _RESTORED_BY.get(family) in restored:
+            _delete_new_chains(nft, name, text)
+            continue
         try:
             nft.run(text)
         except CniError as error:
             yield f"the nftables table {name}: {error.details or error.msg}"
     nft.close()
+
+
+def _restore(name: str, saved: bytes) -> bool:
+    tool = program.find_system(name)
+    return tool is not None and program.run_captured([tool], saved)[0] == 0

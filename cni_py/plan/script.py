@@ -28,6 +28,7 @@ _RANDOM_KINDS = frozenset({"dummy", "macvlan", "tap", "tun", "veth", "vrf"})
 """Kinds of links whose MAC address the kernel chooses at random; others have that of another link."""
 _IDENTITY = re.compile(rb'"dev":(\d+),"ino":(\d+)(?:,"ctime":(\d+))?')
 _NETNS = re.compile(rb'"netns":"((?:[^"\\]|\\.)*)"')
+_LETTERS = {rb"\r": b"\r", rb"\n": b"\n", rb"\\": b"\\", b"%%": b"%"}
 _SHOW = '"dev":%d,"ino":%i,"ctime":%.9Z'
 _PROGRAMS = {"nft": "nftables", "nsenter": "util-linux", "sysctl": "procps", "conntrack": "conntrack", "install": "coreutils"}
 """Programs, and the packages of Debian that have them; all others are named as they are."""
@@ -117,7 +118,7 @@ def _command(step: Step, command: Command | None, outcome: Outcome) -> Iterator[
     if identity and netns and path.startswith(f"{RUN_DIR}/"):
         yield from _record(content, identity, netns[1].decode(errors="surrogateescape"), install)
     else:
-        yield f"{_printf(content)} | {install}"
+        yield f"{printing(content)} | {install}"
 
 
 def _record(content: bytes, identity: re.Match[bytes], netns: str, install: str) -> Iterator[str]:
@@ -125,29 +126,33 @@ def _record(content: bytes, identity: re.Match[bytes], netns: str, install: str)
     before, after = content[: identity.start()], content[identity.end() :]
     yield f"identity=$(stat -L -c {quote(_SHOW)} {quote(netns)})"
     yield "identity=${identity%.*}${identity##*.}  # seconds and nanoseconds as one number"
-    yield f'{{ {_printf(before)}; printf %s "$identity"; {_printf(after)}; }} | {install}'
+    yield f'{{ {printing(before)}; printf %s "$identity"; {printing(after)}; }} | {install}'
 
 
-def _printed(command: Command) -> bytes | None:
+def _printed(command: Command) -> bytes:
     """Return what the ``printf`` in front of a command prints."""
-    form, *words = map(unquoted, command.producer[1:])
-    form = re.sub(r"\\(r|n|\\)", lambda of: {"r": "\r", "n": "\n", "\\": "\\"}[of[1]], form)
+    form, *words = [unquoted(word).encode(errors="surrogateescape") for word in command.producer[1:]]
     text, rest = _filled(form, words)
-    while rest and "%s" in form:
+    while rest and b"%s" in form:
         more, rest = _filled(form, rest)
         text += more
-    return text.encode(errors="surrogateescape")
+    return text
 
 
-def _filled(form: str, words: list[str]) -> tuple[str, list[str]]:
+def _filled(form: bytes, words: list[bytes]) -> tuple[bytes, list[bytes]]:
     """Return a format with its words, as printf uses it once, and the words that are left."""
-    parts = form.replace("%%", "\0").split("%s")
-    used = [*words[: len(parts) - 1], *[""] * (len(parts) - 1 - len(words))]
-    filled = parts[0] + "".join(word + part for word, part in zip(used, parts[1:], strict=True))
-    return filled.replace("\0", "%"), words[len(parts) - 1 :]
+    left = list(words)
+
+    def replaced(found: re.Match[bytes]) -> bytes:
+        word = found[0]
+        if word == b"%s":
+            return left.pop(0) if left else b""
+        return _LETTERS.get(word) or bytes([int(word[1:], 8)])
+
+    return re.sub(rb"\\(?:[rn\\]|[0-7]{3})|%[s%]", replaced, form), left
 
 
-def _printf(content: bytes) -> str:
+def printing(content: bytes) -> str:
     """Return the command that prints the content: its text, or where a shell's word cannot hold it, each byte as a number."""
     try:
         text = content.decode()
@@ -157,7 +162,8 @@ def _printf(content: bytes) -> str:
         *lines, last = text.split("\n")
         if not last and lines:
             return f"printf '%s\\n' {' '.join(map(quote, lines))}"
-        return f"printf %s {quote(text)}"
+        form = quote("\\n".join(["%s"] * (len(lines) + 1)))
+        return f"printf {form} {' '.join(map(quote, [*lines, last]))}"
     shown = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\%'" else f"\\{byte:03o}" for byte in content)
     return f"printf '{shown}'" if not shown.startswith("-") else f"printf '\\055{shown[1:]}'"  # it would be an option
 

@@ -64,6 +64,8 @@ sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.eth0.rp_filter=2 net.ipv6.conf.et
 nft 'add table inet own { comment "of another program"; }; add chain inet own forward { type filter hook forward priority 5; policy drop; }'
 nft 'add set inet own known { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.168.7.1 } }'
 nft 'add rule inet own forward iifname "cni0" ip saddr @known counter accept comment "a rule"'
+iptables -t nat -N OTHER; iptables -t nat -A POSTROUTING -s 10.8.0.0/16 -m comment --comment "a rule" -j OTHER
+iptables -t nat -A OTHER -m addrtype ! --dst-type LOCAL -j MASQUERADE --random-fully; ip6tables -A FORWARD -p tcp --dport 80 -j ACCEPT
 """
 
 
@@ -124,6 +126,7 @@ def test_every_command_changes_nothing(node: Host, verb: str) -> None:
     assert found["errors"] == []
     commands = [item["command"] for call in found["calls"] for item in call["items"] if item["kind"] == "step"]
     assert bool(commands) == (verb in ("ADD", "DEL")), commands
+    assert not [command for command in commands if command.startswith("install ")]  # each has the content of its file
 
 
 def test_copy_is_as_the_host_is(node: Host) -> None:

@@ -33,7 +33,19 @@ CONTENT = st.one_of(
     st.binary(max_size=60),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=60).map(str.encode),
     st.sampled_from(
-        [b"", b"\n", b"%s\n", b"a\nb", b"a\r\nb", b"'quoted' $HOME `x` \\n\n", b"\0\xff", b"-n\n", b"%d%%", "ä\n€".encode()]
+        [
+            b"",
+            b"\n",
+            b"%s\n",
+            b"a\nb",
+            b"a\r\nb",
+            b"'quoted' $HOME `x` \\n\n",
+            b"\0\xff",
+            b"-n\n",
+            b"%d%%",
+            b"\0%s",
+            "ä\n€".encode(),
+        ]
     ),
 )
 
@@ -44,6 +56,9 @@ def test_any_content_is_written_as_it_is(content: bytes) -> None:
     text = script_of("install -m 600 /dev/stdin /var/lib/cni/x", outcome=outcome)
     command = text.rpartition("\nprintf ")[2].rpartition(" | install")[0]
     assert printed_by(f"printf {command}") == content
+    shown = parse(f"printf {command} | install -m 600 /dev/stdin /x")
+    assert shown is not None
+    assert script._printed(shown) == content
 
 
 @given(CONTENT)
