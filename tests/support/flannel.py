@@ -418,7 +418,7 @@ class Net:
 
     # ---- traffic --------------------------------------------------------------------------------
 
-    def unreached(self, answer_seconds: int = 5) -> list[str]:
+    def unreached(self, answer_seconds: int = 15) -> list[str]:
         """Return failed connections: of every pod to every other one, small packets and full ones that must not be fragmented."""
         pods = [(node, name) for node in self.running() for name in node.pods]
         with ThreadPoolExecutor(len(pods)) as pool:
