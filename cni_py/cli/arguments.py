@@ -24,6 +24,7 @@ examples:
   cni-py explain                   list the attachments of this node
   cni-py explain 10.244.91.2       show the journal of this one
   cni-py doctor                    find what is wrong with this node
+  cni-py plan cbr0 blue            explain what ADD would do, and do nothing
   cni-py del cbr0 blue
   cni-py walk blue 10.244.85.2     show the path of a packet, and verify it
   cni-py repair                    restore rules after nft flush ruleset
@@ -168,6 +169,29 @@ examples:
   cni-py walk pod1 pod2 --size 1450
   cni-py walk outside node1:8080 --svg path.svg
   cni-py walk pod1 pod2 --no-probe --json"""
+
+_PLAN = """\
+Explain what a call would do, instead of doing it.
+
+The plugins run in a copy of this host: its network namespaces with their links,
+addresses, routes, rules and kernel parameters, and the files in which plugins keep their
+state. The copy is discarded afterwards; nothing on the host changes. Each change is shown
+as "cni-py explain" shows it. What would fail fails here with the same error and exit
+status. Names of veths and MAC addresses are random: ADD will choose others.
+
+With --script it prints a shell script that makes the same changes, for a namespace in the
+state that this host is in. Of third-party plugins, which write no journal, the difference
+between the state before and after is shown.
+
+GC keeps the attachments whose namespace exists. With DHCP, firewalld or a device named by
+its place in the hardware there is no plan: none of these has a copy.
+
+exit status: that of the call; 3 there can be no plan
+
+examples:
+  cni-py plan cbr0 blue
+  cni-py plan cbr0 blue --command DEL -v
+  cni-py plan cbr0 blue --script >attach-blue.sh"""
 
 _SWEEP = """\
 Remove resources leaked by deleted pods: those that belong to no live network namespace.
@@ -350,6 +374,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_explain(_new(commands.add_parser, "explain", help=_summary(_EXPLAIN), description=_EXPLAIN))
     _add_doctor(_new(commands.add_parser, "doctor", help=_summary(_DOCTOR), description=_DOCTOR))
     _add_walk(_new(commands.add_parser, "walk", help=_summary(_WALK), description=_WALK))
+    _add_plan(_new(commands.add_parser, "plan", help=_summary(_PLAN), description=_PLAN))
     text = "show the version, and with -v the kernel, libraries and plugins of this host"
     _add_version(_new(commands.add_parser, "version", help=text))
     config = _new(commands.add_parser, "config", help=_summary(_CONFIG), description=_CONFIG)
@@ -456,6 +481,20 @@ def _add_walk(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     text = "of a lab whose places are meant (%(default)s)"
     command.add_argument("--directory", metavar="DIR", default=_LAB_DIRECTORY, help=text)
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("network", metavar="NETWORK", help='the "name" in its configuration')
+    command.add_argument("netns", metavar="NETNS", help='path of a network namespace, or its name in "ip netns"')
+    text = "the call: ADD, DEL, CHECK or GC (%(default)s)"
+    command.add_argument("--command", dest="verb", choices=("ADD", "DEL", "CHECK", "GC"), default="ADD", help=text)
+    _add_attachment_arguments(command)
+    _add_runtime_arguments(command)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--script", action="store_true", help="print a shell script that makes the changes")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    text = "show rules of the packet filter that all pods share, too"
+    command.add_argument("-v", "--verbose", action="store_true", help=text)
 
 
 def _add_version(command: argparse.ArgumentParser) -> None:
@@ -572,10 +611,7 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
         if verb == "check":
             text += "; or a pod (web-1, default/web-1), an address, a container id; with one of these NETWORK may be left out"
         command.add_argument("netns", metavar="NETNS", nargs="?" if verb == "check" else None, help=text)
-        command.add_argument("-i", "--ifname", help="interface name in the sandbox")
-        command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")
-        command.add_argument("--args", metavar="KEY=VALUE;...", type=_pairs, help="arguments for the plugins")
-        command.add_argument("--cap-args", metavar="JSON", type=_object, help="capability arguments")
+        _add_attachment_arguments(command)
     else:
         command.add_argument("netns", metavar="NETNS", nargs="?", help="ignored; accepted because cnitool requires it")
     if verb == "gc":
@@ -586,6 +622,17 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
     if verb != "add":
         command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--explain", action="store_true", help="print each step to standard error")
+    _add_runtime_arguments(command)
+
+
+def _add_attachment_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-i", "--ifname", help="interface name in the sandbox")
+    command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")
+    command.add_argument("--args", metavar="KEY=VALUE;...", type=_pairs, help="arguments for the plugins")
+    command.add_argument("--cap-args", metavar="JSON", type=_object, help="capability arguments")
+
+
+def _add_runtime_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--netconf-path", metavar="DIR", help="directory of network configurations")
     command.add_argument("--cni-path", metavar="DIR:DIR", help="directories of plugins")
     command.add_argument("--cache-dir", metavar="DIR", default="/var/lib/cni", help="directory for results (%(default)s)")

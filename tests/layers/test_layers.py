@@ -72,8 +72,13 @@ ALLOWED: dict[str, set[str]] = {
         "kernel", "netlink", "config", "spec", "plugin_table",
     },
     "walk": {"packetfilter", "kernel", "netlink"},
+    "plan": {
+        "explain", "runtime", "packetfilter", "kernel", "netlink", "plugin_table",
+        "sweep",  # netns_scan: mounted namespaces
+    },
     "cli": {
-        "doctor", "walk", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "doctor", "explain", "plan", "walk", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore",
+        "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },
