@@ -74,12 +74,13 @@ def up(options: argparse.Namespace) -> int:
         config=_read_config(options.net_conf) if options.net_conf else None,
         flanneld=options.flanneld,
         flanneld_options=options.flanneld_option,
+        numbered=options.numbered,
         directory=options.directory,
         progress=progress,
     )
     for line in overlaps(lab.settings):
         say(line)
-    with _alone(options.directory):
+    with alone(options.directory):
         lab.up()
         lab.stay()
     took = time.monotonic() - began
@@ -134,7 +135,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def down(options: argparse.Namespace) -> int:
-    with _alone(options.directory):
+    with alone(options.directory):
         there = take_down(options.directory)
     show("lab removed" if there else "no lab is running")
     return 0
@@ -256,7 +257,7 @@ def log(options: argparse.Namespace) -> int:
 
 
 def break_(options: argparse.Namespace) -> int:
-    with _alone(options.directory):
+    with alone(options.directory):
         lab = Lab.open(options.directory)
         fault = faults.break_(lab, options.what, options.node)
     if options.what in ("route", "arp", "fdb"):
@@ -273,7 +274,7 @@ def break_(options: argparse.Namespace) -> int:
 
 def heal(options: argparse.Namespace) -> int:
     """Repair one fault, or all of them if none is named."""
-    with _alone(options.directory):
+    with alone(options.directory):
         lab = Lab.open(options.directory)
         wanted = [f"{options.what} {options.node}".strip()] if options.what else sorted(lab.state.broken)
         for which in wanted:
@@ -285,7 +286,7 @@ def heal(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _alone(directory: str) -> Iterator[None]:
+def alone(directory: str) -> Iterator[None]:
     """Serialize commands that change the lab. Raises: LabFailed."""
     fd = _lock(directory)
     try:

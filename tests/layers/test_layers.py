@@ -66,9 +66,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     # for people
     "lab": set(),
+    "lessons": {"lab"},
     "explain": set(),
     "cli": {
-        "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "explain", "runtime", "sweep", "flanneld", "lab", "lessons", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },

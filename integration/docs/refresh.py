@@ -1,0 +1,51 @@
+"""Run the pages whose output is shown, and write again what has changed: ``python integration/docs/refresh.py [PAGE...]``.
+
+A block whose output differs in volatile parts alone stays as it is (`support.code_blocks.normalised`). Requires root, as the lab does.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from integration.docs.machine import LESSONS, Machine, machine_of, runnable  # noqa: E402
+from support.code_blocks import Shown, with_new_outputs, with_outputs  # noqa: E402
+from support.namespaces import Host  # noqa: E402
+
+
+def run_page(machine: Machine, shown: list[Shown]) -> list[str]:
+    """Run the blocks of a page in order. Returns: what each printed."""
+    printed: list[str] = []
+    for one in shown:
+        try:
+            printed.append(machine.run(one.block) if runnable(one.block) else "")
+        except AssertionError as e:
+            print(e)
+            break
+    return printed
+
+
+def refresh(page: str) -> bool:
+    """Run a page and write its output again. Returns: whether that changed it."""
+    path = ROOT / page
+    shown = with_outputs(path)
+    with Host() as host:
+        printed = run_page(machine_of(page, host, ROOT), shown)
+    outputs = [(one.output, text) for one, text in zip(shown, printed, strict=False) if one.output is not None]
+    former = path.read_text()
+    text = with_new_outputs(former, outputs)
+    path.write_text(text)
+    return text != former
+
+
+def main(pages: list[str]) -> int:
+    for page in pages or LESSONS:
+        print(f"{page}: {'output written again' if refresh(page) else 'as shown'}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
