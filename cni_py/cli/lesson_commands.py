@@ -73,16 +73,25 @@ def start(options: argparse.Namespace) -> int:
     former = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with alone(DIRECTORY):
-            session.start(one, lambda line: show(f"  {line}"))
+            session.start(one, _progress)
     finally:
         signal.signal(signal.SIGTERM, former)
     progress.record(one.number, progress.STARTED)
     show(f"\nlesson {one.number}: {one.title}\n  page      {page_of(one)}\n  exercise")
     for line in one.task.splitlines():
         show(f"{INDENT}{line}")
-    for label, words in (("a shell", "lab exec node1"), ("check", f"lesson check {one.number}"), ("end", f"lesson stop {one.number}")):
+    for label, words in (
+        ("a shell", "lab exec node1"),
+        ("check", f"lesson check {one.number}"),
+        ("end", f"lesson stop {one.number}"),
+    ):
         show(as_typed(f"  {label:9} cni-py {words}"))
     return 0
+
+
+def _progress(line: str) -> None:
+    show(f"  {line}")
+    sys.stdout.flush()
 
 
 def check(options: argparse.Namespace) -> int:

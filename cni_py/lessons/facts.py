@@ -85,7 +85,7 @@ def addresses(link: dict[str, Any]) -> list[str]:
 
 def no_namespace(site: Site, node: str, netns: str) -> str:
     names = [entry["name"] for entry in read_json(site, node, "ip -j netns list") or []]
-    return "" if netns in names else f'there is none on {node}: ip netns add {netns}'
+    return "" if netns in names else f"there is none on {node}: ip netns add {netns}"
 
 
 def no_interface(site: Site, node: str, netns: str, ifname: str = "eth0") -> str:

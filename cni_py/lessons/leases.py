@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from cni_py.lessons import facts
 from cni_py.lessons.lesson import Lesson, Requirement
 
 if TYPE_CHECKING:
@@ -35,7 +34,9 @@ def _is_not_used(site: Site) -> str:
     if not site.flanneld(NODE).is_alive:
         return f"flanneld of {NODE} does not run"
     found = site.subnets(NODE)
-    return "" if found == SUBNET else f"subnet.env of {NODE} has {found or 'no subnet'}: flanneld reads its lease when it starts"
+    return (
+        "" if found == SUBNET else f"subnet.env of {NODE} has {found or 'no subnet'}: flanneld reads its lease when it starts"
+    )
 
 
 LESSON = Lesson(

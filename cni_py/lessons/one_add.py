@@ -60,7 +60,7 @@ yourself: environment variables and standard input, and no "cni-py add".""",
         Requirement(
             f"eth0 of {NETNS} has that address",
             _address_differs,
-            f"CNI_NETNS is the path of the namespace, /run/netns/{NETNS}, and CNI_IFNAME the name that the interface gets there",
+            f"CNI_NETNS is the path of the namespace, /run/netns/{NETNS}, CNI_IFNAME the name of the interface there",
             is_gate=True,
         ),
         Requirement(
@@ -71,7 +71,7 @@ yourself: environment variables and standard input, and no "cni-py add".""",
         Requirement(
             "no runtime was asked to do it",
             _runtime_did_it,
-            f'delete the attachment (cni-py del cbr0 {NETNS} --container-id {CONTAINER}), and execute "flannel" of CNI_PATH itself',
+            f"delete the attachment (cni-py del cbr0 {NETNS} --container-id {CONTAINER}), and execute flannel of CNI_PATH itself",
         ),
     ),
     _prepare,

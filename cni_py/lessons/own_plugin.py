@@ -57,7 +57,11 @@ def _version_differs(site: Site) -> str:
     versions = reply.get("supportedVersions")
     if not isinstance(versions, list) or "1.1.0" not in versions:
         return f"supportedVersions is {json.dumps(versions)}, without 1.1.0"
-    return "" if reply.get("cniVersion") == "1.1.0" else f"cniVersion is {json.dumps(reply.get('cniVersion'))}, not that of the request"
+    return (
+        ""
+        if reply.get("cniVersion") == "1.1.0"
+        else f"cniVersion is {json.dumps(reply.get('cniVersion'))}, not that of the request"
+    )
 
 
 def _add_differs(site: Site) -> str:
@@ -74,7 +78,9 @@ def _note_differs(site: Site) -> str:
     note = facts.read_file(site, "node1", f"{NOTES}/{CONTAINER}")
     if note is None:
         found = facts.list_directory(site, "node1", NOTES)
-        return f"ADD of the container {CONTAINER} wrote no file {NOTES}/{CONTAINER}" + (f", but {', '.join(found)}" if found else "")
+        return f"ADD of the container {CONTAINER} wrote no file {NOTES}/{CONTAINER}" + (
+            f", but {', '.join(found)}" if found else ""
+        )
     return "" if note.strip() == f"{ADDRESS}/24" else f'{NOTES}/{CONTAINER} has "{note.strip()[:100]}", not {ADDRESS}/24'
 
 
@@ -121,12 +127,12 @@ address, its ADD writes the first address of the pod, with its prefix length, to
         Requirement(
             "VERSION returns the versions that it supports, 1.1.0 among them",
             _version_differs,
-            "CNI_COMMAND=VERSION comes with no other variable; the reply has cniVersion, that of the request, and supportedVersions",
+            "CNI_COMMAND=VERSION comes with no other variable; the reply has the same cniVersion, and supportedVersions",
         ),
         Requirement(
             "ADD prints the previous result as it was",
             _add_differs,
-            "it is prevResult in the configuration; what a plugin prints on standard output is its result, and nothing else may be",
+            "it is prevResult in the configuration; standard output is the result, and nothing else may be there",
         ),
         Requirement(
             f"ADD writes the address to {NOTES}/CONTAINERID",

@@ -21,9 +21,7 @@ def _prepare(site: Site) -> None:
 
 
 def _no_connection(site: Site) -> str:
-    seen = facts.source_seen(
-        site, "outside", NODE_ADDRESS, HOST_PORT, node="node1", netns=NETNS, server_port=POD_PORT
-    )
+    seen = facts.source_seen(site, "outside", NODE_ADDRESS, HOST_PORT, node="node1", netns=NETNS, server_port=POD_PORT)
     if not seen.startswith("failed"):
         return ""
     return f"a connection from outside to {NODE_ADDRESS}:{HOST_PORT} {seen}; host ports of node1: {_host_ports(site) or 'none'}"
@@ -32,8 +30,8 @@ def _no_connection(site: Site) -> str:
 def _host_ports(site: Site) -> str:
     """Return the host ports as words: ``tcp 8080 to 10.244.1.3:80``."""
     found = []
-    for key, target in facts.elements(site, "node1", "inet cni_py", "hostports4"):
-        key = key["elem"]["val"] if "elem" in key else key
+    for element, target in facts.elements(site, "node1", "inet cni_py", "hostports4"):
+        key = element["elem"]["val"] if "elem" in element else element
         found.append(f"{' '.join(map(str, key['concat']))} to {':'.join(map(str, target['concat']))}")
     return ", ".join(found)
 

@@ -32,7 +32,9 @@ def read() -> dict[int, dict[str, str]]:
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError) as error:
-        raise LabFailed(f'"{path()}" is damaged', str(error), f"rm {path()}: the exercises then count as not started") from error
+        raise LabFailed(
+            f'"{path()}" is damaged', str(error), f"rm {path()}: the exercises then count as not started"
+        ) from error
 
 
 def record(number: int, which: str) -> None:

@@ -30,7 +30,7 @@ MARKER = "/run/cni-py/lesson.json"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """``number``: the lesson, 0 if the file is damaged; ``keeper``: process id and start time of its lab, None: not complete."""
+    """``number``: the lesson, 0 if the file is damaged; ``keeper``: process and start time of its lab, None: incomplete."""
 
     number: int
     keeper: tuple[int, int] | None

@@ -33,7 +33,9 @@ def _no_host_route(site: Site) -> str:
     if "master" in end:
         return f"{end['ifname']}, its other end, is a port of {end['master']}"
     routes = facts.read_json(site, "node1", f"ip -j route show {address}") or []
-    return "" if [route["dev"] for route in routes] == [end["ifname"]] else f"node1 has no route to {address} over {end['ifname']}"
+    return (
+        "" if [route["dev"] for route in routes] == [end["ifname"]] else f"node1 has no route to {address} over {end['ifname']}"
+    )
 
 
 LESSON = Lesson(
@@ -49,13 +51,15 @@ Attach "{NETNS}" to it.""",
         Requirement(
             f'{NETNS} is attached to the network "{NETWORK}", and to no other',
             _not_attached,
-            f'a file 30-{NETWORK}.conflist with "name": "{NETWORK}", as in section 3 of the lesson; cni-py config check FILE finds typos',
+            f'a file 30-{NETWORK}.conflist with "name": "{NETWORK}", as in section 3 of the lesson; cni-py config check FILE',
             is_gate=True,
         ),
         Requirement(
             f"eth0 of {NETNS} has an address of {SUBNET}",
-            lambda site: facts.no_address_in(site, "node1", NETNS, SUBNET)
-            and f"eth0 of {NETNS} has {facts.address_of(site, 'node1', NETNS) or 'no address'}",
+            lambda site: (
+                facts.no_address_in(site, "node1", NETNS, SUBNET)
+                and f"eth0 of {NETNS} has {facts.address_of(site, 'node1', NETNS) or 'no address'}"
+            ),
             "ipam: host-local, subnet",
             is_gate=True,
         ),

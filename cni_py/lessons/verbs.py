@@ -16,7 +16,7 @@ NODE, DAMAGED, LEAKED, UNTOUCHED = "node2", "alpha", "beta", "pod2"
 def _prepare(site: Site) -> None:
     site.run(
         NODE,
-        f"ip netns add {DAMAGED}; cni-py add cbr0 {DAMAGED} >/dev/null; ip netns add {LEAKED}; cni-py add cbr0 {LEAKED} >/dev/null\n"
+        f"for name in {DAMAGED} {LEAKED}; do ip netns add $name; cni-py add cbr0 $name >/dev/null; done\n"
         f"ip -n {DAMAGED} route del default; ip -n {DAMAGED} link set eth0 mtu 1400\n"
         f"ip netns del {LEAKED}",
     )

@@ -20,7 +20,8 @@ def _prepare(site: Site) -> None:
     mac = _mac_of_peer(site)
     site.run(
         NODE,
-        f"ip route del {PEER_NETWORK}; ip neigh del {PEER_VTEP} dev {DEVICE}; bridge fdb del {mac} dev {DEVICE} dst {PEER_ADDRESS}",
+        f"ip route del {PEER_NETWORK}; ip neigh del {PEER_VTEP} dev {DEVICE}\n"
+        f"bridge fdb del {mac} dev {DEVICE} dst {PEER_ADDRESS}",
     )
 
 
@@ -72,19 +73,19 @@ pod1. Restore them with ip and bridge, without flanneld.""",
         Requirement(
             f"flanneld of {NODE} does not run",
             _flanneld_runs,
-            f"cni-py lab break flanneld {NODE}; ip route del {PEER_NETWORK} on {NODE}, and the other two entries, to begin again",
+            f"cni-py lab break flanneld {NODE}; delete the three entries for {PEER} again",
         ),
         Requirement(
             f"{NODE} has a route to {PEER_NETWORK}, by way of {PEER_VTEP} on {DEVICE}",
             _no_route,
-            f"the route to node2 is intact: ip route show dev {DEVICE}. The gateway is on no network of {NODE}: which word says "
-            "that it is on the link all the same?",
+            f"the route to node2 is intact: ip route show dev {DEVICE}. The gateway is on no network of {NODE}: which word "
+            "says that it is on the link all the same?",
         ),
         Requirement(
             f"{NODE} knows the MAC address of {PEER_VTEP}",
             _no_neighbour,
-            f"ip neigh show dev {DEVICE} has the one of node2. The MAC address is in {PEER}'s lease: flannel.json in the directory "
-            f"/run/lab/shared; and on its {DEVICE}",
+            f"ip neigh show dev {DEVICE} has the one of node2. The MAC address is in {PEER}'s lease, "
+            f"/run/lab/shared/flannel.json, and on its {DEVICE}",
         ),
         Requirement(
             f"{NODE} knows which node has this MAC address",

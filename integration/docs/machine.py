@@ -238,7 +238,14 @@ def machine_of(page: str, host: Host, prefix: Path) -> Machine:
     return (LessonMachine if page in LESSONS else Machine)(host, prefix, page)
 
 
-def runnable(block: Block) -> bool:
-    """Return whether a block is typed, here."""
-    needed = block.marker.removeprefix("needs: ") if block.marker.startswith("needs: ") else ""
-    return block.is_run and block.lang in ("sh", "python") and (not needed or os.path.exists(needed))
+def runnable(block: Block, machine: Machine) -> bool:
+    """Return whether a block is typed, on this machine."""
+    kind, _, needed = block.marker.partition(": ")
+    if kind == "needs link":
+        # the kernel says "Unknown device type" of a kind that it lacks, before it looks at the rest
+        words = machine.host.run(
+            f"ip link add link lo name probe type {needed} 2>&1 || true; ip link del probe 2>/dev/null || true"
+        )
+        return "Unknown device type" not in words
+    is_there = kind != "needs" or os.path.exists(needed)
+    return block.is_run and block.lang in ("sh", "python") and is_there

@@ -1,6 +1,7 @@
 """Run the pages whose output is shown, and write again what has changed: ``python integration/docs/refresh.py [PAGE...]``.
 
-A block whose output differs in volatile parts alone stays as it is (`support.code_blocks.normalised`). Requires root, as the lab does.
+A block whose output differs in volatile parts alone stays as it is (`support.code_blocks.normalised`). It must be run as
+root, as the lab.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from integration.docs.machine import LESSONS, Machine, machine_of, runnable  # noqa: E402
-from support.code_blocks import Shown, with_new_outputs, with_outputs  # noqa: E402
-from support.namespaces import Host  # noqa: E402
+from integration.docs.machine import LESSONS, Machine, machine_of, runnable
+from support.code_blocks import Shown, with_new_outputs, with_outputs
+from support.namespaces import Host
 
 
 def run_page(machine: Machine, shown: list[Shown]) -> list[str]:
@@ -21,7 +22,7 @@ def run_page(machine: Machine, shown: list[Shown]) -> list[str]:
     printed: list[str] = []
     for one in shown:
         try:
-            printed.append(machine.run(one.block) if runnable(one.block) else "")
+            printed.append(machine.run(one.block) if runnable(one.block, machine) else "")
         except AssertionError as e:
             print(e)
             break

@@ -1,8 +1,8 @@
 """Every code block of README and docs, in the order of the page: what is printed can be typed, and prints what the page shows.
 
-The blocks of a page run as one session on a machine of its own (machine.py): the guide's first node, with etcd and TLS, this
-installation in /opt, and files of its own in /etc; or, for a lesson, a machine with nothing but the checkout. What needs a cluster, a
-build or the installer is marked, with the test that runs it.
+The blocks of a page run as one session on a machine of its own (machine.py): the guide's first node, with etcd and TLS,
+this installation in /opt, and files of its own in /etc; or, for a lesson, a machine with nothing but the checkout. What needs
+a cluster, a build or the installer is marked, with the test that runs it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from support.code_blocks import (
     blocks_of,
     indented_commands,
     normalised,
-    with_new_outputs,
     with_outputs,
 )
 from support.namespaces import Host
+
 
 @pytest.fixture
 def machine(host: Host, bin_dir: Path, request: pytest.FixtureRequest) -> Machine:
@@ -42,7 +42,7 @@ def machine(host: Host, bin_dir: Path, request: pytest.FixtureRequest) -> Machin
 @pytest.mark.parametrize("machine", [*NODE_PAGES, *LESSONS], indirect=True, ids=str)
 def test_page_runs_in_its_order(machine: Machine) -> None:
     for shown in with_outputs(ROOT / machine.page):
-        if runnable(shown.block):
+        if runnable(shown.block, machine):
             printed = machine.run(shown.block)
             assert_as_shown(shown, printed)
 

@@ -1,7 +1,8 @@
 """Code blocks of the docs, with the marker in front of them.
 
 A fenced block of a shell, of Python or of JSON is run, or parsed, in the order of its page. An HTML comment on the line before it
-says what else to do: ``not run: REASON``, ``needs: PATH`` (of a program or file), ``fresh node``, ``fails`` (its last command does).
+says what else to do: ``not run: REASON``, ``needs: PATH`` (of a program or file), ``needs link: KIND`` (of the
+kernel), ``fresh node``, ``fails`` (its last command does).
 
 A block ``output`` right after one of a shell is what that one prints. :func:`normalised` says what of it may differ from one
 run to the next; all else is compared. `make docs` writes it again where it differs.
@@ -25,6 +26,7 @@ VOLATILE = (
     (r",(NO-CARRIER|LOWER_UP)\b|\bNO-CARRIER,", ""),  # so is the state of a link
     (r"(?m)^(\S+ +)(UP|DOWN|UNKNOWN|LOWERLAYERDOWN)\b", r"\1STATE"),
     (r"\bstate \w+", "state"),
+    (r" linkdown\b", ""),
     (r"\bveth[0-9a-f]{8}\b", "veth"),
     (r"@if\d+", "@if"),
     (r"(?m)^\d+: ", "N: "),  # the number of an interface

@@ -438,7 +438,11 @@ def test_help_and_no_command_print_help(capsys: pytest.CaptureFixture[str], argv
 
 
 def commands() -> list[list[str]]:
-    groups = {"lab": "up exec ping status log break heal down", "config": "keys get set reserve release", "lesson": "list start check stop"}
+    groups = {
+        "lab": "up exec ping status log break heal down",
+        "config": "keys get set reserve release",
+        "lesson": "list start check stop",
+    }
     alone = [[], *([name] for name in cli._COMMANDS)]
     return alone + [[group, name] for group, names in groups.items() for name in names.split()]
 
