@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 3
 LISTEN_SECONDS = 20
-"""How long the server of :func:`source_seen` waits for its one connection."""
+"""Time for which the server of :func:`source_seen` waits for its one connection."""
 
 _SERVER = f"""
 import os, socket, sys

@@ -71,7 +71,7 @@ yourself: environment variables and standard input, and no "cni-py add".""",
         Requirement(
             "no runtime was asked to do it",
             _runtime_did_it,
-            f"delete the attachment (cni-py del cbr0 {NETNS} --container-id {CONTAINER}), and execute flannel of CNI_PATH itself",
+            f"delete the attachment (cni-py del cbr0 {NETNS} --container-id {CONTAINER}), and execute the plugin itself",
         ),
     ),
     _prepare,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NETNS, HOST_PORT, POD_PORT, NODE_ADDRESS = "web", 8080, 80, "192.168.123.11"
 WITHOUT_MASQUERADE_OF_FLANNELD = {"nodes": 1, "flanneld_options": ("-ip-masq=false",)}
-"""As in the deployment guide: the bridge plugin then masquerades."""
+"""Arguments of a lab that is as the deployment guide has it: the bridge plugin masquerades."""
 
 
 def _prepare(site: Site) -> None:

@@ -242,7 +242,7 @@ def runnable(block: Block, machine: Machine) -> bool:
     """Return whether a block is typed, on this machine."""
     kind, _, needed = block.marker.partition(": ")
     if kind == "needs link":
-        # the kernel says "Unknown device type" of a kind that it lacks, before it looks at the rest
+        # the kernel says "Unknown device type" of a kind that it lacks, before it reads the rest
         words = machine.host.run(
             f"ip link add link lo name probe type {needed} 2>&1 || true; ip link del probe 2>/dev/null || true"
         )

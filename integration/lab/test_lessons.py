@@ -1,4 +1,4 @@
-"""`cni-py lesson`: each exercise fails before its solution, says what is wrong with a wrong one, and passes after the right one.
+"""`cni-py lesson`: each exercise fails before its solution, names what is wrong with a wrong one, passes after the right one.
 
 Every lesson is started in a host of its own, with the default directories, as a learner does. The labs are the lessons' own.
 """
@@ -111,7 +111,9 @@ chmod +x /run/plugins/noted
 """
 PLUG_IN = "ip link add green0 type veth peer name eth0 netns green"
 VTEP = """
-mac=$(python3 -c 'import json; print(json.load(open("/run/lab/shared/flannel.json"))["leases"]["10.244.1.0-24"]["BackendData"]["VtepMAC"])')
+mac=$(python3 -c '
+import json
+print(json.load(open("/run/lab/shared/flannel.json"))["leases"]["10.244.1.0-24"]["BackendData"]["VtepMAC"])')
 """
 
 KEY = "/coreos.com/network/subnets/10.244.77.0-24"
@@ -138,7 +140,8 @@ SOLUTIONS = {
         ),
     ),
     2: Solution(
-        "ip -n green addr flush dev eth0; ip -n green addr add 10.99.0.3/24 dev eth0; ip -n green route replace default via 10.99.0.1",
+        """ip -n green addr flush dev eth0; ip -n green addr add 10.99.0.3/24 dev eth0
+        ip -n green route replace default via 10.99.0.1""",
         (
             (
                 "ip link add br0 type bridge; ip addr add 10.99.0.1/24 dev br0; ip link set br0 up",
@@ -152,7 +155,8 @@ SOLUTIONS = {
             ("ip link set green0 master br0", "eth0 of green has no IPv4 address"),
             ("ip -n green addr add 10.99.0.3 dev eth0", "eth0 of green has 10.99.0.3/32"),
             (
-                "ip -n green addr flush dev eth0; ip -n green addr add 10.99.0.4/24 dev eth0; ip -n green route add default via 10.99.0.9",
+                """ip -n green addr flush dev eth0; ip -n green addr add 10.99.0.4/24 dev eth0
+                ip -n green route add default via 10.99.0.9""",
                 "eth0 of green has 10.99.0.4/24",
             ),
         ),
@@ -166,7 +170,8 @@ SOLUTIONS = {
             ),
             ("cp -a /run/kept/. /var/lib/cni/networks/tiny/", "green has no interface eth0"),
             (
-                f"{PLUG_IN}; ip -n green addr add 10.98.0.5/29 dev eth0; ip -n green link set eth0 up; ip link set green0 master br-tiny up",
+                f"""{PLUG_IN}; ip -n green addr add 10.98.0.5/29 dev eth0; ip -n green link set eth0 up
+                ip link set green0 master br-tiny up""",
                 "10.98.0.5 is on eth0 of green, and /var/lib/cni/networks/tiny has no file for it",
             ),
             ("ip link del green0", "green has no interface eth0"),
@@ -174,12 +179,14 @@ SOLUTIONS = {
     ),
     4: Solution(
         """cni-py del cbr0 web
-        cni-py add cbr0 web --cap-args '{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}' >/dev/null""",
+        cni-py add cbr0 web >/dev/null --cap-args '
+            {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'""",
         (
             ("cni-py add cbr0 web >/dev/null", "failed Connection refused; host ports of node1: none"),
             (
                 """cni-py del cbr0 web
-                cni-py add cbr0 web --cap-args '{"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]}' >/dev/null""",
+                cni-py add cbr0 web >/dev/null --cap-args '
+                    {"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]}'""",
                 "host ports of node1: tcp 80 to 10.244.1.",
             ),
             ("nft flush map inet cni_py masq4", "no reply to a ping from web to 192.0.2.2"),
@@ -187,17 +194,17 @@ SOLUTIONS = {
     ),
     5: Solution(
         VTEP
-        + "ip neigh replace 10.244.1.0 lladdr $mac dev flannel.1 nud permanent; bridge fdb replace $mac dev flannel.1 dst 192.168.123.11 self permanent",
+        + "ip neigh replace 10.244.1.0 lladdr $mac dev flannel.1; bridge fdb replace $mac dev flannel.1 dst 192.168.123.11",
         (
             ("ip route add 10.244.1.0/24 via 192.168.123.11", "the route to 10.244.1.0/24 leads to eth0"),
             ("ip route replace 10.244.1.0/24 via 10.244.1.1 dev flannel.1 onlink", "by way of 10.244.1.1, not of 10.244.1.0"),
             (
-                "ip route replace 10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink; ip neigh replace 10.244.1.0 lladdr 02:00:00:00:00:01 dev flannel.1",
+                """ip route replace 10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink
+                ip neigh replace 10.244.1.0 lladdr 02:00:00:00:00:01 dev flannel.1""",
                 "10.244.1.0 is 02:00:00:00:00:01, and flannel.1 of node1 has",
             ),
             (
-                VTEP
-                + "ip neigh replace 10.244.1.0 lladdr $mac dev flannel.1 nud permanent; bridge fdb append $mac dev flannel.1 dst 192.168.123.12 self permanent",
+                VTEP + "bridge fdb append $mac dev flannel.1 dst 192.168.123.12 self",
                 "is behind 192.168.123.12, and node1 has 192.168.123.11",
             ),
         ),
