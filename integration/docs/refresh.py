@@ -19,14 +19,7 @@ from support.namespaces import Host
 
 def run_page(machine: Machine, shown: list[Shown]) -> list[str]:
     """Run the blocks of a page in order. Returns: what each printed."""
-    printed: list[str] = []
-    for one in shown:
-        try:
-            printed.append(machine.run(one.block) if runnable(one.block, machine) else "")
-        except AssertionError as e:
-            print(e)
-            break
-    return printed
+    return [machine.run(one.block) if runnable(one.block, machine) else "" for one in shown]
 
 
 def refresh(page: str) -> bool:
@@ -35,7 +28,7 @@ def refresh(page: str) -> bool:
     shown = with_outputs(path)
     with Host() as host:
         printed = run_page(machine_of(page, host, ROOT), shown)
-    outputs = [(one.output, text) for one, text in zip(shown, printed, strict=False) if one.output is not None]
+    outputs = [(one.output, text) for one, text in zip(shown, printed, strict=True) if one.output is not None]
     former = path.read_text()
     text = with_new_outputs(former, outputs)
     path.write_text(text)

@@ -4,7 +4,8 @@
 - The navigation has sections (`SECTIONS`), and in them the pages that are named there; every other page of docs/ is added by
   itself: those of a directory as a section, the rest to "More".
 - A link to a file outside of docs/ becomes its path, since the site does not have it.
-- Lists are written again for Python-Markdown: it wants an empty line before a list, and four spaces for what belongs to an item.
+- Nothing is loaded from another host.
+- Lists are written again for Python-Markdown: an empty line before a list, and four spaces for what belongs to an item.
 """
 
 from __future__ import annotations
@@ -23,13 +24,31 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = "index.md"
-STYLE = "site.css"
+ASSETS = ("site.css", "worker.js")
+SHIM = "https://unpkg.com/iframe-worker/shim"
+"""Script that the theme loads to search in pages that are opened as files; `worker.js` is in its place."""
 SECTIONS: dict[str, list[str]] = {
-    "Begin": [HOME, "install.md", "from-go.md", "kubernetes.md", "bundle.md"],
+    "Begin": ["install.md", "from-go.md", "kubernetes.md", "bundle.md"],
     "Lessons": ["lessons/*.md"],
     "Use": ["cni-py.md", "lab.md", "doctor.md", "walk.md", "plan.md", "flanneld.md", "agent.md"],
-    "Reference": ["configuration.md", "reference.md", "reference/*.md", "man/*.md", "differences-from-go.md", "performance.md", "reliability.md"],
-    "Inside": ["architecture.md", "add-walkthrough.md", "contributing.md", "tests.md", "test-kernel.md", "dependencies.md", "security.md"],
+    "Reference": [
+        "configuration.md",
+        "reference.md",
+        "reference/*.md",
+        "man/*.md",
+        "differences-from-go.md",
+        "performance.md",
+        "reliability.md",
+    ],
+    "Inside": [
+        "architecture.md",
+        "add-walkthrough.md",
+        "contributing.md",
+        "tests.md",
+        "test-kernel.md",
+        "dependencies.md",
+        "security.md",
+    ],
     "Decisions": ["decisions/*.md"],
 }
 """The navigation: patterns of pages, in order. A pattern that no page has is left out."""
@@ -42,7 +61,8 @@ ITEM = re.compile(r"^(?P<indent> *)(?P<mark>[-*] |\d+\. )(?=\S)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     pages = sorted(str(path.relative_to(config["docs_dir"])) for path in Path(config["docs_dir"]).rglob("*.md"))
-    config["nav"] = navigation([HOME, *pages])
+    # at the top, since mkdocs takes no page of a section for the home page
+    config["nav"] = [{"Home": HOME}, *navigation(pages)]
     return config
 
 
@@ -69,7 +89,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, HOME, content=from_root((ROOT / "README.md").read_text())))
-    files.append(File.generated(config, STYLE, content=Path(__file__).with_name(STYLE).read_text()))
+    for name in ASSETS:
+        files.append(File.generated(config, name, content=Path(__file__).with_name(name).read_text()))
     return files
 
 
@@ -140,6 +161,14 @@ def for_python_markdown(text: str) -> str:
         is_list_before = bool(items)
         out.append(new)
     return "\n".join(out) + "\n"
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    return output.replace(SHIM, posixpath.relpath("worker.js", posixpath.dirname(page.url) or "."))
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    return output_content.replace(SHIM, "worker.js")
 
 
 def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, nav: Any) -> dict[str, Any]:
