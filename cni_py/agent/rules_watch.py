@@ -1,8 +1,10 @@
 """Restore the rules of live pods within seconds after another program has deleted them.
 
 The kernel notifies of every deletion in our tables, with the process that made it. The agent's own deletions, those of DEL, are
-left out. Repairs back off as flanneld's do; a process that deletes the rules again and again wins after ``LIMIT`` repairs:
-they stay deleted for ``TRUCE_SECONDS``, and the log says how to stop the agent, and how to restore them.
+left out; after those of another process only the attachments are compared that the deleted elements name, so that a DEL
+without the agent costs as much with many pods as with few. Repairs back off as flanneld's do; a process that deletes the rules
+again and again wins after ``LIMIT`` repairs: they stay deleted for ``TRUCE_SECONDS``, and the log says how to stop the agent,
+and how to restore them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from cni_py.plural import counted
 from cni_py.sweep import restore
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cni_py.agent.metrics import AgentMetrics
 
 TABLES = ("inet cni_py", "bridge cni_py")
@@ -73,15 +77,16 @@ class RulesWatch:
             elif monotonic() < resync_at:
                 continue
             resync_at = monotonic() + RESYNC_SECONDS
-            if self._restore(watch.culprit if was_notified else ""):
+            comments = watch.take_comments()
+            if self._restore(watch.culprit, comments) if was_notified else self._restore():
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
             else:
                 pause = max(pause / 2, SETTLE_SECONDS)
 
-    def _restore(self, culprit: str) -> bool:
-        """Returns: whether anything was missing."""
+    def _restore(self, culprit: str = "", comments: Collection[str] | None = None) -> bool:
+        """Restore the rules of the attachments with these comments (None: of all). Returns: whether anything was missing."""
         try:
-            lost = restore.restore()
+            lost = restore.restore(comments=comments)
         except Exception:  # noqa: BLE001 — a bug must not end the thread
             sys.excepthook(*sys.exc_info())
             return False

@@ -8,13 +8,14 @@ attachment leave the veth of another one alone.
 from __future__ import annotations
 
 from errno import EEXIST
+from time import monotonic, sleep
 
 from cni_py.attachment import interface, record
 from cni_py.attachment.record import MARK
 from cni_py.errors import InvalidEnvironment, KernelRefused
 from cni_py.journal import note
 from cni_py.kernel import sysctl
-from cni_py.kernel.link import create_veth, delete_link, find_link, get_link, list_links
+from cni_py.kernel.link import AlternativeNameTaken, create_veth, delete_link, find_link, get_link, list_links
 from cni_py.netlink.socket import open_host
 
 TYPE_CHECKING = False
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from cni_py.spec.call import Call
     from cni_py.undo import Undo
 
+_DELETION = 2.0
+"""Seconds that the kernel may take to delete the links of a namespace that was deleted."""
+
 
 def create(
     undo: Undo, host: Rtnl, netns: NetNS, call: Call, *, mtu: int = 0, mac: str = "", master: Link | None = None
@@ -37,8 +41,15 @@ def create(
 
     Raises: KernelRefused, InvalidEnvironment if the attachment has a host end already.
     """
+
+    def attempt() -> str:
+        return create_veth(host, netns, call.ifname, mark_of(call), mtu=mtu, mac=mac, master=master)
+
     try:
-        name = create_veth(host, netns, call.ifname, mark_of(call), mtu=mtu, mac=mac, master=master)
+        name = attempt()
+    except AlternativeNameTaken:
+        _wait_for_deletion(host, call)
+        name = attempt()
     except KernelRefused as error:
         if error.errno == EEXIST:
             _refuse_second(host, call)
@@ -46,6 +57,18 @@ def create(
     undo.on_failure("the veth", delete_link, host, name)
     sysctl.prefer(f"net/ipv6/conf/{name}/accept_ra", "0")
     return get_link(host, name)
+
+
+def _wait_for_deletion(host: Rtnl, call: Call) -> None:
+    """Wait while the kernel deletes the host end whose namespace was deleted: it does so a moment later.
+
+    A container that is restarted under its own id comes within that moment. Raises: InvalidEnvironment if the host end stays.
+    """
+    deadline = monotonic() + _DELETION
+    while list_links(host, mark_of(call)):
+        if monotonic() > deadline:
+            _refuse_second(host, call)
+        sleep(0.02)
 
 
 def _refuse_second(host: Rtnl, call: Call) -> None:

@@ -2,23 +2,22 @@
 
 How it works. Events of the datastore come in order. Each is checked: a lease that would divert packets of other
 nodes is ignored, of two that overlap the younger one, and of a lease with two families one that cannot be followed. What
-it changes is handed to the back end and the reconciler: the entries of that lease, and no others. Whatever is not reached
-is logged as a warning, once. A single change is followed at once; those that come within ``GATHER_SECONDS`` after it are
-gathered and followed together.
+it changes is handed to lease_entries.py: the entries of that lease, and no others. A node that is not reached is logged as
+a warning, once.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from math import inf
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
 from cni_py.flanneld.lease import Lease
-from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone, read_snapshot
+from cni_py.flanneld.lease_entries import LeaseEntries
+from cni_py.flanneld.lease_events import LeaseEvents
+from cni_py.flanneld.stores import Gone
 from cni_py.flanneld.subnet_index import SubnetIndex
 from cni_py.flanneld.vanished import Vanished
 from cni_py.node.changes import because, finish
@@ -26,7 +25,7 @@ from cni_py.node.log import error, info, warning, warning_once
 from cni_py.plural import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from cni_py.flanneld.backends import Backend
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
     Address = IPv4Address | IPv6Address
 
-GATHER_SECONDS = 0.05
 _NAMED = 3
 """Events that the journal names of those that are followed together."""
 
@@ -65,11 +63,9 @@ class Following:
         changed: Callable[[Iterable[Subnets]], None],
         why_not_here: Callable[[Subnets], str],
     ) -> None:
-        self._config, self._own, self._backend, self._reconciler = config, own, backend, reconciler
+        self._config, self._own, self._entries = config, own, LeaseEntries(backend, reconciler)
         self._health, self.leases, self._changed, self._why_not_here = health, leases, changed, why_not_here
-        self._queue: SimpleQueue[list[Event]] = SimpleQueue()
-        self._early: list[list[Event]] = []
-        """Events before :meth:`start`, of a list that was not complete in time."""
+        self.events = LeaseEvents()
         self._must_recheck = threading.Event()
         self._ignored: dict[Subnets, Lease] = {}
         """Leases that are not followed, or by one family alone, as they were published; one that changes is checked again."""
@@ -82,8 +78,6 @@ class Following:
         """Leases to check again, because one that they overlap was dropped."""
         self._nodes: dict[Address, tuple[Subnets, ...]] = {}
         """Leases by the addresses of their nodes."""
-        self._unreached: dict[Subnets, list[str]] = {}
-        """Faults of leases that were logged."""
         self._vanished = Vanished()
         self._unconfirmed: set[Subnets] | None = None
         """Saved leases that the datastore has not listed yet; None once it has listed all."""
@@ -98,46 +92,20 @@ class Following:
         self._follow(oldest_first, monotonic())
         self._unconfirmed = None if is_confirmed else {*self.leases, *self._ignored}
 
-    def first_leases(self, stop: Stop, seconds: float | None = None) -> dict[Subnets, Lease] | None:
-        """Wait for all leases that the datastore lists at first; None if they do not come in time, or ``stop`` comes.
-
-        Events until that moment are followed by :meth:`run`.
-        """
-        ends = inf if seconds is None else monotonic() + seconds
-        with stop.calling(lambda: self._queue.put([])):
-            while not stop.is_set() and (left := ends - monotonic()) > 0:
-                try:
-                    self._early.append(self._queue.get(timeout=None if left == inf else left))
-                except Empty:
-                    break
-                if SNAPSHOT_COMPLETE in self._early[-1]:
-                    found, self._early = read_snapshot(iter(self._early)), []
-                    return found
-        return None
-
-    def put(self, events: list[Event]) -> None:
-        """Have them followed by :meth:`run`, in whatever thread."""
-        self._queue.put(events)
-
     def recheck(self) -> None:
         """Have every lease checked again, because ``why_not_here`` depends on something that changed."""
         self._must_recheck.set()
-        self._queue.put([])
+        self.events.wake()
 
     def run(self, stop: Stop) -> None:
-        """Follow what is put, until ``stop``."""
-        last = 0.0
-        with stop.calling(lambda: self._queue.put([])):
+        """Follow the events, until ``stop``."""
+        with stop.calling(self.events.wake):
             while not stop.is_set():
-                batch = self._next()
-                if batch and (pause := last + GATHER_SECONDS - monotonic()) > 0:
-                    stop.wait(pause)
-                batch += [] if self._early else self._rest()
+                events = self.events.following(stop, self._vanished.next_end())
                 try:
-                    self.take(batch, monotonic())
+                    self.take(events, monotonic())
                 except CniError as fault:  # a look at the kernel tries again
                     error(f"the leases could not be followed: {fault}")
-                last = monotonic() if batch else last
 
     def take(self, events: Iterable[Event], now: float) -> None:
         """Follow these, and what has vanished long enough ago. Raises: CniError."""
@@ -146,27 +114,8 @@ class Following:
         try:
             self._follow(events, now)
         finally:
-            self._reconciler.settle()
+            self._entries.settle()
             finish()
-
-    def _next(self) -> list[Event]:
-        """The next events, or none where a vanished lease ceases to count before."""
-        if self._early:
-            return list(self._early.pop(0))
-        end = self._vanished.next_end()
-        try:
-            return list(self._queue.get(timeout=None if end is None else max(end - monotonic(), 0.0)))
-        except Empty:
-            return []
-
-    def _rest(self) -> list[Event]:
-        """Return what is in the queue, without waiting."""
-        rest: list[Event] = []
-        while True:
-            try:
-                rest += self._queue.get_nowait()
-            except Empty:
-                return rest
 
     # ---- one event after the other --------------------------------------------------------------
 
@@ -196,7 +145,14 @@ class Following:
         changes = [
             (former, lease) for subnets, former in before.items() if _says(former) != _says(lease := self.leases.get(subnets))
         ]
-        self._backend.follow(self._own(), [change for change in changes if self._desire(*change)])
+        left_out = {subnets: published.versions - self.leases[subnets].versions for subnets, published in self._partly(before)}
+        self._entries.follow(self._own(), changes, left_out)
+
+    def _partly(self, changed: Iterable[Subnets]) -> Iterator[tuple[Subnets, Lease]]:
+        """Yield those of the leases that are followed by one family alone, as they were published."""
+        for subnets in changed:
+            if subnets in self._ignored and subnets in self.leases:
+                yield subnets, self._ignored[subnets]
 
     def _put(self, lease: Lease, before: dict[Subnets, Lease | None]) -> None:
         subnets, former = lease.subnets, self.leases.get(lease.subnets)
@@ -306,38 +262,7 @@ class Following:
         self._followed.discard(subnets)
         self._again += [self._ignored[younger] for younger in self._younger.pop(subnets, ()) if younger in self._ignored]
 
-    def _desire(self, former: Lease | None, lease: Lease | None) -> bool:
-        """Replace the entries of one lease, by family; return whether the back end is to follow it too."""
-        peer = lease or former
-        assert peer is not None, "one of the two"
-        try:
-            there = dict(self._backend.peer_entries(former)) if former else {}
-            wanted = dict(self._backend.peer_entries(lease)) if lease else {}
-            self._warn_of_faults(peer.subnets, lease)
-        except Exception as fault:  # noqa: BLE001 — what one node publishes never costs another one
-            error(f"the lease of {peer.subnets} could not be followed: {fault!r:.200}; not reached")
-            return False
-        for version in there.keys() | wanted.keys():
-            owner = (peer.subnets, version)
-            taken = self._reconciler.replace(owner, there.get(version, ()), wanted.get(version, ()))
-            if taken is not None:
-                words = f"{' '.join(taken.words())}, which another lease asks for"
-                warning_once(f"{peer.subnets} is not reached: what its lease asks for contradicts {words}", self._said)
-        return True
-
     # ---- what a lease lacks ---------------------------------------------------------------------
-
-    def _warn_of_faults(self, subnets: Subnets, lease: Lease | None) -> None:
-        """Log why a node is not reached, or not by one family; once, unless it changes."""
-        published = self._ignored.get(subnets)
-        left_out = set() if published is None or lease is None else published.versions - lease.versions
-        faults = [] if lease is None else [text for version, text in self._backend.faults(lease) if version not in left_out]
-        logged = self._unreached.pop(subnets, [])
-        for text in faults:
-            if text not in logged:
-                warning(text)
-        if faults:
-            self._unreached[subnets] = faults
 
     def _why_not(self, lease: Lease) -> str:
         """Return why a lease is not followed; empty: it is."""

@@ -144,7 +144,7 @@ class Session:
         """Return all current leases: a restart must not delete the entries of live peers, not even for a moment."""
         if not self._watching.is_alive():
             self._watching.start()
-        return self._following.first_leases(self.ended, seconds)
+        return self._following.events.first_leases(self.ended, seconds)
 
     @building()
     def set_up(self, leases: Mapping[Subnets, Lease], *, is_confirmed: bool) -> None:
@@ -255,7 +255,7 @@ class Session:
 
     def _watch_leases(self) -> None:
         for events in self._heard():
-            self._following.put(events)
+            self._following.events.put(events)
             if SNAPSHOT_COMPLETE in events and not self._has_leases:
                 self._has_leases = True
                 self._report_if_confirmed()

@@ -1,11 +1,11 @@
-"""Delete a sandbox's link without waiting for the kernel's grace period.
+"""Delete a link without waiting for the kernel's grace period.
 
-Deleting a veth is acknowledged after 16 to 35 ms. For nearly all of that time the link is invisible
+Deleting a veth is acknowledged after 16 to 35 ms, an ifb no sooner. For nearly all of that time the link is invisible
 already, with its name and addresses: the notification RTM_DELLINK comes after about 1 ms. So a
 thread sends the request and waits, and the caller continues at the notification. If the process
 exits in between, the kernel waits for the thread: nothing is interrupted.
 
-Two sockets are opened in the sandbox, one for the request and one for notifications; no thread stays inside.
+Two sockets are opened in the namespace, one for the request and one for notifications; no thread stays inside.
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ class Deletion:
         return True
 
 
-def delete_in_background(netns: NetNS, choose: Callable[[Rtnl], Link | None]) -> bool:
-    """Delete a link of a namespace and return when it is invisible; absence is success. Raises: KernelRefused.
+def delete_in_background(netns: NetNS | None, choose: Callable[[Rtnl], Link | None]) -> bool:
+    """Delete a link of a sandbox (None: the host), and return when it is invisible; absence is success. Raises: KernelRefused.
 
     ``choose`` finds it, with a socket in the namespace. Returns: whether there was one to delete.
     """
-    with question(*netns.enter, "ip", "monitor", "link"):
-        asking, listening = netns.run(lambda: (open_host(), Listener(NETLINK_ROUTE, RTMGRP_LINK)))
+    enter = netns.enter if netns is not None else ()
+    with question(*enter, "ip", "monitor", "link"):
+        asking, listening = netns.run(_sockets) if netns is not None else _sockets()
     with listening:
         try:
             link = choose(asking)
@@ -79,7 +80,7 @@ def delete_in_background(netns: NetNS, choose: Callable[[Rtnl], Link | None]) ->
         if link is None:
             asking.close()
             return False
-        with step(*netns.enter, "ip", "link", "del", link.name):
+        with step(*enter, "ip", "link", "del", link.name):
             deletion = Deletion(asking, link.ifindex)
             _begin(deletion)
             while not deletion.has_ended():
@@ -88,6 +89,10 @@ def delete_in_background(netns: NetNS, choose: Callable[[Rtnl], Link | None]) ->
             if deletion.error is not None and deletion.error.errno != ENODEV:
                 raise deletion.error
     return True
+
+
+def _sockets() -> tuple[Rtnl, Listener]:
+    return open_host(), Listener(NETLINK_ROUTE, RTMGRP_LINK)
 
 
 def _was_deleted(link: Link, received: list[Notification] | None) -> bool:

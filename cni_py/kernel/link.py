@@ -179,6 +179,10 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
                 raise
 
 
+class AlternativeNameTaken(KernelRefused):
+    """Refusal of an alternative name that another link has."""
+
+
 def create_veth(
     rtnl: Rtnl, sandbox: NetNS, ifname: str, mark: str, *, mtu: int = 0, mac: str = "", master: Link | None = None
 ) -> str:
@@ -195,7 +199,7 @@ def create_veth(
 
     Returns: the name of the host end, "veth" and eight hex digits.
 
-    Raises: KernelRefused, EEXIST if ``ifname`` or ``mark`` is taken.
+    Raises: AlternativeNameTaken if another link has ``mark``; KernelRefused, EEXIST if ``ifname`` is taken.
     """
     peer = {"IFLA_IFNAME": ifname, "IFLA_NET_NS_FD": sandbox.fd, "IFLA_ADDRESS": mac or None, "IFLA_MTU": mtu or None}
     info = _linkinfo("veth", {"VETH_INFO_PEER": peer})
@@ -212,13 +216,14 @@ def create_veth(
                 _create_marked(rtnl, name, veth, mark)
             return name
         except KernelRefused as error:
+            cause = error.__cause__
             if error.errno != EEXIST:
                 _delete_if_made(rtnl, name)
+            elif isinstance(cause, nl.NetlinkError) and cause.index:  # the link was created; its alternative name is taken
+                delete_link(rtnl, name)
+                raise AlternativeNameTaken(error.msg, error.details, errno=EEXIST) from error
             elif not last and find_link(rtnl, name) is not None:
-                if not list_links(rtnl, mark):
-                    continue
-                delete_link(rtnl, name)  # the link was made, but its alternative name is another one's
-                raise
+                continue
             with explained("veth", sandbox, name=ifname, peer=name, mtu=mtu, mac=mac):
                 raise
     raise AssertionError("the loop returns or raises")

@@ -64,9 +64,13 @@ _BPF_LOAD_WORD, _BPF_JUMP_EQUAL, _BPF_RETURN = 0x20, 0x15, 0x06
 
 
 class NetlinkError(OSError):
-    """Rejection of a request by the kernel: ``errno``, and in ``strerror`` its message, extended if there is one."""
+    """Rejection of a request by the kernel: ``errno``, and in ``strerror`` its message, extended if there is one.
+
+    ``index`` is the position of the rejected request among those of :meth:`Rtnl.change_all`.
+    """
 
     hint = ""
+    index = 0
 
 
 class DumpInterrupted(NetlinkError):
@@ -162,7 +166,8 @@ class Netlink:
 
         Raises: NetlinkError, the first rejection; changes before and after it are still made.
         """
-        for _, error in self._refusals([(message, kind, flags | NLM_F_ACK) for message, kind, flags in requests]):
+        for index, error in self._refusals([(message, kind, flags | NLM_F_ACK) for message, kind, flags in requests]):
+            error.index = index
             raise error
 
     def change_many(self, requests: Sequence[Request]) -> dict[int, NetlinkError]:

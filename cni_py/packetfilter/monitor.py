@@ -30,6 +30,7 @@ from cni_py.netlink.constants import (
     NFT_MSG_NEWGEN,
 )
 from cni_py.netlink.socket import Listener, Notification
+from cni_py.packetfilter.nfnetlink import comments_in
 
 _NEWGEN = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
 _FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6", NFPROTO_BRIDGE: "bridge"}
@@ -49,8 +50,9 @@ class NftWatch:
     def __init__(self, tables: Iterable[str], only_deletions_but_by: Callable[[int], bool] | None = None) -> None:
         self._tables = frozenset(tables)
         self._is_excluded = only_deletions_but_by
-        self._deletes = False
-        """True if the transaction that is being read has deleted something that counts."""
+        self._deleted: list[str] = []
+        """Comments of what the transaction that is being read has deleted; "" for all but elements with a comment."""
+        self._comments: set[str] = set()
         self.culprit = ""
         try:
             self._listener = Listener(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1, _BUFFER_BYTES)
@@ -74,6 +76,11 @@ class NftWatch:
                 return False
         return True
 
+    def take_comments(self) -> set[str] | None:
+        """Return the comments of the elements deleted since the last call; None if more than elements may have been deleted."""
+        comments, self._comments = self._comments, set()
+        return None if "" in comments else comments
+
     def _read(self, timeout_seconds: float) -> bool:
         """Read pending messages, or the first within this time. Returns: whether they concern one of the tables."""
         concerns = in_this_transaction = False
@@ -81,6 +88,7 @@ class NftWatch:
             timeout_seconds = 0.0
             if received is None:
                 self.culprit, concerns = "", True
+                self._comments.add("")
                 continue
             for kind, _, body in received:
                 if self._is_excluded is not None:
@@ -96,13 +104,15 @@ class NftWatch:
     def _is_deletion(self, kind: int, body: bytes, is_excluded: Callable[[int], bool]) -> bool:
         """Return whether the message ends a transaction of another process that deleted something of the tables."""
         if kind != _NEWGEN:
-            self._deletes |= kind & 0xFF in _DELETIONS and self._is_of_ours(decode("nft_table_msg", body))
+            if kind & 0xFF in _DELETIONS and self._is_of_ours(decode("nft_table_msg", body)):
+                self._deleted += comments_in(body) if kind & 0xFF == NFT_MSG_DELSETELEM else [""]
             return False
-        was_deleted, self._deletes = self._deletes, False
+        deleted, self._deleted = self._deleted, []
         generation = decode("nft_gen_msg", body)
-        if not was_deleted or is_excluded(generation.get("NFTA_GEN_PROC_PID", 0)):
+        if not deleted or is_excluded(generation.get("NFTA_GEN_PROC_PID", 0)):
             return False
         self.culprit = _culprit(generation)
+        self._comments.update(deleted)
         return True
 
     def _receive(self, timeout_seconds: float) -> list[Notification] | None:

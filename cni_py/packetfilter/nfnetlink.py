@@ -243,6 +243,11 @@ def element(name: str, key: bytes) -> Element | None:
     return next(iter(_elements(_answers(name, NFT_MSG_GETSETELEM, question))), None)
 
 
+def comments_in(message: bytes) -> list[str]:
+    """The comments of the elements in a message or notification, "" for one without."""
+    return [decoded.comment for decoded in _elements([message])]
+
+
 def change_elements(
     stale: Mapping[str, Sequence[bytes]], wanted: Mapping[str, Sequence[Element]], table: str = "", unused: Sequence[str] = ()
 ) -> None:

@@ -60,14 +60,21 @@ class Lost(Value):
         }
 
 
-def restore(networks: Collection[str] | None = None, dry_run: bool = False) -> list[Lost]:
-    """Restore the rules of every live attachment of these networks (None: of all). Returns: what was missing."""
+def restore(
+    networks: Collection[str] | None = None, dry_run: bool = False, comments: Collection[str] | None = None
+) -> list[Lost]:
+    """Restore the rules of every live attachment of these networks (None: of all). Returns: what was missing.
+
+    Args:
+        comments: only of the attachments whose elements have these comments (:meth:`Owner.comment`).
+    """
     found: list[Lost] = []
     tables: Tables = {}
     with Journal("restore rules", "" if dry_run else "repair"):
         for directory in attachments.directories():
             # the newest first: it has a host port that several want
-            paths = [f"{directory}/{name}" for name in attachments.names_in(directory)]
+            names = [name for name in attachments.names_in(directory) if comments is None or _has_comment(name, comments)]
+            paths = [f"{directory}/{name}" for name in names]
             for path in sorted(paths, key=files.changed_at, reverse=True):
                 found += _restore_of(path, networks, dry_run, tables)
     return found
@@ -80,6 +87,12 @@ def of_others() -> None:
     except Exception as error:  # noqa: BLE001 — what others have lost must not cost this pod its network
         with Journal("restore rules", "repair"):
             note(f"rules of other attachments not restored: {type(error).__name__}: {error}")
+
+
+def _has_comment(name: str, comments: Collection[str]) -> bool:
+    """Return whether the attachment of this record may have one of the comments; a name that was cut may have any."""
+    owner = name.split(":")
+    return len(owner) != 3 or "~" in name or Owner(*owner).comment() in comments
 
 
 def _restore_of(path: str, networks: Collection[str] | None, dry_run: bool, tables: Tables) -> Iterator[Lost]:

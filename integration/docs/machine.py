@@ -69,6 +69,14 @@ for unit in units:
 """
 SUDO = '#!/bin/sh\n[ "$1" = -E ] && shift\nexec "$@"\n'
 
+PREVIOUS = """\
+FLANNEL_NETWORK=10.244.0.0/16
+FLANNEL_SUBNET=10.244.91.1/24
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=true
+"""
+"""subnet.env of an earlier run: flanneld leases this subnet again instead of one at random."""
+
 ENTER = re.compile(r"cni-py lab exec \w+")
 """A line that opens a shell in a lab: what comes after it is typed there, until `exit`."""
 DAEMON = "flanneld -"
@@ -108,6 +116,7 @@ class Machine:
             self.with_the_guides_files()
         if page in ("docs/cni-py.md", "docs/contributing.md"):
             self.with_client_certificate()
+            self.write("/run/flannel/subnet.env", PREVIOUS)  # the pages reserve and release other subnets
             host.run(
                 "cd /mnt/work; install -D -m 0600 conf/flanneld.env /etc/kube-flannel/flanneld.env;"
                 "(set -a; . /etc/kube-flannel/flanneld.env; /opt/bin/cni-py config set conf/net-conf.json);"

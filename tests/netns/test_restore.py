@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from cni_py.agent.rules_watch import TABLES
+from cni_py.packetfilter.monitor import NftWatch
 from cni_py.sweep import restore
 from support.agents import Agent
 from support.namespaces import Host, Sandbox, wait_for_end
@@ -257,6 +259,34 @@ def test_agent_restores_within_seconds(host: Host) -> None:
         assert owners(host) == set()
         assert agent.stop() == 0
     assert agent.log().count("restored") == 1, "a DEL of its own is no reason to look"
+
+
+def restore_after(damage: str) -> tuple[set[str] | None, list[str]]:
+    """Do the damage, and what the agent does when it is notified. Returns: the comments it read, the attachments it restored."""
+    watch = NftWatch(TABLES, only_deletions_but_by=lambda _: False)
+    try:
+        subprocess.run(["sh", "-ec", damage], check=True)
+        assert watch.wait(20)
+    finally:
+        watch.close()
+    comments = watch.take_comments()
+    return comments, [one.container_id for one in restore.restore(comments=comments)]
+
+
+def test_agent_compares_the_attachments_whose_elements_were_deleted(host: Host) -> None:
+    """A DEL without the agent costs it no look at all other pods."""
+    attach(host, "c1", 8080)
+    attach(host, "c2", 8081)
+    for damage in DAMAGES:
+        host.do(restore_after, damage)
+        assert lost(host) == [], damage
+    host.run("nft delete element inet cni_py masq4 '{ 10.1.0.2 }'")  # before it watches
+    comments, restored = host.do(restore_after, "nft delete element inet cni_py masq4 '{ 10.1.0.3 }'")
+    assert (len(comments or ()), restored) == (1, ["c2"])
+    comments, restored = host.do(restore_after, "nft flush chain inet cni_py postrouting")
+    assert comments is None
+    assert "c1" in restored
+    assert lost(host) == []
 
 
 def test_agent_restores_at_its_start_what_was_deleted_before(host: Host) -> None:

@@ -98,6 +98,21 @@ def test_living_sandbox_without_a_path_is_refused(host: Host, conf: dict[str, An
     assert ips(add(host, conf, other, container_id="c1"))
 
 
+def test_host_end_that_the_kernel_deletes_in_a_moment_is_waited_for(host: Host) -> None:
+    """A container is restarted under its id: its namespace is deleted, and the veth a moment after that."""
+    pod = host.netns("c1")
+    host.run("ip link add old0 type veth peer name old1; ip link property add dev old0 altname cni:c1:eth0:net")
+    late = subprocess.Popen(
+        host.command("sh", "-c", "read line; sleep 0.3; ip link del old0"), stdin=subprocess.PIPE, text=True
+    )
+    assert late.stdin is not None
+    late.stdin.write("\n")
+    late.stdin.close()
+    assert ips(add(host, bridge_conf(V4), pod)) == ["10.1.0.2/24"]
+    assert late.wait(SECONDS) == 0
+    assert len(host.host_ends()) == 1
+
+
 @pytest.mark.parametrize("asked", ["10.1.0.2", "10.1.0.77"])
 def test_address_that_is_asked_for_counts(host: Host, asked: str) -> None:
     conf = bridge_conf(V4)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cni_py.errors import KernelRefused
-from cni_py.flanneld import backends, following
+from cni_py.flanneld import backends, lease_events
 from cni_py.flanneld.following import Following
 from cni_py.flanneld.iface import ExternalInterface
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
@@ -234,7 +234,7 @@ def test_of_leases_that_overlap_the_oldest_is_followed_whatever_comes_first(
     assert peers.take(Gone(three[2].subnets, is_final=True)) == (set(), {"2 via 192.0.2.4"})
     peers.take(Gone(lease(9).subnets, is_final=True))
     of = peers.following
-    kept = [of._ignored, of._younger, of._older, of._nodes, of._unreached, of._followed._by_prefix]
+    kept = [of._ignored, of._younger, of._older, of._nodes, of._entries._unreached, of._followed._by_prefix]
     assert not any(kept), "it keeps nothing of deleted leases"
 
 
@@ -317,20 +317,20 @@ def _until(peers: Peers, count: int) -> None:
 def test_single_change_is_followed_at_once_and_those_after_it_are_gathered(
     running: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "GATHER_SECONDS", 3.0)
+    monkeypatch.setattr(lease_events, "GATHER_SECONDS", 3.0)
     began = monotonic()
-    running.following.put([lease(10)])
+    running.following.events.put([lease(10)])
     _until(running, 2)
     assert monotonic() - began < 2.5
     for number in range(11, 20):
-        running.following.put([lease(number)])
+        running.following.events.put([lease(number)])
     _until(running, 3)
     assert monotonic() - began > 2.5
     assert [len(wanted) for wanted, _ in running.kernel.settled] == [1, 1, 9]
 
 
 def test_vanished_lease_is_dropped_when_its_time_has_come(running: Peers) -> None:
-    running.following.put([gone(2)])
+    running.following.events.put([gone(2)])
     _until(running, 3)
     assert running.kernel.settled[1:] == [(set(), set()), (set(), {"2 via 192.0.2.2"})]
 

@@ -19,6 +19,7 @@ from cni_py.attachment.interface import described
 from cni_py.errors import CheckFailed, InvalidConfig
 from cni_py.journal import note
 from cni_py.kernel import tc
+from cni_py.kernel.deletion import delete_in_background
 from cni_py.kernel.features import require_kind
 from cni_py.kernel.link import delete_link, find_link, get_link, list_links
 from cni_py.kernel.netns import open_in, open_sandbox
@@ -71,8 +72,14 @@ def add(call: Call, config: BandwidthConfig) -> Result:
 def delete(call: Call, config: BandwidthConfig) -> None:
     """Delete the ifb; the rest is deleted with the veth. It needs no namespace, no limits and no previous result."""
     with open_host() as host:
-        for link in ifbs_of(host, call):
-            delete_link(host, link.name)
+        found = ifbs_of(host, call)
+    for link in found:
+        _delete_soon(link)
+
+
+def _delete_soon(link: Link) -> None:
+    """Delete an ifb, and return when it is invisible. Raises: KernelRefused."""
+    delete_in_background(None, lambda _: link)
 
 
 def check(call: Call, config: BandwidthConfig) -> None:
