@@ -81,16 +81,16 @@ def start(lesson: Lesson, progress: Callable[[str], None]) -> None:
         raise
 
 
-def open_lab(number: int) -> Site:
+def open_lab(wanted: int) -> Site:
     """Return the lab of a lesson. Raises: LabFailed if the lesson does not run."""
     found = running()
     if found is None:
-        raise LabFailed(f"lesson {number} is not running", hint=f"cni-py lesson start {number}")
-    if found.number not in (number, 0):
-        raise LabFailed(f"lesson {found.number} is running, not lesson {number}", hint=f"cni-py lesson check {found.number}")
+        raise LabFailed(f"lesson {wanted} is not running", hint=f"cni-py lesson start {wanted}")
+    if found.number not in (wanted, 0):
+        raise LabFailed(f"lesson {found.number} is running, not lesson {wanted}", hint=f"cni-py lesson check {found.number}")
     if not found.has_lab():
-        hint = f"cni-py lesson stop {number}; cni-py lesson start {number}"
-        raise LabFailed(f"the lab of lesson {number} has ended", hint=hint)
+        hint = f"cni-py lesson stop {wanted}; cni-py lesson start {wanted}"
+        raise LabFailed(f"the lab of lesson {wanted} has ended", hint=hint)
     return Lab.open(DIRECTORY)
 
 

@@ -343,26 +343,51 @@ def start_until(learner: Learner, moment: str) -> tuple[subprocess.Popen[str], i
     return process, pid
 
 
-def test_one_lesson_at_a_time_and_no_other_lab_is_removed(learner: Learner) -> None:
-    def fails(*words: str) -> str:
-        done = learner.type(*words)
-        assert done.returncode == 1, done.stdout
-        return done.stderr
+def refused(learner: Learner, *words: str) -> tuple[str, list[str]]:
+    """Run a command that fails. Returns: its error, and the commands of its hint."""
+    done = learner.type(*words)
+    assert done.returncode == 1, done.stdout
+    hints = re.findall(r"hint: (.*)", done.stderr)
+    return done.stderr, re.findall(r"cni-py ((?:lesson|lab) \w+(?: \d+)?)", hints[0])
 
-    assert "lesson 1 is not running" in fails("lesson", "check", "1")
-    learner.lesson("start", "1")
-    assert "lesson 1 is running" in fails("lesson", "start", "2")
-    assert "lesson 1 is running, not lesson 2" in fails("lesson", "check", "2")
-    assert "lesson 1 is running, not lesson 2" in fails("lesson", "stop", "2")
+
+def test_one_lesson_at_a_time_and_its_hints_are_typed(learner: Learner) -> None:
+    def follow(commands: list[str], *statuses: int) -> None:
+        assert [learner.type(*command.split()).returncode for command in commands] == list(statuses)
+
+    error, commands = refused(learner, "lesson", "start", "11")
+    assert "unknown lesson 11" in error
+    follow(commands, 0)
+    error, commands = refused(learner, "lesson", "check", "1")
+    assert "lesson 1 is not running" in error
+    follow(commands, 0)  # starts it
+    error, commands = refused(learner, "lesson", "check", "2")
+    assert "lesson 1 is running, not lesson 2" in error
+    follow(commands, 1)  # checks lesson 1, whose exercise is not solved
     assert learner.type("lab", "down").returncode == 0
-    assert "the lab of lesson 1 has ended" in fails("lesson", "check", "1")
-    assert learner.type("lab", "up", "--nodes", "1").returncode == 0
-    assert "the lab of lesson 1 has ended" in fails("lesson", "check", "1")
+    error, commands = refused(learner, "lesson", "check", "1")
+    assert "the lab of lesson 1 has ended" in error
+    follow(commands, 0, 0)  # starts it again
+    error, commands = refused(learner, "lesson", "stop", "2")
+    assert "lesson 1 is running, not lesson 2" in error
+    assert commands == ["lesson stop 1"]
+    error, commands = refused(learner, "lesson", "start", "2")
+    assert "lesson 1 is running" in error
+    follow(commands, 1, 0)
+    assert learner.leaks() == ""
+
+
+def test_no_other_lab_is_removed(learner: Learner) -> None:
+    learner.lesson("start", "1")
+    for words in (["down"], ["up", "--nodes", "1"]):
+        assert learner.type("lab", *words).returncode == 0
+    assert "the lab of lesson 1 has ended" in refused(learner, "lesson", "check", "1")[0]
     assert learner.lesson("stop", "1") == "lesson 1 removed\n"
     assert learner.type("lab", "status").returncode == 0
-    assert "a lab is running that is not a lesson's" in fails("lesson", "start", "1")
-    assert learner.type("lab", "down").returncode == 0
-    assert "unknown lesson 11" in fails("lesson", "start", "11")
+    error, commands = refused(learner, "lesson", "start", "1")
+    assert "a lab is running that is not a lesson's" in error
+    assert [learner.type(*command.split()).returncode for command in commands] == [0]
+    assert learner.leaks() == ""
 
 
 def test_progress_outlives_a_lesson(learner: Learner) -> None:
@@ -370,8 +395,11 @@ def test_progress_outlives_a_lesson(learner: Learner) -> None:
     learner.lesson("stop", "2")
     rows = json.loads(learner.lesson("list", "--json"))
     assert [row["lesson"] for row in rows if row["started"]] == [2]
-    assert json.loads(learner.host.path("/root/.local/state/cni-py/lessons.json").read_text()).keys() == {"2"}
-    learner.host.run("echo '{' >/root/.local/state/cni-py/lessons.json")
+    path = "/root/.local/state/cni-py/lessons.json"
+    assert json.loads(learner.host.path(path).read_text()).keys() == {"2"}
+    learner.host.run(f"echo '{{' >{path}")
     done = learner.type("lesson", "list")
     assert done.returncode == 1
-    assert "hint: rm /root/.local/state/cni-py/lessons.json" in done.stderr
+    command = re.findall(r"hint: (rm \S+):", done.stderr)[0]
+    learner.host.run(command)
+    assert "started" not in learner.lesson("list")
