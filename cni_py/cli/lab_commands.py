@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py.cli.output import EXIT_FAILED, as_typed, print_error, say, show
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.host_networks import HostNetwork, warnings
-from cni_py.flanneld.network import NetworkConfig
 from cni_py.journal import quote
 from cni_py.lab import faults
 from cni_py.lab.build import listed
@@ -101,6 +99,9 @@ def up(options: argparse.Namespace) -> int:
 
 def overlaps(settings: Settings) -> list[str]:
     """Return what flanneld will report of a network that overlaps the lab's own."""
+    from cni_py.flanneld.host_networks import HostNetwork, warnings  # half of the time that lab exec would take to start
+    from cni_py.flanneld.network import NetworkConfig
+
     try:
         networks = NetworkConfig.parse(as_json(settings.config)).networks
     except InvalidConfig:  # flanneld itself reports why
