@@ -53,9 +53,12 @@ def inside(netns: str, command: str) -> str:
 
 
 def read_json(site: Site, node: str, command: str) -> Any:
-    """Return the decoded output of a command; None if it fails or prints nothing."""
+    """Return the decoded output of a command; None if it fails or prints no JSON."""
     text = site.run(node, f"{command} 2>/dev/null", check=False)
-    return json.loads(text) if text.strip() else None
+    try:
+        return json.loads(text.replace("fan-map ", ""))  # Ubuntu's ip(8) writes that into the details of a VXLAN device
+    except ValueError:
+        return None
 
 
 def read_file(site: Site, node: str, path: str) -> str | None:
@@ -137,7 +140,9 @@ def host_end(site: Site, node: str, netns: str, ifname: str = "eth0") -> dict[st
     index = link.get("link_index")
     if kind != "veth" or index is None:
         return None
-    return next((one for one in links(site, node).values() if one["ifindex"] == index), None)
+    # the number alone may be that of any link, if the other end is in a third namespace
+    ends = [one for one in links(site, node).values() if (one["ifindex"], one.get("link_index")) == (index, link["ifindex"])]
+    return ends[0] if ends else None
 
 
 def not_a_port_of(site: Site, node: str, netns: str, bridge: str) -> str:
@@ -161,7 +166,8 @@ def reservations(site: Site, node: str, network: str) -> dict[str, str]:
 
 def attachments(site: Site, node: str) -> list[dict[str, Any]]:
     """Return the attachments of a node, as ``cni-py explain --json`` lists them."""
-    return list(read_json(site, node, "cni-py explain --json") or [])
+    found = read_json(site, node, "cni-py explain --json")
+    return found if isinstance(found, list) else []
 
 
 def elements(site: Site, node: str, table: str, name: str) -> Iterator[Any]:

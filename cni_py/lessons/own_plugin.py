@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cni_py.lab.site import Site
 
 PLUGIN, NOTES = "/run/plugins/noted", "/run/noted"
+SECONDS = 10
 CONTAINER, ADDRESS = "lesson-check", "10.1.2.3"
 _PREVIOUS: dict[str, Any] = {
     "cniVersion": "1.1.0",
@@ -35,7 +36,12 @@ def _call(site: Site, verb: str, conf: dict[str, Any]) -> tuple[int, Any, str]:
     if verb == "VERSION":
         variables = {"CNI_COMMAND": verb}
     words = " ".join(f"{name}={value}" for name, value in variables.items())
-    script = f'status=0; env {words} timeout 10 {PLUGIN} || status=$?; echo "exit $status"'
+    # into a file: a process that the plugin leaves behind would hold a pipe open
+    script = f"""
+        status=0; reply=$(mktemp /run/replyXXXXXX)
+        env {words} timeout -k 1 {SECONDS} {PLUGIN} >"$reply" 2>/dev/null || status=$?
+        head -c 100000 "$reply"; rm "$reply"; echo "exit $status"
+    """
     text, _, status = site.run("node1", script, stdin=json.dumps(conf)).rpartition("exit ")
     try:
         return int(status), json.loads(text), text.strip()

@@ -147,7 +147,11 @@ SOLUTIONS = {
                 "ip link add br0 type bridge; ip addr add 10.99.0.1/24 dev br0; ip link set br0 up",
                 "green has no interface eth0",
             ),
-            (PLUG_IN, "eth0 of green is down"),
+            (
+                "ip -n green link add eth0 type veth peer name other; ip -n green link set eth0 up",
+                "eth0 of green is not a veth whose other end is on node1",
+            ),
+            (f"ip -n green link del eth0; {PLUG_IN}", "eth0 of green is down"),
             (
                 "ip -n green link set eth0 up; ip link set green0 up",
                 "green0, the other end of eth0 of green, is not a port of any bridge",
@@ -259,6 +263,7 @@ END
         (
             ("mkdir -p /run/plugins; echo '#!/bin/sh' >/run/plugins/noted", "/run/plugins/noted is not executable"),
             ("chmod +x /run/plugins/noted; echo cat >>/run/plugins/noted", "supportedVersions is null, without 1.1.0"),
+            ("echo 'printf \"\\377\\376\"; sleep 60 &' >>/run/plugins/noted", "exit status 0, and it printed"),
             (
                 PLUGIN + 'sed -i \'s,/24,,; s/\\["address"\\]/["gateway"]/\' /run/plugins/noted',
                 'noted/lesson-check has "10.1.2.1", not 10.1.2.3/24',
