@@ -5,10 +5,14 @@ Every lesson is started in a host of its own, with the default directories, as a
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,7 @@ from cni_py.lessons.lesson import MISSING
 from cni_py.lessons.table import LESSONS, lesson
 from support.namespaces import Host
 from support.tools import need
+from support.waiting import until
 
 pytestmark = pytest.mark.netns
 NODE1_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -328,13 +333,35 @@ def test_stop_removes_what_a_kill_has_left(learner: Learner, moment: str) -> Non
     assert learner.lesson("stop", "3") == "lesson 3 is not running\n"
 
 
+CONFIG = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
+FIRST_LINE = f"  datastore     /run/cni-py/lab/shared/flannel.json, its config is {CONFIG}\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_interrupted_start_leaves_nothing(learner: Learner, number: signal.Signals) -> None:
-    process, pid = start_until(learner, "nodes")
+    """The pipe that it prints to has room for its first line and no more, so it waits with half a lab for the signal."""
+    read_fd, write_fd = os.pipe()
+    filled = fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, 4096) - len(FIRST_LINE) - 5
+    os.write(write_fd, b"x" * filled)
+    argv = learner.host.command("sh", "-c", 'echo $$ >&2; exec "$@" 2>/dev/null', "sh", learner.cni_py, "lesson", "start", "3")
+    process = subprocess.Popen(
+        argv, env={"PATH": NODE1_PATH, "HOME": "/root"}, stdout=write_fd, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write_fd)
+    assert process.stderr is not None
+    pid = int(process.stderr.readline())
+    until(lambda: _unread(read_fd) > filled, "the first line")
     learner.host.run(f"kill -{number:d} {pid}")
+    with open(read_fd) as printed:
+        assert printed.read()[filled:].startswith(FIRST_LINE)
     process.communicate()
     assert process.returncode == 128 + number
     assert learner.leaks() == ""
+
+
+def _unread(pipe: int) -> int:
+    """Return the bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def start_until(learner: Learner, moment: str) -> tuple[subprocess.Popen[str], int]:
