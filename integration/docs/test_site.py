@@ -45,7 +45,7 @@ def read(path: Path) -> Page:
     return Page(path.read_text())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for command in (
         [ROOT / "integration/prepare", "docs"],
@@ -57,13 +57,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     read.cache_clear()
 
 
-def test_site_has_every_page_and_the_home_page_leads_to_each(site: Path) -> None:
+def test_site(site: Path) -> None:
+    """One test, since each of several processes would build the site for its share of five."""
+    check_that_it_has_every_page(site)
+    check_that_its_links_exist(site)
+    check_that_it_loads_nothing_of_others(site)
+    check_that_it_finds_the_lessons(site)
+    check_that_it_has_both_schemes(site)
+
+
+def check_that_it_has_every_page(site: Path) -> None:
+    """Compare the pages, and what the navigation of the home page leads to."""
     expected = {page.replace(".md", ".html") for page in PAGES} | {"index.html", "404.html"}
     assert {str(path.relative_to(site)) for path in site.rglob("*.html")} == expected
     assert {link.partition("#")[0] for link in read(site / "index.html").links} >= expected - {"index.html", "404.html"}
 
 
-def test_links_and_anchors_exist(site: Path) -> None:
+def check_that_its_links_exist(site: Path) -> None:
     wrong = []
     for path in site.rglob("*.html"):
         if path.name == "404.html":  # it is sent for any address: its links are absolute
@@ -78,7 +88,7 @@ def test_links_and_anchors_exist(site: Path) -> None:
     assert wrong == []
 
 
-def test_nothing_is_loaded_from_another_host(site: Path) -> None:
+def check_that_it_loads_nothing_of_others(site: Path) -> None:
     """Fonts, scripts, styles and pictures are the site's own; only what a reader clicks leads elsewhere."""
     loaded = {address for path in site.rglob("*.html") for address in read(path).loaded}
     assert {address for address in loaded if "//" in address} == set()
@@ -86,14 +96,14 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
         assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)]*", path.read_text()) == [], path
 
 
-def test_search_finds_the_lessons(site: Path) -> None:
+def check_that_it_finds_the_lessons(site: Path) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text())
     found = {entry["location"].partition("#")[0] for entry in index["docs"] if "masquerade" in entry["text"].lower()}
     assert "lessons/04-masquerade-and-ports.html" in found
     assert (site / "search" / "search_index.js").exists()  # for pages that are opened as files
 
 
-def test_site_has_a_light_and_a_dark_scheme(site: Path) -> None:
+def check_that_it_has_both_schemes(site: Path) -> None:
     text = (site / "index.html").read_text()
     assert set(re.findall(r'data-md-color-media="([^"]*)"', text)) >= {
         "(prefers-color-scheme: light)",

@@ -474,7 +474,7 @@ def test_near_miss_is_suggested(run: Run, argv: list[str], error: str) -> None:
     assert err.endswith(f"{error}\n")
 
 
-@pytest.mark.parametrize("command", ["add", "check", "del", "gc", "status", "explain", "version", "config"])
+@pytest.mark.parametrize("command", ["add", "check", "del", "gc", "status", "explain", "version", "config", "lesson"])
 def test_every_command_has_help(run: Run, command: str) -> None:
     status, out, _ = run(command, "--help")
     assert status == 0
