@@ -40,6 +40,7 @@ SECTIONS: dict[str, list[str]] = {
         "performance.md",
         "reliability.md",
     ],
+    "Plugins": ["plugins/*.md"],
     "Inside": [
         "architecture.md",
         "add-walkthrough.md",
