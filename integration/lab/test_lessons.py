@@ -343,7 +343,9 @@ def test_interrupted_start_leaves_nothing(learner: Learner, number: signal.Signa
     read_fd, write_fd = os.pipe()
     filled = fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, 4096) - len(FIRST_LINE) - 5
     os.write(write_fd, b"x" * filled)
-    argv = learner.host.command("sh", "-c", 'echo $$ >&2; exec "$@" 2>/dev/null', "sh", learner.cni_py, "lesson", "start", "3")
+    # a test run that was started in the background ignores SIGINT, and so would its children
+    shell = ["env", "--default-signal=INT", "sh", "-c", 'echo $$ >&2; exec "$@" 2>/dev/null', "sh"]
+    argv = learner.host.command(*shell, learner.cni_py, "lesson", "start", "3")
     process = subprocess.Popen(
         argv, env={"PATH": NODE1_PATH, "HOME": "/root"}, stdout=write_fd, stderr=subprocess.PIPE, text=True
     )
