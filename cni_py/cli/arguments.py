@@ -32,6 +32,7 @@ examples:
   cni-py version -v                show kernel, libraries and plugins
   cni-py config get                show the network configuration of flanneld
   cni-py lab up                    create three nodes with pods, to experiment
+  cni-py lesson list               learn how all of this works
 
 Run "cni-py help COMMAND" for details. Attachments can be shared with cnitool:
 the environment, the container ids and the cached results are the same."""
@@ -256,6 +257,36 @@ examples:
   cni-py lab up --nodes 4 --segments 2 --backend-option DirectRouting=true
   cni-py lab up --backend host-gw --ipv6 --datastore etcd"""
 
+_LESSON = """\
+Learn how a pod gets its network: the exercises of the lessons in docs/lessons.
+
+"start" builds a lab for one lesson and prints the exercise; "check" says whether it is
+solved, or what is missing. The machine's own network is not touched, and "stop" removes
+everything. Passed exercises are remembered in ~/.local/state/cni-py (XDG_STATE_HOME).
+
+examples:
+  cni-py lesson list
+  cni-py lesson start 1
+  cni-py lab exec node1            a shell in the lab, to do it in
+  cni-py lesson check 1 --hint
+  cni-py lesson stop 1"""
+
+_LESSON_LIST = "List the lessons, and which exercises are passed."
+
+_LESSON_START = """\
+Build the lab of a lesson, and print its exercise.
+
+The lab is that of "cni-py lab", in its default directory, so all commands of cni-py lab
+work on it. One lesson runs at a time."""
+
+_LESSON_CHECK = """\
+Check whether the exercise of a lesson is solved; prints what is missing.
+
+exit status: 0 solved, 1 something is missing"""
+
+_LESSON_STOP = """\
+Remove the lab of a lesson, whatever its state. Progress is kept."""
+
 _LAB_FAULTS = ("link", "etcd", "flanneld", "route", "arp", "fdb")
 _FLANNELD_JOURNAL = "/run/flannel/journal"
 _LAB_DIRECTORY = "/run/cni-py/lab"
@@ -380,6 +411,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     config = _new(commands.add_parser, "config", help=_summary(_CONFIG), description=_CONFIG)
     config_commands = config.add_subparsers(title="commands", metavar="COMMAND", dest="config_command", required=True)
     _add_config_commands(config_commands.add_parser)
+    lesson = _new(commands.add_parser, "lesson", help=_summary(_LESSON), description=_LESSON)
+    lesson_commands = lesson.add_subparsers(title="commands", metavar="COMMAND", dest="lesson_command", required=True)
+    _add_lesson_commands(lesson_commands.add_parser)
     lab = _new(commands.add_parser, "lab", help=_summary(_LAB), description=_LAB)
     lab_commands = lab.add_subparsers(title="commands", metavar="COMMAND", dest="lab_command", required=True)
     _add_lab_commands(lab_commands.add_parser)
@@ -389,6 +423,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _check_command(parser, commands.choices, words)
     if words[0] == "lab":
         _check_command(lab, lab_commands.choices, words[1:])
+    if words[0] == "lesson":
+        _check_command(lesson, lesson_commands.choices, words[1:])
     if words[0] == "config" and words[1] in _DATASTORE_COMMANDS:
         return _parse_with_flanneld_options(parser, words)
     return parser.parse_args(words)
@@ -542,6 +578,8 @@ def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--pods", type=int, default=1, metavar="N", help="pods per node (%(default)s)")
     command.add_argument("--net-conf", metavar="FILE", help="complete network configuration, - for standard input")
     command.add_argument("--flanneld", metavar="PATH", default="", help="use this flanneld instead of this installation's")
+    text = "node N leases the Nth subnet of the network, instead of one at random: the same addresses each time"
+    command.add_argument("--numbered", action="store_true", help=text)
     text = "option for flanneld, such as --flanneld-option=-v=1 (may be repeated)"
     command.add_argument("--flanneld-option", metavar="OPTION", action="append", default=[], help=text)
 
@@ -573,6 +611,17 @@ def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("node", metavar="NODE", nargs="?", default="", help="node1 ...; not for etcd")
 
     _new_lab(add, "down", "Remove the lab, whatever its state.")
+
+
+def _add_lesson_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = _new(add, "list", help=_summary(_LESSON_LIST), description=_LESSON_LIST)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    for name, text in {"start": _LESSON_START, "check": _LESSON_CHECK, "stop": _LESSON_STOP}.items():
+        command = _new(add, name, help=_summary(text), description=text)
+        command.add_argument("number", metavar="N", type=int, help="number of the lesson: cni-py lesson list")
+        if name == "check":
+            command.add_argument("--hint", action="store_true", help="print a hint about the first requirement that is missing")
+            command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _new_lab(add: Callable[..., argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:

@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # for people
     "lab": set(),
+    "lessons": {"lab"},
     "explain": set(),
     "doctor": {
         "explain", "runtime", "sweep", "flanneld", "node", "datastore", "plugins", "attachment", "ipam", "packetfilter",
@@ -78,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         "doctor", "explain", "plan", "walk", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore",
-        "packetfilter",
+        "lessons", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },
