@@ -228,7 +228,10 @@ NOT_OURS = (
     ("/proc/…", "what the kernel says of processes, namespaces and its parameters"),
     ("/sys/…", "what the kernel says of devices"),
     ("/dev/…", "devices: tun for tap, null, the standard streams"),
-    ("/usr/bin, /usr/local/bin, /usr/sbin, /usr/local/sbin, /bin, /sbin", "programs that are executed: iptables, ip, etcd …"),
+    (
+        "/usr/bin/…, /usr/local/bin/…, /usr/sbin/…, /usr/local/sbin/…, /bin/…, /sbin/…",
+        "programs that are executed: iptables, ip, etcd …",
+    ),
     ("/usr/lib/cni, /usr/libexec/cni", "directories of plugins that error messages look into"),
 )
 """Paths of the system that are read, and are not state of this suite."""
@@ -651,6 +654,7 @@ ENVIRONMENT = (
     ),
     Variable("LISTEN_PID, LISTEN_FDS", ("cni-agent", "dhcp"), "set by systemd: the socket that it has opened"),
     Variable("GRPC_VERBOSITY", ("flanneld",), "log of the gRPC library; NONE unless it is set"),
+    Variable("XDG_STATE_HOME", ("cni-py",), "cni-py lesson keeps progress in cni-py below it (~/.local/state)"),
     Variable("NO_COLOR", ("cni-py",), "no colours"),
     Variable("SHELL, PATH", ("cni-py",), "cni-py lab exec without a command runs the shell"),
 )

@@ -236,7 +236,7 @@ def test_every_error_code_has_a_meaning_and_what_to_do() -> None:
 PATH = re.compile(r"(?<![\w./}:>*@-])/(?:run|var|etc|opt|proc|sys|dev|usr|sbin|bin)(?:/(?:[\w.*@-]|\{\})+)+/?")
 EXAMPLES = {
     "/run/flannel/blue.env", "/var/lib/cni/blue", "/run/ipam", "/run/dhcp.sock", "/run/tuning", "/var/lib/flannel/network.json",
-    "/var/lib/flannel/net.json", "/run/etcd",
+    "/var/lib/flannel/net.json", "/run/etcd", "/run/cni-state", "/run/flannel-cni",
 }  # fmt: skip
 """Paths in examples, and those of a lab's own machines."""
 
