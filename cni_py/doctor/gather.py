@@ -341,4 +341,4 @@ def _probed(facts: Facts, request: Request) -> Probed:
     link = facts.link(external.name) if external else None
     if external is not None and external.addr is not None and link is not None:
         own = (external.addr, link)
-    return probe.probe(targets, own, request.peers)
+    return probe.probe(targets, own, request.peers, frozenset(link.mac for link in facts.links))

@@ -64,14 +64,25 @@ class Target:
     has_tunnel: bool = True
 
 
-def probe(targets: Sequence[Target], own: tuple[Address, Link] | None = None, only: frozenset[str] = frozenset()) -> Probed:
-    """Ask the peers, a sample of many. ``own``: our address, and the link on which another machine may have it."""
+def probe(
+    targets: Sequence[Target],
+    own: tuple[Address, Link] | None = None,
+    only: frozenset[str] = frozenset(),
+    macs: frozenset[str] = frozenset(),
+) -> Probed:
+    """Ask the peers, a sample of many.
+
+    Args:
+        own: our address, and the link on which another machine may have it.
+        only: names of peers; those alone are asked.
+        macs: of this machine's links: each replies for our address where two of them are on one network.
+    """
     chosen = _sample(targets, only)
     results = [_first(target) for target in chosen]
     duplicates: tuple[tuple[Address, str], ...] = ()
     if own is not None and own[0].version == 4:
         with suppress(OSError):
-            duplicates = tuple((own[0], mac) for mac in ask_arp(own[0], own[1]))
+            duplicates = tuple((own[0], mac) for mac in ask_arp(own[0], own[1], macs))
     for version in (4, 6):
         of = {number: target for number, target in enumerate(chosen) if target.end.version == version}
         if of:
@@ -299,7 +310,7 @@ _ARP_SECONDS = 0.3
 _BROADCAST = b"\xff" * 6
 
 
-def ask_arp(address: Address, link: Link) -> list[str]:
+def ask_arp(address: Address, link: Link, macs: frozenset[str]) -> list[str]:
     """Return the MAC addresses of other machines on a link that have this address too. Raises: OSError."""
     own = bytes.fromhex(link.mac.replace(":", ""))
     if len(own) != 6 or link.kind in ("wireguard", "tun", "ipip"):
@@ -318,7 +329,7 @@ def ask_arp(address: Address, link: Link) -> list[str]:
                 continue
             operation, sender, sender_address = struct.unpack_from("!H6s4s", reply, 20)
             mac = sender.hex(":")
-            if operation == 2 and sender_address == address.packed and sender != own and mac not in found:
+            if operation == 2 and sender_address == address.packed and mac not in (*found, *macs):
                 found.append(mac)
                 break
     return found
