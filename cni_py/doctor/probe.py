@@ -29,7 +29,7 @@ from cni_py.doctor.facts import Probed, Reached, Wanted
 from cni_py.kernel.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cni_py.doctor.facts import Address, Network
     from cni_py.flanneld.lease import Lease
@@ -174,9 +174,8 @@ def _receive(
     sock: socket.socket, version: int, identifier: int, waiting: dict[tuple[int, int], None], answered: set[tuple[int, int]]
 ) -> None:
     """Receive replies until none is waited for, or the time is over."""
-    deadline = monotonic() + SECONDS / TRIES
-    while waiting and (left := deadline - monotonic()) > 0:
-        if not select.select([sock], [], [], left)[0]:
+    for left in _until(SECONDS / TRIES):
+        if not waiting or not select.select([sock], [], [], left)[0]:
             return
         with suppress(OSError):
             while True:
@@ -184,6 +183,14 @@ def _receive(
                 if found in waiting:
                     del waiting[found]
                     answered.add(found)
+
+
+def _until(seconds: float) -> Iterator[float]:
+    """Yield the seconds that are left, and 0 at the end: what came while this process did not run is read all the same."""
+    deadline = monotonic() + seconds
+    while (left := deadline - monotonic()) > 0:
+        yield left
+    yield 0.0
 
 
 def _answer(packet: bytes, version: int, identifier: int) -> tuple[int, int] | None:
@@ -255,11 +262,12 @@ def _refused(addresses: Sequence[Address], *, has_checksum: bool = True, kind: i
                     sock.send(b"cni-py doctor")
                 if number in (0, EINPROGRESS):
                     waiting[sock.fileno()] = (address, sock)
-        deadline = monotonic() + _DATAGRAM_SECONDS
         poll = select.poll()
         for fd in waiting:
             poll.register(fd, select.POLLERR | (select.POLLIN if kind == socket.SOCK_DGRAM else select.POLLOUT))
-        while waiting and (left := deadline - monotonic()) > 0:
+        for left in _until(_DATAGRAM_SECONDS):
+            if not waiting:
+                break
             for fd, _ in poll.poll(left * 1000):
                 address, sock = waiting.pop(fd)
                 poll.unregister(fd)
@@ -322,8 +330,9 @@ def ask_arp(address: Address, link: Link, macs: frozenset[str]) -> list[str]:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ARP)) as sock:
         sock.bind((link.name, _ARP))
         sock.send(frame)
-        deadline = monotonic() + _ARP_SECONDS
-        while (left := deadline - monotonic()) > 0 and select.select([sock], [], [], left)[0]:
+        for left in _until(_ARP_SECONDS):
+            if not select.select([sock], [], [], left)[0]:
+                break
             reply = sock.recv(64)
             if len(reply) < 42:
                 continue
