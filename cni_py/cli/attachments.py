@@ -215,7 +215,7 @@ def select(all_known: Sequence[Known], word: str, ifname: str = "", network: str
     wanted = word[:SHOWN_ID]
     found = [one for one in fitting if one.container_id[:SHOWN_ID] == wanted]
     if not found:
-        found = _newest([one for one in fitting if word in _names(one)])
+        found = _newest([one for one in fitting if word in names_of(one)])
     if not found and word:
         found = [one for one in fitting if one.container_id.startswith(wanted)]
         ids = sorted({one.container_id for one in found})
@@ -229,7 +229,7 @@ def select(all_known: Sequence[Known], word: str, ifname: str = "", network: str
     return found
 
 
-def _names(one: Known) -> set[str]:
+def names_of(one: Known) -> set[str]:
     """Return every name of the attachment but its container id."""
     path = one.netns.removeprefix("/var") if one.netns.startswith("/var/run/") else one.netns
     name = path.removeprefix("/run/netns/")

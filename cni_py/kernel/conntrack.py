@@ -26,19 +26,26 @@ from cni_py.netlink.constants import (
     FAMILY,
     IPCTNL_MSG_CT_DELETE,
     IPCTNL_MSG_CT_GET,
+    NETLINK_NETFILTER,
     NFNL_SUBSYS_CTNETLINK,
     RTN_LOCAL,
 )
-from cni_py.netlink.socket import open_host
+from cni_py.netlink.socket import Netlink, new_socket, open_host
 from cni_py.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from cni_py.kernel.address import Address
     from cni_py.netlink.attributes import Message
 
-UDP = 17
+TCP, UDP = 6, 17
+_NAMES = {TCP: "tcp", UDP: "udp"}
+_ECHO = {
+    4: ("CTA_PROTO_ICMP_ID", "CTA_PROTO_ICMP_TYPE", "CTA_PROTO_ICMP_CODE"),
+    6: ("CTA_PROTO_ICMPV6_ID", "CTA_PROTO_ICMPV6_TYPE", "CTA_PROTO_ICMPV6_CODE"),
+}
 _GET, _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 
 
@@ -98,6 +105,74 @@ def _connections(version: int, ports: Collection[int]) -> Iterator[Connection]:
             yield Connection(destination, protocol["CTA_PROTO_DST_PORT"], source, name)
 
 
+class Tracked(Value):
+    """A connection of any protocol, without those of ICMP: where its first packet went, and where its replies come from."""
+
+    protocol: str
+    source: Address
+    destination: Address
+    port: int
+    answered_by: Address
+    answered_from: int
+
+
+def list_tracked(version: int) -> list[Tracked]:
+    """List the connections of TCP and UDP in the thread's namespace. Raises: OSError."""
+    netlink = Netlink(new_socket(NETLINK_NETFILTER))  # those that are kept belong to another namespace
+    try:
+        answers = netlink.dump(encode("nfct_msg", {"nfgen_family": FAMILY[version]}), _GET)
+    finally:
+        netlink.close()
+    decoded = [decode("nfct_msg", answer) for answer in answers if answer[0] == FAMILY[version]]
+    return [of for of in map(_tracked_of, decoded) if of is not None]
+
+
+def _tracked_of(found: Message) -> Tracked | None:
+    from ipaddress import ip_address
+
+    original, reply = found.get("CTA_TUPLE_ORIG", {}), found.get("CTA_TUPLE_REPLY", {})
+    proto, of_reply = original.get("CTA_TUPLE_PROTO", {}), reply.get("CTA_TUPLE_PROTO", {})
+    name = _NAMES.get(proto.get("CTA_PROTO_NUM"))
+    if name is None:
+        return None
+    return Tracked(
+        name,
+        ip_address(_address(original, "CTA_IP_V4_SRC", "CTA_IP_V6_SRC")),
+        ip_address(_address(original, "CTA_IP_V4_DST", "CTA_IP_V6_DST")),
+        proto.get("CTA_PROTO_DST_PORT", 0),
+        ip_address(_address(reply, "CTA_IP_V4_SRC", "CTA_IP_V6_SRC")),
+        of_reply.get("CTA_PROTO_SRC_PORT", 0),
+    )
+
+
+def delete_original(protocol: str, source: Address, destination: Address, source_port: int, port: int, identifier: int) -> None:
+    """Delete the connection whose first packet had these ends, in the thread's namespace. A rejection is ignored: it expires.
+
+    Args:
+        protocol: icmp, tcp or udp.
+        identifier: of an ICMP echo, which has no ports.
+    """
+    version = source.version
+    addresses = {f"CTA_IP_V{version}_SRC": source.packed, f"CTA_IP_V{version}_DST": destination.packed}
+    proto: Message = {"CTA_PROTO_NUM": {"icmp": {4: 1, 6: 58}[version], "tcp": TCP, "udp": UDP}[protocol]}
+    if protocol == "icmp":
+        names = _ECHO[version]
+        proto |= dict(zip(names, (identifier, 8 if version == 4 else 128, 0), strict=True))
+    else:
+        proto |= {"CTA_PROTO_SRC_PORT": source_port, "CTA_PROTO_DST_PORT": port}
+    message = {"nfgen_family": FAMILY[version], "CTA_TUPLE_ORIG": {"CTA_TUPLE_IP": addresses, "CTA_TUPLE_PROTO": proto}}
+    ends = ("-s", str(source), "-d", str(destination))
+    try:
+        netlink = Netlink(new_socket(NETLINK_NETFILTER))  # those that are kept belong to another namespace
+        try:
+            with step("conntrack", "-D", "-f", f"ipv{version}", "-p", protocol, *ends):
+                netlink.change(encode("nfct_msg", message), _DELETE)
+        finally:
+            netlink.close()
+    except (KernelRefused, OSError):
+        pass
+
+
 def _address(of: Message, *names: str) -> bytes:
     """The first of these that a tuple has: it has those of one IP version."""
     addresses = of.get("CTA_TUPLE_IP", {})
@@ -109,9 +184,10 @@ def _delete(version: int, connection: Connection) -> None:
     from ipaddress import ip_address
 
     to = ("--orig-dst", str(ip_address(connection.destination)), "--orig-port-dst", str(connection.port))
-    with step("conntrack", "-D", "-f", f"ipv{version}", "-p", "udp", *to):
+    with step("conntrack", "-D", "-f", f"ipv{version}", "-p", "udp", *to) as change:
         try:
             netfilter.change(_DELETE, encode("nfct_msg", {"nfgen_family": FAMILY[version], **connection.name}))
         except OSError as error:
             if error.errno != ENOENT:
                 raise
+            change.unchanged = True

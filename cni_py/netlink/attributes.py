@@ -258,8 +258,10 @@ _CHOSEN: dict[str, tuple[str, dict[Any, str]]] = {
 _CORRECTIONS: dict[str, dict[str, tuple[int, str]]] = {
     "cta_tuple": {"CTA_TUPLE_ZONE": (3, "be16")},
     "macvx_data": {"IFLA_MACVLAN_BC_QUEUE_LEN": (7, "uint32")},
+    "fibmsg": {"FRA_SPORT_RANGE": (23, "binary"), "FRA_DPORT_RANGE": (24, "binary")},
     "ifaddrmsg": {"IFA_TARGET_NETNSID": (10, "int32")},
     "nsidmsg": {"NETNSA_NSID": (1, "int32")},
+    "rtmsg": {"RTA_IP_PROTO": (27, "uint8"), "RTA_SPORT": (28, "be16"), "RTA_DPORT": (29, "be16")},
     "tcmsg": {"TCA_OPTIONS": (2, "binary")},  # of each kind its own: kernel/tc.py
 }
-"""Types that pyroute2 lacks, or has as text or as unsigned."""
+"""Types that pyroute2 lacks, or has as text, as unsigned, or in a form that it cannot encode."""

@@ -23,6 +23,8 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         {
             "IFLA_BR_VLAN_FILTERING": (7, "uint8"),
             "IFLA_BR_VLAN_PROTOCOL": (8, "be16"),
+            "IFLA_BR_NF_CALL_IPTABLES": (36, "uint8"),
+            "IFLA_BR_NF_CALL_IP6TABLES": (37, "uint8"),
         },
     ),
     "bridge_slave_data": (
@@ -54,6 +56,12 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "CTA_PROTO_NUM": (1, "uint8"),
             "CTA_PROTO_SRC_PORT": (2, "be16"),
             "CTA_PROTO_DST_PORT": (3, "be16"),
+            "CTA_PROTO_ICMP_ID": (4, "be16"),
+            "CTA_PROTO_ICMP_TYPE": (5, "uint8"),
+            "CTA_PROTO_ICMP_CODE": (6, "uint8"),
+            "CTA_PROTO_ICMPV6_ID": (7, "be16"),
+            "CTA_PROTO_ICMPV6_TYPE": (8, "uint8"),
+            "CTA_PROTO_ICMPV6_CODE": (9, "uint8"),
         },
     ),
     "cta_tuple": (
@@ -90,9 +98,17 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             ("flags", "I"),
         ),
         {
+            "FRA_DST": (1, "ipaddr"),
             "FRA_SRC": (2, "ipaddr"),
+            "FRA_IIFNAME": (3, "asciiz"),
             "FRA_PRIORITY": (6, "uint32"),
+            "FRA_FWMARK": (10, "uint32"),
             "FRA_TABLE": (15, "uint32"),
+            "FRA_FWMASK": (16, "uint32"),
+            "FRA_OIFNAME": (17, "asciiz"),
+            "FRA_IP_PROTO": (22, "uint8"),
+            "FRA_SPORT_RANGE": (23, "port_range"),
+            "FRA_DPORT_RANGE": (24, "port_range"),
         },
     ),
     "hook": (
@@ -176,6 +192,7 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NDA_DST": (1, "ipaddr"),
             "NDA_LLADDR": (2, "lladdr"),
             "NDA_IFINDEX": (8, "uint32"),
+            "NDA_MASTER": (9, "uint32"),
         },
     ),
     "nfct_msg": (
@@ -242,6 +259,8 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         (("flags", "B"), ("hops", "B"), ("oif", "i")),
         {
             "RTA_DST": (1, "target"),
+            "RTA_SRC": (2, "target"),
+            "RTA_IIF": (3, "uint32"),
             "RTA_OIF": (4, "uint32"),
             "RTA_GATEWAY": (5, "target"),
             "RTA_PRIORITY": (6, "uint32"),
@@ -249,6 +268,7 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "RTA_METRICS": (8, "metrics"),
             "RTA_MULTIPATH": (9, "*get_nh"),
             "RTA_TABLE": (15, "uint32"),
+            "RTA_MARK": (16, "uint32"),
         },
     ),
     "nsidmsg": (
@@ -258,6 +278,7 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "NETNSA_FD": (3, "uint32"),
         },
     ),
+    "port_range": ((("start", "H"), ("end", "H")), {}),
     "proplist": (
         (),
         {
@@ -278,6 +299,8 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         ),
         {
             "RTA_DST": (1, "target"),
+            "RTA_SRC": (2, "target"),
+            "RTA_IIF": (3, "uint32"),
             "RTA_OIF": (4, "uint32"),
             "RTA_GATEWAY": (5, "target"),
             "RTA_PRIORITY": (6, "uint32"),
@@ -285,6 +308,7 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "RTA_METRICS": (8, "metrics"),
             "RTA_MULTIPATH": (9, "*get_nh"),
             "RTA_TABLE": (15, "uint32"),
+            "RTA_MARK": (16, "uint32"),
         },
     ),
     "set_elem": (

@@ -23,7 +23,7 @@ from cni_py.packetfilter import nfnetlink, ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Any, TypeVar
 
@@ -147,6 +147,47 @@ class Nft:
             lines = inside.partition("\n\t}")[0].splitlines()
             chains[name] = [line.strip() for line in lines if line and not line.startswith("\t\ttype ")]
         return chains
+
+
+def read_ruleset() -> tuple[list[dict[str, Any]], dict[tuple[str, str, str, int], str]]:
+    """Return all objects of the thread's namespace, and each rule as nft prints it, by family, table, chain and handle.
+
+    It has a context of its own: one of the pool belongs to another namespace. Raises: KernelRefused, NotAvailable.
+    """
+    nft = Nft()
+    try:
+        objects, text = nft.list_json("list ruleset"), nft.read("list ruleset", _HANDLES | _TERSE) or b""
+    finally:
+        nft.close()
+    lines = list(_lines_of(text.decode(errors="replace")))
+    devices = {(family, table, chain): _quoted(line) for family, table, chain, line in lines if " device" in line}
+    for of in (entry["chain"] for entry in objects if "chain" in entry):
+        of.setdefault("dev", devices.get((of["family"], of["table"], of["name"]), []))  # nft 1.0.6 leaves it out of its JSON
+    rules = {}
+    for family, table, chain, line in lines:
+        rule, _, handle = line.rpartition(" # handle ")
+        if handle.isdecimal():
+            rules[family, table, chain, int(handle)] = rule
+    return objects, rules
+
+
+def _lines_of(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """The lines in the chains of ``nft -a list ruleset``, each with family, table and chain."""
+    family = table = chain = ""
+    for line in text.splitlines():
+        if line.startswith("table "):
+            family, table = line.split()[1:3]
+        elif line.startswith("\tchain "):
+            chain = line.split()[1]
+        elif line.startswith("\t\t") and chain:
+            yield family, table, chain, line.strip()
+        else:
+            chain = ""
+
+
+def _quoted(line: str) -> list[str]:
+    """The names between quotation marks."""
+    return line.split('"')[1::2]
 
 
 def _words(text: str) -> list[str]:

@@ -66,13 +66,20 @@ ALLOWED: dict[str, set[str]] = {
     },
     # for people
     "lab": set(),
+    "lessons": {"lab"},
     "explain": set(),
     "doctor": {
         "explain", "runtime", "sweep", "flanneld", "node", "datastore", "plugins", "attachment", "ipam", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
     },
+    "walk": {"packetfilter", "kernel", "netlink"},
+    "plan": {
+        "explain", "runtime", "packetfilter", "kernel", "netlink", "plugin_table",
+        "sweep",  # netns_scan: mounted namespaces
+    },
     "cli": {
-        "doctor", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "doctor", "explain", "plan", "walk", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore",
+        "lessons", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },
@@ -89,7 +96,7 @@ LIBRARIES = {
     "urllib3": ["cni_py/datastore/kubernetes/api.py"],
     "re2": ["cni_py/flanneld/pattern.py"],
     "subprocess": ["cni_py/flanneld/backends/extension.py", "cni_py/datastore/kubernetes/exec.py", "cni_py/lab/"],
-    "rich": ["cni_py/cli/explain.py"],
+    "rich": ["cni_py/cli/explain.py", "cni_py/cli/walk.py"],
     "pydantic": ["cni_py/config/", "cni_py/datastore/kubernetes/", "cni_py/flanneld/"],
 }
 """A library, and the only places that may import it."""

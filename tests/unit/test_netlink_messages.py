@@ -43,6 +43,9 @@ SAMPLES: list[tuple[str, Message]] = [
         "fibmsg",
         {"family": 2, "src_len": 32, "table": 100, "action": 1, "FRA_SRC": HERE, "FRA_TABLE": 100, "FRA_PRIORITY": 32765},
     ),
+    ("fibmsg", {"family": 2, "dst_len": 32, "FRA_DST": HERE, "FRA_IIFNAME": "eth0", "FRA_OIFNAME": "eth1", "FRA_IP_PROTO": 6}),
+    ("fibmsg", {"family": 2, "FRA_FWMARK": 0x4000, "FRA_FWMASK": 0x4000}),
+    ("ifinfmsg", link("bridge", {"IFLA_BR_NF_CALL_IPTABLES": 1, "IFLA_BR_NF_CALL_IP6TABLES": 0})),
     ("ifinfmsg", link("vrf", {"IFLA_VRF_TABLE": 100})),
     ("tcmsg", {"index": 4, "handle": 0x10000, "parent": 0xFFFFFFFF, "info": 0x10300, "TCA_KIND": "tbf"}),
     ("ifinfmsg", {"IFLA_IFNAME": "a" * 15, "IFLA_EXT_MASK": 8}),
@@ -81,7 +84,34 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ndmsg", {"family": 2, "ifindex": 4, "state": 0x80, "ndm_type": 1, "NDA_DST": HERE, "NDA_LLADDR": "c2:11:22:33:44:55"}),
     ("ndmsg", {"family": 7, "ifindex": 4, "state": 0x80, "flags": 2, "NDA_DST": THERE6, "NDA_LLADDR": "c2:11:22:33:44:55"}),
     ("ndmsg", {"family": 10, "NDA_IFINDEX": 4}),
+    ("ndmsg", {"family": 7, "NDA_MASTER": 4}),
     ("nfct_msg", {"nfgen_family": 2, "CTA_TUPLE_ORIG": {"CTA_TUPLE_PROTO": {"CTA_PROTO_NUM": 17, "CTA_PROTO_DST_PORT": 53}}}),
+    (
+        "nfct_msg",
+        {
+            "CTA_TUPLE_ORIG": {
+                "CTA_TUPLE_PROTO": {
+                    "CTA_PROTO_NUM": 1,
+                    "CTA_PROTO_ICMP_ID": 7,
+                    "CTA_PROTO_ICMP_TYPE": 8,
+                    "CTA_PROTO_ICMP_CODE": 0,
+                }
+            }
+        },
+    ),
+    (
+        "nfct_msg",
+        {
+            "CTA_TUPLE_ORIG": {
+                "CTA_TUPLE_PROTO": {
+                    "CTA_PROTO_NUM": 58,
+                    "CTA_PROTO_ICMPV6_ID": 7,
+                    "CTA_PROTO_ICMPV6_TYPE": 128,
+                    "CTA_PROTO_ICMPV6_CODE": 0,
+                }
+            }
+        },
+    ),
     (
         "nfct_msg",
         {
@@ -130,6 +160,7 @@ SAMPLES: list[tuple[str, Message]] = [
     ("rtmsg", {"family": 2, "dst_len": 24, "table": 254, "proto": 122, "type": 1, "flags": 4, "RTA_DST": HERE, "RTA_OIF": 3}),
     ("rtmsg", {"family": 10, "dst_len": 64, "scope": 253, "RTA_DST": THERE6, "RTA_GATEWAY": THERE6, "RTA_PRIORITY": 4096}),
     ("rtmsg", {"family": 2, "RTA_TABLE": 1000, "RTA_METRICS": {"RTAX_MTU": 1400, "RTAX_ADVMSS": 1360}, "RTA_PREFSRC": HERE}),
+    ("rtmsg", {"family": 2, "src_len": 32, "RTA_SRC": HERE, "RTA_IIF": 3, "RTA_MARK": 0x4000}),
     ("rtmsg", {"family": 2, "RTA_MULTIPATH": [{"oif": 3, "RTA_GATEWAY": HERE}, {"flags": 4, "hops": 1, "oif": 4}]}),
     ("wgmsg", {"cmd": 0, "version": 1, "WGDEVICE_A_IFNAME": "flannel-wg", "WGDEVICE_A_PUBLIC_KEY": KEY}),
     ("wgmsg", {"cmd": 1, "version": 1, "WGDEVICE_A_PRIVATE_KEY": KEY, "WGDEVICE_A_LISTEN_PORT": 51820, "WGDEVICE_A_FLAGS": 1}),
@@ -176,6 +207,11 @@ def test_message_is_decoded_as_by_pyroute2_and_as_it_was(table: str, message: Me
         ("nsidmsg", {"NETNSA_NSID": -1}, attribute(1, b"\xff\xff\xff\xff")),
         ("ifaddrmsg", {"IFA_TARGET_NETNSID": 3}, attribute(10, pack("=i", 3))),
         ("cta_tuple", {"CTA_TUPLE_ZONE": 7}, attribute(3, b"\0\7")),
+        ("fibmsg", {"FRA_SPORT_RANGE": pack("=HH", 1, 9)}, attribute(23, pack("=HH", 1, 9))),
+        ("fibmsg", {"FRA_DPORT_RANGE": pack("=HH", 80, 80)}, attribute(24, pack("=HH", 80, 80))),
+        ("rtmsg", {"RTA_IP_PROTO": 6}, attribute(27, b"\6")),
+        ("rtmsg", {"RTA_SPORT": 4000}, attribute(28, b"\x0f\xa0")),
+        ("rtmsg", {"RTA_DPORT": 80}, attribute(29, b"\0\x50")),
         ("macvx_data", {"IFLA_MACVLAN_BC_QUEUE_LEN": 200}, attribute(7, pack("=I", 200))),
     ],
 )

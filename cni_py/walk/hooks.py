@@ -1,0 +1,272 @@
+"""The hooks of nftables on a path: chains in the kernel's order, address translation, connection tracking. Changes nothing.
+
+Source: linux include/uapi/linux/netfilter_ipv4.h (priorities), net/netfilter/nf_nat_core.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from cni_py.kernel.route_lookup import Question
+from cni_py.plural import counted
+from cni_py.walk import hops
+from cni_py.walk.expressions import UNKNOWN, Facts
+from cni_py.walk.packet import ICMP, Packet
+from cni_py.walk.tracking import Tracking
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_py.kernel.address import Address
+    from cni_py.kernel.link import Link
+    from cni_py.walk.path import Path, PathEnd
+    from cni_py.walk.place import Place
+    from cni_py.walk.ruleset import Chain, Event
+    from cni_py.walk.tracking import Connection
+
+_IP_FAMILIES = {4: ("inet", "ip"), 6: ("inet", "ip6")}
+_L4 = {4: {"icmp": "icmp"}, 6: {"icmp": "ipv6-icmp"}}
+_NAT_PRIORITY = {"prerouting": -100, "output": -100, "forward": 1 << 31, "input": 100, "postrouting": 100}
+"""Priorities at which the kernel translates, or undoes a translation."""
+_NATS = frozenset(("dnat", "snat", "masquerade", "redirect"))
+
+
+class Hooks:
+    """Passes packets through the chains of a place. ``tracking``: the connections of all places."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.tracking = path, Tracking()
+
+    def pass_hook(
+        self,
+        place: Place,
+        hook: str,
+        packet: Packet,
+        connection: Connection,
+        is_reply: bool,
+        *,
+        iif: Link | None = None,
+        oif: Link | None = None,
+        nexthop: Address | None = None,
+    ) -> Packet:
+        """Pass the chains of a hook. Returns: the packet behind them. Raises: PathEnd if one drops it."""
+        rules = place.ruleset
+        state = "established" if is_reply else "new"
+        is_undone, is_translated = not is_reply, False
+        self._say_unreadable(place, hook, packet)
+        passed, events = list[str](), 0
+        for chain in sorted(rules.base_chains(_IP_FAMILIES[packet.version], hook), key=lambda each: _order(each, hook)):
+            if not is_undone and _order(chain, hook) > (_NAT_PRIORITY[hook], 0):
+                packet, is_undone = self._untranslate(place, hook, packet, connection), True
+            if chain.kind == "nat" and (is_reply or is_translated):
+                continue
+            outcome = rules.evaluate(chain, self._facts(place, packet, iif, oif, state, connection))
+            passed.append(f"{chain.title} ({chain.priority})")
+            events += len(outcome.events)
+            self._report(place, outcome.events, packet)
+            if outcome.verdict == "drop":
+                raise self.drop(place, outcome.events, packet, hook)
+            if outcome.verdict == "queue":
+                text = f"a rule passes it to a program in user space: {outcome.events[-1].text}"
+                raise self._path.end(place, hops.UNFOLLOWED, text, packet)
+            for event in outcome.events:
+                if event.kind == "mark":
+                    packet = replace(packet, mark=event.value)
+                elif event.kind in _NATS:
+                    packet = self._translate(place, event, packet, connection, iif, oif, nexthop)
+                    is_translated = True
+        if hook in ("prerouting", "output") and not is_reply:
+            self._say_tracked(place, connection, packet)
+        if passed and not events:
+            self._path.hop(place, hops.FILTER, f"nftables accepts it unchanged in {hook}", packet, ", ".join(passed))
+        return packet if is_undone else self._untranslate(place, hook, packet, connection)
+
+    def _say_tracked(self, place: Place, connection: Connection, packet: Packet) -> None:
+        """Say that connections to the port go elsewhere: they began before the rules changed, or chose another pod."""
+        first = connection.original
+        if first.protocol == ICMP or first.inner is not None:
+            return
+        others = [
+            of
+            for of in place.tracked(packet.version)
+            if (of.protocol, of.destination, of.port) == (first.protocol, first.destination, first.destination_port)
+            and (of.answered_by, of.answered_from) != (packet.destination, packet.destination_port)
+        ]
+        if others:
+            ends = sorted({packet.end(of.answered_by, of.answered_from) for of in others})
+            to = first.end(first.destination, first.destination_port)
+            verb = "goes" if len(others) == 1 else "go"
+            text = f"{counted(len(others), 'tracked connection')} to {to} {verb} to {', '.join(ends[:3])}"
+            self._path.hop(place, hops.TRACKED, text, packet, "connection tracking keeps what was decided for a first packet")
+
+    def _say_unreadable(self, place: Place, hook: str, packet: Packet) -> None:
+        """Say once per place what rules exist that are not evaluated."""
+        problems = [place.ruleset.problem] if place.ruleset.problem else []
+        problems += [f"{name} of legacy iptables is in use: its rules are not evaluated" for name in place.legacy_tables]
+        said = {hop.text for hop in self._path.walk.hops if hop.place == place.name}
+        for text in problems:
+            if text not in said and hook in ("prerouting", "output"):
+                self._path.hop(place, hops.UNSURE, text, packet)
+
+    def _untranslate(self, place: Place, hook: str, packet: Packet, connection: Connection) -> Packet:
+        """Undo the translation of the first packet for a reply."""
+        after = packet
+        if hook in ("prerouting", "output"):
+            after = connection.undo_source(packet)
+        elif hook in ("postrouting", "input"):
+            after = connection.undo_destination(packet)
+        if after != packet:
+            text = "connection tracking undoes the translation"
+            self._path.hop(place, hops.NAT, text, after, str(connection.original), changes=_changes(packet, after))
+        return after
+
+    def _translate(
+        self, place: Place, event: Event, packet: Packet, connection: Connection, iif: Link | None, oif: Link | None,
+        nexthop: Address | None,
+    ) -> Packet:  # fmt: skip
+        """Do what a rule of nat says."""
+        address, port = event.value or (None, None)
+        if event.kind in ("dnat", "redirect"):
+            if event.kind == "redirect":
+                address = self._redirect_address(place, packet, iif)
+            after = replace(
+                packet,
+                destination=address or packet.destination,
+                destination_port=port if isinstance(port, int) and packet.destination_port else packet.destination_port,
+            )
+            after = connection.translate_destination(after)
+        else:
+            if event.kind == "masquerade":
+                address = self._masquerade_address(place, oif, nexthop or packet.destination)
+            is_known = packet.is_port_known and (packet.protocol == ICMP or "random" not in event.text)
+            after = replace(packet, source=address or packet.source, is_port_known=is_known)
+            after = connection.translate_source(after)
+        word = {"dnat": "DNAT", "redirect": "redirect", "snat": "SNAT"}.get(event.kind, event.kind)
+        self._path.hop(place, hops.NAT, word, after, f"{event.where}: {event.text}", changes=_changes(packet, after))
+        return after
+
+    def _redirect_address(self, place: Place, packet: Packet, iif: Link | None) -> Address | None:
+        if iif is None:
+            return ip_address("127.0.0.1" if packet.version == 4 else "::1")
+        found = place.addresses_of(iif, packet.version)
+        return found[0].address if found else None
+
+    def _masquerade_address(self, place: Place, oif: Link | None, nexthop: Address) -> Address | None:
+        """The address that the kernel masquerades with: of the link, in the network of the next hop if there is one."""
+        if oif is None:
+            return None
+        own = [of for of in place.addresses_of(oif, nexthop.version) if not of.address.is_link_local]
+        inside = [of for of in own if nexthop in of.network]
+        others = [of for of in place.addresses if of.address.version == nexthop.version and not of.address.is_loopback]
+        found = [*inside, *own, *(of for of in others if not of.address.is_link_local)]
+        return found[0].address if found else None
+
+    def _report(self, place: Place, events: Sequence[Event], packet: Packet) -> None:
+        """Hops for what rules do besides translation and dropping."""
+        for event in events:
+            if event.kind == "uncertain":
+                self._path.hop(place, hops.UNSURE, f"a rule is not understood: {event.text}", packet, event.where)
+            elif event.kind == "mark":
+                text = f"mark {packet.mark:#x} becomes {event.value:#x}"
+                self._path.hop(place, hops.MARK, text, replace(packet, mark=event.value), f"{event.where}: {event.text}")
+
+    def drop(self, place: Place, events: Sequence[Event], packet: Packet, hook: str) -> PathEnd:
+        """End the walk at the rule of the last event. Returns: the exception that the caller raises."""
+        event = events[-1]
+        text = f"{'rejected' if event.kind == 'reject' else 'dropped'} by nftables in {hook}"
+        return self._path.end(place, hops.BROKEN, text, packet, f"{event.where}: {event.text}", hops.FILTER)
+
+    def _facts(
+        self, place: Place, packet: Packet, iif: Link | None, oif: Link | None, state: str, connection: Connection | None
+    ) -> Facts:
+        """Collect the facts that rules can ask for."""
+        version = packet.version
+        number = _L4[version].get(packet.protocol, packet.protocol)
+        status = frozenset(connection.status) if connection is not None else frozenset()
+        fields: dict[str, Any] = {
+            "meta iifname": iif.name if iif else "",
+            "meta oifname": oif.name if oif else "",
+            "meta iif": iif.name if iif else "",
+            "meta oif": oif.name if oif else "",
+            "meta mark": packet.mark,
+            "meta l4proto": number,
+            "meta nfproto": f"ipv{version}",
+            "meta protocol": "ip" if version == 4 else "ip6",
+            "meta length": packet.size,
+            "meta pkttype": "host",
+            "ct state": frozenset((state,)),
+            "ct status": status,
+            "ct mark": 0,
+            "ct direction": "reply" if state == "established" else "original",
+            "th dport": packet.destination_port if packet.protocol != ICMP else UNKNOWN,
+            "th sport": packet.source_port if packet.protocol != ICMP and packet.is_port_known else UNKNOWN,
+        }
+        if version == 4:
+            fields |= {"ip saddr": packet.source, "ip daddr": packet.destination, "ip protocol": number, "ip version": 4}
+        else:
+            fields |= {"ip6 saddr": packet.source, "ip6 daddr": packet.destination, "ip6 nexthdr": number, "ip6 version": 6}
+        if packet.protocol == ICMP:
+            name = "icmp" if version == 4 else "icmpv6"
+            fields[f"{name} type"] = "echo-reply" if state == "established" else "echo-request"
+        elif packet.protocol in ("tcp", "udp"):
+            fields |= {f"{packet.protocol} {end}": fields[f"th {end}"] for end in ("dport", "sport")}
+        if packet.protocol == "tcp":
+            fields["tcp flags"] = frozenset(("syn", "ack") if state == "established" else ("syn",))
+        if iif is not None:
+            fields["ether saddr"] = UNKNOWN
+        return Facts(fields, lambda result, flags: self._fib(place, packet, result, flags), lambda *of: _raw(packet, *of))
+
+    def _fib(self, place: Place, packet: Packet, result: str, flags: Sequence[str]) -> Any:
+        """The expression ``fib``: the type of an address."""
+        if result != "type" or list(flags) not in (["daddr"], ["saddr"]):
+            return UNKNOWN
+        choice = place.route(Question(packet.destination if flags[0] == "daddr" else packet.source))
+        return choice.kind or "unreachable"
+
+    def pass_ingress(self, place: Place, link: Link, packet: Packet) -> None:
+        """Chains of the hook ingress, which see frames before anything else."""
+        for chain in place.ruleset.base_chains(("netdev", "inet"), "ingress", link.name):
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, link, None, "new", None))
+            self._report(place, outcome.events, packet)
+            if outcome.verdict == "drop":
+                raise self.drop(place, outcome.events, packet, "ingress")
+
+    def pass_bridge_hook(self, place: Place, hook: str, packet: Packet, iif: Link | None, oif: Link | None) -> None:
+        """Chains of the family bridge."""
+        for chain in place.ruleset.base_chains(("bridge",), hook):
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, "new", None))
+            self._report(place, outcome.events, packet)
+            if outcome.verdict == "drop":
+                raise self.drop(place, outcome.events, packet, f"bridge {hook}")
+
+
+def _order(chain: Chain, hook: str) -> tuple[int, int]:
+    """The place of a chain among those of a hook: all of the type nat run where translation does, whatever their priority."""
+    return (_NAT_PRIORITY[hook], 0) if chain.kind == "nat" else (chain.priority, 1)
+
+
+def _raw(packet: Packet, base: str, offset: int, length: int) -> Any:
+    """The expression ``@th,96,24``: the network identifier of VXLAN."""
+    if (base, offset, length) == ("th", 96, 24) and packet.tunnel is not None and packet.tunnel.vni:
+        return packet.tunnel.vni
+    return UNKNOWN
+
+
+def _changes(before: Packet, after: Packet) -> tuple[str, ...]:
+    """The differences between two packets in words."""
+    found = []
+    for word, one, other in (
+        ("source", before.end(before.source, before.source_port), after.end(after.source, after.source_port)),
+        (
+            "destination",
+            before.end(before.destination, before.destination_port),
+            after.end(after.destination, after.destination_port),
+        ),
+    ):
+        if one != other:
+            found.append(f"{word} {one} becomes {other}")
+    if before.is_port_known and not after.is_port_known:
+        found.append("the source port becomes a random one")
+    return tuple(found)
