@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 NO_FLANNEL = (
-    "no flannel network was found on this node: neither a flanneld, nor its subnet.env, nor a network configuration with flannel;"
+    "no flannel network was found on this node: no flanneld, no subnet.env, and no network configuration with flannel;"
     " rules about it had nothing to check"
 )
 
