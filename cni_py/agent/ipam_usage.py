@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import threading
 
-from cni_py import config, subnet_env
 from cni_py.errors import CniError
 from cni_py.plugin_table import PLUGINS
-from cni_py.plugins.ipam import host_local
-from cni_py.plugins.meta import flannel
+from cni_py.plugins.usage import usage_of
 from cni_py.spec.call import Call
 from cni_py.spec.environment import is_name
 from cni_py.value import Value
@@ -21,8 +19,6 @@ from cni_py.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-    from cni_py.ipam.ranges import RangeSet
 
 MAX_NETWORKS = 256
 
@@ -74,20 +70,8 @@ class IpamUsage:
         found = []
         for network, call in calls:
             try:
-                usage = _usage(call)
+                usage = usage_of(call)
             except CniError:  # such as a missing subnet.env, which the network's STATUS reports
                 continue
             found += [RangeSetUsage(network, str(range_set), range_set.capacity(), taken) for range_set, taken in usage]
         return found
-
-
-def _usage(call: Call) -> list[tuple[RangeSet, int]]:
-    """Range sets and the number of addresses taken of each; empty without host-local. Raises: CniError."""
-    conf = call.conf
-    if call.plugin == "flannel":
-        settings = config.parse(flannel.CONFIG, conf)
-        conf = flannel.delegate_conf(call, settings, subnet_env.read(settings.subnet_file))
-    ipam = conf.get("ipam")
-    if not isinstance(ipam, dict) or (config.member_of(ipam, "type") != "host-local" and call.plugin != "host-local"):
-        return []
-    return host_local.usage(call.replace(conf=conf), config.parse(host_local.CONFIG, conf))

@@ -23,6 +23,7 @@ examples:
   cni-py check cbr0 blue           compare it with the state that ADD created
   cni-py explain                   list the attachments of this node
   cni-py explain 10.244.91.2       show the journal of this one
+  cni-py doctor                    find what is wrong with this node
   cni-py del cbr0 blue
   cni-py walk blue 10.244.85.2     show the path of a packet, and verify it
   cni-py repair                    restore rules after nft flush ruleset
@@ -119,6 +120,28 @@ examples:
   cni-py explain 10.244.91.2 -v
   cni-py explain cnitool-3528 --ifname eth1
   cni-py explain --flanneld"""
+
+_DOCTOR = """\
+Find what is wrong with this node's pod network, why it matters, and what repairs it.
+
+Checks flanneld, its lease and subnet.env, network configurations, links, routes, ARP and
+FDB entries of every peer, kernel parameters, every rule of the packet filter, address
+pools, leaked resources, certificates, and the host below; and sends real packets through
+the tunnel to the other nodes, for two seconds at most. With POD, IP or NODE: what
+concerns that attachment (as for explain), or the node with that address or subnet.
+
+Changes nothing. With --fix it runs the commands of findings that are safe: they restore
+what flanneld or a plugin has made, set a kernel parameter, or call cni-py.
+
+exit status: 0 nothing wrong, 1 warnings, 2 errors; 3 nothing wrong was found, but
+something could not be checked, or POD is unknown
+
+examples:
+  cni-py doctor
+  cni-py doctor default/web-1
+  cni-py doctor 192.168.123.12
+  cni-py doctor --fix --dry-run
+  cni-py doctor --bundle /tmp/node1.tar.gz"""
 
 _WALK = """\
 Show the path of a packet, hop by hop, and verify it with a real one.
@@ -325,6 +348,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_repair(_new(commands.add_parser, "repair", help=_summary(_REPAIR), description=_REPAIR))
     _add_sweep(_new(commands.add_parser, "sweep", help=_summary(_SWEEP), description=_SWEEP))
     _add_explain(_new(commands.add_parser, "explain", help=_summary(_EXPLAIN), description=_EXPLAIN))
+    _add_doctor(_new(commands.add_parser, "doctor", help=_summary(_DOCTOR), description=_DOCTOR))
     _add_walk(_new(commands.add_parser, "walk", help=_summary(_WALK), description=_WALK))
     text = "show the version, and with -v the kernel, libraries and plugins of this host"
     _add_version(_new(commands.add_parser, "version", help=text))
@@ -385,6 +409,21 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--netconf-path", metavar="DIR", help=text)
     text = "afterwards, turn masquerade and host ports into what the Go plugins create and delete"
     command.add_argument("--convert-to-go", action="store_true", help=text)
+
+
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    text = "an attachment, as for explain; or a node, by its address or subnet"
+    command.add_argument("target", metavar="POD|IP|NODE", nargs="?", default="", help=text)
+    command.add_argument("--fix", action="store_true", help="run the commands of findings that are safe, and examine again")
+    command.add_argument("--dry-run", action="store_true", help="print the commands that --fix would run")
+    text = "write a report with facts, journals and versions, without secrets"
+    command.add_argument("--bundle", metavar="FILE.tar.gz", help=text)
+    command.add_argument("--no-probes", action="store_true", help="send no packets to other nodes")
+    command.add_argument("--rules", action="store_true", help="list the rules")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--netconf-path", metavar="DIR", help="directory of network configurations")
+    command.add_argument("--cni-path", metavar="DIRS", help="directories of plugins, separated by colons")
+    command.add_argument("--cache-dir", metavar="DIR", default="/var/lib/cni", help="directory of cached results (%(default)s)")
 
 
 def _add_explain(command: argparse.ArgumentParser) -> None:

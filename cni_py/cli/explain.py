@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show_json([one.as_json() | _as_json(_lines_of(one), options) for one in found])
         return 0
-    _print(lambda width: _render_attachments(found, width, verbose=options.verbose))
+    print_lines(lambda width: _render_attachments(found, width, verbose=options.verbose))
     return 0
 
 
@@ -93,7 +93,7 @@ def _explain_lines(options: argparse.Namespace, where: dict[str, str], lines: li
     found = sorted(calls.read(lines), key=lambda call: call.began)
     if not found:
         show("no changes")
-    _print(lambda width: text.render(found, width, verbose=options.verbose))
+    print_lines(lambda width: text.render(found, width, verbose=options.verbose))
     return 0
 
 
@@ -115,7 +115,7 @@ def _render_attachments(found: Iterable[Known], width: int | None, *, verbose: b
         yield from text.render(calls.read(lines), width, verbose=verbose) if lines else [[text.Part(text.DIM, NO_JOURNAL)]]
 
 
-def _print(lines: Lines) -> None:
+def print_lines(lines: Lines) -> None:
     """Print lines to standard output; on a terminal within its width, and in colours unless ``NO_COLOR`` is set."""
     if not sys.stdout.isatty():
         for parts in lines(None):

@@ -149,6 +149,13 @@ def version(options: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(options: argparse.Namespace) -> int:
+    """Run ``cni-py doctor``."""
+    from cni_py.cli import doctor as examining
+
+    return examining.run(options)
+
+
 def config(options: argparse.Namespace) -> int:
     """Run ``cni-py config``: the keys of the plugins, or a command on flannel's datastore."""
     if options.config_command == "check":
@@ -168,7 +175,7 @@ def config(options: argparse.Namespace) -> int:
 
 def _check_files(options: argparse.Namespace) -> int:
     """Run ``cni-py config check``: a line for each finding; exits with 1 for an error, with ``--strict`` for a warning too."""
-    from cni_py.cli import config_check
+    from cni_py.doctor import config_check
 
     found = [config_check.check(path) for path in options.files]
     if options.json:
@@ -221,6 +228,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "repair": repair,
     "sweep": sweep,
     "explain": explain,
+    "doctor": doctor,
     "walk": walk,
     "version": version,
     "config": config,

@@ -106,7 +106,7 @@ def check(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Run ``cni-py status``: prints nothing if every plugin is ready; without a network, the agent's statistics."""
-    from cni_py.cli import node_state
+    from cni_py.doctor import node_state
 
     if not options.network:
         show_json(_agent_report())

@@ -47,6 +47,17 @@ def what_is_invalid(ours: tuple[str, bytes], authority: tuple[str, bytes]) -> st
     return "; ".join([*found, WHAT_TO_DO]) if found else ""
 
 
+def validity(pem: bytes) -> list[tuple[datetime, datetime]]:
+    """Return begin and end of each certificate whose dates can be read, in the order of the file."""
+    found = []
+    for text in _PEM.findall(pem):
+        try:
+            found.append(_validity(base64.b64decode(text)))
+        except (ValueError, IndexError):
+            continue
+    return found
+
+
 def _faults(pem: bytes) -> list[str]:
     """Return for each certificate "" where its dates are good or cannot be read."""
     now = datetime.now(UTC)

@@ -77,8 +77,8 @@ def path_for(subnet_file: str) -> str:
     return f"{PATH.removesuffix('.json')}-{subnet_file.strip('/').replace('/', '-')}.json"
 
 
-def read(path: str) -> Saved | None:
-    """Read it. None: there is nothing, it cannot be used, or our own lease has ended."""
+def read(path: str, *, may_have_ended: bool = False) -> Saved | None:
+    """Read it. None: there is nothing, it cannot be used, or our own lease has ended (unless ``may_have_ended``)."""
     try:
         first, *lines = files.read(path, limit=MAX_BYTES).split(b"\n")
         found = json.loads(first)
@@ -95,7 +95,7 @@ def read(path: str) -> Saved | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError, CniError, NotALease) as error:
         _complain(path, error)
         return None
-    return saved if own.is_live() else None
+    return saved if may_have_ended or own.is_live() else None
 
 
 class Saver:

@@ -166,8 +166,8 @@ class Session:
         self._saver.save()
         content = content_for(self.config, own, self.backend.mtu, bool(self.options.ip_masq))
         self._subnet_file = SubnetFile(self.options.subnet_file, content, self._subnet_file_is_right)
-        self._subnet_file.write()
-        info(f"Wrote subnet file to {self.options.subnet_file}")
+        if self._subnet_file.write():
+            info(f"Wrote subnet file to {self.options.subnet_file}")
 
     def _guards(self) -> list[Guard]:
         """Return on which addresses VXLAN is received: those of the devices, and those that the lease says."""

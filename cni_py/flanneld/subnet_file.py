@@ -56,8 +56,9 @@ class SubnetFile:
         self._trouble = ""
         self._restored = deque([-RESTORED_SECONDS] * RESTORED_COUNT, maxlen=RESTORED_COUNT)
 
-    def write(self) -> None:
-        """Write it. One that cannot be written, and is right as it is, is a warning. Raises: CniError, OSError."""
+    def write(self) -> bool:
+        """Write it. Returns: False for one that cannot be written, and is right as it is. Raises: CniError, OSError."""
+        was_written = True
         try:
             files.make_directory(os.path.dirname(self.path) or ".", 0o755)
             files.write(self.path, self._content, 0o644)
@@ -65,7 +66,9 @@ class SubnetFile:
             if not self._holds():
                 raise
             warning(f"{self.path} is right as it is, but could not be written: {fault}")
+            was_written = False
         self._stamp = stamp_of(self.path)
+        return was_written
 
     def run(self, stop: Stop) -> None:
         """Restore it when another process deletes or changes it, until ``stop``."""

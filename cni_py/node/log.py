@@ -18,10 +18,15 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import localtime, strftime, time_ns
+from typing import TYPE_CHECKING
 
 from cni_py.journal import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STDERR_FD = 2
 SHOWN = 64
@@ -29,6 +34,7 @@ SHOWN = 64
 LINE = 32 * 1024
 """Characters of a line: each change is shown whole, and a text of another node, which may have 2 MiB, is not."""
 _verbosity = 0
+_is_silent = False
 
 
 def info(text: str) -> None:
@@ -66,8 +72,21 @@ def set_verbosity(level: int) -> None:
     _verbosity = level
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Log nothing within the block: a command for people calls a daemon's functions, and reports what they raise itself."""
+    global _is_silent
+    before, _is_silent = _is_silent, True
+    try:
+        yield
+    finally:
+        _is_silent = before
+
+
 def _log(severity: str, text: str) -> None:
     """Write the line of our caller's caller. A log that cannot be written stops nothing."""
+    if _is_silent:
+        return
     caller = sys._getframe(2)
     where = f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}"
     line = f"{severity}{_now()} {os.getpid():7d} {where}] {in_one_line(text)}\n".encode(errors="backslashreplace")

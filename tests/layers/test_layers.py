@@ -67,9 +67,13 @@ ALLOWED: dict[str, set[str]] = {
     # for people
     "lab": set(),
     "explain": set(),
+    "doctor": {
+        "explain", "runtime", "sweep", "flanneld", "node", "datastore", "plugins", "attachment", "ipam", "packetfilter",
+        "kernel", "netlink", "config", "spec", "plugin_table",
+    },
     "walk": {"packetfilter", "kernel", "netlink"},
     "cli": {
-        "explain", "walk", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "doctor", "walk", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, Any, list[str]]] = {
     "case of the list": ("x.conflist", conflist(disablecheck=True), ['is "disableCheck" meant?']),
     "list in a .conf": ("x.conf", conflist(), ["*.conflist"]),
     "no plugins": ("x.conflist", {"name": "net", "cniVersion": "0.3.1"}, ["error: "]),
+    "empty list": ("x.conflist", {}, ['error: "name" is missing']),
     "no type": ("x.conflist", conflist({"bridge": "b"}), ["error: ", "type"]),
     "version": ("x.conflist", conflist(cniVersion="9.9.9"), ["error: ", "9.9.9"]),
     "case in the delegate": (

@@ -94,6 +94,8 @@ def _conflist(path: str, content: bytes, raw: Mapping[str, Any]) -> Checked:
         warnings.append("a runtime reads a list of plugins only from a file that is named *.conflist")
     try:
         network = network_config.parse_list(path, content, raw)
+    except KeyError as error:
+        return Checked(path, "network list", (f'"{error.args[0]}" is missing',), tuple(warnings))
     except CniError as error:
         words = ": ".join(filter(None, (error.msg.removeprefix(path).removeprefix(": ").removeprefix(", "), error.details)))
         return Checked(path, "network list", (words,), tuple(warnings))

@@ -1,0 +1,349 @@
+"""Routes, neighbours and FDB entries of each peer, against the leases; and replies to probes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_py.attachment.record import mark_on
+from cni_py.doctor.facts import Way
+from cni_py.doctor.findings import ERROR, WARNING, Finding
+from cni_py.doctor.rules import gathered, shown
+from cni_py.kernel.route import BLACKHOLE_METRIC, PROTOCOL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cni_py.doctor.facts import Address, Facts, Network, Reached, Wanted
+    from cni_py.flanneld.lease import Lease
+    from cni_py.kernel.route import Route
+
+
+def names_of(lease: Lease) -> frozenset[str]:
+    """Return the names of a node as a person may give them."""
+    return frozenset(map(str, (*lease.subnets.each(), *lease.attributes.addresses)))
+
+
+def _peer(one: Wanted) -> str:
+    return f"peer {one.subnet} ({_node(one)})"
+
+
+def _node(one: Wanted) -> Address | None:
+    return one.lease.attributes.public_ip if one.subnet.version == 4 else one.lease.attributes.public_ipv6
+
+
+def _command(*words: str, version: int = 4) -> tuple[str, ...]:
+    return (words[0], *(("-6",) if version == 6 and words[0] == "ip" else ()), *words[1:])
+
+
+def route(facts: Facts) -> Iterator[Finding]:
+    """The kernel's choice for a packet to each peer's pods."""
+    found = []
+    for one in facts.wanted:
+        way, wanted = facts.ways.get(one.subnet, Way()), one.route
+        if (way.device, way.gateway) == (wanted.device, wanted.gateway) and not way.is_discarded:
+            continue
+        others = [each for each in facts.routes if _is_better(each, one.subnet) and not _is_same(each, wanted)]
+        exists = any(_is_same(each, wanted) for each in facts.routes)
+        command = _command("ip", "route", "replace", *wanted.words())
+        lines = [
+            f"its pods are reached by: {way}",
+            *(f"a route of another program: {' '.join(each.words())}" for each in others),
+        ]
+        deletions = [" ".join(_command("ip", "route", "del", *each.words())) for each in others]
+        repair = [*deletions, *([] if exists else [" ".join(command)])]
+        state = "another route takes its packets" if exists else "the route is missing"
+        found.append(
+            Finding(
+                f"{_peer(one)}: {state}",
+                tuple(lines),
+                tuple(repair)
+                or (f"find the rule that leads elsewhere: ip rule; ip route get {one.subnet.network_address + 1}",),
+                () if exists or facts.link(wanted.device) is None else (command,),
+                names_of(one.lease),
+            )
+        )
+    yield from gathered(found, "peer", "the route is missing, or another one takes its packets")
+
+
+def _is_same(one: Route, other: Route) -> bool:
+    """Return whether two routes lead the same way, whichever program made them."""
+    return (one.dst, one.device, one.gateway) == (other.dst, other.device, other.gateway)
+
+
+def _is_better(one: Route, subnet: Network) -> bool:
+    """Return whether a route takes packets of a subnet from a route to the whole of it."""
+    return one.dst.version == subnet.version and one.dst.prefixlen >= subnet.prefixlen and one.dst.subnet_of(subnet)  # type: ignore[arg-type]
+
+
+def neighbour(facts: Facts) -> Iterator[Finding]:
+    found = []
+    actual = {(each.device, each.address): each for each in facts.neighbours}
+    for one in facts.wanted:
+        wanted = one.neighbour
+        if wanted is None or facts.link(wanted.device) is None:
+            continue
+        there = actual.get((wanted.device, wanted.address))
+        if there is None or there.mac != wanted.mac:
+            command = ("ip", "neigh", "replace", *wanted.words())
+            state = f"it is at {there.mac}" if there else "there is no permanent entry"
+            found.append(
+                Finding(
+                    f"{_peer(one)}: the ARP entry of its device is {'wrong' if there else 'missing'}",
+                    (f"{state}, and its lease says {wanted.mac}",),
+                    (" ".join(command),),
+                    (command,),
+                    names_of(one.lease),
+                )
+            )
+    yield from gathered(found, "peer", "the ARP entry is missing or wrong")
+
+
+def forwarding(facts: Facts) -> Iterator[Finding]:
+    found = []
+    actual: dict[tuple[str, str], set[Address]] = {}
+    for each in facts.forwarding:
+        actual.setdefault((each.device, each.mac), set()).add(each.remote)
+    for one in facts.wanted:
+        wanted = one.forwarding
+        if wanted is None or facts.link(wanted.device) is None:
+            continue
+        there = actual.get((wanted.device, wanted.mac), set())
+        if there != {wanted.remote}:
+            command = ("bridge", "fdb", "replace", *wanted.words())
+            leads = f"it leads to {', '.join(map(str, there))}" if there else "there is no entry"
+            found.append(
+                Finding(
+                    f"{_peer(one)}: the FDB entry of its device is {'wrong' if there else 'missing'}",
+                    (f"{leads}, and the lease says {wanted.mac} is on {wanted.remote}",),
+                    (" ".join(command),),
+                    (command,),
+                    names_of(one.lease),
+                )
+            )
+    yield from gathered(found, "peer", "the FDB entry is missing or wrong")
+
+
+def node_route(facts: Facts) -> Iterator[Finding]:
+    """The route to the peer's node, below the tunnel."""
+    found = []
+    for one in facts.wanted:
+        node = _node(one)
+        way = facts.node_ways.get(node) if node else None
+        if node is None or way is None:
+            continue
+        is_inside = way.device.startswith("flannel") or way.device == facts.bridge_name
+        if way.device and not way.is_discarded and not is_inside:
+            continue
+        state = "the route to its node leads into the pods' network" if is_inside and way.device else "no route to its node"
+        found.append(
+            Finding(
+                f"{_peer(one)}: {state}",
+                (f"ip route get {node}: {way}",),
+                (f"correct the node's routes; which were expected: ip route get {node}",),
+                about=names_of(one.lease),
+            )
+        )
+    yield from gathered(found, "peer", "no route to the node")
+
+
+def own_route(facts: Facts) -> Iterator[Finding]:
+    """The kernel's route from this node to its own pods."""
+    link = facts.bridge
+    if link is None or not facts.ports(link) or not link.is_up:
+        return
+    for subnet in facts.subnets:
+        gateway = next((at for at in facts.addresses_of(link) if at.address in subnet), None)
+        way = facts.ways.get(subnet)
+        if gateway is None or way is None or way.device in (link.name, "lo"):
+            continue
+        if any(each.device == way.device and each.dst.prefixlen == each.dst.max_prefixlen for each in facts.routes):
+            continue  # a pod with a route of its own
+        words = (str(subnet), "dev", link.name, "proto", "kernel", "scope", "link")
+        command = _command("ip", "route", "add", *words, "src", str(gateway.address))
+        if subnet.version == 6:
+            command = _command("ip", "route", "add", str(subnet), "dev", link.name, version=6)
+        yield Finding(
+            f"the route to our own pods, {subnet}, is missing",
+            (f"they are reached by: {way}",),
+            (" ".join(command),),
+            (command,),
+        )
+
+
+def foreign_route(facts: Facts) -> Iterator[Finding]:
+    """Routes of other programs inside the pods' network."""
+    own = {link.name for link in facts.links if link.name.startswith("flannel") or mark_on(link)} | {facts.bridge_name}
+    wanted = [one.route for one in facts.wanted]
+    known = list(facts.ways)
+    for each in sorted(facts.routes, key=str):
+        if each.protocol == PROTOCOL or (each.device and each.device in own) or any(_is_same(each, one) for one in wanted):
+            continue
+        if not any(each.dst.version == net.version and each.dst.prefixlen > net.prefixlen and each.dst.subnet_of(net)  # type: ignore[arg-type]
+                   for net in facts.networks):  # fmt: skip
+            continue
+        if any(each.dst.version == subnet.version and each.dst.subnet_of(subnet) for subnet in known) and any(  # type: ignore[arg-type]
+            one.subnet == each.dst or each.dst.subnet_of(one.subnet)  # type: ignore[arg-type]
+            for one in facts.wanted
+            if one.subnet.version == each.dst.version and facts.ways.get(one.subnet, Way()).device != one.route.device
+        ):
+            continue  # the rule about the peer reports it
+        command = _command("ip", "route", "del", *each.words())
+        yield Finding(
+            f"a route of another program takes packets of the pods' network: {each.dst}",
+            (" ".join(each.words()),),
+            (" ".join(command),),
+        )
+
+
+def stale_route(facts: Facts) -> Iterator[Finding]:
+    """Routes that flanneld made for leases that no longer exist."""
+    if facts.known is None:
+        return
+    leased = {subnet for subnets in facts.known.leases for subnet in subnets.each()} | set(facts.subnets)
+    found = []
+    for each in sorted(facts.routes, key=str):
+        if each.protocol != PROTOCOL or each.dst in leased or each.metric == BLACKHOLE_METRIC:
+            continue
+        if each.dst in facts.networks:  # of the back end udp: one route for all peers
+            continue
+        command = _command("ip", "route", "del", *each.words())
+        found.append(
+            Finding(
+                f"the route to {each.dst} is stale: no node has a lease of it",
+                (" ".join(each.words()),),
+                (" ".join(command),),
+                (command,),
+            )
+        )
+    yield from gathered(found, "route", "stale: no node has a lease of it")
+
+
+# ---- replies to probes---------------------------------------------------------------------------
+
+
+def reached(facts: Facts) -> Iterator[Finding]:
+    """Peers that do not answer, and at which layer a packet ends."""
+    peers = facts.probed.peers
+    silent = [each for each in peers if not each.tunnel]
+    is_all = len(silent) == len(peers) and len(peers) > 0
+    found = []
+    for each in silent:
+        layer, lines = _layer(facts, each)
+        is_their_node = each.node is False and not each.refused
+        found.append(
+            Finding(
+                f"peer {each.subnet} ({_address(each)}) does not answer: {layer}",
+                tuple(lines),
+                (_advice(facts, each, layer),),
+                about=names_of(each.lease),
+                severity=WARNING if is_their_node and not is_all else ERROR,
+            )
+        )
+    if not _are_alike(found):
+        yield from found
+    else:
+        yield from gathered(found, "peer", f"no answer: {_layer(facts, silent[0])[0]}" if silent else "")
+
+
+_NODE_SILENT = "its node does not answer beside the tunnel either"
+
+
+def _are_alike(found: Iterable[Finding]) -> bool:
+    return len({(one.severity, one.what.rpartition(": ")[2]) for one in found}) <= 1
+
+
+def _address(each: Reached) -> Address | None:
+    its = each.lease.attributes
+    return its.public_ip if each.subnet.version == 4 else its.public_ipv6
+
+
+def _layer(facts: Facts, each: Reached) -> tuple[str, list[str]]:  # noqa: PLR0911 — a line for each layer
+    """Return where a packet ends, and what shows it."""
+    lines = [f"sent to {each.target}, through the tunnel: {each.refused or 'no answer'}"]
+    if each.node is not None:
+        lines.append(f"sent to {_address(each)}, beside the tunnel: {'answered' if each.node else 'no answer'}")
+    wanted = next((one for one in facts.wanted if one.subnet == each.subnet), None)
+    if wanted is None:
+        return _NODE_SILENT if each.node is False else "at the tunnel, or behind it", lines
+    way = facts.ways.get(each.subnet, Way())
+    if way.is_discarded or (way.device, way.gateway) != (wanted.route.device, wanted.route.gateway):
+        return "at the route", lines
+    if wanted.neighbour is not None and wanted.neighbour not in facts.neighbours:
+        return "at the ARP entry", lines
+    if wanted.forwarding is not None and wanted.forwarding not in facts.forwarding:
+        return "at the FDB entry", lines
+    device = facts.link(wanted.route.device)
+    if device is not None and not device.is_up:
+        return f"at {device.name}, which is down", lines
+    if each.node is False:
+        return _NODE_SILENT, lines
+    if wanted.forwarding is not None:
+        return f"UDP port {facts.tunnel_port} is blocked on the way, or its device is wrong", lines
+    return "its node does not forward to its pods", lines
+
+
+def _advice(facts: Facts, each: Reached, layer: str) -> str:
+    node = _address(each)
+    if layer.startswith("UDP"):
+        device = facts.external.name if facts.external else "eth0"
+        return (
+            f"open UDP port {facts.tunnel_port} between the nodes; on the peer: tcpdump -ni any udp port {facts.tunnel_port}; "
+            f"here: tcpdump -ni {device} udp port {facts.tunnel_port}"
+        )
+    if layer.startswith("its node does not answer"):
+        return f"check that node and the network between: ping {node}; ip neigh show {node}"
+    if layer.startswith("its node does not forward"):
+        return f"run cni-py doctor on {node}"
+    if layer.startswith("at the tunnel"):
+        return f"see both logs of flanneld: journalctl -u flanneld; run cni-py doctor on {node}"
+    return "repair that first"
+
+
+def full_sized(facts: Facts) -> Iterator[Finding]:
+    """Peers that small packets reach, and large ones do not."""
+    found = [
+        Finding(
+            f"peer {each.subnet} ({_address(each)}): large packets are lost",
+            (f"a small packet was answered, one as large as a pod may send ({_sent(facts)} bytes) was not",),
+            (f'find the smallest MTU on the way: tracepath -n {_address(each)}; set "Backend.MTU" to it',),
+            about=names_of(each.lease),
+        )
+        for each in facts.probed.peers
+        if each.tunnel and each.full is False
+    ]
+    yield from gathered(found, "peer", "large packets are lost")
+
+
+def _sent(facts: Facts) -> int:
+    return facts.env.mtu if facts.env else facts.pod_mtu
+
+
+def checksums(facts: Facts) -> Iterator[Finding]:
+    """Datagrams with a checksum are lost, those without arrive: a device on the way computes wrong ones."""
+    found = [each for each in facts.probed.peers if each.unchecked and each.checked is False]
+    if found:
+        subnet = found[0].subnet
+        device = next((one.route.device for one in facts.wanted if one.subnet == subnet), "flannel.1")
+        command = ("ethtool", "-K", device, "tx-checksum-ip-generic", "off")
+        yield Finding(
+            f"checksums of packets through {device} are wrong",
+            shown(f"peer {each.subnet}: a datagram without a checksum arrived, one with it did not" for each in found),
+            (" ".join(command),),
+            (command,),
+            frozenset().union(*(names_of(each.lease) for each in found)),
+        )
+
+
+def duplicate_address(facts: Facts) -> Iterator[Finding]:
+    """Another machine on the link replies for our own address."""
+    for address, mac in facts.probed.duplicates:
+        yield Finding(
+            f"another machine has the address of this node, {address}",
+            (f"{mac} replies to an ARP request for it",),
+            (f"find that machine by its MAC address, and give it another address: arping -D -I {_link(facts)} {address}",),
+            about=frozenset((str(address),)),
+        )
+
+
+def _link(facts: Facts) -> str:
+    return facts.external.name if facts.external else "eth0"

@@ -1,0 +1,118 @@
+"""Addresses, leaked resources, rules of pods, and the attachment that was asked about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_py.doctor.findings import ERROR, WARNING, Finding
+from cni_py.doctor.rules import shown
+from cni_py.plural import counted
+from cni_py.sweep.report import KEPT, WOULD_REMOVE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_py.doctor.facts import Facts, Pod
+    from cni_py.doctor.findings import Command
+    from cni_py.sweep.report import Finding as Swept
+
+_NEARLY = 10
+"""A pool is nearly empty with this share of its addresses left, in percent."""
+SWEEP, REPAIR = ("cni-py", "sweep", "--grace", "0"), ("cni-py", "repair")
+
+
+def pool(facts: Facts) -> Iterator[Finding]:
+    """Range sets without a free address, or with few."""
+    for one in facts.pools:
+        free = one.total - one.taken
+        if free <= one.total * _NEARLY // 100:
+            state = "has no free address" if free <= 0 else f"has {counted(free, 'free address', 'es')}"
+            yield Finding(
+                f'the pool {one.ranges} of the network "{one.network}" {state}',
+                (f"{one.taken} of {one.total} are reserved",),
+                ("list resources leaked by deleted pods: cni-py sweep --dry-run; else use a larger subnet: SubnetLen",),
+                severity=ERROR if free <= 0 else WARNING,
+            )
+
+
+def leaked(facts: Facts) -> Iterator[Finding]:
+    """Resources of deleted pods."""
+    stale = [one for one in (facts.leaks.findings if facts.leaks else ()) if _is_stale(one)]
+    if not stale:
+        return
+    owners = {(one.leftover.container_id, one.network) for one in stale}
+    lines = [f"{one.leftover.kind} {one.leftover.what}" for one in stale]
+    yield Finding(
+        f"leaked: {counted(len(stale), 'resource')} of {counted(len(owners), 'deleted pod')}",
+        (*shown(lines), f"why: {stale[0].why.partition('; kept:')[0]}"),
+        (f"list them: {' '.join(SWEEP)} --dry-run", " ".join(SWEEP)),
+        (SWEEP,),
+    )
+
+
+def _is_stale(one: Swept) -> bool:
+    """Return whether a leftover is stale; also where the sweep keeps it because it does not see what is behind eth0."""
+    return one.outcome == WOULD_REMOVE or (one.outcome == KEPT and "kept: liveness unknown" in one.why)
+
+
+def lost_rules(facts: Facts) -> Iterator[Finding]:
+    """Rules of live pods that another program deleted."""
+    if facts.lost:
+        yield Finding(
+            f"rules of {counted(len({one.container_id for one in facts.lost}), 'live pod')} are missing",
+            shown(f"{one.what} of container {one.container_id}, {one.ifname}" for one in facts.lost),
+            (" ".join(REPAIR),),
+            (REPAIR,),
+            frozenset(one.container_id for one in facts.lost),
+        )
+
+
+def asked(facts: Facts) -> Iterator[Finding]:
+    """The attachment that was asked about, from inside its namespace, and as CHECK sees it."""
+    for pod in facts.pods:
+        for finding in _of_pod(facts, pod):
+            yield Finding(finding.what, finding.found, finding.repair, finding.fix, pod.names, finding.severity)
+
+
+def _of_pod(facts: Facts, pod: Pod) -> Iterator[Finding]:
+    named = f"{pod.name}, {pod.ifname}"
+    if pod.error:
+        hint = f"see every step: cni-py explain {pod.container_id}"
+        yield Finding(f"{named}: the last call failed", (pod.error,), (hint,))
+    if pod.links is None:
+        if pod.state != "deleted":
+            yield Finding(
+                f"{named}: its namespace cannot be entered", (pod.fault,), ("list what is left of it: cni-py sweep --dry-run",)
+            )
+        return
+    link = next((link for link in pod.links if link.name == pod.ifname), None)
+    enter = f"nsenter --net={pod.netns}"
+    if link is None:
+        there = ", ".join(one.name for one in pod.links) or "only lo"
+        yield Finding(
+            f"{named}: the interface does not exist", (f"the pod has {there}",), ("delete the pod and create it again",)
+        )
+        return
+    if not link.is_up:
+        command: Command = ("nsenter", f"--net={pod.netns}", "ip", "link", "set", pod.ifname, "up")
+        yield Finding(f"{named}: the interface is down", (), (" ".join(command),), (command,))
+    missing = [address for address in pod.addresses if address not in {str(at.ip) for at in link.addresses}]
+    if missing:
+        found = ", ".join(map(str, link.addresses)) or "no address"
+        yield Finding(
+            f"{named}: the address {', '.join(missing)} is missing",
+            (f"the interface has {found}",),
+            (f"{enter} ip addr; or delete the pod and create it again",),
+        )
+    wants_default = facts.delegate.get("isDefaultGateway", True) and pod.network == _flannel_name(facts)
+    if wants_default and link.is_up and link.addresses and not link.gateways:
+        gateway = next((str(subnet.network_address + 1) for subnet in facts.subnets), "GATEWAY")
+        command = ("nsenter", f"--net={pod.netns}", "ip", "route", "add", "default", "via", gateway)
+        yield Finding(f"{named}: it has no default route", (f"{enter} ip route",), (" ".join(command),), (command,))
+    for msg, details, hint in pod.differences:
+        yield Finding(f"{named}: {msg}", (details,) if details else (), (hint,) if hint else ())
+
+
+def _flannel_name(facts: Facts) -> str:
+    conf = facts.flannel_conf
+    return conf.network.name if conf and conf.network else ""

@@ -1,0 +1,263 @@
+"""Reading of the doctor's facts: processes, units, certificates, programs, file systems, nodes of Kubernetes, probes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv4Network, ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_py.doctor import gather_filters, gather_kubernetes, gather_node, gather_processes, probe
+from cni_py.doctor.facts import Daemon, Wanted
+from cni_py.errors import NotAvailable
+from cni_py.flanneld.lease import Attributes, Lease, Subnets
+from cni_py.flanneld.options import Options
+from cni_py.flanneld.stores.kubernetes_annotations import DEFAULT_PREFIX, Annotations
+from cni_py.kernel.neighbour import Neighbour
+from cni_py.kernel.route import Route
+from cni_py.node.health import Health
+from cni_py.packetfilter.iptables import Iptables
+from support import pki
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "place"),
+    [
+        (["/opt/bin/flanneld", "-iface", "eth0"], 0),
+        (["python3", "-IS", "/opt/bin/flanneld", "-iface", "eth0"], 2),
+        (["/usr/bin/python3.11", "/opt/bin/flanneld"], 1),
+        (["sudo", "/opt/bin/flanneld"], None),
+        (["sh", "-c", "flanneld -iface eth0"], None),
+        (["python3", "script.py", "/opt/bin/flanneld"], None),
+        (["vi", "flanneld"], None),
+        (["/opt/bin/flanneld.old"], None),
+        ([], None),
+    ],
+)
+def test_process_is_a_flanneld(argv: list[str], place: int | None) -> None:
+    assert gather_processes._place(argv) == place
+
+
+@pytest.fixture
+def unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(gather_processes, "_UNITS", (str(tmp_path / "flanneld.service"),))
+    monkeypatch.setattr(os.path, "isdir", lambda path: True if path == "/run/systemd/system" else os.path.exists(path))
+    return tmp_path / "flanneld.service"
+
+
+def test_options_of_a_unit(unit: Path, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text('# comment\nFLANNELD_ETCD_PREFIX="/net"\nFLANNELD_IP_MASQ=true\n')
+    unit.write_text(f"[Service]\nEnvironmentFile=-{tmp_path}/env\nExecStart=/opt/bin/flanneld \\\n  -subnet-file=/run/x.env\n")
+    (tmp_path / "flanneld.service.d").mkdir()
+    (tmp_path / "flanneld.service.d/10.conf").write_text('[Service]\nEnvironment="FLANNELD_ETCD_CAFILE=/ca.crt"\n')
+    exists, options = gather_processes.of_unit()
+    assert exists
+    assert options is not None
+    assert (options.etcd_prefix, options.subnet_file, options.etcd_cafile) == ("/net", "/run/x.env", "/ca.crt")
+    assert gather_processes.unit_files() == [str(unit), f"{unit}.d/10.conf", f"{tmp_path}/env"]
+
+
+def test_unit_that_cannot_be_read_has_no_options(unit: Path) -> None:
+    assert gather_processes.of_unit() == (False, None)
+    unit.write_text("[Service]\nExecStart=/opt/bin/flanneld -nosuch\n")
+    assert gather_processes.of_unit() == (True, None)
+
+
+def test_readiness() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        health = Health()
+        health.start(listener)
+        try:
+            daemon = Daemon(1, "flanneld", Options(healthz_ip="127.0.0.1", healthz_port=port))
+            health.set_unready("no etcd")
+            assert gather_processes._asked(daemon).reasons == ("no etcd",)
+            health.set_ready()
+            assert gather_processes._asked(daemon).is_ready
+        finally:
+            health.stop()
+    dead = gather_processes._asked(daemon)
+    assert (dead.is_ready, "does not answer" in dead.reasons[0]) == (False, True)
+
+
+# ---- the host -----------------------------------------------------------------------------------
+
+
+def test_dates_of_certificates(tmp_path: Path) -> None:
+    begins = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+    ends = begins + timedelta(days=20)
+    pki.openssl(tmp_path, "req", "-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-out", "req", "-subj", "/CN=x")
+    pki.sign(tmp_path, begins, ends, "crt", "-in", "req", "-selfsign", "-keyfile", "key")
+    (tmp_path / "empty").write_text("")
+    crt, empty = str(tmp_path / "crt"), str(tmp_path / "empty")
+    found = gather_node.certificates(Options(etcd_certfile=crt, etcd_cafile=empty))
+    assert [(one.path, one.begins, one.ends) for one in found] == [(crt, begins, ends), (empty, None, None)]
+    assert found[1].fault == "it has no certificate"
+    assert gather_node.certificates(Options(etcd_certfile="/nosuch"))[0].fault == "No such file or directory"
+    assert gather_node.certificates(Options(etcd_certfile=crt, kube_subnet_mgr=True)) == []
+
+
+def test_programs(tmp_path: Path) -> None:
+    for name, text, mode in (
+        ("good", "#!/bin/sh\n", 0o755),
+        ("mode", "#!/bin/sh\n", 0o644),
+        ("empty", "", 0o755),
+        ("interpreter", "#!/nosuch/python3\n", 0o755),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "link").symlink_to("/nosuch")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/mode").write_text("#!/bin/sh\n")
+    (tmp_path / "second/mode").chmod(0o755)
+    names = ["good", "mode", "empty", "interpreter", "link", "absent"]
+    found = {one.name: one.fault for one in gather_node.programs(names, [str(tmp_path)])}
+    assert found == {
+        "good": "",
+        "mode": "it is not executable",
+        "empty": "it is empty",
+        "interpreter": "its interpreter /nosuch/python3 does not exist",
+        "link": "it is a link to /nosuch, which does not exist",
+        "absent": f"it is not in {tmp_path}",
+    }
+    later = gather_node.programs(["mode"], [str(tmp_path), str(tmp_path / "second")])[0]
+    assert (later.path, later.fault) == (str(tmp_path / "second/mode"), "")
+
+
+def test_configurations_are_in_the_order_of_a_runtime(tmp_path: Path) -> None:
+    for name in ("20.conflist", "10.conf", "05.json", "30.txt"):
+        (tmp_path / name).write_text("{}")
+    assert [os.path.basename(one.path) for one in gather_node.conf_files(str(tmp_path))] == [
+        "05.json",
+        "10.conf",
+        "20.conflist",
+    ]
+    assert gather_node.conf_files(str(tmp_path / "nosuch")) == []
+
+
+def test_disks_are_listed_once(tmp_path: Path) -> None:
+    found = gather_node.disks([str(tmp_path), str(tmp_path / "does/not/exist")])
+    assert len(found) == 1
+    assert found[0].total_bytes > found[0].free_bytes > 0
+
+
+def test_port_of_a_program_is_found() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        assert f"process {os.getpid()}" in gather_node.port_holders(port)[0]
+    assert gather_node.port_holders(port) == []
+
+
+def test_tables_whose_program_is_missing_are_not_taken_for_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather_filters, "_tools", lambda: [Iptables(4, "-nft")])
+    monkeypatch.setattr(Iptables, "find", lambda *_: None)
+    with pytest.raises(NotAvailable, match='"iptables-nft-save" is not installed'):
+        gather_filters.read()
+
+
+# ---- Kubernetes ---------------------------------------------------------------------------------
+
+
+def node(**changes: Any) -> dict[str, Any]:
+    annotations = {
+        "kube-subnet-manager": "true",
+        "backend-type": "vxlan",
+        "backend-data": '{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}',
+        "public-ip": "192.168.123.11",
+    } | changes.pop("annotations", {})
+    kept = {f"{DEFAULT_PREFIX}/{key}": value for key, value in annotations.items() if value is not None}
+    return {
+        "metadata": {"name": "n1", "annotations": kept},
+        "spec": {"podCIDRs": ["10.244.1.0/24"]} | changes.pop("spec", {}),
+        "status": changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("item", "fault", "unavailable", "cidrs"),
+    [
+        (node(), "", "", ("10.244.1.0/24",)),
+        (node(annotations={"public-ip": None}), "public-ip is missing", "", ("10.244.1.0/24",)),
+        (node(annotations={"backend-data": "{"}), "backend-data is no JSON", "", ("10.244.1.0/24",)),
+        (node(spec={"podCIDRs": []}), "missing IPv4 address on n.Spec.PodCIDRs", "", ()),
+        (
+            node(conditions=[{"type": "NetworkUnavailable", "status": "True", "message": "no route created"}]),
+            "",
+            "no route created",
+            ("10.244.1.0/24",),
+        ),
+        (node(conditions=[{"type": "NetworkUnavailable", "status": "False", "message": "x"}]), "", "", ("10.244.1.0/24",)),
+    ],
+    ids=["healthy", "no address", "no JSON", "no podCIDR", "unavailable", "available"],
+)
+def test_node_of_kubernetes(item: dict[str, Any], fault: str, unavailable: str, cidrs: tuple[str, ...]) -> None:
+    found = gather_kubernetes.node_of(item, Annotations(DEFAULT_PREFIX), ipv4=True, ipv6=False)
+    assert fault in found.fault
+    assert bool(fault) == bool(found.fault)
+    assert (found.name, found.managed, found.network_unavailable, found.pod_cidrs) == ("n1", True, unavailable, cidrs)
+
+
+# ---- probes -------------------------------------------------------------------------------------
+
+
+def wanted(number: int, *, has_tunnel: bool = True) -> Wanted:
+    subnet = IPv4Network((int(IPv4Address("10.0.0.0")) + 256 * number, 24))
+    lease = Lease(Subnets(subnet), Attributes(IPv4Address("192.168.123.11"), backend_type="vxlan"))
+    neighbour = Neighbour("flannel.1", subnet.network_address, "02:00:00:00:00:01") if has_tunnel else None
+    return Wanted(lease, subnet, Route(subnet, "flannel.1"), neighbour)
+
+
+def test_end_of_the_tunnel_is_asked_or_the_gateway_of_the_pods() -> None:
+    (tunnel,) = probe.targets_of([wanted(5)], 1450)
+    (direct,) = probe.targets_of([wanted(5, has_tunnel=False)], 1500)
+    assert (str(tunnel.end), str(direct.end)) == ("10.0.5.0", "10.0.5.1")
+
+
+def test_sample_is_even_bounded_and_has_what_was_named() -> None:
+    targets = probe.targets_of([wanted(number) for number in range(1000)], 1450)
+    chosen = probe._sample(targets, frozenset())
+    assert len(chosen) == probe.SAMPLE
+    assert chosen[0] is targets[0]
+    assert chosen == probe._sample(targets, frozenset())
+    assert probe._sample(targets[:10], frozenset()) == targets[:10]
+    assert probe._sample(targets, frozenset({"10.0.9.0/24"})) == [targets[9]]
+
+
+def echo(kind: int, code: int, identifier: int = 7, inner: bytes = b"") -> bytes:
+    head = bytes([0x45]) + bytes(19)
+    if inner:
+        return head + struct.pack("!BBHI", kind, code, 0, 0) + inner
+    return head + struct.pack("!BBHHH", kind, code, 0, identifier, 0) + struct.pack("!IB", 3, 1) + bytes(11)
+
+
+@pytest.mark.parametrize(
+    ("packet", "found"),
+    [
+        (echo(0, 0), (3, 1)),
+        (echo(0, 0, identifier=8), None),
+        (echo(8, 0), None),
+        (echo(11, 0, inner=echo(8, 0)), (3, 1)),
+        (echo(3, 2, inner=echo(8, 0)), (3, 1)),
+        (echo(3, 1, inner=echo(8, 0)), None),
+        (echo(3, 4, inner=echo(8, 0)), None),
+        (echo(3, 2, inner=echo(8, 0)[:24]), None),
+        (b"\x45", None),
+    ],
+    ids=["reply", "of another", "request", "time exceeded", "protocol", "host unreachable", "too large", "short", "shorter"],
+)
+def test_replies(packet: bytes, found: tuple[int, int] | None) -> None:
+    assert probe._answer(packet, 4, 7) == found
+
+
+def test_closed_port_refuses() -> None:
+    here = ip_address("127.0.0.1")
+    assert probe._refused([here], kind=socket.SOCK_STREAM) == {here}
+    assert probe._refused([here]) == {here}

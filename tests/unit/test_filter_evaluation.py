@@ -1,0 +1,178 @@
+"""Packets that are described, in rules of iptables and nftables: what the kernel would do, or unknown."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from cni_py.packetfilter.evaluate import ACCEPT, DROP, TRANSLATE, UNKNOWN, Packet, Ruleset, destinations_of
+
+POD, OTHER = ip_address("10.244.1.2"), ip_address("10.244.2.2")
+PACKET = Packet(POD, OTHER, "tcp", 80, "cni0", "flannel.1")
+SIX = Packet(ip_address("fd00::2"), ip_address("fd00:1::2"), "tcp", 80, "cni0", "flannel-v6.1")
+
+
+def iptables(*lines: str, policy: str = "ACCEPT", name: str = "iptables-nft") -> Ruleset:
+    chains = "".join(f":{chain} - [0:0]\n" for chain in ("A", "B"))
+    return Ruleset.of({name: f"*filter\n:FORWARD {policy} [0:0]\n{chains}" + "".join(f"{line}\n" for line in lines)}, [])
+
+
+IPTABLES = [
+    ([], ACCEPT),
+    (["-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -j REJECT --reject-with icmp-port-unreachable"], DROP),
+    (["-A FORWARD -s 10.244.0.0/16 -j ACCEPT", "-A FORWARD -j DROP"], ACCEPT),
+    (["-A FORWARD -s 10.245.0.0/16 -j ACCEPT", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD ! -s 10.244.0.0/16 -j DROP"], ACCEPT),
+    (["-A FORWARD ! -s 10.245.0.0/16 -j DROP"], DROP),
+    (["-A FORWARD -i cni0 ! -o cni0 -j DROP"], DROP),
+    (["-A FORWARD -i cni+ -j DROP"], DROP),
+    (["-A FORWARD -i eth0 -j DROP"], ACCEPT),
+    (["-A FORWARD -p tcp -m tcp --dport 80 -j DROP"], DROP),
+    (["-A FORWARD -p tcp -m tcp --dport 81:90 -j DROP"], ACCEPT),
+    (["-A FORWARD -p tcp -m multiport --dports 22,70:90 -j DROP"], DROP),
+    (["-A FORWARD -p udp -m udp --dport 80 -j DROP"], ACCEPT),
+    (["-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -m conntrack --ctstate INVALID -j DROP"], ACCEPT),
+    (["-A FORWARD -m state --state NEW -j DROP"], DROP),
+    (["-A FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT", "-A FORWARD -j DROP"], DROP),
+    (['-A FORWARD -m comment --comment "a -j DROP b" -j ACCEPT', "-A FORWARD -j DROP"], ACCEPT),
+    (["-A FORWARD -j A", "-A A -j RETURN", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -j A", "-A A -d 10.244.2.0/24 -j ACCEPT", "-A FORWARD -j DROP"], ACCEPT),
+    (["-A FORWARD -g A", "-A FORWARD -j DROP"], ACCEPT),
+    (["-A FORWARD -j A", "-A A -j B", "-A B -j DROP"], DROP),
+    (["-A FORWARD -j A", "-A A -j A", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -j LOG --log-prefix x", "-A FORWARD -j MARK --set-xmark 0x1/0x1", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -m set --match-set pods src -j ACCEPT", "-A FORWARD -j DROP"], UNKNOWN),
+    (["-A FORWARD -m set --match-set pods src -j DROP"], UNKNOWN),
+    (["-A FORWARD -m set --match-set pods src -d 10.9.0.0/16 -j DROP"], ACCEPT),
+    (["-A FORWARD -m limit --limit 1/s -j ACCEPT", "-A FORWARD -j DROP"], UNKNOWN),
+    (["-A FORWARD -m set --match-set pods src -j A", "-A A -j ACCEPT", "-A FORWARD -j DROP"], UNKNOWN),
+    (["-A FORWARD -m addrtype --dst-type LOCAL -j RETURN", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -j MISSING", "-A FORWARD -j DROP"], DROP),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "verdict"), IPTABLES, ids=[str(number) for number in range(len(IPTABLES))])
+def test_iptables(lines: list[str], verdict: str) -> None:
+    assert iptables(*lines).verdict(PACKET, "forward").kind == verdict
+
+
+def test_policy_decides_last() -> None:
+    assert iptables(policy="DROP").verdict(PACKET, "forward").words == "chain iptables-nft filter FORWARD: its policy is drop"
+    assert iptables("-A FORWARD -i cni0 -j ACCEPT", policy="DROP").verdict(PACKET, "forward").kind == ACCEPT
+
+
+def test_rule_is_named_as_it_is_written() -> None:
+    line = '-A FORWARD -i cni0 -m comment --comment "no pods" -j DROP'
+    assert iptables(line).verdict(PACKET, "forward").rule == line
+
+
+def test_families_are_apart() -> None:
+    assert iptables("-A FORWARD -j DROP").verdict(SIX, "forward").kind == ACCEPT
+    assert iptables("-A FORWARD -j DROP", name="ip6tables-nft").verdict(SIX, "forward").kind == DROP
+    assert iptables("-A FORWARD -j DROP", name="ip6tables-nft").verdict(PACKET, "forward").kind == ACCEPT
+
+
+def chain(name: str, family: str = "inet", hook: str = "forward", table: str = "t", **more: Any) -> dict[str, Any]:
+    base = {"type": "filter", "hook": hook, "prio": 0, "policy": "accept"} if hook else {}
+    return {"chain": {"family": family, "table": table, "name": name, **base, **more}}
+
+
+def rule(of: str, *expressions: dict[str, Any], family: str = "inet", table: str = "t") -> dict[str, Any]:
+    return {"rule": {"family": family, "table": table, "chain": of, "handle": 7, "expr": list(expressions)}}
+
+
+def match(left: Any, right: Any, op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def payload(protocol: str, field: str) -> dict[str, Any]:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def meta(key: str) -> dict[str, Any]:
+    return {"meta": {"key": key}}
+
+
+SADDR, DROPS, ACCEPTS = payload("ip", "saddr"), {"drop": None}, {"accept": None}
+NETWORK = {"prefix": {"addr": "10.244.0.0", "len": 16}}
+NFT = [
+    ([DROPS], DROP),
+    ([{"counter": {"packets": 0, "bytes": 0}}, {"reject": {"type": "icmp"}}], DROP),
+    ([match(SADDR, NETWORK), DROPS], DROP),
+    ([match(SADDR, NETWORK, "!="), DROPS], ACCEPT),
+    ([match(SADDR, "10.244.1.2"), DROPS], DROP),
+    ([match(SADDR, {"set": ["10.9.9.9", "10.244.1.2"]}), DROPS], DROP),
+    ([match(SADDR, {"range": ["10.244.1.1", "10.244.1.9"]}), DROPS], DROP),
+    ([match(payload("ip6", "saddr"), "fd00::2"), DROPS], ACCEPT),
+    ([match(meta("iifname"), "cni*"), DROPS], DROP),
+    ([match(meta("oifname"), "eth0"), DROPS], ACCEPT),
+    ([match(meta("l4proto"), "tcp"), DROPS], DROP),
+    ([match(meta("l4proto"), {"set": ["udp", 6]}), DROPS], DROP),
+    ([match(meta("nfproto"), "ipv6"), DROPS], ACCEPT),
+    ([match(payload("tcp", "dport"), 80), DROPS], DROP),
+    ([match(payload("th", "dport"), {"set": [{"range": [70, 90]}]}), DROPS], DROP),
+    ([match(payload("udp", "dport"), 80), DROPS], ACCEPT),
+    ([match({"ct": {"key": "state"}}, ["established", "related"], "in"), DROPS], ACCEPT),
+    ([match({"&": [meta("mark"), 0x4000]}, 0x4000), DROPS], ACCEPT),
+    ([match({"fib": {"result": "type", "flags": ["daddr"]}}, "local"), DROPS], UNKNOWN),
+    ([match({"payload": {"base": "th", "offset": 96, "len": 24}}, 1), DROPS], UNKNOWN),
+    ([{"limit": {"rate": 1, "per": "second"}}, DROPS], UNKNOWN),
+    ([match(SADDR, "@pods"), DROPS], DROP),
+    ([match(SADDR, "@unknown"), DROPS], UNKNOWN),
+    ([{"vmap": {"key": SADDR, "data": "@verdicts"}}], DROP),
+    ([{"vmap": {"key": payload("ip", "daddr"), "data": "@verdicts"}}], ACCEPT),
+    ([{"vmap": {"key": {"concat": [SADDR]}, "data": "@verdicts"}}], UNKNOWN),
+    ([{"vmap": {"key": meta("iifname"), "data": {"set": [["cni0", DROPS], ["eth0", ACCEPTS]]}}}], DROP),
+    ([{"jump": {"target": "other"}}], DROP),
+    ([{"goto": {"target": "other"}}], DROP),
+]  # fmt: skip
+OBJECTS = [
+    {"metainfo": {}},
+    {"set": {"family": "inet", "table": "t", "name": "pods", "elem": [NETWORK]}},
+    {"map": {"family": "inet", "table": "t", "name": "verdicts", "elem": [
+        [{"elem": {"val": "10.244.1.2", "comment": "c1"}}, {"goto": {"target": "other"}}]
+    ]}},
+    chain("forward"), chain("other", hook=""), rule("other", DROPS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expressions", "verdict"), NFT, ids=[str(number) for number in range(len(NFT))])
+def test_nftables(expressions: list[dict[str, Any]], verdict: str) -> None:
+    assert Ruleset.of({}, [*OBJECTS, rule("forward", *expressions)]).verdict(PACKET, "forward").kind == verdict
+
+
+def test_every_base_chain_must_accept() -> None:
+    objects = [chain("a", prio=-10), chain("b", prio=10, policy="drop"), rule("a", ACCEPTS)]
+    assert Ruleset.of({}, objects).verdict(PACKET, "forward").words == "chain inet t b: its policy is drop"
+
+
+def test_chains_of_iptables_are_read_by_it() -> None:
+    """nft prints matches of iptables without their content: as a rule that matches everything."""
+    objects = [chain("FORWARD", family="ip", table="filter"), rule("FORWARD", {"xt": None}, DROPS, family="ip", table="filter")]
+    assert Ruleset.of({}, objects).verdict(PACKET, "forward").kind == ACCEPT
+    own = [chain("forward", family="ip", table="filter", policy="drop")]
+    assert Ruleset.of({}, own).verdict(PACKET, "forward").kind == DROP
+
+
+def test_translation() -> None:
+    text = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 10.244.0.0/16 ! -d 10.244.0.0/16 -j MASQUERADE\nCOMMIT\n"
+    ruleset = Ruleset.of({"iptables-legacy": text}, [])
+    assert ruleset.verdict(PACKET, "postrouting").kind == ACCEPT
+    outside = Packet(POD, ip_address("1.1.1.1"), "tcp", 80, "cni0", "eth0")
+    assert ruleset.verdict(outside, "postrouting").kind == TRANSLATE
+
+
+def test_ingress_chain_is_of_its_device() -> None:
+    objects = [chain("in", family="netdev", hook="ingress", dev="eth0"), rule("in", DROPS, family="netdev")]
+    ruleset = Ruleset.of({}, objects)
+    assert ruleset.verdict(PACKET, "ingress").kind == ACCEPT
+    assert ruleset.verdict(Packet(POD, OTHER, "udp", 8472, "eth0"), "ingress").kind == DROP
+
+
+def test_destinations() -> None:
+    saved = {"iptables-nft": "*nat\n-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -j X\n-A KUBE-SERVICES -j KUBE-NODEPORTS\n"}
+    assert destinations_of(saved, "KUBE-SERVICES") == ["10.96.0.1/32"]
