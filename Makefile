@@ -14,6 +14,8 @@ WORKERS ?= $(if $(TESTS),0,5)
 # arguments of integration/kernel/run.py: make test-kernel KERNEL="uml integration/kernel/test_bridge_vlan.py"
 KERNEL ?=
 BENCH ?=
+# pages whose output make docs prints again; all of them otherwise: make docs PAGES=docs/lessons/01-one-add.md
+PAGES ?=
 SCALE ?=
 # programs of Kubernetes that the caller built: make test-kubernetes K8S_BIN=DIR
 K8S_BIN ?=
@@ -26,7 +28,7 @@ INSTALL := $(TOOLS)/python integration/install
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-kernel test-kubernetes check fmt bench scale bundle image install uninstall system-packages runtime dev lock wheel clean
+.PHONY: help demo docs test test-long test-kernel test-kubernetes check fmt bench scale bundle image install uninstall system-packages runtime dev lock wheel clean
 
 help:  ## this list
 	@echo 'cni-py: the flannel CNI suite in Python'
@@ -80,6 +82,13 @@ fmt: dev  ## format the sources and fix what ruff can fix
 	@$(TOOLS)/ruff format $(SOURCES)
 	@$(TOOLS)/ruff check --fix $(SOURCES)
 
+docs:  ## build/site: docs/ as a site, after its output was printed again (as root; otherwise as it is)
+	@integration/system-packages run
+	@integration/prepare dev
+	@integration/prepare docs
+	@[ "$$(id -u)" != 0 ] || $(TOOLS)/python integration/docs/refresh.py $(PAGES)
+	@integration/docs/build-site
+
 bench:  ## side by side with the Go plugins: medians and ratios (as root)
 	@integration/system-packages test
 	@$(MAKE) --no-print-directory --silent install PREFIX=$(CURDIR)/build/bench DESTDIR= REPLACE= >/dev/null
@@ -119,6 +128,7 @@ dev:
 lock:  ## resolve the dependencies again and write the lock files (requires uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra flanneld pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header integration/bundle/requirements.in -o integration/bundle/requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header integration/docs/requirements.in -o integration/docs/requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock --extra flanneld --extra dev pyproject.toml -o requirements-dev.lock
 
 wheel: runtime  ## dist/cni_py-VERSION-py3-none-any.whl

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Library", "c_char_p", "c_int", "c_uint", "c_void_p", "get_errno"]
+__all__ = ["Library", "c_char_p", "c_int", "c_uint", "c_ulong", "c_void_p", "get_errno"]
 
 
 class c_int(_SimpleCData):  # type: ignore[type-arg]  # noqa: N801 — the names of ctypes
@@ -23,6 +23,10 @@ class c_int(_SimpleCData):  # type: ignore[type-arg]  # noqa: N801 — the names
 
 class c_uint(_SimpleCData):  # type: ignore[type-arg]  # noqa: N801
     _type_ = "I"
+
+
+class c_ulong(_SimpleCData):  # type: ignore[type-arg]  # noqa: N801
+    _type_ = "L"
 
 
 class c_char_p(_SimpleCData):  # type: ignore[type-arg]  # noqa: N801

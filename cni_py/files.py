@@ -156,10 +156,11 @@ def _install(path: str, content: bytes, mode: int, *, is_shown: bool = True) -> 
     change = step("install", "-m", f"{mode:o}", "/dev/stdin", path, error=IOFailure)
     if is_shown and mode & 0o200 and len(content) <= SHOWN_BYTES and content.isascii() and b"\r" not in content:
         *lines, last = content.decode().split("\n")
-        if not last:
+        if not last and lines:
             change.line = f"printf '%s\\n' {' '.join(map(quote, lines))} | {change.line}"
-        elif not lines:
-            change.line = f"printf %s {quote(last)} | {change.line}"
+        else:
+            form = quote("\\n".join(["%s"] * (len(lines) + 1)))
+            change.line = f"printf {form} {' '.join(map(quote, [*lines, last]))} | {change.line}"
     return change
 
 

@@ -252,6 +252,9 @@ def go_on_without(error: IOFailure) -> None:
 class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …):
     """One change, given as the command that would make it.
 
+    ``unchanged``: set inside where the kernel has it that way already, and the command, typed, would fail: the journal then
+    has a comment.
+
     Args:
         words: the command; each is quoted if a shell needs it.
         error: the type that an ``OSError`` inside becomes: ``KernelRefused`` or ``IOFailure``.
@@ -260,14 +263,17 @@ class step:  # noqa: N801 — reads as a statement: with step("ip", "link", …)
     def __init__(self, *words: str, error: type[KernelRefused] | type[IOFailure] = KernelRefused) -> None:
         self.line = " ".join([quote(word) for word in words])
         self.error = error
+        self.unchanged = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> step:
         self.began = perf_counter()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         journal = current()
         if journal is not None:
-            journal.write(f"{self.line}  # failed: {_in_one_line(error)}" if error else self.line, perf_counter() - self.began)
+            line = f"# nothing to do: {self.line}" if self.unchanged else self.line
+            journal.write(f"{self.line}  # failed: {_in_one_line(error)}" if error else line, perf_counter() - self.began)
         if isinstance(error, OSError):
             problem = "the kernel refused" if self.error is KernelRefused else "could not write"
             words = error.strerror or str(error)

@@ -24,6 +24,7 @@ examples:
   cni-py explain                   list the attachments of this node
   cni-py explain 10.244.91.2       show the journal of this one
   cni-py doctor                    find what is wrong with this node
+  cni-py plan cbr0 blue            explain what ADD would do, and do nothing
   cni-py del cbr0 blue
   cni-py walk blue 10.244.85.2     show the path of a packet, and verify it
   cni-py repair                    restore rules after nft flush ruleset
@@ -31,6 +32,7 @@ examples:
   cni-py version -v                show kernel, libraries and plugins
   cni-py config get                show the network configuration of flanneld
   cni-py lab up                    create three nodes with pods, to experiment
+  cni-py lesson list               learn how all of this works
 
 Run "cni-py help COMMAND" for details. Attachments can be shared with cnitool:
 the environment, the container ids and the cached results are the same."""
@@ -169,6 +171,29 @@ examples:
   cni-py walk outside node1:8080 --svg path.svg
   cni-py walk pod1 pod2 --no-probe --json"""
 
+_PLAN = """\
+Explain what a call would do, instead of doing it.
+
+The plugins run in a copy of this host: its network namespaces with their links,
+addresses, routes, rules and kernel parameters, and the files in which plugins keep their
+state. The copy is discarded afterwards; nothing on the host changes. Each change is shown
+as "cni-py explain" shows it. What would fail fails here with the same error and exit
+status. Names of veths and MAC addresses are random: ADD will choose others.
+
+With --script it prints a shell script that makes the same changes, for a namespace in the
+state that this host is in. Of third-party plugins, which write no journal, the difference
+between the state before and after is shown.
+
+GC keeps the attachments whose namespace exists. With DHCP, firewalld or a device named by
+its place in the hardware there is no plan: none of these has a copy.
+
+exit status: that of the call; 3 there can be no plan
+
+examples:
+  cni-py plan cbr0 blue
+  cni-py plan cbr0 blue --command DEL -v
+  cni-py plan cbr0 blue --script >attach-blue.sh"""
+
 _SWEEP = """\
 Remove resources leaked by deleted pods: those that belong to no live network namespace.
 
@@ -231,6 +256,36 @@ examples:
   cni-py lab up
   cni-py lab up --nodes 4 --segments 2 --backend-option DirectRouting=true
   cni-py lab up --backend host-gw --ipv6 --datastore etcd"""
+
+_LESSON = """\
+Learn how a pod gets its network: the exercises of the lessons in docs/lessons.
+
+"start" builds a lab for one lesson and prints the exercise; "check" says whether it is
+solved, or what is missing. The machine's own network is not touched, and "stop" removes
+everything. Passed exercises are remembered in ~/.local/state/cni-py (XDG_STATE_HOME).
+
+examples:
+  cni-py lesson list
+  cni-py lesson start 1
+  cni-py lab exec node1            a shell in the lab, to do it in
+  cni-py lesson check 1 --hint
+  cni-py lesson stop 1"""
+
+_LESSON_LIST = "List the lessons, and which exercises are passed."
+
+_LESSON_START = """\
+Build the lab of a lesson, and print its exercise.
+
+The lab is that of "cni-py lab", in its default directory, so all commands of cni-py lab
+work on it. One lesson runs at a time."""
+
+_LESSON_CHECK = """\
+Check whether the exercise of a lesson is solved; prints what is missing.
+
+exit status: 0 solved, 1 something is missing"""
+
+_LESSON_STOP = """\
+Remove the lab of a lesson, whatever its state. Progress is kept."""
 
 _LAB_FAULTS = ("link", "etcd", "flanneld", "route", "arp", "fdb")
 _FLANNELD_JOURNAL = "/run/flannel/journal"
@@ -350,11 +405,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_explain(_new(commands.add_parser, "explain", help=_summary(_EXPLAIN), description=_EXPLAIN))
     _add_doctor(_new(commands.add_parser, "doctor", help=_summary(_DOCTOR), description=_DOCTOR))
     _add_walk(_new(commands.add_parser, "walk", help=_summary(_WALK), description=_WALK))
+    _add_plan(_new(commands.add_parser, "plan", help=_summary(_PLAN), description=_PLAN))
     text = "show the version, and with -v the kernel, libraries and plugins of this host"
     _add_version(_new(commands.add_parser, "version", help=text))
     config = _new(commands.add_parser, "config", help=_summary(_CONFIG), description=_CONFIG)
     config_commands = config.add_subparsers(title="commands", metavar="COMMAND", dest="config_command", required=True)
     _add_config_commands(config_commands.add_parser)
+    lesson = _new(commands.add_parser, "lesson", help=_summary(_LESSON), description=_LESSON)
+    lesson_commands = lesson.add_subparsers(title="commands", metavar="COMMAND", dest="lesson_command", required=True)
+    _add_lesson_commands(lesson_commands.add_parser)
     lab = _new(commands.add_parser, "lab", help=_summary(_LAB), description=_LAB)
     lab_commands = lab.add_subparsers(title="commands", metavar="COMMAND", dest="lab_command", required=True)
     _add_lab_commands(lab_commands.add_parser)
@@ -364,6 +423,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _check_command(parser, commands.choices, words)
     if words[0] == "lab":
         _check_command(lab, lab_commands.choices, words[1:])
+    if words[0] == "lesson":
+        _check_command(lesson, lesson_commands.choices, words[1:])
     if words[0] == "config" and words[1] in _DATASTORE_COMMANDS:
         return _parse_with_flanneld_options(parser, words)
     return parser.parse_args(words)
@@ -458,6 +519,20 @@ def _add_walk(command: argparse.ArgumentParser) -> None:
     command.add_argument("--directory", metavar="DIR", default=_LAB_DIRECTORY, help=text)
 
 
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("network", metavar="NETWORK", help='the "name" in its configuration')
+    command.add_argument("netns", metavar="NETNS", help='path of a network namespace, or its name in "ip netns"')
+    text = "the call: ADD, DEL, CHECK or GC (%(default)s)"
+    command.add_argument("--command", dest="verb", choices=("ADD", "DEL", "CHECK", "GC"), default="ADD", help=text)
+    _add_attachment_arguments(command)
+    _add_runtime_arguments(command)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--script", action="store_true", help="print a shell script that makes the changes")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    text = "show rules of the packet filter that all pods share, too"
+    command.add_argument("-v", "--verbose", action="store_true", help=text)
+
+
 def _add_version(command: argparse.ArgumentParser) -> None:
     command.add_argument("-v", "--verbose", action="store_true", help="libraries, kernel, masquerade back end, plugins")
     command.add_argument("--cni-path", metavar="DIR:DIR", help="directories of plugins (CNI_PATH)")
@@ -503,6 +578,8 @@ def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--pods", type=int, default=1, metavar="N", help="pods per node (%(default)s)")
     command.add_argument("--net-conf", metavar="FILE", help="complete network configuration, - for standard input")
     command.add_argument("--flanneld", metavar="PATH", default="", help="use this flanneld instead of this installation's")
+    text = "node N leases the Nth subnet of the network, instead of one at random: the same addresses each time"
+    command.add_argument("--numbered", action="store_true", help=text)
     text = "option for flanneld, such as --flanneld-option=-v=1 (may be repeated)"
     command.add_argument("--flanneld-option", metavar="OPTION", action="append", default=[], help=text)
 
@@ -534,6 +611,17 @@ def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("node", metavar="NODE", nargs="?", default="", help="node1 ...; not for etcd")
 
     _new_lab(add, "down", "Remove the lab, whatever its state.")
+
+
+def _add_lesson_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = _new(add, "list", help=_summary(_LESSON_LIST), description=_LESSON_LIST)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    for name, text in {"start": _LESSON_START, "check": _LESSON_CHECK, "stop": _LESSON_STOP}.items():
+        command = _new(add, name, help=_summary(text), description=text)
+        command.add_argument("number", metavar="N", type=int, help="number of the lesson: cni-py lesson list")
+        if name == "check":
+            command.add_argument("--hint", action="store_true", help="print a hint about the first requirement that is missing")
+            command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _new_lab(add: Callable[..., argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
@@ -572,10 +660,7 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
         if verb == "check":
             text += "; or a pod (web-1, default/web-1), an address, a container id; with one of these NETWORK may be left out"
         command.add_argument("netns", metavar="NETNS", nargs="?" if verb == "check" else None, help=text)
-        command.add_argument("-i", "--ifname", help="interface name in the sandbox")
-        command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")
-        command.add_argument("--args", metavar="KEY=VALUE;...", type=_pairs, help="arguments for the plugins")
-        command.add_argument("--cap-args", metavar="JSON", type=_object, help="capability arguments")
+        _add_attachment_arguments(command)
     else:
         command.add_argument("netns", metavar="NETNS", nargs="?", help="ignored; accepted because cnitool requires it")
     if verb == "gc":
@@ -586,6 +671,17 @@ def _add_verb_arguments(command: argparse.ArgumentParser, verb: str) -> None:
     if verb != "add":
         command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--explain", action="store_true", help="print each step to standard error")
+    _add_runtime_arguments(command)
+
+
+def _add_attachment_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-i", "--ifname", help="interface name in the sandbox")
+    command.add_argument("--container-id", metavar="ID", help="default: cnitool's, derived from the path of the namespace")
+    command.add_argument("--args", metavar="KEY=VALUE;...", type=_pairs, help="arguments for the plugins")
+    command.add_argument("--cap-args", metavar="JSON", type=_object, help="capability arguments")
+
+
+def _add_runtime_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--netconf-path", metavar="DIR", help="directory of network configurations")
     command.add_argument("--cni-path", metavar="DIR:DIR", help="directories of plugins")
     command.add_argument("--cache-dir", metavar="DIR", default="/var/lib/cni", help="directory for results (%(default)s)")

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py.cli.output import EXIT_FAILED, as_typed, print_error, say, show
 from cni_py.errors import InvalidConfig
-from cni_py.flanneld.host_networks import HostNetwork, warnings
-from cni_py.flanneld.network import NetworkConfig
 from cni_py.journal import quote
 from cni_py.lab import faults
 from cni_py.lab.build import listed
@@ -74,12 +72,13 @@ def up(options: argparse.Namespace) -> int:
         config=_read_config(options.net_conf) if options.net_conf else None,
         flanneld=options.flanneld,
         flanneld_options=options.flanneld_option,
+        numbered=options.numbered,
         directory=options.directory,
         progress=progress,
     )
     for line in overlaps(lab.settings):
         say(line)
-    with _alone(options.directory):
+    with alone(options.directory):
         lab.up()
         lab.stay()
     took = time.monotonic() - began
@@ -100,6 +99,9 @@ def up(options: argparse.Namespace) -> int:
 
 def overlaps(settings: Settings) -> list[str]:
     """Return what flanneld will report of a network that overlaps the lab's own."""
+    from cni_py.flanneld.host_networks import HostNetwork, warnings  # half of the time that lab exec would take to start
+    from cni_py.flanneld.network import NetworkConfig
+
     try:
         networks = NetworkConfig.parse(as_json(settings.config)).networks
     except InvalidConfig:  # flanneld itself reports why
@@ -134,7 +136,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def down(options: argparse.Namespace) -> int:
-    with _alone(options.directory):
+    with alone(options.directory):
         there = take_down(options.directory)
     show("lab removed" if there else "no lab is running")
     return 0
@@ -256,7 +258,7 @@ def log(options: argparse.Namespace) -> int:
 
 
 def break_(options: argparse.Namespace) -> int:
-    with _alone(options.directory):
+    with alone(options.directory):
         lab = Lab.open(options.directory)
         fault = faults.break_(lab, options.what, options.node)
     if options.what in ("route", "arp", "fdb"):
@@ -273,7 +275,7 @@ def break_(options: argparse.Namespace) -> int:
 
 def heal(options: argparse.Namespace) -> int:
     """Repair one fault, or all of them if none is named."""
-    with _alone(options.directory):
+    with alone(options.directory):
         lab = Lab.open(options.directory)
         wanted = [f"{options.what} {options.node}".strip()] if options.what else sorted(lab.state.broken)
         for which in wanted:
@@ -285,7 +287,7 @@ def heal(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _alone(directory: str) -> Iterator[None]:
+def alone(directory: str) -> Iterator[None]:
     """Serialize commands that change the lab. Raises: LabFailed."""
     fd = _lock(directory)
     try:

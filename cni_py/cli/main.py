@@ -1,10 +1,10 @@
 """Command ``cni-py``: a container runtime's calls by hand, journals, leaked resources, configuration, lab.
 
 This module has the commands and their exit status, arguments.py the command line, output.py the printing, verbs.py what a
-runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why), walk.py
-(the path of a packet), host_report.py (this host), config/reference.py (configuration keys), network_commands.py (flannel's
-configuration) and lab/ (a test network), each imported when it is needed. Reference: docs/cni-py.md, docs/walk.md,
-docs/lab.md.
+runtime does. The work is done in runtime/ (chains), sweep/ (leaked resources), explain.py (what was done, and why), plan.py
+(what would be done), doctor.py (what is wrong), walk.py (the path of a packet), host_report.py (this host),
+config/reference.py (configuration keys), network_commands.py (flannel's configuration), lab/ (a test network) and
+lessons/ (exercises in it), each imported when it is needed. Reference: docs/cni-py.md and the pages that it names.
 """
 
 from __future__ import annotations
@@ -132,6 +132,13 @@ def explain(options: argparse.Namespace) -> int:
     return explaining.run(options)
 
 
+def plan(options: argparse.Namespace) -> int:
+    """Run ``cni-py plan``."""
+    from cni_py.cli import plan as planning
+
+    return planning.run(options)
+
+
 def version(options: argparse.Namespace) -> int:
     """Run ``cni-py version``."""
     if not options.verbose:
@@ -219,6 +226,13 @@ def lab(options: argparse.Namespace) -> int:
     return lab_commands.run(options)
 
 
+def lesson(options: argparse.Namespace) -> int:
+    """Run ``cni-py lesson``."""
+    from cni_py.cli import lesson_commands
+
+    return lesson_commands.run(options)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "add": add,
     "check": check,
@@ -230,9 +244,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": explain,
     "doctor": doctor,
     "walk": walk,
+    "plan": plan,
     "version": version,
     "config": config,
     "lab": lab,
+    "lesson": lesson,
 }
 
 if __name__ == "__main__":

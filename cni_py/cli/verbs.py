@@ -34,11 +34,11 @@ def add(options: argparse.Namespace) -> int:
     from cni_py.runtime.chain import PluginFailed
 
     runtime, network, attachment = _prepare(options, sandbox_needed=True)
-    before = _attached(options, attachment)
+    before = attached(options, attachment)
     try:
         result = runtime.add(network, attachment)
     except PluginFailed as error:
-        _advise(error, options, before)
+        advise(error, options, before)
         raise
     except IOFailure as error:  # every plugin has succeeded: only the result could not be cached
         error.hint = "; ".join(filter(None, (error.hint, f"to undo what was created: {_command('del', options)}")))
@@ -47,7 +47,7 @@ def add(options: argparse.Namespace) -> int:
     return 0
 
 
-def _advise(error: PluginFailed, options: argparse.Namespace, before: Known | None) -> None:
+def advise(error: PluginFailed, options: argparse.Namespace, before: Known | None) -> None:
     """Complete the error of ADD with the next command, which must not cost a live pod its network.
 
     A plugin that fails undoes its own changes; those of the plugins in front of it stay. What was attached before is the
@@ -67,7 +67,7 @@ def _advise(error: PluginFailed, options: argparse.Namespace, before: Known | No
     error.hint = "; ".join(filter(None, (error.hint, advice)))
 
 
-def _attached(options: argparse.Namespace, attachment: Attachment) -> Known | None:
+def attached(options: argparse.Namespace, attachment: Attachment) -> Known | None:
     """Return the live attachment that is in the way: of this interface of the namespace, or of this container."""
     from cni_py.cli import attachments
 
@@ -215,18 +215,24 @@ def _list_what_gc_deletes(network: Network, cached: Sequence[Cached]) -> int:
 
 
 def _prepare(options: argparse.Namespace, *, sandbox_needed: bool = False) -> tuple[Runtime, Network, Attachment]:
+    network, attachment = find(options, sandbox_needed=sandbox_needed)
+    return _runtime(options), network, attachment
+
+
+def find(options: argparse.Namespace, *, sandbox_needed: bool) -> tuple[Network, Attachment]:
+    """Return the network and the attachment that the options name. Raises: CniError."""
     network = _network(options)
     attachment = _attachment(options)
     if sandbox_needed and not os.path.exists(attachment.netns):
         raise _no_namespace(attachment, options)
-    return _runtime(options), network, attachment
+    return network, attachment
 
 
 def _no_namespace(attachment: Attachment, options: argparse.Namespace) -> InvalidNetNS:
     """Return the error for a namespace that does not exist. A new one is no help for a deleted pod."""
     directory, _, name = attachment.netns.rpartition("/")
     hint = '"ip netns list" lists named ones'
-    if options.command == "add" and directory in NETNS_DIRECTORIES:
+    if options.command in ("add", "plan") and directory in NETNS_DIRECTORIES:
         hint += f', "ip netns add {name}" creates one'
     elif options.command == "check":
         hint = f"if the pod was deleted, list what is left of it: cni-py sweep --dry-run; {hint}"

@@ -115,7 +115,7 @@ ON_HOST: tuple[Shape, ...] = (
     ),
     Shape(
         "route",
-        "ip route {verb:add|replace} {*route} dev {link}",
+        "ip route {verb:add|append|replace} {*route} dev {link}",
         "Add the route {route} over {link}.",
         "The node finds the pod behind this link.",
         ("type",),
@@ -228,7 +228,13 @@ SHAPES: tuple[Shape, ...] = (
             _RANGES,
         ),
         (
-            "> {*directory}/{/address}",
+            "install -m {mode} /dev/stdin {*directory}/last_reserved_ip.{/set}",
+            "Remember the last address that was given.",
+            "The next pod gets the one after it: an address that has just become free rests for a while.",
+            _RANGES,
+        ),
+        (
+            "install -m {mode} /dev/stdin {*directory}/{/address:[0-9]+[.][0-9.]+|[0-9a-f]*:[0-9a-f:.]*}",
             "Reserve {address}.",
             "The file is the reservation: its name is the address, its content the owner; no other pod of this node gets it.",
             _RANGES,
@@ -245,6 +251,22 @@ SHAPES: tuple[Shape, ...] = (
             "mkdir -p -m {mode} /var/lib/cni/networks{*network}",
             "Create the directory of the reservations.",
             "host-local has a file for each address in it.",
+        ),
+    ),
+    *_rows(
+        "record",
+        (
+            "install -m {mode} /dev/stdin {*directory}/results/{/name}",
+            "Keep the result of ADD in {directory}/results/{name}.",
+            "The runtime passes it to CHECK and DEL, with the arguments that ADD had.",
+            (),
+            "section 3, cached results",
+        ),
+        (
+            "rm -f {*directory}/results/{/name}",
+            "Delete the cached result {name}.",
+            "The attachment does not exist any more.",
+            (),
         ),
     ),
     *_rows(
@@ -357,6 +379,12 @@ SHAPES: tuple[Shape, ...] = (
             ),
             "Lead all that comes from the pod through {ifb}.",
             "There its limit is.",
+            _LIMITS,
+        ),
+        (
+            "tc filter del dev {link} parent ffff: prio {prio}",
+            "Delete the filter of {link} that led its packets elsewhere.",
+            "The one that comes next is in its place.",
             _LIMITS,
         ),
         (
@@ -510,14 +538,14 @@ SHAPES: tuple[Shape, ...] = (
         ),
         ("ip route del {*route} dev {link}", "Delete the route {route}.", "Nothing that it leads to is left.", ()),
         (
-            "ip route {verb:add|replace} {*route} dev {link}",
+            "ip route {verb:add|append|replace} {*route} dev {link}",
             "Add the route {route} over {link}.",
             "Without it the kernel would not know which way packets to there go.",
             _ROUTES,
             ADD,
         ),
         (
-            "ip route {verb:add|replace|del|delete} {*route}",
+            "ip route {verb:add|append|replace|del|delete} {*route}",
             "Change the route ({verb}): {route}.",
             "Packets to there take this way, or no longer.",
             _ROUTES,

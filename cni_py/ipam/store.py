@@ -160,7 +160,7 @@ class Store:
         if name in self._texts:
             files.remove(path)
         try:
-            with _printf(text, path):
+            with _write_step(text, path):
                 _create_file(path, text)
         except IOFailure as error:
             if error.errno != EEXIST:  # another process that takes no lock created it first
@@ -204,7 +204,7 @@ class Store:
         """Write in place, as Go does, to keep the file's mode. A failure costs the round robin, not the pod."""
         path = self._last_reserved_path(range_set)
         try:
-            with _printf(name.encode(), path):
+            with _write_step(name.encode(), path, keeps_mode=files.exists(path)):
                 _write_and_close(posix.open(path, _REPLACE, 0o600), name.encode())
         except IOFailure as error:
             note(f"a recently used address may be allocated next: {error}")
@@ -300,11 +300,11 @@ def _addresses(names: Iterable[str]) -> list[Address]:
     return [address for name, address in pairs if address is not None and str(address) == name]
 
 
-def _printf(text: bytes, path: str) -> step:
+def _write_step(text: bytes, path: str, *, keeps_mode: bool = False) -> step:
     """Return the step of writing a file, as the command a person would type."""
     shown = text.decode(errors="backslashreplace").replace("\\", "\\\\").replace("%", "%%").replace("\r\n", "\\r\\n")
     change = step("printf", shown, error=IOFailure)
-    change.line += f" > {quote(path)}"
+    change.line += f" > {quote(path)}" if keeps_mode else f" | install -m 600 /dev/stdin {quote(path)}"
     return change
 
 

@@ -113,12 +113,13 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
         more["IFA_FLAGS"] = IFA_F_NODAD
         words.append("nodad")
     try:
-        with step(*rtnl.enter, *words, "dev", link.name):
+        with step(*rtnl.enter, *words, "dev", link.name) as change:
             try:
                 rtnl.change(_message(link, address, more), RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
             except nl.NetlinkError as error:
                 if error.errno != EEXIST:
                     raise
+                change.unchanged = True
     except KernelRefused as refused:
         from cni_py.kernel import refusals
 
@@ -128,12 +129,13 @@ def add_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix, detect_dupli
 
 def delete_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix) -> None:
     """Delete an address; absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "addr", "del", str(address), "dev", link.name):
+    with step(*rtnl.enter, "ip", "addr", "del", str(address), "dev", link.name) as change:
         try:
             rtnl.change(_message(link, address, {}), RTM_DELADDR)
         except nl.NetlinkError as error:
             if error.errno != EADDRNOTAVAIL:
                 raise
+            change.unchanged = True
 
 
 def _message(link: Link, address: AddressWithPrefix, more: Message) -> bytes:

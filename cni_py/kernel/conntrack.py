@@ -184,9 +184,10 @@ def _delete(version: int, connection: Connection) -> None:
     from ipaddress import ip_address
 
     to = ("--orig-dst", str(ip_address(connection.destination)), "--orig-port-dst", str(connection.port))
-    with step("conntrack", "-D", "-f", f"ipv{version}", "-p", "udp", *to):
+    with step("conntrack", "-D", "-f", f"ipv{version}", "-p", "udp", *to) as change:
         try:
             netfilter.change(_DELETE, encode("nfct_msg", {"nfgen_family": FAMILY[version], **connection.name}))
         except OSError as error:
             if error.errno != ENOENT:
                 raise
+            change.unchanged = True

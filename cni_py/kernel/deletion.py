@@ -80,7 +80,7 @@ def delete_in_background(netns: NetNS | None, choose: Callable[[Rtnl], Link | No
         if link is None:
             asking.close()
             return False
-        with step(*enter, "ip", "link", "del", link.name):
+        with step(*enter, "ip", "link", "del", link.name) as change:
             deletion = Deletion(asking, link.ifindex)
             _begin(deletion)
             while not deletion.has_ended():
@@ -88,6 +88,7 @@ def delete_in_background(netns: NetNS | None, choose: Callable[[Rtnl], Link | No
                     return True
             if deletion.error is not None and deletion.error.errno != ENODEV:
                 raise deletion.error
+            change.unchanged = deletion.error is not None
     return True
 
 

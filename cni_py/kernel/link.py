@@ -171,12 +171,13 @@ def create_bridge(rtnl: Rtnl, name: str, mtu: int, mac: str, vlan_filtering: boo
     words += ["type", "bridge", *(["vlan_filtering", "1"] if vlan_filtering else [])]
     message: Message = {"IFLA_IFNAME": name, "IFLA_LINKINFO": _linkinfo("bridge", data)}
     message |= {"IFLA_MTU": mtu or None, "IFLA_ADDRESS": mac or None}
-    with explained("bridge", rtnl, name=name, mtu=mtu), step(*words):
+    with explained("bridge", rtnl, name=name, mtu=mtu), step(*words) as change:
         try:
             rtnl.change(encode("ifinfmsg", message), RTM_NEWLINK, _NEW)
         except nl.NetlinkError as error:
             if error.errno != EEXIST:
                 raise
+            change.unchanged = True
 
 
 class AlternativeNameTaken(KernelRefused):
@@ -370,12 +371,13 @@ def set_mtu(rtnl: Rtnl, link: Link, mtu: int) -> None:
 
 def delete_link(rtnl: Rtnl, name: str) -> None:
     """Delete a link; with one end of a veth the other goes too. Absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "link", "del", name):
+    with step(*rtnl.enter, "ip", "link", "del", name) as change:
         try:
             rtnl.change(encode("ifinfmsg", {"IFLA_IFNAME": name}), RTM_DELLINK)
         except nl.NetlinkError as error:
             if error.errno != ENODEV:
                 raise
+            change.unchanged = True
 
 
 def delete_request(ifindex: int) -> bytes:

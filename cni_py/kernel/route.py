@@ -18,7 +18,7 @@ Source: linux net/ipv4/fib_frontend.c, net/ipv4/route.c, net/ipv6/route.c.
 
 from __future__ import annotations
 
-from errno import EACCES, EAFNOSUPPORT, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, EOPNOTSUPP, ESRCH
+from errno import EACCES, EAFNOSUPPORT, EEXIST, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, EOPNOTSUPP, ESRCH
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
@@ -32,6 +32,7 @@ from cni_py.netlink.constants import (
     FAMILY,
     NLM_F_APPEND,
     NLM_F_CREATE,
+    NLM_F_EXCL,
     NLM_F_REPLACE,
     RT_SCOPE_LINK,
     RT_SCOPE_NOWHERE,
@@ -267,8 +268,16 @@ def add_route(rtnl: Rtnl, link: Link, route: Route) -> None:
     """Add a route over the link, beside others to its destination. Raises: KernelRefused."""
     message = _message(route, link.ifindex, _scope(route))
     try:
-        with step(*rtnl.enter, "ip", "route", "add", *route.words("priority"), "dev", link.name):
-            rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
+        with step(*rtnl.enter, "ip", "route", "add", *route.words("priority"), "dev", link.name) as change:
+            try:
+                rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
+            except nl.NetlinkError as error:
+                if error.errno != EEXIST:
+                    raise
+                change.unchanged = True
+        if change.unchanged:
+            with step(*rtnl.enter, "ip", "route", "append", *route.words("priority"), "dev", link.name):
+                rtnl.change(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND)
     except KernelRefused as refused:
         _explain(refused, rtnl, link, route)
         raise
@@ -295,22 +304,24 @@ def put_route(rtnl: Rtnl, link: Link, route: Route) -> None:
 
 def delete_connected_route(rtnl: Rtnl, link: Link, network: Network) -> None:
     """Delete the kernel's own route to the network of an address; absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name, "proto", "kernel"):
+    with step(*rtnl.enter, "ip", "route", "del", str(network), "dev", link.name, "proto", "kernel") as change:
         try:
             rtnl.change(_message(Route(network, protocol=RTPROT_KERNEL), link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _ABSENT:
                 raise
+            change.unchanged = True
 
 
 def remove_route(rtnl: Rtnl, link: Link, route: Route) -> None:
     """Delete this very route over the link; absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "ip", "route", "del", *route.words("priority"), "dev", link.name):
+    with step(*rtnl.enter, "ip", "route", "del", *route.words("priority"), "dev", link.name) as change:
         try:
             rtnl.change(_message(route, link.ifindex, RT_SCOPE_NOWHERE), RTM_DELROUTE)
         except nl.NetlinkError as error:
             if error.errno not in _ABSENT:
                 raise
+            change.unchanged = True
 
 
 def replace_routes(rtnl: Rtnl, routes: Iterable[Route]) -> list[Refusal[Route]]:

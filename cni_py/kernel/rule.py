@@ -87,12 +87,13 @@ def add_rule(rtnl: Rtnl, address: Address, table: int) -> None:
 def delete_rule(rtnl: Rtnl, rule: Rule) -> None:
     """Delete the rule; absence is success. Raises: KernelRefused."""
     priority = ["priority", str(rule.priority)] if rule.priority else []
-    with step(*rtnl.enter, "ip", f"-{rule.version}", "rule", "del", *rule.words, *priority):
+    with step(*rtnl.enter, "ip", f"-{rule.version}", "rule", "del", *rule.words, *priority) as change:
         try:
             rtnl.change(_message(rule), RTM_DELRULE)
         except nl.NetlinkError as error:
             if error.errno not in (ENOENT, *_UNSUPPORTED):
                 raise
+            change.unchanged = True
 
 
 def _message(rule: Rule) -> bytes:

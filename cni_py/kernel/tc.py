@@ -122,8 +122,8 @@ def find_shape(rtnl: Rtnl, link: Link) -> Shape | None:
 
 def delete_root(rtnl: Rtnl, link: Link) -> None:
     """Give the link its default queueing discipline again; absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "tc", "qdisc", "del", "dev", link.name, "root"):
-        _delete(rtnl, {"index": link.ifindex, "parent": TC_H_ROOT}, RTM_DELQDISC)
+    with step(*rtnl.enter, "tc", "qdisc", "del", "dev", link.name, "root") as change:
+        change.unchanged = not _delete(rtnl, {"index": link.ifindex, "parent": TC_H_ROOT}, RTM_DELQDISC)
 
 
 def _tbf(shape: Shape) -> bytes:
@@ -184,18 +184,26 @@ def redirect(rtnl: Rtnl, link: Link, to: Link) -> None:
 
     Raises: KernelRefused, NotAvailable.
     """
-    with step(*rtnl.enter, "tc", "qdisc", "add", "dev", link.name, "handle", "ffff:", "ingress"):
+    with step(*rtnl.enter, "tc", "qdisc", "add", "dev", link.name, "handle", "ffff:", "ingress") as change:
         try:
             _change(rtnl, _ingress(link), RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, "ingress")
         except nl.NetlinkError as error:
             if error.errno != EEXIST:
                 raise
-            _delete(rtnl, _filter(link), RTM_DELTFILTER)
+            change.unchanged = True
+    if change.unchanged:
+        _delete_filter(rtnl, link)
     message = _filter(link) | {"TCA_KIND": "u32", "TCA_OPTIONS": _match_all(to)}
     line = step(*rtnl.enter, "tc", "filter", "add", "dev", link.name, "parent", "ffff:", "protocol", "all")
     line.line += f" prio {PRIORITY} u32 match u32 0 0 action mirred egress redirect dev {to.name}"
     with line:
         _change(rtnl, message, RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, "u32")
+
+
+def _delete_filter(rtnl: Rtnl, link: Link) -> None:
+    """Delete an earlier redirection; absence is success. Raises: KernelRefused."""
+    with step(*rtnl.enter, "tc", "filter", "del", "dev", link.name, "parent", "ffff:", "prio", str(PRIORITY)) as change:
+        change.unchanged = not _delete(rtnl, _filter(link), RTM_DELTFILTER)
 
 
 def redirected_to(rtnl: Rtnl, link: Link) -> int | None:
@@ -218,8 +226,8 @@ def redirected_to(rtnl: Rtnl, link: Link) -> int | None:
 
 def delete_redirect(rtnl: Rtnl, link: Link) -> None:
     """Delete the ``ingress`` queueing discipline with its filters; absence is success. Raises: KernelRefused."""
-    with step(*rtnl.enter, "tc", "qdisc", "del", "dev", link.name, "ingress"):
-        _delete(rtnl, _ingress(link), RTM_DELQDISC)
+    with step(*rtnl.enter, "tc", "qdisc", "del", "dev", link.name, "ingress") as change:
+        change.unchanged = not _delete(rtnl, _ingress(link), RTM_DELQDISC)
 
 
 def _ingress(link: Link) -> Message:
@@ -269,9 +277,12 @@ def _change(rtnl: Rtnl, message: Message, kind: int, flags: int, feature: str) -
         raise
 
 
-def _delete(rtnl: Rtnl, message: Message, kind: int) -> None:
+def _delete(rtnl: Rtnl, message: Message, kind: int) -> bool:
+    """Return whether there was one to delete."""
     try:
         rtnl.change(encode("tcmsg", message), kind)
     except nl.NetlinkError as error:
         if error.errno not in (ENOENT, EINVAL):  # EINVAL: a filter without its queueing discipline, a default one
             raise
+        return False
+    return True

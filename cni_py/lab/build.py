@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_py.lab import machine, plan, services
 from cni_py.lab.services import Notice, Service
+from cni_py.lab.site import SUBNET_FILE
 from cni_py.lab.state import Pod
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ class Builder:
         conflist, one = self.site.programs.conflist, self.state.machines[node.name]
         one.configure(plan.node_commands(node, self.settings))
         shutil.copyfile(conflist, one.path(f"/etc/cni/net.d/{os.path.basename(conflist)}"))
+        if self.settings.numbered:
+            os.makedirs(one.path(os.path.dirname(SUBNET_FILE)), exist_ok=True)
+            with open(one.path(SUBNET_FILE), "w") as file:
+                file.write(plan.former_subnet_file(node, self.settings))
 
     def start_flanneld(self, node: Node) -> Service:
         """Start it, and wait until it notifies that it is ready. Raises: LabFailed."""

@@ -33,6 +33,7 @@ class Lab(Site):
         segments: 2 puts every other node behind the router.
         pods: on each node.
         config: the whole network configuration, instead of what the other arguments make.
+        numbered: node N leases the Nth subnet of the network (10.244.1.0/24 …) instead of one at random.
         flanneld: another flanneld than this installation's; ``flanneld_options``: added to its command line.
         prefix: use another installation.
         directory: for state and logs; empty: a new temporary one.
@@ -53,6 +54,7 @@ class Lab(Site):
         config: Mapping[str, Any] | None = None,
         flanneld: str = "",
         flanneld_options: Iterable[str] = (),
+        numbered: bool = False,
         prefix: str = "",
         directory: str = "",
         progress: Callable[[str], None] = lambda _: None,
@@ -69,6 +71,7 @@ class Lab(Site):
             config=config,
             flanneld=os.path.abspath(flanneld) if flanneld else "",
             flanneld_options=flanneld_options,
+            numbered=numbered,
         )
         super().__init__(State(settings, os.path.abspath(prefix) if prefix else ""), directory)
         self._keeper: Keeper | None = None

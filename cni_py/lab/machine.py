@@ -35,13 +35,17 @@ exec >/dev/null 2>&1
 wait $!
 """
 
-# A machine: name, lab's directory, whether it forwards. Process 1 reaps orphans and never exits by itself.
+# A machine: name, lab's directory, whether it forwards, the keeper's id. Process 1 reaps orphans and never exits by itself.
+# /run/switch is the namespace behind eth0: no process in here has it, and `cni-py sweep` removes nothing where a link leads
+# into a namespace that it cannot inspect.
 _MACHINE = """
-name=$1 directory=$2 forwarding=$3
+name=$1 directory=$2 forwarding=$3 keeper=$4
 read -r pid rest </proc/self/stat
 mount -t tmpfs -o mode=755 tmpfs "$directory/stage"
 mkdir "$directory/stage/lab" "$directory/stage/netns" "$directory/stage/lock" "$directory/stage/flannel"
 mount --bind "$directory" "$directory/stage/lab"
+: >"$directory/stage/switch"
+mount --bind "/proc/$keeper/ns/net" "$directory/stage/switch"
 mount -n --move "$directory/stage" /run
 mount --make-rshared /run
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
@@ -168,7 +172,7 @@ def start(keeper: Machine, directory: str, names: Sequence[str], forwarding: Seq
     enter = [tool("nsenter"), f"--target={keeper.pid}", "--mount", "--pid", "--root", "--wd", "--"]
     starting = [
         subprocess.Popen(
-            [*enter, "sh", "-c", _IN_BACKGROUND, _MACHINE, name, directory, str(int(name in forwarding))],
+            [*enter, "sh", "-c", _IN_BACKGROUND, _MACHINE, name, directory, str(int(name in forwarding)), str(keeper.pid)],
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any
 
+from cni_py import subnet_env
 from cni_py.lab.programs import LabFailed
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MAX_NODES = 200
 OUTSIDE, OUTSIDE6 = "192.0.2.2", "2001:db8::2"
 ETCD_ADDRESS, ETCD_ADDRESS6 = "192.168.123.2", "fd00:123::2"
+SUBNET_LENGTH, SUBNET_LENGTH6 = 24, 64
+FORMER_MTU = 1450
 CONFIG_KEY = "/coreos.com/network/config"
 DATASTORES = ("file", "etcd")
 WITHOUT_ROUTES = ("alloc",)
@@ -39,7 +42,11 @@ WITHOUT_ROUTES = ("alloc",)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The requested lab. ``pods``: on each node. ``config``: the network's configuration, flannel's JSON object."""
+    """The requested lab.
+
+    ``pods``: on each node. ``config``: the network's configuration, flannel's JSON object. ``numbered``: node N leases the
+    Nth subnet of the network instead of one at random.
+    """
 
     nodes: int
     ipv4: bool
@@ -50,6 +57,7 @@ class Settings:
     config: Mapping[str, Any]
     flanneld: str
     flanneld_options: tuple[str, ...]
+    numbered: bool = False
 
     @property
     def backend(self) -> str:
@@ -93,6 +101,7 @@ def make_settings(
     config: Mapping[str, Any] | None,
     flanneld: str,
     flanneld_options: Iterable[str],
+    numbered: bool = False,
 ) -> Settings:
     """Check the arguments of a lab. Raises: LabFailed."""
     if not 1 <= nodes <= MAX_NODES:
@@ -108,7 +117,7 @@ def make_settings(
     ipv4, ipv6 = bool(config.get("EnableIPv4", True)), bool(config.get("EnableIPv6", False))
     if not ipv4 and not ipv6:
         raise LabFailed("a network without IPv4 and without IPv6")
-    return Settings(nodes, ipv4, ipv6, datastore, segments, pods, config, flanneld, tuple(flanneld_options))
+    return Settings(nodes, ipv4, ipv6, datastore, segments, pods, config, flanneld, tuple(flanneld_options), numbered)
 
 
 def network_config(backend: str, ipv4: bool, ipv6: bool, backend_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +126,20 @@ def network_config(backend: str, ipv4: bool, ipv6: bool, backend_options: Mappin
     if ipv6:
         config |= {"EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
     return config | {"Backend": {"Type": backend, **backend_options}}
+
+
+def former_subnet_file(node: Node, settings: Settings) -> str:
+    """The subnet.env that makes flanneld lease the subnet of the node's number: the one that it seems to have had before."""
+    keys = (("Network", "SubnetLen", SUBNET_LENGTH), ("IPv6Network", "IPv6SubnetLen", SUBNET_LENGTH6))
+    networks, subnets = [], []
+    for key, length_key, length in keys:
+        if key not in settings.config:
+            continue
+        network = ip_network(settings.config[key])
+        subnet = ip_network((network.network_address, int(settings.config.get(length_key, length))))
+        networks.append(network)
+        subnets.append(ip_network((subnet.network_address + node.number * subnet.num_addresses, subnet.prefixlen)))
+    return subnet_env.render(subnet_env.SubnetEnv(tuple(networks), tuple(subnets), FORMER_MTU, ip_masq=False))
 
 
 def flanneld_command(program: str, node: Node, settings: Settings) -> list[str]:

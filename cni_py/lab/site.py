@@ -125,7 +125,9 @@ class Site:
     def run(self, where: str, script: str, *, check: bool = True, stdin: str = "") -> str:
         """Run a shell script (``sh -e``) on a machine or in a pod. Returns: its output. Raises: LabFailed if it fails."""
         argv = self.command(where, "sh", "-ec", script)
-        done = subprocess.run(argv, input=stdin, env=self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv, input=stdin, env=self.environment, capture_output=True, text=True, errors="replace", check=False
+        )
         if check and done.returncode != 0:
             raise LabFailed(f"{where}: {script!r} failed with {done.returncode}", (done.stdout + done.stderr).strip())
         return done.stdout

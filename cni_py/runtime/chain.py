@@ -34,6 +34,7 @@ from cni_py.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
 BUSY_ATTEMPTS = 6
@@ -109,6 +110,7 @@ class Runtime:
         say: called with warnings that libcni does not give.
         narrate: called when a plugin starts and ends; our plugins then print each step to
             standard error.
+        watch: context manager that each plugin is executed in, called with its type and its path.
     """
 
     def __init__(
@@ -118,8 +120,10 @@ class Runtime:
         *,
         say: Callable[[str], None],
         narrate: Callable[[str], None] | None = None,
+        watch: Callable[[str, str], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.cni_path, self.cache_dir, self.say, self.narrate = tuple(cni_path), cache_dir, say, narrate
+        self._watch = watch or (lambda _plugin, _path: contextlib.nullcontext())
 
     def add(self, network: Network, attachment: Attachment) -> dict[str, Any]:
         """Execute the chain with ADD; the last plugin's result, in the network's version, is cached and returned."""
@@ -251,7 +255,8 @@ class Runtime:
         if verb == "CHECK":
             environ[DIFFERENCES] = "1"
         began = time.perf_counter()
-        status, output = _run(path, encode(conf), environ)
+        with self._watch(kind, path):
+            status, output = _run(path, encode(conf), environ)
         if self.narrate is not None:
             took = (time.perf_counter() - began) * 1000
             self.narrate(f"{verb} {conf['name']}: {kind} {'failed' if status else 'done'}, {took:.1f} ms")

@@ -102,6 +102,14 @@ def test_commands_run_where_requested(lab: Lab) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize("lab", [{"nodes": 2, "ipv6": True, "pods": 0, "numbered": True}], indirect=True)
+def test_numbered_nodes_have_the_subnets_of_their_numbers(lab: Lab) -> None:
+    assert lab.subnets("node1") == "10.244.1.0/24 and fd00:10:244:1::/64"
+    assert lab.subnets("node2") == "10.244.2.0/24 and fd00:10:244:2::/64"
+    assert lab.run("node1", "cni-py sweep") == "no leaked resources found\n"  # by /run/switch it can inspect all
+
+
+@needs_root
 @pytest.mark.parametrize("lab", [{"nodes": 2}], indirect=True)
 def test_packets_that_are_too_large_are_reported(lab: Lab) -> None:
     assert lab.wait_connected().is_complete

@@ -66,14 +66,20 @@ ALLOWED: dict[str, set[str]] = {
     },
     # for people
     "lab": set(),
+    "lessons": {"lab"},
     "explain": set(),
     "doctor": {
         "explain", "runtime", "sweep", "flanneld", "node", "datastore", "plugins", "attachment", "ipam", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
     },
     "walk": {"packetfilter", "kernel", "netlink"},
+    "plan": {
+        "explain", "runtime", "packetfilter", "kernel", "netlink", "plugin_table",
+        "sweep",  # netns_scan: mounted namespaces
+    },
     "cli": {
-        "doctor", "walk", "explain", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore", "packetfilter",
+        "doctor", "explain", "plan", "walk", "runtime", "sweep", "flanneld", "lab", "protocol", "dispatch", "node", "datastore",
+        "lessons", "packetfilter",
         "kernel", "netlink", "config", "spec", "plugin_table",
         "attachment", "ipam",  # explain: records and reservations
     },

@@ -66,7 +66,7 @@ def step_enter(self):
     global steps
     steps += 1
     die_at(f"step {{steps}}")
-    enter(self)
+    return enter(self)
 
 def counted_handle(call, stdin):
     global steps

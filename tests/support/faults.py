@@ -61,6 +61,7 @@ def step_enter(self):
     faults.line = self.line
     if reached("refuse"):
         faults.armed = self.line
+    return self
 
 def step_leave(self, kind, error, trace):
     faults.line = ""

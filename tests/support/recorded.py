@@ -17,7 +17,8 @@ from cni_py.explain import calls, steps
 from cni_py.explain.shapes import OTHER
 from cni_py.explain.steps import Step
 from cni_py.plugin_table import PLUGINS
-from cni_py.spec.environment import fault_in
+from support.namespaces import Host
+from support.replay import more_directories, reaches_the_agent, replay
 
 INTEGRATION = Path(__file__).resolve().parents[2] / "integration"
 RUNNER = INTEGRATION / "golden-plugins" / "golden.py"
@@ -127,17 +128,15 @@ def outdated(directory: Path, *names: str) -> list[str]:
 
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
-# An agent that writes down each call that it handles, and its journal, in the machine's own file system: a case's host ends with
-# the case.
+# An agent that writes down each call that it handles, its journal, and the state that it leaves, in the machine's own file system:
+# a case's host ends with the case.
 COUNTING = """
-import json
-from cni_py import engine, journal
-plain, write = engine.handle, journal.Journal.write
-def write_down(self, line, seconds=None):
-    with open({journalled!r}, "a") as file:
-        file.write(json.dumps([self.title, line]) + chr(10))
-    write(self, line, seconds)
-journal.Journal.write = write_down
+import sys
+sys.path.append({tests!r})
+from support.replay import record
+record({journalled!r}, {directories!r})
+from cni_py import engine
+plain = engine.handle
 def handle(call, stdin):
     with open({answered!r}, "a") as file:
         file.write(f"{{call.plugin}} {{call.verb}}\\n")
@@ -147,21 +146,55 @@ engine.handle = handle
 
 
 def compare_with_the_agent(case: Case, bin_dir: Path, tmp_path: Path) -> None:
-    """Run a case beside an agent, which every call has to reach."""
+    """Run a case beside an agent, which every call has to reach; then the scripts that its journals become."""
+    program, answered, journalled = counting_agent(case, bin_dir, tmp_path)
+    compare(case, bin_dir, program)
+    assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(case)
+    events = events_in(journalled)
+    assert unexplained(events) == []
+    compare_scripts(case, events, bin_dir)
+
+
+def run_scripts(case: Case, bin_dir: Path, tmp_path: Path) -> None:
+    """Run a case that was not recorded, of which every call has to succeed, and the scripts that its journals become."""
+    program, _, journalled = counting_agent(case, bin_dir, tmp_path)
+    got = runner().run_case(case, os.path.abspath(bin_dir), False, str(program))
+    assert [one for one in got if one.get("rc", 0)] == [], got
+    assert not [one for one in got if "broken" in one], got
+    events = events_in(journalled)
+    assert unexplained(events) == []
+    compare_scripts(case, events, bin_dir)
+
+
+def counting_agent(case: Case, bin_dir: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Make the agent. Returns: its program, and the files of the calls and of the events that it writes down."""
     launcher = (bin_dir.parent.parent / "bin" / "cni-agent").read_text()
     program, answered, journalled = tmp_path / "cni-agent", tmp_path / "answered", tmp_path / "journalled"
-    counting = COUNTING.format(answered=str(answered), journalled=str(journalled))
+    directories = more_directories(case)
+    tests = str(Path(__file__).resolve().parents[1])
+    counting = COUNTING.format(answered=str(answered), journalled=str(journalled), directories=directories, tests=tests)
     program.write_text(launcher.replace("\nsys.exit(main())\n", f"\n{counting}\nsys.exit(main())\n"))
     program.chmod(0o755)
     answered.touch()
-    compare(case, bin_dir, program)
-    assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(case)
-    assert unexplained(journalled) == []
+    return program, answered, journalled
 
 
-def unexplained(journalled: Path) -> list[str]:
+def events_in(journalled: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in journalled.read_text().splitlines()]
+
+
+def compare_scripts(case: Case, events: list[dict[str, Any]], bin_dir: Path) -> None:
+    """Run the scripts that the case's journals become. Raises: AssertionError if one leaves another state than the call."""
+    if runs_other_plugins(case):
+        return
+    with Host() as host:
+        found = host.do(replay, case, events, runner().run, os.path.abspath(bin_dir))
+    assert not found, "\n".join(found)
+
+
+def unexplained(events: list[dict[str, Any]]) -> list[str]:
     """The changes that an agent wrote down and ``cni-py explain`` could only show as commands."""
-    written = [json.loads(line) for line in journalled.read_text().splitlines()] if journalled.exists() else []
+    written = [(event["title"], event["line"]) for event in events if "line" in event]
     return unexplained_in(
         [text for title, line in written for text in (f"# 2026-11-24T10:00:00Z {title}", f"10:00:00.000000  {line}")]
     )
@@ -176,13 +209,12 @@ def unexplained_in(journal: list[str]) -> list[str]:
 def calls_for_the_agent(case: Case) -> Counter[str]:
     """Count the calls but those that the client handles itself: VERSION, and errors of the environment."""
     found: Counter[str] = Counter()
-    for step in [step for step in case["steps"] if "plugin" in step]:
-        environ = {"CNI_COMMAND": step["verb"], "CNI_PATH": step.get("path", "/bin"), "CNI_ARGS": step.get("args", "")}
-        if step["verb"] not in ("STATUS", "GC"):
-            netns = "" if step.get("ns", 1) is None else "/run/netns/any"
-            environ |= {"CNI_CONTAINERID": step.get("id", "c1"), "CNI_NETNS": netns, "CNI_IFNAME": step.get("ifname", "eth0")}
-        environ |= step.get("env") or {}
-        environ = {name: value for name, value in environ.items() if value is not None}
-        if step["verb"] != "VERSION" and environ.get("CNI_COMMAND") and not fault_in(environ):
+    for step in case["steps"]:
+        if "plugin" in step and reaches_the_agent(step):
             found[f"{step['plugin']} {step['verb']}"] += 1
     return found
+
+
+def runs_other_plugins(case: Case) -> bool:
+    """Return whether plugins that are not ours make changes in the case, which no journal has."""
+    return "/usr/lib/cni" in json.dumps(case["steps"])

@@ -438,7 +438,11 @@ def test_help_and_no_command_print_help(capsys: pytest.CaptureFixture[str], argv
 
 
 def commands() -> list[list[str]]:
-    groups = {"lab": "up exec ping status log break heal down", "config": "keys get set reserve release"}
+    groups = {
+        "lab": "up exec ping status log break heal down",
+        "config": "keys get set reserve release",
+        "lesson": "list start check stop",
+    }
     alone = [[], *([name] for name in cli._COMMANDS)]
     return alone + [[group, name] for group, names in groups.items() for name in names.split()]
 
@@ -470,7 +474,7 @@ def test_near_miss_is_suggested(run: Run, argv: list[str], error: str) -> None:
     assert err.endswith(f"{error}\n")
 
 
-@pytest.mark.parametrize("command", ["add", "check", "del", "gc", "status", "explain", "version", "config"])
+@pytest.mark.parametrize("command", ["add", "check", "del", "gc", "status", "explain", "version", "config", "lesson"])
 def test_every_command_has_help(run: Run, command: str) -> None:
     status, out, _ = run(command, "--help")
     assert status == 0

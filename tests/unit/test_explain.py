@@ -132,7 +132,9 @@ def test_title_of_every_kind() -> None:
 COMMANDS = {
     "flanneld/stores/shared_file.py": {"replace": ("install /dev/stdin /var/lib/flannel/net.json", "state")},
     "flanneld/saved.py": {"_append": ("tee -a /var/lib/cni-py/flanneld.json", "state")},
-    "ipam/store.py": {"_printf": ("printf 'c1\\r\\neth0' > /var/lib/cni/networks/net/10.1.0.2", "reservation")},
+    "ipam/store.py": {
+        "_write_step": ("printf 'c1\\r\\neth0' | install -m 600 /dev/stdin /var/lib/cni/networks/net/10.1.0.2", "reservation")
+    },
     "kernel/sysctl.py": {"ensure": ("sysctl -w net/ipv4/ip_forward=1", "forwarding")},
     "kernel/vrf.py": {"create_vrf": ("ip link add red type vrf table 10", "vrf")},
     "kernel/rule.py": {
@@ -204,6 +206,7 @@ COMMANDS = {
             "tc filter add dev veth1 parent ffff: protocol all prio 49152 u32 match u32 0 0 action mirred egress redirect dev bwp1",
             "shaping",
         ),
+        "_delete_filter": ("tc filter del dev veth1 parent ffff: prio 49152", "shaping"),
         "delete_redirect": ("tc qdisc del dev veth1 ingress", "shaping"),
     },
     "kernel/bulk.py": {"change_many": ("bridge fdb replace 02:00:00:00:00:01 dev flannel.1 dst 192.0.2.2", "fdb")},

@@ -341,7 +341,7 @@ def test_every_change_is_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str
         (b"\n", 0o600, True),
         (b"a secret\n", 0o400, False),
         (b"x" * 2000, 0o600, False),
-        (b"a\nb", 0o600, False),
+        (b"a\nb", 0o600, True),
         ("\u00e4".encode(), 0o600, False),
     ],
 )

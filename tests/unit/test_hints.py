@@ -19,6 +19,7 @@ BANDWIDTH = "tests/netns/test_bandwidth.py::test_check_sees_what_was_changed"
 TUNING = "tests/netns/test_tuning.py::test_check_sees_what_was_changed"
 VLANS = "integration/kernel/test_bridge_vlan.py"
 LAB = "integration/lab/test_lab.py"
+LESSONS = "integration/lab/test_lessons.py"
 ADVICE = "tests/netns/test_cli.py"
 TLS = "integration/etcd/test_tls_errors.py"
 
@@ -78,6 +79,15 @@ COMMANDS = {
     "cni-py lab break {} {}; nodes: {}": f"{LAB}::test_hints_of_the_lab_are_typed",
     "without a node: cni-py lab break etcd": f"{LAB}::test_hints_of_the_lab_are_typed",
     "cni-py lab down removes the lab": f"{LAB}::test_hints_of_the_lab_are_typed",
+    # lessons
+    "cni-py lesson start {}": f"{LESSONS}::test_one_lesson_at_a_time_and_its_hints_are_typed",
+    "cni-py lesson check {}": f"{LESSONS}::test_one_lesson_at_a_time_and_its_hints_are_typed",
+    "cni-py lesson stop {}": f"{LESSONS}::test_one_lesson_at_a_time_and_its_hints_are_typed",
+    "cni-py lesson check {}; cni-py lesson stop {}": f"{LESSONS}::test_one_lesson_at_a_time_and_its_hints_are_typed",
+    "cni-py lesson stop {}; cni-py lesson start {}": f"{LESSONS}::test_one_lesson_at_a_time_and_its_hints_are_typed",
+    "1 to {}: cni-py lesson list": f"{LESSONS}::test_one_lesson_at_a_time_and_its_hints_are_typed",
+    "cni-py lab down removes it": f"{LESSONS}::test_no_other_lab_is_removed",
+    "rm {}: the exercises then count as not started": f"{LESSONS}::test_progress_outlives_a_lesson",
     "cni-py lab down removes what is left of it, cni-py lab up creates a new one": f"{LAB}::test_hints_of_the_lab_are_typed",
 }
 """Hints with a command that changes something, and the test that types it in the state that produced it."""
@@ -102,6 +112,7 @@ NOT_HERE = {
     "sudo cni-py lab up": "needs another user, with a password",
     "sudo cni-py walk {} {}": "needs another user, with a password",
     "sudo cni-py lab {}": "needs another user, with a password",
+    "sudo cni-py lesson {}": "needs another user, with a password",
 }
 """Hints with a command that no test can type here, and why."""
 

@@ -267,7 +267,7 @@ def test_full_disk_leaves_no_partial_reservation(pool: Pool, monkeypatch: pytest
     with pytest.raises(IOFailure) as error:
         pool.add("c1")
     assert error.value.code == 5
-    assert f"printf 'c1\\r\\neth0' > {pool.directory}/10.1.2.2" in error.value.msg
+    assert f"printf 'c1\\r\\neth0' | install -m 600 /dev/stdin {pool.directory}/10.1.2.2" in error.value.msg
     assert pool.texts() == {}
     assert pool.add("c1") == "10.1.2.2"
 
@@ -566,8 +566,8 @@ def test_journal_lines_can_be_typed(pool: Pool, capfd: pytest.CaptureFixture[str
     lines = [line.partition("  (")[0] for line in capfd.readouterr().err.splitlines()]
     assert lines == [
         f"mkdir -p -m 755 {pool.directory}",
-        f"printf 'c1\\r\\neth%%d' > {pool.directory}/10.1.2.2",
-        f"printf 10.1.2.2 > {pool.directory}/last_reserved_ip.0",
+        f"printf 'c1\\r\\neth%%d' | install -m 600 /dev/stdin {pool.directory}/10.1.2.2",
+        f"printf 10.1.2.2 | install -m 600 /dev/stdin {pool.directory}/last_reserved_ip.0",
         f"rm -f {pool.directory}/10.1.2.2",
         "# done",
     ]
