@@ -48,7 +48,10 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-NO_FLANNEL = "no flannel network on this node"
+NO_FLANNEL = (
+    "no flannel network was found on this node: no flanneld, no subnet.env, and no network configuration with flannel;"
+    " rules about it had nothing to check"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Reader:
         except PermissionError as error:
             self._note(name, f"{error.strerror}: it requires root" if os.geteuid() else str(error))
         except (CniError, StoreError, OSError, ValueError) as error:
-            hint = "" if os.geteuid() == 0 else " (it requires root)"
+            hint = "" if os.geteuid() == 0 or "root" in str(error) else " (it requires root)"
             self._note(name, f"{error}{hint}")
         return otherwise
 
@@ -116,6 +119,7 @@ def look(request: Request) -> Facts:
         certificates=tuple(gather_node.certificates(options)),
         newest_file=gather_node.newest([__file__, facts.subnet_file, saved.path_for(facts.subnet_file)]),
         options=options,
+        notes=() if facts.is_flannel else (NO_FLANNEL,),
     )
     return replace(facts, unread=reader.unread)
 
@@ -341,4 +345,4 @@ def _probed(facts: Facts, request: Request) -> Probed:
     link = facts.link(external.name) if external else None
     if external is not None and external.addr is not None and link is not None:
         own = (external.addr, link)
-    return probe.probe(targets, own, request.peers)
+    return probe.probe(targets, own, request.peers, frozenset(link.mac for link in facts.links))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cni_py.datastore.errors import StoreError
@@ -14,10 +15,13 @@ from cni_py.flanneld.stores.kubernetes_annotations import MANAGED, Annotations, 
 from cni_py.node.log import silence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from cni_py.doctor.facts import Known
     from cni_py.flanneld.options import Options
+
+SECONDS = 1.0
+"""Time for the list of the other nodes: of a large cluster the first pages are read."""
 
 
 def read(options: Options, environ: Mapping[str, str], known: Known | None) -> Kubernetes:
@@ -29,7 +33,7 @@ def read(options: Options, environ: Mapping[str, str], known: Known | None) -> K
             try:
                 own = Whoami(environ).ask(api)
                 node = api.get(path_of("nodes", own))
-                others = [item for _, items in api.list_all(NODES) for item in items]
+                others = list(_others(api))
             finally:
                 api.close()
     except StoreError as error:
@@ -39,6 +43,15 @@ def read(options: Options, environ: Mapping[str, str], known: Known | None) -> K
         node_of(node, annotations, ipv4=ipv4, ipv6=ipv6),
         tuple(node_of(item, annotations, ipv4=ipv4, ipv6=ipv6) for item in others if _name(item) != own),
     )
+
+
+def _others(api: KubeApi) -> Iterator[dict[str, Any]]:
+    """Yield the nodes, page by page, while there is time. Raises: StoreError."""
+    deadline = monotonic() + SECONDS
+    for _, items in api.list_all(NODES):
+        yield from items
+        if monotonic() > deadline:
+            return
 
 
 def node_of(item: dict[str, Any], annotations: Annotations, *, ipv4: bool, ipv6: bool) -> KubeNode:

@@ -29,7 +29,7 @@ from cni_py.doctor.facts import Probed, Reached, Wanted
 from cni_py.kernel.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cni_py.doctor.facts import Address, Network
     from cni_py.flanneld.lease import Lease
@@ -64,14 +64,25 @@ class Target:
     has_tunnel: bool = True
 
 
-def probe(targets: Sequence[Target], own: tuple[Address, Link] | None = None, only: frozenset[str] = frozenset()) -> Probed:
-    """Ask the peers, a sample of many. ``own``: our address, and the link on which another machine may have it."""
+def probe(
+    targets: Sequence[Target],
+    own: tuple[Address, Link] | None = None,
+    only: frozenset[str] = frozenset(),
+    macs: frozenset[str] = frozenset(),
+) -> Probed:
+    """Ask the peers, a sample of many.
+
+    Args:
+        own: our address, and the link on which another machine may have it.
+        only: names of peers; those alone are asked.
+        macs: of this machine's links: each replies for our address where two of them are on one network.
+    """
     chosen = _sample(targets, only)
     results = [_first(target) for target in chosen]
     duplicates: tuple[tuple[Address, str], ...] = ()
     if own is not None and own[0].version == 4:
         with suppress(OSError):
-            duplicates = tuple((own[0], mac) for mac in ask_arp(own[0], own[1]))
+            duplicates = tuple((own[0], mac) for mac in ask_arp(own[0], own[1], macs))
     for version in (4, 6):
         of = {number: target for number, target in enumerate(chosen) if target.end.version == version}
         if of:
@@ -163,9 +174,8 @@ def _receive(
     sock: socket.socket, version: int, identifier: int, waiting: dict[tuple[int, int], None], answered: set[tuple[int, int]]
 ) -> None:
     """Receive replies until none is waited for, or the time is over."""
-    deadline = monotonic() + SECONDS / TRIES
-    while waiting and (left := deadline - monotonic()) > 0:
-        if not select.select([sock], [], [], left)[0]:
+    for left in _until(SECONDS / TRIES):
+        if not waiting or not select.select([sock], [], [], left)[0]:
             return
         with suppress(OSError):
             while True:
@@ -173,6 +183,14 @@ def _receive(
                 if found in waiting:
                     del waiting[found]
                     answered.add(found)
+
+
+def _until(seconds: float) -> Iterator[float]:
+    """Yield the seconds that are left, and 0 at the end: what came while this process did not run is read all the same."""
+    deadline = monotonic() + seconds
+    while (left := deadline - monotonic()) > 0:
+        yield left
+    yield 0.0
 
 
 def _answer(packet: bytes, version: int, identifier: int) -> tuple[int, int] | None:
@@ -244,11 +262,12 @@ def _refused(addresses: Sequence[Address], *, has_checksum: bool = True, kind: i
                     sock.send(b"cni-py doctor")
                 if number in (0, EINPROGRESS):
                     waiting[sock.fileno()] = (address, sock)
-        deadline = monotonic() + _DATAGRAM_SECONDS
         poll = select.poll()
         for fd in waiting:
             poll.register(fd, select.POLLERR | (select.POLLIN if kind == socket.SOCK_DGRAM else select.POLLOUT))
-        while waiting and (left := deadline - monotonic()) > 0:
+        for left in _until(_DATAGRAM_SECONDS):
+            if not waiting:
+                break
             for fd, _ in poll.poll(left * 1000):
                 address, sock = waiting.pop(fd)
                 poll.unregister(fd)
@@ -299,7 +318,7 @@ _ARP_SECONDS = 0.3
 _BROADCAST = b"\xff" * 6
 
 
-def ask_arp(address: Address, link: Link) -> list[str]:
+def ask_arp(address: Address, link: Link, macs: frozenset[str]) -> list[str]:
     """Return the MAC addresses of other machines on a link that have this address too. Raises: OSError."""
     own = bytes.fromhex(link.mac.replace(":", ""))
     if len(own) != 6 or link.kind in ("wireguard", "tun", "ipip"):
@@ -311,14 +330,15 @@ def ask_arp(address: Address, link: Link) -> list[str]:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ARP)) as sock:
         sock.bind((link.name, _ARP))
         sock.send(frame)
-        deadline = monotonic() + _ARP_SECONDS
-        while (left := deadline - monotonic()) > 0 and select.select([sock], [], [], left)[0]:
+        for left in _until(_ARP_SECONDS):
+            if not select.select([sock], [], [], left)[0]:
+                break
             reply = sock.recv(64)
             if len(reply) < 42:
                 continue
             operation, sender, sender_address = struct.unpack_from("!H6s4s", reply, 20)
             mac = sender.hex(":")
-            if operation == 2 and sender_address == address.packed and sender != own and mac not in found:
+            if operation == 2 and sender_address == address.packed and mac not in (*found, *macs):
                 found.append(mac)
                 break
     return found

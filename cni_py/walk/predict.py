@@ -106,6 +106,9 @@ class Walker:
         entry = f"{choice.words} dev {name}, table {choice.table_name}" if choice.words else ""
         why = "; ".join(filter(None, (entry, rule)))
         self._path.hop(place, hops.ROUTE, text, packet, why)
+        if choice.kind not in ("unicast", "local"):
+            text = f"{packet.destination} is {choice.kind}: cni-py walk follows unicast"
+            raise self._path.end(place, hops.UNFOLLOWED, text, packet)
         self._warn_of_default(place, packet, choice)
         return choice
 
@@ -218,15 +221,12 @@ class Walker:
         if tracked is None:
             tracked = self._hooks.tracking.find(place.name, packet)
             packet = self._hooks.pass_hook(place, "prerouting", packet, *tracked, iif=link)
-        choice = self.route(place, packet, link)
-        if choice.kind == "local":
+        # what comes back in by lo was routed when it was sent, and is not routed again
+        choice = self.route(place, packet, link) if not link.flags & _IFF_LOOPBACK else None
+        if choice is None or choice.kind == "local":
             packet = self._hooks.pass_hook(place, "input", packet, *tracked, iif=link)
             self._deliver(place, packet, is_reply=tracked[1])
             return
-        if choice.kind != "unicast":
-            raise self._path.end(
-                place, hops.UNFOLLOWED, f"{packet.destination} is {choice.kind}: cni-py walk follows unicast", packet
-            )
         self._check_forwarding_enabled(place, link, packet)
         out = self._out_link(place, choice, packet)
         self._check_size(place, packet, _forwarding_mtu(place, choice, packet.version) or out.mtu, out, is_forwarded=True)

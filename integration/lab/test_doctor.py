@@ -552,6 +552,12 @@ def test_bundle_has_no_secret(running: Doctor) -> None:
         )
 
 
+def test_machine_without_flannel_says_so(lab: Lab) -> None:
+    out = " ".join(lab.run("router", "cni-py doctor").split())
+    assert "no flannel network was found on this node" in out
+    assert "nothing wrong was found" in out
+
+
 def test_another_user_than_root_sees_what_was_not_checked(running: Doctor) -> None:
     lab = running.lab
     argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", lab.programs.cni_py, "doctor", "--json"]

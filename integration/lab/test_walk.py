@@ -146,6 +146,22 @@ def test_prediction_and_packet_agree(labs: Callable[[str], Lab], name: str, targ
         assert [hop["packet"]["tunnel"] for hop in kinds(report, "encapsulate")] == ([tunnel] if tunnel else [])
 
 
+@pytest.mark.parametrize("target", ["pod1", "127.0.0.1", "::1", "pod1:81"])
+def test_to_itself(labs: Callable[[str], Lab], target: str) -> None:
+    report = walk(labs("vxlan"), "pod1", target)
+    assert_verified(report)
+    assert {hop["place"] for hop in report["forward"]["hops"]} == {"pod1"}
+    assert [hop["link"] for hop in kinds(report, "link")] == ["lo", "lo"]
+
+
+@pytest.mark.parametrize("target", ["224.0.0.1", "255.255.255.255", "10.244.255.255"])
+def test_no_host_is_there(labs: Callable[[str], Lab], target: str) -> None:
+    """Multicast and broadcast are not followed, which is said; an address without a host ends at a hop."""
+    report = walk(labs("vxlan"), "pod1", target, "--no-probe")
+    assert not report["ok"]
+    assert report["forward"]["outcome"] == ("broken" if target.startswith("10.") else "unfollowed")
+
+
 def test_direct_routing_tunnels_only_to_nodes_behind_the_router(labs: Callable[[str], Lab]) -> None:
     lab = labs("direct")
     tunnelled = {

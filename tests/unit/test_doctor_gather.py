@@ -22,7 +22,8 @@ from cni_py.kernel.neighbour import Neighbour
 from cni_py.kernel.route import Route
 from cni_py.node.health import Health
 from cni_py.packetfilter.iptables import Iptables
-from support import pki
+from support import apiserver, pki
+from support.kube import Cluster
 
 # ---- processes ----------------------------------------------------------------------------------
 
@@ -203,6 +204,23 @@ def test_node_of_kubernetes(item: dict[str, Any], fault: str, unavailable: str, 
     assert fault in found.fault
     assert bool(fault) == bool(found.fault)
     assert (found.name, found.managed, found.network_unavailable, found.pod_cidrs) == ("n1", True, unavailable, cidrs)
+
+
+def test_nodes_of_a_cluster(cluster: Cluster) -> None:
+    """Read from an API server: our node, and one with half of its annotations; the call is one that flanneld may make."""
+    half = {key: text for key, text in apiserver.vxlan(2).items() if key != "public_ip"}
+    cluster.server.put(apiserver.node(1, **apiserver.vxlan(1)))
+    cluster.server.put(apiserver.node(2, **half))
+    options = Options(kube_subnet_mgr=True, kube_api_url=cluster.server.url)
+    found = gather_kubernetes.read(options, {"NODE_NAME": "node1"}, None)
+    assert found.node is not None
+    assert (found.fault, found.node.fault, found.node.pod_cidrs) == ("", "", ("10.244.1.0/24",))
+    assert [(one.name, one.managed, one.fault) for one in found.others] == [("node2", True, "public-ip is missing")]
+
+
+def test_api_that_does_not_know_the_node_is_a_fault(cluster: Cluster) -> None:
+    options = Options(kube_subnet_mgr=True, kube_api_url=cluster.server.url)
+    assert "404" in gather_kubernetes.read(options, {"NODE_NAME": "nosuch"}, None).fault
 
 
 # ---- probes -------------------------------------------------------------------------------------
