@@ -40,6 +40,7 @@ mount -t tmpfs tmpfs /mnt
 mount -t tmpfs tmpfs /opt 2>/dev/null || {{ mkdir -p /opt; mount -t tmpfs tmpfs /opt; }}
 mkdir -p /var/lib/flannel && mount -t tmpfs tmpfs /var/lib/flannel
 ip link add eth0 type veth peer name switch0; ip link set switch0 up
+echo 8 >/proc/sys/net/ipv4/conf/switch0/arp_ignore  # else the node replies here to ARP requests for its own address
 ip addr add {ADDRESS}/24 dev eth0; ip link set eth0 up; ip route add default via 192.168.123.1 onlink dev eth0
 """
 

@@ -245,6 +245,21 @@ def test_go_plugin_is_shown_by_what_it_changes(bin_dir: Path, go_plugins: str) -
         assert whole_state(host) == before
 
 
+def test_gc_is_planned_for_pods_without_a_namespace_alone(bin_dir: Path) -> None:
+    """A record names a namespace by numbers that its copy does not have; the pod lives all the same."""
+    with attach_host(bin_dir, NETWORK | {"cniVersion": "1.1.0"}) as host:
+        host.netns("gone")
+        for name in ("blue", "gone"):
+            run(host, "add", "cbr0", name)
+        host.run("ip netns delete gone")
+        until(lambda: len(host.host_ends()) == 1, "the end of the deleted pod's veth")
+        before = whole_state(host)
+        planned = run(host, "plan", "cbr0", "blue", "--command", "GC").stdout
+        assert "rm -f /var/lib/cni/networks/cbr0/10.1.0.3" in planned
+        assert "10.1.0.2" not in planned
+        assert whole_state(host) == before
+
+
 DHCP = {"type": "macvlan", "master": "eth0", "ipam": {"type": "dhcp"}}
 
 

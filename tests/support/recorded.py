@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -101,12 +102,26 @@ def load_runner() -> ModuleType:
 runner = cache(load_runner)
 
 
-def compare(case: Case, bin_dir: Path, companion: Path | None = None) -> None:
-    """Run a case against the installed plugins. Raises: AssertionError, with the differences."""
+NAMED_MAC = re.compile(r"\b(?:02:00:|c2:11:)(?:[0-9a-f]{2}:){3}[0-9a-f]{2}\b")
+"""MAC addresses that the runner takes for the case's own. One in 8,000 random ones is like that, and all cases together draw thousands."""
+
+
+def compare(case: Case, bin_dir: Path, companion: Path | None = None, forget: Callable[[], object] = bool) -> None:
+    """Run a case against the installed plugins, again if a random MAC address looks like one of the case.
+
+    Args:
+        forget: called before each run.
+
+    Raises: AssertionError, with the differences.
+    """
     skip_without_ptp(case)
     if missing := runner().missing(case):
         pytest.skip(f"it needs {missing}")
-    got = runner().run_case(case, os.path.abspath(bin_dir), False, str(companion or ""))
+    for _ in range(5):
+        forget()
+        got = runner().run_case(case, os.path.abspath(bin_dir), False, str(companion or ""))
+        if not set(NAMED_MAC.findall(json.dumps(got))) - set(NAMED_MAC.findall(json.dumps(case))):
+            break
     differences = runner().differences(case, got)
     assert not differences, "\n".join([case.get("why", ""), *differences])
 
@@ -148,7 +163,12 @@ engine.handle = handle
 def compare_with_the_agent(case: Case, bin_dir: Path, tmp_path: Path) -> None:
     """Run a case beside an agent, which every call has to reach; then the scripts that its journals become."""
     program, answered, journalled = counting_agent(case, bin_dir, tmp_path)
-    compare(case, bin_dir, program)
+
+    def forget() -> None:
+        answered.write_text("")
+        journalled.unlink(missing_ok=True)
+
+    compare(case, bin_dir, program, forget)
     assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(case)
     events = events_in(journalled)
     assert unexplained(events) == []
@@ -175,7 +195,6 @@ def counting_agent(case: Case, bin_dir: Path, tmp_path: Path) -> tuple[Path, Pat
     counting = COUNTING.format(answered=str(answered), journalled=str(journalled), directories=directories, tests=tests)
     program.write_text(launcher.replace("\nsys.exit(main())\n", f"\n{counting}\nsys.exit(main())\n"))
     program.chmod(0o755)
-    answered.touch()
     return program, answered, journalled
 
 
