@@ -110,7 +110,9 @@ def running(lab: Lab) -> Iterator[Doctor]:
 
 @pytest.fixture(scope="module")
 def stopped(lab: Lab, running: Doctor) -> Iterator[Doctor]:
-    """The doctor on node2, whose flanneld was killed."""
+    """The doctor on node2, whose flanneld was killed once it had saved the lease of node1, as it does within seconds."""
+    peer, path = lab.subnets("node1").partition("/")[0], Path(lab.machine("node2").path("/var/lib/cni-py/flanneld.json"))
+    until(lambda: f'"{peer}-24"' in path.read_text(), "node2 has saved the lease of node1")
     lab.flanneld("node2").kill()
     doctor = Doctor(lab, "node2")
     yield doctor

@@ -414,6 +414,16 @@ def test_many_peers_with_one_fault_are_one_finding() -> None:
     assert len(list(text.plain(Report(found)))) < 25
 
 
+def test_route_of_a_lease_that_a_killed_flanneld_had_not_saved_is_not_stale() -> None:
+    """It saves a lease some seconds after it follows it; the entries of the peer's device show that it did."""
+    gateway, subnet = IPv4Address("10.244.77.0"), IPv4Network("10.244.77.0/24")
+    route = Route(subnet, "flannel.1", gateway, onlink=True)
+    facts = replace(HEALTHY, daemons=(), routes=HEALTHY.routes | {route})
+    assert "stale-route" in {one.rule for one in examined(facts).findings}
+    followed = replace(facts, neighbours=HEALTHY.neighbours | {Neighbour("flannel.1", gateway, MAC)})
+    assert "stale-route" not in {one.rule for one in examined(followed).findings}
+
+
 def test_sample_of_peers_is_said() -> None:
     report = examined(replace(HEALTHY, probed=Probed((REACHED,), 64, 1000)))
     assert "64 of 1000 peers" in " ".join(" ".join(text.plain(report)).split())

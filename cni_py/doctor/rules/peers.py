@@ -206,6 +206,8 @@ def stale_route(facts: Facts) -> Iterator[Finding]:
             continue
         if each.dst in facts.networks:  # of the back end udp: one route for all peers
             continue
+        if not facts.runs and (not each.onlink or any(one.address == each.gateway for one in facts.neighbours)):
+            continue  # of a lease that flanneld followed, and was killed before it saved it
         command = _command("ip", "route", "del", *each.words())
         found.append(
             Finding(
