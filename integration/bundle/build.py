@@ -17,7 +17,7 @@ from integration.bundle.tree import Tree, version
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "bundle"
 ARCHITECTURES = ("amd64", "arm64")
-SOURCES = ("cni_py", "bin", "conf", "share", "integration/bundle", "integration/install", "requirements.lock", "LICENSE")
+SOURCES = ("cni_py", "bin", "conf", "integration/bundle", "integration/install", "requirements.lock", "LICENSE")
 
 
 class Inputs(NamedTuple):

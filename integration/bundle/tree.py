@@ -8,7 +8,7 @@ Owns: the layout of the archive and of PREFIX/cni-py/lib on a host that it is in
     lib/lib/python3.11/           the standard library, as far as it is used
     lib/python._pth               where the interpreter finds it; `install` writes absolute paths
     lib/cni_py, lib/grpc, …       our package and the locked ones, as far as they are used
-    lib/bin, lib/conf, lib/share, lib/integration, lib/LICENSE, lib/licenses    what the installer copies from
+    lib/bin, lib/conf, lib/integration, lib/LICENSE, lib/licenses    what the installer copies from
     lib/bundle.json               version, architecture, digest; every file with its size
 """
 
@@ -192,8 +192,7 @@ class Tree:
 
     def _copy_installer(self) -> None:
         shutil.copytree(ROOT / "bin", self.lib / "bin", symlinks=True)
-        for name in ("conf", "share"):
-            shutil.copytree(ROOT / name, self.lib / name)
+        shutil.copytree(ROOT / "conf", self.lib / "conf")
         for name in (*INSTALLER, "LICENSE"):
             copy(ROOT / name, self.lib / name)
 

@@ -64,10 +64,10 @@ class Checkout:
         shutil.copy(ROOT / "integration" / "install", self.install)
         shutil.copy(ROOT / "LICENSE", path)
         shutil.copytree(ROOT / "bin", path / "bin", symlinks=True)
-        shutil.copytree(ROOT / "conf", path / "conf")
+        shutil.copytree(ROOT / "conf", path / "conf", ignore=shutil.ignore_patterns("share"))
         for name in SHARED:
-            (path / "share" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / "share" / name, path / "share" / name)
+            (path / "conf" / "share" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "conf" / "share" / name, path / "conf" / "share" / name)
         self.set_version("1.0")
 
     def set_version(self, version: str) -> None:

@@ -25,7 +25,7 @@ from cni_py.plugin_table import PLUGINS
 from support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted((ROOT / "share" / "man").rglob("*.[18]"))
+PAGES = sorted((ROOT / "conf" / "share" / "man").rglob("*.[18]"))
 WIDTH = 80
 
 LINES = {
@@ -61,7 +61,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (path for paths in INSTALLED.values() for path in paths):
         installed = directory / "share" / path
         installed.parent.mkdir(parents=True, exist_ok=True)
-        installed.write_text((ROOT / "share" / path).read_text().replace("@PREFIX@", str(directory)))
+        installed.write_text((ROOT / "conf" / "share" / path).read_text().replace("@PREFIX@", str(directory)))
     for name in ("net.d", "cni/results", "lab"):
         (directory / name).mkdir(parents=True)
     (directory / "net.d/10-flannel.conflist").write_text('{"name": "cbr0", "plugins": [{"type": "flannel"}]}')
@@ -261,7 +261,7 @@ IN_OPT = """
 mount -t tmpfs tmpfs /opt
 cp -a {node}/. /opt/
 mkdir -p /opt/share/man/man8 /opt/man/man8
-cp {root}/share/man/man8/cni-bridge.8 /opt/share/man/man8/
+cp {root}/conf/share/man/man8/cni-bridge.8 /opt/share/man/man8/
 ln -s ../../share/man/man8/cni-bridge.8 /opt/man/man8/
 PATH=/usr/bin:/bin:/opt/bin man -w cni-bridge
 rm -r /opt/man

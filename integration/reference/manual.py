@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-SHARE = ROOT / "share"
+SHARE = ROOT / "conf" / "share"
 DATE = "2026-12-01"
 """Date of the pages: the same text is the same page, whenever it is made. A release sets it (docs/contributing.md)."""
 
