@@ -284,7 +284,7 @@ def test_container_with_a_read_only_file_system_installs_the_programs(prefix: Pr
 
 
 def test_checkout_without_generated_files_is_installed(prefix: Prefix) -> None:
-    shutil.rmtree(prefix.checkout.path / "share")
+    shutil.rmtree(prefix.checkout.path / "conf" / "share")
     assert prefix.install().returncode == 0
     assert not (prefix.path / "share").exists()
 

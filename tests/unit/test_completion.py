@@ -250,7 +250,7 @@ def test_scripts_are_printed_with_the_program_that_prints_them(
         assert f"/usr/local/k8s/bin/cni-py __complete {shell}" in out
         assert "@PREFIX@" not in out
         for path in completion.INSTALLED[shell]:
-            assert (ROOT / "share" / path).read_text() == completion.SCRIPTS[shell], "make generate"
+            assert (ROOT / "conf" / "share" / path).read_text() == completion.SCRIPTS[shell], "make generate"
 
 
 @pytest.mark.parametrize(

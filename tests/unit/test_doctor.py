@@ -415,7 +415,7 @@ def test_many_peers_with_one_fault_are_one_finding() -> None:
 
 
 def test_route_of_a_lease_that_a_killed_flanneld_had_not_saved_is_not_stale() -> None:
-    """It saves a lease some seconds after it follows it; the entries of the peer's device show that it did."""
+    """A lease is saved some seconds after it is followed; the entries of the peer's device show that it did."""
     gateway, subnet = IPv4Address("10.244.77.0"), IPv4Network("10.244.77.0/24")
     route = Route(subnet, "flannel.1", gateway, onlink=True)
     facts = replace(HEALTHY, daemons=(), routes=HEALTHY.routes | {route})

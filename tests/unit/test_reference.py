@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cni_py"
 LEAVES = [leaf for name in table.PROGRAMS for leaf in table.PROGRAMS[name]().leaves()]
 OPTIONS = [(leaf, option) for leaf in LEAVES for option in leaf.options]
-MAN = {page.stem: page.read_text() for page in (ROOT / "share" / "man").rglob("*.[18]")}
+MAN = {page.stem: page.read_text() for page in (ROOT / "conf" / "share" / "man").rglob("*.[18]")}
 
 
 @cache
