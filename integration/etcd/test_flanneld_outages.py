@@ -294,6 +294,7 @@ def test_client_certificate_expires_and_another_one(bin_dir: Path, tmp_path: Pat
         sleep((ends - datetime.now(UTC)).total_seconds() + 1)
         etcd.kill()
         etcd.start()
+        etcd.wait()
         daemon.until_logged('our client certificate "/run/lab/shared/client.crt" has expired')
         assert has_route(cluster, "node1", 201)
         servers.sign(made, "client", days=2)
@@ -305,8 +306,10 @@ def test_client_certificate_expires_and_another_one(bin_dir: Path, tmp_path: Pat
 
 
 def use(pki: Path, directory: Path) -> None:
+    """Replace the files of the PKI, each as a whole: etcd may be reading them."""
     for file in directory.iterdir():
-        shutil.copy(file, pki / file.name.replace(".pem", ".crt"))
+        new = shutil.copy(file, pki / f".{file.name}")
+        new.replace(pki / file.name.replace(".pem", ".crt"))
 
 
 # ---- time -------------------------------------------------------------------------------------
