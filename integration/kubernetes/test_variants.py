@@ -17,6 +17,7 @@ from cni_py.flanneld.network import NetworkConfig
 from integration.kubernetes.schema import faults
 from support.manifest import KUBERNETES, MANIFEST, Object, container, find, load, pod_spec
 from support.namespaces import Host
+from support.waiting import SECONDS, until
 
 ROOT = KUBERNETES.parents[1]
 VARIANTS = sorted(path.parent.name for path in KUBERNETES.glob("variants/*/kustomization.yml"))
@@ -160,13 +161,12 @@ def test_removal_begins_when_the_last_of_our_programs_has_ended(host: Host) -> N
     argv = [*one["command"], one["args"][0].replace("busybox sleep 1", "busybox sleep 0.02; echo waits")]
     host.write("/run/cni-agent", "#!/bin/sh\nsleep 1000 & wait\n")
     host.run("chmod +x /run/cni-agent")
-    with (
-        subprocess.Popen(host.command("/run/cni-agent"), stdin=subprocess.DEVNULL) as agent,
-        subprocess.Popen(host.command(*argv), stdout=subprocess.PIPE, text=True) as waiting,
-    ):
-        assert waiting.stdout is not None
-        assert waiting.stdout.readline() == "waits\n"
-        assert waiting.poll() is None
-        host.run("kill $(pidof -x cni-agent)")
-        assert waiting.wait(30) == 0
-        agent.wait(30)
+    with subprocess.Popen(host.command("/run/cni-agent"), stdin=subprocess.DEVNULL) as agent:
+        until(lambda: host.run("grep -lx cni-agent /proc/[0-9]*/comm 2>/dev/null || true"), "the agent runs")
+        with subprocess.Popen(host.command(*argv), stdout=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stdout is not None
+            seen = waiting.stdout.readline(), waiting.poll()
+            host.run("kill $(pidof -x cni-agent)")  # before anything is asserted, which would wait for it
+            assert seen == ("waits\n", None)
+            assert waiting.wait(SECONDS) == 0
+        agent.wait(SECONDS)
