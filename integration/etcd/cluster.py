@@ -30,7 +30,7 @@ from support.waiting import SECONDS, until
 
 PREFIX = "/coreos.com/network"
 SUBNETS = f"{PREFIX}/subnets/"
-CONFIG = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
+CONFIG = '{"Network":"10.244.0.0/16","SubnetMax":"10.244.199.0","Backend":{"Type":"vxlan"}}'
 GATEWAY = "192.168.123.2"
 SUBNET_FILE = "/run/flannel/subnet.env"
 NEVER = Event()

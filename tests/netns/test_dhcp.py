@@ -318,7 +318,7 @@ def test_lease_that_no_server_renews_ends_with_the_interface_down(host: Host) ->
             result = add(host, BRIDGE, pod)
         until(lambda: said(host, "has ended", DAEMON_LOG), "the lease ends", SECONDS)
         assert said(host, "rebinding failed", DAEMON_LOG), "any server was asked before"
-        assert "UP" not in host.json("ip -j link show eth0", pod)[0]["flags"]
+        until(lambda: "UP" not in host.json("ip -j link show eth0", pod)[0]["flags"], "it is set down, which is logged before")
         assert check(host, of(ALONE), pod, result).code == 103
         delete(host, BRIDGE, pod)
 

@@ -695,18 +695,18 @@ def test_leases_with_addresses_that_no_node_has_are_logged_once(two: Net) -> Non
     before, content = first.state(), two.read()
     theirs = content["leases"][f"{second.subnet}.0-24"]
     addresses = ["224.0.0.5", "255.255.255.255", "127.0.0.1", "0.0.0.0", True, 3232267058]
-    free = [f"10.244.7{number}.0-24" for number in range(8) if f"10.244.7{number}" not in (first.subnet, second.subnet)]
-    nonsense = {key: {**theirs, "PublicIP": address} for key, address in zip(free, addresses, strict=False)}
+    *free, other = [f"10.244.{number}" for number in range(70, 79) if f"10.244.{number}" not in (first.subnet, second.subnet)]
+    nonsense = {f"{key}.0-24": {**theirs, "PublicIP": address} for key, address in zip(free, addresses, strict=False)}
     two.write({**content, "leases": {**content["leases"], **nonsense}})
     assert first.flanneld
     for key in nonsense:
         first.flanneld.wait_for_log(f'ignored "{key}": the value is no lease: ')
     peer = {**theirs, "PublicIP": "192.168.123.50", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:78"}}
-    two.write({**two.read(), "leases": {**two.read()["leases"], "10.244.78.0-24": peer}})
-    until(lambda: "10.244.78.0/24" in first.routes(), "what came after them is followed")
+    two.write({**two.read(), "leases": {**two.read()["leases"], f"{other}.0-24": peer}})
+    until(lambda: f"{other}.0/24" in first.routes(), "what came after them is followed")
     assert all(first.flanneld.log.count(key) == 1 for key in nonsense)
     [route] = set(first.state()["routes"]) - set(before["routes"])
-    assert route.startswith("10.244.78.0/24 ")
+    assert route.startswith(f"{other}.0/24 ")
 
 
 def test_saved_lease_that_has_ended_is_not_used(two: Net) -> None:
