@@ -562,7 +562,10 @@ def test_machine_without_flannel_says_so(lab: Lab) -> None:
 
 def test_another_user_than_root_sees_what_was_not_checked(running: Doctor) -> None:
     lab = running.lab
-    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", lab.programs.cni_py, "doctor", "--json"]
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if subprocess.run([*user, "test", "-r", lab.programs.cni_py], check=False).returncode:
+        pytest.skip("another user cannot read this installation")  # pytest's own directory, without TEST_BIN_DIR
+    argv = [*user, lab.programs.cni_py, "doctor", "--json"]
     done = subprocess.run(lab.command("node1", *argv), env=lab.environment, capture_output=True, text=True, check=False)
     report = json.loads(done.stdout)
     unchecked = {one["rule"] for one in report["unchecked"]}
