@@ -9,14 +9,12 @@ import signal
 from cni_py.agent import listener as listening
 from cni_py.agent.listener import Listener
 from cni_py.agent.log import log
-from cni_py.agent.options import build, parse_metrics_address
+from cni_py.agent.options import build
 from cni_py.agent.server import Agent
 from cni_py.agent.warm_up import warm_up
 from cni_py.node import systemd
 from cni_py.node.health import Health
 from cni_py.node.http_server import listen_tcp, listen_unix
-
-__all__ = ["main", "parse_metrics_address"]
 
 
 def main() -> int:

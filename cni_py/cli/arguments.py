@@ -662,14 +662,10 @@ def _add_lesson_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _new_lab(add: Callable[..., argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
     command = _new(add, name, help=_summary(text), description=text)
-    command.add_argument(
-        "--directory",
-        "--folder",
-        dest="directory",
-        metavar="DIR",
-        default=_LAB_DIRECTORY,
-        help="state and logs of the lab (%(default)s)",
-    )
+    text = "state and logs of the lab (%(default)s)"
+    command.add_argument("--directory", metavar="DIR", default=_LAB_DIRECTORY, help=text)
+    former = argparse.SUPPRESS  # no default either: it would replace the one above
+    command.add_argument("--folder", dest="directory", default=former, help=former)
     return command
 
 

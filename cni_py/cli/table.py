@@ -84,6 +84,8 @@ def of_parser(parser: argparse.ArgumentParser, path: tuple[str, ...], summary: s
         if isinstance(action, argparse._SubParsersAction):
             summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
             commands += [of_parser(one, (*path, name), summaries.get(name, "")) for name, one in action.choices.items()]
+        elif action.help == argparse.SUPPRESS:
+            continue
         elif action.option_strings:
             options.append(_option(parser, action))
         else:

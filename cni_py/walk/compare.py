@@ -190,12 +190,6 @@ def _errors(observed: Observed) -> list[str]:
     return list(dict.fromkeys([*refused, *found]))
 
 
-def is_good(forward: Walk, comparison: Comparison | None) -> bool:
-    """Return whether the packet reaches its destination, as far as is visible, and nothing contradicts the prediction."""
-    is_verified = comparison is None or comparison.is_as_predicted
-    return forward.outcome != BROKEN and is_verified
-
-
 def drop_rules(observed: Observed) -> list[tuple[str, Event]]:
     """The rules that dropped it, with their place."""
     return [(place, event) for place, events in observed.traced.items() for event in events if event.verdict == "drop"]

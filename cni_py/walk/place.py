@@ -78,9 +78,6 @@ class Place:
         """Links by ifindex."""
         return {link.ifindex: link for link in list_links(self.rtnl)}
 
-    def link_named(self, name: str) -> Link | None:
-        return next((link for link in self.links.values() if link.name == name), None)
-
     @cached_property
     def addresses(self) -> list[HostAddress]:
         return list_host_addresses(self.rtnl)
@@ -104,10 +101,6 @@ class Place:
     def route(self, question: Question) -> Choice:
         """The kernel's choice. Raises: OSError."""
         return look_up(self.rtnl, question)
-
-    def is_local(self, address: Address) -> bool:
-        """Return whether the kernel delivers packets to this address here."""
-        return self.route(Question(address)).kind == "local"
 
     def neighbours(self, link: Link) -> dict[Address, NeighbourState]:
         if link.ifindex not in self._neighbours:
