@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -45,6 +46,23 @@ def copy_tree(directory: Path, to: Path) -> Path:
             shutil.copy2(file, new)
 
     shutil.copytree(directory, to, symlinks=True, copy_function=link)
+    return to
+
+
+def other_version(unpacked: Path, to: Path, number: str) -> Path:
+    """Return a bundle of another version, with the same content otherwise."""
+    copy_tree(unpacked, to)
+    about = json.loads((to / "lib" / "bundle.json").read_text())
+    code = to / "lib" / "cni_py" / "__init__.py"
+    text = code.read_text().replace(f'"{about["version"]}"', f'"{number}"')
+    code.unlink()  # the file may be another tree's too
+    code.write_text(text)
+    shutil.rmtree(to / "lib" / "cni_py" / "__pycache__")
+    about["files"] = {name: size for name, size in about["files"].items() if "cni_py/__pycache__/" not in name}
+    about["files"]["cni_py/__init__.py"] = code.stat().st_size
+    about |= {"version": number, "digest": "f" * 64}
+    (to / "lib" / "bundle.json").unlink()
+    (to / "lib" / "bundle.json").write_text(json.dumps(about))
     return to
 
 

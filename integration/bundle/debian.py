@@ -54,11 +54,12 @@ class Package(NamedTuple):
 
 
 class Apt:
-    """apt-get for one architecture, with its state below `directory`."""
+    """apt-get for one architecture and suite, with its state below `directory`."""
 
-    def __init__(self, directory: Path, architecture: str) -> None:
+    def __init__(self, directory: Path, architecture: str, suite: str = SUITE) -> None:
         self.directory = directory
         self.architecture = architecture
+        self.suite = suite
 
     def packages(self, names: list[str]) -> list[Package]:
         """Download the newest version of each, unless it is here already."""
@@ -68,6 +69,12 @@ class Apt:
         if missing:
             self._run("download", *missing, cwd=archives)
         return [read(next(archives.glob(f"{name}_*.deb"))) for name in sorted(names)]
+
+    def with_dependencies(self, names: list[str]) -> list[str]:
+        """Return these packages and all that they depend on."""
+        self._prepare()
+        shown = self._run("install", "--simulate", "--no-install-recommends", *names, cwd=self.directory)
+        return sorted({line.split()[1] for line in shown.splitlines() if line.startswith("Inst ")})
 
     def newest(self, name: str) -> str:
         """Return the package that a package without files, such as linux-image-cloud-arm64, depends on."""
@@ -85,7 +92,7 @@ class Apt:
         (self.directory / "status").write_text("")
         signed = f"[signed-by={KEYRING} arch={self.architecture}]"
         (self.directory / "sources.list").write_text(
-            f"deb {signed} {MIRROR} {SUITE} main\ndeb {signed} {SECURITY} {SUITE}-security main\n"
+            f"deb {signed} {MIRROR} {self.suite} main\ndeb {signed} {SECURITY} {self.suite}-security main\n"
         )
         shutil.rmtree(self.directory / "archives")
         (self.directory / "archives" / "partial").mkdir(parents=True)

@@ -67,8 +67,8 @@ main()
 """A script of the shell, and of Python: the shell starts the interpreter with it, under its name."""
 
 
-def write(path: Path, tree: Tree, rootfs: Path, date: int, level: int = 9) -> None:
-    """Write the image of a tree, compressed by gzip's `level`."""
+def write(path: Path, tree: Tree, rootfs: Path, date: int, level: int = 9, number: str = "") -> None:
+    """Write the image of a tree, compressed by gzip's `level`. `number`: its version, if it is not this checkout's."""
     busybox = debian.Apt(tree.debian.with_name(f"apt-{tree.architecture}"), tree.architecture).packages(["busybox-static"])
     make_rootfs(tree, rootfs, busybox)
     parts = sbom.parts_in((tree.lib / sbom.NAME).read_text()) + sbom.parts_of(busybox, [])
@@ -78,7 +78,7 @@ def write(path: Path, tree: Tree, rootfs: Path, date: int, level: int = 9) -> No
     packed = gzip.compress(layer.getvalue(), compresslevel=level, mtime=0)
     new = path.with_name(f".{path.name}.new")
     with new.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as image:
-        for name, data in sorted(layout(tree.architecture, layer.getvalue(), packed, date).items()):
+        for name, data in sorted(layout(tree.architecture, layer.getvalue(), packed, date, number or version()).items()):
             info = archive.entry(name, 0o644, date)
             info.size = len(data)
             image.addfile(info, io.BytesIO(data))
@@ -115,13 +115,13 @@ def put(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     path.chmod(mode)
 
 
-def layout(architecture: str, layer: bytes, packed: bytes, date: int) -> dict[str, bytes]:
+def layout(architecture: str, layer: bytes, packed: bytes, date: int, number: str) -> dict[str, bytes]:
     """Return the files of the OCI layout."""
     created = datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     labels = {
         "org.opencontainers.image.title": "cni-py",
         "org.opencontainers.image.description": "flannel, its plugins, and the agent of cni-py; installs itself on a node",
-        "org.opencontainers.image.version": version(),
+        "org.opencontainers.image.version": number,
         "org.opencontainers.image.licenses": "Apache-2.0",
         "org.opencontainers.image.created": created,
     }
@@ -131,7 +131,7 @@ def layout(architecture: str, layer: bytes, packed: bytes, date: int) -> dict[st
         "os": "linux",
         "config": {"Env": [f"PATH={PATH}"], "Cmd": ["/opt/bin/flanneld"], "WorkingDir": "/", "Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
-        "history": [{"created": created, "created_by": "make image", "comment": f"cni-py {version()}"}],
+        "history": [{"created": created, "created_by": "make image", "comment": f"cni-py {number}"}],
     }
     blobs: dict[str, bytes] = {}
     manifest = {
@@ -143,8 +143,8 @@ def layout(architecture: str, layer: bytes, packed: bytes, date: int) -> dict[st
     }
     entry = add(blobs, f"{TYPE}.manifest.v1+json", text(manifest))
     entry["platform"] = {"architecture": architecture, "os": "linux"}
-    name = f"{NAME}:{version()}"
-    entry["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": version()}
+    name = f"{NAME}:{number}"
+    entry["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": number}
     index = {"schemaVersion": 2, "mediaType": f"{TYPE}.index.v1+json", "manifests": [entry]}
     return {"oci-layout": text({"imageLayoutVersion": "1.0.0"}), "index.json": text(index), **blobs}
 

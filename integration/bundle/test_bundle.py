@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from integration.bundle import archive, closure, elf, isolation
-from integration.bundle.conftest import copy_tree
+from integration.bundle.conftest import other_version
 from integration.bundle.debian import host_architecture
 from integration.bundle.roots import POD, Root, busybox_root, debian_root
 from integration.bundle.tree import Tree, version
@@ -245,23 +245,6 @@ def test_same_bundle_again_changes_nothing(unpacked: Path, tmp_path: Path) -> No
     assert installed(prefix, unpacked).returncode == 0
     assert (prefix / "cni-py" / "lib" / "cni_py" / "client.py").exists()
     assert len(list((prefix / "cni-py").glob("lib-*"))) == 1
-
-
-def other_version(unpacked: Path, to: Path, number: str) -> Path:
-    """Return a bundle of another version, with the same content otherwise."""
-    copy_tree(unpacked, to)
-    about = json.loads((to / "lib" / "bundle.json").read_text())
-    code = to / "lib" / "cni_py" / "__init__.py"
-    text = code.read_text().replace(f'"{about["version"]}"', f'"{number}"')
-    code.unlink()  # the file may be another tree's too
-    code.write_text(text)
-    shutil.rmtree(to / "lib" / "cni_py" / "__pycache__")
-    about["files"] = {name: size for name, size in about["files"].items() if "cni_py/__pycache__/" not in name}
-    about["files"]["cni_py/__init__.py"] = code.stat().st_size
-    about |= {"version": number, "digest": "f" * 64}
-    (to / "lib" / "bundle.json").unlink()
-    (to / "lib" / "bundle.json").write_text(json.dumps(about))
-    return to
 
 
 def test_former_version_stays_while_a_process_executes_it(unpacked: Path, tmp_path: Path) -> None:

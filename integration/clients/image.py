@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 NAME, PAUSE = "localhost/answer:1", "localhost/pause:1"
 ANSWER = Path(__file__).with_name("answer.py")
@@ -29,7 +30,7 @@ APPLETS = ("ip", "sh", "sleep", "true")
 
 def write_image(path: Path, busybox: str) -> Path:
     """Write the archive; both podman and containerd name the image NAME afterwards."""
-    return _write(path, _layer(busybox), COMMAND)
+    return write(path, [_layer(busybox)], {"Cmd": COMMAND})
 
 
 def write_pause(path: Path, busybox: str, name: str = NAME) -> Path:
@@ -38,15 +39,16 @@ def write_pause(path: Path, busybox: str, name: str = NAME) -> Path:
     for file in _libraries(busybox):
         files[file.lstrip("/")] = Path(file).read_bytes()
     layer = _tar(files, {"bin/sleep": "busybox"}, ["etc", "tmp", "proc", "sys", "dev", "run"])
-    return _write(path, layer, ["/bin/sleep", "2147483647"], name)
+    return write(path, [layer], {"Cmd": ["/bin/sleep", "2147483647"]}, name)
 
 
-def _write(path: Path, layer: bytes, command: list[str], name: str = NAME) -> Path:
+def write(path: Path, layers: list[bytes], process: dict[str, Any], name: str = NAME) -> Path:
+    """Write an image of layers that are tar archives. ``process``: Cmd, Entrypoint and other keys of its configuration."""
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Cmd": command, "Env": ["PATH=/bin"], "WorkingDir": "/"},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        "config": {"Env": ["PATH=/bin"], "WorkingDir": "/"} | process,
+        "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
     }
     blobs: dict[str, bytes] = {}
     image = "application/vnd.oci.image"
@@ -54,7 +56,7 @@ def _write(path: Path, layer: bytes, command: list[str], name: str = NAME) -> Pa
         "schemaVersion": 2,
         "mediaType": f"{image}.manifest.v1+json",
         "config": _add(blobs, f"{image}.config.v1+json", json.dumps(config).encode()),
-        "layers": [_add(blobs, f"{image}.layer.v1.tar", layer)],
+        "layers": [_add(blobs, f"{image}.layer.v1.tar", layer) for layer in layers],
     }
     entry = _add(blobs, f"{image}.manifest.v1+json", json.dumps(manifest).encode())
     entry["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
