@@ -25,7 +25,7 @@ import yaml
 
 from integration.clients import image
 from integration.clients.containerd import CONFIG, CRUN, SOCKET
-from integration.kubernetes.control_plane import ADMIN, PORT, ControlPlane, Reply, collection_of
+from integration.kubernetes.control_plane import PORT, ControlPlane, Reply, collection_of
 from support.flannel import Net, Node
 from support.manifest import Object
 from support.namespaces import PATH, Host
@@ -33,8 +33,12 @@ from support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "192.168.123.1"
+OURS = "kube-cni-py"
 LONG_SECONDS = 300.0
 """Deadline for a node to be Ready: images are unpacked, and programs of 100 MB started, on few cores."""
+PODS = "10.244.0.0/16"
+DNS = "10.96.0.10"
+"""Address of the service "kube-dns"; nothing answers there unless a test starts it (dns.yml)."""
 TUNABLES = {
     "vm/overcommit_memory": 1,
     "vm/panic_on_oom": 0,
@@ -52,6 +56,8 @@ KUBELET: dict[str, Any] = {
     "authorization": {"mode": "AlwaysAllow"},
     "containerRuntimeEndpoint": f"unix://{SOCKET}",
     "cgroupsPerQOS": False,
+    "clusterDNS": [DNS],
+    "clusterDomain": "cluster.local",
     "enforceNodeAllocatable": [],
     "evictionHard": {"memory.available": "1Mi"},
     "failSwapOn": False,
@@ -82,15 +88,15 @@ def archive_of_the_image() -> Path | None:
 class Cluster:
     """A control plane, and nodes that register when they are started."""
 
-    def __init__(self, directory: Path, binaries: Path, containerd: str, archive: Path, nodes: int = 3) -> None:
+    def __init__(self, directory: Path, binaries: Path, containerd: str, archives: list[Path], nodes: int = 3) -> None:
+        """``archives``: of images that every node has from its start, ours first."""
         self.directory, self.binaries, self.containerd = directory, binaries, containerd
-        self.net = Net(directory, {"Type": "vxlan"})
+        self.net = Net(directory, {"Type": "vxlan"}, families="dual")  # of the nodes; pods have IPv4 at first
         self.plane = ControlPlane(self.net.switch, directory, binaries, ADDRESS, nodes)
-        self.plane.start_controllers("10.244.0.0/16")
-        self.archives = [archive, directory / "pause.tar", directory / "answer.tar"]
+        self.plane.start_controllers(PODS)
         busybox = str(shutil.which("busybox", path=PATH))
-        image.write_pause(self.archives[1], busybox, image.PAUSE)
-        image.write_image(self.archives[2], busybox)
+        pause = image.write_pause(directory / "pause.tar", busybox, image.PAUSE)
+        self.archives = [*archives, pause, image.write_image(directory / "answer.tar", busybox)]
         self.net.add_nodes(nodes)
         self.before: dict[int, list[str]] = {}
         """State of each node before the manifest, for tests."""
@@ -102,6 +108,11 @@ class Cluster:
     def node(self, number: int) -> Node:
         return self.net.nodes[number - 1]
 
+    @property
+    def numbers(self) -> range:
+        """Numbers of the nodes."""
+        return range(1, len(self.net.nodes) + 1)
+
     # ---- a node ---------------------------------------------------------------------------------
 
     def start_node(self, number: int) -> None:
@@ -109,9 +120,8 @@ class Cluster:
         host = self.node(number).host
         host.run("\n".join(self._bare(host)))
         self.start_containerd(number)
-        ctr = f"{os.path.dirname(self.containerd)}/ctr"
         for archive in self.archives:
-            host.run(f"TMPDIR=/run {ctr} -n k8s.io images import --snapshotter overlayfs {archive}")
+            self.import_image(number, archive)
         self._start_proxy(number)
         self.start_kubelet(number)
 
@@ -134,8 +144,14 @@ class Cluster:
         self._start(number, "containerd", self.containerd, "--config", "/run/containerd.toml", env={"PATH": path})
         until(lambda: host.execute(["test", "-S", SOCKET]).returncode == 0, lambda: self.log(number, "containerd"))
 
-    def start_kubelet(self, number: int) -> None:
-        host = self.node(number).host
+    def import_image(self, number: int, archive: Path) -> None:
+        ctr = f"{os.path.dirname(self.containerd)}/ctr"
+        self.node(number).host.run(f"TMPDIR=/run {ctr} -n k8s.io images import --snapshotter overlayfs {archive}")
+
+    def start_kubelet(self, number: int, *, both: bool = False) -> None:
+        """``both``: the node registers with an address of each family."""
+        node = self.node(number)
+        host = node.host
         host.write("/run/kubelet.yaml", json.dumps(KUBELET))
         self._start(
             number,
@@ -144,11 +160,11 @@ class Cluster:
             "--config=/run/kubelet.yaml",
             f"--kubeconfig={self.plane.kubeconfig(f'node{number}', f'of-node{number}')}",
             f"--hostname-override=node{number}",
-            f"--node-ip={self.node(number).address}",
+            f"--node-ip={node.address},{node.address6}" if both else f"--node-ip={node.address}",
         )
 
     def _start_proxy(self, number: int) -> None:
-        config = PROXY | {"clientConnection": {"kubeconfig": self.plane.kubeconfig("admin", ADMIN)}}
+        config = PROXY | {"clientConnection": {"kubeconfig": self.plane.kubeconfig_of_admin}}
         host = self.node(number).host
         host.write("/run/kube-proxy.yaml", json.dumps(config | {"hostnameOverride": f"node{number}"}))
         self._start(number, "kube-proxy", str(self.binaries / "kube-proxy"), "--config=/run/kube-proxy.yaml")
@@ -191,6 +207,23 @@ class Cluster:
         conditions = reply.body["status"].get("conditions", []) if reply.status == 200 else []
         return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
+    def pods_ready(self, namespace: str, count: int) -> bool:
+        pods = self.pods(namespace)
+        return len(pods) == count and all(
+            each.get("ready") for pod in pods for each in pod["status"].get("containerStatuses", [{"ready": False}])
+        )
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether all nodes are, and both of our pods on each."""
+        return all(map(self.is_ready, self.numbers)) and self.pods_ready(OURS, 2 * len(self.numbers))
+
+    def route_to_pods(self) -> None:
+        """Give the control plane a way to pods: the API server, and the suites beside it, connect to them."""
+        for item in self.get("/api/v1/nodes")["items"]:
+            gateway = self.node(int(item["metadata"]["name"][4:])).address
+            self.net.switch.run(f"ip route replace {item['spec']['podCIDR']} via {gateway}")
+
     def wait(self, condition: Callable[[], object], what: str) -> None:
         until(condition, lambda: f"{what}\n{self.report()}", LONG_SECONDS)
 
@@ -213,8 +246,8 @@ class Cluster:
 
 
 @contextmanager
-def cluster(directory: Path, binaries: Path, containerd: str, archive: Path, nodes: int = 3) -> Iterator[Cluster]:
-    made = Cluster(directory, binaries, containerd, archive, nodes)
+def cluster(directory: Path, binaries: Path, containerd: str, archives: list[Path], nodes: int = 3) -> Iterator[Cluster]:
+    made = Cluster(directory, binaries, containerd, archives, nodes)
     try:
         yield made
     finally:

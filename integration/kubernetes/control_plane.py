@@ -50,6 +50,7 @@ class ControlPlane:
         """``nodes``: how many may register, node1 and on, each with a token of its own."""
         self.host, self.directory, self.binaries, self.address = host, directory, binaries, address
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._named: dict[str, subprocess.Popen[bytes]] = {}
         names = ",".join(f"IP:{each}" for each in {"127.0.0.1", address, SERVICE})
         Certificates(directory).certificate("server", "ca", f"subjectAltName={names}")
         self._run("openssl genrsa -out sa.key 2048 && openssl rsa -in sa.key -pubout -out sa.pub")
@@ -62,6 +63,11 @@ class ControlPlane:
         self.start(
             "etcd", "etcd", f"--data-dir={directory}/etcd", f"--listen-client-urls={ETCD}", f"--advertise-client-urls={ETCD}"
         )
+        self.start_api_server("10.96.0.0/16")
+
+    def start_api_server(self, services: str) -> None:
+        """Run it, and wait until it is ready. ``services``: a network of Services for each family."""
+        directory, address, binaries = self.directory, self.address, self.binaries
         self.start(
             "kube-apiserver",
             str(binaries / "kube-apiserver"),
@@ -75,13 +81,19 @@ class ControlPlane:
             f"--service-account-key-file={directory}/sa.pub",
             f"--service-account-signing-key-file={directory}/sa.key",
             "--service-account-issuer=https://kubernetes.default.svc",
-            "--service-cluster-ip-range=10.96.0.0/16",
+            f"--service-cluster-ip-range={services}",
             f"--token-auth-file={directory}/tokens",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
+            "--kubelet-preferred-address-types=InternalIP",  # no name service knows the nodes
         )
         until(self._is_ready, lambda: self.log("kube-apiserver")[-2000:], 300)
+
+    def stop(self, name: str) -> None:
+        """End a program of the control plane, by SIGKILL: on SIGTERM the API server waits for its clients."""
+        self.host.run(f"kill -KILL $(pidof {name})")
+        self._named[name].wait(60)
 
     def _run(self, script: str) -> None:
         subprocess.run(["sh", "-ec", script], cwd=self.directory, check=True, capture_output=True)
@@ -96,6 +108,7 @@ class ControlPlane:
                 (host or self.host).command(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
             )
         self._processes.append(process)
+        self._named[name] = process
         return process
 
     def close(self) -> None:
@@ -114,7 +127,7 @@ class ControlPlane:
             return False
 
     def call(self, method: str, path: str, body: object = None, token: str = ADMIN, **query: str) -> Reply:
-        """One request. A patch is a strategic merge patch."""
+        """One request. A patch is a strategic merge patch, or as a list a JSON patch."""
         return self.host.do(_request, str(self.directory / "ca.crt"), method, f"{path}?{urlencode(query)}", body, token)
 
     def create(self, item: Object, **query: str) -> Reply:
@@ -143,29 +156,37 @@ class ControlPlane:
         path.write_text(json.dumps(config))
         return str(path)
 
+    @property
+    def kubeconfig_of_admin(self) -> str:
+        return self.kubeconfig("admin", ADMIN)
+
     def has(self, *programs: str) -> bool:
         return all(os.access(self.binaries / program, os.X_OK) for program in programs)
 
     def start_controllers(self, cluster_cidr: str) -> None:
         """Run controller manager and scheduler."""
-        admin = self.kubeconfig("admin", ADMIN)
+        self.start_controller_manager(cluster_cidr)
+        self.start(
+            "kube-scheduler",
+            str(self.binaries / "kube-scheduler"),
+            f"--kubeconfig={self.kubeconfig_of_admin}",
+            "--leader-elect=false",
+            "--secure-port=0",
+        )
+
+    def start_controller_manager(self, cluster_cidr: str, *options: str) -> None:
+        """Run it. ``cluster_cidr``: a network of pods for each family."""
         self.start(
             "kube-controller-manager",
             str(self.binaries / "kube-controller-manager"),
-            f"--kubeconfig={admin}",
+            f"--kubeconfig={self.kubeconfig_of_admin}",
             "--leader-elect=false",
             "--allocate-node-cidrs=true",
             f"--cluster-cidr={cluster_cidr}",
             f"--service-account-private-key-file={self.directory}/sa.key",
             f"--root-ca-file={self.directory}/ca.crt",
             "--secure-port=0",
-        )
-        self.start(
-            "kube-scheduler",
-            str(self.binaries / "kube-scheduler"),
-            f"--kubeconfig={admin}",
-            "--leader-elect=false",
-            "--secure-port=0",
+            *options,
         )
 
 
@@ -178,7 +199,8 @@ def collection_of(item: Object) -> str:
 
 def _request(ca: str, method: str, path: str, body: object, token: str) -> Reply:
     connection = http.client.HTTPSConnection("127.0.0.1", PORT, timeout=30, context=ssl.create_default_context(cafile=ca))
-    kind = "application/strategic-merge-patch+json" if method == "PATCH" else "application/json"
+    patch = "json-patch" if isinstance(body, list) else "strategic-merge-patch"
+    kind = f"application/{patch}+json" if method == "PATCH" else "application/json"
     headers = {"Authorization": f"Bearer {token}", "Content-Type": kind, "Accept": "application/json"}
     connection.request(method, path, None if body is None else json.dumps(body), headers)
     response = connection.getresponse()

@@ -5,49 +5,28 @@ The tests are one life of the cluster, in their order: each leaves it working.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from integration.clients import image
-from integration.clients.containers import ask
-from integration.kubernetes.cluster import Cluster, archive_of_the_image, cluster, load_all
+from integration.kubernetes.cluster import OURS, Cluster, load_all
+from integration.kubernetes.conftest import NODES, BareNodes
+from integration.kubernetes.workload import ANSWER, check_paths, churn_pods, count_running, deployment, running
 from support.flannel import Ping
 from support.manifest import KUBERNETES, MANIFEST, Object
-from support.namespaces import PATH
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 
-BUILT = Path(__file__).resolve().parents[2] / "build" / "containerd2"
-PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-NODES = 3
-OURS = "kube-cni-py"
-HOST_PORT = 8080
 CHURN = 12
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    binaries = Path(os.environ.get("K8S_BIN", "/nonexistent"))
-    if not all(os.access(binaries / name, os.X_OK) for name in PROGRAMS):
-        pytest.skip(f"K8S_BIN lacks some of {', '.join(PROGRAMS)} (make test-kubernetes K8S_BIN=DIR)")
-    archive = archive_of_the_image()
-    if archive is None:
-        pytest.skip("no image in dist (make image)")
-    containerd = str(BUILT / "containerd") if (BUILT / "containerd").exists() else shutil.which("containerd", path=PATH)
-    with cluster(tmp_path_factory.mktemp("cluster"), binaries, str(containerd), archive, NODES) as made:
-        with ThreadPoolExecutor(NODES) as pool:
-            list(pool.map(made.start_node, range(1, NODES + 1)))
-        made.wait(lambda: len(made.get("/api/v1/nodes")["items"]) == NODES, "all nodes have registered")
-        assert not any(made.is_ready(number) for number in range(1, NODES + 1))  # there is no network plugin
-        made.before = {number: files_of(made, number) for number in range(1, NODES + 1)}
+def three(bare_nodes: BareNodes) -> Iterator[Cluster]:
+    with bare_nodes() as made:
+        assert not any(made.is_ready(number) for number in made.numbers)  # there is no network plugin
+        made.before = {number: files_of(made, number) for number in made.numbers}
         made.apply(load_all(MANIFEST))
         yield made
 
@@ -64,68 +43,12 @@ def files_of(made: Cluster, number: int) -> list[str]:
     return host.run(script).splitlines()
 
 
-def all_ready(made: Cluster) -> bool:
-    return all(made.is_ready(number) for number in range(1, NODES + 1)) and pods_ready(made, OURS, 2 * NODES)
-
-
-def pods_ready(made: Cluster, namespace: str, count: int) -> bool:
-    pods = made.pods(namespace)
-    return len(pods) == count and all(
-        each.get("ready") for pod in pods for each in pod["status"].get("containerStatuses", [{"ready": False}])
-    )
-
-
 def log(made: Cluster, number: int, container: str) -> str:
     return made.node(number).host.run(f"cat /var/log/pods/{OURS}_*/{container}/*.log 2>/dev/null || true")
 
 
-ANSWER: Object = {
-    "apiVersion": "apps/v1",
-    "kind": "DaemonSet",
-    "metadata": {"name": "answer", "namespace": "default"},
-    "spec": {
-        "selector": {"matchLabels": {"app": "answer"}},
-        "template": {
-            "metadata": {"labels": {"app": "answer"}},
-            "spec": {
-                "automountServiceAccountToken": False,
-                "terminationGracePeriodSeconds": 1,
-                "containers": [
-                    {
-                        "name": "answer",
-                        "image": image.NAME,
-                        "imagePullPolicy": "Never",
-                        "ports": [{"containerPort": 80, "hostPort": HOST_PORT}],
-                    }
-                ],
-            },
-        },
-    },
-}
-
-
-def running(made: Cluster) -> dict[int, str]:
-    """Return the addresses of the pods of `answer`, by their nodes."""
-    found = made.pods("default", labelSelector="app=answer")
-    up = [each for each in found if "deletionTimestamp" not in each["metadata"] and each["status"].get("podIP")]
-    return {int(each["spec"]["nodeName"][4:]): each["status"]["podIP"] for each in up}
-
-
-def check_paths(made: Cluster) -> None:
-    """Ask each pod from each node, and by a host port."""
-    made.wait(lambda: len(running(made)) == NODES, "a pod of each node runs")
-    for number in range(1, NODES + 1):
-        host = made.node(number).host
-        for address in running(made).values():
-            made.wait(lambda host=host, address=address: "answer" in ask(host, address), f"{address} from node{number}")
-        other = made.node(number % NODES + 1)
-        made.wait(
-            lambda host=host, other=other: "answer" in ask(host, other.address, HOST_PORT), f"a host port from node{number}"
-        )
-
-
 def test_manifest_makes_bare_nodes_ready(three: Cluster) -> None:
-    three.wait(lambda: all_ready(three), "all nodes and pods are ready")
+    three.wait(lambda: three.all_ready, "all nodes and pods are ready")
     for number in range(1, NODES + 1):
         files = "/run/flannel/subnet.env /etc/cni/net.d/10-flannel.conflist"
         first, second = map(float, three.node(number).host.run(f"stat -c %.9Y {files}").split())
@@ -142,19 +65,19 @@ def test_manifest_makes_bare_nodes_ready(three: Cluster) -> None:
 def test_pods_come_and_go_while_programs_are_killed(three: Cluster) -> None:
     """kubelet, containerd, flanneld and the agent of node1, each in the middle of ADDs and DELs."""
     host = three.node(1).host
-    churn = deployment(CHURN)
+    churn = deployment(CHURN, 1)
     for name in ("kubelet", "containerd", "flanneld", "cni-agent"):
         three.apply([churn])
-        three.wait(lambda: _count(three) > 1, "some pods are there")
+        three.wait(lambda: count_running(three) > 1, "some pods are there")
         if name in ("kubelet", "containerd"):
             three.kill(1, name)
             (three.start_kubelet if name == "kubelet" else three.start_containerd)(1)
         else:
             host.run(f"kill -KILL $(pidof -x {name})")
-        three.wait(lambda: _count(three) == CHURN, f"all pods run after {name} was killed")
+        three.wait(lambda: count_running(three) == CHURN, f"all pods run after {name} was killed")
         three.delete([churn])
-        three.wait(lambda: three.pods("default", labelSelector="app=churn") == [], "all are deleted")
-    three.wait(lambda: all_ready(three), "all nodes and pods are ready")
+        three.wait(lambda: churn_pods(three) == [], "all are deleted")
+    three.wait(lambda: three.all_ready, "all nodes and pods are ready")
     check_paths(three)
     # a sweep of the agent may have to find what a killed containerd forgot
     three.wait(lambda: _reservations(three, 1) == {running(three)[1]}, _words(three))
@@ -162,25 +85,6 @@ def test_pods_come_and_go_while_programs_are_killed(three: Cluster) -> None:
 
 def _words(made: Cluster) -> str:
     return f"addresses of node1 are those of its pods: {_reservations(made, 1)}, {running(made)}"
-
-
-def deployment(replicas: int) -> Object:
-    spec: dict[str, Any] = ANSWER["spec"]["template"]["spec"]
-    one = {key: value for key, value in spec["containers"][0].items() if key != "ports"}
-    template = {
-        "metadata": {"labels": {"app": "churn"}},
-        "spec": spec | {"containers": [one], "nodeSelector": {"kubernetes.io/hostname": "node1"}},
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "churn", "namespace": "default"},
-        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "churn"}}, "template": template},
-    }
-
-
-def _count(made: Cluster) -> int:
-    return sum(each["status"]["phase"] == "Running" for each in made.pods("default", labelSelector="app=churn"))
 
 
 def _reservations(made: Cluster, number: int) -> set[str]:
@@ -197,7 +101,7 @@ def test_node_that_is_deleted_and_registers_again(three: Cluster) -> None:
     )
     three.kill(3, "kubelet")
     three.start_kubelet(3)
-    three.wait(lambda: all_ready(three), "node3 is back")
+    three.wait(lambda: three.all_ready, "node3 is back")
     cidr = three.get("/api/v1/nodes/node3")["spec"]["podCIDR"]
     prefix = cidr.rpartition(".")[0]
     three.wait(lambda: three.node(3).env.get("FLANNEL_SUBNET", "").startswith(f"{prefix}."), f"its subnet is {cidr}")
@@ -219,7 +123,7 @@ def test_update_of_the_manifest_loses_no_packet(three: Cluster) -> None:
                 lambda path=path, generation=generation: _is_rolled_out(three.get(path), generation), f"{name} is replaced"
             )
     assert ping.lost == 0
-    three.wait(lambda: all_ready(three), "all nodes and pods are ready")
+    three.wait(lambda: three.all_ready, "all nodes and pods are ready")
     check_paths(three)
 
 
@@ -237,8 +141,8 @@ def test_removal_leaves_the_node_as_it_was(three: Cluster) -> None:
     three.wait(lambda: three.pods("default", labelSelector="app=answer") == [], "no pod needs a network")
     three.apply(load_all(KUBERNETES / "remove-cni-py.yml"))
     three.label(2, "remove")
-    three.wait(lambda: pods_ready(three, "kube-cni-py-removal", 1), "the removal is done")
+    three.wait(lambda: three.pods_ready("kube-cni-py-removal", 1), "the removal is done")
     logs = three.node(2).host.run("cat /var/log/pods/kube-cni-py-removal_*/*/*.log")
     assert files_of(three, 2) == three.before[2], logs
     three.label(2, None)
-    three.wait(lambda: all_ready(three), "node2 has it again")
+    three.wait(lambda: three.all_ready, "node2 has it again")

@@ -35,7 +35,7 @@ CHANGED = {
 
 @pytest.fixture(scope="module")
 def kustomize() -> str:
-    found = shutil.which("kustomize", path=f"{ROOT / 'build' / 'bin'}:{os.environ['PATH']}")
+    found = shutil.which("kustomize", path=f"{os.environ.get('K8S_BIN', '')}:{ROOT / 'build' / 'bin'}:{os.environ['PATH']}")
     if found is None:
         pytest.skip("no kustomize (go install …/kustomize/v5@v5.7.1 needs Go 1.22)")
     return found
