@@ -19,6 +19,9 @@ PAGES ?=
 SCALE ?=
 # programs of Kubernetes that the caller built: make test-kubernetes K8S_BIN=DIR
 K8S_BIN ?=
+# with e2e.test in K8S_BIN: the conformance suites that run (K8S_SUITES= for none), and a directory of images for them
+K8S_SUITES ?= sig-network
+K8S_IMAGES ?=
 
 TOOLS := build/venv/bin
 SOURCES := conftest.py cni_py tests integration bin/cni-plugin bin/cni-py bin/cni-agent bin/flanneld
@@ -57,15 +60,16 @@ test-kernel:  ## what the kernel here may lack (bridge VLANs, ipip, wireguard â€
 	@integration/prepare dev
 	@$(INSTALL) install --prefix build/test >/dev/null
 	@integration/kernel/prepare
+	@$(TOOLS)/python -m integration.bundle tree --arch amd64
 	@$(TOOLS)/python integration/kernel/run.py $(KERNEL)
 	@$(if $(KERNEL),true,TEST_KERNEL=1 $(TOOLS)/python -m pytest -n 0 integration/bundle/test_arm64_machine.py)
 
-test-kubernetes:  ## the manifest and flanneld with Kubernetes' own programs: K8S_BIN=DIR with kube-apiserver (as root)
+test-kubernetes:  ## the manifest and flanneld with Kubernetes' own programs, and its suites: K8S_BIN=DIR with kube-apiserver (as root)
 	@[ -x '$(K8S_BIN)/kube-apiserver' ] || { echo 'make test-kubernetes K8S_BIN=DIR: there is no kube-apiserver in it' >&2; exit 2; }
 	@integration/system-packages test
 	@integration/prepare dev
 	@$(INSTALL) install --prefix build/test >/dev/null
-	@K8S_BIN='$(abspath $(K8S_BIN))' TEST_BIN_DIR=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest -n 0 integration/kubernetes $(TESTS) </dev/null
+	@K8S_BIN='$(abspath $(K8S_BIN))' K8S_SUITES='$(K8S_SUITES)' $(if $(K8S_IMAGES),K8S_IMAGES='$(abspath $(K8S_IMAGES))') TEST_BIN_DIR=$(CURDIR)/build/test/cni/bin $(TOOLS)/python -m pytest -n 0 integration/kubernetes $(TESTS) </dev/null
 
 check: dev  ## formatting, lint, types, layers, words
 	@$(TOOLS)/ruff format --check $(SOURCES)
