@@ -801,7 +801,7 @@ def test_wireguard_sends_the_kernel_what_changed(tmp_path: Path, monkeypatch: py
 
 
 def test_wireguard_device_that_is_reused_keeps_the_sessions_of_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is as desired is not sent again; a peer is never removed to be added again."""
+    """A peer that is as desired is not sent again; none is removed to be added again."""
     kernel: Any = Kernel("wireguard")
     calls = FakeWireGuard.calls = []
     monkeypatch.setattr(kernel_wireguard, "WireGuard", FakeWireGuard)
@@ -809,7 +809,7 @@ def test_wireguard_device_that_is_reused_keeps_the_sessions_of_its_peers(monkeyp
     peers = [Peer(KEYS[number], THERE, 51820, networks, 25) for number in range(2, 8)]
     present = {peer.public_key: kernel_wireguard.peer_data(peer, KEYS[1]) for peer in [*peers[:5], Peer(KEYS[8], THERE, 1, ())]}
     for peer in present.values():
-        del peer["WGPEER_A_FLAGS"]  # which the kernel does not return; other things it does
+        del peer["WGPEER_A_FLAGS"]  # which the kernel does not return; counters it does
         peer |= {"WGPEER_A_RX_BYTES": 7, "WGPEER_A_PROTOCOL_VERSION": 1}
     present[KEYS[2]]["WGPEER_A_ALLOWEDIPS"].reverse()
     present[KEYS[3]]["WGPEER_A_ALLOWEDIPS"].pop()
