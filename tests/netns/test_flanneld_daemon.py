@@ -53,7 +53,7 @@ def get(node: Node, path: str) -> tuple[int, str]:
 
 
 def _get(path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
