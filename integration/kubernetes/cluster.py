@@ -38,7 +38,7 @@ LONG_SECONDS = 300.0
 """Deadline for a node to be Ready: images are unpacked, and programs of 100 MB started, on few cores."""
 PODS = "10.244.0.0/16"
 DNS = "10.96.0.10"
-"""Address of the service "kube-dns"; nothing answers there unless a test starts it (dns.yml)."""
+"""Address of the service "kube-dns"; nothing responds there unless a test starts it (dns.yml)."""
 TUNABLES = {
     "vm/overcommit_memory": 1,
     "vm/panic_on_oom": 0,
@@ -215,11 +215,11 @@ class Cluster:
 
     @property
     def all_ready(self) -> bool:
-        """Whether all nodes are, and both of our pods on each."""
+        """Return whether all nodes are, and both of our pods on each."""
         return all(map(self.is_ready, self.numbers)) and self.pods_ready(OURS, 2 * len(self.numbers))
 
     def route_to_pods(self) -> None:
-        """Give the control plane a way to pods: the API server, and the suites beside it, connect to them."""
+        """Give the control plane routes to pods: the API server, and the suites beside it, connect to them."""
         for item in self.get("/api/v1/nodes")["items"]:
             gateway = self.node(int(item["metadata"]["name"][4:])).address
             self.net.switch.run(f"ip route replace {item['spec']['podCIDR']} via {gateway}")

@@ -30,6 +30,8 @@ from integration.clients import image
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "kubernetes"
 PACKAGES = ["bash", "bind9-dnsutils", "busybox-static", "curl", "iproute2", "libc-bin", "netcat-openbsd"]
+LINKS = {"usr/bin/nc": "nc.openbsd", "usr/bin/sh": "bash"}
+"""Links over busybox's: its shell would run its own nc, whatever PATH says."""
 NOT_NEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/perl*", "usr/lib/*/perl*", "usr/bin/perl*")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAME_OF_COREDNS = "localhost/coredns:1"
@@ -59,7 +61,7 @@ RECIPES = {
     "nonroot": Recipe({"Cmd": ["id"], "User": "1234"}),
     "pause": Recipe({"Entrypoint": ["/bin/sleep"], "Cmd": ["2147483647"]}),
 }
-"""By the last part of the image's name."""
+"""Recipes by the last part of the image's name."""
 
 
 def wanted(binaries: Path) -> list[str]:
@@ -79,7 +81,7 @@ def write_all(binaries: Path, to: Path) -> list[Path]:
     names = wanted(binaries)
     missing = [name for name in names if is_outdated(path_of(to, name), binaries, RECIPES[kind_of(name)])]
     if missing:
-        tools = tools_layer(BUILD / "tools", PACKAGES, {"usr/bin/nc": "nc.openbsd"})
+        tools = tools_layer(BUILD / "tools", PACKAGES, LINKS)
         for name in missing:
             recipe = RECIPES[kind_of(name)]
             layers = [tools] + ([program_layer(binaries, recipe)] if recipe.program else [])

@@ -24,7 +24,7 @@ from support.manifest import MANIFEST
 SUITE_SECONDS = int(os.environ.get("K8S_SUITE_SECONDS", "10800"))
 PROCESSES = 4
 LABELS = re.compile(r" \[[^][]*, [^][]*\]$")
-"""What ginkgo adds to a name in its report."""
+"""The labels that ginkgo adds to a name in its report."""
 BACKSLASHED = r"\\\1"
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(SUITE_SECONDS + 900)]
 

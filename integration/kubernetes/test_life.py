@@ -1,4 +1,4 @@
-"""What becomes of a running cluster while pods come and go: another version and back, removal, dual stack switched on.
+"""Another version and back, removal, and dual stack switched on, in a running cluster whose pods come and go.
 
 The tests are one life of a cluster, in their order.
 """
@@ -127,7 +127,7 @@ def cordon(made: Cluster, number: int, unschedulable: bool) -> None:
 
 
 def test_dual_stack_is_switched_on(three: Cluster, kustomize: str) -> None:
-    """As docs/kubernetes.md says it; pods of nodes that are not being registered again lose no packet."""
+    """Follow docs/kubernetes.md; pods of nodes that are not being registered again lose no packet."""
     for name in ("kube-controller-manager", "kube-apiserver"):
         three.plane.stop(name)
     three.plane.start_api_server("10.96.0.0/16,fd00:96::/112")

@@ -1,4 +1,4 @@
-"""From kube-flannel to this suite and back, node by node, as docs/kubernetes.md says it: no packet between pods is lost.
+"""A migration from kube-flannel and back, node by node, as docs/kubernetes.md says it: no packet between pods is lost.
 
 Go's programs are those of K8S_BIN: flanneld, and flannel, its plugin. The others are Debian's, as a node of kubeadm has them.
 """
@@ -133,7 +133,7 @@ def without_cleanup() -> list[Object]:
 
 
 def test_pods_of_both_leave_no_address(three: Cluster) -> None:
-    """They were created by Go's plugins, and some of what deleted them was ours."""
+    """Some were created by Go's plugins and deleted by ours, some the other way round."""
     three.delete([ANSWER])
     for number in three.numbers:
         three.wait(lambda number=number: addresses(three, number) == [], f"no address of node{number} is reserved")
