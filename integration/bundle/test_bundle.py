@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -245,6 +246,27 @@ def test_same_bundle_again_changes_nothing(unpacked: Path, tmp_path: Path) -> No
     assert installed(prefix, unpacked).returncode == 0
     assert (prefix / "cni-py" / "lib" / "cni_py" / "client.py").exists()
     assert len(list((prefix / "cni-py").glob("lib-*"))) == 1
+
+
+def test_two_installers_at_once_share_the_library(unpacked: Path, tmp_path: Path) -> None:
+    """Both pods of a node install. One that waits while the other creates the library takes that one, and deletes nothing."""
+    prefix = tmp_path / "prefix"
+    installed(prefix, unpacked)
+    (library,) = (prefix / "cni-py").glob("lib-*")
+    missing = library / "cni_py" / "client.py"
+    content = missing.read_text()
+    directory = os.open(prefix / "cni-py", os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    missing.unlink()  # the first installer is not at its end
+    waiting = subprocess.Popen([unpacked / "install", "--prefix", prefix, "--no-units"], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: re.search(rf"-> FLOCK .* {waiting.pid} ", Path("/proc/locks").read_text()), "the second one waits")
+        missing.write_text(content)
+    finally:
+        os.close(directory)
+        assert waiting.wait(60) == 0
+    assert list((prefix / "cni-py").glob("lib-*")) == [library]
+    assert missing.exists()
 
 
 def test_former_version_stays_while_a_process_executes_it(unpacked: Path, tmp_path: Path) -> None:
