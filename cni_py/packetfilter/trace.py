@@ -10,9 +10,11 @@ Source: linux net/netfilter/nf_tables_trace.c, include/uapi/linux/netfilter/nf_t
 
 from __future__ import annotations
 
+from errno import EINVAL, EOPNOTSUPP
 from posix import getpid
 from struct import unpack
 
+from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.netlink.attributes import attributes
 from cni_py.netlink.constants import (
     NETLINK_NETFILTER,
@@ -74,10 +76,20 @@ class Tracer:
             self._listener.close()
             raise
         try:
+            self._add_table()
             self._nft.run("; ".join(_commands(self.table, offsets)))
         except BaseException:
             self.close()
             raise
+
+    def _add_table(self) -> None:
+        """Create the table by itself, so that its flag is what an old kernel refuses."""
+        try:
+            self._nft.run(f"add table {self.table} {{ flags owner; }}")
+        except KernelRefused as error:
+            if error.errno not in (EINVAL, EOPNOTSUPP):
+                raise
+            raise NotAvailable("this kernel has no nftables tables with an owner (Linux 5.12)") from error
 
     def close(self) -> None:
         """Close the sockets; the table goes with them."""
@@ -101,7 +113,7 @@ class Tracer:
 
 def _commands(table: str, offsets: Sequence[tuple[int, bytes]]) -> list[str]:
     rules = [f"@th,{at},32 0x{value.hex()} meta nftrace set 1" for at, value in offsets]
-    commands = [f"add table {table} {{ flags owner; }}"]
+    commands = []
     for hook in ("prerouting", "output"):
         commands.append(f"add chain {table} {hook} {{ type filter hook {hook} priority {PRIORITY}; policy accept; }}")
         commands += [f"add rule {table} {hook} {rule}" for rule in rules]
