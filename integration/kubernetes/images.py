@@ -41,10 +41,12 @@ GROUPS = "root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:500
 
 @dataclass(frozen=True)
 class Recipe:
-    """``program``: of K8S_BIN, for a layer of its own. ``tools``: with the layer of busybox and Debian's programs."""
+    """``program``: of K8S_BIN, for a layer of its own, and its path there. ``tools``: with the layer of Debian's programs."""
 
     process: dict[str, Any]
     program: str = ""
+    path: str = ""
+    mode: int = 0o755
     tools: bool = True
     links: dict[str, str] = field(default_factory=dict)
 
@@ -54,10 +56,11 @@ SHELL = Recipe({"Cmd": ["sh"]})
 SERVER = Recipe({"Cmd": ["busybox", "httpd", "-f", "-p", "80", "-h", "/var/www"]})
 RECIPES = {
     "agnhost": AGNHOST,
-    "busybox": SHELL,
+    "busybox": Recipe({"Cmd": ["sh"]}, links={"usr/bin/sh": "busybox"}),  # a test compares its shell's messages
     "jessie-dnsutils": SHELL,
     "httpd": SERVER,
     "nginx": SERVER,
+    "nonewprivs": Recipe({"Cmd": ["nnp"]}, "nnp", "usr/local/bin/nnp", 0o6755),
     "nonroot": Recipe({"Cmd": ["id"], "User": "1234"}),
     "pause": Recipe({"Entrypoint": ["/bin/sleep"], "Cmd": ["2147483647"]}),
 }
@@ -68,7 +71,11 @@ def wanted(binaries: Path) -> list[str]:
     """Return the names that e2e.test asks for and that have a recipe."""
     shown = subprocess.run([binaries / "e2e.test", "--list-images"], capture_output=True, text=True, check=True).stdout
     public = [name for name in shown.split() if not name.startswith(("invalid.", "gcr.io/"))]
-    return sorted(name for name in public if kind_of(name) in RECIPES)
+    return sorted(name for name in public if kind_of(name) in RECIPES and has_program(binaries, RECIPES[kind_of(name)]))
+
+
+def has_program(binaries: Path, recipe: Recipe) -> bool:
+    return not recipe.program or os.access(binaries / recipe.program, os.X_OK)
 
 
 def kind_of(name: str) -> str:
@@ -84,7 +91,7 @@ def write_all(binaries: Path, to: Path) -> list[Path]:
         tools = tools_layer(BUILD / "tools", PACKAGES, LINKS)
         for name in missing:
             recipe = RECIPES[kind_of(name)]
-            layers = [tools] + ([program_layer(binaries, recipe)] if recipe.program else [])
+            layers = [tools] + ([program_layer(binaries, recipe)] if recipe.program or recipe.links else [])
             image.write(path_of(to, name), layers, {"Env": [f"PATH={PATH}"]} | recipe.process, name)
             print(f"images: {name}", file=sys.stderr, flush=True)
     if (binaries / "coredns").exists():
@@ -147,7 +154,7 @@ def packed(root: Path) -> bytes:
 
 
 def program_layer(binaries: Path, recipe: Recipe) -> bytes:
-    """Return a layer with a program of K8S_BIN in the top directory."""
+    """Return a layer with a program of K8S_BIN, and links."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w", format=tarfile.PAX_FORMAT) as made:
         for info, data in members(binaries, recipe):
@@ -156,9 +163,10 @@ def program_layer(binaries: Path, recipe: Recipe) -> bytes:
 
 
 def members(binaries: Path, recipe: Recipe) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    files = {recipe.program: (binaries / recipe.program).read_bytes()}
+    path = recipe.path or recipe.program
+    files = {path: (binaries / recipe.program).read_bytes()} if recipe.program else {}
     for name, data in (files | (certificate() if recipe is AGNHOST else {})).items():
-        info = archive.entry(name, 0o755, 0)
+        info = archive.entry(name, recipe.mode, 0)
         info.size = len(data)
         yield info, data
     for name, target in recipe.links.items():
