@@ -524,9 +524,13 @@ def test_subnet_file_is_kept_as_it_is(net: Net) -> None:
     assert path.read_text() == right
 
 
+SOON = "from cni_py.node import file_watch; file_watch.SETTLE_SECONDS = 0.01"
+
+
 def test_another_process_that_writes_the_subnet_file_again_and_again_is_backed_off_from(net: Net) -> None:
     [node] = net.nodes
-    net.code = "from cni_py.flanneld import subnet_file as s; s.LOOK_SECONDS, s.BACK_OFF_SECONDS = 0.01, 1000.0"
+    net.code = "from cni_py.flanneld import subnet_file as s; s.BACK_OFF_SECONDS = 1000.0\n"
+    net.code += SOON
     flanneld = node.start().wait_ready()
     node.run(f"while ! test -e /run/end; do rm -f {SUBNET_ENV}; sleep 0.02; done >/dev/null 2>&1 &")
     flanneld.wait_for_log(f"another process changes {SUBNET_ENV} again and again")
@@ -568,7 +572,6 @@ LOCK_DAMAGES = [
 
 def test_lock_that_another_process_deletes_is_taken_again(net: Net) -> None:
     [node] = net.nodes
-    net.code = "from cni_py.flanneld import only_one; only_one.LOOK_SECONDS = 0.02"
     first = node.start().wait_ready()
     for number, damage in enumerate(LOCK_DAMAGES, 1):
         node.run(damage)
