@@ -211,7 +211,7 @@ def _close_outputs(process: subprocess.Popen[str]) -> None:
 
 def hint_inside() -> str:
     """Return what to do about a command that works only outside of a lab; "" if this process is outside."""
-    if not (os.path.exists("/run/switch") and os.path.isdir("/run/lab")):
+    if not os.path.exists("/run/lab/state.json"):
         return ""
     return f"this shell is on {os.uname().nodename} of a lab: leave it with exit, and type the command again"
 
