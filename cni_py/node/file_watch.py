@@ -61,5 +61,6 @@ class FileWatch:
         before = self._watched
         self._watched = self._library.inotify_add_watch(c_int(self._fd), c_char_p(os.fsencode(self._path)), c_uint(_MASK))
         if before not in (-1, self._watched):
-            self._library.inotify_rm_watch(c_int(self._fd), c_int(before))  # of a file that was renamed away; else it is gone
+            # of a file that was renamed; the watch of a deleted one has ended
+            self._library.inotify_rm_watch(c_int(self._fd), c_int(before))
         return self._watched not in (-1, before)

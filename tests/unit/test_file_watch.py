@@ -97,18 +97,18 @@ def test_other_files_of_the_directory_do_not(path: Path, watching: Watching) -> 
     assert watching.heard.get(timeout=SECONDS)
 
 
-@pytest.mark.parametrize("trouble", ["no file", "no inotify", "not right"])
-def test_what_cannot_be_watched_is_polled(path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+@pytest.mark.parametrize("reason", ["no file", "no inotify", "not right"])
+def test_what_cannot_be_watched_is_polled(path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     monkeypatch.setattr(file_watch, "CHECK_SECONDS", 10 * SECONDS)
     monkeypatch.setattr(file_watch, "POLL_SECONDS", 0.01)
-    if trouble == "no file":
+    if reason == "no file":
         path.unlink()
     with FileWatch(str(path)) as watch:
-        if trouble == "no inotify":
+        if reason == "no inotify":
             os.close(watch._fd)
             watch._fd = -1
         for _ in range(3):
-            assert watch.wait(Stop(), is_right=trouble != "not right")
+            assert watch.wait(Stop(), is_right=reason != "not right")
 
 
 def test_stop_ends_the_wait_of_each_kind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
