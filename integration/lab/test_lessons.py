@@ -271,7 +271,16 @@ END
         PLUGIN,
         (
             ("mkdir -p /run/plugins; echo '#!/bin/sh' >/run/plugins/noted", "/run/plugins/noted is not executable"),
-            ("chmod +x /run/plugins/noted; echo cat >>/run/plugins/noted", "supportedVersions is null, without 1.1.0"),
+            (
+                "echo '#!/no/such' >/run/plugins/noted; chmod +x /run/plugins/noted",
+                'exit status 127, and it printed ""; standard error ends with "timeout: ',
+            ),
+            (
+                "echo 'x = ' | tee /run/plugins/noted; sed -i '1i#!/usr/bin/python3' /run/plugins/noted",
+                "SyntaxError: invalid syntax",
+            ),
+            ("echo '#!/bin/sh' >/run/plugins/noted", "as ADD has to write it, still exists after the first DEL"),
+            ("echo cat >>/run/plugins/noted", "supportedVersions is null, without 1.1.0"),
             ("echo 'printf \"\\377\\376\"; sleep 60 &' >>/run/plugins/noted", "exit status 0, and it printed"),
             (
                 PLUGIN + 'sed -i \'s,/24,,; s/\\["address"\\]/["gateway"]/\' /run/plugins/noted',

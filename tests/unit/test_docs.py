@@ -63,7 +63,7 @@ def test_page_names_only_what_exists(page: Path) -> None:
 
 
 def test_places_for_new_code_in_the_readme_are_those_of_the_architecture() -> None:
-    """What a contributor finds in the README within a minute is right, and no short form of something else."""
+    """Compare the two: a contributor finds the right place in the README within a minute."""
     readme = (ROOT / "README.md").read_text().partition("\nTo add\n")[2].partition("\n## ")[0]
     table = (ROOT / "docs" / "architecture.md").read_text().partition("## Where new code goes")[2].partition("\n## ")[0]
     kinds = re.findall(r"^- \*\*(.*)\*\*: ", readme, re.MULTILINE)
