@@ -51,10 +51,6 @@ _DRAWN = ("numgen", "jhash", "symhash")
 _ADDRESSES = (IPv4Address, IPv6Address)
 
 
-class _Masked(frozenset[str]):
-    """Flags behind a mask: they are compared as a whole."""
-
-
 class Elements:
     """The elements of a set, or of a map with their data, indexed when a packet first asks: a map of pods has hundreds."""
 
@@ -128,6 +124,8 @@ class Compiler:
         left, operator = self.value(of["left"]), of["op"]
         if operator in _COMPARISONS:
             return _comparison(left, _COMPARISONS[operator], self.value(of["right"]))
+        if operator in ("in", "!") and (flags := _flags(of["right"])):
+            return _of_flags(left, flags, is_some=operator == "in")
         member, is_negated = self.member(of["right"]), operator == "!="
 
         def test(facts: Facts) -> Any:
@@ -265,7 +263,7 @@ class Compiler:
         def compute(facts: Facts) -> Any:
             found = [value(facts) for value in values]
             if operator == "&" and isinstance(found[0], frozenset):
-                return _Masked(found[0] & _flags(found[1]))
+                return found[0] & _flags(found[1])
             if ABSENT in found:
                 return ABSENT
             if isinstance(found[0], _ADDRESSES) and all(isinstance(each, (*_ADDRESSES, int)) for each in found):
@@ -315,6 +313,7 @@ def _literal(of: Any) -> Any:
 
 
 def _flags(of: Any) -> frozenset[str]:
+    of = of.get("|", ()) if isinstance(of, dict) else of
     return frozenset(of if isinstance(of, (list, frozenset)) else [of] if isinstance(of, str) else ())
 
 
@@ -332,6 +331,18 @@ def _comparison(left: Value, compare: Callable[[Any, Any], bool], right: Value) 
     return test
 
 
+def _of_flags(left: Value, flags: frozenset[str], *, is_some: bool) -> Value:
+    """Whether some of the flags are set, or none of them."""
+
+    def test(facts: Facts) -> Any:
+        value = left(facts)
+        if value is ABSENT:
+            return False
+        return bool(value & flags) == is_some if isinstance(value, frozenset) else UNKNOWN
+
+    return test
+
+
 def _among(elements: Elements | None) -> Member:
     def test(value: Any, facts: Facts) -> Any:
         found = UNKNOWN if elements is None else elements.find(value, facts)
@@ -342,7 +353,7 @@ def _among(elements: Elements | None) -> Member:
 
 def _some_of(flags: list[Any], members: Sequence[Member]) -> Member:
     def test(value: Any, facts: Facts) -> Any:
-        if isinstance(value, _Masked):
+        if isinstance(value, frozenset):  # as a whole
             return value == frozenset(flags)
         return _some([member(value, facts) for member in members])
 
@@ -369,10 +380,8 @@ def _same_as(right: Any) -> Member:
 def _is_same(value: Any, other: Any) -> Any:
     if value is UNKNOWN or other is UNKNOWN:
         return UNKNOWN
-    if isinstance(value, _Masked):
+    if isinstance(value, frozenset):  # as a whole
         return value == _flags(other)
-    if isinstance(value, frozenset):
-        return other in value
     if isinstance(value, str) and isinstance(other, str) and other.endswith("*"):
         return value.startswith(other[:-1])
     return value == other or (isinstance(value, str) and other in _forms(value))

@@ -1,0 +1,357 @@
+"""The evaluator of rules beside the kernel: each construct in iptables' language and in nft's, and a real packet.
+
+    client ── in0 ── router ── out0 ── server         10.1.0.2, fd01::2          10.2.0.2, 10.2.0.3, fd02::2
+
+Conditions are counted: one packet meets all of them, in legacy iptables, iptables-nft and nftables. What rules do is seen in the
+packet at the server. Behind each packet follows one of the other family, on the same processor, which no rule is about: when it
+has come, the first one has come or never will.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import count
+from typing import Any
+
+import pytest
+
+from cni_py.lab.programs import TOOLS
+from cni_py.packetfilter.evaluation import described
+from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts, fields_of
+from cni_py.packetfilter.evaluation.reading import read, read_as_far_as_possible
+from cni_py.packetfilter.evaluation.ruleset import Ruleset
+from cni_py.packetfilter.libnftables import read_ruleset
+from cni_py.walk.hops import DELIVERED, UNSURE
+from cni_py.walk.packet import Packet
+from cni_py.walk.place import Place, Places
+from cni_py.walk.predict import Walker
+from support.namespaces import Host
+from support.tools import need
+from support.waiting import until
+
+pytestmark = pytest.mark.netns
+
+# the server has no route back: a reply would be counted too
+SETUP = """
+ip netns add client; ip netns add server
+ip link add in0 address 02:00:00:00:01:01 type veth peer name eth0 netns client address 02:00:00:00:01:02
+ip link add out0 address 02:00:00:00:02:01 type veth peer name eth0 netns server address 02:00:00:00:02:02
+add() { ip $1 addr add $3 dev $2 $4; ip $1 link set $2 up; }
+add "-n client" eth0 10.1.0.2/24; add "-n client" eth0 fd01::2/64 nodad; ip -n client link set lo up
+add "-n server" eth0 10.2.0.2/24; add "-n server" eth0 10.2.0.3/24; add "-n server" eth0 fd02::2/64 nodad; ip -n server link set lo up
+add "" in0 10.1.0.1/24; add "" in0 fd01::1/64 nodad; add "" out0 10.2.0.1/24; add "" out0 fd02::1/64 nodad
+meet() { ip $1 neigh replace $3 lladdr $4 dev $2 nud permanent; }
+for a in 10.1.0.1 fd01::1; do meet "-n client" eth0 $a 02:00:00:00:01:01; done
+for a in 10.2.0.1 fd02::1; do meet "-n server" eth0 $a 02:00:00:00:02:01; done
+for a in 10.1.0.2 fd01::2; do meet "" in0 $a 02:00:00:00:01:02; done
+for a in 10.2.0.2 10.2.0.3 fd02::2; do meet "" out0 $a 02:00:00:00:02:02; done
+ip -n client route add default via 10.1.0.1; ip -n client -6 route add default via fd01::1
+for f in all default eth0; do ip netns exec server sysctl -qw net.ipv4.conf.$f.rp_filter=0; done
+echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+"""
+CLIENT: dict[int, Any] = {4: ip_address("10.1.0.2"), 6: ip_address("fd01::2")}
+SERVER: dict[int, Any] = {4: ip_address("10.2.0.2"), 6: ip_address("fd02::2")}
+LEGACY, OF_NFT, NFT, AS_NFT = "iptables-legacy", "iptables-nft", "nft", "iptables-nft as nft prints it"
+TABLES = ("raw", "mangle", "nat", "filter")
+_sports = count(20001)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A packet at the server."""
+
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+    sport: int
+    port: int
+
+
+class World:
+    """The picture above. Sockets are in its namespaces; everything else is done from outside."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.host = stack.enter_context(Host())
+        self.host.run(SETUP)
+        self.paths = {name: str(self.host.path(f"/run/netns/{name}")) for name in ("client", "server")}
+        self.paths["router"] = f"/proc/{self.host.pid}/ns/net"
+        self.client, self.server = (Place(name, self.paths[name]) for name in ("client", "server"))
+        stack.callback(self.client.close)
+        stack.callback(self.server.close)
+        self._capture: socket.socket = self.server.netns.run(capture)
+        stack.callback(self._capture.close)
+
+    def in_router(self, function: Callable[[], Any]) -> Any:
+        router = Place("router", self.paths["router"])
+        try:
+            return router.netns.run(function)
+        finally:
+            router.close()
+
+    def flush(self) -> None:
+        """Delete the rules of all languages, and what connection tracking remembers."""
+        tables = " ".join(TABLES)
+        self.host.run(
+            f"nft flush ruleset; for p in iptables-legacy ip6tables-legacy; do for t in {tables}; do $p -t $t -F; $p -t $t -X;"
+            " done; $p -P FORWARD ACCEPT; done; conntrack -F 2>/dev/null"
+        )
+
+    def send(self, protocol: str, version: int = 4, port: int = 53) -> tuple[int, list[Seen]]:
+        """Send a packet. Returns: its source port (or the identifier of an echo), and what arrived."""
+        sport, last = next(_sports), next(_sports)
+
+        def both() -> list[socket.socket]:
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this thread: the packets are handled in order
+            return [send(protocol, version, sport, port), send("udp", 10 - version, last, 9)]
+
+        sockets = self.client.netns.run(both)
+        found: list[Seen] = []
+
+        def has_come() -> bool:
+            found.extend(received(self._capture))
+            return any(of.sport == last for of in found)
+
+        until(has_come, "the packet of the other family has come")
+        for sock in sockets:
+            sock.close()
+        return sport, [of for of in found if of.sport == sport]
+
+    def walk(self, protocol: str, version: int, port: int, sport: int) -> tuple[str, list[Seen], list[str]]:
+        """Predict. Returns: the outcome in words, what arrives, and what is in doubt."""
+        router = Place("router", self.paths["router"])
+        try:
+            ports = (0, 0) if protocol == "icmp" else (sport, port)
+            walked = Walker(Places([self.client, router, self.server])).walk(
+                self.client, Packet(CLIENT[version], SERVER[version], protocol, *ports)
+            )
+        finally:
+            router.close()
+        last = walked.last
+        arrived = [Seen(last.source, last.destination, last.source_port, last.destination_port)]
+        doubts = [hop.text for hop in walked.hops if hop.kind == UNSURE]
+        is_there = walked.outcome == DELIVERED and walked.end_place == "server"
+        return walked.end, arrived if is_there else [], doubts
+
+
+def capture() -> socket.socket:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+    sock.setblocking(False)
+    return sock
+
+
+def received(sock: socket.socket) -> Iterator[Seen]:
+    """Packets that have come in."""
+    while True:
+        try:
+            data, (_, _, kind, *_) = sock.recvfrom(65536)
+        except BlockingIOError:
+            return
+        if kind != 0 or len(data) < 20:  # PACKET_HOST
+            continue
+        version, (start, number, at) = data[0] >> 4, ((20, data[9], 12) if data[0] >> 4 == 4 else (40, data[6], 8))
+        size = 4 if version == 4 else 16
+        ends = ip_address(data[at : at + size]), ip_address(data[at + size : at + 2 * size])
+        if number in (6, 17):
+            yield Seen(*ends, *struct.unpack_from("!HH", data, start))
+        elif number in (1, 58) and data[start] in (8, 128):
+            yield Seen(*ends, struct.unpack_from("!H", data, start + 4)[0], 0)
+
+
+def send(protocol: str, version: int, sport: int, port: int) -> socket.socket:
+    """Send an echo, a SYN or a datagram. Returns: the socket; a SYN is sent again by one that is open."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    to = str(SERVER[version])
+    if protocol == "icmp":
+        sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6)
+        head = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, sport, 1)
+        words = struct.unpack("!4H", head)
+        total = sum(words)
+        sock.sendto(head[:2] + struct.pack("!H", ~(total % 0xFFFF) & 0xFFFF) + head[4:], (to, 0))
+        return sock
+    sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.bind((str(CLIENT[version]), sport))
+    if protocol == "tcp":
+        sock.connect_ex((to, port))
+    else:
+        sock.sendto(b"x", (to, port))
+    return sock
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    need(TOOLS)
+    with ExitStack() as stack:
+        made = World(stack)
+        for protocol, version in (("udp", 4), ("udp", 6)):  # entries that the first packets make
+            made.send(protocol, version)
+        yield made
+
+
+# ---- conditions -------------------------------------------------------------------------------
+
+IPTABLES = """
+-s 10.1.0.0/16 | ! -s 10.1.0.0/16 | -s 10.1.0.2/32 | -d 10.2.0.0/24 | ! -d 10.2.0.2/32 | -s 10.9.0.2/255.0.255.255
+-i in0 | ! -i in0 | -i in+ | -o out+ | -o in+ | ! -o out0
+-p udp | ! -p udp | -p tcp | -p icmp | -p 17 | -p sctp | ! -p 6
+-f | ! -f
+-p udp --dport 53 | -p udp ! --dport 53 | -p udp --dport 50:60 | -p udp --dport 54: | -p udp --sport 20000: | -p udp --sport :1024
+-p tcp --dport 53 | -p tcp --syn | -p tcp ! --syn | -p tcp --tcp-flags ALL SYN | -p tcp --tcp-flags SYN,ACK SYN,ACK
+-p tcp --tcp-flags ACK NONE | -p tcp ! --tcp-flags FIN,RST NONE
+-p icmp --icmp-type 8 | -p icmp ! --icmp-type 8 | -p icmp --icmp-type echo-reply | -p icmp --icmp-type any
+-p udp -m multiport --dports 52,53,60:70 | -p udp -m multiport ! --dports 53 | -p udp -m multiport --ports 20001:65535
+-p tcp -m multiport --sports 1:10 | -p tcp -m multiport --dports 22,53 | -p tcp -m multiport ! --ports 1:10
+-m conntrack --ctstate NEW | -m conntrack --ctstate RELATED,ESTABLISHED | -m conntrack ! --ctstate NEW
+-m conntrack --ctstate NEW,DNAT | -m conntrack --ctstate DNAT | -m conntrack ! --ctstate SNAT,DNAT
+-m conntrack --ctstate ESTABLISHED,DNAT | -m conntrack --ctstate INVALID | -m conntrack --ctstate UNTRACKED
+-m state --state NEW | -m state ! --state NEW,INVALID | -m conntrack --ctdir ORIGINAL | -m conntrack --ctdir REPLY
+-m mark --mark 0x4001 | -m mark --mark 0x4000/0x4000 | -m mark ! --mark 0x4000/0x4000 | -m mark --mark 2/2 | -m mark --mark 0
+-m connmark --mark 7 | -m connmark ! --mark 1/1 | -m connmark --mark 0x4001
+-m addrtype --dst-type LOCAL | -m addrtype ! --dst-type LOCAL | -m addrtype --src-type UNICAST | -m addrtype --dst-type LOCAL,UNICAST
+-m pkttype --pkt-type unicast | -m pkttype --pkt-type broadcast
+-m iprange --dst-range 10.2.0.1-10.2.0.9 | -m iprange ! --src-range 10.1.0.1-10.1.0.9 | -m iprange --src-range 10.1.0.3-10.1.0.9
+-m limit --limit 100/s | -m comment --comment "a -j DROP \\"b\\"" | -m mark --mark 0x4001 -p udp -s 10.1.0.2 ! -d 10.9.0.0/16
+-m ttl --ttl-gt 5 | -m statistic --mode random --probability 0.5 | -m string --string x --algo bm
+"""
+NFTABLES = """
+ip saddr 10.1.0.0/16 | ip saddr != 10.1.0.0/16 | ip daddr 10.2.0.1-10.2.0.9 | ip saddr { 10.1.0.2, 10.9.0.0/16 } | ip daddr @s
+ip saddr & 255.0.255.255 == 10.0.0.2 | ip saddr . meta l4proto @c | ip daddr . th dport { 10.2.0.2 . 53, 10.3.0.0/16 . 1-9 }
+ip6 saddr fd01::/64 | ip6 daddr != fd02::2 | ip version 4 | meta nfproto ipv6 | meta protocol ip
+iifname "in0" | iifname != "in0" | iifname "in*" | oifname { "out0", "x*" } | iif "in0" | oif != "in0" | iifname @l
+meta l4proto udp | meta l4proto { tcp, udp } | meta l4proto 17 | meta l4proto != icmp | ip protocol tcp
+udp dport 53 | udp dport != 53 | udp dport 50-60 | th dport { 22, 50-60 } | udp dport < 54 | udp sport >= 20000 | tcp dport 53
+tcp flags syn | tcp flags & (fin|syn|rst|ack) == syn | tcp flags & (syn|ack) == syn|ack | tcp flags & ack == 0 | tcp flags != syn
+icmp type echo-request | icmp type { echo-reply, echo-request } | icmpv6 type echo-request | icmp type != echo-request
+ct state new | ct state established,related | ct state != new | ct state { new, established } | ct status dnat | ct direction original
+meta mark 0x4001 | meta mark & 0x4000 == 0x4000 | meta mark != 0x4001 | meta mark and 0x2 == 0x2 | meta mark { 1, 0x4001 }
+ct mark 7 | ct mark != 7 | ct mark & 0x6 == 0x6 | meta mark 0x4000-0x5000 | meta mark > 0x4001
+fib daddr type unicast | fib daddr type local | fib saddr type { local, unicast } | meta pkttype host
+ip ttl > 5 | ether saddr 02:00:00:00:01:02 | meta skuid 0 | vlan id 4 | numgen random mod 1 0 | limit rate 100/second
+"""
+NFT_TABLE = """
+add table inet t
+add chain inet t p { type filter hook prerouting priority -140; }
+add rule inet t p ct mark set 7
+add rule inet t p meta mark set 0x4001
+add chain inet t f { type filter hook forward priority 5; }
+add set inet t s { type ipv4_addr; flags interval; elements = { 10.2.0.0/24, 10.7.0.1 }; }
+add set inet t l { type ifname; elements = { "in0" }; }
+add set inet t c { type ipv4_addr . inet_proto; elements = { 10.1.0.2 . udp, 10.1.0.2 . icmp }; }
+add rule inet t f th dport 9 accept
+"""
+IP6TABLES = """
+-s fd01::/16 | ! -s fd01::2 | -d fd02::2 | -d fd03::/16 | -s 00:1::2/0:f::ffff | -p udp | ! -p ipv6-icmp | -p tcp --dport 53
+-p ipv6-icmp --icmpv6-type 128 | -p ipv6-icmp ! --icmpv6-type echo-reply | -i in0 -m conntrack --ctstate NEW
+-m addrtype --dst-type UNICAST | -m mark --mark 0x4001 | -p udp -m multiport --dports 50:60 | -m iprange --src-range fd01::1-fd01::9
+"""
+NOT_UNDERSTOOD = ("ttl", "statistic", "string", "skuid", "ether")
+"""Of these nothing is predicted."""
+
+
+def conditions(text: str) -> list[str]:
+    return [part.strip() for line in text.strip().splitlines() for part in line.split(" | ")]
+
+
+OF_IPTABLES = {4: conditions(IPTABLES), 6: conditions(IP6TABLES)}
+
+
+def tools(version: int) -> list[str]:
+    name = "iptables" if version == 4 else "ip6tables"
+    return [f"{name}-legacy", f"{name}-nft"]
+
+
+@dataclass
+class Counted:
+    """Rules that count what meets them: the Nth rule of a chain is the Nth condition."""
+
+    world: World
+    saved: dict[str, str]
+    objects: list[Any]
+    texts: Any
+
+    def counters(self, version: int) -> dict[str, list[int]]:
+        """By language."""
+        found = {
+            tool: [int(n) for n in re.findall(r"^\[(\d+):\d+\] -A FORWARD", self.world.host.run(f"{tool}-save -c -t filter"), re.M)]
+            for tool in tools(version)
+        }
+        listed = json.loads(self.world.host.run("nft -j list chain inet t f"))["nftables"]
+        rules = [of["rule"]["expr"] for of in listed if "rule" in of]
+        return found | {NFT: [of["counter"]["packets"] for expr in rules for of in expr if "counter" in of]}
+
+    def predicted(self, version: int, facts: Callable[[], Facts]) -> dict[str, list[Any]]:
+        """Whether each rule matches: True, False or UNKNOWN; of iptables-nft as the program and as nft prints it."""
+        lines = {tool: [of for of in self.saved[tool].splitlines() if of.startswith("-A FORWARD")] for tool in tools(version)}
+        head = "*filter\n:FORWARD ACCEPT [0:0]\n"
+        found = {
+            tool: [matches(Ruleset.of({tool: f"{head}{line} -j DROP\n"}), facts()) for line in lines[tool]]
+            for tool in tools(version)
+        }
+        family = "ip" if version == 4 else "ip6"
+        return found | {NFT: self._nft("inet", "t", "f", facts), AS_NFT: self._nft(family, "filter", "FORWARD", facts)}
+
+    def _nft(self, family: str, table: str, chain: str, facts: Callable[[], Facts]) -> list[Any]:
+        others = [of for of in self.objects if "rule" not in of]
+        rules = [of["rule"] for of in self.objects if "rule" in of and "accept" not in of["rule"]["expr"][-1]]
+        made = [rule | {"expr": [*rule["expr"], {"drop": None}]} for rule in rules]
+        return [
+            matches(Ruleset.of({}, [*others, {"rule": rule}], self.texts), facts())
+            for rule in made
+            if (rule["family"], rule["table"], rule["chain"]) == (family, table, chain)
+        ]
+
+
+def matches(ruleset: Ruleset, facts: Facts) -> Any:
+    """Evaluate the one rule of a ruleset."""
+    chain = next(chain for chain in ruleset.chains if chain.rules and chain.hook == "forward")
+    outcome = ruleset.evaluate(chain, facts)
+    return UNKNOWN if outcome.possible else outcome.verdict == "drop"
+
+
+@pytest.fixture(scope="module")
+def counted(world: World) -> Iterator[Counted]:
+    world.flush()
+    saved = {}
+    for version, asked in OF_IPTABLES.items():
+        lines = "".join(f"-A FORWARD {of}\n" for of in asked)
+        for tool in tools(version):
+            world.host.run(f"{tool}-restore", stdin=f"*filter\n{lines}COMMIT\n")
+            saved[tool] = world.host.run(f"{tool}-save -t filter")
+    rules = "".join(f"add rule inet t f {of} counter\n" for of in conditions(NFTABLES))
+    world.host.run("nft -f -", stdin=NFT_TABLE + rules)
+    yield Counted(world, saved, *world.in_router(read_ruleset))
+    world.flush()
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp", "icmp"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_condition(counted: Counted, protocol: str, version: int) -> None:
+    """Each is met, or not, as it was predicted; what is not understood is UNKNOWN, and never wrong."""
+    before = counted.counters(version)
+    sport, arrived = counted.world.send(protocol, version)
+    assert len(arrived) == 1
+    after = counted.counters(version)
+
+    def facts() -> Facts:
+        fields = fields_of(CLIENT[version], SERVER[version], protocol, (sport, 53), ("in0", "out0"), state="new")
+        fields |= {"meta mark": 0x4001, "ct mark": 7, "ether saddr": UNKNOWN}
+        return Facts(fields, lambda result, flags: "unicast" if result == "type" and len(flags) == 1 else UNKNOWN)
+
+    wrong = []
+    for language, found in counted.predicted(version, facts).items():
+        asked = conditions(NFTABLES) if language == NFT else OF_IPTABLES[version]
+        counts = after[tools(version)[1] if language == AS_NFT else language]
+        begin = before[tools(version)[1] if language == AS_NFT else language]
+        for condition, expected, one, other in zip(asked, found, begin, counts, strict=True):
+            if expected is not UNKNOWN and expected is not (other > one):
+                wrong.append(f"{language}: {condition}: predicted {expected}")
+            elif expected is UNKNOWN and language != AS_NFT and not any(word in condition for word in NOT_UNDERSTOOD):
+                wrong.append(f"{language}: {condition}: not understood")
+    assert wrong == []
