@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py.kernel.route_lookup import Question
 from cni_py.packetfilter.evaluation.chains import FAMILIES, NAT_PRIORITY
-from cni_py.packetfilter.evaluation.facts import ABSENT, UNKNOWN, Facts, fields_of
+from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts, fields_of, without_connection
 from cni_py.packetfilter.evaluation.statements import CONNMARK, DESTINATION_NATS, MARK, NATS, NOTRACK
 from cni_py.plural import counted
 from cni_py.walk import hops
@@ -23,15 +23,10 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
-    from cni_py.packetfilter.evaluation.chains import Chain
     from cni_py.packetfilter.evaluation.ruleset import Event
     from cni_py.walk.path import Path, PathEnd
     from cni_py.walk.place import Place
     from cni_py.walk.tracking import Connection
-
-_UNTRACKED, _INVALID = "untracked", "invalid"
-_CONNTRACK_PRIORITY = -200
-"""Priority at which connection tracking finds a packet's connection."""
 
 
 class Hooks:
@@ -62,8 +57,8 @@ class Hooks:
                 packet, is_undone = self._untranslate(place, hook, packet, connection), True
             if chain.kind == "nat" and (is_reply or is_translated or not connection.is_tracked):
                 continue
-            state = _state(chain, connection, is_reply=is_reply)
-            outcome = rules.evaluate(chain, self._facts(place, packet, iif, oif, state, connection, is_reply=is_reply))
+            facts = self._facts(place, packet, iif, oif, connection, is_reply=is_reply, is_before=chain.is_before_tracking)
+            outcome = rules.evaluate(chain, facts)
             passed.setdefault(chain.program, []).append(f"{chain} ({chain.priority})")
             events += len(outcome.events)
             self._report(place, outcome.events, packet)
@@ -141,8 +136,13 @@ class Hooks:
         else:
             if event.kind == "masquerade":
                 address = self._masquerade_address(place, oif, nexthop or packet.destination)
-            is_known = packet.is_port_known and (packet.protocol == ICMP or "random" not in event.text)
-            after = replace(packet, source=address or packet.source, is_port_known=is_known)
+            is_kept = port is not UNKNOWN and "random" not in event.text
+            after = replace(
+                packet,
+                source=address or packet.source,
+                source_port=port if isinstance(port, int) and packet.source_port else packet.source_port,
+                is_port_known=packet.is_port_known and (packet.protocol == ICMP or is_kept),
+            )
             after = connection.translate_source(after)
         word = {"dnat": "DNAT", "redirect": "redirect", "snat": "SNAT"}.get(event.kind, event.kind)
         self._path.hop(place, hops.NAT, word, after, f"{event.where}: {event.text}", changes=_changes(packet, after))
@@ -191,20 +191,21 @@ class Hooks:
         packet: Packet,
         iif: Link | None,
         oif: Link | None,
-        state: str = "new",
         connection: Connection | None = None,
         *,
         is_reply: bool = False,
+        is_before: bool = False,
     ) -> Facts:
-        """Collect the facts that rules can ask for."""  # fmt: skip
+        """Collect the facts that rules can ask for. ``is_before``: of a chain before connection tracking."""  # fmt: skip
         ports = (packet.source_port if packet.is_port_known else UNKNOWN, packet.destination_port)
         links = (iif.name if iif else "", oif.name if oif else "")
+        state = "established" if is_reply else "new"
         fields = fields_of(packet.source, packet.destination, packet.protocol, ports, links, state=state, is_reply=is_reply)
         fields |= {"meta mark": packet.mark, "meta length": packet.size}
-        if state in (_UNTRACKED, _INVALID):
-            fields |= dict.fromkeys(("ct status", "ct mark", "ct direction"), ABSENT)
-        elif connection is not None:
+        if connection is not None:
             fields |= {"ct status": frozenset(connection.status), "ct mark": connection.mark}
+            if is_before or not connection.is_tracked:
+                fields = without_connection(fields, is_tracked=connection.is_tracked)
         if iif is not None:
             fields["ether saddr"] = UNKNOWN
         return Facts(fields, lambda result, flags: self._fib(place, packet, result, flags), lambda *of: _raw(packet, *of))
@@ -239,15 +240,6 @@ def _marked(event: Event, packet: Packet, connection: Connection) -> Packet:
         connection.mark = event.value
     connection.is_tracked &= event.kind != NOTRACK
     return replace(packet, mark=event.value) if event.kind == MARK else packet
-
-
-def _state(chain: Chain, connection: Connection, *, is_reply: bool) -> str:
-    """The state of the connection as a chain sees it: one that comes before connection tracking sees none."""
-    if not connection.is_tracked:
-        return _UNTRACKED
-    if chain.hook in ("prerouting", "output") and chain.priority < _CONNTRACK_PRIORITY:
-        return _INVALID
-    return "established" if is_reply else "new"
 
 
 def _raw(packet: Packet, base: str, offset: int, length: int) -> Any:

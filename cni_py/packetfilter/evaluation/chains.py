@@ -22,6 +22,8 @@ FAMILIES = {4: ("inet", "ip"), 6: ("inet", "ip6")}
 NAT_PRIORITY = {"prerouting": -100, "output": -100, "forward": 1 << 31, "input": 100, "postrouting": 100}
 """Priorities at which the kernel translates, or undoes a translation."""
 NFTABLES = "nftables"
+_CONNTRACK_PRIORITY = -200
+"""Priority at which connection tracking finds a packet's connection."""
 
 ChainName = tuple[str, str]
 """Table and chain, as messages name them: ``inet cni_py``, ``masq4``; ``iptables-legacy nat``, ``POSTROUTING``."""
@@ -72,6 +74,10 @@ class Chain:
         """What it is a chain of: ``nftables``, or a program such as ``iptables-legacy``."""
         owner = self.table.partition(" ")[0]
         return NFTABLES if owner == self.family else owner
+
+    @property
+    def is_before_tracking(self) -> bool:
+        return self.hook in ("prerouting", "output") and self.priority < _CONNTRACK_PRIORITY
 
     @property
     def order(self) -> tuple[int, int, int]:

@@ -8,13 +8,23 @@ dropped, and a ruleset that is too complicated is unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cni_py.packetfilter.evaluation.chains import FAMILIES
-from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts, fields_of
+from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts, fields_of, without_connection
 from cni_py.packetfilter.evaluation.ruleset import ANY, POLICY
-from cni_py.packetfilter.evaluation.statements import ACCEPT, DESTINATION_NATS, DROP, ENDS, NATS, QUEUE, REJECT, SOURCE_NATS
+from cni_py.packetfilter.evaluation.statements import (
+    ACCEPT,
+    DESTINATION_NATS,
+    DROP,
+    ENDS,
+    NATS,
+    NOTRACK,
+    QUEUE,
+    REJECT,
+    SOURCE_NATS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
 
 TRANSLATE, UNCLEAR = "translate", "unknown"
+_UNTRACKED = frozenset(("untracked",))
 _KINDS = {REJECT: DROP, QUEUE: UNCLEAR, ANY: UNCLEAR, **dict.fromkeys(SOURCE_NATS, TRANSLATE)} | dict.fromkeys(
     DESTINATION_NATS, ACCEPT
 )
@@ -95,13 +106,20 @@ def _at(ruleset: Ruleset, chains: Sequence[Chain], facts: Facts) -> list[Verdict
     """Pass the chains of a hook."""
     found, is_translated = [], False
     for chain in chains:
-        if chain.kind == "nat" and is_translated:  # the kernel asks no other chain
+        is_tracked = facts.fields["ct state"] != _UNTRACKED
+        if chain.kind == "nat" and (is_translated or not is_tracked):  # the kernel asks no other chain
             continue
-        outcome = ruleset.evaluate(chain, facts)
+        seen = facts
+        if chain.is_before_tracking or not is_tracked:
+            seen = replace(facts, fields=without_connection(facts.fields, is_tracked=is_tracked))
+        outcome = ruleset.evaluate(chain, seen)
+        facts.fields["meta mark"] = seen.fields["meta mark"]
         found.append(_verdict_of(chain, outcome))
         for event in outcome.events:
             is_translated |= event.kind in NATS
-            if event.kind in DESTINATION_NATS:
+            if event.kind == NOTRACK:
+                facts.fields["ct state"] = _UNTRACKED
+            elif event.kind in DESTINATION_NATS:
                 _redirect(facts, *event.value)
         if outcome.possible & DESTINATION_NATS:
             _redirect(facts, UNKNOWN, UNKNOWN)

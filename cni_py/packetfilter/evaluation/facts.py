@@ -41,6 +41,12 @@ class Facts:
     within_limits: Any = True
 
 
+def without_connection(fields: dict[str, Any], *, is_tracked: bool) -> dict[str, Any]:
+    """Return the fields of a packet that has no connection: not yet, or a rule says that it is not tracked."""
+    state = "invalid" if is_tracked else "untracked"
+    return fields | {"ct state": frozenset((state,)), **dict.fromkeys(("ct status", "ct mark", "ct direction"), ABSENT)}
+
+
 def fields_of(
     source: IPv4Address | IPv6Address,
     destination: IPv4Address | IPv6Address,

@@ -25,10 +25,6 @@ TABLES = frozenset(("filter", "nat", "mangle", "raw", "security"))
 _PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 _ALL = 0xFFFFFFFF
 _META_MARK, _CT_MARK = {"meta": {"key": "mark"}}, {"ct": {"key": "mark"}}
-_ICMP_TYPES: dict[str, dict[int, str]] = {
-    "icmp": {0: "echo-reply", 8: "echo-request"},
-    "icmpv6": {128: "echo-request", 129: "echo-reply"},
-}
 
 
 def chains(program: str, text: str) -> list[Chain]:
@@ -78,15 +74,15 @@ def destinations(saved: Mapping[str, str], chain: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads one rule. ``names``: the chains of its table."""
+    """Reads one rule of a chain. ``names``: the chains of its table."""
 
     version: int
     chain: str
     names: Collection[str]
-    protocol: str = ""
     found: list[Json] = field(default_factory=list)
 
     def read(self, words: Sequence[str]) -> list[Json]:
+        """Read the words after ``-A CHAIN``."""
         module, at, is_negated = "", 0, False
         while at < len(words):
             word, values = words[at], _values(words, at + 1)
@@ -95,32 +91,34 @@ class _Reader:
                 is_negated = True
                 continue
             if word in ("-j", "-g"):
-                self.found += self._target(word, words[at], list(words[at + 1 :]))
-                break
+                return self.found + self._target(word, words[at], words[at + 1 :])
             if word == "-m":
                 module, at = words[at], at + 1
-                if module not in _MODULES:
-                    self.found.append(_not_understood("match", module))
+                self.found += [] if module in _MODULES else [_not_understood("match", module)]
                 continue
-            option = _OPTIONS.get(word if word in _BASIC else f"{module} {word}")
-            if module == "comment" or (option is None and f"{module} {word}" in _IGNORED):
-                at += 1
-            elif option is None:
-                at += len(values)
-                self.found.append(_not_understood("match", module or word))
-            else:
-                at += option.count
-                self.found += option.make(self, values[: option.count], is_negated)
+            name = word if word in _BASIC else f"{module} {word}"
+            at += _COUNTS.get(name, 1 if name in _KNOWN else len(values))
+            self.found += [] if name in _IGNORED else [self._condition(name, values, is_negated)]
             is_negated = False
         return self.found
 
-    def _target(self, word: str, name: str, options: list[str]) -> list[Json]:
+    def _condition(self, name: str, values: Sequence[str], is_negated: bool) -> Json:
+        """Read an option. With several matches, one of them has to hold."""
+        if name in _LIMITS:
+            return {"limit": {"inv": _LIMITS[name] != is_negated}}
+        make = _OPTIONS.get(name)
+        matches = make(self, *values[: _COUNTS.get(name, 1)]) if make else None
+        if matches is None:
+            return _not_understood("match", name.partition(" ")[0])
+        if len(matches) == 1 and matches[0]["op"] == "==":
+            return {"match": matches[0] | {"op": "!=" if is_negated else "=="}}
+        return {"some": {"of": matches, "inv": is_negated}}
+
+    def _target(self, word: str, name: str, options: Sequence[str]) -> list[Json]:
         if name in self.names:
             return [{"goto" if word == "-g" else "jump": {"target": name}}]
-        if name in _HARMLESS:
-            return []
         make = _TARGETS.get(name)
-        made = make(self, options) if make else None
+        made = [] if name in _HARMLESS else make(self, options) if make else None
         return [_not_understood("target", name)] if made is None else made
 
     def payload(self, name: str) -> Json:
@@ -129,123 +127,91 @@ class _Reader:
 
 def _values(words: Sequence[str], at: int) -> list[str]:
     """The words up to the next option."""
-    found = []
-    for word in words[at:]:
-        if word.startswith(("!", "-")):
-            break
-        found.append(word)
-    return found
+    end = next((number for number in range(at, len(words)) if words[number].startswith(("!", "-"))), len(words))
+    return list(words[at:end])
 
 
 def _not_understood(kind: str, name: str) -> Json:
     return {"xt": {"type": kind, "name": name}}
 
 
-def _match(left: Any, right: Any, is_negated: bool, op: str = "==") -> Json:
-    return {"match": {"op": "!=" if is_negated else op, "left": left, "right": right}}
-
-
 # ---- matches ----------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """An option with ``count`` values. ``make`` is called with them, and whether ``!`` precedes it."""
-
-    make: Callable[[_Reader, Sequence[str], bool], list[Json]]
-    count: int = 1
+if TYPE_CHECKING:
+    Option = Callable[..., list[Json] | None]
+    """Called with the reader and the option's values. Returns: matches; None: the value is not understood."""
 
 
-def _address(name: str) -> _Option:
-    def make(reader: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-        left, (address, _, mask) = reader.payload(name), values[0].partition("/")
+def _match(left: Any, right: Any, op: str = "==") -> Json:
+    return {"op": op, "left": left, "right": right}
+
+
+def _address(name: str) -> Option:
+    def make(reader: _Reader, value: str) -> list[Json]:
+        left, (address, _, mask) = reader.payload(name), value.partition("/")
         try:
-            network = ip_network(values[0], strict=False)
+            network = ip_network(value, strict=False)
         except ValueError:  # a mask with gaps
-            return [_match({"&": [left, mask]}, address, is_negated)]
-        return [_match(left, {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}, is_negated)]
+            return [_match({"&": [left, mask]}, address)]
+        return [_match(left, {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}})]
 
-    return _Option(make)
-
-
-def _link(key: str) -> _Option:
-    def make(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-        name = values[0]
-        return [_match({"meta": {"key": key}}, f"{name[:-1]}*" if name.endswith("+") else name, is_negated)]
-
-    return _Option(make)
+    return make
 
 
-def _protocol(reader: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-    name = reader.protocol = values[0]
-    if name in ("all", "0"):
-        return []
-    return [_match({"meta": {"key": "l4proto"}}, int(name) if name.isdigit() else name, is_negated)]
+def _link(key: str) -> Option:
+    return lambda _, name: [_match({"meta": {"key": key}}, f"{name[:-1]}*" if name.endswith("+") else name)]
 
 
-def _fragment(_: _Reader, __: Sequence[str], is_negated: bool) -> list[Json]:
-    return [_match(0, 1, is_negated)]  # a packet that is followed is whole
+def _protocol(_: _Reader, name: str) -> list[Json]:
+    return [_match({"meta": {"key": "l4proto"}}, "*" if name in ("all", "0") else int(name) if name.isdigit() else name)]
 
 
-def _range(text: str, separator: str = ":", last: int = 65535) -> Any:
+def _range(text: str, separator: str = ":") -> Any:
     low, dash, high = text.partition(separator)
-    return {"range": [int(low or 0), int(high or last)]} if dash else int(text)
+    return {"range": [int(low or 0), int(high or 65535)]} if dash else int(text)
 
 
-def _ports(text: str) -> Json:
-    return {"set": [_range(part) for part in text.split(",")]}
-
-
-def _port(protocol: str, *fields: str) -> _Option:
+def _ports(protocol: str, *fields: str) -> Option:
     """Ports of the header; with two fields, either of them."""
 
-    def make(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-        left = [{"payload": {"protocol": protocol, "field": name}} for name in fields]
-        if len(left) == 1:
-            return [_match(left[0], _ports(values[0]), is_negated)]
-        return [{"some": {"of": [_match(each, _ports(values[0]), False)["match"] for each in left], "inv": is_negated}}]
+    def make(_: _Reader, text: str) -> list[Json]:
+        ports = {"set": [_range(part) for part in text.split(",")]}
+        return [_match({"payload": {"protocol": protocol, "field": name}}, ports) for name in fields]
 
-    return _Option(make)
+    return make
 
 
 def _flags(text: str) -> list[str]:
-    all_flags = ["fin", "syn", "rst", "psh", "ack", "urg"]
-    return {"ALL": all_flags, "NONE": []}.get(text, text.lower().split(","))
+    named = {"ALL": ["fin", "syn", "rst", "psh", "ack", "urg"], "NONE": list[str]()}
+    return named.get(text, text.lower().split(","))
 
 
-def _tcp_flags(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-    left = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, _flags(values[0])]}
-    return [_match(left, _flags(values[1]), is_negated)]
+def _tcp_flags(_: _Reader, mask: str, flags: str) -> list[Json]:
+    return [_match({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, _flags(mask)]}, _flags(flags))]
 
 
-def _icmp(protocol: str) -> _Option:
-    def make(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-        kind, slash, code = values[0].partition("/")
-        if kind == "any" or not kind.isdigit() or (slash and code != "0"):
-            return [] if kind == "any" else [_not_understood("match", protocol)]
-        name = _ICMP_TYPES[protocol].get(int(kind), int(kind))
-        return [_match({"payload": {"protocol": protocol, "field": "type"}}, name, is_negated)]
+def _icmp(protocol: str, names: Mapping[str, str]) -> Option:
+    def make(_: _Reader, value: str) -> list[Json] | None:
+        kind, slash, code = value.partition("/")
+        left = {"payload": {"protocol": protocol, "field": "type"}}
+        return None if slash and code != "0" else [_match(left, "*" if kind == "any" else names.get(kind, kind))]
 
-    return _Option(make)
+    return make
 
 
-def _state(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-    words = values[0].lower().split(",")
+def _state(_: _Reader, value: str) -> list[Json]:
+    words = value.lower().split(",")
     translated = [word for word in words if word in ("snat", "dnat")]
-    matches = [
-        _match({"ct": {"key": key}}, of, False, "in")["match"]
-        for key, of in (("state", [word for word in words if word not in translated]), ("status", translated))
-        if of
-    ]
-    return [{"some": {"of": matches, "inv": is_negated}}]
+    asked = (("state", [word for word in words if word not in translated]), ("status", translated))
+    return [_match({"ct": {"key": key}}, of, "in") for key, of in asked if of]
 
 
-def _mark(left: Json) -> _Option:
-    def make(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-        mark, mask = _masked(values[0])
-        return [_match(left if mask == _ALL else {"&": [left, mask]}, mark, is_negated)]
+def _mark(left: Json) -> Option:
+    def make(_: _Reader, value: str) -> list[Json]:
+        mark, mask = _masked(value)
+        return [_match({"&": [left, mask]}, mark)]
 
-    return _Option(make)
+    return make
 
 
 def _masked(text: str) -> tuple[int, int]:
@@ -253,47 +219,32 @@ def _masked(text: str) -> tuple[int, int]:
     return int(mark, 0), int(mask, 0) if mask else _ALL
 
 
-def _names(left: Json, names: Mapping[str, str] | None = None) -> _Option:
-    def make(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-        words = [(names or {}).get(word, word) for word in values[0].lower().split(",")]
-        return [_match(left, {"set": words}, is_negated)]
-
-    return _Option(make)
+def _names(left: Json, names: Mapping[str, str] | None = None) -> Option:
+    return lambda _, value: [_match(left, {"set": [(names or {}).get(word, word) for word in value.lower().split(",")]})]
 
 
-def _between(field_name: str) -> _Option:
-    def make(reader: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-        return [_match(reader.payload(field_name), {"range": values[0].split("-")}, is_negated)]
-
-    return _Option(make)
+def _between(name: str) -> Option:
+    return lambda reader, value: [_match(reader.payload(name), {"range": value.split("-")})]
 
 
-def _length(_: _Reader, values: Sequence[str], is_negated: bool) -> list[Json]:
-    return [_match({"meta": {"key": "length"}}, _range(values[0]), is_negated)]
-
-
-def _limit(*, is_over: bool) -> _Option:
-    return _Option(lambda _, __, is_negated: [{"limit": {"inv": is_over != is_negated}}])
-
-
-_OPTIONS: dict[str, _Option] = {
+_OPTIONS: dict[str, Option] = {
     "-s": _address("saddr"),
     "-d": _address("daddr"),
     "-i": _link("iifname"),
     "-o": _link("oifname"),
-    "-p": _Option(_protocol),
-    "-f": _Option(_fragment, 0),
-    **{f"{name} --sport": _port(name, "sport") for name in ("tcp", "udp", "udplite", "sctp", "dccp")},
-    **{f"{name} --dport": _port(name, "dport") for name in ("tcp", "udp", "udplite", "sctp", "dccp")},
-    "tcp --tcp-flags": _Option(_tcp_flags, 2),
-    "icmp --icmp-type": _icmp("icmp"),
-    "icmp6 --icmpv6-type": _icmp("icmpv6"),
-    "multiport --sports": _port("th", "sport"),
-    "multiport --dports": _port("th", "dport"),
-    "multiport --ports": _port("th", "sport", "dport"),
-    "conntrack --ctstate": _Option(_state),
+    "-p": _protocol,
+    "-f": lambda _: [_match(0, 1)],  # a packet that is followed is whole
+    **{f"{name} --sport": _ports(name, "sport") for name in ("tcp", "udp", "udplite", "sctp", "dccp")},
+    **{f"{name} --dport": _ports(name, "dport") for name in ("tcp", "udp", "udplite", "sctp", "dccp")},
+    "tcp --tcp-flags": _tcp_flags,
+    "icmp --icmp-type": _icmp("icmp", {"0": "echo-reply", "8": "echo-request"}),
+    "icmp6 --icmpv6-type": _icmp("icmpv6", {"128": "echo-request", "129": "echo-reply"}),
+    "multiport --sports": _ports("th", "sport"),
+    "multiport --dports": _ports("th", "dport"),
+    "multiport --ports": _ports("th", "sport", "dport"),
+    "conntrack --ctstate": _state,
     "conntrack --ctdir": _names({"ct": {"key": "direction"}}),
-    "state --state": _Option(_state),
+    "state --state": _state,
     "mark --mark": _mark(_META_MARK),
     "connmark --mark": _mark(_CT_MARK),
     "addrtype --src-type": _names({"fib": {"result": "type", "flags": ["saddr"]}}),
@@ -301,21 +252,27 @@ _OPTIONS: dict[str, _Option] = {
     "pkttype --pkt-type": _names({"meta": {"key": "pkttype"}}, {"unicast": "host"}),
     "iprange --src-range": _between("saddr"),
     "iprange --dst-range": _between("daddr"),
-    "length --length": _Option(_length),
-    "limit --limit": _limit(is_over=False),
-    "hashlimit --hashlimit-upto": _limit(is_over=False),
-    "hashlimit --hashlimit-above": _limit(is_over=True),
-    "connlimit --connlimit-upto": _limit(is_over=False),
-    "connlimit --connlimit-above": _limit(is_over=True),
+    "length --length": lambda _, value: [_match({"meta": {"key": "length"}}, _range(value))],
 }
-"""By the module and the option; without a module, of every rule."""
-_BASIC = frozenset(word for word in _OPTIONS if " " not in word)
-_MODULES = frozenset(word.partition(" ")[0] for word in _OPTIONS if " " in word) | {"comment"}
+"""Options by the module and their name; without a module, those of every rule."""
+_COUNTS = {"-f": 0, "tcp --tcp-flags": 2}
+"""Numbers of values, where it is not one."""
+_LIMITS = {
+    "limit --limit": False,
+    "hashlimit --hashlimit-upto": False,
+    "hashlimit --hashlimit-above": True,
+    "connlimit --connlimit-upto": False,
+    "connlimit --connlimit-above": True,
+}
+"""Whether the rule is for what is over the limit."""
 _IGNORED = frozenset(
-    {"limit --limit-burst", "connlimit --connlimit-mask"}
+    {"comment --comment", "limit --limit-burst", "connlimit --connlimit-mask"}
     | {f"hashlimit --hashlimit-{name}" for name in ("burst", "name", "mode", "srcmask", "dstmask", "htable-expire")}
 )
 """Options with a value that does not matter."""
+_KNOWN = _OPTIONS.keys() | _LIMITS | _IGNORED
+_BASIC = frozenset(name for name in _OPTIONS if " " not in name)
+_MODULES = frozenset(name.partition(" ")[0] for name in _KNOWN if " " in name)
 
 
 # ---- targets ----------------------------------------------------------------------------------
@@ -333,12 +290,17 @@ def _option(options: Sequence[str], name: str) -> str:
     return options[options.index(name) + 1] if name in options else ""
 
 
-def _plain(statement: str) -> Callable[[_Reader, list[str]], list[Json]]:
+if TYPE_CHECKING:
+    Target = Callable[[_Reader, Sequence[str]], list[Json] | None]
+    """Called with the reader and the words behind the target. Returns: statements; None: it is not understood."""
+
+
+def _plain(statement: str) -> Target:
     return lambda _, __: [{statement: None}]
 
 
-def _translation(kind: str, option: str) -> Callable[[_Reader, list[str]], list[Json] | None]:
-    def make(_: _Reader, options: list[str]) -> list[Json] | None:
+def _translation(kind: str, option: str) -> Target:
+    def make(_: _Reader, options: Sequence[str]) -> list[Json] | None:
         address, port = _end(_option(options, option))
         return [{kind: {"addr": address, "port": port}}]
 
@@ -357,15 +319,15 @@ def _end(text: str) -> tuple[Any, Any]:
     return ({"range": address.split("-")} if "-" in address else address or None), _range(port, "-") if port else None
 
 
-def _redirect(kind: str) -> Callable[[_Reader, list[str]], list[Json]]:
-    def make(_: _Reader, options: list[str]) -> list[Json]:
+def _redirect(kind: str) -> Target:
+    def make(_: _Reader, options: Sequence[str]) -> list[Json]:
         port = _option(options, "--to-ports")
         return [{kind: {"port": _range(port, "-") if port else None}}]
 
     return make
 
 
-def _netmap(reader: _Reader, options: list[str]) -> list[Json] | None:
+def _netmap(reader: _Reader, options: Sequence[str]) -> list[Json] | None:
     """A network in place of the address's own; which address, the hook decides."""
     kind = {"PREROUTING": "dnat", "OUTPUT": "dnat", "POSTROUTING": "snat", "INPUT": "snat"}.get(reader.chain)
     network = ip_network(_option(options, "--to"), strict=False)
@@ -376,8 +338,8 @@ def _netmap(reader: _Reader, options: list[str]) -> list[Json] | None:
     return [{kind: {"addr": value}}]
 
 
-def _set_mark(left: Json) -> Callable[[_Reader, list[str]], list[Json] | None]:
-    def make(_: _Reader, options: list[str]) -> list[Json] | None:
+def _set_mark(left: Json) -> Target:
+    def make(_: _Reader, options: Sequence[str]) -> list[Json] | None:
         if "--save-mark" in options or "--restore-mark" in options:
             return [_copy_mark(options)]
         if "--set-xmark" not in options:
@@ -388,7 +350,7 @@ def _set_mark(left: Json) -> Callable[[_Reader, list[str]], list[Json] | None]:
     return make
 
 
-def _copy_mark(options: list[str]) -> Json:
+def _copy_mark(options: Sequence[str]) -> Json:
     """Of the packet to the connection, or back: the bits of the one mask are replaced by those of the other."""
     meta_mask, ct_mask = (int(_option(options, name) or hex(_ALL), 0) for name in ("--nfmask", "--ctmask"))
     of_packet, of_connection = (_META_MARK, meta_mask), (_CT_MARK, ct_mask)
@@ -400,11 +362,11 @@ def _mangle(left: Json, value: Json) -> Json:
     return {"mangle": {"key": left, "value": value}}
 
 
-def _ct(_: _Reader, options: list[str]) -> list[Json]:
+def _ct(_: _Reader, options: Sequence[str]) -> list[Json]:
     return [{"notrack": None}] if "--notrack" in options else []
 
 
-_TARGETS: dict[str, Callable[[_Reader, list[str]], list[Json] | None]] = {
+_TARGETS: dict[str, Target] = {
     "ACCEPT": _plain("accept"),
     "DROP": _plain("drop"),
     "REJECT": _plain("reject"),

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
     from cni_py.packetfilter.evaluation.expressions import Json
 
-HARMLESS = frozenset(("comment", "LOG", "NFLOG", "CT"))
+HARMLESS = frozenset(("comment", "LOG", "NFLOG"))
 _META_MARK, _CT_MARK = {"meta": {"key": "mark"}}, {"ct": {"key": "mark"}}
 _ADDRTYPE = re.compile(r"\bfib (saddr|daddr) type (!= )?(\w+)")
 _MULTIPORT = re.compile(r"\b(?:tcp|udp) (dport|sport) (!= )?\{ ([\d, -]+) \}")
-_CONNTRACK = re.compile(r"\bct state (!= )?([a-z,]+)")
-_NAT = r"\b{} to (\[[0-9a-f:]+\]|[0-9.]+|[0-9a-f:]+)(?::(\d+))?(?= |$)"
-_REDIRECT = re.compile(r"\bredirect to :(\d+)")
+_CONNTRACK = re.compile(r"\bct state (!=? )?([a-z,]+)")
+_CT_KEY = re.compile(r"\bct (\S+)")
+_NAT = r"\b{} to (\[[0-9a-f:]+\]|[0-9.]+|[0-9a-f:]+)(?::(\d+)(?:-(\d+))?)?(?= |$)"
+_PORT = re.compile(r"\b(?:redirect|masquerade) to :(\d+)(?:-(\d+))?")
+_CONNMARK = re.compile(r"\b(ct mark set mark|meta mark set ct mark)(?: and (0x[0-9a-f]+))?(?= |$)")
 _SET_MARK = re.compile(r"\bmeta mark set (?:mark (and|or|xor) )?(0x[0-9a-f]+)(?: xor (0x[0-9a-f]+))?")
 _OPERATORS = {"and": "&", "or": "|", "xor": "^"}
 
@@ -60,9 +62,9 @@ def _ports(word: str) -> Any:
 
 def _conntrack(text: str) -> list[Json] | None:
     found = _CONNTRACK.search(text)
-    if found is None:
+    if found is None or set(_CT_KEY.findall(text)) - {"state", "mark"}:  # of several options the text may lack one
         return None
-    return [{"match": {"op": "!=" if found[1] else "in", "left": {"ct": {"key": "state"}}, "right": found[2].split(",")}}]
+    return [{"match": {"op": "!" if found[1] else "in", "left": {"ct": {"key": "state"}}, "right": found[2].split(",")}}]
 
 
 def _nat(kind: str) -> Callable[[str], list[Json] | None]:
@@ -70,14 +72,23 @@ def _nat(kind: str) -> Callable[[str], list[Json] | None]:
 
     def parse(text: str) -> list[Json] | None:
         found = pattern.search(text)
-        return [{kind: {"addr": found[1].strip("[]"), "port": int(found[2]) if found[2] else None}}] if found else None
+        return [{kind: {"addr": found[1].strip("[]"), "port": _port(found[2], found[3])}}] if found else None
 
     return parse
 
 
-def _redirect(text: str) -> list[Json] | None:
-    port = _REDIRECT.search(text)
-    return [{"redirect": {"port": int(port[1]) if port else None}}]
+def _port(low: str | None, high: str | None) -> Any:
+    return {"range": [int(low), int(high)]} if low and high else int(low) if low else None
+
+
+def _here(kind: str) -> Callable[[str], list[Json] | None]:
+    """To an address of the host itself."""
+
+    def parse(text: str) -> list[Json] | None:
+        found = _PORT.search(text)
+        return [{kind: {"port": _port(found[1], found[2]) if found else None}}]
+
+    return parse
 
 
 def _mark(text: str) -> list[Json] | None:
@@ -91,9 +102,13 @@ def _mark(text: str) -> list[Json] | None:
 
 
 def _connmark(text: str) -> list[Json] | None:
-    if "ct mark set mark" in text:
-        return [{"mangle": {"key": _CT_MARK, "value": _META_MARK}}]
-    return [{"mangle": {"key": _META_MARK, "value": _CT_MARK}}] if "meta mark set ct mark" in text else None
+    found = _CONNMARK.search(text)
+    if found is None:
+        return None
+    target, source = (_CT_MARK, _META_MARK) if found[1].startswith("ct") else (_META_MARK, _CT_MARK)
+    mask = int(found[2] or "0xffffffff", 16)
+    value = {"|": [{"&": [target, ~mask & 0xFFFFFFFF]}, {"&": [source, mask]}]}
+    return [{"mangle": {"key": target, "value": value}}]
 
 
 _EXTENSIONS: dict[str, Callable[[str], list[Json] | None]] = {
@@ -104,10 +119,11 @@ _EXTENSIONS: dict[str, Callable[[str], list[Json] | None]] = {
     "limit": lambda _: [{"limit": {}}],
     "DNAT": _nat("dnat"),
     "SNAT": _nat("snat"),
-    "MASQUERADE": lambda _: [{"masquerade": None}],
-    "REDIRECT": _redirect,
+    "MASQUERADE": _here("masquerade"),
+    "REDIRECT": _here("redirect"),
     "REJECT": lambda _: [{"reject": None}],
     "NOTRACK": lambda _: [{"notrack": None}],
+    "CT": lambda text: [{"notrack": None}] if text.endswith("notrack") else [],
     "MARK": _mark,
     "CONNMARK": _connmark,
 }
