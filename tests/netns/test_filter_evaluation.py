@@ -253,7 +253,7 @@ IP6TABLES = """
 -m addrtype --dst-type UNICAST | -m mark --mark 0x4001 | -p udp -m multiport --dports 50:60 | -m iprange --src-range fd01::1-fd01::9
 """
 NOT_UNDERSTOOD = ("ttl", "statistic", "string", "skuid", "ether")
-"""Of these nothing is predicted."""
+"""Conditions with these are not understood."""
 
 
 def conditions(text: str) -> list[str]:
@@ -278,7 +278,7 @@ class Counted:
     texts: Any
 
     def counters(self, version: int) -> dict[str, list[int]]:
-        """By language."""
+        """Read the counters, by language."""
         found = {
             tool: [
                 int(n)
@@ -293,7 +293,7 @@ class Counted:
         return found | {NFT: [of["counter"]["packets"] for expr in rules for of in expr if "counter" in of]}
 
     def predicted(self, version: int, facts: Callable[[], Facts]) -> dict[str, list[Any]]:
-        """Whether each rule matches: True, False or UNKNOWN; of iptables-nft as the program and as nft prints it."""
+        """Return whether each rule matches, True, False or UNKNOWN; of iptables-nft as the program and as nft prints it."""
         lines = {tool: [of for of in self.saved[tool].splitlines() if of.startswith("-A FORWARD")] for tool in tools(version)}
         head = "*filter\n:FORWARD ACCEPT [0:0]\n"
         found = {
@@ -473,7 +473,7 @@ def restore(text: str) -> str:
 
 
 def nft_commands(text: str) -> str:
-    """The same of nft: ``[nat|raw] hook [policy drop]: rules; … | chain: …``."""
+    """Return commands of nft: ``[nat|raw] hook [policy drop]: rules; … | chain: …``."""
     found = ["add table ip t"]
     for part in text.split(" | "):
         head, _, rules = part.partition(":")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cni_py.packetfilter.evaluation.described import TRANSLATE, UNCLEAR, Packet, verdict
+from cni_py.packetfilter.evaluation.described import TRANSLATE, UNCLEAR, Packet, bridged, verdict
 from cni_py.packetfilter.evaluation.ruleset import Ruleset
 from cni_py.packetfilter.evaluation.saved import destinations
 from cni_py.packetfilter.evaluation.statements import ACCEPT, DROP
@@ -56,6 +56,50 @@ IPTABLES = [
     (["-A FORWARD -m addrtype --dst-type LOCAL -j RETURN", "-A FORWARD -j DROP"], DROP),
     (["-A FORWARD -j TARPIT", "-A FORWARD -j DROP"], UNCLEAR),  # no chain of the table: an extension that is not known
 ]  # fmt: skip
+
+
+DOUBTFUL = "-m set --match-set pods src"
+IN_DOUBT = [
+    ([f"-A A {DOUBTFUL} -j RETURN", "-A A -j DROP", "-A FORWARD -j A", "-A FORWARD -j ACCEPT"], UNCLEAR),
+    ([f"-A A {DOUBTFUL} -j RETURN", "-A A -j DROP", "-A FORWARD -j A"], UNCLEAR),
+    (
+        [
+            f"-A A {DOUBTFUL} -j RETURN",
+            "-A A -j DROP",
+            "-A FORWARD -j A",
+            "-A FORWARD -i eth0 -j ACCEPT",
+            "-A FORWARD -j REJECT",
+        ],
+        DROP,
+    ),
+    ([f"-A A {DOUBTFUL} -j RETURN", "-A A -j DROP", "-A FORWARD -g A", "-A FORWARD -j DROP"], UNCLEAR),
+    ([f"-A A {DOUBTFUL} -g B", "-A A -j DROP", "-A FORWARD -j A", "-A FORWARD -j ACCEPT"], UNCLEAR),
+    ([f"-A A {DOUBTFUL} -g B", "-A A -j DROP", "-A B -j DROP", "-A FORWARD -j A", "-A FORWARD -j ACCEPT"], DROP),
+    ([f"-A A {DOUBTFUL} -j B", "-A A -j DROP", "-A B -j RETURN", "-A FORWARD -j A", "-A FORWARD -j ACCEPT"], DROP),
+    ([f"-A FORWARD {DOUBTFUL} -j RETURN", "-A FORWARD -j DROP"], UNCLEAR),
+    ([f"-A FORWARD {DOUBTFUL} -j A", "-A A -i eth0 -j DROP"], ACCEPT),
+    ([f"-A FORWARD {DOUBTFUL} -j A", "-A A -j B", f"-A B {DOUBTFUL} -j DROP"], UNCLEAR),
+    ([f"-A FORWARD {DOUBTFUL} -j MARK --set-xmark 0x1/0x1", "-A FORWARD -m mark --mark 0x1/0x1 -j DROP"], UNCLEAR),
+    ([f"-A FORWARD {DOUBTFUL} -j MARK --set-xmark 0x1/0x1", "-A FORWARD -m mark --mark 0x1/0x1", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -j NFQUEUE --queue-num 1"], UNCLEAR),
+    (["-A FORWARD -j TARPIT"], UNCLEAR),
+    ([f"-A FORWARD {DOUBTFUL} -j LOG", "-A FORWARD -j DROP"], DROP),
+    (["-A FORWARD -m socket -j ACCEPT", "-A FORWARD -j DROP"], UNCLEAR),
+    (["-A FORWARD -m socket --transparent -i eth0 -j ACCEPT", "-A FORWARD -j DROP"], DROP),
+]
+
+
+@pytest.mark.parametrize(("lines", "expected"), IN_DOUBT, ids=[str(number) for number in range(len(IN_DOUBT))])
+def test_rule_in_doubt_decides_nothing(lines: list[str], expected: str) -> None:
+    """A drop is one whatever the rule does; where it depends on the rule, nothing is known."""
+    assert verdict(iptables(*lines), PACKET, "forward").kind == expected
+
+
+def test_masquerade_in_doubt_is_neither_done_nor_missing() -> None:
+    lines = [f"-A POSTROUTING {DOUBTFUL} -j MASQUERADE", f"-A POSTROUTING {DOUBTFUL} -j RETURN\n-A POSTROUTING -j MASQUERADE"]
+    for of in lines:
+        ruleset = Ruleset.of({"iptables-nft": f"*nat\n:POSTROUTING ACCEPT [0:0]\n{of}\nCOMMIT\n"})
+        assert verdict(ruleset, PACKET, "postrouting").kind == UNCLEAR
 
 
 @pytest.mark.parametrize(("lines", "expected"), IPTABLES, ids=[str(number) for number in range(len(IPTABLES))])
@@ -171,6 +215,32 @@ def test_translation() -> None:
     assert verdict(ruleset, PACKET, "postrouting").kind == ACCEPT
     outside = Packet(POD, ip_address("1.1.1.1"), "tcp", 80, "cni0", "eth0")
     assert verdict(ruleset, outside, "postrouting").kind == TRANSLATE
+
+
+def test_destination_that_is_translated_goes_elsewhere() -> None:
+    """Rules about its first destination no longer count; by which link it leaves is not known."""
+    text = (
+        "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 10.244.2.2/32 -j DNAT --to-destination 10.244.3.3:81\nCOMMIT\n"
+        "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -d 10.244.2.2/32 -j DROP\n{}\nCOMMIT\n"
+    )
+    for line, expected in [
+        ("", ACCEPT),
+        ("-A FORWARD -d 10.244.3.3/32 -p tcp -m tcp --dport 81 -j DROP", DROP),
+        ("-A FORWARD -o flannel.1 -j DROP", UNCLEAR),
+    ]:
+        ruleset = Ruleset.of({"iptables-legacy": text.format(line)})
+        assert verdict(ruleset, PACKET, "prerouting", "forward").kind == expected
+
+
+def test_ports_of_a_bridge_are_not_known() -> None:
+    objects = [chain("c", family="bridge"), rule("c", match(meta("iifname"), "veth1"), DROPS, family="bridge")]
+    assert bridged(Ruleset.of({}, objects), PACKET).kind == UNCLEAR
+    assert bridged(Ruleset.of({}, [*objects, rule("c", DROPS, family="bridge")]), PACKET).kind == DROP
+
+
+def test_rule_of_nft_has_its_text_and_its_handle() -> None:
+    found = verdict(Ruleset.of({}, [chain("c"), rule("c", DROPS)], {("inet", "t", "c", 7): "counter drop"}), PACKET, "forward")
+    assert (found.words, found.handle) == ("chain inet t c: counter drop (handle 7)", 7)
 
 
 def test_ingress_chain_is_of_its_device() -> None:

@@ -182,6 +182,18 @@ def test_statements(expressions: list[list[dict[str, Any]]], outcome: tuple[str,
     assert evaluate(*expressions) == outcome
 
 
+def test_chain_behind_a_rule_in_doubt_counts_if_it_may_do_something() -> None:
+    jump = {"jump": {"target": "other"}}
+    assert evaluate([DOUBTFUL[0], jump]) == ("accept", ["uncertain"])
+    assert evaluate([DOUBTFUL[0], {"jump": {"target": "no such chain"}}]) == ("accept", [])
+    drawn = {"numgen": {"mode": "random", "mod": 2, "offset": 0}}
+    assert evaluate([{"vmap": {"key": drawn, "data": {"set": [[0, jump], [1, {"return": None}]]}}}]) == (
+        "accept",
+        ["uncertain"],
+    )
+    assert evaluate([{"vmap": {"key": drawn | {"numgen": {"mod": 1}}, "data": {"set": [[0, jump]]}}}]) == ("drop", ["drop"])
+
+
 def test_translation_by_a_map_of_addresses_and_ports() -> None:
     key = {"concat": [meta("l4proto"), of("th", "dport")]}
     made = rules([{"dnat": {"family": "ip", "addr": {"map": {"key": key, "data": "@ports"}}}}], kind="nat")

@@ -1,4 +1,4 @@
-"""What the rules of a host do with a packet, without sending one: nftables, iptables-nft and legacy iptables.
+"""Evaluation of a host's rules for a packet, without sending one: nftables, iptables-nft and legacy iptables.
 
 How it works. Both languages become one form: chains of rules in the expressions of nft's JSON. ``reading.py`` reads a host,
 ``chains.py`` what nft prints of it, ``saved.py`` what iptables-save prints, ``xtables.py`` the extensions of iptables in nft's

@@ -71,7 +71,7 @@ class Chain:
 
     @property
     def program(self) -> str:
-        """What it is a chain of: ``nftables``, or a program such as ``iptables-legacy``."""
+        """Return ``nftables``, or the program whose chain it is, such as ``iptables-legacy``."""
         owner = self.table.partition(" ")[0]
         return NFTABLES if owner == self.family else owner
 

@@ -1,8 +1,8 @@
-"""What becomes of a packet that is described, at the hooks that it passes: pure.
+"""Verdicts for packets that are described, at the hooks that they pass: pure.
 
     verdict(ruleset, Packet(pod, peer, "tcp", 80, "cni0", "flannel.1"), "prerouting", "forward", "postrouting")
 
-The packet stands for all of its kind: a rule with a limit may match. What a rule in doubt may have accepted is not reported as
+The packet is any of its kind: a rule with a limit may match. What a rule in doubt may have accepted is not reported as
 dropped, and a ruleset that is too complicated is unknown.
 """
 

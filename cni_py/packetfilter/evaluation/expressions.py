@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Value = Callable[[Facts], Any]
     """A value for a packet: of a condition True, False or UNKNOWN."""
     Member = Callable[[Any, Facts], Any]
-    """Whether a value is what the right side of a match says, or among it: True, False or UNKNOWN."""
+    """Test of a value against the right side of a match: True, False or UNKNOWN."""
 
 Json = dict[str, Any]
 _ALIASES: dict[object, tuple[object, ...]] = {
@@ -332,7 +332,7 @@ def _comparison(left: Value, compare: Callable[[Any, Any], bool], right: Value) 
 
 
 def _of_flags(left: Value, flags: frozenset[str], *, is_some: bool) -> Value:
-    """Whether some of the flags are set, or none of them."""
+    """Test that some of the flags are set, or that none is."""
 
     def test(facts: Facts) -> Any:
         value = left(facts)
@@ -361,7 +361,7 @@ def _some_of(flags: list[Any], members: Sequence[Member]) -> Member:
 
 
 def _each(members: Sequence[Member]) -> Member:
-    """Of a concatenation."""
+    """Test each part of a concatenation."""
 
     def test(value: Any, facts: Facts) -> Any:
         if not isinstance(value, tuple) or len(value) != len(members):

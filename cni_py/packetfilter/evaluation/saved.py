@@ -264,7 +264,7 @@ _LIMITS = {
     "connlimit --connlimit-upto": False,
     "connlimit --connlimit-above": True,
 }
-"""Whether the rule is for what is over the limit."""
+"""Limits; True: the rule is for what is over it."""
 _IGNORED = frozenset(
     {"comment --comment", "limit --limit-burst", "connlimit --connlimit-mask"}
     | {f"hashlimit --hashlimit-{name}" for name in ("burst", "name", "mode", "srcmask", "dstmask", "htable-expire")}
@@ -351,7 +351,7 @@ def _set_mark(left: Json) -> Target:
 
 
 def _copy_mark(options: Sequence[str]) -> Json:
-    """Of the packet to the connection, or back: the bits of the one mask are replaced by those of the other."""
+    """Copy the mark of the packet to the connection, or back: the bits of one mask are replaced by those of the other."""
     meta_mask, ct_mask = (int(_option(options, name) or hex(_ALL), 0) for name in ("--nfmask", "--ctmask"))
     of_packet, of_connection = (_META_MARK, meta_mask), (_CT_MARK, ct_mask)
     (source, read), (target, replaced) = (of_packet, of_connection) if "--save-mark" in options else (of_connection, of_packet)

@@ -82,7 +82,7 @@ def _port(low: str | None, high: str | None) -> Any:
 
 
 def _here(kind: str) -> Callable[[str], list[Json] | None]:
-    """To an address of the host itself."""
+    """Translate to an address of the host itself."""
 
     def parse(text: str) -> list[Json] | None:
         found = _PORT.search(text)
