@@ -382,6 +382,23 @@ def test_broken_path_names_the_hop(broken: Lab, name: str) -> None:
         assert report[verified]["cause"].startswith("nftables of node1 dropped it")
 
 
+def test_legacy_iptables_translates_and_the_reply_is_translated_back(broken: Lab) -> None:
+    target = broken.pods["pod2"].addresses[0]
+    rules = (
+        f"PREROUTING -d 192.0.2.77 -p tcp --dport 80 -j DNAT --to-destination {target}:81",
+        f"POSTROUTING -d {target} -p tcp -j MASQUERADE",
+    )
+    broken.run("node1", "; ".join(f"iptables-legacy -t nat -A {rule}" for rule in rules))
+    try:
+        report = walk(broken, "pod1", "192.0.2.77:80")
+    finally:
+        broken.run("node1", "iptables-legacy -t nat -F")
+    assert_verified(report)
+    assert report["forward"]["endPlace"] == "pod2"
+    assert [hop["text"] for hop in kinds(report, "nat")] == ["DNAT", "masquerade"]
+    assert kinds(report, "nat")[0]["why"].startswith("iptables-legacy nat PREROUTING: -A PREROUTING")
+
+
 @pytest.mark.parametrize(
     ("what", "node", "place", "words"),
     [

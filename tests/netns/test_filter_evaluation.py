@@ -15,7 +15,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count
@@ -58,6 +58,7 @@ for f in all default eth0; do ip netns exec server sysctl -qw net.ipv4.conf.$f.r
 echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 """
 CLIENT: dict[int, Any] = {4: ip_address("10.1.0.2"), 6: ip_address("fd01::2")}
+SOURCES: dict[str, dict[int, Any]] = {"client": CLIENT, "router": {4: ip_address("10.2.0.1"), 6: ip_address("fd02::1")}}
 SERVER: dict[int, Any] = {4: ip_address("10.2.0.2"), 6: ip_address("fd02::2")}
 LEGACY, OF_NFT, NFT, AS_NFT = "iptables-legacy", "iptables-nft", "nft", "iptables-nft as nft prints it"
 _sports = count(20001)
@@ -104,15 +105,15 @@ class World:
         self.host.run(f"nft flush ruleset; {of_ipv6}iptables-legacy-restore", stdin=empty)
         self.has_ipv6_rules = False
 
-    def send(self, protocol: str, version: int = 4, port: int = 53) -> tuple[int, list[Seen]]:
-        """Send a packet. Returns: its source port (or the identifier of an echo), and what arrived."""
+    def send(self, protocol: str, version: int = 4, port: int = 53, *, place: str = "client") -> tuple[int, list[Seen]]:
+        """Send a packet from a place. Returns: its source port (or the identifier of an echo), and what arrived."""
         sport, last = next(_sports), next(_sports)
 
         def both() -> list[socket.socket]:
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this thread: the packets are handled in order
-            return [send(protocol, version, sport, port), send("udp", 10 - version, last, 9)]
+            return [send(protocol, version, sport, port, place), send("udp", 10 - version, last, 9, place)]
 
-        sockets = self.client.netns.run(both)
+        sockets = self.client.netns.run(both) if place == "client" else self.in_router(both)
         found: list[Seen] = []
 
         def has_come() -> bool:
@@ -124,14 +125,12 @@ class World:
             sock.close()
         return sport, [of for of in found if of.sport == sport]
 
-    def walk(self, protocol: str, version: int, port: int, sport: int) -> tuple[str, list[Seen], list[str]]:
-        """Predict. Returns: the outcome in words, what arrives, and what is in doubt."""
+    def walk(self, version: int, sport: int, place: str) -> tuple[str, list[Seen], list[str]]:
+        """Predict the path of a datagram. Returns: the outcome in words, what arrives, and what is in doubt."""
         router = Place("router", self.paths["router"])
         try:
-            ports = (0, 0) if protocol == "icmp" else (sport, port)
-            walked = Walker(Places([self.client, router, self.server])).walk(
-                self.client, Packet(CLIENT[version], SERVER[version], protocol, *ports)
-            )
+            walker, source = Walker(Places([self.client, router, self.server])), SOURCES[place][version]
+            walked = walker.walk({"client": self.client}.get(place, router), Packet(source, SERVER[version], "udp", sport, 53))
         finally:
             router.close()
         last = walked.last
@@ -165,7 +164,7 @@ def received(sock: socket.socket) -> Iterator[Seen]:
             yield Seen(*ends, struct.unpack_from("!H", data, start + 4)[0], 0)
 
 
-def send(protocol: str, version: int, sport: int, port: int) -> socket.socket:
+def send(protocol: str, version: int, sport: int, port: int, place: str) -> socket.socket:
     """Send an echo, a SYN or a datagram. Returns: the socket; a SYN is sent again by one that is open."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     to = str(SERVER[version])
@@ -178,11 +177,12 @@ def send(protocol: str, version: int, sport: int, port: int) -> socket.socket:
         return sock
     sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
     sock.setblocking(False)
-    sock.bind((str(CLIENT[version]), sport))
+    sock.bind((str(SOURCES[place][version]), sport))
     if protocol == "tcp":
         sock.connect_ex((to, port))
     else:
-        sock.sendto(b"x", (to, port))
+        with suppress(PermissionError):  # a rule of the sender drops it
+            sock.sendto(b"x", (to, port))
     return sock
 
 
@@ -456,7 +456,10 @@ ACTIONS: dict[str, tuple[str, str, tuple[str, str, int] | None]] = {
 }  # fmt: skip
 NOT_AS_NFT = ("NETMAP", "--ctstate DNAT", "--set-xmark")
 """Extensions that nft prints without what matters: the walk says that it does not understand them."""
-HOOKS = {"raw prerouting": "-300", "prerouting": "-150", "forward": "0", "nat prerouting": "-100", "nat postrouting": "100"}
+HOOKS = {
+    "raw prerouting": "-300", "prerouting": "-150", "forward": "0", "nat prerouting": "-100", "nat postrouting": "100",
+    "output": "0", "nat output": "-100",
+}  # fmt: skip
 
 
 def restore(text: str) -> str:
@@ -500,9 +503,57 @@ def test_rule_does_what_was_predicted(world: World, language: str, name: str) ->
         )
     )
     sport, arrived = world.send("udp")
-    end, predicted, doubts = world.walk("udp", 4, 53, sport)
+    end, predicted, doubts = world.walk(4, sport, "client")
     assert [(str(of.source), str(of.destination), of.port) for of in arrived] == ([expected] if expected else [])
     if not (doubts and language == OF_NFT and any(word in iptables for word in NOT_AS_NFT)):
         assert (predicted, doubts) == (arrived, []), end
     is_translated = expected is not None and expected[0] != AS_SENT[0]
     assert verdict.kind == (described.TRANSLATE if is_translated else "accept" if expected else "drop"), verdict
+
+
+SENT: dict[str, tuple[str, str, tuple[str, str, int] | None]] = {
+    "dropped": ("filter: -A OUTPUT -p udp ! -o in+ -j DROP", 'output: oifname != "in*" meta l4proto udp drop', None),
+    "translated": (
+        "nat: -A OUTPUT -d 10.2.0.2 -p udp -j DNAT --to-destination 10.2.0.3:5353 | filter: -A OUTPUT -d 10.2.0.2 -j DROP",
+        "nat output: ip daddr 10.2.0.2 meta l4proto udp dnat to 10.2.0.3:5353 | output: ip daddr 10.2.0.2 drop",
+        ("10.2.0.1", "10.2.0.3", 5353),
+    ),
+    "source translated": (
+        "nat: -A POSTROUTING -s 10.2.0.1 -j SNAT --to-source 10.2.0.7",
+        "nat postrouting: ip saddr 10.2.0.1 snat to 10.2.0.7",
+        ("10.2.0.7", "10.2.0.2", 53),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+@pytest.mark.parametrize("language", [LEGACY, OF_NFT, NFT])
+def test_rule_for_what_the_host_sends(world: World, language: str, name: str) -> None:
+    iptables, nft, expected = SENT[name]
+    world.flush()
+    command, text = ("nft -f -", nft_commands(nft)) if language == NFT else (f"{language}-restore", restore(iptables))
+    world.host.run(command, stdin=text)
+    sport, arrived = world.send("udp", place="router")
+    assert [(str(of.source), str(of.destination), of.port) for of in arrived] == ([expected] if expected else [])
+    end, predicted, doubts = world.walk(4, sport, "router")
+    assert (predicted, doubts) == (arrived, []), end
+    packet = described.Packet(SOURCES["router"][4], SERVER[4], "udp", 53, "", "out0")
+    kind = world.in_router(lambda: described.verdict(read()[0], packet, "output", "postrouting")).kind
+    assert kind == ("drop" if expected is None else described.TRANSLATE if expected[0] != "10.2.0.1" else "accept")
+
+
+@pytest.mark.parametrize("flavour", ["legacy", "nft"])
+def test_rules_of_ipv6(world: World, flavour: str) -> None:
+    world.flush()
+    world.has_ipv6_rules = True
+    tool = f"ip6tables-{flavour}"
+    world.host.run(f"{tool} -N A; {tool} -A FORWARD ! -s fd09::/16 -j A; {tool} -A A -p udp --dport 53 -j REJECT")
+    for port, expected in ((53, []), (54, [54])):
+        _, arrived = world.send("udp", 6, port)
+        assert [of.port for of in arrived] == expected
+        packet = described.Packet(CLIENT[6], SERVER[6], "udp", port, "in0", "out0")
+        verdict = world.in_router(lambda packet=packet: described.verdict(read()[0], packet, "prerouting", "forward"))
+        assert verdict.kind == ("accept" if expected else "drop")
+    end, predicted, doubts = world.walk(6, 4000, "client")
+    assert (predicted, doubts) == ([], [])
+    assert end == f"rejected by {'nftables' if flavour == 'nft' else tool} in forward"
