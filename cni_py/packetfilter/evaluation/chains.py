@@ -77,7 +77,7 @@ class Chain:
 
     @property
     def is_before_tracking(self) -> bool:
-        return self.hook in ("prerouting", "output") and self.priority < _CONNTRACK_PRIORITY
+        return self.hook == "ingress" or (self.hook in ("prerouting", "output") and self.priority < _CONNTRACK_PRIORITY)
 
     @property
     def order(self) -> tuple[int, int, int]:

@@ -60,9 +60,15 @@ class Elements:
         self._others: list[tuple[Member, Any]] = []
         self._tests: list[tuple[Member, Any]] | None = None
         self._has_parts = False
+        self._found: dict[Any, Any] = {}
 
     def find(self, value: Any, facts: Facts) -> Any:
         """The data of the element that the value is, of a set True; ABSENT, or UNKNOWN."""
+        if value not in self._found:
+            self._found[value] = self._look_up(value, facts)
+        return self._found[value]
+
+    def _look_up(self, value: Any, facts: Facts) -> Any:
         if self._data is None:
             self._data = self._index()
         parts = value if isinstance(value, tuple) else (value,)

@@ -152,14 +152,16 @@ class _Passage:
         self._inside: list[Chain] = []
         self.events: list[Event] = []
         self.possible: set[str] = set()
-        self._doubts = 0
+        self._doubts = self._may_have_left = 0
 
     def chain(self, chain: Chain, *, is_sure: bool) -> tuple[str, bool]:
         """Pass the rules of a chain. Returns: its end, and whether a rule in doubt may leave the chain before that."""
         settled, may_leave = "", False
         self._inside.append(chain)
+        depth = self._may_have_left
         for rule in chain.rules:
             end, leaves, goes_on = self._rule(chain, rule, is_sure=is_sure and not settled)
+            self._may_have_left += leaves and not may_leave
             may_leave |= leaves
             if settled and end:
                 if end == RETURN:
@@ -173,6 +175,7 @@ class _Passage:
         else:
             end, may_leave = RETURN, may_leave or bool(settled)
         self._inside.pop()
+        self._may_have_left = depth
         return settled or end, may_leave
 
     def _rule(self, chain: Chain, rule: Rule, *, is_sure: bool) -> tuple[str, bool, bool]:
@@ -215,7 +218,7 @@ class _Passage:
                 return end, leaves, False
             return ("", False, False) if end == RETURN else (end, False, leaves)
         if kind in _MARKS:
-            self._mark(kind, value if is_sure else UNKNOWN)
+            self._mark(kind, value if is_sure and not self._may_have_left else UNKNOWN)
         if is_sure and kind not in ("", ACCEPT, RETURN):
             self.events.append(Event(kind, chain, rule.handle, rule.text, value))
         return (kind if kind in ENDS or kind == RETURN else ""), False, False
