@@ -267,6 +267,14 @@ def test_destination_that_is_translated_goes_elsewhere() -> None:
         assert verdict(ruleset, PACKET, "prerouting", "forward").kind == expected
 
 
+@pytest.mark.parametrize("how", [f"{DOUBTFUL} -j DNAT --to-destination 10.0.0.1", "-j DNAT --to-destination 10.0.0.1-10.0.0.9"])
+def test_destination_that_may_be_translated_is_not_known(how: str) -> None:
+    text = f"*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {how}\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {{}} -j DROP\nCOMMIT\n"
+    for condition, expected in [("-d 10.244.2.2/32", UNCLEAR), ("-d 10.0.0.1", UNCLEAR), ("-s 10.244.1.2/32", DROP)]:
+        ruleset = Ruleset.of({"iptables-legacy": text.format(condition)})
+        assert verdict(ruleset, PACKET, "prerouting", "forward").kind == expected
+
+
 def test_ports_of_a_bridge_are_not_known() -> None:
     objects = [chain("c", family="bridge"), rule("c", match(meta("iifname"), "veth1"), DROPS, family="bridge")]
     assert bridged(Ruleset.of({}, objects), PACKET).kind == UNCLEAR

@@ -121,7 +121,7 @@ def _at(ruleset: Ruleset, chains: Sequence[Chain], facts: Facts) -> list[Verdict
                 facts.fields["ct state"] = _UNTRACKED
             elif event.kind in DESTINATION_NATS:
                 _redirect(facts, *event.value)
-        if outcome.possible & DESTINATION_NATS:
+        if outcome.possible & (DESTINATION_NATS | {ANY}):
             _redirect(facts, UNKNOWN, UNKNOWN)
     return found
 
