@@ -1,4 +1,6 @@
-"""The hooks of nftables on a path: chains in the kernel's order, address translation, connection tracking. Changes nothing.
+"""The hooks of the packet filter on a path: chains in the kernel's order, address translation, connection tracking.
+
+Changes nothing.
 
 Source: linux include/uapi/linux/netfilter_ipv4.h (priorities), net/netfilter/nf_nat_core.c.
 """

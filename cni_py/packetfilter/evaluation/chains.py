@@ -41,10 +41,6 @@ class Rule:
         self.text, self.handle, self._read = text, handle, read
         self._steps: tuple[Step, ...] | None = None
 
-    @property
-    def expressions(self) -> Sequence[Json]:
-        return self._read()
-
     def steps(self, compiler: Compiler) -> tuple[Step, ...]:
         if self._steps is None:
             self._steps = steps_of(self._read(), self.text, compiler)
