@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The tests of what the kernel here may lack, in two guests that have it, side by side. `make test-kernel` calls this.
+"""Tests of what the kernel here may lack, in guests that have it, and of an old kernel. `make test-kernel` calls this.
 
-    run.py [uml|qemu] [--limit SECONDS] [PYTEST-ARGUMENT …]     (arguments take the place of the guest's list of tests)
+    run.py [uml|qemu|oldest] [--limit SECONDS] [PYTEST-ARGUMENT …]     (arguments take the place of the guest's list of tests)
 
     uml    user-mode Linux 6.1: bridge VLANs, vlan, ipvlan, vrf, dummy, ipip; of nftables it has the family `bridge` alone
     qemu   Debian's kernel under software emulation: WireGuard, and what needs nftables' family `inet`
+    oldest Linux 5.10 of the oldest Debian, under software emulation: the bundle, the guide's chain, flanneld's vxlan
 
 How it works. A guest is one process here; its root is this machine's file system, read-only. In it one pytest runs
 all of its list. Each line is shown as it comes, under the guest's name; the last one adds up both closing lines.
@@ -70,7 +71,17 @@ TESTS = {
     "qemu": [
         "integration/kernel/test_flanneld_wireguard.py",
     ],
+    "oldest": [
+        "integration/kernel/test_oldest.py",
+        "tests/netns/test_flannel.py::test_deployment_guide",
+        "tests/netns/test_check.py::test_right_after_add_all_is_well[ipMasq-1.1.0]",
+        "tests/netns/test_check.py::test_right_after_add_all_is_well[macspoofchk-1.1.0]",
+        *(f"tests/netns/test_portmap.py::test_second_pod_leaves_no_trace[{backend}]" for backend in ("nftables", "iptables")),
+        "tests/netns/test_flanneld_paths.py::test_vxlan_joins_pods[dual]",
+    ],
 }
+KERNELS = {"qemu": "linux", "oldest": "oldest"}
+"""Directories of the kernels that qemu starts, below BUILD."""
 ADDOPTS = "--strict-markers --strict-config -ra -p no:cacheprovider --import-mode=importlib"
 TEST_SECONDS = 600
 LIMIT_SECONDS = 1200
@@ -92,7 +103,7 @@ class Guest:
 
     def run(self) -> None:
         """Run its process, to its end or to the limit."""
-        command = uml_command(self.tests) if self.name == "uml" else qemu_command(self.tests)
+        command = uml_command(self.tests) if self.name == "uml" else qemu_command(self.name, self.tests)
         environment = os.environ | {"PATH": f"{BUILD / 'bin'}:{os.environ['PATH']}", "LIMIT": f"{self.limit:.0f}"}
         self.say(f"starts, with {' '.join(self.tests)}")
         process = subprocess.Popen(
@@ -123,7 +134,7 @@ class Guest:
 
     def say(self, line: str) -> None:
         with _lock:
-            print(f"{self.name:4} {time.monotonic() - self.began:4.0f} s  {line}", flush=True)
+            print(f"{self.name:6} {time.monotonic() - self.began:4.0f} s  {line}", flush=True)
 
     @property
     def has_passed(self) -> bool:
@@ -140,12 +151,13 @@ def uml_command(tests: list[str]) -> list[str]:
     return [str(UML), *guest_command("/run/modprobe", tests)]
 
 
-def qemu_command(tests: list[str]) -> list[str]:
-    (BUILD / "command").write_text(shlex.join(guest_command(str(BUILD / "linux"), tests)) + "\n")
+def qemu_command(name: str, tests: list[str]) -> list[str]:
+    directory = BUILD / KERNELS[name]
+    (BUILD / f"command-{name}").write_text(shlex.join(guest_command(str(directory), tests)) + "\n")
     hardware = ["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", str(MEGABYTES)]
-    console = ["-display", "none", "-monitor", "none", "-serial", "stdio", "-serial", f"file:{BUILD / 'console'}"]
-    kernel = ["-kernel", str(BUILD / "linux" / "vmlinuz"), "-initrd", str(BUILD / "initramfs"), "-no-reboot"]
-    kernel += ["-append", f"console=ttyS1 quiet panic=-1 checkout={CHECKOUT}"]
+    console = ["-display", "none", "-monitor", "none", "-serial", "stdio", "-serial", f"file:{BUILD / f'console-{name}'}"]
+    kernel = ["-kernel", str(directory / "vmlinuz"), "-initrd", str(directory / "initramfs"), "-no-reboot"]
+    kernel += ["-append", f"console=ttyS1 quiet panic=-1 checkout={CHECKOUT} guest={name}"]
     files = ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]
     return ["qemu-system-x86_64", "-nic", "none", *hardware, *console, *kernel, *files]
 
@@ -157,10 +169,11 @@ def uml_starts() -> bool:
 
 def planned(chosen: str, arguments: list[str], limit: float) -> list[Guest]:
     """The guests, each with its tests."""
-    tests = {name: arguments or TESTS[name] for name in ([chosen] if chosen else TESTS)}
+    every = [name for name in TESTS if name != "oldest" or not arguments]  # tests that are named are about features
+    tests = {name: arguments or TESTS[name] for name in ([chosen] if chosen else every)}
     if "uml" in tests and not uml_starts():
         print("user-mode Linux does not start here (uml.sh true): its tests run in qemu", flush=True)
-        tests = {"qemu": [*dict.fromkeys(tests.get("qemu", []) + tests["uml"])]}
+        tests["qemu"] = [*dict.fromkeys(tests.get("qemu", []) + tests.pop("uml"))]
     return [Guest(name, of_it, limit) for name, of_it in tests.items()]
 
 
