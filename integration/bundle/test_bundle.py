@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,36 @@ def test_former_version_stays_while_a_process_executes_it(unpacked: Path, tmp_pa
     assert [path.name for path in (prefix / "cni-py").glob("lib-*")] == ["lib-99.0-ffffff"]
     assert installed(prefix, unpacked).returncode == 0  # a downgrade is no different
     assert [path.name for path in (prefix / "cni-py").glob("lib-*")] == [old.name]
+
+
+def test_process_that_starts_during_an_update_keeps_its_library(
+    unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin that is called while the new library is copied runs from the old one, beyond the end of the update."""
+    prefix = tmp_path / "prefix"
+    installed(prefix, unpacked)
+    (old,) = (prefix / "cni-py").glob("lib-*")
+    newer = other_version(unpacked, tmp_path / "newer", "99.0")
+    script = newer / "lib" / "integration" / "install"
+    installer = types.ModuleType("installer")
+    monkeypatch.setitem(sys.modules, "installer", installer)
+    vars(installer)["__file__"] = str(script)
+    exec(compile(script.read_text(), script, "exec"), vars(installer))
+    copy, started = installer.copy_bundle, list[subprocess.Popen[str]]()
+
+    def copy_and_call(*words: object) -> None:
+        copy(*words)
+        argv = [old / "python", "-ISc", "print(input()); import json; print('done')"]
+        started.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        exe = Path(f"/proc/{started[0].pid}/exe")
+        until(lambda: exe.resolve() == (old / "python").resolve(), "it runs")
+
+    vars(installer)["copy_bundle"] = copy_and_call
+    installer.install(installer.Target(str(prefix), ""), Path(), False, units=False)
+    assert started[0].communicate("called\n")[0] == "called\ndone\n"
+    assert started[0].returncode == 0
+    assert installed(prefix, newer).returncode == 0
+    assert not old.exists()
 
 
 # --- the network configuration ----------------------------------------------------------------------------------------
