@@ -9,7 +9,7 @@ Source: libnftables-json(5); linux net/netfilter/nft_*.c.
 from __future__ import annotations
 
 from functools import reduce
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -394,14 +394,15 @@ def _is_same(value: Any, other: Any) -> Any:
 
 
 def _in_prefix(of: Json) -> Member:
-    address, length = of["addr"], of["len"]
-    if isinstance(address, int):  # of a mark: its first bits
-        first = address >> (32 - length)
-        return lambda value, _: value >> (32 - length) == first if isinstance(value, int) else UNKNOWN
-    network = ip_network(f"{address}/{length}", strict=False)
+    """Test the first bits, of an address or of a mark."""
+    literal = _literal(of["addr"])
+    kind, shift = type(literal), (32 if isinstance(literal, int) else literal.max_prefixlen) - of["len"]
+    first = int(literal) >> shift
 
     def test(value: Any, _: Facts) -> Any:
-        return value.version == network.version and value in network if isinstance(value, _ADDRESSES) else UNKNOWN
+        if type(value) is kind:
+            return int(value) >> shift == first
+        return False if isinstance(value, _ADDRESSES) and kind is not int else UNKNOWN
 
     return test
 
