@@ -223,11 +223,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "pod-link",
         ERROR,
-        "each pod's host end is up, and on the bridge",
-        "that pod reaches nothing",
+        "each pod's host end is up and on the bridge, and its port forwards and is not isolated",
+        "that pod reaches nothing, or no other pod of this node",
         devices.ports,
         (names.KERNEL,),
-        "sets it up; adds it to the bridge",
+        "sets it up; adds it to the bridge; lets its port forward",
         settles=_MOMENT,
         always_settles=True,
     ),
@@ -268,8 +268,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "rp-filter",
-        WARNING,
-        "rp_filter is not strict (1) on the devices on the way",
+        ERROR,
+        "strict rp_filter (1), which RHEL sets, drops no packet of pods or of the tunnel, as the kernel decides about each",
         "packets whose answer would leave by another link are dropped, without a message",
         sysctls.rp_filter,
         (names.KERNEL,),
@@ -313,6 +313,14 @@ RULES: tuple[Rule, ...] = (
         (names.KERNEL, names.LEASES, names.INTERFACE),
         "restores a missing route",
         settles=_SAVED,
+    ),
+    Rule(
+        "policy-rule",
+        ERROR,
+        "no policy rule (ip rule) leads packets of pods elsewhere",
+        "they leave by another link, or are discarded, while packets of the node itself arrive",
+        peers.policy,
+        (names.KERNEL, names.LEASES, names.INTERFACE),
     ),
     Rule(
         "peer-arp",
@@ -462,11 +470,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "pod",
         ERROR,
-        "each live pod (250 of them): its interface, address and default route; CHECK of the one that was asked about",
+        "each live pod (250 of them): its interface, address, MTU and default route; CHECK of the one that was asked about",
         "that pod reaches nothing, or part of it",
         pods.asked,
         (names.PODS,),
-        fixes="sets its interface up; adds its default route",
+        fixes="sets its interface up, or its MTU; corrects its default route",
     ),
     # networks
     Rule(

@@ -32,6 +32,9 @@ Address = IPv4Address | IPv6Address
 AddressWithPrefix = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
+IPVS_DEVICE = "kube-ipvs0"
+"""The device on which kube-proxy keeps the addresses of Services with IPVS."""
+
 # Names of facts, as rules need them.
 KERNEL = "links, addresses and routes"
 FILTERS = "packet filter"
@@ -93,10 +96,50 @@ class Way:
     is_discarded: bool = False
     """A black hole, or unreachable."""
 
+    taken_by: Taker | None = None
+    """What leads there; read only where another way is wanted."""
+
     def __str__(self) -> str:
         if self.is_discarded or not self.device:
             return "a route that discards" if self.is_discarded else "no route"
         return f"via {self.gateway} dev {self.device}" if self.gateway else f"dev {self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """The entry that decides about a packet. ``rule``: the policy rule that leads to its table, "" if every host has it."""
+
+    entry: str = ""
+    """As ``ip route`` shows it, without "dev"; "" if a policy rule discards by itself."""
+    network: Network | None = None
+    """The destination of the entry."""
+    device: str = ""
+    table: str = "main"
+    protocol_is_kernel: bool = False
+    """The kernel made it, for an address."""
+    rule: str = ""
+
+    def __str__(self) -> str:
+        device = f" dev {self.device}" if self.device else ""
+        table = f" (table {self.table})" if self.entry and self.table != "main" else ""
+        return f"{self.entry}{device}{table}"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The kernel's decision about a packet that comes in by ``incoming`` and is expected to leave by ``wanted`` ("": for us).
+
+    ``errno``: it refuses it. ``outgoing``: the link that it leaves by.
+    """
+
+    words: str
+    subnet: Network
+    incoming: str
+    wanted: str
+    outgoing: str = ""
+    errno: int = 0
+    taken_by: Taker | None = None
+    about: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +344,7 @@ class Facts:
     links: tuple[Link, ...] = ()
     addresses: tuple[HostAddress, ...] = ()
     routes: frozenset[Route] = frozenset()
-    """Routes of the main table, but the kernel's own."""
+    """Routes of the main table, but the kernel's own; one over several links has no device."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     vxlans: tuple[VxlanDetails, ...] = ()
     neighbours: frozenset[Neighbour] = frozenset()
@@ -310,6 +353,8 @@ class Facts:
     """Routes to the first host of each subnet, our own and the peers'."""
     node_ways: Mapping[Address, Way] = field(default_factory=dict)
     """Routes to the address of each peer's node."""
+    passages: tuple[Passage, ...] = ()
+    """Packets from our pods to those of peers, from these to ours, and those of the tunnel: a sample of peers."""
     counters: Counters = field(default_factory=Counters)
     port_holders: tuple[str, ...] = ()
     """Sockets of user programs that have the tunnel's UDP port."""
@@ -333,6 +378,8 @@ class Facts:
     ruleset: Ruleset | None = None
     saved_rules: Mapping[str, str] = field(default_factory=dict)
     """Output of iptables-save by the program's name."""
+    services: tuple[Address, ...] = ()
+    """Addresses of Services in kube-proxy's own tables of nftables."""
     # others
     probed: Probed = field(default_factory=Probed)
     kubernetes: Kubernetes | None = None
@@ -361,6 +408,12 @@ class Facts:
         return any(at.address == address for at in self.addresses)
 
     @property
+    def has_kube_proxy(self) -> bool:
+        """Return whether kube-proxy has rules on this node: of iptables, of nftables, or an IPVS device."""
+        has_chain = any("KUBE-SERVICES" in text for text in self.saved_rules.values())
+        return has_chain or bool(self.services) or self.link(IPVS_DEVICE) is not None
+
+    @property
     def flannel_conf(self) -> ConfFile | None:
         """The first configuration of a flannel network."""
         return next((file for file in self.conf_files if file.is_flannel), None)
@@ -374,6 +427,12 @@ class Facts:
                 delegate = plugin.get("delegate")
                 return delegate if isinstance(delegate, dict) else {}
         return {}
+
+    @property
+    def flannel_name(self) -> str:
+        """The name of the first flannel network; "" if there is none."""
+        conf = self.flannel_conf
+        return conf.network.name if conf and conf.network else ""
 
     @property
     def bridge(self) -> Link | None:

@@ -18,10 +18,11 @@ from cni_py.doctor import (
     gather_node,
     gather_pods,
     gather_processes,
+    gather_routing,
     node_state,
     probe,
 )
-from cni_py.doctor.facts import ConfFile, Daemon, Facts, Known, Pool, Probed
+from cni_py.doctor.facts import ConfFile, Daemon, Facts, Known, Pool, Probed, Way
 from cni_py.errors import CniError, TryAgainLater
 from cni_py.flanneld import saved
 from cni_py.flanneld.host_networks import HostNetwork, list_host_networks
@@ -30,7 +31,7 @@ from cni_py.ipam.ranges import as_address
 from cni_py.ipam.store import reserved_names
 from cni_py.kernel.address import list_host_addresses
 from cni_py.kernel.link import list_links
-from cni_py.kernel.route import list_routes
+from cni_py.kernel.route import list_foreign_routes
 from cni_py.kernel.vxlan import list_vxlans
 from cni_py.netlink.socket import open_host
 from cni_py.node.log import silence
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from cni_py.doctor.gather_pods import Asked
     from cni_py.flanneld.options import Options
+    from cni_py.netlink.socket import Rtnl
     from cni_py.sweep.report import Report as SweepReport
 
     T = TypeVar("T")
@@ -223,7 +225,7 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
             facts,
             links=links,
             addresses=tuple(list_host_addresses(host)),
-            routes=frozenset(list_routes(host, protocol=0)),
+            routes=frozenset(list_foreign_routes(host)),
             vxlans=tuple(list_vxlans(host)),
             external=plan.external,
             attributes=plan.attributes,
@@ -244,9 +246,10 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
             neighbours=neighbours,
             forwarding=forwarding,
             sysctls=gather_kernel.sysctls(devices),
-            ways={subnet: gather_kernel.way_to(host, _asked_of(subnet, facts), by_index) for subnet in subnets},
+            ways={subnet: _way(host, subnet, facts, by_index) for subnet in subnets},
             node_ways={node: gather_kernel.way_to(host, node, by_index) for node in dict.fromkeys(nodes) if node},
             port_holders=tuple(gather_node.port_holders(facts.tunnel_port)) if facts.tunnel_port else (),
+            passages=gather_routing.passages(host, facts),
         )
     gateways = frozenset(gather_kernel.first_host(subnet) for subnet in facts.subnets)
     nothing: frozenset[HostNetwork] = frozenset()
@@ -257,15 +260,25 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
     return replace(facts, host_networks=networks, contradictions=tuple(contradictions))
 
 
+def _way(host: Rtnl, subnet: names.Network, facts: Facts, by_index: dict[int, str]) -> Way:
+    """Return the way to a subnet; with what leads there if it is not the one that its lease wants."""
+    address = _asked_of(subnet, facts)
+    way = gather_kernel.way_to(host, address, by_index)
+    wanted = next((one.route for one in facts.wanted if one.subnet == subnet), None)
+    devices = (facts.bridge_name, "lo") if subnet in facts.subnets else (wanted.device if wanted else way.device,)
+    is_wanted = way.device in devices and not way.is_discarded and (wanted is None or way.gateway == wanted.gateway)
+    return way if is_wanted else replace(way, taken_by=gather_routing.taker(host, address, by_index))
+
+
 def _asked_of(subnet: names.Network, facts: Facts) -> names.Address:
     """Return the address whose route shows that of the subnet: our own gateway is an address of this host."""
     return subnet.network_address + (2 if subnet in facts.subnets else 1)
 
 
 def _filters(facts: Facts, reader: Reader) -> Facts:
-    nothing: tuple[Ruleset | None, dict[str, str]] = (None, {})
-    ruleset, saved_rules = reader.read(names.FILTERS, gather_filters.read, nothing)
-    return replace(facts, ruleset=ruleset, saved_rules=saved_rules)
+    nothing: tuple[Ruleset | None, dict[str, str], list[names.Address]] = (None, {}, [])
+    ruleset, saved_rules, services = reader.read(names.FILTERS, gather_filters.read, nothing)
+    return replace(facts, ruleset=ruleset, saved_rules=saved_rules, services=tuple(services))
 
 
 def _attachments(facts: Facts, request: Request, reader: Reader) -> Facts:

@@ -9,7 +9,7 @@ from cni_py.attachment.record import MARK, mark_on
 from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import gathered
 from cni_py.kernel.address import have_overlap
-from cni_py.netlink.constants import IFF_NOARP
+from cni_py.netlink.constants import BR_STATE_FORWARDING, IFF_NOARP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,25 +179,43 @@ def _pod_on(port: Link) -> str:
     return mark_on(port).removeprefix(MARK).split(":")[0]
 
 
+def _network_on(port: Link) -> str:
+    return mark_on(port).removeprefix(MARK).rpartition(":")[2]
+
+
 def ports(facts: Facts) -> Iterator[Finding]:
-    """Host ends that are down, or that are on no bridge and have no route."""
-    found = []
-    link = facts.bridge
-    for port in facts.links:
-        if not mark_on(port) or port.kind != "veth":
-            continue
-        pod = _pod_on(port)
-        if not port.is_up:
-            command: Command = ("ip", "link", "set", port.name, "up")
-            found.append(_of_port(f"{port.name}, the host end of container {pod}, is down", pod, command))
-        elif link is not None and not port.master and not any(route.device == port.name for route in facts.routes):
-            command = ("ip", "link", "set", port.name, "master", link.name)
-            found.append(_of_port(f"{port.name}, the host end of container {pod}, is on no bridge", pod, command))
-    yield from gathered(found, "host end", "down, or on no bridge")
+    """Host ends that are down, that are not on the bridge and have no route, or whose port does not forward."""
+    found = [finding for port in facts.links if mark_on(port) and port.kind == "veth" for finding in _of_port(facts, port)]
+    yield from gathered(found, "host end", "down, not on the bridge, or its port does not forward")
 
 
-def _of_port(what: str, pod: str, command: tuple[str, ...]) -> Finding:
-    return Finding(what, (f"ip -d link show {command[3]}",), (" ".join(command),), (command,), frozenset((pod,)))
+def _of_port(facts: Facts, port: Link) -> Iterator[Finding]:
+    bridge, pod = facts.bridge, _pod_on(port)
+    named, show = f"{port.name}, the host end of container {pod},", f"ip -d link show {port.name}"
+    set_link, set_port = ("ip", "link", "set", port.name), ("bridge", "link", "set", "dev", port.name)
+    is_of_bridge = bridge is not None and _network_on(port) == facts.flannel_name
+    if not port.is_up:
+        yield _port_finding(f"{named} is down", pod, show, (*set_link, "up"))
+    elif bridge is not None and not port.master and not any(route.device == port.name for route in facts.routes):
+        yield _port_finding(f"{named} is on no bridge", pod, show, (*set_link, "master", bridge.name))
+    elif bridge is not None and is_of_bridge and port.master and port.master != bridge.ifindex:
+        other = next((link.name for link in facts.links if link.ifindex == port.master), f"link {port.master}")
+        yield _port_finding(
+            f"{named} is a port of {other}, not of {bridge.name}", pod, show, (*set_link, "master", bridge.name)
+        )
+    elif bridge is not None and port.master == bridge.ifindex and bridge.is_up:
+        if port.isolated and not facts.delegate.get("portIsolation"):
+            yield _port_finding(f"{named} is isolated from other pods", pod, show, (*set_port, "isolated", "off"))
+        if port.port_state != BR_STATE_FORWARDING and port.operstate == "UP":
+            state = _PORT_STATES.get(port.port_state, str(port.port_state))
+            yield _port_finding(f"{named} does not forward: its port is {state}", pod, show, (*set_port, "state", "3"))
+
+
+_PORT_STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
+
+
+def _port_finding(what: str, pod: str, show: str, command: Command) -> Finding:
+    return Finding(what, (show,), (" ".join(command),), (command,), frozenset((pod,)))
 
 
 _STRANGERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_py.doctor.findings import ERROR, WARNING, Finding
@@ -290,18 +291,17 @@ def overlaps_host(facts: Facts) -> Iterator[Finding]:
 def overlaps_services(facts: Facts) -> Iterator[Finding]:
     from ipaddress import ip_network
 
+    from cni_py.doctor.facts import IPVS_DEVICE
     from cni_py.packetfilter.evaluate import destinations_of
 
-    inside = []
+    addresses = list(facts.services)
     for text in destinations_of(facts.saved_rules, "KUBE-SERVICES"):
-        try:
+        with suppress(ValueError):
             service = ip_network(text, strict=False)
-        except ValueError:
-            continue
-        if service.prefixlen == service.max_prefixlen and any(
-            network.version == service.version and service.network_address in network for network in facts.networks
-        ):
-            inside.append(str(service.network_address))
+            addresses += [service.network_address] if service.prefixlen == service.max_prefixlen else []
+    ipvs = facts.link(IPVS_DEVICE)
+    addresses += [at.address for at in facts.addresses_of(ipvs)] if ipvs is not None else []
+    inside = [str(address) for address in addresses if any(address in network for network in facts.networks)]
     if inside:
         networks = " and ".join(map(str, facts.networks))
         yield Finding(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from errno import EXDEV
 from typing import TYPE_CHECKING
 
 from cni_py.attachment.record import mark_on
 from cni_py.doctor.facts import Way
 from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import gathered, shown
+from cni_py.kernel.address import have_overlap
 from cni_py.kernel.route import BLACKHOLE_METRIC, PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cni_py.doctor.facts import Address, Facts, Network, Reached, Wanted
+    from cni_py.doctor.facts import Address, Facts, Network, Passage, Reached, Taker, Wanted
     from cni_py.flanneld.lease import Lease
     from cni_py.kernel.route import Route
 
@@ -44,12 +46,15 @@ def route(facts: Facts) -> Iterator[Finding]:
             continue
         others = [each for each in facts.routes if _is_better(each, one.subnet) and not _is_same(each, wanted)]
         exists = any(_is_same(each, wanted) for each in facts.routes)
-        command = _command("ip", "route", "replace", *wanted.words())
+        command = _command("ip", "route", "replace", *wanted.words(), version=one.subnet.version)
         lines = [
             f"its pods are reached by: {way}",
             *(f"a route of another program: {' '.join(each.words())}" for each in others),
         ]
-        deletions = [" ".join(_command("ip", "route", "del", *each.words())) for each in others]
+        deletions = [" ".join(_command("ip", "route", "del", *each.words(), version=each.dst.version)) for each in others]
+        if not others:
+            found_by, deletions = _of_taker(facts, way.taken_by, one.subnet)
+            lines += found_by
         repair = [*deletions, *([] if exists else [" ".join(command)])]
         state = "another route takes its packets" if exists else "the route is missing"
         found.append(
@@ -63,6 +68,49 @@ def route(facts: Facts) -> Iterator[Finding]:
             )
         )
     yield from gathered(found, "peer", "the route is missing, or another one takes its packets")
+
+
+def _of_taker(facts: Facts, taker: Taker | None, subnet: Network) -> tuple[list[str], list[str]]:
+    """Return what takes packets of a subnet, and the commands that end that."""
+    if taker is None:
+        return [], []
+    if taker.rule:
+        lines = [f"a policy rule leads there: {taker.rule}", *([f"its route: {taker}"] if taker.entry else [])]
+        return lines, [" ".join(_command("ip", "rule", "del", taker.rule, version=subnet.version))]
+    if taker.network is None or not taker.network.subnet_of(subnet):  # type: ignore[arg-type]  # both of one family
+        return [], []
+    link = facts.link(taker.device)
+    own = [at for at in facts.addresses_of(link) if at.network.version == subnet.version] if link is not None else []
+    strange = [at for at in own if have_overlap(at.network, subnet)]
+    if taker.protocol_is_kernel and strange:
+        names = [f"{at.address}/{at.network.prefixlen}" for at in strange]
+        deletions = [" ".join(_command("ip", "addr", "del", name, "dev", taker.device)) for name in names]
+        return [f"{taker.device} has the address {', '.join(names)}: the kernel routes its network there"], deletions
+    device = ["dev", taker.device] if taker.device else []
+    words = _command("ip", "route", "del", *taker.entry.split(), *device, version=subnet.version)
+    return [f"a route of another program: {taker}"], [" ".join(words)]
+
+
+def policy(facts: Facts) -> Iterator[Finding]:
+    """Policy rules that lead packets of pods elsewhere, or discard them."""
+    by_rule: dict[tuple[int, str], list[Passage]] = {}
+    for one in facts.passages:
+        if one.taken_by is not None and one.taken_by.rule and one.errno != EXDEV:
+            by_rule.setdefault((one.subnet.version, one.taken_by.rule), []).append(one)
+    for (version, rule), those in by_rule.items():
+        first = those[0]
+        taker = first.taken_by
+        leave = f"they leave by {first.outgoing or 'no link'} instead of {first.wanted}"
+        yield Finding(
+            f"a policy rule takes packets of pods: {rule}",
+            (
+                *shown((f"packets {one.words}" for one in those), 3),
+                "they are discarded" if first.errno else leave if first.wanted else "they are not for this node any more",
+                *([f"its route: {taker}"] if taker is not None and taker.entry else []),
+            ),
+            (" ".join(_command("ip", "rule", "del", rule, version=version)),),
+            about=first.about if len({one.about for one in those}) == 1 else frozenset(),
+        )
 
 
 def _is_same(one: Route, other: Route) -> bool:
@@ -158,6 +206,11 @@ def own_route(facts: Facts) -> Iterator[Finding]:
             continue
         if any(each.device == way.device and each.dst.prefixlen == each.dst.max_prefixlen for each in facts.routes):
             continue  # a pod with a route of its own
+        found_by, deletions = _of_taker(facts, way.taken_by, subnet)
+        if found_by:
+            reached = f"they are reached by: {way}"
+            yield Finding(f"another route takes packets to our own pods, {subnet}", (reached, *found_by), tuple(deletions))
+            continue
         words = (str(subnet), "dev", link.name, "proto", "kernel", "scope", "link")
         command = _command("ip", "route", "add", *words, "src", str(gateway.address))
         if subnet.version == 6:
@@ -171,10 +224,12 @@ def own_route(facts: Facts) -> Iterator[Finding]:
 
 
 def foreign_route(facts: Facts) -> Iterator[Finding]:
-    """Routes of other programs inside the pods' network."""
+    """Routes of other programs inside the pods' network: an error where they take packets of a subnet that is leased."""
     own = {link.name for link in facts.links if link.name.startswith("flannel") or mark_on(link)} | {facts.bridge_name}
+    veths = {link.name for link in facts.links if link.kind == "veth"}
     wanted = [one.route for one in facts.wanted]
     known = list(facts.ways)
+    reported = {way.taken_by.network for way in facts.ways.values() if way.taken_by is not None}
     for each in sorted(facts.routes, key=str):
         if each.protocol == PROTOCOL or (each.device and each.device in own) or any(_is_same(each, one) for one in wanted):
             continue
@@ -187,11 +242,19 @@ def foreign_route(facts: Facts) -> Iterator[Finding]:
             if one.subnet.version == each.dst.version and facts.ways.get(one.subnet, Way()).device != one.route.device
         ):
             continue  # the rule about the peer reports it
-        command = _command("ip", "route", "del", *each.words())
+        leased = [subnet for subnet in known if subnet.version == each.dst.version and each.dst.subnet_of(subnet)]  # type: ignore[arg-type]
+        is_pod = each.device in veths and not each.gateway and each.dst.prefixlen == each.dst.max_prefixlen
+        if is_pod and any(subnet in facts.subnets for subnet in leased):
+            continue  # of a pod of this node that another plugin attached, as Calico's does in Canal
+        if leased and each.dst in reported:
+            continue  # the rule about our own subnet reports it
+        command = _command("ip", "route", "del", *each.words(), version=each.dst.version)
         yield Finding(
             f"a route of another program takes packets of the pods' network: {each.dst}",
             (" ".join(each.words()),),
             (" ".join(command),),
+            about=frozenset(map(str, leased)),
+            severity=ERROR if leased else "",
         )
 
 
@@ -208,7 +271,7 @@ def stale_route(facts: Facts) -> Iterator[Finding]:
             continue
         if not facts.runs and (not each.onlink or any(one.address == each.gateway for one in facts.neighbours)):
             continue  # of a lease that flanneld followed, and was killed before it saved it
-        command = _command("ip", "route", "del", *each.words())
+        command = _command("ip", "route", "del", *each.words(), version=each.dst.version)
         found.append(
             Finding(
                 f"the route to {each.dst} is stale: no node has a lease of it",
