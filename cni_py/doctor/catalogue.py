@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cni_py.doctor import facts as names
 from cni_py.doctor.findings import ERROR, WARNING, Rule
-from cni_py.doctor.rules import configuration, devices, filters, flanneld, host, peers, pods, sysctls
+from cni_py.doctor.rules import configuration, devices, filters, flanneld, host, peers, pods, replies, sysctls
 
 _MOMENT = 1.5
 """flanneld restores what it keeps within a second."""
@@ -214,11 +214,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "bridge",
         ERROR,
-        "the pods' bridge exists while pods do, is up, and its MTU is not smaller than theirs",
+        "the pods' bridge exists while pods do, is up, has their gateway's address, and its MTU is not smaller than theirs",
         "the pods of this node reach nothing beyond it, or lose large packets",
-        devices.bridge,
+        lambda facts: (*devices.bridge(facts), *devices.gateway(facts)),
         (names.KERNEL, names.CONFIGURATION),
-        "sets it up; corrects its MTU",
+        "sets it up; corrects its MTU; adds its address",
     ),
     Rule(
         "pod-link",
@@ -238,6 +238,7 @@ RULES: tuple[Rule, ...] = (
         "large packets of that pod are lost between nodes, while small ones arrive",
         devices.port_mtu,
         (names.KERNEL,),
+        "sets it on both ends, of a pod that it can enter",
     ),
     Rule(
         "udp-port-taken",
@@ -373,7 +374,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "no two leases have one node address, and no other machine on the link has ours (ARP)",
         "packets go to one of the two, in turns",
-        lambda facts: (*flanneld.one_address(facts), *peers.duplicate_address(facts)),
+        lambda facts: (*flanneld.one_address(facts), *replies.duplicate_address(facts)),
         (names.PROBES,),
     ),
     Rule(
@@ -550,7 +551,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "a real packet through the tunnel to each peer is answered; if not, at which layer it ends",
         "pods of this node do not reach those of that node",
-        peers.reached,
+        replies.reached,
         (names.PROBES, names.KERNEL, names.LEASES, names.INTERFACE),
     ),
     Rule(
@@ -558,7 +559,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "a packet as large as a pod may send is answered too",
         "connections hang: they begin, and end with the first large packet",
-        peers.full_sized,
+        replies.full_sized,
         (names.PROBES, names.LEASES),
     ),
     Rule(
@@ -566,7 +567,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "a datagram with a checksum arrives where one without does (VXLAN)",
         "TCP and UDP between nodes are dropped, while ping works",
-        peers.checksums,
+        replies.checksums,
         (names.PROBES, names.LEASES),
         "turns off the offload of checksums",
     ),

@@ -348,11 +348,16 @@ class Facts:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     vxlans: tuple[VxlanDetails, ...] = ()
     neighbours: frozenset[Neighbour] = frozenset()
+    """Permanent ones of flannel's devices and of the pods' bridge."""
     forwarding: frozenset[Forwarding] = frozenset()
+    odd_forwarding: Mapping[Forwarding, str] = field(default_factory=dict)
+    """Those of them that have a UDP port, VNI or link of their own, and which."""
     ways: Mapping[Network, Way] = field(default_factory=dict)
     """Routes to the first host of each subnet, our own and the peers'."""
     node_ways: Mapping[Address, Way] = field(default_factory=dict)
     """Routes to the address of each peer's node."""
+    node_neighbours: Mapping[Address, str] = field(default_factory=dict)
+    """States of the ARP entries of the peers' nodes that are permanent or have no reply, as ``ip neigh`` shows them."""
     passages: tuple[Passage, ...] = ()
     """Packets from our pods to those of peers, from these to ours, and those of the tunnel: a sample of peers."""
     counters: Counters = field(default_factory=Counters)
@@ -412,6 +417,10 @@ class Facts:
         """Return whether kube-proxy has rules on this node: of iptables, of nftables, or an IPVS device."""
         has_chain = any("KUBE-SERVICES" in text for text in self.saved_rules.values())
         return has_chain or bool(self.services) or self.link(IPVS_DEVICE) is not None
+
+    def is_wrong_for_node(self, way: Way) -> bool:
+        """Return whether a way cannot be that to another node: it discards, or leads into the pods' network."""
+        return way.is_discarded or not way.device or way.device.startswith("flannel") or way.device == self.bridge_name
 
     @property
     def flannel_conf(self) -> ConfFile | None:

@@ -146,6 +146,8 @@ def _processes(facts: Facts, reader: Reader) -> tuple[Facts, Options | None]:
     plugins = conf.network.plugins if conf and conf.network else ()
     named = next((plugin.get("subnetFile") for plugin in plugins if plugin.get("type") == "flannel"), None)
     path = options.subnet_file if options else str(named or subnet_file_by_default())
+    if options is None and not os.path.exists(path) and os.path.exists(saved.SUBNET_FILE):
+        path = saved.SUBNET_FILE  # what flanneld wrote, while the plugin reads another file
     read_by_plugin = str(named or saved.SUBNET_FILE) if plugins else ""
     facts = replace(facts, daemons=tuple(daemons), has_unit=has_unit, subnet_file=path, conf_subnet_file=read_by_plugin)
     return facts, options
@@ -237,7 +239,7 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
             tunnel_port=plan.tunnels[0].port if plan.tunnels else 0,
         )
         devices = [name for name in (external, facts.bridge_name, *flannel) if name and facts.link(name)]
-        neighbours, forwarding = gather_kernel.tunnel_entries(host, links)
+        neighbours, forwarding, odd = gather_kernel.tunnel_entries(host, links, facts.bridge_name)
         subnets = [*facts.subnets, *(one.subnet for one in facts.wanted)]
         nodes = [one.lease.attributes.public_ip if one.subnet.version == 4 else one.lease.attributes.public_ipv6
                  for one in facts.wanted]  # fmt: skip
@@ -245,9 +247,10 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
             facts,
             neighbours=neighbours,
             forwarding=forwarding,
+            odd_forwarding=odd,
             sysctls=gather_kernel.sysctls(devices),
             ways={subnet: _way(host, subnet, facts, by_index) for subnet in subnets},
-            node_ways={node: gather_kernel.way_to(host, node, by_index) for node in dict.fromkeys(nodes) if node},
+            node_ways={node: _node_way(host, node, facts, by_index) for node in dict.fromkeys(nodes) if node},
             port_holders=tuple(gather_node.port_holders(facts.tunnel_port)) if facts.tunnel_port else (),
             passages=gather_routing.passages(host, facts),
         )
@@ -258,6 +261,12 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
         one for file in facts.conf_files if file.is_flannel and file.network for one in node_state.contradictions(file.network)
     ]
     return replace(facts, host_networks=networks, contradictions=tuple(contradictions))
+
+
+def _node_way(host: Rtnl, node: names.Address, facts: Facts, by_index: dict[int, str]) -> Way:
+    """Return the way to a peer's node; with what leads there if it cannot be right."""
+    way = gather_kernel.way_to(host, node, by_index)
+    return replace(way, taken_by=gather_routing.taker(host, node, by_index)) if facts.is_wrong_for_node(way) else way
 
 
 def _way(host: Rtnl, subnet: names.Network, facts: Facts, by_index: dict[int, str]) -> Way:

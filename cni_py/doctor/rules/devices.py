@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cni_py.doctor.facts import Facts, Network
     from cni_py.doctor.findings import Command
+    from cni_py.kernel.address import HostAddress
     from cni_py.kernel.link import Link
     from cni_py.kernel.vxlan import Vxlan, VxlanDetails
 
@@ -97,6 +98,16 @@ def _differences(facts: Facts, link: Link, wanted: Vxlan, found: VxlanDetails) -
     return lines, [] if is_beyond_repair else commands
 
 
+def is_cut_off(facts: Facts, link: Link) -> bool:
+    """Return whether no packet of a peer gets through a VXLAN device: its MAC address, VNI, port or address is another one."""
+    actual = next((details for details in facts.vxlans if details.name == link.name), None)
+    wanted = next((each for each in facts.tunnels if each.name == link.name), None)
+    if wanted is None:
+        return False
+    differs = actual is None or (actual.vni, actual.port, actual.local) != (wanted.vni, wanted.port, wanted.local)
+    return differs or any(link.name in finding.what for finding in vtep_mac(facts))
+
+
 def vtep_mac(facts: Facts) -> Iterator[Finding]:
     """The MAC address that the peers send to is another one."""
     if facts.known is None:
@@ -145,6 +156,34 @@ def bridge(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def without_gateway(facts: Facts) -> list[tuple[Network, list[HostAddress]]]:
+    """Return the subnets whose gateway the bridge has lost while pods use it, with the addresses that it has instead."""
+    link, found = facts.bridge, list[tuple["Network", list["HostAddress"]]]()
+    if link is None or not (facts.delegate.get("isGateway", True) or facts.delegate.get("isDefaultGateway", False)):
+        return found
+    used = {gateway for pod in facts.pods for one in pod.links or () for gateway in one.gateways}
+    for subnet in facts.subnets:
+        gateway, here = subnet.network_address + 1, facts.addresses_of(link)
+        others = [at for at in here if at.address.version == subnet.version and not at.network.is_link_local]
+        if gateway in used and others and not any(at.address == gateway and at.network == subnet for at in here):
+            found.append((subnet, others))
+    return found
+
+
+def gateway(facts: Facts) -> Iterator[Finding]:
+    """The bridge has another address than that by which its pods leave the node."""
+    for subnet, others in without_gateway(facts):
+        address, name = f"{subnet.network_address + 1}/{subnet.prefixlen}", facts.bridge_name
+        command: Command = ("ip", "addr", "add", address, "dev", name)
+        wrong = [f"{at.address}/{at.network.prefixlen}" for at in others]
+        yield Finding(
+            f"{name} does not have {address}, by which its pods leave this node",
+            (f"it has {', '.join(wrong)}",),
+            (" ".join(command), *(f"ip addr del {each} dev {name}" for each in wrong)),
+            (command,),
+        )
+
+
 def _wanted_mtu(facts: Facts) -> int:
     chosen = facts.delegate.get("mtu")
     return chosen if isinstance(chosen, int) and chosen > 0 else _largest(facts)
@@ -162,17 +201,35 @@ def port_mtu(facts: Facts) -> Iterator[Finding]:
         return
     found = []
     for port in facts.ports(link):
-        if port.mtu > largest and facts.devices:
+        if port.mtu > largest and facts.devices and not _is_of_host(facts, port):
             pod = _pod_on(port)
+            commands = tuple(_smaller(facts, port, largest))
             found.append(
                 Finding(
                     f"the MTU of {port.name}{f', of container {pod}' if pod else ''}, is {port.mtu}",
                     (f"{largest} fits the tunnel: larger packets are lost between nodes",),
-                    ("delete the pod and create it again: it was attached with another MTU",),
+                    tuple(" ".join(command) for command in commands) or ("delete the pod and create it again",),
+                    commands,
                     about=frozenset((pod,)) if pod else frozenset(),
                 )
             )
     yield from gathered(found, "pod", "the MTU is larger than fits the tunnel")
+
+
+def _is_of_host(facts: Facts, port: Link) -> bool:
+    """Return whether both ends of a veth are in this namespace, so that it is no pod's."""
+    return port.nsid is None and any(link.ifindex == port.peer and link.peer == port.ifindex for link in facts.links)
+
+
+def _smaller(facts: Facts, port: Link, largest: int) -> Iterator[Command]:
+    """Yield the commands that make both ends of a pod's veth smaller; none if its other end is not known."""
+    pod = next((pod for pod in facts.pods if pod.peer == port.ifindex), None)
+    link = next((link for link in pod.links or () if link.name == pod.ifname), None) if pod is not None else None
+    if pod is None or link is None:
+        return
+    if link.mtu > largest:
+        yield ("nsenter", f"--net={pod.netns}", "ip", "link", "set", pod.ifname, "mtu", str(largest))
+    yield ("ip", "link", "set", port.name, "mtu", str(largest))
 
 
 def _pod_on(port: Link) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_py.doctor.findings import ERROR, WARNING, Finding
@@ -117,27 +118,57 @@ def _of_pod(facts: Facts, pod: Pod) -> Iterator[Finding]:
         )
         return
     if not link.is_up:
-        command: Command = ("nsenter", f"--net={pod.netns}", "ip", "link", "set", pod.ifname, "up")
-        yield Finding(f"{named}: the interface is down", (), (" ".join(command),), (command,))
+        inside = ("nsenter", f"--net={pod.netns}", "ip")
+        commands: list[Command] = [(*inside, "link", "set", pod.ifname, "up")]
+        gateway = next((subnet.network_address + 1 for subnet in facts.subnets if subnet.version == 4), None)
+        if gateway is not None and not link.gateways and _wants_default(facts, pod):
+            commands.append((*inside, "route", "replace", "default", "via", str(gateway)))  # lost when it went down
+        lines = tuple(" ".join(command) for command in commands)
+        yield Finding(f"{named}: the interface is down", (), lines, tuple(commands))
     missing = [address for address in pod.addresses if address not in {str(at.ip) for at in link.addresses}]
     if missing:
         found = ", ".join(map(str, link.addresses)) or "no address"
         yield Finding(
             f"{named}: the address {', '.join(missing)} is missing",
             (f"the interface has {found}",),
-            (f"{enter} ip addr; or delete the pod and create it again",),
+            tuple(_additions(facts, pod, missing, enter)) or ("delete the pod and create it again",),
         )
     yield from _default_route(facts, pod, link)
     yield from _size(facts, pod, link)
+    yield from _neighbour(facts, pod, link)
     for msg, details, hint in pod.differences:
         yield Finding(f"{named}: {msg}", (details,) if details else (), (hint,) if hint else ())
 
 
+def _additions(facts: Facts, pod: Pod, missing: list[str], enter: str) -> Iterator[str]:
+    """Yield the commands that add addresses of our own subnets to a pod; the route by way of the gateway is lost with them."""
+    for address in map(ip_address, missing):
+        for subnet in facts.subnets:
+            if address in subnet and pod.network == facts.flannel_name:
+                family = "-6 " if subnet.version == 6 else ""
+                yield f"{enter} ip addr add {address}/{subnet.prefixlen} dev {pod.ifname}"
+                yield f"{enter} ip {family}route replace default via {subnet.network_address + 1}"
+
+
+def _neighbour(facts: Facts, pod: Pod, link: PodLink) -> Iterator[Finding]:
+    """A permanent ARP entry of the bridge that leads its address elsewhere."""
+    for one in facts.neighbours:
+        if one.device == facts.bridge_name and one.mac != link.mac and any(at.ip == one.address for at in link.addresses):
+            yield Finding(
+                f"{pod.name}, {pod.ifname}: a permanent ARP entry of this node leads its address elsewhere",
+                (f"{one.address} is at {one.mac}, and the pod has {link.mac}",),
+                (f"ip neigh del {one.address} dev {one.device}",),
+            )
+
+
+def _wants_default(facts: Facts, pod: Pod) -> bool:
+    return bool(facts.delegate.get("isDefaultGateway", True)) and pod.network == facts.flannel_name
+
+
 def _default_route(facts: Facts, pod: Pod, link: PodLink) -> Iterator[Finding]:
     """Its default route: none, or by way of an address that is not this node's. That of another interface is its own affair."""
-    wants_default = facts.delegate.get("isDefaultGateway", True) and pod.network == facts.flannel_name
     if (
-        not wants_default
+        not _wants_default(facts, pod)
         or not link.is_up
         or not link.addresses
         or any(one.gateways for one in pod.links or () if one is not link)
@@ -152,7 +183,12 @@ def _default_route(facts: Facts, pod: Pod, link: PodLink) -> Iterator[Finding]:
         )
     own = {at.address for at in facts.addresses_of(facts.bridge)} if facts.bridge is not None else set()
     for strange in link.gateways if own else ():
-        if strange.version == 4 and strange not in own and any(strange in subnet for subnet in facts.subnets):
+        if (
+            strange.version == 4
+            and str(strange) != gateway
+            and strange not in own
+            and any(strange in subnet for subnet in facts.subnets)
+        ):
             command = (*enter, "route", "replace", "default", "via", gateway)
             yield Finding(
                 f"{named}: its default route leads to {strange}, which is not this node's gateway",
