@@ -481,9 +481,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "host-network-overlap",
         WARNING,
-        "the pods' network shares no address with a network of the host (LAN, docker0)",
+        "the pods' network shares no address with a network of the host (LAN, docker0), and the peers' subnets none with it",
         "packets to one of the two go to the other",
-        flanneld.overlaps_host,
+        lambda facts: (*flanneld.overlaps_host(facts), *flanneld.addresses_of_peers(facts)),
         (names.KERNEL, names.HOST_NETWORKS),
     ),
     Rule(

@@ -357,7 +357,7 @@ class Facts:
     node_ways: Mapping[Address, Way] = field(default_factory=dict)
     """Routes to the address of each peer's node."""
     node_neighbours: Mapping[Address, str] = field(default_factory=dict)
-    """States of the ARP entries of the peers' nodes that are permanent or have no reply, as ``ip neigh`` shows them."""
+    """ARP entries of the peers' nodes that no reply made, as ``ip neigh`` shows them."""
     passages: tuple[Passage, ...] = ()
     """Packets from our pods to those of peers, from these to ours, and those of the tunnel: a sample of peers."""
     counters: Counters = field(default_factory=Counters)

@@ -19,6 +19,7 @@ from cni_py.doctor import (
     gather_pods,
     gather_processes,
     gather_routing,
+    gather_services,
     node_state,
     probe,
 )
@@ -243,9 +244,11 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
         subnets = [*facts.subnets, *(one.subnet for one in facts.wanted)]
         nodes = [one.lease.attributes.public_ip if one.subnet.version == 4 else one.lease.attributes.public_ipv6
                  for one in facts.wanted]  # fmt: skip
+        below = facts.link(external)
         facts = replace(
             facts,
             neighbours=neighbours,
+            node_neighbours=gather_kernel.node_neighbours(host, below, filter(None, nodes)) if below else {},
             forwarding=forwarding,
             odd_forwarding=odd,
             sysctls=gather_kernel.sysctls(devices),
@@ -285,8 +288,10 @@ def _asked_of(subnet: names.Network, facts: Facts) -> names.Address:
 
 
 def _filters(facts: Facts, reader: Reader) -> Facts:
-    nothing: tuple[Ruleset | None, dict[str, str], list[names.Address]] = (None, {}, [])
-    ruleset, saved_rules, services = reader.read(names.FILTERS, gather_filters.read, nothing)
+    nothing: tuple[Ruleset | None, dict[str, str]] = (None, {})
+    ruleset, saved_rules = reader.read(names.FILTERS, gather_filters.read, nothing)
+    none: list[names.Address] = []
+    services = reader.read(names.FILTERS, gather_services.services, none)
     return replace(facts, ruleset=ruleset, saved_rules=saved_rules, services=tuple(services))
 
 

@@ -5,8 +5,6 @@ Only tables that exist are read: running iptables-save for others would create t
 
 from __future__ import annotations
 
-from contextlib import suppress
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_py import files, program
@@ -16,35 +14,16 @@ from cni_py.packetfilter.evaluate import IPTABLES_TABLES, Ruleset
 from cni_py.packetfilter.iptables import Iptables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from cni_py.doctor.facts import Address
+    from collections.abc import Iterator
 
 MAX_BYTES = 64 << 20
 _NAMES = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
 
 
-def read() -> tuple[Ruleset, dict[str, str], list[Address]]:
-    """Return the rules, the output of each iptables-save, and the Services of kube-proxy in nftables.
-
-    Raises: CniError if some of them cannot be read.
-    """
+def read() -> tuple[Ruleset, dict[str, str]]:
+    """Return the rules, and the output of each iptables-save. Raises: CniError if some of them cannot be read."""
     saved = {tool.name: _saved(tool) for tool in _tools()}
-    objects = _nft_objects()
-    return Ruleset.of(saved, objects), saved, services(objects)
-
-
-def services(objects: Iterable[Mapping[str, Any]]) -> list[Address]:
-    """Return the addresses that are keys in the map of Services of kube-proxy: pure."""
-    maps = [of["map"] for of in objects if "map" in of and of["map"].get("table") == "kube-proxy"]
-    keys = [element[0] for of in maps if of.get("name") == "service-ips" for element in of.get("elem", ())]
-    found = []
-    for key in keys:
-        value = key.get("elem", {}).get("val", key) if isinstance(key, dict) else key
-        first = value.get("concat", [value])[0] if isinstance(value, dict) else value
-        with suppress(ValueError):
-            found.append(ip_address(str(first)))
-    return list(dict.fromkeys(found))
+    return Ruleset.of(saved, _nft_objects()), saved
 
 
 def _tools() -> Iterator[Iptables]:

@@ -156,13 +156,12 @@ def tunnel_entries(
 
 
 def node_neighbours(rtnl: Rtnl, link: Link, nodes: Iterable[Address]) -> dict[Address, str]:
-    """Return the ARP entries of nodes that are permanent, which no reply made, or have no reply. Raises: KernelRefused."""
-    states = list_neighbour_states(rtnl, link)
-    wanted = {node: states[node] for node in nodes if node in states}
+    """Return the ARP entries of nodes that a person or a program made, not a reply. Raises: KernelRefused."""
+    wanted = frozenset(nodes)
     return {
-        node: f"{node} dev {link.name} {f'lladdr {of.mac} ' if of.mac else ''}{of.state}"
-        for node, of in wanted.items()
-        if of.state in ("PERMANENT", "NOARP", "FAILED", "INCOMPLETE")
+        node: f"{node} dev {link.name} lladdr {of.mac} {of.state}"
+        for node, of in list_neighbour_states(rtnl, link).items()
+        if node in wanted and of.state in ("PERMANENT", "NOARP")
     }
 
 

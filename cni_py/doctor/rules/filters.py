@@ -10,13 +10,12 @@ from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import shown
 from cni_py.doctor.rules.peers import names_of
 from cni_py.packetfilter import forward_rules
-from cni_py.packetfilter.evaluate import DROP, TRANSLATE, UNKNOWN, Packet
+from cni_py.packetfilter.evaluate import ACCEPT, DROP, TRANSLATE, UNKNOWN, Packet, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cni_py.doctor.facts import Address, Facts, Wanted
-    from cni_py.packetfilter.evaluate import Verdict
 
 _MOST = 64
 """Peers, and pods, for which packets are evaluated one by one."""
@@ -132,12 +131,16 @@ def _tunnelled(facts: Facts, peers: Iterable[Wanted], version: int, *, is_incomi
             yield Sent(packet, f"VXLAN to {theirs}, UDP port {port}", about)
 
 
+def _verdict(facts: Facts, packet: Packet, *hooks: str) -> Verdict:
+    return facts.ruleset.verdict(packet, *hooks) if facts.ruleset else Verdict(ACCEPT)
+
+
 def _dropped(facts: Facts, packets: Iterable[Sent], *hooks: str) -> dict[str, tuple[Verdict, list[Sent]]]:
     """Return what drops, by its words, and which packets."""
     found: dict[str, tuple[Verdict, list[Sent]]] = {}
     for sent in packets:
-        verdict = facts.ruleset.verdict(sent.packet, *hooks) if facts.ruleset else None
-        if verdict is not None and verdict.kind == DROP:
+        verdict = _verdict(facts, sent.packet, *hooks)
+        if verdict.kind == DROP:
             found.setdefault(verdict.words, (verdict, []))[1].append(sent)
     return found
 
@@ -241,8 +244,8 @@ def _drops_strangers(facts: Facts, verdict: Verdict, sent: Sent, hooks: tuple[st
     theirs, ours = _STRANGERS[packet.version]
     links = {"incoming": device if packet.incoming else "", "outgoing": device if packet.outgoing else ""}
     stranger = replace(packet, source=theirs, destination=ours, port=_STRANGE_PORT, **links)
-    found = facts.ruleset.verdict(stranger, *hooks) if facts.ruleset else None
-    return found is not None and found.words == verdict.words
+    found = _verdict(facts, stranger, *hooks)
+    return found.words == verdict.words
 
 
 _STRANGERS: dict[int, tuple[Address, Address]] = {
@@ -279,22 +282,21 @@ def drops_peer(facts: Facts, peer: Wanted) -> bool:
 
 def uncertain(facts: Facts, peer: Wanted) -> list[str]:
     """Return rules of this host that may drop them, where that depends on what is not modelled."""
-    return list(dict.fromkeys(verdict.words for verdict in _of_probe(facts, peer) if verdict.kind == UNKNOWN))
+    found = [verdict for verdict in _of_probe(facts, peer) if verdict.kind == UNKNOWN]
+    return list(dict.fromkeys(verdict.words if verdict.rule else f"one of chain {verdict.chain}" for verdict in found))
 
 
 def _of_probe(facts: Facts, peer: Wanted) -> Iterator[Verdict]:
-    version, ruleset = peer.subnet.version, facts.ruleset
-    if ruleset is None:
-        return
+    version = peer.subnet.version
     for is_incoming, hooks in ((True, _RECEIVED), (False, _SENT)):
         for sent in _tunnelled(facts, [peer], version, is_incoming=is_incoming):
-            yield ruleset.verdict(sent.packet, *hooks)
+            yield _verdict(facts, sent.packet, *hooks)
     own = next((subnet for subnet in facts.subnets if subnet.version == version), None)
     if own is not None and peer.neighbour is not None:
         ours, theirs, device = own.network_address, peer.subnet.network_address, peer.route.device
         protocol = "icmp" if version == 4 else "ipv6-icmp"
-        yield ruleset.verdict(Packet(theirs, ours, protocol, 0, device, state="established"), *_RECEIVED)
-        yield ruleset.verdict(Packet(ours, theirs, protocol, 0, "", device), *_SENT)
+        yield _verdict(facts, Packet(theirs, ours, protocol, 0, device, state="established"), *_RECEIVED)
+        yield _verdict(facts, Packet(ours, theirs, protocol, 0, "", device), *_SENT)
 
 
 def translated(facts: Facts) -> Iterator[Finding]:
@@ -305,7 +307,7 @@ def translated(facts: Facts) -> Iterator[Finding]:
         found: dict[str, tuple[Verdict, list[Sent]]] = {}
         for sent in _between(facts, version):
             if sent.packet.incoming == facts.bridge_name:
-                verdict = facts.ruleset.verdict(sent.packet, "postrouting")
+                verdict = _verdict(facts, sent.packet, "postrouting")
                 if verdict.kind == TRANSLATE:
                     found.setdefault(verdict.words, (verdict, []))[1].append(sent)
         for words, (verdict, those) in found.items():
@@ -327,7 +329,7 @@ def not_translated(facts: Facts) -> Iterator[Finding]:
         return
     for version in _versions(facts):
         for sent in _outgoing(facts, version):
-            if facts.ruleset.verdict(sent.packet, "postrouting").kind == "accept" and _masquerades(facts, version):
+            if _verdict(facts, sent.packet, "postrouting").kind == "accept" and _masquerades(facts, version):
                 yield Finding(
                     f"packets of pods to the outside are not masqueraded (IPv{version})",
                     ("FLANNEL_IPMASQ=true, and no rule does it",),

@@ -7,8 +7,10 @@ from errno import EISDIR
 from os import strerror
 from typing import TYPE_CHECKING
 
+from cni_py.doctor.facts import IPVS_DEVICE
 from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import devices, shown
+from cni_py.doctor.rules.peers import names_of as names_of_node
 from cni_py.plural import counted
 
 if TYPE_CHECKING:
@@ -207,8 +209,6 @@ def configuration_changed(facts: Facts) -> Iterator[Finding]:
 
 def not_followed(facts: Facts) -> Iterator[Finding]:
     """Leases of other nodes that this flanneld does not follow, and why."""
-    from cni_py.doctor.rules.peers import names_of as names_of_node
-
     for lease, reason in facts.peer_faults:
         yield Finding(
             f"peer {lease.subnets} ({lease.attributes.addresses[0]}) is not followed",
@@ -301,10 +301,33 @@ def overlaps_host(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def addresses_of_peers(facts: Facts) -> Iterator[Finding]:
+    """Addresses of this host inside of a peer's subnet: packets to that pod end here."""
+    by_index = {link.ifindex: link.name for link in facts.links}
+    taken = {subnet for subnet, way in facts.ways.items() if way.taken_by is not None and way.taken_by.protocol_is_kernel}
+    for at in facts.addresses:
+        device = by_index.get(at.ifindex, "")
+        if (
+            device.startswith("flannel")
+            or device == IPVS_DEVICE
+            or not any(at.address in network for network in facts.networks)
+        ):
+            continue
+        for one in facts.wanted:
+            if at.address in one.subnet and one.subnet not in taken:
+                address = f"{at.address}/{at.network.prefixlen}"
+                yield Finding(
+                    f"{device} has the address {address}, which is inside the subnet of peer {one.subnet}",
+                    ("packets to the pod with that address end on this node",),
+                    (f"ip addr del {address} dev {device}",),
+                    about=names_of_node(one.lease),
+                    severity=ERROR,
+                )
+
+
 def overlaps_services(facts: Facts) -> Iterator[Finding]:
     from ipaddress import ip_network
 
-    from cni_py.doctor.facts import IPVS_DEVICE
     from cni_py.packetfilter.evaluate import destinations_of
 
     addresses = list(facts.services)

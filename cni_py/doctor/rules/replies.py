@@ -24,7 +24,7 @@ def reached(facts: Facts) -> Iterator[Finding]:
     found = []
     for each in silent:
         layer, lines = _layer(facts, each)
-        is_their_node = each.node is False and not each.refused
+        is_their_node = layer == _NODE_SILENT and not each.refused
         found.append(
             Finding(
                 f"peer {each.subnet} ({_address(each)}) does not answer: {layer}",
@@ -41,6 +41,7 @@ def reached(facts: Facts) -> Iterator[Finding]:
 
 
 _NODE_SILENT = "its node does not answer beside the tunnel either"
+_NODE_ENTRY = "at the ARP entry of its node"
 
 
 def _are_alike(found: Iterable[Finding]) -> bool:
@@ -64,8 +65,8 @@ def _layer(facts: Facts, each: Reached) -> tuple[str, list[str]]:
     if here:
         return here, lines
     if each.node is False:
-        state = facts.node_neighbours.get(_address(each) or each.target, "")
-        return _NODE_SILENT, [*lines, *([f"its ARP entry: {state}"] if state else [])]
+        entry = facts.node_neighbours.get(_address(each) or each.target, "")
+        return (_NODE_ENTRY, [*lines, f"no reply made it: {entry}"]) if entry else (_NODE_SILENT, lines)
     lines += [f"perhaps by a rule of this host: {words}" for words in filters.uncertain(facts, wanted)]
     if wanted.forwarding is not None:
         return f"UDP port {facts.tunnel_port} is blocked on the way, or its device is wrong", lines
@@ -107,6 +108,8 @@ def _advice(facts: Facts, each: Reached, layer: str) -> str:
         )
     if layer.startswith("its node does not answer"):
         return f"check that node and the network between: ping {node}; ip neigh show {node}"
+    if layer == _NODE_ENTRY:
+        return f"ip neigh del {node} dev {facts.external.name if facts.external else 'eth0'}"
     if layer.startswith("its node does not forward"):
         return f"run cni-py doctor on {node}"
     if layer.startswith("at the tunnel"):
