@@ -223,11 +223,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "pod-link",
         ERROR,
-        "each pod's host end is up and on the bridge, and its port forwards and is not isolated",
+        "each pod's host end is up and on the bridge, and its port is not isolated",
         "that pod reaches nothing, or no other pod of this node",
         devices.ports,
         (names.KERNEL,),
-        "sets it up; adds it to the bridge; lets its port forward",
+        "sets it up; adds it to the bridge; ends its isolation",
         settles=_MOMENT,
         always_settles=True,
     ),

@@ -66,6 +66,8 @@ class Request:
     pods: tuple[Asked, ...] = ()
     peers: frozenset[str] = frozenset()
     probes: bool = True
+    notes: tuple[str, ...] = ()
+    """What the report says of the pod or node that was asked about."""
     pods_fault: str = ""
     """Reason why the attachments of this node are not known."""
 
@@ -122,7 +124,7 @@ def look(request: Request) -> Facts:
         certificates=tuple(gather_node.certificates(options)),
         newest_file=gather_node.newest([__file__, facts.subnet_file, saved.path_for(facts.subnet_file)]),
         options=options,
-        notes=() if facts.is_flannel else (NO_FLANNEL,),
+        notes=(*request.notes, *(() if facts.is_flannel else (NO_FLANNEL,))),
     )
     return replace(facts, unread=reader.unread)
 
@@ -291,7 +293,7 @@ def _filters(facts: Facts, reader: Reader) -> Facts:
     nothing: tuple[Ruleset | None, dict[str, str]] = (None, {})
     ruleset, saved_rules = reader.read(names.FILTERS, gather_filters.read, nothing)
     none: list[names.Address] = []
-    services = reader.read(names.FILTERS, gather_services.services, none)
+    services = reader.read(names.FILTERS, gather_services.services, none) if names.FILTERS not in reader.unread else none
     return replace(facts, ruleset=ruleset, saved_rules=saved_rules, services=tuple(services))
 
 

@@ -17,7 +17,6 @@ from cni_py.netlink import socket as nl
 from cni_py.netlink.attributes import decode, decode_header, encode, items
 from cni_py.netlink.constants import (
     AF_BRIDGE,
-    BR_STATE_FORWARDING,
     BRIDGE_VLAN_INFO_PVID,
     BRIDGE_VLAN_INFO_UNTAGGED,
     IFF_ALLMULTI,
@@ -75,7 +74,7 @@ class Link(Value):
     in any namespace); ``operstate`` is "UP", "DOWN" …; ``hairpin`` and ``isolated`` are of a
     bridge port; ``vlan_filtering`` of a bridge, None if the kernel was built without it. ``nsid``
     numbers the namespace of the peer, None: it is in this one. ``data``: attributes of the kind.
-    ``altnames``: alternative names (``ip link property add``). ``port_state``: BR_STATE_… of a bridge port.
+    ``altnames``: alternative names (``ip link property add``).
     """
 
     ifindex: int
@@ -95,7 +94,6 @@ class Link(Value):
     txqueuelen: int = 0
     data: Mapping[str, Any] = {}
     altnames: tuple[str, ...] = ()
-    port_state: int = BR_STATE_FORWARDING
 
     @property
     def is_up(self) -> bool:
@@ -459,7 +457,6 @@ def link_of(answer: bytes) -> Link:
         txqueuelen=found.get("IFLA_TXQLEN", 0),
         data=data,
         altnames=_altnames(answer) if "IFLA_PROP_LIST" in found else (),
-        port_state=of_port.get("IFLA_BRPORT_STATE", BR_STATE_FORWARDING),
     )
 
 

@@ -30,7 +30,6 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
     "bridge_slave_data": (
         (),
         {
-            "IFLA_BRPORT_STATE": (1, "uint8"),
             "IFLA_BRPORT_MODE": (4, "uint8"),
             "IFLA_BRPORT_ISOLATED": (33, "uint8"),
         },

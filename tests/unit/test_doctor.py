@@ -486,8 +486,6 @@ VARIANTS = [
     Variant("port of another bridge", links(VETH.replace(master=9), link(9, "br9", "bridge")), "pod-link", "a port of br9", "",
             ("ip link set veth00000001 master cni0",)),
     Variant("isolated port", links(VETH.replace(isolated=True)), "pod-link", "isolated", "", ("bridge link set dev veth00000001 isolated off",)),
-    Variant("blocking port", links(VETH.replace(port_state=4)), "pod-link", "its port is blocking", "", ("bridge link set dev veth00000001 state 3",)),
-    Variant("port of a pod that is starting", links(VETH.replace(port_state=0, operstate="DOWN"))),
     Variant("veth of the host on the bridge", links(link(7, "d1", "veth", 1500, master=4, peer=8), link(8, "d2", "veth", 1500, peer=7))),
     Variant("host end too large", pods(replace(POD, peer=5), links=(ETH0, FLANNEL, CNI0, HOST_END.replace(mtu=1500))), "pod-mtu", "is 1500", "",
             ("ip link set veth00000001 mtu 1450",)),
@@ -498,7 +496,7 @@ VARIANTS = [
     Variant("pod's end too large", pods(replace(POD, peer=5, links=(replace(POD_LINK, mtu=1500),))), "pod", "larger than that of its host end", "1500",
             (f"{ADD_HEAD} link set eth0 mtu 1450",)),
     Variant("bridge of another address", BRIDGE_WITH, "bridge", "does not have 10.244.1.1/24", "it has 10.244.77.1/24",
-            ("ip addr add 10.244.1.1/24 dev cni0", "ip addr del 10.244.77.1/24 dev cni0")),
+            ("ip addr del 10.244.77.1/24 dev cni0", "ip addr add 10.244.1.1/24 dev cni0")),
     Variant("... which is one finding", replace(BRIDGE_WITH, contradictions=(NotAvailable('"cni0" has 10.244.77.1/24, and the subnet'),)), "bridge"),
     Variant("second address on the bridge", replace(BRIDGE_WITH, addresses=(*HEALTHY.addresses, at(4, "10.244.77.1/24")))),
     # pods

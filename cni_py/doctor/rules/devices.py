@@ -9,7 +9,7 @@ from cni_py.attachment.record import MARK, mark_on
 from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import gathered
 from cni_py.kernel.address import have_overlap
-from cni_py.netlink.constants import BR_STATE_FORWARDING, IFF_NOARP
+from cni_py.netlink.constants import IFF_NOARP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,7 +179,10 @@ def gateway(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             f"{name} does not have {address}, by which its pods leave this node",
             (f"it has {', '.join(wrong)}",),
-            (" ".join(command), *(f"ip addr del {each} dev {name}" for each in wrong)),
+            (
+                *(f"ip addr del {each} dev {name}" for each in wrong),
+                " ".join(command),
+            ),  # the kernel deletes a second one with the first
             (command,),
         )
 
@@ -241,9 +244,9 @@ def _network_on(port: Link) -> str:
 
 
 def ports(facts: Facts) -> Iterator[Finding]:
-    """Host ends that are down, that are not on the bridge and have no route, or whose port does not forward."""
+    """Host ends that are down, that are not on the bridge and have no route, or that are isolated."""
     found = [finding for port in facts.links if mark_on(port) and port.kind == "veth" for finding in _of_port(facts, port)]
-    yield from gathered(found, "host end", "down, not on the bridge, or its port does not forward")
+    yield from gathered(found, "host end", "down, not on the bridge, or isolated")
 
 
 def _of_port(facts: Facts, port: Link) -> Iterator[Finding]:
@@ -260,15 +263,8 @@ def _of_port(facts: Facts, port: Link) -> Iterator[Finding]:
         yield _port_finding(
             f"{named} is a port of {other}, not of {bridge.name}", pod, show, (*set_link, "master", bridge.name)
         )
-    elif bridge is not None and port.master == bridge.ifindex and bridge.is_up:
-        if port.isolated and not facts.delegate.get("portIsolation"):
-            yield _port_finding(f"{named} is isolated from other pods", pod, show, (*set_port, "isolated", "off"))
-        if port.port_state != BR_STATE_FORWARDING and port.operstate == "UP":
-            state = _PORT_STATES.get(port.port_state, str(port.port_state))
-            yield _port_finding(f"{named} does not forward: its port is {state}", pod, show, (*set_port, "state", "3"))
-
-
-_PORT_STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
+    elif bridge is not None and port.master == bridge.ifindex and port.isolated and not facts.delegate.get("portIsolation"):
+        yield _port_finding(f"{named} is isolated from other pods", pod, show, (*set_port, "isolated", "off"))
 
 
 def _port_finding(what: str, pod: str, show: str, command: Command) -> Finding:

@@ -221,9 +221,9 @@ def own_route(facts: Facts) -> Iterator[Finding]:
             yield Finding(f"another route takes packets to our own pods, {subnet}", (reached, *found_by), tuple(deletions))
             continue
         words = (str(subnet), "dev", link.name, "proto", "kernel", "scope", "link")
-        command = _command("ip", "route", "add", *words, "src", str(gateway.address))
+        command = _command("ip", "route", "replace", *words, "src", str(gateway.address))
         if subnet.version == 6:
-            command = _command("ip", "route", "add", str(subnet), "dev", link.name, version=6)
+            command = _command("ip", "route", "replace", str(subnet), "dev", link.name, version=6)
         yield Finding(
             f"the route to our own pods, {subnet}, is missing",
             (f"they are reached by: {way}",),
