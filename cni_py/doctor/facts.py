@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from errno import EINVAL, EXDEV
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,8 @@ class Taker:
 class Passage:
     """The kernel's decision about a packet that comes in by ``incoming`` and is expected to leave by ``wanted`` ("": for us).
 
-    ``errno``: it refuses it. ``outgoing``: the link that it leaves by.
+    ``errno``: it refuses it. ``outgoing``: the link that it leaves by. ``source_by``: the link by which its source is reached,
+    read where it is refused.
     """
 
     words: str
@@ -138,8 +140,14 @@ class Passage:
     wanted: str
     outgoing: str = ""
     errno: int = 0
+    source_by: str = ""
     taken_by: Taker | None = None
     about: frozenset[str] = frozenset()
+
+    @property
+    def fails_strict_check(self) -> bool:
+        """Return whether a strict rp_filter refuses it. Linux reports that with EXDEV, since 6.14 with EINVAL as all else."""
+        return self.errno in (EXDEV, EINVAL) and self.source_by not in ("", self.incoming)
 
 
 @dataclass(frozen=True, slots=True)

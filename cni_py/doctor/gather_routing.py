@@ -4,7 +4,7 @@
     taker(host, address)       what leads packets of this host to an address: the entry, its table and the policy rule
 
 How it works. The kernel is asked as for a packet that has come in by a link (RTM_GETROUTE with RTA_IIF): it applies policy
-rules and rp_filter as it would to the packet itself, and refuses one whose source does not lead back by that link with EXDEV.
+rules and rp_filter as it would to the packet itself. Of one that it refuses, the way to its source is asked too, as rp_filter does.
 
 Source: linux net/ipv4/route.c (inet_rtm_getroute), net/ipv4/fib_frontend.c (fib_validate_source).
 """
@@ -82,7 +82,8 @@ def _answered(
     if not choice.errno and outgoing == passage.wanted:
         return found
     taken_by = _taker(host, question, choice, rules[question.destination.version], passage.incoming, names)
-    return replace(found, taken_by=taken_by)
+    back = look_up(host, Question(question.source)) if choice.errno and question.source is not None else None
+    return replace(found, taken_by=taken_by, source_by=names.get(back.ifindex, "") if back is not None else "")
 
 
 def taker(host: Rtnl, address: Address, names: Mapping[int, str]) -> Taker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from errno import EACCES, EXDEV
+from errno import EACCES, EINVAL
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ def probed(**values: Any) -> Facts:
     return replace(HEALTHY, probed=replace(HEALTHY.probed, peers=(replace(REACHED, **values),)))
 
 
-ARRIVAL = Passage(f"from node {PEER_NODE} to this node", PEER, "eth0", "", errno=EXDEV)
+ARRIVAL = Passage(f"from node {PEER_NODE} to this node", PEER, "eth0", "", errno=EINVAL, source_by="eth1")
 DETOUR = Passage(
     f"from our pods to those of peer {PEER}", PEER, "cni0", "flannel.1", "eth0",
     taken_by=Taker("default via 192.168.123.1", IPv4Network("0.0.0.0/0"), "eth0", "100", rule="priority 99 from 10.244.1.0/24 lookup 100"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from errno import EXDEV
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
@@ -97,7 +96,7 @@ def policy(facts: Facts) -> Iterator[Finding]:
     """Policy rules that lead packets of pods elsewhere, or discard them."""
     by_rule: dict[tuple[int, str], list[Passage]] = {}
     for one in facts.passages:
-        if one.taken_by is not None and one.taken_by.rule and one.errno != EXDEV:
+        if one.taken_by is not None and one.taken_by.rule and not one.fails_strict_check:
             by_rule.setdefault((one.subnet.version, one.taken_by.rule), []).append(one)
     for (version, rule), those in by_rule.items():
         first = those[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from errno import EXDEV
 from typing import TYPE_CHECKING
 
 from cni_py.doctor.facts import Way
@@ -91,7 +90,7 @@ def _layer_here(facts: Facts, each: Reached, wanted: Wanted) -> str:  # noqa: PL
         return f"at {device.name}, which is down"
     if device is not None and devices.is_cut_off(facts, device):
         return f"at {device.name}, which is not as its lease says"
-    if any(one.errno == EXDEV and one.subnet == each.subnet for one in facts.passages):
+    if any(one.fails_strict_check and one.subnet == each.subnet for one in facts.passages):
         return "at rp_filter"
     if filters.drops_peer(facts, wanted):
         return "at the packet filter of this host"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from errno import EXDEV
 from typing import TYPE_CHECKING
 
 from cni_py.doctor.findings import Finding
@@ -57,7 +56,7 @@ def rp_filter(facts: Facts) -> Iterator[Finding]:
         for name, value in values.items()
         if name.endswith("/rp_filter") and not name.endswith("/all/rp_filter") and max(value, everywhere) == _STRICT
     ]
-    dropped = [one for one in facts.passages if one.errno == EXDEV and one.incoming in strict]
+    dropped = [one for one in facts.passages if one.fails_strict_check and one.incoming in strict]
     if not dropped:
         return
     devices = dict.fromkeys(one.incoming for one in dropped)
@@ -66,7 +65,7 @@ def rp_filter(facts: Facts) -> Iterator[Finding]:
         f"the kernel drops packets on {', '.join(devices)}: their source is reached by another link",
         (
             f"rp_filter is {_STRICT} on {', '.join(strict)} (all: {everywhere})",
-            *shown((f"dropped: packets {one.words}, on {one.incoming}" for one in dropped), 3),
+            *shown((f"dropped: packets {one.words}, whose source is reached by {one.source_by}" for one in dropped), 3),
         ),
         (" ".join(command), "to keep it: echo net.ipv4.conf.all.rp_filter=2 >/etc/sysctl.d/90-flannel.conf"),
         (command,),
