@@ -98,7 +98,7 @@ class Way:
     """A black hole, or unreachable."""
 
     taken_by: Taker | None = None
-    """What leads there; read only where another way is wanted."""
+    """Entry that leads there; read only where another way is wanted."""
 
     def __str__(self) -> str:
         if self.is_discarded or not self.device:
@@ -111,7 +111,7 @@ class Taker:
     """The entry that decides about a packet. ``rule``: the policy rule that leads to its table, "" if every host has it."""
 
     entry: str = ""
-    """As ``ip route`` shows it, without "dev"; "" if a policy rule discards by itself."""
+    """Words of ``ip route``, without "dev"; "" if a policy rule discards by itself."""
     network: Network | None = None
     """The destination of the entry."""
     device: str = ""
@@ -359,7 +359,7 @@ class Facts:
     """Permanent ones of flannel's devices and of the pods' bridge."""
     forwarding: frozenset[Forwarding] = frozenset()
     odd_forwarding: Mapping[Forwarding, str] = field(default_factory=dict)
-    """Those of them that have a UDP port, VNI or link of their own, and which."""
+    """Entries of these that have a UDP port, VNI or link of their own, and which."""
     ways: Mapping[Network, Way] = field(default_factory=dict)
     """Routes to the first host of each subnet, our own and the peers'."""
     node_ways: Mapping[Address, Way] = field(default_factory=dict)

@@ -67,7 +67,7 @@ class Request:
     peers: frozenset[str] = frozenset()
     probes: bool = True
     notes: tuple[str, ...] = ()
-    """What the report says of the pod or node that was asked about."""
+    """Notes for the report about the pod or node that was asked about."""
     pods_fault: str = ""
     """Reason why the attachments of this node are not known."""
 
@@ -269,13 +269,13 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
 
 
 def _node_way(host: Rtnl, node: names.Address, facts: Facts, by_index: dict[int, str]) -> Way:
-    """Return the way to a peer's node; with what leads there if it cannot be right."""
+    """Return the route to a peer's node; with what leads there if it cannot be right."""
     way = gather_kernel.way_to(host, node, by_index)
     return replace(way, taken_by=gather_routing.taker(host, node, by_index)) if facts.is_wrong_for_node(way) else way
 
 
 def _way(host: Rtnl, subnet: names.Network, facts: Facts, by_index: dict[int, str]) -> Way:
-    """Return the way to a subnet; with what leads there if it is not the one that its lease wants."""
+    """Return the route to a subnet; with what leads there if it is not the one that its lease wants."""
     address = _asked_of(subnet, facts)
     way = gather_kernel.way_to(host, address, by_index)
     wanted = next((one.route for one in facts.wanted if one.subnet == subnet), None)

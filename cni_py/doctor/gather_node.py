@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ENDINGS = (".conf", ".conflist", ".json")
 WRITTEN = ("/run", "/run/flannel", "/run/cni-py", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni/net.d")
 _HEAD = 256
-"""Bytes that the kernel looks at."""
+"""Bytes that the kernel reads."""
 _SHOWN = 20
 _ELF_ORDER, _ELF_MACHINE, _ELF_BIG_ENDIAN = 5, 18, 2
 _I386, _ARM, _X86_64, _ARM64 = 3, 40, 62, 183

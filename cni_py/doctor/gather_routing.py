@@ -4,7 +4,8 @@
     taker(host, address)       what leads packets of this host to an address: the entry, its table and the policy rule
 
 How it works. The kernel is asked as for a packet that has come in by a link (RTM_GETROUTE with RTA_IIF): it applies policy
-rules and rp_filter as it would to the packet itself. Of one that it refuses, the way to its source is asked too, as rp_filter does.
+rules and rp_filter as it would to the packet itself. Of one that it refuses, the way to its source is asked too: that is what
+rp_filter compares.
 
 Source: linux net/ipv4/route.c (inet_rtm_getroute), net/ipv4/fib_frontend.c (fib_validate_source).
 """

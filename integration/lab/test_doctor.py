@@ -221,7 +221,7 @@ HEALTHY = {
         "ip rule del priority 998; ip rule del priority 999; ip route flush table 518",
     ),
 }
-"""What other programs do to a node whose pods have no trouble with it: a script, and one that ends it."""
+"""Changes that other programs make to a node, and that its pods live with: a script, and one that ends it."""
 
 RUNNING = [
     Fault("own route", {"own-route"}, "ip route del $(ip route show dev cni0 | cut -d' ' -f1) dev cni0"),
@@ -627,7 +627,7 @@ def test_closed_firewall_is_opened_for_the_tunnel_alone(running: Doctor) -> None
 
 
 def test_peer_whose_firewall_drops_all_that_is_for_itself_is_reached(running: Doctor) -> None:
-    """It forwards to its pods, large packets too, and that is what counts."""
+    """The peer forwards to its pods, large packets too, and that is what counts."""
     lab = running.lab
     lab.run("node2", "iptables -A INPUT -p udp --dport 8472 -j ACCEPT; iptables -P INPUT DROP")
     try:

@@ -359,7 +359,7 @@ CASES.append(
 )
 
 
-# ---- variants of the faults above: what is found, its evidence, and the commands, which are typed as they are ----
+# ---- variants of the faults above: what is found, what shows it, and the commands, which are typed as they are ----
 
 
 @dataclass(frozen=True)
