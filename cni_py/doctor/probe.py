@@ -377,7 +377,7 @@ def targets_of(wanted: Iterable[Wanted], mtu: int, mtus: dict[int, int] | None =
         node = its.public_ip if version == 4 else its.public_ipv6
         has_tunnel = one.neighbour is not None
         end: Address = one.subnet.network_address if has_tunnel else _gateway(one.subnet)
-        beyond = one.subnet.broadcast_address - 1 if has_tunnel else None
+        beyond = one.subnet.network_address + 2 if has_tunnel else None
         found.append(Target(one, end, node, (mtus or {}).get(version, mtu), has_tunnel, beyond))
     return found
 
