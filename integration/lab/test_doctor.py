@@ -208,7 +208,7 @@ HEALTHY = {
             "table inet firewalld {\n"
             "chain in {\ntype filter hook input priority 10\nct state established,related accept\nct state invalid drop\n"
             'iifname { "cni0", "flannel.1", "lo" } accept\nudp dport 8472 accept\nmeta l4proto icmp accept\nreject\n}\n'
-            "chain fwd {\ntype filter hook forward priority 10\nct state established,related accept\n"
+            "chain forwarded {\ntype filter hook forward priority 10\nct state established,related accept\n"
             'iifname { "cni0", "flannel.1" } accept\nreject\n}\n}\nEND'
         ),
         "nft delete table inet firewalld",
@@ -435,7 +435,7 @@ KILLED = [
     ),
     Fault(
         "policy rule of the node",
-        {"peer-route", "policy-rule", "peer-reached"},
+        {"peer-route", "peer-reached"},
         f"ip route add default via 192.168.123.1 table 7; ip rule add to {PEER} table 7",
     ),
     Fault(

@@ -458,6 +458,8 @@ VARIANTS = [
     Variant("strict rp_filter, symmetric", sysctls(net__ipv4__conf__all__rp_filter="1", net__ipv4__conf__eth0__rp_filter="1")),
     Variant("policy rule that discards", replace(HEALTHY, passages=(replace(DETOUR, errno=EACCES, outgoing=""),)), "policy-rule", "", "they are discarded",
             ("ip rule del priority 99 from 10.244.1.0/24 lookup 100",)),
+    Variant("policy rule for packets of the node too, which is one finding",
+            replace(HEALTHY, passages=(DETOUR,), ways={**HEALTHY.ways, PEER: replace(VIA_ROUTER, taken_by=DETOUR.taken_by)}), "peer-route"),
     Variant("FDB entry with another port", replace(HEALTHY, odd_forwarding={FORWARDING: "port 4789"}), "peer-fdb", "is wrong", "port 4789",
             (f"bridge fdb replace {PEER_MAC} dev flannel.1 dst {PEER_NODE} self permanent",)),
     # the packet filter: what closes a firewall stays, and the packets are accepted before it

@@ -46,6 +46,13 @@ def test_process_is_a_flanneld(argv: list[str], place: int | None) -> None:
     assert gather_processes._place(argv) == place
 
 
+def test_child_that_has_not_executed_its_program_is_no_second_flanneld() -> None:
+    parents = {17: 1, 1276: 17, 30: 1}
+    daemons = [Daemon(pid, "/opt/bin/flanneld") for pid in parents]
+    assert [one.pid for one in gather_processes.without_forks(daemons, parents.__getitem__)] == [17, 30]
+    assert gather_processes._parent(os.getpid()) == os.getppid()
+
+
 @pytest.fixture
 def unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gather_processes, "_UNITS", (str(tmp_path / "flanneld.service"),))

@@ -95,8 +95,11 @@ def _of_taker(facts: Facts, taker: Taker | None, subnet: Network) -> tuple[list[
 def policy(facts: Facts) -> Iterator[Finding]:
     """Policy rules that lead packets of pods elsewhere, or discard them."""
     by_rule: dict[tuple[int, str], list[Passage]] = {}
+    of_node = {
+        way.taken_by.rule for way in facts.ways.values() if way.taken_by is not None
+    }  # the rule about the peer reports it
     for one in facts.passages:
-        if one.taken_by is not None and one.taken_by.rule and not one.fails_strict_check:
+        if one.taken_by is not None and one.taken_by.rule not in ("", *of_node) and not one.fails_strict_check:
             by_rule.setdefault((one.subnet.version, one.taken_by.rule), []).append(one)
     for (version, rule), those in by_rule.items():
         first = those[0]
