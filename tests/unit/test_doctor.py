@@ -50,7 +50,7 @@ from cni_py.kernel.neighbour import Forwarding, Neighbour
 from cni_py.kernel.route import Route
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails
 from cni_py.netlink.constants import IFF_UP, RTN_UNREACHABLE
-from cni_py.packetfilter.evaluate import Ruleset
+from cni_py.packetfilter.evaluation.ruleset import Ruleset
 from cni_py.runtime.network_config import Network
 from cni_py.subnet_env import SubnetEnv
 from cni_py.sweep.leftovers import Leftover
@@ -470,7 +470,7 @@ VARIANTS = [
     Variant("one peer", filters(INPUT.format("ACCEPT", f"-A INPUT -s {PEER_NODE}/32 -p udp -j DROP")), "tunnel-dropped", "", "",
             (f"iptables-nft -t filter -D INPUT -s {PEER_NODE}/32 -p udp -j DROP",)),
     Variant("ufw", filters(UFW), "tunnel-dropped", "ufw-before-input", "", ("ufw allow 8472/udp",)),
-    Variant("firewalld", nft([STATE, {"accept": None}], [{"reject": None}], table="firewalld"), "tunnel-dropped", "reject", "",
+    Variant("firewalld", nft([STATE, {"accept": None}], [{"reject": None}], table="firewalld"), "tunnel-dropped", "chain inet firewalld c", "",
             ("firewall-cmd --permanent --add-port=8472/udp", "firewall-cmd --reload")),
     Variant("every port of UDP but one", nft([equal("udp", "dport", 53, "!="), {"drop": None}]), "tunnel-dropped", "drop", "",
             ("nft insert rule inet fw c udp dport 8472 accept",)),

@@ -10,7 +10,9 @@ from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import shown
 from cni_py.doctor.rules.peers import names_of
 from cni_py.packetfilter import forward_rules
-from cni_py.packetfilter.evaluate import ACCEPT, DROP, TRANSLATE, UNKNOWN, Packet, Verdict
+from cni_py.packetfilter.evaluation import described
+from cni_py.packetfilter.evaluation.described import TRANSLATE, UNCLEAR, Packet, Verdict
+from cni_py.packetfilter.evaluation.statements import ACCEPT, DROP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -132,7 +134,7 @@ def _tunnelled(facts: Facts, peers: Iterable[Wanted], version: int, *, is_incomi
 
 
 def _verdict(facts: Facts, packet: Packet, *hooks: str) -> Verdict:
-    return facts.ruleset.verdict(packet, *hooks) if facts.ruleset else Verdict(ACCEPT)
+    return described.verdict(facts.ruleset, packet, *hooks) if facts.ruleset else Verdict(ACCEPT)
 
 
 def _dropped(facts: Facts, packets: Iterable[Sent], *hooks: str) -> dict[str, tuple[Verdict, list[Sent]]]:
@@ -151,7 +153,7 @@ def _bridged(facts: Facts, version: int) -> dict[str, tuple[Verdict, list[Sent]]
     found: dict[str, tuple[Verdict, list[Sent]]] = {}
     for protocol, port in _PROTOCOLS if pods and facts.bridge is not None and facts.ruleset else ():
         packet = Packet(pods[0], pods[0] + 1, protocol, port)
-        verdict = facts.ruleset.bridged(packet) if facts.ruleset else None
+        verdict = described.bridged(facts.ruleset, packet) if facts.ruleset else None
         if verdict is not None and verdict.kind == DROP:
             sent = Sent(packet, f"{protocol} between two pods of this node")
             found.setdefault(verdict.words, (verdict, []))[1].append(sent)
@@ -260,8 +262,7 @@ def _deletion(verdict: Verdict) -> str:
     family, table, *_ = chain.split(" ")
     if family.startswith(("iptables", "ip6tables")):
         return f"{family} -t {table} -D {rule.removeprefix('-A ')}"
-    handle = rule.rpartition("(handle ")[2].rstrip(")")
-    return f"nft delete rule {chain} handle {handle}"
+    return f"nft delete rule {chain} handle {verdict.handle}"
 
 
 def tunnel(facts: Facts) -> Iterator[Finding]:
@@ -282,7 +283,7 @@ def drops_peer(facts: Facts, peer: Wanted) -> bool:
 
 def uncertain(facts: Facts, peer: Wanted) -> list[str]:
     """Return rules of this host that may drop them, where that depends on what is not modelled."""
-    found = [verdict for verdict in _of_probe(facts, peer) if verdict.kind == UNKNOWN]
+    found = [verdict for verdict in _of_probe(facts, peer) if verdict.kind == UNCLEAR]
     return list(dict.fromkeys(verdict.words if verdict.rule else f"one of chain {verdict.chain}" for verdict in found))
 
 
@@ -329,7 +330,7 @@ def not_translated(facts: Facts) -> Iterator[Finding]:
         return
     for version in _versions(facts):
         for sent in _outgoing(facts, version):
-            if _verdict(facts, sent.packet, "postrouting").kind == "accept" and _masquerades(facts, version):
+            if _verdict(facts, sent.packet, "postrouting").kind == ACCEPT and _masquerades(facts, version):
                 yield Finding(
                     f"packets of pods to the outside are not masqueraded (IPv{version})",
                     ("FLANNEL_IPMASQ=true, and no rule does it",),
@@ -344,30 +345,19 @@ def _masquerades(facts: Facts, version: int) -> bool:
 
 def flavours(facts: Facts) -> Iterator[Finding]:
     """Rules of one table in both flavours of iptables: which program shows them depends on the flavour that runs."""
-    tables: dict[tuple[str, str], set[str]] = {}
-    for name, text in facts.saved_rules.items():
-        family, _, flavour = name.partition("-")
-        for table, lines in _tables(text).items():
-            if lines:
-                tables.setdefault((family, table), set()).add(flavour)
-    both = [f"{family} -t {table}" for (family, table), those in sorted(tables.items()) if len(those) > 1]
+    found: dict[str, set[str]] = {}
+    for chain in facts.ruleset.chains if facts.ruleset else ():
+        program, _, table = chain.table.partition(" ")
+        if chain.program == program and chain.rules:
+            family, _, flavour = program.partition("-")
+            found.setdefault(f"{family} -t {table}", set()).add(flavour)
+    both = [table for table, those in sorted(found.items()) if len(those) > 1]
     if both:
         yield Finding(
             "rules are in iptables-nft and in iptables-legacy",
             tuple(f"{name}: both have rules" for name in both),
             ("see which program adds them: iptables-legacy-save; iptables-nft-save; delete those of the unused flavour",),
         )
-
-
-def _tables(text: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    table = ""
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:].strip()
-        elif line.startswith("-A "):
-            found.setdefault(table, []).append(line)
-    return found
 
 
 def of_go(facts: Facts) -> Iterator[Finding]:

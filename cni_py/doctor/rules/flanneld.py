@@ -328,10 +328,10 @@ def addresses_of_peers(facts: Facts) -> Iterator[Finding]:
 def overlaps_services(facts: Facts) -> Iterator[Finding]:
     from ipaddress import ip_network
 
-    from cni_py.packetfilter.evaluate import destinations_of
+    from cni_py.packetfilter.evaluation.saved import destinations
 
     addresses = list(facts.services)
-    for text in destinations_of(facts.saved_rules, "KUBE-SERVICES"):
+    for text in destinations(facts.saved_rules, "KUBE-SERVICES"):
         with suppress(ValueError):
             service = ip_network(text, strict=False)
             addresses += [service.network_address] if service.prefixlen == service.max_prefixlen else []
