@@ -63,12 +63,14 @@ class Facts:
 
     Attributes:
         fields: by "ip saddr", "meta iifname", "ct state" …; a rule may change "meta mark".
-        fib: from result and flags to a value; payload: from base, offset and length, in bits.
+        fib: from result and flags to a value; payload: from base, offset and length, in bits; choose: from a count to one of
+            that many numbers, where only the kernel knows it.
     """
 
     fields: dict[str, Any]
     fib: Callable[[str, Sequence[str]], Any] = lambda *_: UNKNOWN
     payload: Callable[[str, int, int], Any] = lambda *_: UNKNOWN
+    choose: Callable[[int], Any] = lambda _: UNKNOWN
 
 
 class Evaluation:
@@ -94,11 +96,14 @@ class Evaluation:
 
     def target(self, name: str, text: str) -> Any:
         """An event and its value, of a target of iptables."""
-        found = xtables.target_of(name, text, self.facts.fields.get("meta mark"))
+        marks = self.facts.fields.get("meta mark"), self.facts.fields.get("ct mark", 0)
+        found = xtables.target_of(name, text, *marks)
         return UNKNOWN if found is None else found
 
     def _translation(self, kind: str, of: Json) -> Any:
-        address, port = self.value(of.get("addr")), self.value(of.get("port"))
+        port = of.get("port")
+        is_one_of_several = kind == "snat" and isinstance(port, dict) and "range" in port
+        address, port = self.value(of.get("addr")), None if is_one_of_several else self.value(port)
         if isinstance(address, tuple) and len(address) == 2:  # "addr . port" from a map
             address, port = map(self.value, address)
         if ABSENT in (address, port):
@@ -112,6 +117,9 @@ class Evaluation:
         if field == "mark":
             value = self.value(of.get("value"))
             return ("mark", value) if isinstance(value, int) else UNKNOWN
+        if key.get("ct", {}).get("key") == "mark":
+            value = self.value(of.get("value"))
+            return ("ct mark", value) if isinstance(value, int) else UNKNOWN
         return _NO_EFFECT if "ct" in key or field in _WITHOUT_PATH else UNKNOWN
 
     # ---- conditions ---------------------------------------------------------------------------
@@ -143,7 +151,7 @@ class Evaluation:
             return key
         result: Any = ABSENT
         for pair in self._elements(data[1:]) if isinstance(data, str) else data.get("set", []):
-            found = self.contains(key, pair[0])
+            found = _is_any(pair[0]) or self.contains(key, pair[0])
             if found is True:
                 return pair[1]
             result = UNKNOWN if found is UNKNOWN else result
@@ -207,7 +215,13 @@ class Evaluation:
         return self.facts.fib(of["result"], [flags] if isinstance(flags, str) else flags)
 
     def _field(self, kind: str, of: Json) -> Any:
-        return self.facts.fields.get(f"{kind} {of['key']}", UNKNOWN)
+        direction = f"{of['dir']} " if "dir" in of else ""
+        return self.facts.fields.get(f"{kind} {direction}{of['key']}", UNKNOWN)
+
+    def _chosen(self, _: str, of: Json) -> Any:
+        """A number that the kernel counts, draws or computes: ``numgen``, ``jhash``, ``symhash``."""
+        number = self.facts.choose(of["mod"])
+        return number if number is UNKNOWN else number + of.get("offset", 0)
 
     def _payload(self, _: str, of: Json) -> Any:
         if "protocol" not in of:
@@ -224,6 +238,9 @@ class Evaluation:
         "meta": _field,
         "ct": _field,
         "payload": _payload,
+        "numgen": _chosen,
+        "jhash": _chosen,
+        "symhash": _chosen,
     }
 
     def _computed(self, operator: str, parts: Sequence[Any]) -> Any:
@@ -233,6 +250,11 @@ class Evaluation:
         if not all(isinstance(value, int) for value in values):
             return ABSENT if ABSENT in values else UNKNOWN
         return reduce(_OPERATORS[operator], values)  # type: ignore[arg-type]
+
+
+def _is_any(key: Any) -> bool:
+    """Return whether this key of a map is for everything else: ``*``, which comes last."""
+    return key == "*" or (isinstance(key, dict) and key.get("elem", {}).get("val") == "*")
 
 
 def _some(results: Sequence[Any]) -> Any:

@@ -55,7 +55,8 @@ class Event:
     """A rule, or a policy, that matters for the packet.
 
     Attributes:
-        kind: drop, reject, queue, dnat, snat, masquerade, redirect, mark, notrack, uncertain.
+        kind: drop, reject, queue, dnat, snat, masquerade, redirect, mark, ct mark, notrack,
+            uncertain.
         value: of a translation the address and the port (either may be None), of a mark the mark.
         text: the rule as nft prints it, or why it is not understood.
     """
@@ -97,6 +98,14 @@ class Ruleset:
     @property
     def is_empty(self) -> bool:
         return not self._chains
+
+    def has_family(self, family: str) -> bool:
+        """Return whether the family has a chain at a hook."""
+        return any(chain.family == family and chain.hook for chain in self._chains.values())
+
+    def devices(self, hook: str) -> set[str]:
+        """The links with a chain at ``ingress`` or ``egress``."""
+        return {device for chain in self._chains.values() if chain.hook == hook for device in chain.device}
 
     def family_of(self, family: str, table: str, chain: str) -> str:
         """Return the family of a chain that a trace names: the kernel reports the packet's, ``ip`` for a chain of ``inet``."""
@@ -200,8 +209,8 @@ def _record(event: Event, kind: str, of: Any, facts: Facts, outcome: Outcome) ->
     """Record what a statement does. Returns: its verdict."""
     if event.kind:
         outcome.events.append(event)
-    if event.kind == "mark":
-        facts.fields["meta mark"] = event.value
+    if event.kind in ("mark", "ct mark"):
+        facts.fields["meta mark" if event.kind == "mark" else "ct mark"] = event.value
     return _verdict_of(kind, of)
 
 
