@@ -5,6 +5,7 @@ Source: linux include/uapi/linux/netfilter_ipv4.h (priorities), net/netfilter/nf
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -17,27 +18,34 @@ from cni_py.walk.packet import ICMP, Packet
 from cni_py.walk.tracking import Tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
+    from cni_py.walk.choices import Choices
     from cni_py.walk.path import Path, PathEnd
     from cni_py.walk.place import Place
-    from cni_py.walk.ruleset import Chain, Event
+    from cni_py.walk.ruleset import Chain, Event, Outcome
     from cni_py.walk.tracking import Connection
 
 _IP_FAMILIES = {4: ("inet", "ip"), 6: ("inet", "ip6")}
 _L4 = {4: {"icmp": "icmp"}, 6: {"icmp": "ipv6-icmp"}}
 _NAT_PRIORITY = {"prerouting": -100, "output": -100, "forward": 1 << 31, "input": 100, "postrouting": 100}
 """Priorities at which the kernel translates, or undoes a translation."""
+_CHOOSES_PORT = re.compile(r"\brandom\b|\bto \S*:\d+-\d+")
 _NATS = frozenset(("dnat", "snat", "masquerade", "redirect"))
 
 
 class Hooks:
-    """Passes packets through the chains of a place. ``tracking``: the connections of all places."""
+    """Passes packets through the chains of a place.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self.tracking = path, Tracking()
+    ``tracking``: the connections of all places; ``is_rerouted``: a chain of the last hook changed what routing looks at, and
+    has the type that asks it again.
+    """
+
+    def __init__(self, path: Path, choices: Choices) -> None:
+        self._path, self.tracking, self.choices = path, Tracking(), choices
+        self.is_rerouted = False
 
     def pass_hook(
         self,
@@ -53,35 +61,58 @@ class Hooks:
     ) -> Packet:
         """Pass the chains of a hook. Returns: the packet behind them. Raises: PathEnd if one drops it."""
         rules = place.ruleset
-        state = "established" if is_reply else "new"
-        is_undone, is_translated = not is_reply, False
+        is_undone, is_translated, self.is_rerouted = not is_reply, False, False
         self._say_unreadable(place, hook, packet)
         passed, events = list[str](), 0
         for chain in sorted(rules.base_chains(_IP_FAMILIES[packet.version], hook), key=lambda each: _order(each, hook)):
             if not is_undone and _order(chain, hook) > (_NAT_PRIORITY[hook], 0):
                 packet, is_undone = self._untranslate(place, hook, packet, connection), True
-            if chain.kind == "nat" and (is_reply or is_translated):
+            if chain.kind == "nat" and (is_reply or is_translated or connection.is_untracked):
                 continue
+            state = "untracked" if connection.is_untracked else "established" if is_reply else "new"
+            known = len(self.choices.made)
             outcome = rules.evaluate(chain, self._facts(place, packet, iif, oif, state, connection))
+            self._say_chosen(place, chain, packet, known)
             passed.append(f"{chain.title} ({chain.priority})")
             events += len(outcome.events)
             self._report(place, outcome.events, packet)
-            if outcome.verdict == "drop":
-                raise self.drop(place, outcome.events, packet, hook)
-            if outcome.verdict == "queue":
-                text = f"a rule passes it to a program in user space: {outcome.events[-1].text}"
-                raise self._path.end(place, hops.UNFOLLOWED, text, packet)
+            self._end_if_taken(place, hook, packet, outcome)
             for event in outcome.events:
                 if event.kind == "mark":
+                    self.is_rerouted = self.is_rerouted or (chain.kind == "route" and packet.mark != event.value)
                     packet = replace(packet, mark=event.value)
+                elif event.kind == "ct mark":
+                    connection.mark = event.value
+                elif event.kind == "notrack":
+                    connection.is_untracked = True
                 elif event.kind in _NATS:
+                    before = packet.destination
                     packet = self._translate(place, event, packet, connection, iif, oif, nexthop)
-                    is_translated = True
+                    is_translated, self.is_rerouted = True, self.is_rerouted or packet.destination != before
         if hook in ("prerouting", "output") and not is_reply:
             self._say_tracked(place, connection, packet)
         if passed and not events:
             self._path.hop(place, hops.FILTER, f"nftables accepts it unchanged in {hook}", packet, ", ".join(passed))
         return packet if is_undone else self._untranslate(place, hook, packet, connection)
+
+    def _end_if_taken(self, place: Place, hook: str, packet: Packet, outcome: Outcome) -> None:
+        """Raises: PathEnd if a chain drops the packet, or gives it away."""
+        if outcome.verdict == "drop":
+            raise self.drop(place, outcome.events, packet, hook)
+        if outcome.verdict == "queue":
+            text = f"a rule passes it to a program in user space: {outcome.events[-1].text}"
+            raise self._path.end(place, hops.UNFOLLOWED, text, packet)
+
+    def _say_chosen(self, place: Place, chain: Chain, packet: Packet, known: int) -> None:
+        """Say what rules chose at random. ``known``: the number of choices that were made before."""
+        for number, count in self.choices.made[known:]:
+            text = f"a rule chooses one of {count} at random: number {number + 1}"
+            if self.choices.is_seen:
+                self._path.hop(place, hops.FILTER, f"{text}, as the real packet shows", packet, chain.title)
+            else:
+                self._path.hop(
+                    place, hops.UNSURE, f"{text} is followed here, another packet may take another", packet, chain.title
+                )
 
     def _say_tracked(self, place: Place, connection: Connection, packet: Packet) -> None:
         """Say that connections to the port go elsewhere: they began before the rules changed, or chose another pod."""
@@ -139,9 +170,10 @@ class Hooks:
             after = connection.translate_destination(after)
         else:
             if event.kind == "masquerade":
-                address = self._masquerade_address(place, oif, nexthop or packet.destination)
-            is_known = packet.is_port_known and (packet.protocol == ICMP or "random" not in event.text)
-            after = replace(packet, source=address or packet.source, is_port_known=is_known)
+                address = self._masquerade_address(place, oif, nexthop or packet.destination, packet)
+            is_known = packet.is_port_known and (packet.protocol == ICMP or not _CHOOSES_PORT.search(event.text))
+            chosen = port if isinstance(port, int) and packet.source_port else packet.source_port
+            after = replace(packet, source=address or packet.source, source_port=chosen, is_port_known=is_known)
             after = connection.translate_source(after)
         word = {"dnat": "DNAT", "redirect": "redirect", "snat": "SNAT"}.get(event.kind, event.kind)
         self._path.hop(place, hops.NAT, word, after, f"{event.where}: {event.text}", changes=_changes(packet, after))
@@ -153,14 +185,22 @@ class Hooks:
         found = place.addresses_of(iif, packet.version)
         return found[0].address if found else None
 
-    def _masquerade_address(self, place: Place, oif: Link | None, nexthop: Address) -> Address | None:
-        """The address that the kernel masquerades with: of the link, in the network of the next hop if there is one."""
+    def _masquerade_address(self, place: Place, oif: Link | None, nexthop: Address, packet: Packet) -> Address | None:
+        """The address that the kernel masquerades with: of IPv4 a primary one of the link, in the network of the next hop if
+        there is one; of IPv6 the one that it would send from.
+
+        Source: linux net/ipv4/devinet.c (inet_select_addr), net/netfilter/nf_nat_masquerade.c.
+        """
         if oif is None:
             return None
-        own = [of for of in place.addresses_of(oif, nexthop.version) if not of.address.is_link_local]
+        if packet.version == 6:
+            chosen = place.route(Question(packet.destination, oif=oif.ifindex)).source
+            if chosen is not None:
+                return chosen
+        own = [of for of in place.addresses_of(oif, packet.version) if of.is_global and not of.is_secondary]
         inside = [of for of in own if nexthop in of.network]
-        others = [of for of in place.addresses if of.address.version == nexthop.version and not of.address.is_loopback]
-        found = [*inside, *own, *(of for of in others if not of.address.is_link_local)]
+        others = [of for of in place.addresses if of.address.version == packet.version and of.is_global and not of.is_secondary]
+        found = [*inside, *own, *others]
         return found[0].address if found else None
 
     def _report(self, place: Place, events: Sequence[Event], packet: Packet) -> None:
@@ -179,7 +219,14 @@ class Hooks:
         return self._path.end(place, hops.BROKEN, text, packet, f"{event.where}: {event.text}", hops.FILTER)
 
     def _facts(
-        self, place: Place, packet: Packet, iif: Link | None, oif: Link | None, state: str, connection: Connection | None
+        self,
+        place: Place,
+        packet: Packet,
+        iif: Link | None,
+        oif: Link | None,
+        state: str,
+        connection: Connection | None,
+        mac: str = "",
     ) -> Facts:
         """Collect the facts that rules can ask for."""
         version = packet.version
@@ -198,53 +245,146 @@ class Hooks:
             "meta pkttype": "host",
             "ct state": frozenset((state,)),
             "ct status": status,
-            "ct mark": 0,
-            "ct direction": "reply" if state == "established" else "original",
+            "ct mark": connection.mark if connection is not None else 0,
+            "ct direction": "reply" if packet.is_reply else "original",
             "th dport": packet.destination_port if packet.protocol != ICMP else UNKNOWN,
             "th sport": packet.source_port if packet.protocol != ICMP and packet.is_port_known else UNKNOWN,
         }
+        if connection is not None:
+            first = connection.original
+            fields |= {"ct original saddr": first.source, "ct original daddr": first.destination}
+            fields |= {
+                f"ct original ip{'' if version == 4 else '6'} {end}": fields[f"ct original {end}"] for end in ("saddr", "daddr")
+            }
+            fields |= {"ct original proto-src": first.source_port, "ct original proto-dst": first.destination_port}
         if version == 4:
             fields |= {"ip saddr": packet.source, "ip daddr": packet.destination, "ip protocol": number, "ip version": 4}
         else:
             fields |= {"ip6 saddr": packet.source, "ip6 daddr": packet.destination, "ip6 nexthdr": number, "ip6 version": 6}
         if packet.protocol == ICMP:
             name = "icmp" if version == 4 else "icmpv6"
-            fields[f"{name} type"] = "echo-reply" if state == "established" else "echo-request"
+            fields[f"{name} type"] = "echo-reply" if packet.is_reply else "echo-request"
         elif packet.protocol in ("tcp", "udp"):
             fields |= {f"{packet.protocol} {end}": fields[f"th {end}"] for end in ("dport", "sport")}
         if packet.protocol == "tcp":
-            fields["tcp flags"] = frozenset(("syn", "ack") if state == "established" else ("syn",))
-        if iif is not None:
-            fields["ether saddr"] = UNKNOWN
-        return Facts(fields, lambda result, flags: self._fib(place, packet, result, flags), lambda *of: _raw(packet, *of))
+            fields["tcp flags"] = frozenset(("syn", "ack") if packet.is_reply else ("syn",))
+        if iif is not None or mac:
+            fields |= {
+                "ether saddr": packet.source_mac or UNKNOWN,
+                "ether daddr": mac or UNKNOWN,
+                "ether type": fields["meta protocol"],
+            }
+        return Facts(
+            fields,
+            lambda result, flags: self._fib(place, packet, iif, result, flags),
+            lambda *of: _raw(packet, *of),
+            self.choices.choose,
+        )
 
-    def _fib(self, place: Place, packet: Packet, result: str, flags: Sequence[str]) -> Any:
-        """The expression ``fib``: the type of an address."""
-        if result != "type" or list(flags) not in (["daddr"], ["saddr"]):
+    def _fib(self, place: Place, packet: Packet, iif: Link | None, result: str, flags: Sequence[str]) -> Any:
+        """The expression ``fib``: the type of an address, or the link that a route to it has."""
+        side, links = {*flags} & {"saddr", "daddr"}, {*flags} - {"saddr", "daddr", "mark"}
+        if len(side) != 1 or links - {"iif"} or (links and iif is None):
             return UNKNOWN
-        choice = place.route(Question(packet.destination if flags[0] == "daddr" else packet.source))
-        return choice.kind or "unreachable"
+        address = packet.destination if side == {"daddr"} else packet.source
+        mark = packet.mark if "mark" in flags else 0
+        choice = place.route(Question(address, mark=mark))
+        if result == "type":
+            is_elsewhere = bool(links) and choice.kind == "local" and iif not in _links_with(place, address)
+            return "unicast" if is_elsewhere else choice.kind or "unreachable"
+        link = place.links.get(choice.ifindex)
+        if links and (link is None or iif is None or link.ifindex != iif.ifindex):
+            link = None
+        return {"check": link is not None, "oif": link.name if link else False, "oifname": link.name if link else False}.get(
+            result, UNKNOWN
+        )
 
-    def pass_ingress(self, place: Place, link: Link, packet: Packet) -> None:
+    def solicitation(self, address: Address) -> Solicitation:
+        """An ARP request or an NDP solicitation for an address."""
+        if address.version == 4:
+            return Solicitation(_arp_facts)
+        multicast = ip_address("ff02::1:ff00:0").packed[:13] + address.packed[13:]
+        packet = Packet(ip_address("fe80::1"), ip_address(multicast), ICMP, size=72)
+
+        def facts(place: Place, iif: Link | None, oif: Link | None) -> Facts:
+            found = self._facts(place, packet, iif, oif, "untracked", None)
+            found.fields.update({"icmpv6 type": "nd-neighbor-solicit", "ip6 saddr": UNKNOWN, "ether saddr": UNKNOWN})
+            return found
+
+        return Solicitation(facts)
+
+    def pass_ingress(self, place: Place, link: Link, packet: Packet, mac: str = "") -> None:
         """Chains of the hook ingress, which see frames before anything else."""
-        for chain in place.ruleset.base_chains(("netdev", "inet"), "ingress", link.name):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, link, None, "new", None))
-            self._report(place, outcome.events, packet)
-            if outcome.verdict == "drop":
-                raise self.drop(place, outcome.events, packet, "ingress")
+        self._pass_frames(place, ("netdev", "inet"), "ingress", packet, mac, iif=link, device=link.name)
 
-    def pass_bridge_hook(self, place: Place, hook: str, packet: Packet, iif: Link | None, oif: Link | None) -> None:
+    def pass_egress(self, place: Place, link: Link, packet: Packet, mac: str) -> None:
+        """Chains of the hook egress, the last ones, in front of a capture."""
+        self._pass_frames(place, ("netdev",), "egress", packet, mac, oif=link, device=link.name)
+
+    def pass_bridge_hook(
+        self, place: Place, hook: str, packet: Packet, iif: Link | None, oif: Link | None, mac: str = ""
+    ) -> None:
         """Chains of the family bridge."""
-        for chain in place.ruleset.base_chains(("bridge",), hook):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, "new", None))
+        self._pass_frames(place, ("bridge",), hook, packet, mac, iif=iif, oif=oif)
+
+    def _pass_frames(
+        self,
+        place: Place,
+        families: Sequence[str],
+        hook: str,
+        packet: Packet,
+        mac: str,
+        *,
+        iif: Link | None = None,
+        oif: Link | None = None,
+        device: str = "",
+    ) -> None:
+        """Chains that see frames. Raises: PathEnd if one drops it."""
+        state = "established" if packet.is_reply else "new"
+        for chain in place.ruleset.base_chains(families, hook, device):
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, state, None, mac))
             self._report(place, outcome.events, packet)
             if outcome.verdict == "drop":
-                raise self.drop(place, outcome.events, packet, f"bridge {hook}")
+                raise self.drop(place, outcome.events, packet, f"bridge {hook}" if families == ("bridge",) else hook)
+
+
+class Solicitation:
+    """An ARP request or an NDP solicitation, in the chains that see frames. ``dropped``: the rules that drop it."""
+
+    def __init__(self, facts: Callable[[Place, Link | None, Link | None], Facts]) -> None:
+        self.dropped: list[str] = []
+        self._facts = facts
+
+    def passes(self, place: Place, family: str, hook: str, iif: Link | None = None, oif: Link | None = None) -> bool:
+        families = ("netdev", "inet") if (family, hook) == ("netdev", "ingress") else (family,)
+        link = iif or oif
+        device = link.name if family == "netdev" and link is not None else ""
+        for chain in place.ruleset.base_chains(families, hook, device):
+            outcome = place.ruleset.evaluate(chain, self._facts(place, iif, oif))
+            if outcome.verdict == "drop":
+                self.dropped.append(f"{place.name}: {outcome.events[-1].where}: {outcome.events[-1].text}")
+                return False
+        return True
+
+
+def _links_with(place: Place, address: Address) -> list[Link]:
+    """The links that have an address."""
+    return [
+        link for link in place.links.values() if any(of.address == address for of in place.addresses_of(link, address.version))
+    ]
 
 
 def _order(chain: Chain, hook: str) -> tuple[int, int]:
     """The place of a chain among those of a hook: all of the type nat run where translation does, whatever their priority."""
     return (_NAT_PRIORITY[hook], 0) if chain.kind == "nat" else (chain.priority, 1)
+
+
+def _arp_facts(_: Place, iif: Link | None, oif: Link | None) -> Facts:
+    """Facts of an ARP request."""
+    fields: dict[str, Any] = {"meta protocol": "arp", "ether type": "arp", "arp operation": "request", "meta mark": 0}
+    fields |= {f"meta {name}": link.name if link else "" for name, link in (("iifname", iif), ("oifname", oif))}
+    fields |= {f"meta {name}": link.name if link else "" for name, link in (("iif", iif), ("oif", oif))}
+    return Facts(fields | {"ether saddr": UNKNOWN, "ether daddr": "ff:ff:ff:ff:ff:ff", "meta pkttype": "broadcast"})
 
 
 def _raw(packet: Packet, base: str, offset: int, length: int) -> Any:

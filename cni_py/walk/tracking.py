@@ -26,12 +26,15 @@ def ends_of(packet: Packet) -> Ends:
 class Connection:
     """A connection: its first packet as it came, and as the reply to it will be addressed.
 
-    ``original`` and ``reply``: packets; equal ends, reversed, unless an address is translated.
+    ``original`` and ``reply``: packets; equal ends, reversed, unless an address is translated. ``mark``: of the connection;
+    ``is_untracked``: a rule (``notrack``) exempted it, so nothing translates it.
     """
 
     original: Packet
     reply: Packet
     status: set[str] = field(default_factory=set)
+    mark: int = 0
+    is_untracked: bool = False
 
     @classmethod
     def begin(cls, packet: Packet) -> Connection:
