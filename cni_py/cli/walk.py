@@ -84,6 +84,11 @@ def run(options: argparse.Namespace) -> int:
             hint=f"sudo cni-py walk {options.source} {options.destination}",
         )
     source, destination = parse_end(options.source), parse_end(options.destination)
+    if source.port:
+        raise CniError(f'"{options.source}" has a port, and the source cannot', "the kernel chooses it", "leave it out")
+    for end in (source, destination):
+        if end.address is not None and end.address.is_unspecified:
+            raise CniError(f"{end.address} is not the address of a host", hint="name a pod, a node, or an address")
     with _world(options, source, destination) as (places, names):
         made = _walk(options, places, names, source, destination)
     if options.svg:

@@ -26,6 +26,8 @@ class Choices:
 
     def choose(self, count: int) -> int:
         """Return the number of the alternative to follow, from 0."""
+        if count < 2:
+            return 0
         at = len(self.made)
         number = self._wanted[at] if at < len(self._wanted) else 0
         self.made.append((number, count))

@@ -299,16 +299,16 @@ class Hooks:
             result, UNKNOWN
         )
 
-    def solicitation(self, address: Address) -> Solicitation:
-        """An ARP request or an NDP solicitation for an address."""
+    def solicitation(self, address: Address, source_mac: str) -> Solicitation:
+        """An ARP request or an NDP solicitation for an address, sent from a MAC address."""
         if address.version == 4:
-            return Solicitation(_arp_facts)
+            return Solicitation(lambda _, iif, oif: _arp_facts(iif, oif, source_mac))
         multicast = ip_address("ff02::1:ff00:0").packed[:13] + address.packed[13:]
         packet = Packet(ip_address("fe80::1"), ip_address(multicast), ICMP, size=72)
 
         def facts(place: Place, iif: Link | None, oif: Link | None) -> Facts:
             found = self._facts(place, packet, iif, oif, "untracked", None)
-            found.fields.update({"icmpv6 type": "nd-neighbor-solicit", "ip6 saddr": UNKNOWN, "ether saddr": UNKNOWN})
+            found.fields.update({"icmpv6 type": "nd-neighbor-solicit", "ip6 saddr": UNKNOWN, "ether saddr": source_mac})
             return found
 
         return Solicitation(facts)
@@ -379,12 +379,12 @@ def _order(chain: Chain, hook: str) -> tuple[int, int]:
     return (_NAT_PRIORITY[hook], 0) if chain.kind == "nat" else (chain.priority, 1)
 
 
-def _arp_facts(_: Place, iif: Link | None, oif: Link | None) -> Facts:
+def _arp_facts(iif: Link | None, oif: Link | None, source_mac: str) -> Facts:
     """Facts of an ARP request."""
     fields: dict[str, Any] = {"meta protocol": "arp", "ether type": "arp", "arp operation": "request", "meta mark": 0}
     fields |= {f"meta {name}": link.name if link else "" for name, link in (("iifname", iif), ("oifname", oif))}
     fields |= {f"meta {name}": link.name if link else "" for name, link in (("iif", iif), ("oif", oif))}
-    return Facts(fields | {"ether saddr": UNKNOWN, "ether daddr": "ff:ff:ff:ff:ff:ff", "meta pkttype": "broadcast"})
+    return Facts(fields | {"ether saddr": source_mac, "ether daddr": "ff:ff:ff:ff:ff:ff", "meta pkttype": "broadcast"})
 
 
 def _raw(packet: Packet, base: str, offset: int, length: int) -> Any:

@@ -234,7 +234,7 @@ class Walker:
         """The segment that gets an ARP request or NDP solicitation, and the rule that keeps it from the interface that would
         reply, "" if none does."""
         kind = segment.BROADCAST if nexthop.version == 4 else segment.MULTICAST
-        question = self._hooks.solicitation(nexthop)
+        question = self._hooks.solicitation(nexthop, out.mac)
         within = segment.Flood(self._places, kind, question.passes).reach(place, out)
         if not question.dropped or segment.owners(within, nexthop):
             return within, ""

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 HARMLESS = frozenset(("comment", "LOG", "NFLOG", "limit"))
 _ADDRTYPE = re.compile(r"\bfib (saddr|daddr)(?: \. ([io]if))? type (!= )?(\w+)")
 _MULTIPORT = re.compile(r"\b(?:tcp|udp|sctp) (dport|sport) (!= )?(?:\{ ([\d, -]+) \}|(\d+(?:-\d+)?)(?= |$))")
-_CT = re.compile(r"\bct (state|direction|original (?:[sd]addr|proto-src|proto-dst|protocol)) (!=? )?([\w.,:]+)")
+_CT = re.compile(r"\bct (state|status|direction|original (?:[sd]addr|proto-src|proto-dst|protocol)) (!=? )?([\w.,:]+)")
 _CT_WORDS = re.compile(r"\bct (?:state|direction|original|reply|status|expiration|protocol)\b")
 _NAT = re.compile(r"\b([ds]nat) to (\[[0-9a-f:]+\]|[0-9.]+|[0-9a-f:]*[0-9a-f])?(?::(\d+)(-\d+)?)?(?= |$)")
 _RANDOM = re.compile(r"\bmeta random & 2147483647 (!= |>= |< )?(\d+)|\bnumgen inc mod (\d+) (!= )?(\d+)")
@@ -140,8 +140,8 @@ def _conntrack(text: str) -> list[Json] | None:
 
 
 def _of_connection(key: str, negated: str, value: str) -> Json:
-    if key == "state":
-        return {"op": "!=" if negated else "in", "left": {"ct": {"key": "state"}}, "right": value.split(",")}
+    if key in ("state", "status"):
+        return {"op": "!=" if negated else "in", "left": {"ct": {"key": key}}, "right": value.split(",")}
     if key == "direction":
         return _condition({"ct": {"key": "direction"}}, value, negated)
     right = int(value) if value.isdecimal() else value
