@@ -40,7 +40,7 @@ PRIORITY = -500
 """Priority before the chains of any other table, and before defragmentation."""
 _BUFFER_BYTES = 1 << 20
 _AT_ONCE = 1000
-"""Datagrams that are read before the caller looks at the time."""
+"""Datagrams that are read before the caller checks the time."""
 _FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_BRIDGE: "bridge", NFPROTO_IPV6: "ip6", 5: "netdev", 3: "arp"}
 _POLICY, _RETURN, _RULE = 1, 2, 3
 _VERDICTS = {0: "drop", 1: "accept", 3: "queue", -1: "continue", -2: "break", -3: "jump", -4: "goto", -5: "return"}

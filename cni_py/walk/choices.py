@@ -35,7 +35,7 @@ class Choices:
 
 
 def following(made: Sequence[Made]) -> list[int] | None:
-    """What to choose in the next walk after one that made these choices; None: every combination has had its turn."""
+    """Return what to choose in the next walk after one that made these choices; None: every combination has had its turn."""
     left = list(made)
     while left and left[-1][0] + 1 >= left[-1][1]:
         left.pop()

@@ -39,7 +39,7 @@ _NATS = frozenset(("dnat", "snat", "masquerade", "redirect"))
 class Hooks:
     """Passes packets through the chains of a place.
 
-    ``tracking``: the connections of all places; ``is_rerouted``: a chain of the last hook changed what routing looks at, and
+    ``tracking``: the connections of all places; ``is_rerouted``: a chain of the last hook changed what routing reads, and
     has the type that asks it again.
     """
 

@@ -57,7 +57,7 @@ QUIET_SECONDS = 0.15
 LATE_SECONDS = 5.0
 """Time after the packet's end, at most, in which what comes is still read."""
 _AT_ONCE = 1000
-"""Frames that are read before the time is looked at."""
+"""Frames that are read before the time is checked."""
 _SO_TIMESTAMPNS = 35
 _LINK_HEADERS = (14, 0)
 _PACKET_OTHERHOST, _PACKET_OUTGOING = 3, 4
@@ -265,7 +265,7 @@ def _watch(
             is_over = is_over or is_complete(observed)
         elif now >= finish:  # nothing of the probe is waiting to be read, however late this process was woken
             return
-        if now >= began + seconds + LATE_SECONDS:  # a frame that goes in a circle for ever, such as in a loop of bridges
+        if now >= began + seconds + LATE_SECONDS:  # a frame that goes in a circle forever, such as in a loop of bridges
             observed.notes.append("The packet is still seen again and again: it goes in a circle.")
             return
 

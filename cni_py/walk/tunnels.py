@@ -100,7 +100,7 @@ class Tunnels:
             text = f"a process reads {link.name}; no lease of flanneld is known that has {packet.destination}"
             raise self._path.end(place, hops.UNFOLLOWED, text, packet)
         remote, port = found
-        source = self._source(place, link, None, remote, packet)
+        source = self._source(place, link, None, remote, replace(packet, mark=0))  # the datagram of a process has no mark
         size = packet.size + HEADER[remote.version] + 8
         outer = Packet(source, remote, UDP, port, port, size, inner=packet, tunnel=Tunnel("UDP"))
         text = f"flanneld reads {link.name}, and sends it in a datagram to {remote}"
