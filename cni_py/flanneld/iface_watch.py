@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cni_py.flanneld.options import Options
     from cni_py.node.stop import Stop
 
-LOOK_SECONDS = 10.0
-"""Interval of checks without a notification."""
+LOOK_SECONDS = 30.0
+"""Interval of checks without a notification: the default route is not watched, for a node has thousands of routes."""
 
 
 def watch_interface(

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 from cni_py import files
 from cni_py.errors import CniError, NotAvailable
 from cni_py.flanneld import saved
+from cni_py.node.file_watch import FileWatch
 from cni_py.node.log import error, info, warning
+from cni_py.node.stop import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOK_SECONDS = 1.0
 _FLOCK = "hhqqi4x"
 """struct flock of fcntl(2): type, whence, start, length, process."""
 
@@ -39,7 +40,7 @@ def only_one(subnet_file: str, *, removes: bool = False) -> Iterator[None]:
 
     ``removes``: delete its file at the end; it is not restored until then.
     """
-    lock, ended = Lock(subnet_file), threading.Event()
+    lock, ended = Lock(subnet_file), Stop()
     keeping = threading.Thread(target=lock.run, args=(ended,), name="lock", daemon=True)
     try:
         if lock.path and not removes:
@@ -62,10 +63,11 @@ class Lock:
         self._subnet_file, self._trouble = subnet_file, ""
         self._fd, self.path = _open_any(subnet_file)
 
-    def run(self, ended: threading.Event) -> None:
+    def run(self, ended: Stop) -> None:
         """Keep the file until ``ended``."""
-        while not ended.wait(LOOK_SECONDS):
-            self.look()
+        with FileWatch(self.path) as watch:
+            while watch.wait(ended, is_right=not self._trouble):
+                self.look()
 
     def look(self) -> None:
         """Create and lock the file again if it was deleted or replaced."""

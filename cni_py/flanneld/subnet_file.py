@@ -1,7 +1,7 @@
 """The subnet file, ``subnet.env``: written when the node is ready for pods, and kept as it is.
 
 How it works. The file is compared with what it has to say when its inode, size or times are others than before, which is
-checked twice a second: the plugins need it only when a pod starts. A file that was deleted or altered is written again. While
+checked when the kernel reports a change of it (node/file_watch.py). A file that was deleted or altered is written again. While
 it cannot be, the node is not ready: ``/readyz`` says so. Where another process writes it again and again we back off.
 
 Beside it is the journal of flanneld's changes (node/changes.py).
@@ -20,6 +20,7 @@ from cni_py import files, subnet_env
 from cni_py.errors import CniError
 from cni_py.flanneld.lease import Subnets
 from cni_py.node.changes import because, finish
+from cni_py.node.file_watch import FileWatch
 from cni_py.node.log import error, info, warning
 from cni_py.subnet_env import SubnetEnv
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from cni_py.flanneld.network import NetworkConfig
     from cni_py.node.stop import Stop
 
-LOOK_SECONDS = 0.5
 RESTORED_COUNT, RESTORED_SECONDS = 10, 60.0
 """Times in this interval that the file is restored at once; then another process does the same, and we back off."""
 BACK_OFF_SECONDS = 10.0
@@ -72,9 +72,10 @@ class SubnetFile:
 
     def run(self, stop: Stop) -> None:
         """Restore it when another process deletes or changes it, until ``stop``."""
-        while not stop.wait(LOOK_SECONDS):
-            if not self.look():
-                stop.wait(BACK_OFF_SECONDS)
+        with FileWatch(self.path) as watch:
+            while watch.wait(stop, is_right=not self._trouble):
+                if not self.look():
+                    stop.wait(BACK_OFF_SECONDS)
 
     def look(self) -> bool:
         """Restore it if necessary. Returns: False if it was restored too often."""

@@ -28,7 +28,6 @@ from cni_py.netlink.constants import (
     FAMILY,
     WG_CMD_GET_DEVICE,
     WG_CMD_SET_DEVICE,
-    WGDEVICE_F_REPLACE_PEERS,
     WGPEER_F_REMOVE_ME,
     WGPEER_F_REPLACE_ALLOWEDIPS,
 )
@@ -38,11 +37,13 @@ from cni_py.netlink.socket import NetlinkError, question
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
     from cni_py.kernel.link import Link
     from cni_py.netlink.socket import Rtnl
 
 KEY_BYTES = 32
+_ALLOWED = "WGPEER_A_ALLOWEDIPS"
 _CHUNK = 200
 """Peers in one message: an attribute has at most 64 KiB, and a peer up to 250 bytes."""
 
@@ -91,16 +92,25 @@ class WireGuard:
                 return public_key
         raise KernelRefused(f'"{name}" has no public key')
 
-    def set_peers(self, name: str, peers: Iterable[Peer], psk: bytes = b"", only: bool = False) -> None:
-        """Add these peers, or change those with the same keys; ``only``: remove all others. Raises: KernelRefused."""
+    def list_peers(self, name: str) -> dict[bytes, Message]:
+        """Return the device's peers by their keys, each as :func:`peer_data` has it. Raises: KernelRefused."""
+        found: dict[bytes, Message] = {}
+        with question("wg", "show", name, "dump"):
+            answers = self._netlink.dump(encode("wgmsg", _message(WG_CMD_GET_DEVICE, name)))
+        for peer in (peer for answer in answers for peer in decode("wgmsg", answer).get("WGDEVICE_A_PEERS", ())):
+            # one whose addresses do not fit into a message is continued in the next one, with its key and more addresses
+            known = found.setdefault(peer["WGPEER_A_PUBLIC_KEY"], peer)
+            if known is not peer:
+                known.setdefault(_ALLOWED, []).extend(peer.get(_ALLOWED, ()))
+        return found
+
+    def set_peers(self, name: str, peers: Iterable[Peer], psk: bytes = b"") -> None:
+        """Add these peers, or change those with the same keys, whose sessions go on. Raises: KernelRefused."""
         remaining = list(peers)
-        flags = WGDEVICE_F_REPLACE_PEERS if only else 0
-        while remaining or flags:
+        while remaining:
             chunk, remaining = remaining[:_CHUNK], remaining[_CHUNK:]
             with step("wg", "set", name, *(word for peer in chunk for word in _words(peer))):
-                peers_data = [peer_data(peer, psk) for peer in chunk]
-                self._change(name, {"WGDEVICE_A_FLAGS": flags or None, "WGDEVICE_A_PEERS": peers_data})
-            flags = 0
+                self._change(name, {"WGDEVICE_A_PEERS": [peer_data(peer, psk) for peer in chunk]})
 
     def remove_peer(self, name: str, public_key: bytes) -> None:
         """Remove a peer; absence is success. Raises: KernelRefused."""
@@ -115,7 +125,9 @@ class WireGuard:
 class WireGuardDevice:
     """A :class:`~cni_py.kernel.device.Device` and its peers. ``public_key``: known once it has been made.
 
-    What an earlier process gave a device that is reused stays until the first :meth:`set_peers`, which replaces all of it.
+    What an earlier process gave a device that is reused stays until the first :meth:`set_peers`, which changes what differs and
+    removes the other peers. Not all at once by WGDEVICE_F_REPLACE_PEERS: that ends every session, and what a peer sends
+    with the keys of one is lost until it has had no answer for 15 seconds.
     """
 
     def __init__(self, name: str, mtu: int, port: int, private_key: bytes, psk: bytes = b"") -> None:
@@ -164,17 +176,35 @@ class WireGuardDevice:
     def _send(self, kernel: WireGuard) -> None:
         """Raises: KernelRefused."""
         if self._sends_all:
-            kernel.set_peers(self.name, self._peers.values(), self._psk, only=True)
-        elif self._unsent:
-            kernel.set_peers(self.name, [self._peers[key] for key in self._unsent if key in self._peers], self._psk)
-            for key in self._unsent - self._peers.keys():
-                kernel.remove_peer(self.name, key)
+            present = kernel.list_peers(self.name)
+            changed = [peer for key, peer in self._peers.items() if not _is_as(present.get(key), peer, self._psk)]
+            gone = present.keys() - self._peers.keys()
+        else:
+            changed = [self._peers[key] for key in self._unsent if key in self._peers]
+            gone = self._unsent - self._peers.keys()
+        if changed:
+            kernel.set_peers(self.name, changed, self._psk)
+        for key in gone:
+            kernel.remove_peer(self.name, key)
         self._sends_all = False
         self._unsent.clear()
 
 
 def _message(command: int, name: str) -> Message:
     return {"cmd": command, "version": 1, "WGDEVICE_A_IFNAME": name}
+
+
+def _is_as(present: Message | None, peer: Peer, psk: bytes) -> bool:
+    """Return whether the kernel has the peer as it is desired; the endpoint too, which follows where packets come from."""
+    wanted = peer_data(peer, psk)
+    return present is not None and all(
+        _comparable(present.get(name)) == _comparable(value) for name, value in wanted.items() if name != "WGPEER_A_FLAGS"
+    )
+
+
+def _comparable(value: Any) -> Any:
+    """Allowed addresses in any order."""
+    return sorted(tuple(sorted(each.items())) for each in value) if isinstance(value, list) else value
 
 
 def peer_data(peer: Peer, psk: bytes) -> Message:
@@ -189,11 +219,11 @@ def peer_data(peer: Peer, psk: bytes) -> Message:
     ]
     return {
         "WGPEER_A_PUBLIC_KEY": peer.public_key,
-        "WGPEER_A_PRESHARED_KEY": psk or None,
+        "WGPEER_A_PRESHARED_KEY": psk or bytes(KEY_BYTES),  # zeros: none, also where one was before
         "WGPEER_A_FLAGS": WGPEER_F_REPLACE_ALLOWEDIPS,
         "WGPEER_A_ENDPOINT": _socket_address(peer.address, peer.port),
         "WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL": peer.keepalive_seconds,
-        "WGPEER_A_ALLOWEDIPS": allowed,
+        _ALLOWED: allowed,
     }
 
 

@@ -76,7 +76,6 @@ ETH_P_ALL = 0x0003
 GENL_ID_CTRL, CTRL_CMD_GETFAMILY = 16, 3
 
 WG_CMD_GET_DEVICE, WG_CMD_SET_DEVICE = 0, 1
-WGDEVICE_F_REPLACE_PEERS = 0x1
 WGPEER_F_REMOVE_ME, WGPEER_F_REPLACE_ALLOWEDIPS = 0x1, 0x2
 
 # ---- netfilter --------------------------------------------------------------------------------

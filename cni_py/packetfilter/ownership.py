@@ -6,6 +6,8 @@ masquerade_ruleset.py, macspoof_ruleset.py and hostports/rules.py build on this.
 
 from __future__ import annotations
 
+import sys
+
 from cni_py.value import Value
 
 TYPE_CHECKING = False
@@ -27,10 +29,11 @@ _PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 
 def digest(text: str) -> str:
     """SHA-512 in hex, the hash of the Go plugins' names."""
-    try:  # not hashlib: it loads OpenSSL, which takes 3 ms
-        from _sha2 import sha512  # type: ignore[import-not-found]  # Python 3.12
-    except ImportError:
-        from _sha512 import sha512  # type: ignore[import-not-found]  # Python 3.11
+    # not hashlib: it loads OpenSSL, which takes 3 ms; not by an ImportError: each one searches all directories again
+    if sys.version_info >= (3, 12):
+        from _sha2 import sha512
+    else:
+        from _sha512 import sha512  # type: ignore[import-not-found]
     return str(sha512(text.encode(errors="surrogateescape")).hexdigest())
 
 

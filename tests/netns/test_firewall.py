@@ -12,7 +12,7 @@ from support import firewalld
 from support.chained import CLOSED, Chain, Pods, meta_conf
 from support.namespaces import Host, Sandbox
 from support.pods import V4, V6, WORLD, bridge_conf, datagram, words, world
-from support.waiting import until
+from support.waiting import SECONDS, until
 
 CONF = meta_conf("firewall")
 
@@ -81,12 +81,12 @@ def test_bridges_are_isolated_from_each_other(host: Host) -> None:
         pods.add(boxes[name])
     networks["one"].add(neighbour)
 
-    def reaches(source: str, target: str) -> bool:
+    def reaches(source: str, target: str, seconds: float = SECONDS) -> bool:
         address = address_of(networks[target], boxes[target])
-        return datagram(host, boxes[source], boxes[target], address, seconds=0.3) is not None
+        return datagram(host, boxes[source], boxes[target], address, seconds=seconds) is not None
 
-    assert not reaches("one", "two")
-    assert not reaches("two", "one")
+    assert not reaches("one", "two", 0.3)
+    assert not reaches("two", "one", 0.3)
     assert reaches("one", "three")
     assert reaches("three", "one")
     assert datagram(host, boxes["one"], neighbour, address_of(networks["one"], neighbour)) is not None

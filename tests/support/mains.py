@@ -28,8 +28,11 @@ IPAM = {
 UPLINK = "ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up\n"
 """A link of the host, with a wire; it is what a macvlan, ipvlan or vlan is made on."""
 
-NICS = "for n in 1 2; do ip link add nic$n type veth peer name wire$n; ip link set nic$n down; ip link set wire$n up; done\n"
-"""A device for each pod, with a wire."""
+NICS = (
+    "for n in 1 2; do ip link add nic$n type veth peer name wire$n; ip link set nic$n down; ip link set wire$n up; done\n"
+    "until [ $(ip -o link show | grep -c 'wire[12]@.*NO-CARRIER') = 2 ]; do :; done\n"
+)
+"""A device for each pod, with a wire. The kernel reports that the wire has no carrier a moment later."""
 
 
 @dataclass(frozen=True)

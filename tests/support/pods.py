@@ -223,7 +223,7 @@ def world(host: Host, *, knows_pods: bool = True) -> Sandbox:
 
 
 def datagram(
-    host: Host, source: Sandbox | None, target: Sandbox | None, address: str, *, port: int = PORT, seconds: float = 1.0
+    host: Host, source: Sandbox | None, target: Sandbox | None, address: str, *, port: int = PORT, seconds: float = SECONDS
 ) -> str | None:
     """Send a UDP datagram from a pod (None: the host) to an address of another, or to one that leads to it.
 

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from pathlib import Path
 from struct import pack
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -44,7 +44,7 @@ DUAL = {"EnableIPv6": True, "Network": "10.244.0.0/16", "IPv6Network": "fd00:244
 HERE, HERE6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
 THERE, THERE6 = IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2")
 EXTERNAL = ExternalInterface("eth0", 2, 1500, HERE, HERE6, HERE, HERE6)
-KEYS = [bytes([number]) * 32 for number in range(1, 9)]
+KEYS = [bytes([number]) * 32 for number in range(1, 10)]
 
 
 SOON_SECONDS = 15.0
@@ -747,6 +747,8 @@ class FakeWireGuard:
     """A stub of ``kernel.wireguard.WireGuard``, which records its calls."""
 
     calls: list[Any]
+    present: ClassVar[dict[bytes, Any]] = {}
+    """The device's peers, as WireGuard.list_peers returns them."""
 
     def __enter__(self) -> FakeWireGuard:
         return self
@@ -757,8 +759,12 @@ class FakeWireGuard:
         self.calls.append(("device", name, port))
         return KEYS[0]
 
-    def set_peers(self, name: str, peers: Any, psk: bytes = b"", only: bool = False) -> None:
-        self.calls.append(("peers", name, [KEYS.index(peer.public_key) for peer in peers], only))
+    def list_peers(self, name: str) -> dict[bytes, Any]:
+        self.calls.append(("list", name))
+        return self.present
+
+    def set_peers(self, name: str, peers: Any, psk: bytes = b"") -> None:
+        self.calls.append(("peers", name, [KEYS.index(peer.public_key) for peer in peers]))
 
     def remove_peer(self, name: str, public_key: bytes) -> None:
         self.calls.append(("remove", name, KEYS.index(public_key)))
@@ -783,13 +789,55 @@ def test_wireguard_sends_the_kernel_what_changed(tmp_path: Path, monkeypatch: py
         kept.ensure(kernel)
     assert calls == [
         ("device", "flannel-wg", 51820),
-        ("peers", "flannel-wg", [2], True),
-        ("peers", "flannel-wg", [3], False),
-        ("peers", "flannel-wg", [2], False),
+        ("list", "flannel-wg"),
+        ("peers", "flannel-wg", [2]),
+        ("peers", "flannel-wg", [3]),
+        ("peers", "flannel-wg", [2]),
         ("remove", "flannel-wg", 3),
         ("device", "flannel-wg", 51820),
-        ("peers", "flannel-wg", [2], True),
+        ("list", "flannel-wg"),
+        ("peers", "flannel-wg", [2]),
     ]
+
+
+def test_wireguard_device_that_is_reused_keeps_the_sessions_of_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that is as desired is not sent again; none is removed to be added again."""
+    kernel: Any = Kernel("wireguard")
+    calls = FakeWireGuard.calls = []
+    monkeypatch.setattr(kernel_wireguard, "WireGuard", FakeWireGuard)
+    networks = (IPv4Network("10.1.2.0/24"), IPv6Network("fd00:1::/64"))
+    peers = [Peer(KEYS[number], THERE, 51820, networks, 25) for number in range(2, 8)]
+    present = {peer.public_key: kernel_wireguard.peer_data(peer, KEYS[1]) for peer in [*peers[:5], Peer(KEYS[8], THERE, 1, ())]}
+    for peer in present.values():
+        del peer["WGPEER_A_FLAGS"]  # which the kernel does not return; counters it does
+        peer |= {"WGPEER_A_RX_BYTES": 7, "WGPEER_A_PROTOCOL_VERSION": 1}
+    present[KEYS[2]]["WGPEER_A_ALLOWEDIPS"].reverse()
+    present[KEYS[3]]["WGPEER_A_ALLOWEDIPS"].pop()
+    present[KEYS[4]]["WGPEER_A_PRESHARED_KEY"] = bytes(32)
+    present[KEYS[5]]["WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL"] = 0
+    present[KEYS[6]]["WGPEER_A_ENDPOINT"] = kernel_wireguard.peer_data(Peer(KEYS[6], THERE, 4000, ()), b"")["WGPEER_A_ENDPOINT"]
+    monkeypatch.setattr(FakeWireGuard, "present", present)
+    device = kernel_wireguard.WireGuardDevice("flannel-wg", 1420, 51820, KEYS[0], KEYS[1])
+    device.ensure(kernel)
+    device.set_peers(peers)
+    assert calls[1:] == [("list", "flannel-wg"), ("peers", "flannel-wg", [3, 4, 5, 6, 7]), ("remove", "flannel-wg", 8)]
+
+
+def test_wireguard_peers_of_a_long_answer_are_put_together() -> None:
+    """The kernel continues a peer in its next message."""
+    first, second = (Peer(KEYS[2], THERE, 51820, (IPv4Network(network),)) for network in ("10.1.0.0/24", "10.2.0.0/24"))
+    rest = {
+        "WGPEER_A_PUBLIC_KEY": KEYS[2],
+        "WGPEER_A_ALLOWEDIPS": kernel_wireguard.peer_data(second, b"")["WGPEER_A_ALLOWEDIPS"],
+    }
+    answers = [
+        encode("wgmsg", {"cmd": 0, "version": 1, "WGDEVICE_A_PEERS": [peer]})
+        for peer in (kernel_wireguard.peer_data(first, b""), rest)
+    ]
+    kernel = kernel_wireguard.WireGuard.__new__(kernel_wireguard.WireGuard)
+    kernel._netlink = SimpleNamespace(dump=lambda _: answers)  # type: ignore[assignment]
+    both = Peer(KEYS[2], THERE, 51820, (IPv4Network("10.2.0.0/24"), IPv4Network("10.1.0.0/24")))
+    assert kernel_wireguard._is_as(kernel.list_peers("flannel-wg")[KEYS[2]], both, b"")
 
 
 def test_wireguard_peers_that_the_kernel_refuses_are_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -807,7 +855,7 @@ def test_wireguard_peers_that_the_kernel_refuses_are_sent_again(monkeypatch: pyt
             device.set_peers([], [KEYS[2]])
     del calls[:]
     device.ensure(kernel)
-    assert calls == [("peers", "flannel-wg", [], False), ("remove", "flannel-wg", 2)]
+    assert calls == [("remove", "flannel-wg", 2)]
 
 
 @pytest.mark.parametrize(("name", "key"), [("flannel-wg", "Backend.ListenPort"), ("flannel-wg-v6", "Backend.ListenPortV6")])
