@@ -359,8 +359,24 @@ class Solicitation:
         families = ("netdev", "inet") if (family, hook) == ("netdev", "ingress") else (family,)
         link = iif or oif
         device = link.name if family == "netdev" and link is not None else ""
-        for chain in place.ruleset.base_chains(families, hook, device):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, iif, oif))
+        return self._passes(place, place.ruleset.base_chains(families, hook, device), self._facts(place, iif, oif))
+
+    def passes_ip(self, place: Place, link: Link, *, is_sent: bool, is_reply: bool) -> bool:
+        """Return whether a place sends or receives the solicitation, or the advertisement that replies to it."""
+        facts = self._facts(place, None if is_sent else link, link if is_sent else None)
+        if is_reply:
+            facts.fields.update({"icmpv6 type": "nd-neighbor-advert", "ip6 daddr": UNKNOWN})
+        chains = [
+            chain
+            for hook in (("output", "postrouting") if is_sent else ("prerouting", "input"))
+            for chain in place.ruleset.base_chains(("inet", "ip6"), hook)
+            if chain.kind != "nat"
+        ]
+        return self._passes(place, chains, facts)
+
+    def _passes(self, place: Place, chains: Sequence[Chain], facts: Facts) -> bool:
+        for chain in chains:
+            outcome = place.ruleset.evaluate(chain, facts)
             if outcome.verdict == "drop":
                 self.dropped.append(f"{place.name}: {outcome.events[-1].where}: {outcome.events[-1].text}")
                 return False

@@ -215,7 +215,7 @@ class Walker:
             self._path.hop(place, hops.NEIGHBOUR, text, packet, state)
             return mac
         if blocking:
-            text = f"no reply to {kind} for {nexthop} on {out.name}: a rule drops the question; the packet is dropped"
+            text = f"no reply to {kind} for {nexthop} on {out.name}: a rule drops the question or the reply, and so the packet"
             raise self._path.end(place, hops.BROKEN, text, packet, f"{state}; {blocking}", hops.NEIGHBOUR)
         if within.has_wire:
             self._path.hop(place, hops.NEIGHBOUR, f"asks by {kind} for {nexthop}", packet, state)
@@ -236,7 +236,12 @@ class Walker:
         kind = segment.BROADCAST if nexthop.version == 4 else segment.MULTICAST
         question = self._hooks.solicitation(nexthop, out.mac)
         within = segment.Flood(self._places, kind, question.passes).reach(place, out)
-        if not question.dropped or segment.owners(within, nexthop):
+        owners = segment.owners(within, nexthop)
+        if owners and nexthop.version == 6:
+            ways = [(place, out, True, False), (*owners[0], False, False), (*owners[0], True, True), (place, out, False, True)]
+            if not all(question.passes_ip(at, link, is_sent=sent, is_reply=reply) for at, link, sent, reply in ways):
+                return segment.Segment([], has_wire=False), question.dropped[-1]
+        if not question.dropped or owners:
             return within, ""
         everywhere = segment.Flood(self._places, kind).reach(place, out)
         return within, question.dropped[0] if segment.owners(everywhere, nexthop) else ""

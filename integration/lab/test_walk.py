@@ -419,7 +419,7 @@ SCRIPTS: dict[str, tuple[str, str, str, str]] = {
     "bridge": (f"ip link set cni0 down; {FLUSH}", "ip link set cni0 up", "pod1", "no reply to ARP"),
     "egress": (*chain("egress", "udp dport 8472 drop", family="netdev", device="eth0"), "node1", "by nftables in egress"),
     "family bridge": (*chain("input", "ip daddr 10.244.0.0/16 drop", family="bridge"), "node1", "by nftables in bridge input"),
-    "ARP": (*NO_ARP, "pod1", "drops the question"),
+    "ARP": (*NO_ARP, "pod1", "a rule drops the question"),
     "extensions": (f"iptables -I FORWARD {MATCHES} -j DROP", "iptables -F FORWARD", "node1", "dropped by nftables in forward"),
     "untracked": (UNTRACKED, "iptables -F FORWARD; iptables -t raw -F", "node1", "dropped by nftables in forward"),
     "mark": (MARKED, UNMARKED, "node1", "a route discards packets"),
@@ -590,6 +590,23 @@ def test_packets_that_other_rules_trace_are_not_the_probe(broken: Lab) -> None:
         broken.run("node1", "nft delete table inet y")
     assert not report["ok"]
     assert "nftables" not in report["verified"]["cause"]
+
+
+@pytest.mark.parametrize("hook", ["input", "output"])
+def test_ndp_that_a_rule_drops(labs: Callable[[str], Lab], hook: str) -> None:
+    """A pod whose policy is to drop drops NDP as well: the packet ends at the neighbour, which gets no reply."""
+    lab = labs("vxlan")
+    source, target = pod_on(lab, "node1"), pod_on(lab, "node2")
+    do, undo = chain(hook, policy="drop")
+    lab.run(target, do)
+    lab.run("node2", "ip -6 neigh flush dev cni0")
+    try:
+        report = walk(lab, source, target, "-6", seconds=0.5)
+    finally:
+        lab.run(target, undo)
+    assert (report["forward"]["outcome"], report["forward"]["endPlace"]) == ("broken", "node2")
+    assert f"{target}: inet x c: policy drop" in report["forward"]["hops"][-1]["why"]
+    assert report["verified"]["result"] == "ends as predicted"
 
 
 # --- other plugins ----------------------------------------------------------------------------------------------------
