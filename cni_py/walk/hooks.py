@@ -1,19 +1,22 @@
-"""The hooks of nftables on a path: chains in the kernel's order, address translation, connection tracking. Changes nothing.
+"""The hooks of the packet filter on a path: chains in the kernel's order, address translation, connection tracking.
+
+Changes nothing.
 
 Source: linux include/uapi/linux/netfilter_ipv4.h (priorities), net/netfilter/nf_nat_core.c.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_py.kernel.route_lookup import Question
+from cni_py.packetfilter.evaluation.chains import FAMILIES, NAT_PRIORITY
+from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts, fields_of, without_connection
+from cni_py.packetfilter.evaluation.statements import CONNMARK, DESTINATION_NATS, MARK, NATS, NOTRACK
 from cni_py.plural import counted
 from cni_py.walk import hops
-from cni_py.walk.expressions import UNKNOWN, Facts
 from cni_py.walk.packet import ICMP, Packet
 from cni_py.walk.tracking import Tracking
 
@@ -22,18 +25,12 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
+    from cni_py.packetfilter.evaluation.chains import Chain
+    from cni_py.packetfilter.evaluation.ruleset import Event, Outcome
     from cni_py.walk.choices import Choices
     from cni_py.walk.path import Path, PathEnd
     from cni_py.walk.place import Place
-    from cni_py.walk.ruleset import Chain, Event, Outcome
     from cni_py.walk.tracking import Connection
-
-_IP_FAMILIES = {4: ("inet", "ip"), 6: ("inet", "ip6")}
-_L4 = {4: {"icmp": "icmp"}, 6: {"icmp": "ipv6-icmp"}}
-_NAT_PRIORITY = {"prerouting": -100, "output": -100, "forward": 1 << 31, "input": 100, "postrouting": 100}
-"""Priorities at which the kernel translates, or undoes a translation."""
-_CHOOSES_PORT = re.compile(r"\brandom\b|\bto \S*:\d+-\d+")
-_NATS = frozenset(("dnat", "snat", "masquerade", "redirect"))
 
 
 class Hooks:
@@ -63,36 +60,35 @@ class Hooks:
         rules = place.ruleset
         is_undone, is_translated, self.is_rerouted = not is_reply, False, False
         self._say_unreadable(place, hook, packet)
-        passed, events = list[str](), 0
-        for chain in sorted(rules.base_chains(_IP_FAMILIES[packet.version], hook), key=lambda each: _order(each, hook)):
-            if not is_undone and _order(chain, hook) > (_NAT_PRIORITY[hook], 0):
+        passed, events = dict[str, list[str]](), 0
+        for chain in rules.base_chains(FAMILIES[packet.version], hook):
+            if not is_undone and chain.order[:2] > (NAT_PRIORITY[hook], 0):
                 packet, is_undone = self._untranslate(place, hook, packet, connection), True
-            if chain.kind == "nat" and (is_reply or is_translated or connection.is_untracked):
+            if chain.kind == "nat" and (is_reply or is_translated or not connection.is_tracked):
                 continue
-            state = "untracked" if connection.is_untracked else "established" if is_reply else "new"
             known = len(self.choices.made)
-            outcome = rules.evaluate(chain, self._facts(place, packet, iif, oif, state, connection))
+            facts = self._facts(place, packet, iif, oif, connection, is_before=chain.is_before_tracking)
+            outcome = rules.evaluate(chain, facts)
             self._say_chosen(place, chain, packet, known)
-            passed.append(f"{chain.title} ({chain.priority})")
+            passed.setdefault(chain.program, []).append(f"{chain} ({chain.priority})")
             events += len(outcome.events)
             self._report(place, outcome.events, packet)
             self._end_if_taken(place, hook, packet, outcome)
             for event in outcome.events:
-                if event.kind == "mark":
-                    self.is_rerouted = self.is_rerouted or (chain.kind == "route" and packet.mark != event.value)
-                    packet = replace(packet, mark=event.value)
-                elif event.kind == "ct mark":
-                    connection.mark = event.value
-                elif event.kind == "notrack":
-                    connection.is_untracked = True
-                elif event.kind in _NATS:
-                    before = packet.destination
+                before = packet
+                if event.kind in NATS:
                     packet = self._translate(place, event, packet, connection, iif, oif, nexthop)
-                    is_translated, self.is_rerouted = True, self.is_rerouted or packet.destination != before
+                    is_translated = True
+                else:
+                    packet = _marked(event, packet, connection)
+                is_marked = chain.kind == "route" and packet.mark != before.mark
+                self.is_rerouted = self.is_rerouted or is_marked or packet.destination != before.destination
         if hook in ("prerouting", "output") and not is_reply:
             self._say_tracked(place, connection, packet)
         if passed and not events:
-            self._path.hop(place, hops.FILTER, f"nftables accepts it unchanged in {hook}", packet, ", ".join(passed))
+            verb = "accepts" if len(passed) == 1 else "accept"
+            text = f"{' and '.join(passed)} {verb} it unchanged in {hook}"
+            self._path.hop(place, hops.FILTER, text, packet, ", ".join(name for names in passed.values() for name in names))
         return packet if is_undone else self._untranslate(place, hook, packet, connection)
 
     def _end_if_taken(self, place: Place, hook: str, packet: Packet, outcome: Outcome) -> None:
@@ -108,10 +104,10 @@ class Hooks:
         for number, count in self.choices.made[known:]:
             text = f"a rule chooses one of {count} at random: number {number + 1}"
             if self.choices.is_seen:
-                self._path.hop(place, hops.FILTER, f"{text}, as the real packet shows", packet, chain.title)
+                self._path.hop(place, hops.FILTER, f"{text}, as the real packet shows", packet, str(chain))
             else:
                 self._path.hop(
-                    place, hops.UNSURE, f"{text} is followed here, another packet may take another", packet, chain.title
+                    place, hops.UNSURE, f"{text} is followed here, another packet may take another", packet, str(chain)
                 )
 
     def _say_tracked(self, place: Place, connection: Connection, packet: Packet) -> None:
@@ -134,10 +130,8 @@ class Hooks:
 
     def _say_unreadable(self, place: Place, hook: str, packet: Packet) -> None:
         """Say once per place what rules exist that are not evaluated."""
-        problems = [place.ruleset.problem] if place.ruleset.problem else []
-        problems += [f"{name} of legacy iptables is in use: its rules are not evaluated" for name in place.legacy_tables]
         said = {hop.text for hop in self._path.walk.hops if hop.place == place.name}
-        for text in problems:
+        for text in place.ruleset.problems:
             if text not in said and hook in ("prerouting", "output"):
                 self._path.hop(place, hops.UNSURE, text, packet)
 
@@ -158,8 +152,8 @@ class Hooks:
         nexthop: Address | None,
     ) -> Packet:  # fmt: skip
         """Do what a rule of nat says."""
-        address, port = event.value or (None, None)
-        if event.kind in ("dnat", "redirect"):
+        address, port = event.value
+        if event.kind in DESTINATION_NATS:
             if event.kind == "redirect":
                 address = self._redirect_address(place, packet, iif)
             after = replace(
@@ -171,9 +165,13 @@ class Hooks:
         else:
             if event.kind == "masquerade":
                 address = self._masquerade_address(place, oif, nexthop or packet.destination, packet)
-            is_known = packet.is_port_known and (packet.protocol == ICMP or not _CHOOSES_PORT.search(event.text))
-            chosen = port if isinstance(port, int) and packet.source_port else packet.source_port
-            after = replace(packet, source=address or packet.source, source_port=chosen, is_port_known=is_known)
+            is_kept = port is not UNKNOWN and "random" not in event.text
+            after = replace(
+                packet,
+                source=address or packet.source,
+                source_port=port if isinstance(port, int) and packet.source_port else packet.source_port,
+                is_port_known=packet.is_port_known and (packet.protocol == ICMP or is_kept),
+            )
             after = connection.translate_source(after)
         word = {"dnat": "DNAT", "redirect": "redirect", "snat": "SNAT"}.get(event.kind, event.kind)
         self._path.hop(place, hops.NAT, word, after, f"{event.where}: {event.text}", changes=_changes(packet, after))
@@ -208,14 +206,20 @@ class Hooks:
         for event in events:
             if event.kind == "uncertain":
                 self._path.hop(place, hops.UNSURE, f"a rule is not understood: {event.text}", packet, event.where)
-            elif event.kind == "mark":
+            elif event.kind == MARK:
                 text = f"mark {packet.mark:#x} becomes {event.value:#x}"
-                self._path.hop(place, hops.MARK, text, replace(packet, mark=event.value), f"{event.where}: {event.text}")
+                packet = replace(packet, mark=event.value)
+                self._path.hop(place, hops.MARK, text, packet, f"{event.where}: {event.text}")
+            elif event.kind == CONNMARK:
+                text = f"the connection's mark becomes {event.value:#x}"
+                self._path.hop(place, hops.MARK, text, packet, f"{event.where}: {event.text}")
+            elif event.kind == NOTRACK:
+                self._path.hop(place, hops.TRACKED, "its connection is not tracked", packet, f"{event.where}: {event.text}")
 
     def drop(self, place: Place, events: Sequence[Event], packet: Packet, hook: str) -> PathEnd:
         """End the walk at the rule of the last event. Returns: the exception that the caller raises."""
         event = events[-1]
-        text = f"{'rejected' if event.kind == 'reject' else 'dropped'} by nftables in {hook}"
+        text = f"{'rejected' if event.kind == 'reject' else 'dropped'} by {event.chain.program} in {hook}"
         return self._path.end(place, hops.BROKEN, text, packet, f"{event.where}: {event.text}", hops.FILTER)
 
     def _facts(
@@ -224,61 +228,29 @@ class Hooks:
         packet: Packet,
         iif: Link | None,
         oif: Link | None,
-        state: str,
-        connection: Connection | None,
+        connection: Connection | None = None,
+        *,
+        is_before: bool = False,
         mac: str = "",
     ) -> Facts:
-        """Collect the facts that rules can ask for."""
-        version = packet.version
-        number = _L4[version].get(packet.protocol, packet.protocol)
-        status = frozenset(connection.status) if connection is not None else frozenset()
-        fields: dict[str, Any] = {
-            "meta iifname": iif.name if iif else "",
-            "meta oifname": oif.name if oif else "",
-            "meta iif": iif.name if iif else "",
-            "meta oif": oif.name if oif else "",
-            "meta mark": packet.mark,
-            "meta l4proto": number,
-            "meta nfproto": f"ipv{version}",
-            "meta protocol": "ip" if version == 4 else "ip6",
-            "meta length": packet.size,
-            "meta pkttype": "host",
-            "ct state": frozenset((state,)),
-            "ct status": status,
-            "ct mark": connection.mark if connection is not None else 0,
-            "ct direction": "reply" if packet.is_reply else "original",
-            "th dport": packet.destination_port if packet.protocol != ICMP else UNKNOWN,
-            "th sport": packet.source_port if packet.protocol != ICMP and packet.is_port_known else UNKNOWN,
-        }
+        """Collect the facts that rules can ask for. ``is_before``: of a chain before connection tracking."""  # fmt: skip
+        ports = (packet.source_port if packet.is_port_known else UNKNOWN, packet.destination_port)
+        links = (iif.name if iif else "", oif.name if oif else "")
+        state, is_reply = "established" if packet.is_reply else "new", packet.is_reply
+        fields = fields_of(packet.source, packet.destination, packet.protocol, ports, links, state=state, is_reply=is_reply)
+        fields |= {"meta mark": packet.mark, "meta length": packet.size}
         if connection is not None:
-            first = connection.original
-            fields |= {"ct original saddr": first.source, "ct original daddr": first.destination}
-            fields |= {
-                f"ct original ip{'' if version == 4 else '6'} {end}": fields[f"ct original {end}"] for end in ("saddr", "daddr")
-            }
-            fields |= {"ct original proto-src": first.source_port, "ct original proto-dst": first.destination_port}
-        if version == 4:
-            fields |= {"ip saddr": packet.source, "ip daddr": packet.destination, "ip protocol": number, "ip version": 4}
-        else:
-            fields |= {"ip6 saddr": packet.source, "ip6 daddr": packet.destination, "ip6 nexthdr": number, "ip6 version": 6}
-        if packet.protocol == ICMP:
-            name = "icmp" if version == 4 else "icmpv6"
-            fields[f"{name} type"] = "echo-reply" if packet.is_reply else "echo-request"
-        elif packet.protocol in ("tcp", "udp"):
-            fields |= {f"{packet.protocol} {end}": fields[f"th {end}"] for end in ("dport", "sport")}
-        if packet.protocol == "tcp":
-            fields["tcp flags"] = frozenset(("syn", "ack") if packet.is_reply else ("syn",))
+            fields |= {"ct status": frozenset(connection.status), "ct mark": connection.mark, **_original(connection)}
+            if is_before or not connection.is_tracked:
+                fields = without_connection(fields, is_tracked=connection.is_tracked)
         if iif is not None or mac:
-            fields |= {
-                "ether saddr": packet.source_mac or UNKNOWN,
-                "ether daddr": mac or UNKNOWN,
-                "ether type": fields["meta protocol"],
-            }
+            names = {"ether saddr": packet.source_mac, "ether daddr": mac, "ether type": fields["meta protocol"]}
+            fields |= {name: value or UNKNOWN for name, value in names.items()}
         return Facts(
             fields,
             lambda result, flags: self._fib(place, packet, iif, result, flags),
             lambda *of: _raw(packet, *of),
-            self.choices.choose,
+            choose=self.choices.choose,
         )
 
     def _fib(self, place: Place, packet: Packet, iif: Link | None, result: str, flags: Sequence[str]) -> Any:
@@ -307,7 +279,8 @@ class Hooks:
         packet = Packet(ip_address("fe80::1"), ip_address(multicast), ICMP, size=72)
 
         def facts(place: Place, iif: Link | None, oif: Link | None) -> Facts:
-            found = self._facts(place, packet, iif, oif, "untracked", None)
+            found = self._facts(place, packet, iif, oif)
+            found.fields.update({"ct state": frozenset(("untracked",))})
             found.fields.update({"icmpv6 type": "nd-neighbor-solicit", "ip6 saddr": UNKNOWN, "ether saddr": source_mac})
             return found
 
@@ -340,9 +313,8 @@ class Hooks:
         device: str = "",
     ) -> None:
         """Chains that see frames. Raises: PathEnd if one drops it."""
-        state = "established" if packet.is_reply else "new"
         for chain in place.ruleset.base_chains(families, hook, device):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, state, None, mac))
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, mac=mac))
             self._report(place, outcome.events, packet)
             if outcome.verdict == "drop":
                 raise self.drop(place, outcome.events, packet, f"bridge {hook}" if families == ("bridge",) else hook)
@@ -383,6 +355,15 @@ class Solicitation:
         return True
 
 
+def _original(connection: Connection) -> dict[str, Any]:
+    """Fields of the first packet of a connection, as it came."""
+    first = connection.original
+    ends = {"saddr": first.source, "daddr": first.destination}
+    found: dict[str, Any] = {f"ct original {end}": address for end, address in ends.items()}
+    found |= {f"ct original ip{'' if first.version == 4 else '6'} {end}": address for end, address in ends.items()}
+    return found | {"ct original proto-src": first.source_port, "ct original proto-dst": first.destination_port}
+
+
 def _links_with(place: Place, address: Address) -> list[Link]:
     """The links that have an address."""
     return [
@@ -390,9 +371,12 @@ def _links_with(place: Place, address: Address) -> list[Link]:
     ]
 
 
-def _order(chain: Chain, hook: str) -> tuple[int, int]:
-    """The place of a chain among those of a hook: all of the type nat run where translation does, whatever their priority."""
-    return (_NAT_PRIORITY[hook], 0) if chain.kind == "nat" else (chain.priority, 1)
+def _marked(event: Event, packet: Packet, connection: Connection) -> Packet:
+    """Do what a rule says that marks the packet or its connection."""
+    if event.kind == CONNMARK:
+        connection.mark = event.value
+    connection.is_tracked &= event.kind != NOTRACK
+    return replace(packet, mark=event.value) if event.kind == MARK else packet
 
 
 def _arp_facts(iif: Link | None, oif: Link | None, source_mac: str) -> Facts:

@@ -218,7 +218,7 @@ def _tracers(watched: Sequence[Place], token: Token, observed: Observed, stack: 
     found: dict[str, Tracer] = {}
     marks = [(8 * at, value) for at, value in _marks(token)]
     for place in watched:
-        if place.ruleset.is_empty:
+        if not place.ruleset.has_nftables:
             continue
         try:
             devices = {hook: found_at for hook in ("ingress", "egress") if (found_at := place.ruleset.devices(hook))}

@@ -27,14 +27,14 @@ class Connection:
     """A connection: its first packet as it came, and as the reply to it will be addressed.
 
     ``original`` and ``reply``: packets; equal ends, reversed, unless an address is translated. ``mark``: of the connection;
-    ``is_untracked``: a rule (``notrack``) exempted it, so nothing translates it.
+    ``is_tracked``: no rule (``notrack``) exempts it: nothing translates one that is not.
     """
 
     original: Packet
     reply: Packet
     status: set[str] = field(default_factory=set)
     mark: int = 0
-    is_untracked: bool = False
+    is_tracked: bool = True
 
     @classmethod
     def begin(cls, packet: Packet) -> Connection:

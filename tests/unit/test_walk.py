@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +13,13 @@ from cni_py.cli import main
 from cni_py.cli.walk import Names, parse_end
 from cni_py.errors import CniError
 from cni_py.kernel.bridge_port import BridgePort
+from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts
+from cni_py.packetfilter.evaluation.ruleset import Ruleset
 from cni_py.walk import compare, hops, packet, report, segment, svg, text
 from cni_py.walk.choices import Choices, following
-from cni_py.walk.expressions import UNKNOWN, Facts
 from cni_py.walk.hops import Hop, Walk
 from cni_py.walk.packet import Frame, Packet, Token, Tunnel
 from cni_py.walk.probe import Observed, Sighting
-from cni_py.walk.ruleset import Ruleset
 from cni_py.walk.tracking import Connection, Tracking
 
 HERE, THERE = ip_address("10.244.1.2"), ip_address("10.244.2.2")
@@ -139,14 +138,13 @@ def rules(*expressions: list[dict[str, Any]], kind: str = "filter", texts: dict[
         {"rule": at | {"chain": "other", "handle": 99, "expr": [DROP]}},
     ]
     objects += [{"rule": at | {"chain": "c", "handle": n, "expr": list(of)}} for n, of in enumerate(expressions, 1)]
-    return Ruleset(objects, {("ip", "t", "c", number): line for number, line in (texts or {}).items()})
+    return Ruleset.of({}, objects, {("ip", "t", "c", number): line for number, line in (texts or {}).items()})
 
 
 def evaluate(*expressions: list[dict[str, Any]], **more: Any) -> tuple[str, list[str]]:
     """The verdict, and the kinds of events."""
     made = rules(*expressions, **more)
     facts = Facts(dict(FIELDS), lambda result, flags: "unicast" if (result, list(flags)) == ("type", ["daddr"]) else UNKNOWN)
-    facts = replace(facts, choose=lambda count: count - 1)
     outcome = made.evaluate(made.base_chains(["ip"], "forward")[0], facts)
     return outcome.verdict, [event.kind for event in outcome.events]
 
@@ -189,14 +187,36 @@ def test_condition_that_is_not_understood_is_reported_and_not_guessed(condition:
         ([[{"tproxy": {"port": 1}}, ACCEPT], [DROP]], ("drop", ["uncertain", "drop"])),
         ([[{"vmap": {"key": of("ip", "daddr"), "data": {"set": [["10.9.9.9", ACCEPT], ["*", DROP]]}}}]], ("drop", ["drop"])),
         ([[{"vmap": {"key": of("ip", "daddr"), "data": {"set": [["10.9.9.9", ACCEPT], [{"elem": {"val": "*"}}, DROP]]}}}]], ("drop", ["drop"])),
-        ([[{"mangle": {"key": ct("mark"), "value": 5}}], [match(ct("mark"), 5), DROP]], ("drop", ["ct mark", "drop"])),
-        ([[{"vmap": {"key": {"numgen": {"mode": "random", "mod": 2, "offset": 7}}, "data": {"set": [[7, ACCEPT], [8, DROP]]}}}]], ("drop", ["drop"])),
-        ([[{"vmap": {"key": {"jhash": {"mod": 2, "expr": of("ip", "saddr")}}, "data": {"set": [[0, ACCEPT], [1, DROP]]}}}]], ("drop", ["drop"])),
+        ([[{"mangle": {"key": ct("mark"), "value": 5}}], [match(ct("mark"), 5), DROP]], ("drop", ["connmark", "drop"])),
         ([[{"snat": {"port": {"range": [1000, 2000]}}}]], ("accept", ["snat"])),
     ],
 )  # fmt: skip
 def test_statements(expressions: list[list[dict[str, Any]]], outcome: tuple[str, list[str]]) -> None:
     assert evaluate(*expressions) == outcome
+
+
+@pytest.mark.parametrize(
+    ("expressions", "counts"),
+    [
+        (
+            [{"vmap": {"key": {"numgen": {"mode": "inc", "mod": 2, "offset": 7}}, "data": {"set": [[7, ACCEPT], [8, DROP]]}}}],
+            [2],
+        ),
+        ([{"vmap": {"key": {"jhash": {"mod": 3, "expr": of("ip", "saddr")}}, "data": {"set": [[0, ACCEPT], [2, DROP]]}}}], [3]),
+        ([{"xt": {"type": "match", "name": "statistic"}}, DROP], [2]),
+    ],
+    ids=["numgen", "jhash", "statistic"],
+)
+def test_number_that_only_the_kernel_knows_is_asked_for(expressions: list[dict[str, Any]], counts: list[int]) -> None:
+    asked: list[int] = []
+
+    def choose(count: int) -> int:
+        asked.append(count)
+        return 0 if count == 2 and "xt" in expressions[0] else count - 1
+
+    made = rules(expressions, texts={1: "meta random & 2147483647 < 715827883 drop"})
+    outcome = made.evaluate(made.base_chains(["ip"], "forward")[0], Facts(dict(FIELDS), choose=choose))
+    assert (outcome.verdict, asked) == ("drop", counts)
 
 
 def test_every_combination_of_random_choices_is_tried_once() -> None:
@@ -213,6 +233,18 @@ def test_every_combination_of_random_choices_is_tried_once() -> None:
     assert ends == ["endpoint 0", "endpoint 1", "endpoint 2"]
     assert Choices([5]).choose(1) == 0, "no choice"
     assert following([(1, 2), (2, 3)]) is None
+
+
+def test_chain_behind_a_rule_in_doubt_counts_if_it_may_do_something() -> None:
+    jump = {"jump": {"target": "other"}}
+    assert evaluate([DOUBTFUL[0], jump]) == ("accept", ["uncertain"])
+    assert evaluate([DOUBTFUL[0], {"jump": {"target": "no such chain"}}]) == ("accept", [])
+    drawn = {"numgen": {"mode": "random", "mod": 2, "offset": 0}}
+    assert evaluate([{"vmap": {"key": drawn, "data": {"set": [[0, jump], [1, {"return": None}]]}}}]) == (
+        "accept",
+        ["uncertain"],
+    )
+    assert evaluate([{"vmap": {"key": drawn | {"numgen": {"mod": 1}}, "data": {"set": [[0, jump]]}}}]) == ("drop", ["drop"])
 
 
 def test_translation_by_a_map_of_addresses_and_ports() -> None:
@@ -246,8 +278,8 @@ def test_translation_by_a_map_of_addresses_and_ports() -> None:
         ("conntrack", "ct expiration 5 ct state new drop", ["uncertain"]),
         ("statistic", "meta random & 2147483647 < 2147483648 drop", ["drop"]),
         ("statistic", "meta random & 2147483647 < 0 drop", []),
-        ("statistic", "meta random & 2147483647 < 715827883 drop", []),
-        ("statistic", "numgen inc mod 3 2 drop", ["drop"]),
+        ("statistic", "meta random & 2147483647 < 715827883 drop", ["uncertain"]),
+        ("statistic", "numgen inc mod 3 2 drop", ["uncertain"]),
         ("mac", "ether saddr 02:00:00:00:00:01 drop", ["drop"]),
         ("mac", "ether saddr != 02:00:00:00:00:01 drop", []),
         ("length", "meta length 1-1000 drop", ["drop"]),
@@ -272,7 +304,7 @@ def test_extensions_of_iptables(name: str, line: str, kinds: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "event", "value"),
     [
-        ("MASQUERADE", "masquerade", "masquerade", None),
+        ("MASQUERADE", "masquerade", "masquerade", (None, None)),
         ("DNAT", "tcp dport 80 dnat to 10.1.2.3:8080", "dnat", (ip_address("10.1.2.3"), 8080)),
         ("DNAT", "dnat to [fd00::2]:53", "dnat", (ip_address("fd00::2"), 53)),
         ("SNAT", "counter packets 0 bytes 0 snat to 192.0.2.9", "snat", (ip_address("192.0.2.9"), None)),
@@ -285,13 +317,13 @@ def test_extensions_of_iptables(name: str, line: str, kinds: list[str]) -> None:
         ("DNAT", "dnat to 10.1.2.3-10.1.2.9", "uncertain", None),
         ("DNAT", "dnat to 10.1.2.3:80-90", "uncertain", None),
         ("DNAT", "tcp dport 8081 counter packets 1 bytes 60 ", "uncertain", None),
-        ("SNAT", "snat to 192.0.2.9:5000-6000", "snat", (ip_address("192.0.2.9"), None)),
-        ("SNAT", "snat to :5000-6000", "snat", (None, None)),
+        ("SNAT", "snat to 192.0.2.9:5000-6000", "snat", (ip_address("192.0.2.9"), UNKNOWN)),
+        ("SNAT", "snat to :5000-6000", "snat", (None, UNKNOWN)),
         ("SNAT", "snat to 192.0.2.9:5000", "snat", (ip_address("192.0.2.9"), 5000)),
         ("CT", "notrack", "notrack", None),
-        ("CONNMARK", "ct mark set 0x5", "ct mark", 5),
-        ("CONNMARK", "ct mark set mark", "ct mark", 0x4000),
-        ("CONNMARK", "ct mark set mark and 0xf000", "ct mark", 0x4000),
+        ("CONNMARK", "ct mark set 0x5", "connmark", 5),
+        ("CONNMARK", "ct mark set mark", "connmark", 0x4000),
+        ("CONNMARK", "ct mark set mark and 0xf000", "connmark", 0x4006),
         ("CONNMARK", "meta mark set ct mark", "mark", 6),
     ],
 )
@@ -302,7 +334,7 @@ def test_targets_of_iptables(name: str, line: str, event: str, value: Any) -> No
 
 
 def test_trace_names_the_family_of_the_packet_and_not_of_the_table() -> None:
-    made = Ruleset([{"chain": {"family": "inet", "table": "t", "name": "c"}}], {})
+    made = Ruleset.of({}, [{"chain": {"family": "inet", "table": "t", "name": "c"}}])
     assert (made.family_of("ip", "t", "c"), made.family_of("ip", "t", "other")) == ("inet", "ip")
 
 
