@@ -175,6 +175,8 @@ class Compiler:
 
     def member(self, right: Any) -> Member:  # noqa: PLR0911 — a line for each form
         """Compile the right side of a match."""
+        if right == "*":  # the element of a set or map for everything else, which comes last
+            return lambda value, _: UNKNOWN if value is UNKNOWN or (isinstance(value, tuple) and UNKNOWN in value) else True
         if isinstance(right, str) and right.startswith("@"):
             return _among(self.elements(right, is_map=False))
         if isinstance(right, list):
@@ -213,8 +215,8 @@ class Compiler:
         if kind == "fib":
             flags = inside.get("flags", [])
             return lambda facts: facts.fib(inside["result"], [flags] if isinstance(flags, str) else flags)
-        if kind in _DRAWN and inside.get("mod") == 1:  # one of one
-            return lambda _: inside.get("offset", 0)
+        if kind in _DRAWN:
+            return _drawn(inside["mod"], inside.get("offset", 0))
         read = self._READERS.get(kind)
         return read(self, inside) if read else lambda _: UNKNOWN
 
@@ -278,6 +280,16 @@ class Compiler:
             return reduce(_OPERATORS[operator], found) if is_known else UNKNOWN
 
         return compute
+
+
+def _drawn(count: int, offset: int) -> Value:
+    """A number that the kernel counts, draws or computes."""
+
+    def draw(facts: Facts) -> Any:
+        number = 0 if count == 1 else facts.choose(count)
+        return number if number is UNKNOWN else number + offset
+
+    return draw
 
 
 # ---- comparing --------------------------------------------------------------------------------
