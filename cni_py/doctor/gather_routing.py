@@ -102,7 +102,7 @@ def _taker(
         device = names.get(choice.ifindex, "")
         is_kernels = " proto kernel" in choice.words
         return Taker(choice.words, choice.matched, device, choice.table_name, is_kernels, _words(rule))
-    entry = discarding_entry(host, question.destination)
+    entry = discarding_entry(host, question, incoming)
     for rule in selecting:
         if rule.action in _DISCARDING:
             return Taker("", rule=_words(rule))

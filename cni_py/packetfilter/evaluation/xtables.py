@@ -75,6 +75,8 @@ def _conntrack(text: str) -> list[Json] | None:
     found = _CONNTRACK.findall(text)
     if not found or len(found) != len([key for key in _CT_KEY.findall(text) if key != "mark"]):
         return None  # of several options the text may lack one
+    if any(key == "status" and {"dnat", "snat"} & set(value.split(",")) for key, _, value in found):
+        return None  # of --ctstate NEW,DNAT nft prints DNAT alone
     return [_of_connection(key, negated, value) for key, negated, value in found]
 
 
