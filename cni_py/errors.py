@@ -73,7 +73,7 @@ class UnsupportedField(CniError):
 class InvalidEnvironment(CniError):
     """Variable of the environment that is missing or invalid; the message names it.
 
-    To do: the runtime sets CNI_COMMAND, CNI_CONTAINERID and the others; by hand use `cni-py add`, which sets them all.
+    To do: check what called the plugin. A runtime sets CNI_COMMAND, CNI_CONTAINERID and the others, by hand `cni-py add` does.
     """
 
     code = 4
@@ -90,7 +90,7 @@ class SystemFailure(CniError):
 class IOFailure(SystemFailure):
     """Failure to read or write a file, or to run a program; the message names it.
 
-    To do: look at the file: is the file system full, read-only, or does another program hold the file?
+    To do: check the file: is the file system full or read-only, or does another program hold the file?
     """
 
     code = 5
@@ -103,7 +103,7 @@ class CouldNotRun(IOFailure):
 class DecodingFailure(CniError):
     """Text that is not JSON, or not of the form that was expected: a configuration, a saved file, another plugin's reply.
 
-    To do: `cni-py config check FILE` names the line of a configuration.
+    To do: run `cni-py config check FILE`, which names the line of a configuration.
     """
 
     code = 6
@@ -112,16 +112,16 @@ class DecodingFailure(CniError):
 class InvalidConfig(CniError):
     """Configuration that is invalid; the message names the key and the value, details the rule.
 
-    To do: `cni-py config check FILE`, and correct the key; the configuration reference has its type and an example.
+    To do: run `cni-py config check FILE`, and correct the key; the configuration reference has its type and an example.
     """
 
     code = 7
 
 
 class InvalidNetNS(CniError):
-    """Network namespace that does not exist, is none, or is the host's own.
+    """Network namespace that does not exist, that is the host's own, or file that is none.
 
-    To do: the runtime names it in CNI_NETNS: did the pod end meanwhile? By hand: `ip netns add NAME`.
+    To do: check CNI_NETNS, in which the runtime names it: has the pod ended meanwhile? By hand: `ip netns add NAME`.
     """
 
     code = 8
@@ -132,9 +132,9 @@ class SandboxGone(InvalidNetNS):
 
 
 class TryAgainLater(CniError):
-    """State that passes: another process is at work, or the agent ended in the middle of an ADD, which was undone.
+    """Temporary state: another process is at work, or the agent ended in the middle of an ADD, which was undone.
 
-    To do: nothing, a runtime retries; if it stays so, the message names what is waited for.
+    To do: nothing; a runtime retries. If it stays so, the message names what is waited for.
     """
 
     code = 11
@@ -143,7 +143,7 @@ class TryAgainLater(CniError):
 class NotAvailable(CniError):
     """Plugin that cannot attach pods now (STATUS): subnet.env, a daemon, a kernel feature or free space is missing.
 
-    To do: the hint has the command; `cni-py status NETWORK` asks again. Is flanneld running?
+    To do: run the command in the hint; `cni-py status NETWORK` asks again. Is flanneld running?
     """
 
     code = 50
@@ -161,7 +161,7 @@ class InternalError(CniError):
 class KernelRefused(SystemFailure):
     """Change that the kernel rejected; ``details`` has its error text.
 
-    To do: the message is the command that failed: type it, and see; `cni-py explain` has those before it.
+    To do: type the command in the message, which is the one that failed; `cni-py explain` has those before it.
     """
 
     code = 101
@@ -170,7 +170,7 @@ class KernelRefused(SystemFailure):
 class AddressesExhausted(CniError):
     """Range without a free address.
 
-    To do: `cni-py sweep --dry-run` lists reservations of deleted pods; else delete pods, or configure a larger range.
+    To do: run `cni-py sweep --dry-run`, which lists those of deleted pods; else delete pods, or configure a larger range.
     """
 
     code = 102
@@ -181,7 +181,7 @@ class CheckFailed(CniError):
 
     ``others`` are further differences that the same CHECK found.
 
-    To do: the command in the hint, or delete the pod: `cni-py check` names each difference.
+    To do: run the command in the hint, or delete the pod; `cni-py check` names each difference.
     """
 
     code = 103

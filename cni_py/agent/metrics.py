@@ -29,8 +29,10 @@ class AgentMetrics:
         self.events = registry.counter("events_total", "Sweeps, checks, repairs, and faults of connections.", ("event",))
         self._addresses = {
             "total": registry.gauge("addresses", "Addresses of a range set that can be allocated.", ("network", "range_set")),
-            "taken": registry.gauge("addresses_taken", "Those that are reserved.", ("network", "range_set")),
-            "free": registry.gauge("addresses_free", "Those that are not.", ("network", "range_set")),
+            "taken": registry.gauge("addresses_taken", "Addresses of a range set that are reserved.", ("network", "range_set")),
+            "free": registry.gauge(
+                "addresses_free", "Addresses of a range set that are not reserved.", ("network", "range_set")
+            ),
         }
 
     def count_call(self, plugin: str, verb: str, code: int, seconds: float) -> None:

@@ -278,10 +278,11 @@ _LESSON_START = """\
 Build the lab of a lesson, and print its exercise.
 
 The lab is that of "cni-py lab", in its default directory, so all commands of cni-py lab
-work on it. One lesson runs at a time."""
+work on it. One lesson runs at a time. For the lesson that runs already, the exercise is
+printed again, and nothing is changed."""
 
 _LESSON_CHECK = """\
-Check whether the exercise of a lesson is solved; prints what is missing.
+Check whether the exercise of a lesson is solved, and print what is missing.
 
 exit status: 0 solved, 1 something is missing"""
 
@@ -409,6 +410,7 @@ _VERBS = {"add": _ADD, "check": _CHECK, "del": _DEL, "gc": _GC, "status": _STATU
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; ``command`` names the command. Exits with 2 on wrong usage, with 0 after help."""
     words = list(sys.argv[1:] if argv is None else argv)
+    typed = words
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     if words[:1] == ["config"] and words[1:2] not in ([name] for name in (*CONFIG_COMMANDS, "-h", "--help")):
@@ -419,7 +421,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _check_command(parser, words)
     if words[0] == "config" and words[1] in _DATASTORE_COMMANDS:
         return _parse_with_flanneld_options(parser, words)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    options.typed = typed
+    return options
 
 
 def build() -> argparse.ArgumentParser:
@@ -654,7 +658,12 @@ def _add_lesson_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     for name, text in {"start": _LESSON_START, "check": _LESSON_CHECK, "stop": _LESSON_STOP}.items():
         command = _new(add, name, help=_summary(text), description=text)
-        command.add_argument("number", metavar="N", type=int, help="number of the lesson: cni-py lesson list")
+        which = "number of the lesson, as cni-py lesson list has it"
+        if name == "start":
+            command.add_argument("number", metavar="N", type=_lesson_number, help=which)
+        else:
+            which += "; default: the one that runs"
+            command.add_argument("number", metavar="N", type=_lesson_number, nargs="?", help=which)
         if name == "check":
             command.add_argument("--hint", action="store_true", help="print a hint about the first requirement that is missing")
             command.add_argument("--json", action="store_true", help="print JSON")
@@ -746,6 +755,12 @@ def _object(text: str) -> str:
     if not is_object:
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return text
+
+
+def _lesson_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a lesson: cni-py lesson list")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

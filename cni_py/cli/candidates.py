@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NETWORKS, RESULTS, NAMESPACES = "/etc/cni/net.d", "/var/lib/cni", "/run/netns"
 RECORDS, LAB = "/run/cni-py/attachments", "/run/cni-py/lab"
+LESSONS = 10
+"""Number of lessons; their table would be loaded with the lab."""
 MOST = 300
 """Files of a directory; the newest of them."""
 _LARGEST = 1 << 20
@@ -71,6 +73,11 @@ def places(directory: str, *, only_nodes: bool = False) -> dict[str, str]:
         return found
     found |= {name: f"pod of {one.get('node')}" for name, one in (pods or {}).items() if isinstance(one, dict)}
     return found | {name: "" for name in machines or () if name not in found}
+
+
+def lessons() -> dict[str, str]:
+    """Return the numbers of the lessons."""
+    return {str(number): "lesson" for number in range(1, LESSONS + 1)}
 
 
 def plugins() -> dict[str, str]:

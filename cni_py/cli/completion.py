@@ -209,6 +209,8 @@ def _values(value: str, choices: tuple[str, ...], line: Line) -> Found | str:
     found: Found = {}
     if value == "CONTAINERID/IFNAME":
         return candidates.cached(results, line.arguments[0] if line.arguments else "")
+    if value == "N" and line.command.path[:2] == ("cni-py", "lesson"):
+        return candidates.lessons()
     if "NETWORK" in words:
         found |= candidates.networks(directory)
     is_ours = line.command.path[0] == "cni-py"

@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from cni_py.cli.output import EXIT_FAILED, as_typed, print_error, say, show
+from cni_py.cli.output import EXIT_FAILED, as_root, as_typed, print_error, say, show, show_folded
 from cni_py.errors import InvalidConfig
 from cni_py.journal import quote
 from cni_py.lab import faults
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cni_py.lab.plan import Settings
     from cni_py.lab.site import Site
 
+LABEL_WIDTH = 14
+"""Columns of the word in front of what `cni-py lab up` reports."""
 LOCK_TRIES = 100
 """Attempts to create the lab's directory while other commands remove it."""
 
@@ -36,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise LabFailed(
             "cni-py lab must be run as root: it creates network, mount and PID namespaces",
-            hint=f"sudo cni-py lab {options.lab_command}",
+            hint=as_root(options.typed),
         )
     try:
         return _COMMANDS[options.lab_command](options)
@@ -57,7 +59,7 @@ def up(options: argparse.Namespace) -> int:
     began = time.monotonic()
 
     def progress(line: str) -> None:
-        show(f"  {line}")
+        show_folded(f"  {line}", LABEL_WIDTH)
         _flush()
 
     lab = Lab(
@@ -83,13 +85,14 @@ def up(options: argparse.Namespace) -> int:
         lab.stay()
     took = time.monotonic() - began
     if lab.settings.backend in WITHOUT_ROUTES:
-        show(f"up in {took:.1f} s; {lab.settings.backend} creates no routes to other nodes' pods; try: cni-py lab status")
+        text = f"up in {took:.1f} s; {lab.settings.backend} creates no routes to other nodes' pods; try: cni-py lab status"
+        show_folded(as_typed(text), 4)
         return 0
     matrix = lab.wait_connected(outside=True)
     if matrix.pairs:
         progress(f"ping          {matrix.summary()}")
     connected = f", connected after {time.monotonic() - began:.1f} s" if matrix.is_complete else ""
-    show(f"up in {took:.1f} s{connected}; try: {_next_steps(lab)}")
+    show_folded(f"up in {took:.1f} s{connected}; try: {as_typed(_next_steps(lab))}", 4)
     if matrix.is_complete:
         return 0
     missing = listed([f"{pair.source} to {pair.target} ({pair.address}): {pair.why}" for pair in matrix.failed])

@@ -21,7 +21,7 @@ from cni_py.flanneld import allocate, backends
 from cni_py.flanneld.host_networks import warnings_here
 from cni_py.flanneld.lease import Subnets, why_no_node
 from cni_py.flanneld.network import NetworkConfig, read_text
-from cni_py.flanneld.options import UsageError, parse
+from cni_py.flanneld.options import Options, UsageError, parse
 from cni_py.flanneld.stores import read_snapshot
 from cni_py.flanneld.stores.etcd import EtcdStore
 from cni_py.flanneld.stores.file import FileStore
@@ -78,7 +78,17 @@ def opened(words: Sequence[str]) -> Iterator[Datastore]:
         finally:
             store.close()
     except StoreError as error:
-        raise CniError(error.msg, hint=error.hint) from error
+        raise CniError(error.msg, why_this_etcd(options, error), error.hint) from error
+
+
+def why_this_etcd(options: Options, error: StoreError) -> str:
+    """Return how to name another etcd, if none was named and that of this machine does not reply; else ""."""
+    is_default = not options.datastore and options.etcd_endpoints == Options().etcd_endpoints
+    if not is_default or not isinstance(error, Unavailable):
+        return ""
+    return (
+        'no etcd was named, so it was searched for on this machine; name it at the end: "-- -etcd-endpoints=http://HOST:2379"'
+    )
 
 
 def get(store: Datastore) -> Output:

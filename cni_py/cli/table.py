@@ -110,7 +110,7 @@ def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> Option:
     variable = default = ""
     if takes_value and (found := _TAIL.search(text)):
         text, tail = text[: found.start()], found[1]
-        named = _VARIABLE.fullmatch(tail)
+        named = _VARIABLE.fullmatch(tail) if tail != action.default else None  # a default may be in capitals, too
         variable, default = (named[1], named[2] or "") if named else ("", tail)
     choices = tuple(map(str, action.choices or ()))
     value = _shown(action, choices) if takes_value else ""

@@ -266,7 +266,7 @@ def _dropping_rules(places: Places, observed: probe.Observed) -> list[str]:
     found = []
     for name, event in compare.drop_rules(observed):
         place = places.named(name)
-        rule = place.ruleset.text((event.family, event.table, event.chain, event.handle)) if place is not None else ""
+        rule = place.ruleset.text(f"{event.family} {event.table}", event.chain, event.handle) if place is not None else ""
         if rule:
             found.append(f"The rule of {name} that dropped it: {event.where}: {rule}")
     return list(dict.fromkeys(found))

@@ -13,7 +13,6 @@ from cni_py.datastore.errors import StoreError
 from cni_py.doctor import facts as names
 from cni_py.doctor import (
     gather_datastore,
-    gather_filters,
     gather_kernel,
     gather_node,
     gather_pods,
@@ -34,7 +33,7 @@ from cni_py.kernel.route import list_routes
 from cni_py.kernel.vxlan import list_vxlans
 from cni_py.netlink.socket import open_host
 from cni_py.node.log import silence
-from cni_py.packetfilter.evaluate import Ruleset
+from cni_py.packetfilter.evaluation import reading
 from cni_py.sweep import restore, sweep
 from cni_py.sweep.file_leftovers import DATA_DIR, Places, places_configured
 from cni_py.sweep.restore import Lost
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 
     from cni_py.doctor.gather_pods import Asked
     from cni_py.flanneld.options import Options
+    from cni_py.packetfilter.evaluation.ruleset import Ruleset
     from cni_py.sweep.report import Report as SweepReport
 
     T = TypeVar("T")
@@ -264,7 +264,7 @@ def _asked_of(subnet: names.Network, facts: Facts) -> names.Address:
 
 def _filters(facts: Facts, reader: Reader) -> Facts:
     nothing: tuple[Ruleset | None, dict[str, str]] = (None, {})
-    ruleset, saved_rules = reader.read(names.FILTERS, gather_filters.read, nothing)
+    ruleset, saved_rules = reader.read(names.FILTERS, reading.read, nothing)
     return replace(facts, ruleset=ruleset, saved_rules=saved_rules)
 
 

@@ -26,7 +26,7 @@ _MASQUERADE = Shape(
     "masquerade",
     "",
     "",
-    "Beyond its network nothing could reply to a pod's address: there its packets have the node's.",
+    "Beyond its network nothing could reply to a pod's address, so its packets leave with the node's.",
     ("ipMasq",),
     "section 1, ipMasq",
 )
@@ -38,18 +38,20 @@ _HOSTPORT = Shape(
     ("runtimeConfig.portMappings",),
     CONVENTIONS + "portMappings",
 )
-_MAC = Shape("mac", "", "", "A pod that claims the MAC address of another one would get its packets.", ("macspoofchk",))
+_MAC = Shape("mac", "", "", "A pod that claims the MAC address of another one would receive its packets.", ("macspoofchk",))
 _FIREWALL = Shape(
     "firewall",
     "",
     "",
-    "Where the firewall drops what it does not know, the pod's packets are accepted by name.",
+    "Where the firewall drops what no rule accepts, the pod's packets need a rule of their own.",
     ("backend", "iptablesAdminChainName", "ingressPolicy", "type"),
 )
 _NODE = Shape(
-    "masquerade", "", "", "Packets of pods keep their address inside the flannel network, and have the node's beyond it."
+    "masquerade", "", "", "Pods' packets keep their source address inside the flannel network, and get the node's beyond it."
 )
-_GUARD = Shape("tunnel", "", "", "The kernel receives VXLAN on every address of the host; these rules leave the published one.")
+_GUARD = Shape(
+    "tunnel", "", "", "The kernel receives VXLAN on every address of the host; these rules accept it on the published one only."
+)
 
 _OWNERS: tuple[tuple[re.Pattern[str], Shape], ...] = tuple(
     (re.compile(pattern), shape)

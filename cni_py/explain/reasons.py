@@ -115,9 +115,9 @@ def reason(call: Call, known: Known, found: Recognised) -> Why:
     if known.is_undoing:
         return Why("A later change failed: ADD leaves nothing behind.", section="section 2, ADD")
     if call.verb == "DEL":
-        return Why("DEL removes what ADD made, as far as it exists.", section=DEL)
+        return Why("DEL removes what ADD created, as far as it still exists.", section=DEL)
     if call.verb == "GC":
-        return Why("No attachment that the runtime knows owns it.", section=GC)
+        return Why("It belongs to no attachment that the runtime knows.", section=GC)
     text = shape.why.format_map(found.words)
     if not call.verb:
         return Why(text)

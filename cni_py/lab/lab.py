@@ -82,7 +82,7 @@ class Lab(Site):
         """The lab in this directory. Raises: LabFailed if there is none, or it has ended."""
         state = State.read(directory)
         if state is None:
-            raise LabFailed("no lab is running", hint="cni-py lab up")
+            raise LabFailed("no lab is running", hint=machine.hint_inside() or "cni-py lab up")
         if not state.is_alive:
             hint = "cni-py lab down removes what is left of it, cni-py lab up creates a new one"
             raise LabFailed("the lab has ended: its first process was killed, and everything in it with it", hint=hint)

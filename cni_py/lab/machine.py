@@ -209,6 +209,13 @@ def _close_outputs(process: subprocess.Popen[str]) -> None:
         stream.close()
 
 
+def hint_inside() -> str:
+    """Return what to do about a command that works only outside of a lab; "" if this process is outside."""
+    if not os.path.exists("/run/lab/state.json"):
+        return ""
+    return f"this shell is on {os.uname().nodename} of a lab: leave it with exit, and type the command again"
+
+
 def make_mount_points() -> list[str]:
     """Create the directories of the real machine that the lab's are mounted on. Returns: those that did not exist."""
     made: list[str] = []

@@ -65,4 +65,5 @@ Reserve the subnet {SUBNET} permanently for {NODE}, and make its flanneld use it
         ),
     ),
     lab={"nodes": 2, "datastore": "etcd"},
+    place=NODE,
 )

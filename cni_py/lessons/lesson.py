@@ -53,6 +53,7 @@ class Lesson:
         minutes: to read it and do the exercise.
         task: what the exercise asks for, as printed.
         lab: arguments of :class:`cni_py.lab.Lab`.
+        place: where the exercise is done.
         prepare: adds to the lab what the exercise begins with.
     """
 
@@ -64,6 +65,7 @@ class Lesson:
     requirements: tuple[Requirement, ...]
     prepare: Callable[[Site], None] = lambda _: None
     lab: Mapping[str, Any] = field(default_factory=lambda: {"nodes": 1})
+    place: str = "node1"
 
     def check(self, site: Site) -> list[Finding]:
         """Ask for each requirement, in order, whether the lab meets it."""

@@ -10,7 +10,7 @@ from cni_py.lessons.lesson import Lesson, Requirement
 if TYPE_CHECKING:
     from cni_py.lab.site import Site
 
-CONTAINER, NETNS = "by-hand", "green"
+CONTAINER, NETNS, GATEWAY = "by-hand", "green", "10.244.1.1"
 _CACHED = f"/var/lib/cni/results/cbr0-{CONTAINER}-eth0"
 
 
@@ -65,8 +65,14 @@ yourself: environment variables and standard input, and no "cni-py add".""",
         ),
         Requirement(
             f"{NETNS} reaches its gateway",
-            lambda site: facts.no_ping(site, "node1", NETNS, "10.244.1.1"),
-            "the flannel object of /etc/cni/net.d/10-flannel.conflist has isDefaultGateway; give the plugin all of its keys",
+            lambda site: facts.no_ping(site, "node1", NETNS, GATEWAY),
+            f"look from inside: ip -n {NETNS} addr, ip -n {NETNS} route",
+        ),
+        Requirement(
+            f"the default route of {NETNS} leads there, as the network's configuration asks for",
+            lambda site: facts.no_default_route(site, "node1", NETNS, GATEWAY),
+            "a plugin gets its own object of plugins, not the whole file: the one of flannel in "
+            "/etc/cni/net.d/10-flannel.conflist has isDefaultGateway below delegate. DEL first, with the same variables",
         ),
         Requirement(
             "no runtime was asked to do it",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cni_py.lessons import facts
 from cni_py.lessons.lesson import Lesson, Requirement
@@ -24,8 +24,21 @@ _PREVIOUS: dict[str, Any] = {
 _CONF: dict[str, Any] = {"cniVersion": "1.1.0", "name": "lesson", "type": "noted"}
 
 
-def _call(site: Site, verb: str, conf: dict[str, Any]) -> tuple[int, Any, str]:
-    """Execute the plugin. Returns: its exit status, its standard output as JSON or None, the same as text."""
+class _Reply(NamedTuple):
+    """``value``: standard output as JSON, None if it is none; ``error``: the last line of standard error."""
+
+    status: int
+    value: Any
+    text: str
+    error: str
+
+    def described(self) -> str:
+        errors = f'; standard error ends with "{self.error}"' if self.error else ""
+        return f'exit status {self.status}, and it printed "{self.text[:200]}"{errors}'
+
+
+def _call(site: Site, verb: str, conf: dict[str, Any]) -> _Reply:
+    """Execute the plugin."""
     variables = {
         "CNI_COMMAND": verb,
         "CNI_CONTAINERID": CONTAINER,
@@ -39,14 +52,16 @@ def _call(site: Site, verb: str, conf: dict[str, Any]) -> tuple[int, Any, str]:
     # into a file: a process that the plugin leaves behind would hold a pipe open
     script = f"""
         status=0; reply=$(mktemp /run/replyXXXXXX)
-        env {words} timeout -k 1 {SECONDS} {PLUGIN} >"$reply" 2>/dev/null || status=$?
-        head -c 100000 "$reply"; rm "$reply"; echo "exit $status"
+        env {words} timeout -k 1 {SECONDS} {PLUGIN} >"$reply" 2>"$reply.errors" || status=$?
+        head -c 100000 "$reply"; echo "exit $status"; tail -n 1 "$reply.errors" | head -c 200; rm "$reply" "$reply.errors"
     """
-    text, _, status = site.run("node1", script, stdin=json.dumps(conf)).rpartition("exit ")
+    text, _, rest = site.run("node1", script, stdin=json.dumps(conf)).rpartition("exit ")
+    status, _, error = rest.partition("\n")
     try:
-        return int(status), json.loads(text), text.strip()
+        value = json.loads(text)
     except ValueError:
-        return int(status), None, text.strip()
+        value = None
+    return _Reply(int(status), value, text.strip(), error.strip())
 
 
 def _is_missing(site: Site) -> str:
@@ -57,9 +72,10 @@ def _is_missing(site: Site) -> str:
 
 
 def _version_differs(site: Site) -> str:
-    status, reply, text = _call(site, "VERSION", {"cniVersion": "1.1.0"})
-    if status or not isinstance(reply, dict):
-        return f'exit status {status}, and it printed "{text[:100]}"'
+    made = _call(site, "VERSION", {"cniVersion": "1.1.0"})
+    reply = made.value
+    if made.status or not isinstance(reply, dict):
+        return made.described()
     versions = reply.get("supportedVersions")
     if not isinstance(versions, list) or "1.1.0" not in versions:
         return f"supportedVersions is {json.dumps(versions)}, without 1.1.0"
@@ -72,11 +88,11 @@ def _version_differs(site: Site) -> str:
 
 def _add_differs(site: Site) -> str:
     _forget(site)
-    status, reply, text = _call(site, "ADD", _CONF | {"prevResult": _PREVIOUS})
-    if status:
-        return f'exit status {status}, and it printed "{text[:200]}"'
-    if reply != _PREVIOUS:
-        return f'it printed "{text[:100]}", and not the prevResult that it was given'
+    made = _call(site, "ADD", _CONF | {"prevResult": _PREVIOUS})
+    if made.status:
+        return made.described()
+    if made.value != _PREVIOUS:
+        return f'it printed "{made.text[:100]}", and not the prevResult that it was given'
     return ""
 
 
@@ -91,22 +107,23 @@ def _note_differs(site: Site) -> str:
 
 
 def _first_in_chain_differs(site: Site) -> str:
-    status, reply, text = _call(site, "ADD", _CONF)
-    if not status:
+    made = _call(site, "ADD", _CONF)
+    reply = made.value
+    if not made.status:
         return "exit status 0: a runtime would take that for success"
     if not isinstance(reply, dict) or not isinstance(reply.get("code"), int):
-        return f'it printed "{text[:100]}", and not an object with cniVersion, code and msg'
+        return f"{made.described()}, and not an object with cniVersion, code and msg"
     return "" if reply["code"] == 7 and reply.get("msg") else f"code is {reply['code']}, msg is {json.dumps(reply.get('msg'))}"
 
 
 def _delete_differs(site: Site) -> str:
     site.run("node1", f"mkdir -p {NOTES}; echo {ADDRESS}/24 >{NOTES}/{CONTAINER}")
     for count in ("first", "second"):
-        status, _, text = _call(site, "DEL", _CONF)
-        if status:
-            return f'the {count} DEL: exit status {status}, and it printed "{text[:200]}"'
+        made = _call(site, "DEL", _CONF)
+        if made.status:
+            return f"the {count} DEL: {made.described()}"
         if facts.read_file(site, "node1", f"{NOTES}/{CONTAINER}") is not None:
-            return f"{NOTES}/{CONTAINER} still exists after the {count} DEL"
+            return f"a file {NOTES}/{CONTAINER}, as ADD has to write it, still exists after the {count} DEL"
     return ""
 
 

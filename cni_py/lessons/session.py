@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cni_py import files
 from cni_py.lab.lab import DIRECTORY, Lab
+from cni_py.lab.machine import hint_inside
 from cni_py.lab.programs import LabFailed
 from cni_py.lab.state import State, read_keeper, take_down
 
@@ -54,10 +55,17 @@ def running() -> Running | None:
         return Running(0, None)
 
 
-def start(lesson: Lesson, progress: Callable[[str], None]) -> None:
-    """Create the lab and what the exercise begins with; a failure leaves nothing. Raises: LabFailed."""
+def start(lesson: Lesson, progress: Callable[[str], None]) -> bool:
+    """Create the lab and what the exercise begins with; a failure leaves nothing.
+
+    Returns: whether it was created; not if this lesson runs already. Raises: LabFailed.
+    """
+    if hint := hint_inside():
+        raise LabFailed("a lesson cannot be started in a lab", hint=hint)
     former = running()
     if former is not None and former.has_lab():
+        if former.number == lesson.number:
+            return False
         hint = f"cni-py lesson check {former.number}; cni-py lesson stop {former.number}"
         raise LabFailed(f"lesson {former.number} is running", hint=hint)
     if former is not None:  # it was killed
@@ -79,19 +87,28 @@ def start(lesson: Lesson, progress: Callable[[str], None]) -> None:
     except BaseException:
         _forget()
         raise
+    return True
 
 
 def open_lab(wanted: int) -> Site:
     """Return the lab of a lesson. Raises: LabFailed if the lesson does not run."""
     found = running()
     if found is None:
-        raise LabFailed(f"lesson {wanted} is not running", hint=f"cni-py lesson start {wanted}")
+        raise not_running(wanted)
     if found.number not in (wanted, 0):
         raise LabFailed(f"lesson {found.number} is running, not lesson {wanted}", hint=f"cni-py lesson check {found.number}")
     if not found.has_lab():
         hint = f"cni-py lesson stop {wanted}; cni-py lesson start {wanted}"
         raise LabFailed(f"the lab of lesson {wanted} has ended", hint=hint)
     return Lab.open(DIRECTORY)
+
+
+def not_running(wanted: int | None) -> LabFailed:
+    """Return the error that a lesson, or None: any lesson, does not run. A shell in the lab cannot see that it does."""
+    what = "no lesson is running" if wanted is None else f"lesson {wanted} is not running"
+    if hint := hint_inside():
+        return LabFailed(f"{what} in here", hint=hint)
+    return LabFailed(what, hint="cni-py lesson list" if wanted is None else f"cni-py lesson start {wanted}")
 
 
 def stop() -> bool:

@@ -88,4 +88,5 @@ first without deleting it, delete what is left of the second, and leave {UNTOUCH
     ),
     _prepare,
     {"nodes": 2},
+    NODE,
 )

@@ -100,4 +100,5 @@ pod1. Restore them with ip and bridge, without flanneld.""",
     ),
     _prepare,
     {"nodes": 3},
+    NODE,
 )

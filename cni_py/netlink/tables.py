@@ -402,7 +402,6 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
             "WGDEVICE_A_IFNAME": (2, "asciiz"),
             "WGDEVICE_A_PRIVATE_KEY": (3, "parse_wg_key"),
             "WGDEVICE_A_PUBLIC_KEY": (4, "parse_wg_key"),
-            "WGDEVICE_A_FLAGS": (5, "uint32"),
             "WGDEVICE_A_LISTEN_PORT": (6, "uint16"),
             "WGDEVICE_A_PEERS": (NESTED | 8, "*wgdevice_peer"),
         },

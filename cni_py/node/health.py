@@ -40,7 +40,7 @@ class Health:
         self._server: Server | None = None
         self.metrics.gauge("info", "Version of the program.", ("version",)).set(1, __version__)
         self.gauge("start_time_seconds", "When this process began, seconds since 1970.", round(time(), 3))
-        self.gauge("ready", "Whether /readyz says so.", 0)
+        self.gauge("ready", "1 if /readyz reports ready, else 0.", 0)
 
     def start(self, listener: socket.socket | None = None) -> None:
         """Serve on ``listener``, or on the address that was given. Raises: OSError if it cannot listen on it."""
@@ -65,13 +65,13 @@ class Health:
         """``doubt``: why it may not be, in words."""
         with self._lock:
             self._is_ready, self._reasons = True, (doubt,) if doubt else ()
-        self.gauge("ready", "Whether /readyz says so.", 1)
+        self.gauge("ready", "1 if /readyz reports ready, else 0.", 1)
 
     def set_unready(self, *reasons: str) -> None:
         """``reasons``: what it is waiting for, in words."""
         with self._lock:
             self._is_ready, self._reasons = False, tuple(" ".join(reason.split()) for reason in reasons)
-        self.gauge("ready", "Whether /readyz says so.", 0)
+        self.gauge("ready", "1 if /readyz reports ready, else 0.", 0)
 
     def gauge(self, name: str, help_text: str, value: float) -> None:
         """Set a value that goes up and down, such as ``peers``."""

@@ -73,7 +73,7 @@ def _decide(
     if age < 0:
         return KEPT, "its modification time is in the future"
     if age < grace_seconds:
-        return KEPT, f"too young: {age:.0f} s of {grace_seconds:g}"
+        return KEPT, f"too young: {age:.0f} s of {grace_seconds:g} (option --grace)"
     return WOULD_REMOVE, ""
 
 

@@ -177,7 +177,7 @@ def _cause(observed: Observed, missing: Hop | None) -> str:
     errors = [one for one in observed.of_kind(ERROR) if one.frame.error]
     if errors:
         return f"ICMP from {errors[0].frame.reporter}: {errors[0].frame.error}"
-    return "" if missing is None else "no rule dropped it, and no ICMP error came back"
+    return "" if missing is None else "no rule of nftables dropped it, and no ICMP error came back"
 
 
 def _which(event: Event) -> str:

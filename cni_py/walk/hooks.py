@@ -1,4 +1,6 @@
-"""The hooks of nftables on a path: chains in the kernel's order, address translation, connection tracking. Changes nothing.
+"""The hooks of the packet filter on a path: chains in the kernel's order, address translation, connection tracking.
+
+Changes nothing.
 
 Source: linux include/uapi/linux/netfilter_ipv4.h (priorities), net/netfilter/nf_nat_core.c.
 """
@@ -10,9 +12,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from cni_py.kernel.route_lookup import Question
+from cni_py.packetfilter.evaluation.chains import FAMILIES, NAT_PRIORITY
+from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts, fields_of, without_connection
+from cni_py.packetfilter.evaluation.statements import CONNMARK, DESTINATION_NATS, MARK, NATS, NOTRACK
 from cni_py.plural import counted
 from cni_py.walk import hops
-from cni_py.walk.expressions import UNKNOWN, Facts
 from cni_py.walk.packet import ICMP, Packet
 from cni_py.walk.tracking import Tracking
 
@@ -21,16 +25,10 @@ if TYPE_CHECKING:
 
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
+    from cni_py.packetfilter.evaluation.ruleset import Event
     from cni_py.walk.path import Path, PathEnd
     from cni_py.walk.place import Place
-    from cni_py.walk.ruleset import Chain, Event
     from cni_py.walk.tracking import Connection
-
-_IP_FAMILIES = {4: ("inet", "ip"), 6: ("inet", "ip6")}
-_L4 = {4: {"icmp": "icmp"}, 6: {"icmp": "ipv6-icmp"}}
-_NAT_PRIORITY = {"prerouting": -100, "output": -100, "forward": 1 << 31, "input": 100, "postrouting": 100}
-"""Priorities at which the kernel translates, or undoes a translation."""
-_NATS = frozenset(("dnat", "snat", "masquerade", "redirect"))
 
 
 class Hooks:
@@ -53,17 +51,17 @@ class Hooks:
     ) -> Packet:
         """Pass the chains of a hook. Returns: the packet behind them. Raises: PathEnd if one drops it."""
         rules = place.ruleset
-        state = "established" if is_reply else "new"
         is_undone, is_translated = not is_reply, False
         self._say_unreadable(place, hook, packet)
-        passed, events = list[str](), 0
-        for chain in sorted(rules.base_chains(_IP_FAMILIES[packet.version], hook), key=lambda each: _order(each, hook)):
-            if not is_undone and _order(chain, hook) > (_NAT_PRIORITY[hook], 0):
+        passed, events = dict[str, list[str]](), 0
+        for chain in rules.base_chains(FAMILIES[packet.version], hook):
+            if not is_undone and chain.order[:2] > (NAT_PRIORITY[hook], 0):
                 packet, is_undone = self._untranslate(place, hook, packet, connection), True
-            if chain.kind == "nat" and (is_reply or is_translated):
+            if chain.kind == "nat" and (is_reply or is_translated or not connection.is_tracked):
                 continue
-            outcome = rules.evaluate(chain, self._facts(place, packet, iif, oif, state, connection))
-            passed.append(f"{chain.title} ({chain.priority})")
+            facts = self._facts(place, packet, iif, oif, connection, is_reply=is_reply, is_before=chain.is_before_tracking)
+            outcome = rules.evaluate(chain, facts)
+            passed.setdefault(chain.program, []).append(f"{chain} ({chain.priority})")
             events += len(outcome.events)
             self._report(place, outcome.events, packet)
             if outcome.verdict == "drop":
@@ -72,15 +70,17 @@ class Hooks:
                 text = f"a rule passes it to a program in user space: {outcome.events[-1].text}"
                 raise self._path.end(place, hops.UNFOLLOWED, text, packet)
             for event in outcome.events:
-                if event.kind == "mark":
-                    packet = replace(packet, mark=event.value)
-                elif event.kind in _NATS:
+                if event.kind in NATS:
                     packet = self._translate(place, event, packet, connection, iif, oif, nexthop)
                     is_translated = True
+                else:
+                    packet = _marked(event, packet, connection)
         if hook in ("prerouting", "output") and not is_reply:
             self._say_tracked(place, connection, packet)
         if passed and not events:
-            self._path.hop(place, hops.FILTER, f"nftables accepts it unchanged in {hook}", packet, ", ".join(passed))
+            verb = "accepts" if len(passed) == 1 else "accept"
+            text = f"{' and '.join(passed)} {verb} it unchanged in {hook}"
+            self._path.hop(place, hops.FILTER, text, packet, ", ".join(name for names in passed.values() for name in names))
         return packet if is_undone else self._untranslate(place, hook, packet, connection)
 
     def _say_tracked(self, place: Place, connection: Connection, packet: Packet) -> None:
@@ -103,10 +103,8 @@ class Hooks:
 
     def _say_unreadable(self, place: Place, hook: str, packet: Packet) -> None:
         """Say once per place what rules exist that are not evaluated."""
-        problems = [place.ruleset.problem] if place.ruleset.problem else []
-        problems += [f"{name} of legacy iptables is in use: its rules are not evaluated" for name in place.legacy_tables]
         said = {hop.text for hop in self._path.walk.hops if hop.place == place.name}
-        for text in problems:
+        for text in place.ruleset.problems:
             if text not in said and hook in ("prerouting", "output"):
                 self._path.hop(place, hops.UNSURE, text, packet)
 
@@ -127,8 +125,8 @@ class Hooks:
         nexthop: Address | None,
     ) -> Packet:  # fmt: skip
         """Do what a rule of nat says."""
-        address, port = event.value or (None, None)
-        if event.kind in ("dnat", "redirect"):
+        address, port = event.value
+        if event.kind in DESTINATION_NATS:
             if event.kind == "redirect":
                 address = self._redirect_address(place, packet, iif)
             after = replace(
@@ -140,8 +138,13 @@ class Hooks:
         else:
             if event.kind == "masquerade":
                 address = self._masquerade_address(place, oif, nexthop or packet.destination)
-            is_known = packet.is_port_known and (packet.protocol == ICMP or "random" not in event.text)
-            after = replace(packet, source=address or packet.source, is_port_known=is_known)
+            is_kept = port is not UNKNOWN and "random" not in event.text
+            after = replace(
+                packet,
+                source=address or packet.source,
+                source_port=port if isinstance(port, int) and packet.source_port else packet.source_port,
+                is_port_known=packet.is_port_known and (packet.protocol == ICMP or is_kept),
+            )
             after = connection.translate_source(after)
         word = {"dnat": "DNAT", "redirect": "redirect", "snat": "SNAT"}.get(event.kind, event.kind)
         self._path.hop(place, hops.NAT, word, after, f"{event.where}: {event.text}", changes=_changes(packet, after))
@@ -168,52 +171,43 @@ class Hooks:
         for event in events:
             if event.kind == "uncertain":
                 self._path.hop(place, hops.UNSURE, f"a rule is not understood: {event.text}", packet, event.where)
-            elif event.kind == "mark":
+            elif event.kind == MARK:
                 text = f"mark {packet.mark:#x} becomes {event.value:#x}"
-                self._path.hop(place, hops.MARK, text, replace(packet, mark=event.value), f"{event.where}: {event.text}")
+                packet = replace(packet, mark=event.value)
+                self._path.hop(place, hops.MARK, text, packet, f"{event.where}: {event.text}")
+            elif event.kind == CONNMARK:
+                text = f"the connection's mark becomes {event.value:#x}"
+                self._path.hop(place, hops.MARK, text, packet, f"{event.where}: {event.text}")
+            elif event.kind == NOTRACK:
+                self._path.hop(place, hops.TRACKED, "its connection is not tracked", packet, f"{event.where}: {event.text}")
 
     def drop(self, place: Place, events: Sequence[Event], packet: Packet, hook: str) -> PathEnd:
         """End the walk at the rule of the last event. Returns: the exception that the caller raises."""
         event = events[-1]
-        text = f"{'rejected' if event.kind == 'reject' else 'dropped'} by nftables in {hook}"
+        text = f"{'rejected' if event.kind == 'reject' else 'dropped'} by {event.chain.program} in {hook}"
         return self._path.end(place, hops.BROKEN, text, packet, f"{event.where}: {event.text}", hops.FILTER)
 
     def _facts(
-        self, place: Place, packet: Packet, iif: Link | None, oif: Link | None, state: str, connection: Connection | None
+        self,
+        place: Place,
+        packet: Packet,
+        iif: Link | None,
+        oif: Link | None,
+        connection: Connection | None = None,
+        *,
+        is_reply: bool = False,
+        is_before: bool = False,
     ) -> Facts:
-        """Collect the facts that rules can ask for."""
-        version = packet.version
-        number = _L4[version].get(packet.protocol, packet.protocol)
-        status = frozenset(connection.status) if connection is not None else frozenset()
-        fields: dict[str, Any] = {
-            "meta iifname": iif.name if iif else "",
-            "meta oifname": oif.name if oif else "",
-            "meta iif": iif.name if iif else "",
-            "meta oif": oif.name if oif else "",
-            "meta mark": packet.mark,
-            "meta l4proto": number,
-            "meta nfproto": f"ipv{version}",
-            "meta protocol": "ip" if version == 4 else "ip6",
-            "meta length": packet.size,
-            "meta pkttype": "host",
-            "ct state": frozenset((state,)),
-            "ct status": status,
-            "ct mark": 0,
-            "ct direction": "reply" if state == "established" else "original",
-            "th dport": packet.destination_port if packet.protocol != ICMP else UNKNOWN,
-            "th sport": packet.source_port if packet.protocol != ICMP and packet.is_port_known else UNKNOWN,
-        }
-        if version == 4:
-            fields |= {"ip saddr": packet.source, "ip daddr": packet.destination, "ip protocol": number, "ip version": 4}
-        else:
-            fields |= {"ip6 saddr": packet.source, "ip6 daddr": packet.destination, "ip6 nexthdr": number, "ip6 version": 6}
-        if packet.protocol == ICMP:
-            name = "icmp" if version == 4 else "icmpv6"
-            fields[f"{name} type"] = "echo-reply" if state == "established" else "echo-request"
-        elif packet.protocol in ("tcp", "udp"):
-            fields |= {f"{packet.protocol} {end}": fields[f"th {end}"] for end in ("dport", "sport")}
-        if packet.protocol == "tcp":
-            fields["tcp flags"] = frozenset(("syn", "ack") if state == "established" else ("syn",))
+        """Collect the facts that rules can ask for. ``is_before``: of a chain before connection tracking."""  # fmt: skip
+        ports = (packet.source_port if packet.is_port_known else UNKNOWN, packet.destination_port)
+        links = (iif.name if iif else "", oif.name if oif else "")
+        state = "established" if is_reply else "new"
+        fields = fields_of(packet.source, packet.destination, packet.protocol, ports, links, state=state, is_reply=is_reply)
+        fields |= {"meta mark": packet.mark, "meta length": packet.size}
+        if connection is not None:
+            fields |= {"ct status": frozenset(connection.status), "ct mark": connection.mark}
+            if is_before or not connection.is_tracked:
+                fields = without_connection(fields, is_tracked=connection.is_tracked)
         if iif is not None:
             fields["ether saddr"] = UNKNOWN
         return Facts(fields, lambda result, flags: self._fib(place, packet, result, flags), lambda *of: _raw(packet, *of))
@@ -228,7 +222,7 @@ class Hooks:
     def pass_ingress(self, place: Place, link: Link, packet: Packet) -> None:
         """Chains of the hook ingress, which see frames before anything else."""
         for chain in place.ruleset.base_chains(("netdev", "inet"), "ingress", link.name):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, link, None, "new", None))
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, link, None))
             self._report(place, outcome.events, packet)
             if outcome.verdict == "drop":
                 raise self.drop(place, outcome.events, packet, "ingress")
@@ -236,15 +230,18 @@ class Hooks:
     def pass_bridge_hook(self, place: Place, hook: str, packet: Packet, iif: Link | None, oif: Link | None) -> None:
         """Chains of the family bridge."""
         for chain in place.ruleset.base_chains(("bridge",), hook):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, "new", None))
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif))
             self._report(place, outcome.events, packet)
             if outcome.verdict == "drop":
                 raise self.drop(place, outcome.events, packet, f"bridge {hook}")
 
 
-def _order(chain: Chain, hook: str) -> tuple[int, int]:
-    """The place of a chain among those of a hook: all of the type nat run where translation does, whatever their priority."""
-    return (_NAT_PRIORITY[hook], 0) if chain.kind == "nat" else (chain.priority, 1)
+def _marked(event: Event, packet: Packet, connection: Connection) -> Packet:
+    """Do what a rule says that marks the packet or its connection."""
+    if event.kind == CONNMARK:
+        connection.mark = event.value
+    connection.is_tracked &= event.kind != NOTRACK
+    return replace(packet, mark=event.value) if event.kind == MARK else packet
 
 
 def _raw(packet: Packet, base: str, offset: int, length: int) -> Any:

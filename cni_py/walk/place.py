@@ -9,7 +9,7 @@ import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cni_py.errors import CniError, KernelRefused
+from cni_py.errors import KernelRefused
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_host_addresses
 from cni_py.kernel.conntrack import list_tracked
@@ -19,8 +19,7 @@ from cni_py.kernel.netns import open_in, open_sandbox
 from cni_py.kernel.route_lookup import Question, look_up
 from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import RTM_GETNSID
-from cni_py.packetfilter.libnftables import read_ruleset
-from cni_py.walk.ruleset import Ruleset
+from cni_py.packetfilter.evaluation.reading import read_as_far_as_possible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from cni_py.kernel.netns import NetNS
     from cni_py.kernel.route_lookup import Choice
     from cni_py.netlink.socket import Rtnl
+    from cni_py.packetfilter.evaluation.ruleset import Ruleset
 
 NODE, POD, OTHER = "node", "pod", "other"
 IFF_LOWER_UP = 0x10000
@@ -129,21 +129,8 @@ class Place:
 
     @cached_property
     def ruleset(self) -> Ruleset:
-        """The rules of nftables, iptables-nft among them; without nftables none, and the reason why."""
-        try:
-            objects, texts = self.netns.run(read_ruleset)
-        except CniError as error:
-            return Ruleset([], {}, f"nftables cannot be read: {error.msg}")
-        return Ruleset(objects, texts)
-
-    @cached_property
-    def legacy_tables(self) -> list[str]:
-        """Tables of legacy iptables that are in use: their rules are invisible to nftables."""
-        found = []
-        for name in ("ip", "ip6"):
-            text = self._read(f"/proc/thread-self/net/{name}_tables_names")
-            found += [f"{name}tables -t {table}" for table in text.split()]
-        return found
+        """The rules of nftables, iptables-nft among them, and of legacy iptables; and which of them cannot be read."""
+        return self.netns.run(read_as_far_as_possible)
 
     def listens(self, protocol: str, address: Address, port: int) -> bool | None:
         """Return whether a socket takes packets to this port; None: unknown."""

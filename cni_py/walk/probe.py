@@ -209,7 +209,7 @@ def _tracers(watched: Sequence[Place], token: Token, observed: Observed, stack: 
     found: dict[str, Tracer] = {}
     marks = [(8 * at, value) for at, value in _marks(token)]
     for place in watched:
-        if place.ruleset.is_empty:
+        if not place.ruleset.has_nftables:
             continue
         try:
             tracer = found[place.name] = place.netns.run(lambda: Tracer(marks))

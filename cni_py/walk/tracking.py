@@ -32,6 +32,8 @@ class Connection:
     original: Packet
     reply: Packet
     status: set[str] = field(default_factory=set)
+    mark: int = 0
+    is_tracked: bool = True
 
     @classmethod
     def begin(cls, packet: Packet) -> Connection:

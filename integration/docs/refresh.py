@@ -1,7 +1,7 @@
 """Run the pages whose output is shown, and write again what has changed: ``python integration/docs/refresh.py [PAGE...]``.
 
-A block whose output differs in volatile parts alone stays as it is (`support.code_blocks.normalised`). It must be run as
-root, as the lab.
+A page whose output differs in volatile parts alone stays as it is (`support.code_blocks.normalised`); otherwise all of it is
+written, so that a page shows one run. It must be run as root, as the lab.
 """
 
 from __future__ import annotations

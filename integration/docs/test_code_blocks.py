@@ -24,6 +24,7 @@ from support.code_blocks import (
     Block,
     Shown,
     blocks_of,
+    contradiction,
     indented_commands,
     normalised,
     with_outputs,
@@ -41,10 +42,15 @@ def machine(host: Host, bin_dir: Path, request: pytest.FixtureRequest) -> Machin
 @pytest.mark.netns
 @pytest.mark.parametrize("machine", [*NODE_PAGES, *LESSONS], indirect=True, ids=str)
 def test_page_runs_in_its_order(machine: Machine) -> None:
+    all_shown = all_printed = ""
     for shown in with_outputs(ROOT / machine.page):
         if runnable(shown.block, machine):
             printed = machine.run(shown.block)
             assert_as_shown(shown, printed)
+            if shown.output is not None:
+                all_shown, all_printed = all_shown + shown.output.text, all_printed + printed
+    name = contradiction(all_shown, all_printed)
+    assert not name, f"{name} is from another run than the rest of {machine.page}: make docs PAGES={machine.page}"
 
 
 def assert_as_shown(shown: Shown, printed: str) -> None:

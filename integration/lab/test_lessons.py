@@ -84,13 +84,15 @@ class Solution:
     wrong_place: str = ""
 
 
-BY_HAND = """
+CALL = 'CNI_CONTAINERID=by-hand CNI_NETNS=/run/netns/green CNI_IFNAME=eth0 "$CNI_PATH/flannel"'
+WHOLE_FILE = "/etc/cni/net.d/10-flannel.conflist"
+BY_HAND = f"""
 python3 - <<'END' >/run/conf.json
 import json
-chain = json.load(open("/etc/cni/net.d/10-flannel.conflist"))
-print(json.dumps({"cniVersion": chain["cniVersion"], "name": chain["name"]} | chain["plugins"][0]))
+chain = json.load(open("{WHOLE_FILE}"))
+print(json.dumps({{"cniVersion": chain["cniVersion"], "name": chain["name"]}} | chain["plugins"][0]))
 END
-CNI_COMMAND=ADD CNI_CONTAINERID=by-hand CNI_NETNS=/run/netns/green CNI_IFNAME=eth0 "$CNI_PATH/flannel" </run/conf.json
+CNI_COMMAND=ADD {CALL} </run/conf.json
 """
 PLUGIN = """
 mkdir -p /run/plugins
@@ -142,6 +144,8 @@ SOLUTIONS = {
                 "cbr0-by-hand-eth0 exists: a runtime",
             ),
             ("cni-py del cbr0 green --container-id by-hand", "has 10.244.1.2 of cnitool-"),
+            (f"CNI_COMMAND=ADD {CALL} <{WHOLE_FILE}", "green has no default route"),
+            (f"CNI_COMMAND=DEL {CALL} <{WHOLE_FILE}", "has 10.244.1.2 of cnitool-"),
         ),
     ),
     2: Solution(
@@ -267,7 +271,16 @@ END
         PLUGIN,
         (
             ("mkdir -p /run/plugins; echo '#!/bin/sh' >/run/plugins/noted", "/run/plugins/noted is not executable"),
-            ("chmod +x /run/plugins/noted; echo cat >>/run/plugins/noted", "supportedVersions is null, without 1.1.0"),
+            (
+                "echo '#!/no/such' >/run/plugins/noted; chmod +x /run/plugins/noted",
+                'exit status 127, and it printed ""; standard error ends with "timeout: ',
+            ),
+            (
+                "echo 'x = ' | tee /run/plugins/noted; sed -i '1i#!/usr/bin/python3' /run/plugins/noted",
+                "SyntaxError: invalid syntax",
+            ),
+            ("echo '#!/bin/sh' >/run/plugins/noted", "as ADD has to write it, still exists after the first DEL"),
+            ("echo cat >>/run/plugins/noted", "supportedVersions is null, without 1.1.0"),
             ("echo 'printf \"\\377\\376\"; sleep 60 &' >>/run/plugins/noted", "exit status 0, and it printed"),
             (
                 PLUGIN + 'sed -i \'s,/24,,; s/\\["address"\\]/["gateway"]/\' /run/plugins/noted',
@@ -408,6 +421,29 @@ def test_one_lesson_at_a_time_and_its_hints_are_typed(learner: Learner) -> None:
     error, commands = refused(learner, "lesson", "start", "2")
     assert "lesson 1 is running" in error
     follow(commands, 1, 0)
+    error, commands = refused(learner, "lesson", "check")
+    assert "no lesson is running" in error
+    follow(commands, 0)
+    assert learner.lesson("stop") == "no lesson is running\n"
+    assert learner.leaks() == ""
+
+
+def test_lesson_that_runs_needs_no_number_and_prints_its_exercise_again(learner: Learner) -> None:
+    card = learner.lesson("start", "2")
+    learner.missing(2, "node1", "ip link add br0 type bridge; ip addr add 10.99.0.1/24 dev br0; ip link set br0 up")
+    again = learner.lesson("start", "2")
+    assert again.startswith("lesson 2 is running already, and its lab is unchanged\n")
+    assert card.endswith(again.partition("\n\n")[2])
+    done = learner.type("lesson", "check")
+    assert (done.returncode, "ok       br0 is a bridge" in done.stdout) == (1, True)
+    inside = [
+        ["lesson", *words] for words in (["check"], ["check", "2"], ["start", "2"], ["start", "1"], ["stop"], ["stop", "2"])
+    ]
+    inside += [["lab", *words] for words in (["exec", "node1"], ["status"], ["ping"], ["break", "route", "node1"])]
+    for words in inside:
+        error = refused(learner, "lab", "exec", "node1", "--", learner.cni_py, *words)[0]
+        assert "this shell is on node1 of a lab: leave it with exit" in error
+    assert learner.lesson("stop") == "lesson 2 removed\n"
     assert learner.leaks() == ""
 
 

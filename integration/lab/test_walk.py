@@ -325,6 +325,7 @@ SET = (
     " add rule ip x g ip saddr @s drop'"
 )
 REJECT = "iptables -I FORWARD -m comment --comment no -p icmp -m conntrack --ctstate NEW -j REJECT"
+LEGACY = "iptables-legacy -N A; iptables-legacy -A A ! -p udp -j REJECT; iptables-legacy -A FORWARD -d 10.244.0.0/16 -j A"
 SYSCTL = "/proc/sys/net/ipv4/ip_forward"
 BLACKHOLE = "ip route add blackhole default table 9; ip rule add to 10.244.0.0/16 table 9 priority 9"
 UNLEARN = "ip netns exec pod1 ip route flush cache"  # its path MTU
@@ -335,6 +336,7 @@ SCRIPTS: dict[str, tuple[str, str, str, str]] = {
     "set": (SET, "nft delete table ip x", "node1", "dropped by nftables in forward"),
     "iptables": (REJECT, "iptables -F FORWARD", "node1", "rejected by nftables in forward"),
     "iptables policy": ("iptables -P FORWARD DROP", "iptables -P FORWARD ACCEPT", "node1", "dropped by nftables in forward"),
+    "legacy": (LEGACY, "iptables-legacy -F; iptables-legacy -X A", "node1", "rejected by iptables-legacy in forward"),
     "output": (*chain("output", "udp dport 8472 drop"), "node1", "dropped by nftables in output"),
     "ingress": (*chain("ingress", family="netdev", device="cni0", policy="drop"), "node1", "dropped by nftables in ingress"),
     "forwarding": (f"echo 0 >{SYSCTL}", f"echo 1 >{SYSCTL}", "node1", "does not forward"),
@@ -378,6 +380,23 @@ def test_broken_path_names_the_hop(broken: Lab, name: str) -> None:
     assert [hop["kind"] for hop in report[way]["hops"] if hop["broken"]] != []
     if "nftables" in words and name != "ingress":  # chains of netdev see a frame before it can be traced
         assert report[verified]["cause"].startswith("nftables of node1 dropped it")
+
+
+def test_legacy_iptables_translates_and_the_reply_is_translated_back(broken: Lab) -> None:
+    target = broken.pods["pod2"].addresses[0]
+    rules = (
+        f"PREROUTING -d 192.0.2.77 -p tcp --dport 80 -j DNAT --to-destination {target}:81",
+        f"POSTROUTING -d {target} -p tcp -j MASQUERADE",
+    )
+    broken.run("node1", "; ".join(f"iptables-legacy -t nat -A {rule}" for rule in rules))
+    try:
+        report = walk(broken, "pod1", "192.0.2.77:80")
+    finally:
+        broken.run("node1", "iptables-legacy -t nat -F")
+    assert_verified(report)
+    assert report["forward"]["endPlace"] == "pod2"
+    assert [hop["text"] for hop in kinds(report, "nat")] == ["DNAT", "masquerade"]
+    assert kinds(report, "nat")[0]["why"].startswith("iptables-legacy nat PREROUTING: -A PREROUTING")
 
 
 @pytest.mark.parametrize(

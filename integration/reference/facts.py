@@ -44,7 +44,7 @@ FILES = {
         File(
             "/etc/resolv.conf",
             ("host-local",),
-            "default of resolvConf's kind: name servers and search domains of the result",
+            "the file that resolvConf usually names: name servers and search domains of the result",
             "no",
         ),
         File(
@@ -144,7 +144,7 @@ FILES = {
             "with wireguard, the node's private key (WIREGUARD_KEY_FILE); created if it does not exist",
             "a new one is created",
         ),
-        File("/run/cni-py", EVERY, "directory of records, journals and locks; only root may look into it", "yes"),
+        File("/run/cni-py", EVERY, "directory of records, journals and locks; only root may read it", "yes"),
         File(
             "/run/cni-py/attachments/CONTAINERID:IFNAME:NETWORK",
             RECORDED,
@@ -177,7 +177,7 @@ FILES = {
         File(
             "/run/cni-py/turns.lock",
             EVERY,
-            "lock: one ADD or DEL of an attachment at a time. Where it cannot be used, an abstract socket is",
+            "lock that serializes ADD and DEL of an attachment. Where it cannot be used, an abstract socket is",
             "no",
         ),
         File("/run/cni-py/agent.sock", ("cni-agent", *EVERY), "socket of the agent (--socket); plugins ask there first", "yes"),
@@ -461,7 +461,7 @@ KERNEL = {
             "with the link",
             ("hostport",),
         ),
-        Object("table bridge cni_py", ("bridge",), "macspoofchk", STAYS, ("mac",)),
+        Object("table bridge cni_py", ("bridge",), "checks of MAC addresses (macspoofchk)", STAYS, ("mac",)),
         Object(
             "set checked, set allowed, chain prerouting",
             ("bridge",),

@@ -64,16 +64,22 @@ def sections_of(page: Path) -> dict[str, str]:
     return found
 
 
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table; "" without rows, and its section is left out."""
+    filled = list(rows)
+    return pages.markdown(head, filled) if filled else ""
+
+
 def _files(owner: str) -> str:
-    return pages.markdown(("path", "content"), ((row[0], row[1]) for row in pages.file_rows(owner)))
+    return _table(("path", "content"), ((row[0], row[1]) for row in pages.file_rows(owner)))
 
 
 def _objects(owner: str) -> str:
-    return pages.markdown(("object", "what for", "deleted by"), ((row[0], row[1], row[3]) for row in pages.object_rows(owner)))
+    return _table(("object", "what for", "deleted by"), ((row[0], row[1], row[3]) for row in pages.object_rows(owner)))
 
 
 def _environment(owner: str) -> str:
-    return pages.markdown(("variable", "meaning"), (row[:2] for row in pages.environment_rows(owner)))
+    return _table(("variable", "meaning"), (row[:2] for row in pages.environment_rows(owner)))
 
 
 SLOTS: dict[str, Callable[[], str]] = {
@@ -97,7 +103,8 @@ def _plain(text: str) -> str:
             title = head.rstrip(":")
             blocks += [f"**{title[:1].upper()}{title[1:]}:**", "```text\n" + dedent(rest) + "\n```"]
         else:
-            blocks.append(pages.prose(re.sub(r"([*_<])", r"\\\1", block)))
+            sentence = re.sub(r"^exit status:", "Exit status:", block)
+            blocks.append(pages.prose(re.sub(r"([*_<])", r"\\\1", sentence)))
     return "\n\n".join(blocks)
 
 
@@ -209,7 +216,9 @@ def plugin(name: str) -> str:
     kind = "ipam" if row.kind == "ipam" else "plugins"
     synopsis = f'`{{"type": "{name}", ...}}` in the `{kind}` of a network configuration'
     daemon = pages.options_table(table.dhcp_daemon().options) if name == "dhcp" else ""
-    codes = pages.markdown(("code", "meaning"), ((str(one.code), f"{one.meaning} {one.todo}") for one in pages.failures()))
+    codes = pages.markdown(
+        ("code", "meaning"), ((str(one.code), f"{one.meaning} {one.what_to_do}") for one in pages.failures())
+    )
     return _page(
         f"cni-{name}",
         8,

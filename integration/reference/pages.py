@@ -123,7 +123,7 @@ def grouped(program: Command) -> str:
         rows = [row[:3] for row in option_rows(options)]
         if group == flanneld_options.OBSERVE:
             refused = flanneld_options.REFUSED
-            rows += [(code(f"-{name}"), f"rejected: {prose(refused[name])}", "") for name in flanneld_options.REFUSED_OF_GO]
+            rows += [(code(f"-{name}"), f"Rejected: {prose(refused[name])}", "") for name in flanneld_options.REFUSED_OF_GO]
         parts += [f"### {group}\n", markdown(("option", "meaning", "default"), rows)]
     return "\n".join(parts)
 
@@ -194,6 +194,11 @@ class Failure(NamedTuple):
     meaning: str
     todo: str
 
+    @property
+    def what_to_do(self) -> str:
+        """``todo`` as a sentence."""
+        return self.todo[:1].upper() + self.todo[1:]
+
 
 def failures() -> list[Failure]:
     """Return the error codes, from the docstrings of the classes."""
@@ -207,7 +212,7 @@ def failures() -> list[Failure]:
 
 
 def render_errors() -> str:
-    rows = [(str(one.code), one.meaning, one.todo[:1].upper() + one.todo[1:], code(one.name)) for one in failures()]
+    rows = [(str(one.code), one.meaning, one.what_to_do, code(one.name)) for one in failures()]
     return f"""# Error codes
 
 {GENERATED.format("cni_py/errors.py")}

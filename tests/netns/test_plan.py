@@ -104,7 +104,7 @@ def test_add_is_explained_and_changes_nothing(node: Host) -> None:
     done = run(node, "plan", "cbr0", "blue", "--cap-args", PORTS)
     assert whole_state(node) == before
     for part in (
-        "Create a cable with two ends",
+        "Create a veth, a cable with two ends",
         "Reserve 10.1.0.3.",
         '"ipMasq": true in the configuration',
         "Host ports",

@@ -420,7 +420,8 @@ def test_add_of_the_go_plugins_that_is_under_way(host: Host, sweep: Sweep) -> No
 
 
 @pytest.mark.parametrize(
-    ("age", "words"), [(100.0, "too young: 100 s of 300"), (-86400.0, "its modification time is in the future")]
+    ("age", "words"),
+    [(100.0, "too young: 100 s of 300 (option --grace)"), (-86400.0, "its modification time is in the future")],
 )
 def test_young_and_future_files_stay(host: Host, sweep: Sweep, age: float, words: str) -> None:
     host.write_subnet_env()

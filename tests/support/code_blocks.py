@@ -5,7 +5,7 @@ says what else to do: ``not run: REASON``, ``needs: PATH`` (of a program or file
 kernel), ``fresh node``, ``fails`` (its last command does).
 
 A block ``output`` right after one of a shell is what that one prints. :func:`normalised` says what of it may differ from one
-run to the next; all else is compared. `make docs` writes it again where it differs.
+run to the next; all else is compared. `make docs` prints all output of a page again where some of it differs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ VOLATILE = (
     (r"\s+", " "),  # columns are as wide as the widest entry, and lines are folded
 )
 """Parts of output that no two runs have in common, each with what :func:`normalised` writes instead."""
+_RANDOM = re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b|\bveth[0-9a-f]{8}\b")
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?P<marker>[^\n]*) -->\n)?^(?P<indent> *)```(?P<lang>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
@@ -117,14 +118,29 @@ def normalised(text: str) -> str:
     return text
 
 
+def contradiction(shown: str, printed: str) -> str:
+    """Return the first MAC address or name of a veth that a page shows for two of a run, or one of two that it shows for one.
+
+    Within a page a reader compares them: the route leads to the MAC address that the other node's device has. "": none.
+    """
+    printed_for: dict[str, str] = {}
+    shown_for: dict[str, str] = {}
+    for ours, theirs in zip(_RANDOM.findall(shown), _RANDOM.findall(printed), strict=False):
+        if printed_for.setdefault(ours, theirs) != theirs or shown_for.setdefault(theirs, ours) != ours:
+            return ours
+    return ""
+
+
 def with_new_outputs(text: str, outputs: list[tuple[Block, str]]) -> str:
-    """Return a page with other output in these blocks; one that differs in volatile parts alone stays as it is."""
+    """Return a page with other output in these blocks: all of one run, or the page as it is if nothing contradicts it."""
+    shown, printed = "".join(block.text for block, _ in outputs), "".join(printed for _, printed in outputs)
+    if normalised(shown) == normalised(printed) and not contradiction(shown, printed):
+        return text
     lines = text.splitlines(keepends=True)
-    for block, printed in sorted(outputs, key=lambda one: -one[0].line):
-        if normalised(printed) != normalised(block.text):
-            first = block.line - 1
-            indent = lines[first - 1].partition("`")[0]
-            lines[first : first + block.text.count("\n")] = [indent + line for line in printed.splitlines(keepends=True)]
+    for block, new in sorted(outputs, key=lambda one: -one[0].line):
+        first = block.line - 1
+        indent = lines[first - 1].partition("`")[0]
+        lines[first : first + block.text.count("\n")] = [indent + line for line in new.splitlines(keepends=True)]
     return "".join(lines)
 
 

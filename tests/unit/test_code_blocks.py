@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.code_blocks import ROOT, as_shown, normalised, with_new_outputs, with_outputs
+from support.code_blocks import ROOT, as_shown, contradiction, normalised, with_new_outputs, with_outputs
 
 PAGE = ROOT / "README.md"
 TEXT = "a\n\n```sh\nls\n```\n\n```output\none\ntwo\n```\n\nb\n\n```sh\npwd\n```\n"
@@ -76,6 +76,33 @@ def test_page_is_written_again_where_it_differs() -> None:
     assert block is not None
     assert with_new_outputs(TEXT, [(block, "three\n")]) == TEXT.replace("one\ntwo\n", "three\n")
     assert with_new_outputs(TEXT, [(block, "one   \ntwo\n")]) == TEXT
+
+
+TWO = TEXT.replace("one\ntwo\n", "veth00000001 02:00:00:00:00:01\n").replace(
+    "pwd\n```\n", "pwd\n```\n\n```output\nby {}\n```\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("second", "printed", "found"),
+    [
+        ("02:00:00:00:00:01", "06:00:00:00:00:07", ""),
+        ("02:00:00:00:00:02", "06:00:00:00:00:07", "02:00:00:00:00:02"),  # shown as two, and is one
+        ("02:00:00:00:00:01", "06:00:00:00:00:08", "02:00:00:00:00:01"),  # shown as one, and is two
+        ("veth00000001", "vethabcdef01", ""),
+        ("veth00000002", "vethabcdef01", "veth00000002"),
+        ("nothing", "nothing", ""),
+    ],
+)
+def test_page_whose_blocks_are_of_two_runs_is_written_again(second: str, printed: str, found: str) -> None:
+    text = TWO.format(second)
+    new = ["vethabcdef01 06:00:00:00:00:07\n", f"by {printed}\n"]
+    blocks = [one.output for one in with_outputs(PAGE, text) if one.output]
+    assert contradiction("".join(block.text for block in blocks), "".join(new)) == found
+    outputs = list(zip(blocks, new, strict=True))
+    assert (with_new_outputs(text, outputs) == text) == (not found)
+    changed = [new[0], f"by {printed}, otherwise\n"]
+    assert all(one in with_new_outputs(text, list(zip(blocks, changed, strict=True))) for one in changed)
 
 
 def test_output_as_shown_has_no_spaces_at_the_end_of_a_line() -> None:

@@ -13,6 +13,7 @@ import pytest
 from cni_py.cli import candidates, completion, table
 from cni_py.cli.completion import COMMANDS, DIRECTORIES, FILES, answer, complete
 from cni_py.cli.table import Command, Option
+from cni_py.lessons.table import LESSONS
 from cni_py.plugin_table import PLUGINS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +131,11 @@ FAULTS = ["arp", "etcd", "fdb", "flanneld", "link", "route"]
         ("cni-py lab break ", FAULTS),
         ("cni-py lab break link ", ["node1", "node2"]),
         ("cni-py lab heal r", ["route"]),
+        ("cni-py lesson ", ["check", "list", "start", "stop"]),
+        ("cni-py lesson start ", [str(one.number) for one in LESSONS]),
+        ("cni-py lesson check 1", ["1", "10"]),
+        ("cni-py lesson stop 3", ["3"]),
+        ("cni-py lab up --nodes ", []),
         ("cni-py lab exec --directory ", DIRECTORIES),
         ("cni-py help ", [command.name for command in table.cni_py().commands] + ["help"]),
         ("cni-py help lab b", ["break"]),

@@ -62,6 +62,16 @@ def test_page_names_only_what_exists(page: Path) -> None:
     assert [*wrong_paths(text), *wrong_links(page, text)] == []
 
 
+def test_places_for_new_code_in_the_readme_are_those_of_the_architecture() -> None:
+    """Compare the two: a contributor finds the right place in the README within a minute."""
+    readme = (ROOT / "README.md").read_text().partition("\nTo add\n")[2].partition("\n## ")[0]
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("## Where new code goes")[2].partition("\n## ")[0]
+    kinds = re.findall(r"^- \*\*(.*)\*\*: ", readme, re.MULTILINE)
+    assert {"a plugin", "a flannel back end", "a policy engine", "a rule of the doctor", "a lesson"} <= set(kinds)
+    for path in FROM_ROOT.findall(re.sub(r"\[[^]]*\]\([^)]*\)", "", readme)):
+        assert path in table, path
+
+
 def test_what_does_not_exist_is_found(tmp_path: Path) -> None:
     text = (
         "`cni_py/no.py`, cni_py/kernel/, kernel/no.py, `link.py`, /opt/cni/bin/x, bin/cni-py, docs/no, docs/*.md, docs/no*.md"

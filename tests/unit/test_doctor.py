@@ -47,7 +47,7 @@ from cni_py.kernel.neighbour import Forwarding, Neighbour
 from cni_py.kernel.route import Route
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails
 from cni_py.netlink.constants import IFF_UP
-from cni_py.packetfilter.evaluate import Ruleset
+from cni_py.packetfilter.evaluation.ruleset import Ruleset
 from cni_py.runtime.network_config import Network
 from cni_py.subnet_env import SubnetEnv
 from cni_py.sweep.leftovers import Leftover

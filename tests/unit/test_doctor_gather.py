@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cni_py.doctor import gather_filters, gather_kubernetes, gather_node, gather_processes, probe
+from cni_py.doctor import gather_kubernetes, gather_node, gather_processes, probe
 from cni_py.doctor.facts import Daemon, Wanted
 from cni_py.errors import NotAvailable
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
@@ -21,6 +21,7 @@ from cni_py.flanneld.stores.kubernetes_annotations import DEFAULT_PREFIX, Annota
 from cni_py.kernel.neighbour import Neighbour
 from cni_py.kernel.route import Route
 from cni_py.node.health import Health
+from cni_py.packetfilter.evaluation import reading
 from cni_py.packetfilter.iptables import Iptables
 from support import apiserver, pki
 from support.kube import Cluster
@@ -158,10 +159,10 @@ def test_port_of_a_program_is_found() -> None:
 
 
 def test_tables_whose_program_is_missing_are_not_taken_for_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather_filters, "_tools", lambda: [Iptables(4, "-nft")])
+    monkeypatch.setattr(reading, "_nft_tools", lambda: [Iptables(4, "-nft")])
     monkeypatch.setattr(Iptables, "find", lambda *_: None)
     with pytest.raises(NotAvailable, match='"iptables-nft-save" is not installed'):
-        gather_filters.read()
+        reading.read()
 
 
 # ---- Kubernetes ---------------------------------------------------------------------------------

@@ -276,13 +276,13 @@ def test_every_group_and_every_shape_has_its_words() -> None:
 @pytest.mark.parametrize(
     ("command", "group", "what", "why"),
     [
-        ("ip addr add 10.244.38.0/32 dev flannel.1", "address", "Give 10.244.38.0/32 to flannel.1.", "What the node itself sends"),
+        ("ip addr add 10.244.38.0/32 dev flannel.1", "address", "Assign 10.244.38.0/32 to flannel.1.", "Packets of the node itself"),
         ("ip route replace 10.1.0.0/24 via 10.1.0.0 dev flannel.1 onlink proto 122", "route", "Route 10.1.0.0/24 via 10.1.0.0", "The lease"),
         ("ip route del 10.1.0.0/24 via 10.1.0.0 dev flannel.1 onlink proto 122", "route", "Delete the route", "No lease"),
-        ("ip neigh replace 10.1.0.0 lladdr c2:00:00:00:00:01 dev flannel.1 nud permanent", "neighbour", "Let flannel.1 know 10.1.0.0", "The other"),
-        ("bridge fdb replace c2:00:00:00:00:01 dev flannel.1 dst 192.0.2.2 self permanent", "fdb", "Let flannel.1 send", "The other node"),
+        ("ip neigh replace 10.1.0.0 lladdr c2:00:00:00:00:01 dev flannel.1 nud permanent", "neighbour", "Enter c2:00:00:00:00:01 as the MAC address of 10.1.0.0", "The other"),
+        ("bridge fdb replace c2:00:00:00:00:01 dev flannel.1 dst 192.0.2.2 self permanent", "fdb", "Send frames for c2:00:00:00:00:01 through flannel.1", "The other node"),
         ("printf '%s\\n' FLANNEL_MTU=1450 | install -m 644 /dev/stdin /run/flannel/subnet.env", "state", "Write /run/flannel/subnet.env.", "The plugin"),
-        ("install -m 600 /dev/stdin /var/lib/cni-py/flanneld.json", "state", "Save the leases in /var/lib/cni-py/flanneld.json.", "A start"),
+        ("install -m 600 /dev/stdin /var/lib/cni-py/flanneld.json", "state", "Save the leases in /var/lib/cni-py/flanneld.json.", "If flanneld starts"),
     ],
 )  # fmt: skip
 def test_what_flanneld_does_has_its_own_reasons(command: str, group: str, what: str, why: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +18,9 @@ from cni_py.lab import plan
 from cni_py.lab.programs import LabFailed
 from cni_py.lab.site import Site
 from cni_py.lessons import lesson as lessons
-from cni_py.lessons import progress
+from cni_py.lessons import progress, session
 from cni_py.lessons.lesson import LATER, MET, MISSING, Lesson, Requirement
+from cni_py.lessons.session import Running
 from cni_py.lessons.table import LESSONS, lesson
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,12 +186,57 @@ def test_list_needs_no_root_and_no_lab(state: Path, capsys: pytest.CaptureFixtur
     progress.record(3, progress.PASSED)
     assert cli.main(["lesson", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(LESSONS) + 1
+    assert len(lines) == len(LESSONS) + 2
     assert re.search(r"^ 3  Addresses on disk .* 20 min  passed \d{4}-\d\d-\d\d$", lines[2])
-    assert str(state) in lines[-1]
+    assert str(state) in lines[-2]
+    assert lines[-1] == "next: cni-py lesson start 1"
     assert cli.main(["lesson", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["lesson"] for row in rows if row["passed"]] == [3]
+
+
+@pytest.mark.parametrize(
+    ("passed", "running", "step"),
+    [
+        ((), 0, "next: cni-py lesson start 1"),
+        ((1, 2), 0, "next: cni-py lesson start 3"),
+        ((2,), 0, "next: cni-py lesson start 1"),
+        ((1, 2), 5, "lesson 5 is running: cni-py lesson start 5 prints its exercise again"),
+        (range(1, 11), 0, "every exercise is passed"),
+        (range(1, 11), 3, "lesson 3 is running: cni-py lesson start 3 prints its exercise again"),
+    ],
+)
+def test_list_ends_with_what_to_type_next(
+    state: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    passed: Iterable[int],
+    running: int,
+    step: str,
+) -> None:
+    for number in passed:
+        progress.record(number, progress.PASSED)
+    monkeypatch.setattr(Running, "has_lab", lambda _: True)
+    monkeypatch.setattr(session, "running", lambda: Running(running, None) if running else None)
+    assert cli.main(["lesson", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == step
+
+
+@each
+@pytest.mark.parametrize("width", [None, 120, 80, 60, 40])
+def test_task_is_folded_to_a_narrow_terminal_and_no_word_is_lost(one: Lesson, width: int | None) -> None:
+    lines = lesson_commands.task_lines(one.task, width)
+    assert " ".join(lines).split() == one.task.split()
+    assert all(line.startswith(lesson_commands.INDENT) for line in lines)
+    assert width is None or max(map(len, lines)) <= width
+
+
+def test_shell_of_the_card_is_where_the_exercise_is_done() -> None:
+    """A place that the lesson's lab has; and the node that the task names, where it names one alone."""
+    for one in LESSONS:
+        assert int(one.place.removeprefix("node")) <= one.lab["nodes"]
+        named = set(re.findall(r"node\d", one.task))
+        assert len(named) != 1 or named == {one.place}
 
 
 def test_page_is_named_as_in_the_sources_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ SAMPLES: list[tuple[str, Message]] = [
     ("rtmsg", {"family": 2, "src_len": 32, "RTA_SRC": HERE, "RTA_IIF": 3, "RTA_MARK": 0x4000}),
     ("rtmsg", {"family": 2, "RTA_MULTIPATH": [{"oif": 3, "RTA_GATEWAY": HERE}, {"flags": 4, "hops": 1, "oif": 4}]}),
     ("wgmsg", {"cmd": 0, "version": 1, "WGDEVICE_A_IFNAME": "flannel-wg", "WGDEVICE_A_PUBLIC_KEY": KEY}),
-    ("wgmsg", {"cmd": 1, "version": 1, "WGDEVICE_A_PRIVATE_KEY": KEY, "WGDEVICE_A_LISTEN_PORT": 51820, "WGDEVICE_A_FLAGS": 1}),
+    ("wgmsg", {"cmd": 1, "version": 1, "WGDEVICE_A_PRIVATE_KEY": KEY, "WGDEVICE_A_LISTEN_PORT": 51820}),
     ("wgmsg", {"cmd": 1, "version": 1, "WGDEVICE_A_PEERS": [{"WGPEER_A_PUBLIC_KEY": KEY, "WGPEER_A_FLAGS": 1}]}),
     (
         "wgmsg",

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from cni_py.cli import main as cli
-from cni_py.cli.network_commands import parse_subnets
+from cni_py.cli.network_commands import parse_subnets, why_this_etcd
+from cni_py.datastore.errors import Refused, Unavailable
 from cni_py.flanneld import host_networks, network
 from cni_py.flanneld.commands import check_config
 from cni_py.flanneld.lease import Subnets
+from cni_py.flanneld.options import Options
 from cni_py.flanneld.stores.file import FileStore
 
 CONFIG = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
@@ -312,6 +314,16 @@ def test_datastore_that_cannot_be_used(run: Run, options: tuple[str, ...], statu
     found = run("get", options=options)
     assert found[:2] == (status, "")
     assert words in found[2]
+
+
+def test_etcd_of_this_machine_that_does_not_reply_is_said_to_be_the_default() -> None:
+    """Check that this is said if no option and no variable named one, and not of one that has replied with a refusal."""
+    asked = "-etcd-endpoints=http://HOST:2379"
+    here, there = Options(), Options(etcd_endpoints=("http://192.168.123.2:2379",))
+    assert asked in why_this_etcd(here, Unavailable("x"))
+    assert why_this_etcd(here, Refused("x")) == ""
+    assert why_this_etcd(there, Unavailable("x")) == ""
+    assert why_this_etcd(Options(datastore="file:/x"), Unavailable("x")) == ""
 
 
 @pytest.mark.parametrize("action", ["get", "set", "leases", "reserve", "release"])

@@ -126,6 +126,10 @@ def test_help_names_the_variable() -> None:
         for name, variable in found:
             if command.path[0] == "cni-py" and f"--{name.replace('_', '-')}" in option.names and command.path[1] != "explain":
                 assert option.variable == variable, f"{' '.join(command.path)} {option.names}"
+    assert {option.variable for command, option in OPTIONS if command.path[0] == "cni-py"} == {
+        "",
+        *(variable for _, variable in found),
+    }
 
 
 def test_variables_of_flanneld_follow_from_its_options() -> None:
@@ -142,7 +146,7 @@ def test_help_and_man_page_are_one_text() -> None:
     page = plain(MAN["cni-py"])
     for command in table.cni_py().leaves():
         for sentence in re.split(r"(?<=[.:]) ", " ".join(command.description.split("\n\nexample")[0].split())):
-            words = plain(roff._escaped(sentence))
+            words = plain(roff._escaped(sentence)).replace("exit status:", "Exit status:")  # in help as "examples:" is
             assert words in page, f"{' '.join(command.path)}: {sentence}"
 
 
@@ -204,6 +208,7 @@ def test_man_page_has_its_sections_in_order(name: str) -> None:
     assert any(one.startswith("CONFIGURATION") for one in found)
     also = re.findall(r"\\fB(cni\\-[\w\\-]+|flanneld)\\fR\((\d)\)", MAN[name].partition('.SH "SEE ALSO"')[2])
     assert {one.replace("\\-", "-") for one, _ in also} <= MAN.keys()
+    assert re.search(r"^\.SH .*\n\.SH ", MAN[name], re.MULTILINE) is None, "a section without a word"
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ import pytest
 from cni_py.cli import main
 from cni_py.cli.walk import parse_end
 from cni_py.errors import CniError
+from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts
+from cni_py.packetfilter.evaluation.ruleset import Ruleset
 from cni_py.walk import compare, hops, packet, report, svg, text
-from cni_py.walk.expressions import UNKNOWN, Facts
 from cni_py.walk.hops import Hop, Walk
 from cni_py.walk.packet import Frame, Packet, Token, Tunnel
 from cni_py.walk.probe import Observed, Sighting
-from cni_py.walk.ruleset import Ruleset
 from cni_py.walk.tracking import Connection, Tracking
 
 HERE, THERE = ip_address("10.244.1.2"), ip_address("10.244.2.2")
@@ -129,7 +129,7 @@ def rules(*expressions: list[dict[str, Any]], kind: str = "filter", texts: dict[
         {"rule": at | {"chain": "other", "handle": 99, "expr": [DROP]}},
     ]
     objects += [{"rule": at | {"chain": "c", "handle": n, "expr": list(of)}} for n, of in enumerate(expressions, 1)]
-    return Ruleset(objects, {("ip", "t", "c", number): line for number, line in (texts or {}).items()})
+    return Ruleset.of({}, objects, {("ip", "t", "c", number): line for number, line in (texts or {}).items()})
 
 
 def evaluate(*expressions: list[dict[str, Any]], **more: Any) -> tuple[str, list[str]]:
@@ -182,6 +182,18 @@ def test_statements(expressions: list[list[dict[str, Any]]], outcome: tuple[str,
     assert evaluate(*expressions) == outcome
 
 
+def test_chain_behind_a_rule_in_doubt_counts_if_it_may_do_something() -> None:
+    jump = {"jump": {"target": "other"}}
+    assert evaluate([DOUBTFUL[0], jump]) == ("accept", ["uncertain"])
+    assert evaluate([DOUBTFUL[0], {"jump": {"target": "no such chain"}}]) == ("accept", [])
+    drawn = {"numgen": {"mode": "random", "mod": 2, "offset": 0}}
+    assert evaluate([{"vmap": {"key": drawn, "data": {"set": [[0, jump], [1, {"return": None}]]}}}]) == (
+        "accept",
+        ["uncertain"],
+    )
+    assert evaluate([{"vmap": {"key": drawn | {"numgen": {"mod": 1}}, "data": {"set": [[0, jump]]}}}]) == ("drop", ["drop"])
+
+
 def test_translation_by_a_map_of_addresses_and_ports() -> None:
     key = {"concat": [meta("l4proto"), of("th", "dport")]}
     made = rules([{"dnat": {"family": "ip", "addr": {"map": {"key": key, "data": "@ports"}}}}], kind="nat")
@@ -211,7 +223,7 @@ def test_extensions_of_iptables(name: str, line: str, kinds: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "event", "value"),
     [
-        ("MASQUERADE", "masquerade", "masquerade", None),
+        ("MASQUERADE", "masquerade", "masquerade", (None, None)),
         ("DNAT", "tcp dport 80 dnat to 10.1.2.3:8080", "dnat", (ip_address("10.1.2.3"), 8080)),
         ("DNAT", "dnat to [fd00::2]:53", "dnat", (ip_address("fd00::2"), 53)),
         ("SNAT", "counter packets 0 bytes 0 snat to 192.0.2.9", "snat", (ip_address("192.0.2.9"), None)),
@@ -231,7 +243,7 @@ def test_targets_of_iptables(name: str, line: str, event: str, value: Any) -> No
 
 
 def test_trace_names_the_family_of_the_packet_and_not_of_the_table() -> None:
-    made = Ruleset([{"chain": {"family": "inet", "table": "t", "name": "c"}}], {})
+    made = Ruleset.of({}, [{"chain": {"family": "inet", "table": "t", "name": "c"}}])
     assert (made.family_of("ip", "t", "c"), made.family_of("ip", "t", "other")) == ("inet", "ip")
 
 

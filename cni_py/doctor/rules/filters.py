@@ -10,13 +10,15 @@ from cni_py.doctor.findings import ERROR, WARNING, Finding
 from cni_py.doctor.rules import shown
 from cni_py.doctor.rules.peers import names_of
 from cni_py.packetfilter import forward_rules
-from cni_py.packetfilter.evaluate import DROP, TRANSLATE, Packet
+from cni_py.packetfilter.evaluation import described
+from cni_py.packetfilter.evaluation.described import TRANSLATE, Packet
+from cni_py.packetfilter.evaluation.statements import ACCEPT, DROP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cni_py.doctor.facts import Address, Facts, Wanted
-    from cni_py.packetfilter.evaluate import Verdict
+    from cni_py.packetfilter.evaluation.described import Verdict
 
 _MOST = 64
 """Peers, and pods, for which packets are evaluated one by one."""
@@ -104,7 +106,7 @@ def _dropped(facts: Facts, packets: Iterable[Sent], *hooks: str) -> dict[str, tu
     """Return what drops, by its words, and which packets."""
     found: dict[str, tuple[Verdict, list[Sent]]] = {}
     for sent in packets:
-        verdict = facts.ruleset.verdict(sent.packet, *hooks) if facts.ruleset else None
+        verdict = described.verdict(facts.ruleset, sent.packet, *hooks) if facts.ruleset else None
         if verdict is not None and verdict.kind == DROP:
             found.setdefault(verdict.words, (verdict, []))[1].append(sent)
     return found
@@ -116,7 +118,7 @@ def _bridged(facts: Facts, version: int) -> dict[str, tuple[Verdict, list[Sent]]
     found: dict[str, tuple[Verdict, list[Sent]]] = {}
     for protocol, port in _PROTOCOLS if pods and facts.bridge is not None and facts.ruleset else ():
         packet = Packet(pods[0], pods[0] + 1, protocol, port)
-        verdict = facts.ruleset.bridged(packet) if facts.ruleset else None
+        verdict = described.bridged(facts.ruleset, packet) if facts.ruleset else None
         if verdict is not None and verdict.kind == DROP:
             sent = Sent(packet, f"{protocol} between two pods of this node")
             found.setdefault(verdict.words, (verdict, []))[1].append(sent)
@@ -158,9 +160,8 @@ def _removal(verdict: Verdict) -> str:
         return f"{family} -t {table} -D {rule.removeprefix('-A ')}"
     if is_iptables:
         return f"{family} -t {table} -P {' '.join(name)} ACCEPT; or accept the pods' network there"
-    handle = rule.rpartition("(handle ")[2].rstrip(")")
     if rule:
-        return f"nft delete rule {chain} handle {handle}"
+        return f"nft delete rule {chain} handle {verdict.handle}"
     return f"accept the pods' network in that chain: nft insert rule {chain} ..."
 
 
@@ -182,7 +183,7 @@ def translated(facts: Facts) -> Iterator[Finding]:
         found: dict[str, tuple[Verdict, list[Sent]]] = {}
         for sent in _between(facts, version):
             if sent.packet.incoming == facts.bridge_name:
-                verdict = facts.ruleset.verdict(sent.packet, "postrouting")
+                verdict = described.verdict(facts.ruleset, sent.packet, "postrouting")
                 if verdict.kind == TRANSLATE:
                     found.setdefault(verdict.words, (verdict, []))[1].append(sent)
         for words, (verdict, those) in found.items():
@@ -204,7 +205,7 @@ def not_translated(facts: Facts) -> Iterator[Finding]:
         return
     for version in _versions(facts):
         for sent in _outgoing(facts, version):
-            if facts.ruleset.verdict(sent.packet, "postrouting").kind == "accept" and _masquerades(facts, version):
+            if described.verdict(facts.ruleset, sent.packet, "postrouting").kind == ACCEPT and _masquerades(facts, version):
                 yield Finding(
                     f"packets of pods to the outside are not masqueraded (IPv{version})",
                     ("FLANNEL_IPMASQ=true, and no rule does it",),
@@ -219,30 +220,19 @@ def _masquerades(facts: Facts, version: int) -> bool:
 
 def flavours(facts: Facts) -> Iterator[Finding]:
     """Rules of one table in both flavours of iptables: which program shows them depends on the flavour that runs."""
-    tables: dict[tuple[str, str], set[str]] = {}
-    for name, text in facts.saved_rules.items():
-        family, _, flavour = name.partition("-")
-        for table, lines in _tables(text).items():
-            if lines:
-                tables.setdefault((family, table), set()).add(flavour)
-    both = [f"{family} -t {table}" for (family, table), those in sorted(tables.items()) if len(those) > 1]
+    found: dict[str, set[str]] = {}
+    for chain in facts.ruleset.chains if facts.ruleset else ():
+        program, _, table = chain.table.partition(" ")
+        if chain.program == program and chain.rules:
+            family, _, flavour = program.partition("-")
+            found.setdefault(f"{family} -t {table}", set()).add(flavour)
+    both = [table for table, those in sorted(found.items()) if len(those) > 1]
     if both:
         yield Finding(
             "rules are in iptables-nft and in iptables-legacy",
             tuple(f"{name}: both have rules" for name in both),
             ("see which program adds them: iptables-legacy-save; iptables-nft-save; delete those of the unused flavour",),
         )
-
-
-def _tables(text: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    table = ""
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:].strip()
-        elif line.startswith("-A "):
-            found.setdefault(table, []).append(line)
-    return found
 
 
 def of_go(facts: Facts) -> Iterator[Finding]:

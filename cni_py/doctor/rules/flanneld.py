@@ -290,10 +290,10 @@ def overlaps_host(facts: Facts) -> Iterator[Finding]:
 def overlaps_services(facts: Facts) -> Iterator[Finding]:
     from ipaddress import ip_network
 
-    from cni_py.packetfilter.evaluate import destinations_of
+    from cni_py.packetfilter.evaluation.saved import destinations
 
     inside = []
-    for text in destinations_of(facts.saved_rules, "KUBE-SERVICES"):
+    for text in destinations(facts.saved_rules, "KUBE-SERVICES"):
         try:
             service = ip_network(text, strict=False)
         except ValueError:

@@ -1,0 +1,91 @@
+"""Reading of every rule: nftables, and iptables where its tables exist. Changes nothing.
+
+Only tables that exist are read: running iptables-save for others would create them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cni_py import files, program
+from cni_py.errors import CniError, KernelRefused, NotAvailable
+from cni_py.packetfilter import libnftables, nfnetlink
+from cni_py.packetfilter.evaluation.ruleset import Ruleset
+from cni_py.packetfilter.evaluation.saved import TABLES
+from cni_py.packetfilter.iptables import Iptables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_BYTES = 64 << 20
+_NAMES = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
+
+
+def read() -> tuple[Ruleset, dict[str, str]]:
+    """Return the rules, those of iptables as its programs print them, and that output.
+
+    Raises: CniError if some of them cannot be read.
+    """
+    saved = {tool.name: _saved(tool) for tool in (*_nft_tools(), *_legacy_tools())}
+    return Ruleset.of(saved, *_nftables()), saved
+
+
+def read_as_far_as_possible() -> Ruleset:
+    """Return the rules, those of iptables-nft as nft prints them, whose handles a trace has; and what cannot be read."""
+    saved, problems = dict[str, str](), list[str]()
+    for tool in _legacy_tools():
+        try:
+            saved[tool.name] = _saved(tool)
+        except CniError as error:
+            problems.append(f"{tool.name} cannot be read: {error.msg}")
+    try:
+        return Ruleset.of(saved, *_nftables(), problems)
+    except CniError as error:
+        return Ruleset.of(saved, problems=[f"nftables cannot be read: {error.msg}", *problems])
+
+
+def _nft_tools() -> Iterator[Iptables]:
+    """Yield the programs of the nft flavour whose tables exist."""
+    for version, family in ((4, "ip"), (6, "ip6")):
+        if any(nfnetlink.exists(f"{family} {table}") for table in sorted(TABLES)):
+            yield Iptables(version, "-nft")
+
+
+def _legacy_tools() -> Iterator[Iptables]:
+    for version, path in _NAMES.items():
+        try:
+            if files.read(path).split():
+                yield Iptables(version, "-legacy")
+        except FileNotFoundError:
+            continue
+
+
+def _saved(tool: Iptables) -> str:
+    path = tool.find("-save")
+    if path is None:
+        raise NotAvailable(f'"{tool.name}-save" is not installed, and its tables have rules', hint="install iptables")
+    status, output = program.run([path], limit_bytes=MAX_BYTES, stderr_fd=_null())
+    if status != 0:
+        raise KernelRefused(f'"{path}" failed', program.describe(status))
+    text = output.decode(errors="replace")
+    if tool.flavour == "-legacy" and "(nf_tables)" in text.partition("\n")[0]:  # the program without a flavour in its name
+        raise NotAvailable(f'"{tool.name}-save" is not installed, and its tables have rules', f'"{path}" is of the nft flavour')
+    return text
+
+
+_null_fd = -1
+
+
+def _null() -> int:
+    """Return a descriptor that takes the warnings about tables of the other flavour."""
+    global _null_fd
+    if _null_fd < 0:
+        import os
+
+        _null_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    return _null_fd
+
+
+def _nftables() -> tuple[list[dict[str, Any]], dict[tuple[str, str, str, int], str]]:
+    """Raises: NotAvailable, KernelRefused."""
+    return ([], {}) if nfnetlink.refusal() in nfnetlink.NO_NFTABLES else libnftables.read_ruleset()
