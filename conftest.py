@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -140,6 +141,19 @@ def pytest_pycollect_makemodule(module_path: Path) -> None:
 
     settings.register_profile("cni-py", parent=settings.default, deadline=None)
     settings.load_profile("cni-py")
+
+
+# --- what was collected is never garbage: the collector would go through it again and again, here and in each forked child --
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None]:
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 # --- root, and time ---------------------------------------------------------------------------------------------------

@@ -113,8 +113,8 @@ to the kernel or to a file is shown: what it is for, as the command that would m
 and the reason: a key of the configuration, a line of subnet.env, a section of the CNI
 specification. Times are UTC. Journals are kept until the next boot.
 
-What no single attachment asked for: --node shows sweeps, restored rules and garbage
-collection, --flanneld the changes of flanneld and the lease or event behind each.
+Of changes that belong to no single attachment, --node shows sweeps, restored rules and
+garbage collection, --flanneld those of flanneld and the lease or event behind each.
 
 examples:
   cni-py explain
@@ -250,7 +250,7 @@ examples:
 Places are node1 ..., pod1 ..., router, outside, switch, and etcd if the lab has one."""
 
 _LAB_UP = """\
-Create the network; returns when every flanneld is ready and the pods reach one another.
+Create the network, and return when every flanneld is ready and the pods reach one another.
 
 examples:
   cni-py lab up
@@ -287,7 +287,7 @@ Check whether the exercise of a lesson is solved, and print what is missing.
 exit status: 0 solved, 1 something is missing"""
 
 _LESSON_STOP = """\
-Remove the lab of a lesson, whatever its state. Progress is kept."""
+Remove the lab of a lesson, whatever its state; progress is kept."""
 
 _LAB_FAULTS = ("link", "etcd", "flanneld", "route", "arp", "fdb")
 _FLANNELD_JOURNAL = "/run/flannel/journal"
@@ -574,7 +574,7 @@ def _add_version(command: argparse.ArgumentParser) -> None:
 
 
 def _add_completion(command: argparse.ArgumentParser) -> None:
-    command.add_argument("shell", choices=SHELLS, help="the shell that is to read it")
+    command.add_argument("shell", choices=SHELLS, help="the shell that reads it")
 
 
 def _add_config_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -627,13 +627,18 @@ def _add_lab_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("where", metavar="PLACE", help="node1, pod1, router, outside, switch, etcd")
     command.add_argument("argv", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="command with its arguments")
 
-    text = "Ping from every pod to every other one, small and full-sized with DF. Exits with 1 if a reply is missing."
+    text = (
+        "Ping from every pod to every other one, and print the time of a small packet and of a full-sized one with DF.\n\n"
+        "exit status: 0 all reach each other, 1 a reply is missing"
+    )
     command = _new_lab(add, "ping", text)
     command.add_argument("--outside", action="store_true", help="ping the host beyond the router too")
     command.add_argument("--seconds", type=_seconds, default=1.0, help="time to wait for replies (%(default)g)")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = _new_lab(add, "status", "Show the state of the lab and what is broken. Exits with 1 if anything is.")
+    command = _new_lab(
+        add, "status", "Show the state of the lab and what is broken.\n\nexit status: 0 nothing, 1 something is broken"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = _new_lab(add, "log", "Show the log of a node's flanneld or of etcd.")

@@ -19,6 +19,8 @@ from cni_py.doctor import examine, gather, repair, text
 from cni_py.doctor.catalogue import RULES
 from cni_py.doctor.gather_pods import Asked
 from cni_py.errors import CniError
+from cni_py.kernel.address import list_host_addresses
+from cni_py.netlink.socket import open_host
 from cni_py.plural import counted
 from cni_py.runtime.result_cache import CACHE_DIR
 
@@ -138,8 +140,8 @@ def _request(options: argparse.Namespace) -> tuple[gather.Request, frozenset[str
     if found:
         asked = tuple(replace(_asked(one, request, options), with_check=True, error=one.error) for one in found)
         return replace(request, pods=asked), frozenset(name for one in asked for name in one.names)
-    peers = _peers(word)
-    return replace(request, peers=peers), peers
+    peers, note = _peers(word)
+    return replace(request, peers=peers, notes=(note,) if note else ()), peers
 
 
 def _asked(one: attachments.Known, request: gather.Request, options: argparse.Namespace) -> Asked:
@@ -167,8 +169,8 @@ def _attachments(word: str, cache_dir: str = CACHE_DIR) -> list[attachments.Know
         return []
 
 
-def _peers(word: str) -> frozenset[str]:
-    """Return the names of the node whose lease the word names: its address, its subnet, or an address in that.
+def _peers(word: str) -> tuple[frozenset[str], str]:
+    """Return the names of the node whose lease the word names: its address, its subnet, or an address in that; and a note.
 
     Raises: CniError.
     """
@@ -176,11 +178,32 @@ def _peers(word: str) -> frozenset[str]:
     leases = list(facts.known.leases.values()) if facts.known else []
     for lease in leases:
         names = {str(name) for name in (*lease.subnets.each(), *lease.attributes.addresses)}
-        if word in names or any(_is_in(word, subnet) for subnet in lease.subnets.each()):
-            return frozenset(names)
+        if word in names:
+            return frozenset(names), ""
+        if not any(_is_in(word, subnet) for subnet in lease.subnets.each()):
+            continue
+        node = lease.attributes.addresses[0]
+        if facts.known is None or lease.subnets != facts.known.own.subnets:
+            return frozenset(
+                names
+            ), f"{word} is on node {node}: what is wrong there is seen there, run cni-py doctor {word} on it"
+        if _is_of_host(word):
+            return frozenset(names), ""
+        details = f"it is in the subnet of this node, {lease.subnets}, and no pod of this node has it"
+        raise CniError(f'unknown pod "{word}"', details, "list pods: cni-py explain")
+    if os.geteuid():
+        raise CniError(
+            f'"{word}" cannot be looked up', "another user than root can read neither attachments nor leases", "run it as root"
+        )
     nodes = ", ".join(str(lease.attributes.addresses[0]) for lease in leases[:10]) or "none"
     details = f"it is not an attachment of this node, and not a node or subnet of a lease; nodes: {nodes}"
-    raise CniError(f'unknown pod or node "{word}"', details, "list pods: cni-py explain")
+    raise CniError(f'unknown pod or node "{word}"', details, "list pods: cni-py explain; one of another node is known there")
+
+
+def _is_of_host(word: str) -> bool:
+    """Return whether an address, or a network in other words, is one of this host."""
+    with open_host() as host:
+        return word in {str(at.address) for at in list_host_addresses(host)} or "/" in word
 
 
 def _is_in(word: str, subnet: object) -> bool:

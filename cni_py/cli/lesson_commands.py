@@ -171,11 +171,11 @@ def stop(options: argparse.Namespace) -> int:
         raise LabFailed(f"lesson {running.number} is running, not lesson {wanted}", hint=hint)
     with alone(DIRECTORY):
         existed = session.stop()
-    number = wanted or (running.number if running is not None else 0)
+    stopped = wanted or (running.number if running is not None else 0)
     if existed:
-        show(f"lesson {number} removed" if number else "the lesson is removed")
+        show(f"lesson {stopped} removed" if stopped else "the lesson is removed")
     else:
-        show(f"lesson {number} is not running" if number else "no lesson is running")
+        show(f"lesson {stopped} is not running" if stopped else "no lesson is running")
     return 0
 
 

@@ -26,7 +26,9 @@ from cni_py.lab.lab import DIRECTORY
 from cni_py.lab.plan import ETCD_ADDRESS, ETCD_ADDRESS6, OUTSIDE, OUTSIDE6
 from cni_py.lab.site import Site
 from cni_py.lab.state import State
+from cni_py.plural import counted
 from cni_py.walk import compare, hops, probe, report, svg, text
+from cni_py.walk.choices import Choices, following
 from cni_py.walk.packet import ICMP, REPLY, TCP, UDP, Packet
 from cni_py.walk.place import NODE, OTHER, POD, Place, Places
 from cni_py.walk.predict import Walker
@@ -49,6 +51,8 @@ SAVED_LEASES = "/var/lib/cni-py/flanneld.json"
 SMALLEST = {(ICMP, 4): 32, (ICMP, 6): 52, (TCP, 4): 40, (TCP, 6): 60, (UDP, 4): 32, (UDP, 6): 52}
 LARGEST = 65535
 DEFAULT_SIZE = 84
+MOST_ALTERNATIVES = 500
+"""Predictions of one walk: a Service may have as many endpoints."""
 _UDP_PORT = 8285
 _EPHEMERAL = (49152, 65535)
 _STYLES = {
@@ -80,6 +84,11 @@ def run(options: argparse.Namespace) -> int:
             hint=f"sudo cni-py walk {options.source} {options.destination}",
         )
     source, destination = parse_end(options.source), parse_end(options.destination)
+    if source.port:
+        raise CniError(f'"{options.source}" has a port, and the source cannot', "the kernel chooses it", "leave it out")
+    for end in (source, destination):
+        if end.address is not None and end.address.is_unspecified:
+            raise CniError(f"{end.address} is not the address of a host", hint="name a pod, a node, or an address")
     with _world(options, source, destination) as (places, names):
         made = _walk(options, places, names, source, destination)
     if options.svg:
@@ -119,13 +128,33 @@ def parse_end(word: str) -> End:
 class Names:
     """Names of the places, and the addresses of each.
 
-    ``aliases``: other names of a place; ``default``: the place where a walk from an invisible address begins.
+    ``aliases``: other names of places; one that several have is ambiguous. ``default``: the place where a walk from an
+    invisible address begins.
     """
 
-    def __init__(
-        self, addresses: dict[str, tuple[Address, ...]], aliases: dict[str, str] | None = None, default: Place | None = None
-    ) -> None:
-        self.addresses, self.aliases, self.default = addresses, aliases or {}, default
+    def __init__(self) -> None:
+        self.addresses: dict[str, tuple[Address, ...]] = {}
+        self.aliases: dict[str, set[str]] = {}
+        self.default: Place | None = None
+
+    def add(self, place: str, addresses: Iterable[Address], *aliases: str) -> None:
+        """Add addresses and other names of a place."""
+        self.addresses[place] = tuple(dict.fromkeys([*self.addresses.get(place, ()), *addresses]))
+        for alias in (place, *aliases):
+            self.aliases.setdefault(alias, set()).add(place)
+
+    def place(self, name: str) -> str | None:
+        """The place of this name, None if there is none. Raises: CniError for a name that several have."""
+        found = sorted(self.aliases.get(name, ()))
+        if len(found) > 1:
+            hint = f"name one of {', '.join(self._unambiguous(place) for place in found)}"
+            raise CniError(f'ambiguous name "{name}"', f"{counted(len(found), 'place')} have it", hint)
+        return found[0] if found else None
+
+    def _unambiguous(self, place: str) -> str:
+        """A name that only this place has: with its node or Kubernetes namespace, if it has such a one."""
+        own = [alias for alias, places in self.aliases.items() if places == {place}]
+        return min(own, key=lambda alias: ("/" not in alias, alias.startswith("/"), len(alias), alias), default=place)
 
 
 def _walk(options: argparse.Namespace, places: Places, names: Names, source: End, destination: End) -> Report:
@@ -133,16 +162,19 @@ def _walk(options: argparse.Namespace, places: Places, names: Names, source: End
     start = _start(places, names, source)
     protocol = _protocol(options, destination)
     packet = _packet(options, names, source, start, target, protocol, destination.port)
-    walker = Walker(places)
-    forward = walker.walk(start, packet) if start is not None else _from_wire(walker, names, packet)
-    is_answered = forward.outcome == hops.DELIVERED and (protocol != UDP or forward.is_heard is False)
-    end = places.named(forward.end_place)
-    reply = walker.walk(end, forward.last.reversed()) if is_answered and end is not None else None
     title = f"{options.source} to {options.destination}: {_title(packet)}"
-    made = report.Report(title, packet, forward, reply, shows_reply=options.reply)
-    if start is not None and not options.no_probe:
-        _verify(options, places, start, packet, made)
-    elif start is None:
+
+    def predict(choices: Choices) -> Report:
+        walker = Walker(places, choices)
+        forward = walker.walk(start, packet) if start is not None else _from_wire(walker, names, packet)
+        is_answered = forward.outcome == hops.DELIVERED and (protocol != UDP or forward.is_heard is False)
+        end = places.named(forward.end_place)
+        reply = walker.walk(end, forward.last.reversed()) if is_answered and end is not None else None
+        return report.Report(title, packet, forward, reply, shows_reply=options.reply)
+
+    is_sent = start is not None and not options.no_probe
+    made = _verified(options, places, start, predict) if is_sent and start is not None else predict(Choices())
+    if start is None:
         made.notes = ["No packet was sent: the source is not visible from here."]
     networks = [network for place in places.all for network in place.pod_networks]
     report.find(made, list(dict.fromkeys(networks)))
@@ -169,7 +201,8 @@ def _target(options: argparse.Namespace, places: Places, names: Names, destinati
     if destination.address is not None:
         return destination.address
     version = 6 if options.ipv6 else 0
-    addresses = names.addresses.get(destination.name)
+    place = names.place(destination.name)
+    addresses = names.addresses.get(place) if place is not None else None
     if addresses is None:
         raise _unknown(destination.name, places, names)
     fitting = [address for address in addresses if version in (0, address.version)]
@@ -186,8 +219,13 @@ def _start(places: Places, names: Names, source: End) -> Place | None:
         found = places.with_address(source.address)
         if not found and names.default is None:
             raise _unknown(source.name, places, names)
+        pods = [place.name for place in found if place.kind == POD]
+        if len(pods) > 1:
+            hint = f"name one of {', '.join(pods)}"
+            raise CniError(f"ambiguous address {source.address}", f"{counted(len(pods), 'pod')} have it", hint)
         return found[0] if found else None
-    place = places.named(names.aliases.get(source.name, source.name))
+    name = names.place(source.name)
+    place = places.named(name) if name is not None else None
     if place is None:
         raise _unknown(source.name, places, names)
     return place
@@ -225,7 +263,7 @@ def _source_address(names: Names, name: str, start: Place, target: Address) -> A
     choice = start.route(Question(target))
     if choice.source is not None:
         return choice.source
-    own = [address for address in names.addresses.get(name, ()) if address.version == target.version]
+    own = [address for address in names.addresses.get(start.name, ()) if address.version == target.version]
     if own:
         return own[0]
     raise CniError(f'"{name}" has no IPv{target.version} address that could reach {target}', choice.reason, "cni-py explain")
@@ -242,23 +280,50 @@ def _from_wire(walker: Walker, names: Names, packet: Packet) -> hops.Walk:
     return walker.walk_from_wire(place, link, packet)
 
 
-def _verify(options: argparse.Namespace, places: Places, start: Place, packet: Packet, made: Report) -> None:
-    """Send a real packet, and compare. A failure to watch is a note."""
-    walks = made.walks
-    on_path = {hop.place for walk in walks for hop in walk.hops}
+def _verified(options: argparse.Namespace, places: Places, start: Place, predict: Callable[[Choices], Report]) -> Report:
+    """Predict, send a real packet, and compare. A failure to watch is a note.
+
+    Where a rule chooses at random, every choice is predicted, and the packet shows which one was made.
+    """
+    predicted = _alternatives(predict)
+    possible = [made for made, _ in predicted]
+    hops_of_all = [hop for made in possible for walk in made.walks for hop in walk.hops]
+    on_path = {hop.place for hop in hops_of_all}
     watched = [place for place in places.all if place.name in on_path or place.kind != POD]
-    ports = frozenset(hop.packet.innermost.destination_port for hop in made.forward.hops)
+    ports = frozenset(hop.packet.innermost.destination_port for made in possible for hop in made.forward.hops)
+    packet = possible[0].packet
     token = probe.new_token(packet, ports)
-    is_complete = compare.completeness(made.forward, made.reply)
+    tests = [compare.completeness(made.forward, made.reply) for made in possible]
     try:
-        observed = probe.probe(start, packet, watched, token, is_complete, options.seconds)
+        observed = probe.probe(start, packet, watched, token, lambda seen: any(test(seen) for test in tests), options.seconds)
     except OSError as error:
-        made.notes = [f"No packet was sent: {reason_of(error)}"]
-        return
+        possible[0].notes = [f"No packet was sent: {reason_of(error)}"]
+        return possible[0]
+    made, wanted = next(((made, wanted) for made, wanted in predicted if _compare(made, observed)), predicted[0])
+    if len(possible) > 1 and made.is_as_predicted:
+        made = predict(Choices(wanted, is_seen=True))
+    is_as_predicted = _compare(made, observed)
+    made.notes = observed.notes + ([] if is_as_predicted else _dropping_rules(places, observed))
+    return made
+
+
+def _alternatives(predict: Callable[[Choices], Report]) -> list[tuple[Report, list[int]]]:
+    """A prediction for each choice that rules may make at random, with the choices."""
+    found: list[tuple[Report, list[int]]] = []
+    wanted: list[int] | None = []
+    while wanted is not None and len(found) < MOST_ALTERNATIVES:
+        choices = Choices(wanted)
+        found.append((predict(choices), [number for number, _ in choices.made]))
+        wanted = following(choices.made)
+    return found
+
+
+def _compare(made: Report, observed: probe.Observed) -> bool:
+    """Compare a prediction with what was seen. Returns: they agree."""
     made.comparison = compare.compare(made.forward, observed)
     if made.reply is not None and made.comparison.is_as_predicted:
         made.reply_comparison = compare.compare(made.reply, observed, REPLY)
-    made.notes = observed.notes + ([] if made.comparison.is_as_predicted else _dropping_rules(places, observed))
+    return made.is_as_predicted
 
 
 def _dropping_rules(places: Places, observed: probe.Observed) -> list[str]:
@@ -298,7 +363,7 @@ def _is_of_lab(site: Site, source: End, destination: End) -> bool:
 
 def _lab(site: Site) -> tuple[Places, Names]:
     places: list[Place] = []
-    addresses: dict[str, tuple[Address, ...]] = {}
+    names = Names()
     settings = site.settings
     families = [version for version, is_used in ((4, settings.ipv4), (6, settings.ipv6)) if is_used]
     nodes = {node.name: node for node in site.state.nodes}
@@ -310,28 +375,30 @@ def _lab(site: Site) -> tuple[Places, Names]:
             of_lab = {"outside": (OUTSIDE, OUTSIDE6), "etcd": (ETCD_ADDRESS, ETCD_ADDRESS6)}
             if name in nodes:
                 of_lab[name] = (nodes[name].address, nodes[name].address6)
-            addresses[name] = tuple(a for a in map(ip_address, of_lab.get(name, ())) if a.version in families)
+            names.add(name, [a for a in map(ip_address, of_lab.get(name, ())) if a.version in families])
             places.append(_node_place(name, path, f"/proc/{machine.pid}/root", shared) if kind == NODE else Place(name, path))
         for pod in site.pods.values():
-            addresses[pod.name] = tuple(map(ip_address, pod.addresses))
+            names.add(pod.name, map(ip_address, pod.addresses))
             places.append(Place(pod.name, site.netns_path(pod), POD))
         for name in nodes:
-            _add_named(f"/proc/{site.state.machines[name].pid}/root/run/netns", places, addresses)
+            _add_named(f"/proc/{site.state.machines[name].pid}/root/run/netns", places, names, name)
     except BaseException:
         for place in places:
             place.close()
         raise
-    return Places(places), Names(addresses)
+    return Places(places), names
 
 
-def _add_named(directory: str, places: list[Place], addresses: dict[str, tuple[Address, ...]]) -> None:
-    """Add the named namespaces of a directory that are not among the places yet."""
+def _add_named(directory: str, places: list[Place], names: Names, node: str) -> None:
+    """Add the named namespaces of a directory that are not among the places yet.
+
+    Two nodes may have one of the same name: the second one is called ``node2/NAME``, and NAME alone is ambiguous.
+    """
     known = {place.inode for place in places}
     for name in sorted(list_directory(directory)):
-        if name in {place.name for place in places}:
-            continue
+        unique = f"{node}/{name}" if name in {place.name for place in places} else name
         try:
-            place = Place(name, f"{directory}/{name}", POD)
+            place = Place(unique, f"{directory}/{name}", POD)
         except CniError:  # not a namespace, or one that was deleted
             continue
         if place.inode in known:
@@ -340,7 +407,7 @@ def _add_named(directory: str, places: list[Place], addresses: dict[str, tuple[A
         known.add(place.inode)
         places.append(place)
         own = [of.address for of in place.addresses if not of.address.is_loopback and not of.address.is_link_local]
-        addresses.setdefault(name, tuple(own))
+        names.add(unique, own, name, f"{node}/{name}", f"/run/netns/{name}")
 
 
 def _node_place(name: str, path: str, root: str = "", shared: str = "") -> Place:
@@ -401,44 +468,41 @@ def _node() -> tuple[Places, Names]:
     """Open this node, and the namespaces of its attachments."""
     name = socket.gethostname().partition(".")[0] or NODE
     node = _node_place(name, "/proc/self/ns/net")
-    places = {node.inode: node}
-    addresses: dict[str, tuple[Address, ...]] = {}
-    aliases: dict[str, str] = {}
+    listed = [node]
+    names = Names()
+    names.default = node
     try:
         for one in attachments.known():
             if one.state == attachments.LIVE and one.netns:
-                _add_pod(one, places, addresses, aliases)
-        listed = list(places.values())
-        _add_named("/run/netns", listed, addresses)
+                _add_pod(one, listed, names)
+        _add_named("/run/netns", listed, names, name)
     except BaseException:
-        for place in places.values():
+        for place in listed:
             place.close()
         raise
     own = [of.address for of in node.addresses if not of.address.is_loopback and not of.address.is_link_local]
     chosen = [node.route(Question(ip_address(target))).source for target in ("192.0.2.1", "2001:db8::1")]
-    ordered = tuple(dict.fromkeys([*(address for address in chosen if address is not None), *own]))
-    addresses |= dict.fromkeys((name, NODE, "host"), ordered)
-    aliases |= dict.fromkeys((NODE, "host"), name)
-    return Places(listed), Names(addresses, aliases, node)
+    names.add(name, [*(address for address in chosen if address is not None), *own])
+    names.aliases |= {alias: {name} for alias in (NODE, "host")}
+    return Places(listed), names
 
 
-def _add_pod(
-    one: attachments.Known, places: dict[int, Place], addresses: dict[str, tuple[Address, ...]], aliases: dict[str, str]
-) -> None:
-    """A pod, under each of its names."""
+def _add_pod(one: attachments.Known, places: list[Place], names: Names) -> None:
+    """Add a pod, under each of its names."""
+    name = one.pod or os.path.basename(one.netns)
+    if name in {place.name for place in places}:
+        name = one.container_id[:12]
     try:
-        place = Place(one.pod or os.path.basename(one.netns), one.netns, POD)
+        place = Place(name, one.netns, POD)
     except CniError:  # it was deleted in the meantime
         return
-    if place.inode in places:
+    known = next((other for other in places if other.inode == place.inode), None)
+    if known is not None:
         place.close()
-        place = places[place.inode]
     else:
-        places[place.inode] = place
-    own = tuple(map(ip_address, one.addresses))
-    for name in {place.name, *attachments.names_of(one), one.container_id, one.container_id[:12]}:
-        addresses[name] = tuple(dict.fromkeys([*addresses.get(name, ()), *own]))
-        aliases[name] = place.name
+        places.append(place)
+    others = {*attachments.names_of(one), one.container_id, one.container_id[:12]}
+    names.add((known or place).name, map(ip_address, one.addresses), *others)
 
 
 # ---- printing ---------------------------------------------------------------------------------

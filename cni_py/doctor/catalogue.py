@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cni_py.doctor import facts as names
 from cni_py.doctor.findings import ERROR, WARNING, Rule
-from cni_py.doctor.rules import configuration, devices, filters, flanneld, host, peers, pods, sysctls
+from cni_py.doctor.rules import configuration, devices, filters, flanneld, host, peers, pods, replies, sysctls
 
 _MOMENT = 1.5
 """flanneld restores what it keeps within a second."""
@@ -214,20 +214,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "bridge",
         ERROR,
-        "the pods' bridge exists while pods do, is up, and its MTU is not smaller than theirs",
+        "the pods' bridge exists while pods do, is up, has their gateway's address, and its MTU is not smaller than theirs",
         "the pods of this node reach nothing beyond it, or lose large packets",
-        devices.bridge,
+        lambda facts: (*devices.bridge(facts), *devices.gateway(facts)),
         (names.KERNEL, names.CONFIGURATION),
-        "sets it up; corrects its MTU",
+        "sets it up; corrects its MTU; adds its address",
     ),
     Rule(
         "pod-link",
         ERROR,
-        "each pod's host end is up, and on the bridge",
-        "that pod reaches nothing",
+        "each pod's host end is up and on the bridge, and its port is not isolated",
+        "that pod reaches nothing, or no other pod of this node",
         devices.ports,
         (names.KERNEL,),
-        "sets it up; adds it to the bridge",
+        "sets it up; adds it to the bridge; ends its isolation",
         settles=_MOMENT,
         always_settles=True,
     ),
@@ -238,6 +238,7 @@ RULES: tuple[Rule, ...] = (
         "large packets of that pod are lost between nodes, while small ones arrive",
         devices.port_mtu,
         (names.KERNEL,),
+        "sets it on both ends, of a pod that it can enter",
     ),
     Rule(
         "udp-port-taken",
@@ -268,8 +269,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "rp-filter",
-        WARNING,
-        "rp_filter is not strict (1) on the devices on the way",
+        ERROR,
+        "strict rp_filter (1), which RHEL sets, drops no packet of pods or of the tunnel, as the kernel decides about each",
         "packets whose answer would leave by another link are dropped, without a message",
         sysctls.rp_filter,
         (names.KERNEL,),
@@ -313,6 +314,14 @@ RULES: tuple[Rule, ...] = (
         (names.KERNEL, names.LEASES, names.INTERFACE),
         "restores a missing route",
         settles=_SAVED,
+    ),
+    Rule(
+        "policy-rule",
+        ERROR,
+        "no policy rule (ip rule) leads packets of pods elsewhere",
+        "they leave by another link, or are discarded, while packets of the node itself arrive",
+        peers.policy,
+        (names.KERNEL, names.LEASES, names.INTERFACE),
     ),
     Rule(
         "peer-arp",
@@ -365,7 +374,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "no two leases have one node address, and no other machine on the link has ours (ARP)",
         "packets go to one of the two, in turns",
-        lambda facts: (*flanneld.one_address(facts), *peers.duplicate_address(facts)),
+        lambda facts: (*flanneld.one_address(facts), *replies.duplicate_address(facts)),
         (names.PROBES,),
     ),
     Rule(
@@ -462,19 +471,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "pod",
         ERROR,
-        "each live pod (250 of them): its interface, address and default route; CHECK of the one that was asked about",
+        "each live pod (250 of them): its interface, address, MTU and default route; CHECK of the one that was asked about",
         "that pod reaches nothing, or part of it",
         pods.asked,
         (names.PODS,),
-        fixes="sets its interface up; adds its default route",
+        fixes="sets its interface up, or its MTU; corrects its default route",
     ),
     # networks
     Rule(
         "host-network-overlap",
         WARNING,
-        "the pods' network shares no address with a network of the host (LAN, docker0)",
+        "the pods' network shares no address with a network of the host (LAN, docker0), and the peers' subnets none with it",
         "packets to one of the two go to the other",
-        flanneld.overlaps_host,
+        lambda facts: (*flanneld.overlaps_host(facts), *flanneld.addresses_of_peers(facts)),
         (names.KERNEL, names.HOST_NETWORKS),
     ),
     Rule(
@@ -542,7 +551,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "a real packet through the tunnel to each peer is answered; if not, at which layer it ends",
         "pods of this node do not reach those of that node",
-        peers.reached,
+        replies.reached,
         (names.PROBES, names.KERNEL, names.LEASES, names.INTERFACE),
     ),
     Rule(
@@ -550,7 +559,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "a packet as large as a pod may send is answered too",
         "connections hang: they begin, and end with the first large packet",
-        peers.full_sized,
+        replies.full_sized,
         (names.PROBES, names.LEASES),
     ),
     Rule(
@@ -558,7 +567,7 @@ RULES: tuple[Rule, ...] = (
         ERROR,
         "a datagram with a checksum arrives where one without does (VXLAN)",
         "TCP and UDP between nodes are dropped, while ping works",
-        peers.checksums,
+        replies.checksums,
         (names.PROBES, names.LEASES),
         "turns off the offload of checksums",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from errno import EINVAL, EXDEV
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 AddressWithPrefix = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+
+IPVS_DEVICE = "kube-ipvs0"
+"""The device on which kube-proxy keeps the addresses of Services with IPVS."""
 
 # Names of facts, as rules need them.
 KERNEL = "links, addresses and routes"
@@ -93,10 +97,57 @@ class Way:
     is_discarded: bool = False
     """A black hole, or unreachable."""
 
+    taken_by: Taker | None = None
+    """Entry that leads there; read only where another way is wanted."""
+
     def __str__(self) -> str:
         if self.is_discarded or not self.device:
             return "a route that discards" if self.is_discarded else "no route"
         return f"via {self.gateway} dev {self.device}" if self.gateway else f"dev {self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """The entry that decides about a packet. ``rule``: the policy rule that leads to its table, "" if every host has it."""
+
+    entry: str = ""
+    """Words of ``ip route``, without "dev"; "" if a policy rule discards by itself."""
+    network: Network | None = None
+    """The destination of the entry."""
+    device: str = ""
+    table: str = "main"
+    protocol_is_kernel: bool = False
+    """The kernel made it, for an address."""
+    rule: str = ""
+
+    def __str__(self) -> str:
+        device = f" dev {self.device}" if self.device else ""
+        table = f" (table {self.table})" if self.entry and self.table != "main" else ""
+        return f"{self.entry}{device}{table}"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The kernel's decision about a packet that comes in by ``incoming`` and is expected to leave by ``wanted`` ("": for us).
+
+    ``errno``: it refuses it. ``outgoing``: the link that it leaves by. ``source_by``: the link by which its source is reached,
+    read where it is refused.
+    """
+
+    words: str
+    subnet: Network
+    incoming: str
+    wanted: str
+    outgoing: str = ""
+    errno: int = 0
+    source_by: str = ""
+    taken_by: Taker | None = None
+    about: frozenset[str] = frozenset()
+
+    @property
+    def fails_strict_check(self) -> bool:
+        """Return whether a strict rp_filter refuses it. Linux reports that with EXDEV, since 6.14 with EINVAL as all else."""
+        return self.errno in (EXDEV, EINVAL) and self.source_by not in ("", self.incoming)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,15 +352,22 @@ class Facts:
     links: tuple[Link, ...] = ()
     addresses: tuple[HostAddress, ...] = ()
     routes: frozenset[Route] = frozenset()
-    """Routes of the main table, but the kernel's own."""
+    """Routes of the main table, but the kernel's own; one over several links has no device."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     vxlans: tuple[VxlanDetails, ...] = ()
     neighbours: frozenset[Neighbour] = frozenset()
+    """Permanent ones of flannel's devices and of the pods' bridge."""
     forwarding: frozenset[Forwarding] = frozenset()
+    odd_forwarding: Mapping[Forwarding, str] = field(default_factory=dict)
+    """Entries of these that have a UDP port, VNI or link of their own, and which."""
     ways: Mapping[Network, Way] = field(default_factory=dict)
     """Routes to the first host of each subnet, our own and the peers'."""
     node_ways: Mapping[Address, Way] = field(default_factory=dict)
     """Routes to the address of each peer's node."""
+    node_neighbours: Mapping[Address, str] = field(default_factory=dict)
+    """ARP entries of the peers' nodes that no reply made, as ``ip neigh`` shows them."""
+    passages: tuple[Passage, ...] = ()
+    """Packets from our pods to those of peers, from these to ours, and those of the tunnel: a sample of peers."""
     counters: Counters = field(default_factory=Counters)
     port_holders: tuple[str, ...] = ()
     """Sockets of user programs that have the tunnel's UDP port."""
@@ -333,6 +391,8 @@ class Facts:
     ruleset: Ruleset | None = None
     saved_rules: Mapping[str, str] = field(default_factory=dict)
     """Output of iptables-save by the program's name."""
+    services: tuple[Address, ...] = ()
+    """Addresses of Services in kube-proxy's own tables of nftables."""
     # others
     probed: Probed = field(default_factory=Probed)
     kubernetes: Kubernetes | None = None
@@ -361,6 +421,16 @@ class Facts:
         return any(at.address == address for at in self.addresses)
 
     @property
+    def has_kube_proxy(self) -> bool:
+        """Return whether kube-proxy has rules on this node: of iptables, of nftables, or an IPVS device."""
+        has_chain = any("KUBE-SERVICES" in text for text in self.saved_rules.values())
+        return has_chain or bool(self.services) or self.link(IPVS_DEVICE) is not None
+
+    def is_wrong_for_node(self, way: Way) -> bool:
+        """Return whether a way cannot be that to another node: it discards, or leads into the pods' network."""
+        return way.is_discarded or not way.device or way.device.startswith("flannel") or way.device == self.bridge_name
+
+    @property
     def flannel_conf(self) -> ConfFile | None:
         """The first configuration of a flannel network."""
         return next((file for file in self.conf_files if file.is_flannel), None)
@@ -374,6 +444,12 @@ class Facts:
                 delegate = plugin.get("delegate")
                 return delegate if isinstance(delegate, dict) else {}
         return {}
+
+    @property
+    def flannel_name(self) -> str:
+        """The name of the first flannel network; "" if there is none."""
+        conf = self.flannel_conf
+        return conf.network.name if conf and conf.network else ""
 
     @property
     def bridge(self) -> Link | None:

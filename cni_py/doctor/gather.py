@@ -17,10 +17,12 @@ from cni_py.doctor import (
     gather_node,
     gather_pods,
     gather_processes,
+    gather_routing,
+    gather_services,
     node_state,
     probe,
 )
-from cni_py.doctor.facts import ConfFile, Daemon, Facts, Known, Pool, Probed
+from cni_py.doctor.facts import ConfFile, Daemon, Facts, Known, Pool, Probed, Way
 from cni_py.errors import CniError, TryAgainLater
 from cni_py.flanneld import saved
 from cni_py.flanneld.host_networks import HostNetwork, list_host_networks
@@ -29,7 +31,7 @@ from cni_py.ipam.ranges import as_address
 from cni_py.ipam.store import reserved_names
 from cni_py.kernel.address import list_host_addresses
 from cni_py.kernel.link import list_links
-from cni_py.kernel.route import list_routes
+from cni_py.kernel.route import list_foreign_routes
 from cni_py.kernel.vxlan import list_vxlans
 from cni_py.netlink.socket import open_host
 from cni_py.node.log import silence
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from cni_py.doctor.gather_pods import Asked
     from cni_py.flanneld.options import Options
+    from cni_py.netlink.socket import Rtnl
     from cni_py.packetfilter.evaluation.ruleset import Ruleset
     from cni_py.sweep.report import Report as SweepReport
 
@@ -63,6 +66,8 @@ class Request:
     pods: tuple[Asked, ...] = ()
     peers: frozenset[str] = frozenset()
     probes: bool = True
+    notes: tuple[str, ...] = ()
+    """Notes for the report about the pod or node that was asked about."""
     pods_fault: str = ""
     """Reason why the attachments of this node are not known."""
 
@@ -119,7 +124,7 @@ def look(request: Request) -> Facts:
         certificates=tuple(gather_node.certificates(options)),
         newest_file=gather_node.newest([__file__, facts.subnet_file, saved.path_for(facts.subnet_file)]),
         options=options,
-        notes=() if facts.is_flannel else (NO_FLANNEL,),
+        notes=(*request.notes, *(() if facts.is_flannel else (NO_FLANNEL,))),
     )
     return replace(facts, unread=reader.unread)
 
@@ -144,6 +149,8 @@ def _processes(facts: Facts, reader: Reader) -> tuple[Facts, Options | None]:
     plugins = conf.network.plugins if conf and conf.network else ()
     named = next((plugin.get("subnetFile") for plugin in plugins if plugin.get("type") == "flannel"), None)
     path = options.subnet_file if options else str(named or subnet_file_by_default())
+    if options is None and not os.path.exists(path) and os.path.exists(saved.SUBNET_FILE):
+        path = saved.SUBNET_FILE  # what flanneld wrote, while the plugin reads another file
     read_by_plugin = str(named or saved.SUBNET_FILE) if plugins else ""
     facts = replace(facts, daemons=tuple(daemons), has_unit=has_unit, subnet_file=path, conf_subnet_file=read_by_plugin)
     return facts, options
@@ -223,7 +230,7 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
             facts,
             links=links,
             addresses=tuple(list_host_addresses(host)),
-            routes=frozenset(list_routes(host, protocol=0)),
+            routes=frozenset(list_foreign_routes(host)),
             vxlans=tuple(list_vxlans(host)),
             external=plan.external,
             attributes=plan.attributes,
@@ -235,18 +242,22 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
             tunnel_port=plan.tunnels[0].port if plan.tunnels else 0,
         )
         devices = [name for name in (external, facts.bridge_name, *flannel) if name and facts.link(name)]
-        neighbours, forwarding = gather_kernel.tunnel_entries(host, links)
+        neighbours, forwarding, odd = gather_kernel.tunnel_entries(host, links, facts.bridge_name)
         subnets = [*facts.subnets, *(one.subnet for one in facts.wanted)]
         nodes = [one.lease.attributes.public_ip if one.subnet.version == 4 else one.lease.attributes.public_ipv6
                  for one in facts.wanted]  # fmt: skip
+        below = facts.link(external)
         facts = replace(
             facts,
             neighbours=neighbours,
+            node_neighbours=gather_kernel.node_neighbours(host, below, filter(None, nodes)) if below else {},
             forwarding=forwarding,
+            odd_forwarding=odd,
             sysctls=gather_kernel.sysctls(devices),
-            ways={subnet: gather_kernel.way_to(host, _asked_of(subnet, facts), by_index) for subnet in subnets},
-            node_ways={node: gather_kernel.way_to(host, node, by_index) for node in dict.fromkeys(nodes) if node},
+            ways={subnet: _way(host, subnet, facts, by_index) for subnet in subnets},
+            node_ways={node: _node_way(host, node, facts, by_index) for node in dict.fromkeys(nodes) if node},
             port_holders=tuple(gather_node.port_holders(facts.tunnel_port)) if facts.tunnel_port else (),
+            passages=gather_routing.passages(host, facts),
         )
     gateways = frozenset(gather_kernel.first_host(subnet) for subnet in facts.subnets)
     nothing: frozenset[HostNetwork] = frozenset()
@@ -257,6 +268,22 @@ def _read_kernel(facts: Facts, reader: Reader, options: Options | None) -> Facts
     return replace(facts, host_networks=networks, contradictions=tuple(contradictions))
 
 
+def _node_way(host: Rtnl, node: names.Address, facts: Facts, by_index: dict[int, str]) -> Way:
+    """Return the route to a peer's node; with what leads there if it cannot be right."""
+    way = gather_kernel.way_to(host, node, by_index)
+    return replace(way, taken_by=gather_routing.taker(host, node, by_index)) if facts.is_wrong_for_node(way) else way
+
+
+def _way(host: Rtnl, subnet: names.Network, facts: Facts, by_index: dict[int, str]) -> Way:
+    """Return the route to a subnet; with what leads there if it is not the one that its lease wants."""
+    address = _asked_of(subnet, facts)
+    way = gather_kernel.way_to(host, address, by_index)
+    wanted = next((one.route for one in facts.wanted if one.subnet == subnet), None)
+    devices = (facts.bridge_name, "lo") if subnet in facts.subnets else (wanted.device if wanted else way.device,)
+    is_wanted = way.device in devices and not way.is_discarded and (wanted is None or way.gateway == wanted.gateway)
+    return way if is_wanted else replace(way, taken_by=gather_routing.taker(host, address, by_index))
+
+
 def _asked_of(subnet: names.Network, facts: Facts) -> names.Address:
     """Return the address whose route shows that of the subnet: our own gateway is an address of this host."""
     return subnet.network_address + (2 if subnet in facts.subnets else 1)
@@ -265,7 +292,9 @@ def _asked_of(subnet: names.Network, facts: Facts) -> names.Address:
 def _filters(facts: Facts, reader: Reader) -> Facts:
     nothing: tuple[Ruleset | None, dict[str, str]] = (None, {})
     ruleset, saved_rules = reader.read(names.FILTERS, reading.read, nothing)
-    return replace(facts, ruleset=ruleset, saved_rules=saved_rules)
+    none: list[names.Address] = []
+    services = reader.read(names.FILTERS, gather_services.services, none) if names.FILTERS not in reader.unread else none
+    return replace(facts, ruleset=ruleset, saved_rules=saved_rules, services=tuple(services))
 
 
 def _attachments(facts: Facts, request: Request, reader: Reader) -> Facts:

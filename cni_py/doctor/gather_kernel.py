@@ -12,6 +12,7 @@ from cni_py.flanneld import backends, iface
 from cni_py.flanneld.options import Options
 from cni_py.kernel import sysctl
 from cni_py.kernel.neighbour import Forwarding, Neighbour, list_forwarding, list_neighbours
+from cni_py.kernel.neighbour_state import list_neighbour_states, list_odd_forwarding
 from cni_py.kernel.route import Route, route_get
 from cni_py.kernel.vxlan import Vxlan
 from cni_py.netlink.constants import RTN_LOCAL, RTN_UNICAST
@@ -135,16 +136,33 @@ def _name(rtnl: Rtnl, ifindex: int) -> str:
     return link.name if link else ""
 
 
-def tunnel_entries(rtnl: Rtnl, links: Sequence[Link]) -> tuple[frozenset[Neighbour], frozenset[Forwarding]]:
-    """Return the permanent neighbours and FDB entries of flannel's devices. Raises: KernelRefused."""
+def tunnel_entries(
+    rtnl: Rtnl, links: Sequence[Link], bridge: str
+) -> tuple[frozenset[Neighbour], frozenset[Forwarding], dict[Forwarding, str]]:
+    """Return the permanent neighbours and FDB entries of flannel's devices, the odd ones of these with what is odd, and the
+    neighbours of the bridge. Raises: KernelRefused.
+    """
     neighbours: set[Neighbour] = set()
     forwarding: set[Forwarding] = set()
+    odd: dict[Forwarding, str] = {}
     for link in links:
-        if link.name.startswith("flannel"):
+        if link.name.startswith("flannel") or link.name == bridge:
             neighbours |= list_neighbours(rtnl, link)
-            if link.kind == "vxlan":
-                forwarding |= list_forwarding(rtnl, link)
-    return frozenset(neighbours), frozenset(forwarding)
+        if link.name.startswith("flannel") and link.kind == "vxlan":
+            forwarding |= list_forwarding(rtnl, link)
+            overrides = list_odd_forwarding(rtnl, link)
+            odd |= {Forwarding(link.name, mac, remote): words for (mac, remote), words in overrides.items()}
+    return frozenset(neighbours), frozenset(forwarding), odd
+
+
+def node_neighbours(rtnl: Rtnl, link: Link, nodes: Iterable[Address]) -> dict[Address, str]:
+    """Return the ARP entries of nodes that a person or a program made, not a reply. Raises: KernelRefused."""
+    wanted = frozenset(nodes)
+    return {
+        node: f"{node} dev {link.name} lladdr {of.mac} {of.state}"
+        for node, of in list_neighbour_states(rtnl, link).items()
+        if node in wanted and of.state in ("PERMANENT", "NOARP")
+    }
 
 
 def sysctls(devices: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 from cni_py import config, files
@@ -25,7 +26,17 @@ if TYPE_CHECKING:
 
 ENDINGS = (".conf", ".conflist", ".json")
 WRITTEN = ("/run", "/run/flannel", "/run/cni-py", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni/net.d")
-_INTERPRETER_LINE = 256
+_HEAD = 256
+"""Bytes that the kernel reads."""
+_SHOWN = 20
+_ELF_ORDER, _ELF_MACHINE, _ELF_BIG_ENDIAN = 5, 18, 2
+_I386, _ARM, _X86_64, _ARM64 = 3, 40, 62, 183
+_MACHINES = {
+    _I386: "i386", _ARM: "arm", _X86_64: "amd64", _ARM64: "arm64", 20: "ppc", 21: "ppc64le", 22: "s390x", 243: "riscv64",
+    258: "loong64", 8: "mips",
+}  # fmt: skip
+_ALSO_EXECUTED = ((_X86_64, _I386), (_ARM64, _ARM))
+_EMULATORS = {_I386: "i386", _ARM: "arm", _X86_64: "x86_64", _ARM64: "aarch64", 21: "ppc64le", 22: "s390x", 243: "riscv64"}
 
 
 def conf_files(directory: str) -> list[ConfFile]:
@@ -58,7 +69,7 @@ def _program(name: str, directories: Sequence[str]) -> Program:
     return good or (faults[0] if faults else Program(name, fault=f"it is not in {':'.join(directories) or 'CNI_PATH'}"))
 
 
-def _why_not(path: str) -> str:
+def _why_not(path: str) -> str:  # noqa: PLR0911 — a line for each reason
     """Return why a file cannot be executed; "" if it can."""
     if not os.path.exists(path):
         return f"it is a link to {os.readlink(path)}, which does not exist"
@@ -68,12 +79,47 @@ def _why_not(path: str) -> str:
         return "it is not executable"
     if not os.path.getsize(path):
         return "it is empty"
+    if os.geteuid() == 0 and not os.access(path, os.X_OK):  # root may, unless the mount forbids it
+        return "its file system is mounted noexec"
     with suppress(OSError), open(path, "rb") as file:
-        head = file.read(_INTERPRETER_LINE)
-        interpreter = head[2:].split(b"\n", 1)[0].split() if head.startswith(b"#!") else []
-        if interpreter and not os.path.exists(interpreter[0]):
-            return f"its interpreter {os.fsdecode(interpreter[0])} does not exist"
+        return _why_not_executed(file.read(_HEAD))
     return ""
+
+
+def _why_not_executed(head: bytes) -> str:
+    """Return why the kernel cannot execute a file that begins like this; "" if it can."""
+    if head.startswith(b"#!"):
+        interpreter = head[2:].split(b"\n", 1)[0].split()
+        exists = not interpreter or os.path.exists(interpreter[0])
+        return "" if exists else f"its interpreter {os.fsdecode(interpreter[0])} does not exist"
+    machine, own = _machine(head), _own_machine()
+    if machine is None:
+        begins = head.split(b"\n", 1)[0][:_SHOWN].decode(errors="replace")
+        return f'it is not a program: it begins with "{begins}"' if begins.isprintable() else "it is not a program"
+    if own is None or machine == own or (own, machine) in _ALSO_EXECUTED or _is_emulated(machine):
+        return ""
+    return f"it is for {_MACHINES.get(machine, f'machine {machine}')}, and this one is {_MACHINES.get(own, str(own))}"
+
+
+def _machine(head: bytes) -> int | None:
+    """Return the machine that an ELF file is for; None: it is not one."""
+    if not head.startswith(b"\x7fELF") or len(head) < _ELF_MACHINE + 2:
+        return None
+    order = "big" if head[_ELF_ORDER] == _ELF_BIG_ENDIAN else "little"
+    return int.from_bytes(head[_ELF_MACHINE : _ELF_MACHINE + 2], order)  # type: ignore[arg-type]  # one of the two words
+
+
+@cache
+def _own_machine() -> int | None:
+    """Return the machine that this process was built for."""
+    with suppress(OSError), open("/proc/self/exe", "rb") as file:
+        return _machine(file.read(_HEAD))
+    return None
+
+
+def _is_emulated(machine: int) -> bool:
+    """Return whether the kernel has an interpreter for programs of this machine (binfmt_misc)."""
+    return os.path.exists(f"/proc/sys/fs/binfmt_misc/qemu-{_EMULATORS.get(machine, 'none')}")
 
 
 def pools(networks: Iterable[network_config.Network], cni_path: Sequence[str]) -> list[Pool]:

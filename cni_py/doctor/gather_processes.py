@@ -15,7 +15,7 @@ from cni_py.errors import CniError, IOFailure
 from cni_py.flanneld.options import UsageError, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cni_py.flanneld.options import Options
 
@@ -50,7 +50,20 @@ def daemons() -> list[Daemon]:
             continue
         options = _options(argv[at + 1 :], environ)
         found.append(_asked(Daemon(int(name), argv[at], options, environ, is_stopped=_is_stopped(name))))
-    return sorted(found, key=lambda daemon: daemon.pid)
+    return sorted(without_forks(found, _parent), key=lambda daemon: daemon.pid)
+
+
+def without_forks(daemons: Sequence[Daemon], parent: Callable[[int], int]) -> list[Daemon]:
+    """Return the daemons but children of one of them: until it executes a program, a child looks like its parent."""
+    pids = {daemon.pid for daemon in daemons}
+    return [daemon for daemon in daemons if parent(daemon.pid) not in pids]
+
+
+def _parent(pid: int) -> int:
+    """Return the process that created this one; 0 if that is not known, for it has exited."""
+    with suppress(OSError, CniError, IndexError, ValueError):
+        return int(files.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1])
+    return 0
 
 
 def of_unit() -> tuple[bool, Options | None]:

@@ -8,7 +8,8 @@
 
 How it works. All are sent at once, and waited for until each is answered, a second at most; what is not, is sent once more.
 A node that filters ICMP alone replies to the datagrams: any reply counts. An error that the peer sends in place of an answer
-shows that the packet got there.
+shows that the packet got there. So the second time a packet is also sent to an address of the peer's pods, with one hop left: a
+peer whose firewall drops everything that is for itself still forwards, and reports that the packet's time was over.
 
 Source: RFC 792, RFC 4443, RFC 826; man pages raw(7), ip(7) (IP_MTU_DISCOVER, IP_RECVERR), packet(7).
 """
@@ -22,6 +23,7 @@ import struct
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from errno import ECONNREFUSED, EINPROGRESS, EMSGSIZE
+from ipaddress import ip_address
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ from cni_py.doctor.facts import Probed, Reached, Wanted
 from cni_py.kernel.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cni_py.doctor.facts import Address, Network
     from cni_py.flanneld.lease import Lease
@@ -55,13 +57,22 @@ _UNREACHABLE = {4: (3, 11), 6: (1, 3)}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A peer of one family. ``end``: where the tunnel ends; ``mtu`` 0: no full-sized packet is sent."""
+    """A peer of one family. ``end``: where the tunnel ends; ``mtu`` 0: no full-sized packet is sent.
+
+    ``beyond``: an address that the peer forwards to; None: none is asked.
+    """
 
     wanted: Wanted
     end: Address
     node: Address | None
     mtu: int = 0
     has_tunnel: bool = True
+    beyond: Address | None = None
+
+    def is_sender(self, address: str) -> bool:
+        """Return whether an error from this address is the peer's own, not a router's on another way."""
+        sender = ip_address(address.partition("%")[0])
+        return sender == self.node or sender in self.wanted.subnet or sender in self.wanted.lease.attributes.addresses
 
 
 def probe(
@@ -126,7 +137,7 @@ def _echo(targets: dict[int, Target], results: list[Reached], version: int) -> N
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         waiting = {(number, kind): None for number, target in targets.items() for kind in _kinds(target)}
         answered: set[tuple[int, int]] = set()
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             for number, kind in list(waiting):
                 # one hop where there is no tunnel: a peer without pods, which has no gateway, reports that it ended there
                 is_direct = kind != _NODE and not targets[number].has_tunnel
@@ -134,7 +145,11 @@ def _echo(targets: dict[int, Target], results: list[Reached], version: int) -> N
                 refused = _send(sock, targets[number], number, kind, identifier, version)
                 if refused:
                     results[number] = replace(results[number], refused=results[number].refused or refused)
-            _receive(sock, version, identifier, waiting, answered)
+                beyond = targets[number].beyond
+                if attempt and kind != _NODE and beyond is not None:
+                    sock.setsockopt(*hops, 1)
+                    _send(sock, replace(targets[number], end=beyond), number, kind, identifier, version)
+            _receive(sock, version, identifier, waiting, answered, targets)
             if not waiting:
                 break
     for number, target in targets.items():
@@ -171,7 +186,12 @@ def _send(sock: socket.socket, target: Target, number: int, kind: int, identifie
 
 
 def _receive(
-    sock: socket.socket, version: int, identifier: int, waiting: dict[tuple[int, int], None], answered: set[tuple[int, int]]
+    sock: socket.socket,
+    version: int,
+    identifier: int,
+    waiting: dict[tuple[int, int], None],
+    answered: set[tuple[int, int]],
+    targets: Mapping[int, Target],
 ) -> None:
     """Receive replies until none is waited for, or the time is over."""
     for left in _until(SECONDS / TRIES):
@@ -179,8 +199,9 @@ def _receive(
             return
         with suppress(OSError):
             while True:
-                found = _answer(sock.recv(65535), version, identifier)
-                if found in waiting:
+                packet, sender = sock.recvfrom(65535)
+                found = _answer(packet, version, identifier)
+                if found in waiting and (not _is_error(packet, version) or targets[found[0]].is_sender(sender[0])):
                     del waiting[found]
                     answered.add(found)
 
@@ -191,6 +212,10 @@ def _until(seconds: float) -> Iterator[float]:
     while (left := deadline - monotonic()) > 0:
         yield left
     yield 0.0
+
+
+def _is_error(packet: bytes, version: int) -> bool:
+    return (packet[(packet[0] & 15) * 4] if version == 4 else packet[0]) != _ECHO[version][1]
 
 
 def _answer(packet: bytes, version: int, identifier: int) -> tuple[int, int] | None:
@@ -352,7 +377,8 @@ def targets_of(wanted: Iterable[Wanted], mtu: int, mtus: dict[int, int] | None =
         node = its.public_ip if version == 4 else its.public_ipv6
         has_tunnel = one.neighbour is not None
         end: Address = one.subnet.network_address if has_tunnel else _gateway(one.subnet)
-        found.append(Target(one, end, node, (mtus or {}).get(version, mtu), has_tunnel))
+        beyond = one.subnet.network_address + 2 if has_tunnel else None
+        found.append(Target(one, end, node, (mtus or {}).get(version, mtu), has_tunnel, beyond))
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -21,8 +21,9 @@ HIDDEN = "[removed]"
 _SHORTEST, _LONGEST_WORD = 4, 20
 """Characters of a secret that is replaced wherever it occurs: a shorter one would be found in every word."""
 _NAMES = (
-    r"pass(?:word|wd|phrase)?|pwd|psk|pre-?shared-?key|secret(?:s|-?key)?|token|private-?key|priv-?key|api-?key|access-?key|"
-    r"client-?key(?:-?data)?|credentials?|auth(?:orization)?|bearer|cookie"
+    r"pass(?:word|wd|phrase)?|pwd|(?<![a-z])pw|psk|pre-?shared-?key|secret(?:s|-?key)?|token|private-?key|priv-?key|api-?key|"
+    r"access-?key|client-?key(?:-?data)?|(?:encryption|signing|master|shared|auth|account)-?key|credentials?|auth(?:orization)?|"
+    r"bearer|cookie|dockercfg|dockerconfigjson"
 )
 _NAME = rf"[\w.-]*?(?:{_NAMES.replace('-?', '[-_]?')})(?![a-z])[\w]*"
 _ASSIGNED = re.compile(
@@ -36,7 +37,7 @@ _NAMED = re.compile(
 )
 """A variable of a container, with its name and its value apart."""
 _HARMLESS = re.compile(
-    r"(?ix) \[removed\] | \*+ | true | false | null | none | yes | no | is | was | are | file | of | for | and | or | to | the"
+    r"(?ix) \[removed\]? | \*+ | true | false | null | none | yes | no | is | was | are | file | of | for | and | or | to | the"
     r" | in | has | with | not | from | must | \d{1,2} | /[\w./-]* | -{1,2}[\w-]+"
     r" | [\w./-]+\.(?:pem|crt|key|conf|json|env|yaml|yml|txt)"
 )
@@ -47,6 +48,13 @@ _HEADER = re.compile(r"(?i)\b(bearer|basic|token)(\s+)(?=\S*\d|\S{21})([\w.~+/=-
 _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _JWT = re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*")
 _KEY = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{43}=(?![A-Za-z0-9+/=])")
+_LOGIN = re.compile(r"(?i)((?:^|[\s\"'])(?:-u|--user|--userpwd|ETCDCTL_USER)[ =][\"']?[^\s:=\"']+:)([^\s\"'@/]+)")
+"""A user's name and password together, as curl(1) and etcdctl have them."""
+_ISSUED = re.compile(
+    r"\b(?:xox[abeoprs]-[\w-]{10,}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}"
+    r"|hv[bsr]\.[\w-]{20,}|npm_\w{30,}|sk-[\w-]{20,}|AGE-SECRET-KEY-1\w{20,}|[a-z0-9]{6}\.[a-z0-9]{16})(?![\w.-])"
+)
+"""Tokens that services issue with a form of their own; the last is kubeadm's."""
 _WHOLE_NAME = re.compile(_NAME, re.IGNORECASE)
 
 
@@ -63,6 +71,8 @@ class Redactor:
         text = secret.strip().strip("\"'")
         if len(text) >= _SHORTEST and not _HARMLESS.fullmatch(text):
             self._secrets.add(text)
+            for inner in _inside(text):
+                self.add(inner)
 
     def learn(self, text: str) -> None:
         """Collect the secrets of a text, before any text is redacted."""
@@ -75,6 +85,10 @@ class Redactor:
             self.add(found[2])
         for found in _HEADER.finditer(text):
             self.add(found[3])
+        for found in _LOGIN.finditer(text):
+            self.add(found[2])
+        for found in _ISSUED.finditer(text):
+            self.add(found[0])
         for found in _PEM.finditer(text):
             for line in found[0].splitlines():
                 self.add("" if line.startswith("-----") else line)
@@ -89,9 +103,24 @@ class Redactor:
         text = _URL.sub(rf"\1{HIDDEN}@", text)
         text = _URL_TOKEN.sub(rf"\1{HIDDEN}@", text)
         text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+        text = _LOGIN.sub(rf"\1{HIDDEN}", text)
+        text = _ISSUED.sub(HIDDEN, text)
         text = _JWT.sub(HIDDEN, text)
         text = _KEY.sub(HIDDEN, text)
         return _ASSIGNED.sub(_replaced, _NAMED.sub(_replaced, text))
+
+
+def _inside(secret: str) -> Iterator[str]:
+    """Yield the secrets in one that is Base64 of a text: a user's name and password, as registries have them, or JSON."""
+    try:
+        text = b64decode(secret, validate=True).decode()
+    except ValueError:  # of no Base64, and of other bytes than a text
+        return
+    user, colon, password = text.partition(":")
+    if text.startswith("{"):
+        yield from _values_of_json(text)
+    elif colon and user and text.isprintable() and " " not in text:
+        yield password
 
 
 def _bare(value: str) -> str:

@@ -22,6 +22,7 @@ from cni_py.netlink.attributes import decode, encode
 from cni_py.netlink.constants import (
     FAMILY,
     IFA_F_NODAD,
+    IFA_F_SECONDARY,
     NLM_F_CREATE,
     NLM_F_EXCL,
     RTM_DELADDR,
@@ -44,12 +45,23 @@ Network = IPv4Network | IPv6Network
 
 
 class HostAddress(Value):
-    """An address of a link; ``flags``: IFA_F_…; ``network``: reachable through it on the link, the peer's if it has one."""
+    """An address of a link; ``flags``: IFA_F_…; ``network``: reachable through it on the link, the peer's if it has one;
+    ``scope``: RT_SCOPE_…, 0 global."""
 
     ifindex: int
     address: Address
     flags: int
     network: Network
+    scope: int = 0
+
+    @property
+    def is_secondary(self) -> bool:
+        """Return whether it is an IPv4 address that the kernel does not choose as a source: its network has another one."""
+        return self.address.version == 4 and bool(self.flags & IFA_F_SECONDARY)
+
+    @property
+    def is_global(self) -> bool:
+        return self.scope == 0
 
 
 # Not `overlaps` and `subnet_of`: these keep two more objects with each network that was compared.
@@ -84,7 +96,7 @@ def list_host_addresses(rtnl: Rtnl) -> list[HostAddress]:
 def _host_address(found: Message) -> HostAddress:
     local = local_address(found)
     network = ip_network((found.get("IFA_ADDRESS", local), found["prefixlen"]), strict=False)
-    return HostAddress(found["index"], ip_address(local), found.get("IFA_FLAGS") or found["flags"], network)
+    return HostAddress(found["index"], ip_address(local), found.get("IFA_FLAGS") or found["flags"], network, found["scope"])
 
 
 def dump_addresses(netlink: Netlink, **question: Any) -> list[Message]:

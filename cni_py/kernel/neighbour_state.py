@@ -2,6 +2,7 @@
 
     list_neighbour_states(rtnl, link) -> dict[Address, NeighbourState]
     list_fdb(rtnl) -> list[FdbEntry]          of bridges and their ports, and of VXLAN devices
+    list_odd_forwarding(rtnl, link)           entries of a VXLAN device with a UDP port, VNI or link of their own
 
 Source: linux net/core/neighbour.c, net/bridge/br_fdb.c, drivers/net/vxlan/vxlan_core.c.
 """
@@ -68,6 +69,24 @@ def list_neighbour_states(rtnl: Rtnl, link: Link) -> dict[Address, NeighbourStat
                 state = _STATES.get(of["state"], "NONE")
                 found[ip_address(of["NDA_DST"])] = NeighbourState(of.get("NDA_LLADDR", ""), state)
     return found
+
+
+def list_odd_forwarding(rtnl: Rtnl, link: Link) -> dict[tuple[str, Address], str]:
+    """Return the entries of a VXLAN device that override what the device has, by MAC address and remote, as ``bridge fdb``
+    shows that. Raises: KernelRefused."""
+    found: dict[tuple[str, Address], str] = {}
+    with nl.question(*rtnl.enter, "bridge", "fdb", "show", "dev", link.name):
+        answers = rtnl.dump(encode("ndmsg", {"family": AF_BRIDGE, "ifindex": link.ifindex}), RTM_GETNEIGH)
+    for of in (decode("ndmsg", answer) for answer in answers):
+        if of["ifindex"] != link.ifindex or not of.get("NDA_DST"):
+            continue
+        words = [f"{name} {of[key]}" for name, key in _OVERRIDES if of.get(key)]
+        if words:
+            found[of["NDA_LLADDR"], ip_address(of["NDA_DST"])] = " ".join(words)
+    return found
+
+
+_OVERRIDES = (("port", "NDA_PORT"), ("vni", "NDA_VNI"), ("via", "NDA_IFINDEX"))
 
 
 def list_fdb(rtnl: Rtnl) -> list[FdbEntry]:

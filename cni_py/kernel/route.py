@@ -42,7 +42,9 @@ from cni_py.netlink.constants import (
     RTM_GETROUTE,
     RTM_NEWROUTE,
     RTN_BLACKHOLE,
+    RTN_PROHIBIT,
     RTN_UNICAST,
+    RTN_UNREACHABLE,
     RTNH_F_ONLINK,
     RTPROT_BOOT,
     RTPROT_KERNEL,
@@ -67,7 +69,14 @@ _IPV6_METRIC = 1024
 _ZERO = {AF_INET: bytes(4), AF_INET6: bytes(16)}
 _KEPT = 256
 """Cached networks and addresses: those of a host's links occur again and again, those of thousands of peers once in a read."""
-_KINDS = {RTN_UNICAST: (), RTN_BLACKHOLE: ("blackhole",)}
+_KINDS = {
+    RTN_UNICAST: (),
+    RTN_BLACKHOLE: ("blackhole",),
+    RTN_UNREACHABLE: ("unreachable",),
+    RTN_PROHIBIT: ("prohibit",),
+}
+_OURS = (RTN_UNICAST, RTN_BLACKHOLE)
+"""Kinds of routes that a daemon of this project creates."""
 _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, ESRCH, EAFNOSUPPORT, EOPNOTSUPP, EINVAL, EACCES)
 """Errors for no route, or one that discards (EINVAL: black hole; EACCES: prohibit)."""
 _NO_TABLE = (ENOENT, EAFNOSUPPORT, EOPNOTSUPP)
@@ -201,10 +210,24 @@ def list_routes(rtnl: Rtnl, protocol: int = PROTOCOL, device: str = "", but: int
     return routes
 
 
+def list_foreign_routes(rtnl: Rtnl) -> set[Route]:
+    """The routes of the main table that the kernel did not create, of every kind that takes packets. Raises: KernelRefused.
+
+    One over several links has no device: ``ip route del`` deletes it by its destination.
+    """
+    names: dict[int, str] = {}
+    routes = set()
+    for family in FAMILY.values():
+        for found in _dump(rtnl, (), family=family, table=RT_TABLE_MAIN):
+            if found["type"] in _KINDS and found["proto"] != RTPROT_KERNEL and table_of(found) == RT_TABLE_MAIN:
+                routes.add(route_of(found, _device(rtnl, found, names) or ""))
+    return routes
+
+
 def _is_of(found: Message, protocol: int, but: int) -> bool:
     """Return whether a route was requested: the kernel filters dumps since Linux 4.20."""
     is_ours = found["proto"] == protocol or (protocol == 0 and found["proto"] not in (RTPROT_KERNEL, but))
-    return is_ours and found["type"] in _KINDS and table_of(found) == RT_TABLE_MAIN
+    return is_ours and found["type"] in _OURS and table_of(found) == RT_TABLE_MAIN
 
 
 def _device(rtnl: Rtnl, found: Message, names: dict[int, str]) -> str | None:

@@ -40,7 +40,9 @@ _KINDS = {
     7: "unreachable",
     8: "prohibit",
 }
-_DISCARDS = frozenset((6, 7, 8))
+_DISCARDS, _THROW = frozenset((6, 7, 8)), 9
+_DISCARDING_ACTIONS = frozenset(("blackhole", "unreachable", "prohibit"))
+_RTNH_F_DEAD = 0x1
 _TABLES = {253: "default", 254: "main", 255: "local"}
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp"}
 _NUMBERS = {"icmp": {4: 1, 6: 58}, "tcp": {4: 6, 6: 6}, "udp": {4: 17, 6: 17}}
@@ -48,7 +50,8 @@ _ACTIONS = {2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"
 
 
 class Question(Value):
-    """A packet as far as routing reads it. ``iif`` 0: it is sent by this host; ``source`` None: the kernel chooses."""
+    """A packet as far as routing reads it. ``iif`` 0: it is sent by this host; ``source`` None: the kernel chooses;
+    ``oif``: the link that it has to leave by, 0 for any."""
 
     destination: Address
     source: Address | None = None
@@ -57,6 +60,7 @@ class Question(Value):
     protocol: str = ""
     source_port: int = 0
     destination_port: int = 0
+    oif: int = 0
 
 
 class Choice(Value):
@@ -168,6 +172,7 @@ def _message(question: Question, flags: int) -> bytes:
             "RTA_DST": destination.packed,
             "RTA_SRC": source.packed if source is not None else None,
             "RTA_IIF": question.iif or None,
+            "RTA_OIF": question.oif or None,
             "RTA_MARK": question.mark or None,
             "RTA_IP_PROTO": number,
             "RTA_SPORT": (ports[0] or None) if question.protocol in ("tcp", "udp") else None,
@@ -192,15 +197,29 @@ def _words(found: Message, network: Network) -> str:
     return " ".join(filter(None, words))
 
 
-def discarding_entry(rtnl: Rtnl, destination: Address) -> str:
-    """Return the most specific blackhole, unreachable or prohibit route to an address; "" if there is none. Raises: OSError."""
-    answers = rtnl.dump(encode("rtmsg", {"family": FAMILY[destination.version]}), RTM_GETROUTE)
-    routes = [decode("rtmsg", answer) for answer in answers if answer[0] == FAMILY[destination.version]]
-    found = [(_network_of(of), of) for of in routes if of["type"] in _DISCARDS and destination in _network_of(of)]
-    if not found:
-        return ""
-    network, of = max(found, key=lambda pair: pair[0].prefixlen)
-    return f"{_words(of, network)} (table {_TABLES.get(table_of(of), table_of(of))})"
+def discarding_entry(rtnl: Rtnl, question: Question, iifname: str = "") -> str:
+    """Return the policy rule or the route that discards a packet, as the kernel finds it: rule by rule, in each table the most
+    specific entry. "" if none does. Raises: OSError.
+    """
+    family = FAMILY[question.destination.version]
+    answers = rtnl.dump(encode("rtmsg", {"family": family}), RTM_GETROUTE)
+    tables: dict[int, list[tuple[Network, Message]]] = {}
+    for of in (decode("rtmsg", answer) for answer in answers if answer[0] == family):
+        network = _network_of(of)
+        if question.destination in network and not of["flags"] & _RTNH_F_DEAD:
+            tables.setdefault(table_of(of), []).append((network, of))
+    for rule in list_policy_rules(rtnl, question.destination.version):
+        if not rule.selects(question, iifname):
+            continue
+        if rule.action in _DISCARDING_ACTIONS:
+            return f"rule {rule.priority}: {rule.text}"
+        fitting = tables.get(rule.table, []) if rule.action == "lookup" else []
+        if not fitting:
+            continue
+        network, of = min(fitting, key=lambda pair: (-pair[0].prefixlen, pair[1].get("RTA_PRIORITY", 0)))
+        if of["type"] != _THROW:
+            return f"{_words(of, network)} (table {_TABLES.get(rule.table, rule.table)})" if of["type"] in _DISCARDS else ""
+    return ""
 
 
 def list_policy_rules(rtnl: Rtnl, version: int) -> list[PolicyRule]:

@@ -191,6 +191,8 @@ TABLES: dict[str, tuple[Fields, Rows]] = {
         {
             "NDA_DST": (1, "ipaddr"),
             "NDA_LLADDR": (2, "lladdr"),
+            "NDA_PORT": (6, "be16"),
+            "NDA_VNI": (7, "uint32"),
             "NDA_IFINDEX": (8, "uint32"),
             "NDA_MASTER": (9, "uint32"),
         },

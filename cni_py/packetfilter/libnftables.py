@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LIBRARY = "libnftables.so.1"
 TRIES = 5
 """Tries of a change: another process may flush or delete the chains after they were read."""
+_PRINTED_BYTES = 64 << 20
 _JSON, _HANDLES, _TERSE = 16, 8, 1 << 11  # NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_TERSE
 
 
@@ -159,7 +160,7 @@ def read_ruleset() -> tuple[list[dict[str, Any]], dict[tuple[str, str, str, int]
         objects, text = nft.list_json("list ruleset"), nft.read("list ruleset", _HANDLES | _TERSE) or b""
     finally:
         nft.close()
-    lines = list(_lines_of(text.decode(errors="replace")))
+    lines = list(_lines_of(_with_extensions(objects, text).decode(errors="replace")))
     devices = {(family, table, chain): _quoted(line) for family, table, chain, line in lines if " device" in line}
     for of in (entry["chain"] for entry in objects if "chain" in entry):
         of.setdefault("dev", devices.get((of["family"], of["table"], of["name"]), []))  # nft 1.0.6 leaves it out of its JSON
@@ -169,6 +170,34 @@ def read_ruleset() -> tuple[list[dict[str, Any]], dict[tuple[str, str, str, int]
         if handle.isdecimal():
             rules[family, table, chain, int(handle)] = rule
     return objects, rules
+
+
+def _with_extensions(objects: Sequence[Mapping[str, Any]], text: bytes) -> bytes:
+    """Return the text of the rules with the parameters of iptables' extensions, which the JSON leaves out.
+
+    libxtables keeps one extension of a name for a process, and prints nothing for a rule of the other family that has it too
+    ("XT target DNAT not found"). So a process for each family prints it, if there is the program.
+    """
+    rules = (entry["rule"] for entry in objects if "rule" in entry)
+    families = {of["family"] for of in rules if any("xt" in expression for expression in of.get("expr", ()))}
+    return text + b"".join(b"\n" + _printed(family) for family in sorted(families))
+
+
+def _printed(family: str) -> bytes:
+    """The rules of a family as the program prints them; nothing if it fails, or does not exist."""
+    from cni_py import program
+
+    path = program.find_system("nft")
+    if path is None:
+        return b""
+    discard = posix.open("/dev/null", posix.O_WRONLY)  # its warnings
+    try:
+        status, output = program.run(
+            [path, "-a", "-t", "list", "ruleset", family], limit_bytes=_PRINTED_BYTES, stderr_fd=discard
+        )
+    finally:
+        posix.close(discard)
+    return output if status == 0 else b""
 
 
 def _lines_of(text: str) -> Iterator[tuple[str, str, str, str]]:

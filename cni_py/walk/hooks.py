@@ -21,21 +21,28 @@ from cni_py.walk.packet import ICMP, Packet
 from cni_py.walk.tracking import Tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
-    from cni_py.packetfilter.evaluation.ruleset import Event
+    from cni_py.packetfilter.evaluation.chains import Chain
+    from cni_py.packetfilter.evaluation.ruleset import Event, Outcome
+    from cni_py.walk.choices import Choices
     from cni_py.walk.path import Path, PathEnd
     from cni_py.walk.place import Place
     from cni_py.walk.tracking import Connection
 
 
 class Hooks:
-    """Passes packets through the chains of a place. ``tracking``: the connections of all places."""
+    """Passes packets through the chains of a place.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self.tracking = path, Tracking()
+    ``tracking``: the connections of all places; ``is_rerouted``: a chain of the last hook changed what routing reads, and
+    has the type that asks it again.
+    """
+
+    def __init__(self, path: Path, choices: Choices) -> None:
+        self._path, self.tracking, self.choices = path, Tracking(), choices
+        self.is_rerouted = False
 
     def pass_hook(
         self,
@@ -51,7 +58,7 @@ class Hooks:
     ) -> Packet:
         """Pass the chains of a hook. Returns: the packet behind them. Raises: PathEnd if one drops it."""
         rules = place.ruleset
-        is_undone, is_translated = not is_reply, False
+        is_undone, is_translated, self.is_rerouted = not is_reply, False, False
         self._say_unreadable(place, hook, packet)
         passed, events = dict[str, list[str]](), 0
         for chain in rules.base_chains(FAMILIES[packet.version], hook):
@@ -59,22 +66,23 @@ class Hooks:
                 packet, is_undone = self._untranslate(place, hook, packet, connection), True
             if chain.kind == "nat" and (is_reply or is_translated or not connection.is_tracked):
                 continue
-            facts = self._facts(place, packet, iif, oif, connection, is_reply=is_reply, is_before=chain.is_before_tracking)
+            known = len(self.choices.made)
+            facts = self._facts(place, packet, iif, oif, connection, is_before=chain.is_before_tracking)
             outcome = rules.evaluate(chain, facts)
+            self._say_chosen(place, chain, packet, known)
             passed.setdefault(chain.program, []).append(f"{chain} ({chain.priority})")
             events += len(outcome.events)
             self._report(place, outcome.events, packet)
-            if outcome.verdict == "drop":
-                raise self.drop(place, outcome.events, packet, hook)
-            if outcome.verdict == "queue":
-                text = f"a rule passes it to a program in user space: {outcome.events[-1].text}"
-                raise self._path.end(place, hops.UNFOLLOWED, text, packet)
+            self._end_if_taken(place, hook, packet, outcome)
             for event in outcome.events:
+                before = packet
                 if event.kind in NATS:
                     packet = self._translate(place, event, packet, connection, iif, oif, nexthop)
                     is_translated = True
                 else:
                     packet = _marked(event, packet, connection)
+                is_marked = chain.kind == "route" and packet.mark != before.mark
+                self.is_rerouted = self.is_rerouted or is_marked or packet.destination != before.destination
         if hook in ("prerouting", "output") and not is_reply:
             self._say_tracked(place, connection, packet)
         if passed and not events:
@@ -82,6 +90,25 @@ class Hooks:
             text = f"{' and '.join(passed)} {verb} it unchanged in {hook}"
             self._path.hop(place, hops.FILTER, text, packet, ", ".join(name for names in passed.values() for name in names))
         return packet if is_undone else self._untranslate(place, hook, packet, connection)
+
+    def _end_if_taken(self, place: Place, hook: str, packet: Packet, outcome: Outcome) -> None:
+        """Raises: PathEnd if a chain drops the packet, or gives it away."""
+        if outcome.verdict == "drop":
+            raise self.drop(place, outcome.events, packet, hook)
+        if outcome.verdict == "queue":
+            text = f"a rule passes it to a program in user space: {outcome.events[-1].text}"
+            raise self._path.end(place, hops.UNFOLLOWED, text, packet)
+
+    def _say_chosen(self, place: Place, chain: Chain, packet: Packet, known: int) -> None:
+        """Say what rules chose at random. ``known``: the number of choices that were made before."""
+        for number, count in self.choices.made[known:]:
+            text = f"a rule chooses one of {count} at random: number {number + 1}"
+            if self.choices.is_seen:
+                self._path.hop(place, hops.FILTER, f"{text}, as the real packet shows", packet, str(chain))
+            else:
+                self._path.hop(
+                    place, hops.UNSURE, f"{text} is followed here, another packet may take another", packet, str(chain)
+                )
 
     def _say_tracked(self, place: Place, connection: Connection, packet: Packet) -> None:
         """Say that connections to the port go elsewhere: they began before the rules changed, or chose another pod."""
@@ -137,7 +164,7 @@ class Hooks:
             after = connection.translate_destination(after)
         else:
             if event.kind == "masquerade":
-                address = self._masquerade_address(place, oif, nexthop or packet.destination)
+                address = self._masquerade_address(place, oif, nexthop or packet.destination, packet)
             is_kept = port is not UNKNOWN and "random" not in event.text
             after = replace(
                 packet,
@@ -156,14 +183,22 @@ class Hooks:
         found = place.addresses_of(iif, packet.version)
         return found[0].address if found else None
 
-    def _masquerade_address(self, place: Place, oif: Link | None, nexthop: Address) -> Address | None:
-        """The address that the kernel masquerades with: of the link, in the network of the next hop if there is one."""
+    def _masquerade_address(self, place: Place, oif: Link | None, nexthop: Address, packet: Packet) -> Address | None:
+        """The address that the kernel masquerades with: of IPv4 a primary one of the link, in the network of the next hop if
+        there is one; of IPv6 the one that it would send from.
+
+        Source: linux net/ipv4/devinet.c (inet_select_addr), net/netfilter/nf_nat_masquerade.c.
+        """
         if oif is None:
             return None
-        own = [of for of in place.addresses_of(oif, nexthop.version) if not of.address.is_link_local]
+        if packet.version == 6:
+            chosen = place.route(Question(packet.destination, oif=oif.ifindex)).source
+            if chosen is not None:
+                return chosen
+        own = [of for of in place.addresses_of(oif, packet.version) if of.is_global and not of.is_secondary]
         inside = [of for of in own if nexthop in of.network]
-        others = [of for of in place.addresses if of.address.version == nexthop.version and not of.address.is_loopback]
-        found = [*inside, *own, *(of for of in others if not of.address.is_link_local)]
+        others = [of for of in place.addresses if of.address.version == packet.version and of.is_global and not of.is_secondary]
+        found = [*inside, *own, *others]
         return found[0].address if found else None
 
     def _report(self, place: Place, events: Sequence[Event], packet: Packet) -> None:
@@ -195,45 +230,145 @@ class Hooks:
         oif: Link | None,
         connection: Connection | None = None,
         *,
-        is_reply: bool = False,
         is_before: bool = False,
+        mac: str = "",
     ) -> Facts:
         """Collect the facts that rules can ask for. ``is_before``: of a chain before connection tracking."""  # fmt: skip
         ports = (packet.source_port if packet.is_port_known else UNKNOWN, packet.destination_port)
         links = (iif.name if iif else "", oif.name if oif else "")
-        state = "established" if is_reply else "new"
+        state, is_reply = "established" if packet.is_reply else "new", packet.is_reply
         fields = fields_of(packet.source, packet.destination, packet.protocol, ports, links, state=state, is_reply=is_reply)
         fields |= {"meta mark": packet.mark, "meta length": packet.size}
         if connection is not None:
-            fields |= {"ct status": frozenset(connection.status), "ct mark": connection.mark}
+            fields |= {"ct status": frozenset(connection.status), "ct mark": connection.mark, **_original(connection)}
             if is_before or not connection.is_tracked:
                 fields = without_connection(fields, is_tracked=connection.is_tracked)
-        if iif is not None:
-            fields["ether saddr"] = UNKNOWN
-        return Facts(fields, lambda result, flags: self._fib(place, packet, result, flags), lambda *of: _raw(packet, *of))
+        if iif is not None or mac:
+            names = {"ether saddr": packet.source_mac, "ether daddr": mac, "ether type": fields["meta protocol"]}
+            fields |= {name: value or UNKNOWN for name, value in names.items()}
+        return Facts(
+            fields,
+            lambda result, flags: self._fib(place, packet, iif, result, flags),
+            lambda *of: _raw(packet, *of),
+            choose=self.choices.choose,
+        )
 
-    def _fib(self, place: Place, packet: Packet, result: str, flags: Sequence[str]) -> Any:
-        """The expression ``fib``: the type of an address."""
-        if result != "type" or list(flags) not in (["daddr"], ["saddr"]):
+    def _fib(self, place: Place, packet: Packet, iif: Link | None, result: str, flags: Sequence[str]) -> Any:
+        """The expression ``fib``: the type of an address, or the link that a route to it has."""
+        side, links = {*flags} & {"saddr", "daddr"}, {*flags} - {"saddr", "daddr", "mark"}
+        if len(side) != 1 or links - {"iif"} or (links and iif is None):
             return UNKNOWN
-        choice = place.route(Question(packet.destination if flags[0] == "daddr" else packet.source))
-        return choice.kind or "unreachable"
+        address = packet.destination if side == {"daddr"} else packet.source
+        mark = packet.mark if "mark" in flags else 0
+        choice = place.route(Question(address, mark=mark))
+        if result == "type":
+            is_elsewhere = bool(links) and choice.kind == "local" and iif not in _links_with(place, address)
+            return "unicast" if is_elsewhere else choice.kind or "unreachable"
+        link = place.links.get(choice.ifindex)
+        if links and (link is None or iif is None or link.ifindex != iif.ifindex):
+            link = None
+        return {"check": link is not None, "oif": link.name if link else False, "oifname": link.name if link else False}.get(
+            result, UNKNOWN
+        )
 
-    def pass_ingress(self, place: Place, link: Link, packet: Packet) -> None:
+    def solicitation(self, address: Address, source_mac: str) -> Solicitation:
+        """An ARP request or an NDP solicitation for an address, sent from a MAC address."""
+        if address.version == 4:
+            return Solicitation(lambda _, iif, oif: _arp_facts(iif, oif, source_mac))
+        multicast = ip_address("ff02::1:ff00:0").packed[:13] + address.packed[13:]
+        packet = Packet(ip_address("fe80::1"), ip_address(multicast), ICMP, size=72)
+
+        def facts(place: Place, iif: Link | None, oif: Link | None) -> Facts:
+            found = self._facts(place, packet, iif, oif)
+            found.fields.update({"ct state": frozenset(("untracked",))})
+            found.fields.update({"icmpv6 type": "nd-neighbor-solicit", "ip6 saddr": UNKNOWN, "ether saddr": source_mac})
+            return found
+
+        return Solicitation(facts)
+
+    def pass_ingress(self, place: Place, link: Link, packet: Packet, mac: str = "") -> None:
         """Chains of the hook ingress, which see frames before anything else."""
-        for chain in place.ruleset.base_chains(("netdev", "inet"), "ingress", link.name):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, link, None))
-            self._report(place, outcome.events, packet)
-            if outcome.verdict == "drop":
-                raise self.drop(place, outcome.events, packet, "ingress")
+        self._pass_frames(place, ("netdev", "inet"), "ingress", packet, mac, iif=link, device=link.name)
 
-    def pass_bridge_hook(self, place: Place, hook: str, packet: Packet, iif: Link | None, oif: Link | None) -> None:
+    def pass_egress(self, place: Place, link: Link, packet: Packet, mac: str) -> None:
+        """Chains of the hook egress, the last ones, in front of a capture."""
+        self._pass_frames(place, ("netdev",), "egress", packet, mac, oif=link, device=link.name)
+
+    def pass_bridge_hook(
+        self, place: Place, hook: str, packet: Packet, iif: Link | None, oif: Link | None, mac: str = ""
+    ) -> None:
         """Chains of the family bridge."""
-        for chain in place.ruleset.base_chains(("bridge",), hook):
-            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif))
+        self._pass_frames(place, ("bridge",), hook, packet, mac, iif=iif, oif=oif)
+
+    def _pass_frames(
+        self,
+        place: Place,
+        families: Sequence[str],
+        hook: str,
+        packet: Packet,
+        mac: str,
+        *,
+        iif: Link | None = None,
+        oif: Link | None = None,
+        device: str = "",
+    ) -> None:
+        """Chains that see frames. Raises: PathEnd if one drops it."""
+        for chain in place.ruleset.base_chains(families, hook, device):
+            outcome = place.ruleset.evaluate(chain, self._facts(place, packet, iif, oif, mac=mac))
             self._report(place, outcome.events, packet)
             if outcome.verdict == "drop":
-                raise self.drop(place, outcome.events, packet, f"bridge {hook}")
+                raise self.drop(place, outcome.events, packet, f"bridge {hook}" if families == ("bridge",) else hook)
+
+
+class Solicitation:
+    """An ARP request or an NDP solicitation, in the chains that see frames. ``dropped``: the rules that drop it."""
+
+    def __init__(self, facts: Callable[[Place, Link | None, Link | None], Facts]) -> None:
+        self.dropped: list[str] = []
+        self._facts = facts
+
+    def passes(self, place: Place, family: str, hook: str, iif: Link | None = None, oif: Link | None = None) -> bool:
+        families = ("netdev", "inet") if (family, hook) == ("netdev", "ingress") else (family,)
+        link = iif or oif
+        device = link.name if family == "netdev" and link is not None else ""
+        return self._passes(place, place.ruleset.base_chains(families, hook, device), self._facts(place, iif, oif))
+
+    def passes_ip(self, place: Place, link: Link, *, is_sent: bool, is_reply: bool) -> bool:
+        """Return whether a place sends or receives the solicitation, or the advertisement that replies to it."""
+        facts = self._facts(place, None if is_sent else link, link if is_sent else None)
+        if is_reply:
+            facts.fields.update({"icmpv6 type": "nd-neighbor-advert", "ip6 daddr": UNKNOWN})
+        chains = [
+            chain
+            for hook in (("output", "postrouting") if is_sent else ("prerouting", "input"))
+            for chain in place.ruleset.base_chains(("inet", "ip6"), hook)
+            if chain.kind != "nat"
+        ]
+        return self._passes(place, chains, facts)
+
+    def _passes(self, place: Place, chains: Sequence[Chain], facts: Facts) -> bool:
+        for chain in chains:
+            outcome = place.ruleset.evaluate(chain, facts)
+            if outcome.verdict == "drop":
+                self.dropped.append(f"{place.name}: {outcome.events[-1].where}: {outcome.events[-1].text}")
+                return False
+        return True
+
+
+def _original(connection: Connection) -> dict[str, Any]:
+    """Fields of the first packet of a connection, as it came."""
+    first = connection.original
+    ends = {"saddr": first.source, "daddr": first.destination}
+    found: dict[str, Any] = {f"ct original {end}": address for end, address in ends.items()}
+    found |= {f"ct original ip{'' if first.version == 4 else '6'} {end}": address for end, address in ends.items()}
+    return found | {"ct original proto-src": first.source_port, "ct original proto-dst": first.destination_port}
+
+
+def _links_with(place: Place, address: Address) -> list[Link]:
+    """The links that have an address."""
+    return [
+        link for link in place.links.values() if any(of.address == address for of in place.addresses_of(link, address.version))
+    ]
 
 
 def _marked(event: Event, packet: Packet, connection: Connection) -> Packet:
@@ -242,6 +377,14 @@ def _marked(event: Event, packet: Packet, connection: Connection) -> Packet:
         connection.mark = event.value
     connection.is_tracked &= event.kind != NOTRACK
     return replace(packet, mark=event.value) if event.kind == MARK else packet
+
+
+def _arp_facts(iif: Link | None, oif: Link | None, source_mac: str) -> Facts:
+    """Facts of an ARP request."""
+    fields: dict[str, Any] = {"meta protocol": "arp", "ether type": "arp", "arp operation": "request", "meta mark": 0}
+    fields |= {f"meta {name}": link.name if link else "" for name, link in (("iifname", iif), ("oifname", oif))}
+    fields |= {f"meta {name}": link.name if link else "" for name, link in (("iif", iif), ("oif", oif))}
+    return Facts(fields | {"ether saddr": source_mac, "ether daddr": "ff:ff:ff:ff:ff:ff", "meta pkttype": "broadcast"})
 
 
 def _raw(packet: Packet, base: str, offset: int, length: int) -> Any:

@@ -8,7 +8,7 @@ Source: RFC 791, 8200, 792, 4443, 7348.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from struct import unpack_from
 from typing import TYPE_CHECKING
@@ -47,6 +47,8 @@ class Packet:
         inner: the packet that this one carries, with its ``tunnel``.
         is_port_known: False after a translation that chooses a source port.
         identifier: of an ICMP echo.
+        source_mac: of its frame; "" where it is not known.
+        vlan: the tag of its frame, 0 for none.
     """
 
     source: Address
@@ -61,6 +63,9 @@ class Packet:
     tunnel: Tunnel | None = None
     is_port_known: bool = True
     identifier: int = 0
+    is_reply: bool = field(default=False, compare=False)
+    source_mac: str = field(default="", compare=False)
+    vlan: int = field(default=0, compare=False)
 
     @property
     def version(self) -> int:
@@ -79,6 +84,9 @@ class Packet:
             source_port=self.destination_port,
             destination_port=self.source_port,
             mark=0,
+            is_reply=True,
+            source_mac="",
+            vlan=0,
         )
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cni_py.errors import KernelRefused
 from cni_py.kernel import sysctl
 from cni_py.kernel.address import list_host_addresses
+from cni_py.kernel.bridge_port import BridgePort, list_bridge_ports
 from cni_py.kernel.conntrack import list_tracked
 from cni_py.kernel.link import list_links
 from cni_py.kernel.neighbour_state import list_fdb, list_neighbour_states
@@ -110,6 +111,14 @@ class Place:
     @cached_property
     def fdb(self) -> list[FdbEntry]:
         return list_fdb(self.rtnl)
+
+    def bridge_port(self, link: Link) -> BridgePort:
+        """A bridge or one of its ports, as frames see it."""
+        return self._bridge_ports.get(link.ifindex) or BridgePort()
+
+    @cached_property
+    def _bridge_ports(self) -> dict[int, BridgePort]:
+        return list_bridge_ports(self.rtnl)
 
     def tracked(self, version: int) -> list[Tracked]:
         """The connections of TCP and UDP that the namespace tracks; none where it tracks nothing."""

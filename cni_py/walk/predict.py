@@ -16,7 +16,8 @@ macvlan.c.
 
 from __future__ import annotations
 
-from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH, EXDEV
+from dataclasses import replace
+from errno import EHOSTUNREACH, EINVAL, EXDEV
 from typing import TYPE_CHECKING
 
 from cni_py.kernel.route_lookup import Question, discarding_entry, list_policy_rules
@@ -35,17 +36,21 @@ if TYPE_CHECKING:
     from cni_py.kernel.address import Address
     from cni_py.kernel.link import Link
     from cni_py.kernel.route_lookup import Choice
+    from cni_py.walk.choices import Choices
     from cni_py.walk.path import Tracked
 
 _IFF_LOOPBACK = 0x8
 
 
 class Walker:
-    """Follows packets between places. Connections are remembered, so that a reply can be followed after its request."""
+    """Follows packets between places. Connections are remembered, so that a reply can be followed after its request.
 
-    def __init__(self, places: Places) -> None:
+    ``choices``: what rules choose at random.
+    """
+
+    def __init__(self, places: Places, choices: Choices) -> None:
         self._places, self._path = places, Path()
-        self._hooks = Hooks(self._path)
+        self._hooks = Hooks(self._path, choices)
         self._links = Links(self._path, places, self._hooks, self)
 
     def walk(self, place: Place, packet: Packet) -> Walk:
@@ -73,9 +78,8 @@ class Walker:
         tracked = self._hooks.tracking.find(place.name, packet)
         choice = self.route(place, packet, None)
         out = self._out_link(place, choice, packet)
-        before = packet
         packet = self._hooks.pass_hook(place, "output", packet, *tracked, oif=out)
-        if (packet.destination, packet.mark) != (before.destination, before.mark):
+        if self._hooks.is_rerouted:
             choice = self.route(place, packet, None, again=True)
             out = self._out_link(place, choice, packet)
         self._leave(place, packet, choice, out, tracked, iif=None)
@@ -96,7 +100,7 @@ class Walker:
         choice = place.route(question)
         rule = self._policy_rule(place, question, choice, iif)
         if choice.errno:
-            text, why = self._refusal(place, packet, choice, iif)
+            text, why = self._refusal(place, packet, question, choice, iif)
             raise self._path.end(place, hops.BROKEN, text, packet, why, hops.ROUTE)
         device = place.links.get(choice.ifindex)
         name = device.name if device else ""
@@ -132,23 +136,35 @@ class Walker:
             )
             self._path.hop(place, hops.NOTE, text, packet)
 
-    def _refusal(self, place: Place, packet: Packet, choice: Choice, iif: Link | None) -> tuple[str, str]:
+    def _refusal(self, place: Place, packet: Packet, question: Question, choice: Choice, iif: Link | None) -> tuple[str, str]:
         """The reason why the kernel has no route, in words, and the entry or parameter behind it."""
         version = packet.version
-        discarding = discarding_entry(place.rtnl, packet.destination)
-        if choice.errno == EXDEV:
-            names = [f"net/ipv{version}/conf/{name}/rp_filter" for name in ("all", iif.name if iif else "all")]
-            values = ", ".join(f"{name} is {place.sysctl(name)}" for name in dict.fromkeys(names))
-            return f"dropped: no route back to {packet.source} by {iif.name if iif else ''} (reverse path filter)", values
-        if choice.errno in (EINVAL, EACCES, EHOSTUNREACH, ENETUNREACH) and discarding:
-            return f"dropped: a route discards packets to {packet.destination}", discarding
-        if choice.errno == EHOSTUNREACH and iif is not None:
+        if choice.errno in (EXDEV, EINVAL) and iif is not None and version == 4:
+            names = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", iif.name)]
+            values = ", ".join(f"{name} is {place.sysctl(name)}" for name in names)
+            if choice.errno == EXDEV or self._fails_reverse_path(place, packet, iif, max(map(place.sysctl, names))):
+                return f"dropped: no route back to {packet.source} by {iif.name} (reverse path filter)", values
+        if choice.errno == EHOSTUNREACH and iif is not None and version == 4:
             name = f"net/ipv4/conf/{iif.name}/forwarding"
             if place.sysctl(name) == "0":
                 return "dropped: the kernel does not forward packets that come in here", f"{name} is 0"
+        discarding = discarding_entry(place.rtnl, question, iif.name if iif else "")
+        if discarding:
+            what = "policy rule" if discarding.startswith("rule ") else "route"
+            return f"dropped: a {what} discards packets to {packet.destination}", discarding
         if choice.errno == EINVAL and iif is not None:
             return f"dropped: the source {packet.source} is impossible here (martian)", choice.reason
         return f"no route to {packet.destination}: the packet is dropped", choice.reason
+
+    def _fails_reverse_path(self, place: Place, packet: Packet, iif: Link, strictness: str) -> bool:
+        """Return whether the reverse path filter drops a packet. Since Linux 6.14 the kernel's reply does not say so.
+
+        Source: linux net/ipv4/fib_frontend.c (__fib_validate_source).
+        """
+        if strictness not in ("1", "2") or place.has_address(packet.source):
+            return False
+        back = place.route(Question(packet.source))
+        return bool(back.errno) or back.kind != "unicast" or (strictness == "1" and back.ifindex != iif.ifindex)
 
     def _leave(self, place: Place, packet: Packet, choice: Choice, out: Link, tracked: Tracked, *, iif: Link | None) -> None:
         """Postrouting, size, neighbour, and the link."""
@@ -157,7 +173,7 @@ class Walker:
         if not out.flags & _IFF_LOOPBACK and iif is None:
             self._check_size(place, packet, choice.mtu or out.mtu, out, is_forwarded=False)
         mac = self.neighbour(place, out, nexthop, packet)
-        self._links.transmit(place, out, mac, packet)
+        self._links.transmit(place, out, mac, replace(packet, source_mac=out.mac, vlan=0))
 
     def _check_size(self, place: Place, packet: Packet, mtu: int, out: Link, *, is_forwarded: bool) -> None:
         """Compare with the MTU: a packet that is larger is cut, or refused. Raises: PathEnd."""
@@ -190,7 +206,7 @@ class Walker:
             text = f"{nexthop} is at {entry.mac}"
             self._path.hop(place, hops.NEIGHBOUR, text, packet, f"{kind} entry of {out.name}, {entry.state}")
             return entry.mac
-        within = segment.reach(self._places, place, out)
+        within, blocking = self._asked(place, out, nexthop)
         owners = segment.owners(within, nexthop)
         state = f"{kind} entry of {out.name}: {entry.state if entry else 'none'}"
         if owners:
@@ -198,6 +214,9 @@ class Walker:
             text = f"asks by {kind}: {owners[0].link.name} of {owners[0].place.name} replies, {nexthop} is at {mac}"
             self._path.hop(place, hops.NEIGHBOUR, text, packet, state)
             return mac
+        if blocking:
+            text = f"no reply to {kind} for {nexthop} on {out.name}: a rule drops the question or the reply, and so the packet"
+            raise self._path.end(place, hops.BROKEN, text, packet, f"{state}; {blocking}", hops.NEIGHBOUR)
         if within.has_wire:
             self._path.hop(place, hops.NEIGHBOUR, f"asks by {kind} for {nexthop}", packet, state)
             return ""
@@ -211,13 +230,37 @@ class Walker:
             text = f"{out.name} has no carrier: nothing replies to {kind} for {nexthop}"
         raise self._path.end(place, hops.BROKEN, text, packet, state, hops.NEIGHBOUR)
 
-    def receive(self, place: Place, link: Link, packet: Packet, tracked: Tracked | None = None) -> None:
+    def _asked(self, place: Place, out: Link, nexthop: Address) -> tuple[segment.Segment, str]:
+        """The segment that gets an ARP request or NDP solicitation, and the rule that keeps it from the interface that would
+        reply, "" if none does."""
+        kind = segment.BROADCAST if nexthop.version == 4 else segment.MULTICAST
+        question = self._hooks.solicitation(nexthop, out.mac)
+        within = segment.Flood(self._places, kind, question.passes).reach(place, out)
+        owners = segment.owners(within, nexthop)
+        if owners and nexthop.version == 6:
+            ways = [(place, out, True, False), (*owners[0], False, False), (*owners[0], True, True), (place, out, False, True)]
+            if not all(question.passes_ip(at, link, is_sent=sent, is_reply=reply) for at, link, sent, reply in ways):
+                return segment.Segment([], has_wire=False), question.dropped[-1]
+        if not question.dropped or owners:
+            return within, ""
+        everywhere = segment.Flood(self._places, kind).reach(place, out)
+        return within, question.dropped[0] if segment.owners(everywhere, nexthop) else ""
+
+    def receive(self, place: Place, link: Link, packet: Packet, tracked: Tracked | None = None, mac: str = "") -> None:
         """The IP layer of a namespace receives a packet.
 
         Args:
             tracked: its connection, if it has passed prerouting on a bridge already.
+            mac: the address that its frame is for.
         """
-        self._hooks.pass_ingress(place, link, packet)
+        self._hooks.pass_ingress(place, link, packet, mac)
+        if (
+            packet.version == 6
+            and not link.flags & _IFF_LOOPBACK
+            and (packet.source.is_loopback or packet.destination.is_loopback)
+        ):
+            text = "dropped: a packet with the address ::1 never comes in from outside"
+            raise self._path.end(place, hops.BROKEN, text, packet, "RFC 4291, 2.5.3", hops.ROUTE)
         if tracked is None:
             tracked = self._hooks.tracking.find(place.name, packet)
             packet = self._hooks.pass_hook(place, "prerouting", packet, *tracked, iif=link)

@@ -54,6 +54,10 @@ SECONDS = 2.0
 """Time to wait for the packet's end."""
 QUIET_SECONDS = 0.15
 """Time without a new frame after which a probe that has had its reply is over."""
+LATE_SECONDS = 5.0
+"""Time after the packet's end, at most, in which what comes is still read."""
+_AT_ONCE = 1000
+"""Frames that are read before the time is checked."""
 _SO_TIMESTAMPNS = 35
 _LINK_HEADERS = (14, 0)
 _PACKET_OTHERHOST, _PACKET_OUTGOING = 3, 4
@@ -95,6 +99,10 @@ class Observed:
     sent: int = 0
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def events(self) -> int:
+        return len(self.sightings) + sum(map(len, self.traced.values()))
+
     def of_kind(self, kind: str) -> list[Sighting]:
         return [one for one in self.sightings if one.frame.kind == kind]
 
@@ -116,7 +124,7 @@ class Capture:
     def read(self) -> list[Sighting]:
         """The frames that have come until now."""
         found: list[Sighting] = []
-        while True:
+        for _ in range(_AT_ONCE):
             try:
                 data, ancillary, _, (ifname, _, kind, hardware, _) = self._socket.recvmsg(_SNAP, 64)
             except (BlockingIOError, InterruptedError):
@@ -126,6 +134,7 @@ class Capture:
                 direction = OUT if kind == _PACKET_OUTGOING else IN
                 is_for_another = kind == _PACKET_OTHERHOST
                 found.append(Sighting(self.place.name, ifname, direction, frame, _time_of(ancillary), is_for_another))
+        return found
 
 
 def _time_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
@@ -212,7 +221,9 @@ def _tracers(watched: Sequence[Place], token: Token, observed: Observed, stack: 
         if not place.ruleset.has_nftables:
             continue
         try:
-            tracer = found[place.name] = place.netns.run(lambda: Tracer(marks))
+            devices = {hook: found_at for hook in ("ingress", "egress") if (found_at := place.ruleset.devices(hook))}
+            is_bridged = place.ruleset.has_family("bridge")
+            tracer = found[place.name] = place.netns.run(partial(Tracer, marks, is_bridged=is_bridged, devices=devices))
         except (CniError, OSError) as error:
             observed.notes.append(f"{place.name}: rules are not traced: {error}")
             continue
@@ -249,15 +260,19 @@ def _watch(
             is_over = bool(observed.refused) or is_complete(observed)
         finish = last + QUIET_SECONDS if is_over else began + seconds
         wait = finish if is_over or observed.sent == TRIES else min(finish, again)
-        if poll.poll(max(0.0, wait - now) * 1000):
+        if poll.poll(max(0.0, wait - now) * 1000) and _read(captures, tracers, observed):
             last = time.monotonic()
-            _read(captures, tracers, observed)
             is_over = is_over or is_complete(observed)
-        elif now >= finish:  # nothing is waiting to be read, however late this process was woken
+        elif now >= finish:  # nothing of the probe is waiting to be read, however late this process was woken
+            return
+        if now >= began + seconds + LATE_SECONDS:  # a frame that goes in a circle forever, such as in a loop of bridges
+            observed.notes.append("The packet is still seen again and again: it goes in a circle.")
             return
 
 
-def _read(captures: Sequence[Capture], tracers: dict[str, Tracer], observed: Observed) -> None:
+def _read(captures: Sequence[Capture], tracers: dict[str, Tracer], observed: Observed) -> bool:
+    """Return whether anything of the probe has come; packets that other rules trace are reported here too."""
+    before = observed.events
     rulesets = {capture.place.name: capture.place.ruleset for capture in captures}
     for capture in captures:
         observed.sightings += capture.read()
@@ -265,6 +280,7 @@ def _read(captures: Sequence[Capture], tracers: dict[str, Tracer], observed: Obs
         rules = rulesets[name]
         events = [one.replace(family=rules.family_of(one.family, one.table, one.chain)) for one in tracer.receive()]
         observed.traced.setdefault(name, []).extend(events)
+    return observed.events > before
 
 
 def _forget(watched: Sequence[Place], observed: Observed) -> None:

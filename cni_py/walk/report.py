@@ -48,6 +48,12 @@ class Report:
         return [self.forward, *([self.reply] if self.reply is not None else [])]
 
     @property
+    def is_as_predicted(self) -> bool:
+        """Return whether the real packet, and the reply to it, did what was predicted."""
+        compared = [one for one in (self.comparison, self.reply_comparison) if one is not None]
+        return bool(compared) and all(one.is_as_predicted for one in compared)
+
+    @property
     def exit_status(self) -> int:
         """0: it arrives, or leaves; 1: it does not, or contradicts the prediction; 3: it could not be followed."""
         compared = [one for one in (self.comparison, self.reply_comparison) if one is not None]

@@ -26,7 +26,8 @@ def ends_of(packet: Packet) -> Ends:
 class Connection:
     """A connection: its first packet as it came, and as the reply to it will be addressed.
 
-    ``original`` and ``reply``: packets; equal ends, reversed, unless an address is translated.
+    ``original`` and ``reply``: packets; equal ends, reversed, unless an address is translated. ``mark``: of the connection;
+    ``is_tracked``: no rule (``notrack``) exempts it: nothing translates one that is not.
     """
 
     original: Packet

@@ -5,6 +5,7 @@ Source: linux drivers/net/vxlan/vxlan_core.c, net/ipv4/ip_tunnel.c; cni_py/flann
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -48,16 +49,33 @@ class Tunnels:
         vni, port = data.get("IFLA_VXLAN_ID", 0), data.get("IFLA_VXLAN_PORT", 0)
         size = packet.size + _ETHERNET + _VXLAN_HEADERS + HEADER[remote.version]
         outer = Packet(
-            source, remote, UDP, 0, port, size, dont_fragment=False, inner=packet,
+            source, remote, UDP, 0, port, size, dont_fragment=False, mark=packet.mark, inner=packet,
             tunnel=Tunnel(f"VXLAN {vni}", vni, mac), is_port_known=False,
         )  # fmt: skip
         why = f"FDB of {link.name}: {entry.mac if entry else mac} is at {remote}"
+        if place.route(Question(remote, mark=packet.mark)).kind == "local":
+            self._bypass(place, link, mac, packet, remote, why)
+            return
         text = f"{link.name} wraps it: VXLAN {vni}, UDP {port} to {remote}"
         self._wrapped(place, text, packet, outer, why)
 
+    def _bypass(self, place: Place, link: Link, mac: str, packet: Packet, remote: Address, why: str) -> None:
+        """An entry for this host itself: the kernel passes the frame to the device that has the identifier, without a packet.
+
+        Source: linux drivers/net/vxlan/vxlan_core.c (encap_bypass_if_local).
+        """
+        vni, port = link.data.get("IFLA_VXLAN_ID", 0), link.data.get("IFLA_VXLAN_PORT", 0)
+        devices = _vxlan_devices(place, vni, port, remote.version)
+        text = f"{link.name} does not wrap it: its FDB names this host"
+        if not devices:
+            text = f"{text}, and no device here has VXLAN {vni} at port {port}: dropped"
+            raise self._path.end(place, hops.BROKEN, text, packet, why, hops.ENCAPSULATE)
+        self._path.hop(place, hops.ENCAPSULATE, text, packet, why)
+        self._arrive_by(place, devices[0], mac, packet)
+
     def _source(self, place: Place, link: Link, local: bytes | None, remote: Address, packet: Packet) -> Address:
         """The source of outer packets: the device's own address, or the one that routing chooses. Raises: PathEnd."""
-        source = ip_address(local) if local and any(local) else place.route(Question(remote)).source
+        source = ip_address(local) if local and any(local) else place.route(Question(remote, mark=packet.mark)).source
         if source is None or source.version != remote.version:
             text = f"{link.name} has no address to send to {remote} from"
             raise self._path.end(place, hops.BROKEN, text, packet, "", hops.ENCAPSULATE)
@@ -82,7 +100,7 @@ class Tunnels:
             text = f"a process reads {link.name}; no lease of flanneld is known that has {packet.destination}"
             raise self._path.end(place, hops.UNFOLLOWED, text, packet)
         remote, port = found
-        source = self._source(place, link, None, remote, packet)
+        source = self._source(place, link, None, remote, replace(packet, mark=0))  # the datagram of a process has no mark
         size = packet.size + HEADER[remote.version] + 8
         outer = Packet(source, remote, UDP, port, port, size, inner=packet, tunnel=Tunnel("UDP"))
         text = f"flanneld reads {link.name}, and sends it in a datagram to {remote}"
@@ -103,18 +121,14 @@ class Tunnels:
 
     def decapsulate(self, place: Place, packet: Packet, inner: Packet, tunnel: Tunnel) -> None:
         kind = {"UDP": "tun", "IP in IP": "ipip"}.get(tunnel.name, "vxlan")
-        devices = [link for link in place.links.values() if link.kind == kind and link.is_up]
         if kind == "vxlan":
-            devices = [
-                link
-                for link in devices
-                if (link.data.get("IFLA_VXLAN_ID"), link.data.get("IFLA_VXLAN_PORT")) == (tunnel.vni, packet.destination_port)
-                and _is_of_family(link, packet.version)
-            ]
+            devices = _vxlan_devices(place, tunnel.vni, packet.destination_port, packet.version)
+        else:
+            devices = [link for link in place.links.values() if link.kind == kind and link.is_up]
         if not devices:
             text = f"no device takes {tunnel.name} at port {packet.destination_port}: dropped"
             raise self._path.end(place, hops.BROKEN, text, packet, "", hops.DECAPSULATE)
-        device = devices[0]
+        device, inner = devices[0], replace(inner, mark=packet.mark)
         changes = (f"source {inner.source} again, destination {inner.destination}", f"size {packet.size} becomes {inner.size}")
         by = f"flanneld writes it to {device.name}" if kind == "tun" else f"{device.name} unwraps it"
         self._path.hop(place, hops.DECAPSULATE, by, inner, f"{tunnel.name} of {packet.source}", changes=changes)
@@ -123,6 +137,16 @@ class Tunnels:
             text = f"the frame is for {tunnel.mac}, and {device.name} has {device.mac}: dropped"
             raise self._path.end(place, hops.BROKEN, text, inner, "the sender's ARP entry is stale", hops.DECAPSULATE)
         self._arrive_by(place, device, tunnel.mac, inner)
+
+
+def _vxlan_devices(place: Place, vni: int, port: int, version: int) -> list[Link]:
+    """The devices that take this network identifier at this port."""
+    return [
+        link
+        for link in place.links.values()
+        if link.kind == "vxlan" and link.is_up and _is_of_family(link, version)
+        if (link.data.get("IFLA_VXLAN_ID"), link.data.get("IFLA_VXLAN_PORT")) == (vni, port)
+    ]
 
 
 def _is_of_family(link: Link, version: int) -> bool:

@@ -119,7 +119,7 @@ def stopped(lab: Lab, running: Doctor) -> Iterator[Doctor]:
     doctor.close()
 
 
-COMMANDS = ("ip ", "bridge ", "sysctl ", "iptables", "nft ", "mv ", "chmod ", "cni-py ", "nsenter ")
+COMMANDS = ("ip ", "bridge ", "sysctl ", "iptables", "nft ", "mv ", "chmod ", "rmdir ", "cni-py ", "nsenter ")
 """Beginnings of printed repairs that are commands; others say what to do."""
 
 
@@ -173,6 +173,56 @@ UDP = {"tunnel-dropped", "peer-reached"}
 FIX = "cni-py doctor --no-probes --fix >/dev/null || true"
 TAKER = "import socket, time; s = socket.socket(type=2); s.bind(('', 8472)); print(1, flush=True); time.sleep(9999)"
 
+SUBNET = "$(ip -4 route show dev cni0 | cut -d' ' -f1)"
+PAIR = "ip link add xx type veth peer name yy; ip link set yy up; ip link set xx up"
+PEER = "$(ip route show dev flannel.1 | head -1 | cut -d' ' -f1)"
+PEER_ADDRESS = "$(ip route show dev flannel.1 | head -1 | cut -d. -f1-3)."
+POD = "$(ip -n pod1 -4 -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4 | cut -d/ -f1)"
+
+HEALTHY = {
+    "strict rp_filter, as RHEL has it": (
+        "for name in all default eth0 cni0 flannel/1; do sysctl -qw net.ipv4.conf.$name.rp_filter=1; done",
+        "for name in all default eth0 cni0 flannel/1; do sysctl -qw net.ipv4.conf.$name.rp_filter=0; done",
+    ),
+    "Docker": (
+        (
+            "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER\n"
+            "iptables -A DOCKER-USER -s 10.244.0.0/16 -j ACCEPT; iptables -A DOCKER-USER -d 10.244.0.0/16 -j ACCEPT\n"
+            "iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
+        ),
+        "iptables -P FORWARD ACCEPT; iptables -F; iptables -X; iptables -t nat -F POSTROUTING",
+    ),
+    "kube-proxy in iptables": (
+        (
+            "iptables -t nat -N KUBE-SERVICES; iptables -t nat -A PREROUTING -j KUBE-SERVICES\n"
+            "iptables -t nat -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp --dport 443 -j DNAT --to-destination 192.168.123.11:6443\n"
+            "iptables -N KUBE-FIREWALL; iptables -A INPUT -j KUBE-FIREWALL\n"
+            "iptables -A FORWARD -m conntrack --ctstate INVALID -j DROP\n"
+            "iptables -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP"
+        ),
+        "iptables -t nat -F; iptables -t nat -X; iptables -F; iptables -X",
+    ),
+    "firewalld": (
+        (
+            "nft -f - <<END\n"
+            "table inet firewalld {\n"
+            "chain in {\ntype filter hook input priority 10\nct state established,related accept\nct state invalid drop\n"
+            'iifname { "cni0", "flannel.1", "lo" } accept\nudp dport 8472 accept\nmeta l4proto icmp accept\nreject\n}\n'
+            "chain forwarded {\ntype filter hook forward priority 10\nct state established,related accept\n"
+            'iifname { "cni0", "flannel.1" } accept\nreject\n}\n}\nEND'
+        ),
+        "nft delete table inet firewalld",
+    ),
+    "a VPN of the node": (
+        (
+            "ip route add default via 192.168.123.1 table 518; ip rule add priority 999 not fwmark 0xca6c table 518\n"
+            "ip rule add priority 998 table main suppress_prefixlength 0"
+        ),
+        "ip rule del priority 998; ip rule del priority 999; ip route flush table 518",
+    ),
+}
+"""Changes that other programs make to a node, and that its pods live with: a script, and one that ends it."""
+
 RUNNING = [
     Fault("own route", {"own-route"}, "ip route del $(ip route show dev cni0 | cut -d' ' -f1) dev cni0"),
     Fault("UDP dropped here", UDP, NFT.format("input", "udp dport 8472 drop"), NO_NFT),
@@ -186,7 +236,7 @@ RUNNING = [
     ),
     Fault("large packets dropped", {"peer-mtu"}, NFT.format("output", "udp dport 8472 meta length gt 1400 drop"), NO_NFT),
     Fault("masquerade", {"pods-masqueraded"}, "iptables -t nat -I POSTROUTING 1 -s 10.244.0.0/16 -j MASQUERADE"),
-    Fault("broken JSON", {"conf-broken"}, f"echo '{{ broken' >{CONF}", f"rm {CONF}"),
+    Fault("broken JSON", {"conf-broken"}, f"echo '{{ broken' >{CONF}"),
     Fault("another network in front", {"conf-order"}, f"echo '{BRIDGE}' >{CONF}", f"rm {CONF}"),
     Fault("typed repair of the order", {"conf-order"}, f"echo '{BRIDGE}' >{CONF}"),
     Fault(
@@ -202,7 +252,24 @@ RUNNING = [
         "mv /etc/cni/net.d/10-flannel.conflist.off /etc/cni/net.d/10-flannel.conflist",
     ),
     Fault("Calico", {"other-network-plugin"}, "ip link add cali1 type veth peer name xx", "ip link del cali1"),
-    Fault("strict rp_filter", {"rp-filter"}, "sysctl -qw net.ipv4.conf.all.rp_filter=1"),
+    Fault(
+        "strict rp_filter, and the peer is reached by another link",
+        {"rp-filter"},
+        f"{PAIR}; sysctl -qw net.ipv4.conf.all.rp_filter=1; ip route add 192.168.123.12 dev xx",
+        "ip link del xx; sysctl -qw net.ipv4.conf.all.rp_filter=0",
+        also={"peer-reached"},
+    ),
+    Fault("policy rule", {"policy-rule"}, f"ip route add default via 192.168.123.1 table 7; ip rule add from {SUBNET} table 7"),
+    Fault("policy rule for what comes in", {"policy-rule"}, f"ip rule add to {SUBNET} iif flannel.1 prohibit"),
+    Fault("half of our own subnet", {"own-route"}, f"net={SUBNET}; ip route add ${{net%/*}}/25 via 192.168.123.1"),
+    Fault("unreachable pod of a peer", {"foreign-route"}, f"ip route add unreachable {PEER_ADDRESS}9"),
+    Fault(
+        "an address of the peer's subnet", {"peer-route"}, f"ip addr add {PEER_ADDRESS}1/24 dev cni0", also={"peer-reached"}
+    ),
+    Fault("an address of a peer's pod", {"host-network-overlap"}, f"ip addr add {PEER_ADDRESS}9/32 dev lo"),
+    Fault("ARP entry of a pod", {"pod"}, f"ip neigh replace {POD} dev cni0 lladdr 02:11:22:33:44:55 nud permanent"),
+    Fault("no reply of a pod to the node", {"packets-dropped"}, "iptables -I INPUT 1 -i cni0 -j DROP"),
+    Fault("INPUT drops UDP", UDP, "iptables -A INPUT -p udp -j DROP", "iptables -F INPUT"),
     Fault(
         "leaked address",
         {"leaks"},
@@ -218,15 +285,24 @@ RUNNING = [
     ),
     Fault("pod on no bridge", {"pod-link"}, f"ip link set {VETH} nomaster"),
     Fault("pod's end down", {"pod-link"}, f"ip link set {VETH} down"),
-    Fault("pod's MTU", {"pod-mtu"}, f"ip link set {VETH} mtu 1500", f"ip link set {VETH} mtu 1450"),
+    Fault("pod isolated", {"pod-link"}, f"bridge link set dev {VETH} isolated on"),
+    Fault("pod's MTU", {"pod-mtu"}, f"ip link set {VETH} mtu 1500; ip -n pod1 link set eth0 mtu 1500"),
+    Fault("pod's own MTU", {"pod"}, "ip -n pod1 link set eth0 mtu 1500"),
+    Fault("pod's address", {"pod"}, "ip -n pod1 addr flush dev eth0"),
+    Fault("pod's gateway", {"pod"}, f"ip -n pod1 route replace default via {POD}7"),
+    Fault(
+        "pod on another bridge",
+        {"pod-link"},
+        f"ip link add br9 type bridge; ip link set br9 up; ip link set {VETH} master br9",
+        f"ip link set {VETH} master cni0; ip link del br9",
+    ),
     Fault("bridge down", {"bridge"}, "ip link set cni0 down"),
     Fault("bridge's MTU", {"bridge"}, "ip link set cni0 mtu 1300"),
     Fault("bridge without its address", {"subnet-env-contradicted"}, "ip addr flush dev cni0"),
     Fault(
-        "bridge of another subnet",
-        {"subnet-env-contradicted"},
-        "ip addr flush dev cni0; ip addr add 10.77.0.1/24 dev cni0",
-        f"ip addr flush dev cni0; ip addr add {OWN} dev cni0",
+        "bridge of another address",
+        {"bridge"},
+        f"gateway={OWN}; ip addr flush dev cni0; ip addr add ${{gateway%.*}}.254/24 dev cni0",
     ),
     Fault(
         "docker0 in the pods' network",
@@ -317,7 +393,6 @@ RUNNING = [
         asked=("pod1",),
     ),
 ]  # fmt: skip
-PEER = "$(ip route show dev flannel.1 | head -1 | cut -d' ' -f1)"
 KILLED = [
     Fault("route deleted", {"peer-route", "peer-reached"}, f"ip route del {PEER} dev flannel.1"),
     Fault(
@@ -353,10 +428,27 @@ KILLED = [
     ),
     Fault("stale route", {"stale-route"}, "ip route add 10.244.251.0/24 via 10.244.251.0 dev flannel.1 onlink proto 122"),
     Fault(
-        "no route to the node",
-        {"peer-node-route", "peer-reached"},
-        "ip route add unreachable 192.168.123.11",
-        "ip route del unreachable 192.168.123.11",
+        "FDB entry with another port",
+        {"peer-fdb", "peer-reached"},
+        "mac=$(bridge fdb show dev flannel.1 | head -1 | cut -d' ' -f1)\n"
+        "bridge fdb replace $mac dev flannel.1 dst 192.168.123.11 port 4789",
+    ),
+    Fault(
+        "policy rule of the node",
+        {"peer-route", "peer-reached"},
+        f"ip route add default via 192.168.123.1 table 7; ip rule add to {PEER} table 7",
+    ),
+    Fault(
+        "ARP entry of the node",
+        {"peer-reached"},
+        "ip neigh replace 192.168.123.11 dev eth0 lladdr 02:11:22:33:44:55 nud permanent",
+    ),
+    Fault("no route to the node", {"peer-node-route", "peer-reached"}, "ip route add unreachable 192.168.123.11"),
+    Fault(
+        "subnet.env is a directory",
+        {"subnet-env-missing"},
+        "mv /run/flannel/subnet.env /run/flannel/away; mkdir /run/flannel/subnet.env",
+        "rmdir /run/flannel/subnet.env; mv /run/flannel/away /run/flannel/subnet.env",
     ),
     Fault(
         "subnet.env deleted",
@@ -499,24 +591,64 @@ def test_node_as_argument(running: Doctor) -> None:
         assert running.rules("pod1") >= {"pod-link"}
     finally:
         lab.run("node1", f"ip link set {VETH} master cni0")
-    status, out, err = running.run("10.99.99.99")
-    assert (status, out) == (3, "")
-    assert "unknown pod or node" in err
+    for word, words in (
+        ("10.99.99.99", "unknown pod or node"),
+        (lab.run("node1", f"echo {POD}7").strip(), "no pod of this node"),
+    ):
+        status, out, err = running.run(word)
+        assert (status, out) == (3, "")
+        assert words in err
+    status, out, err = running.run(lab.run("node1", f"echo {PEER_ADDRESS}7").strip())
+    assert "is on node 192.168.123.12" in " ".join(out.split())
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(("script", "end"), HEALTHY.values(), ids=HEALTHY)
+def test_what_other_programs_do_to_a_healthy_node_is_no_fault(running: Doctor, script: str, end: str) -> None:
+    running.lab.run("node1", script)
+    try:
+        assert running.report()["findings"] == []
+    finally:
+        running.lab.run("node1", end)
+
+
+def test_closed_firewall_is_opened_for_the_tunnel_alone(running: Doctor) -> None:
+    lab = running.lab
+    lab.run("node1", "iptables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables -P INPUT DROP")
+    try:
+        tunnel, reached = running.report()["findings"]
+        assert (tunnel["rule"], reached["rule"]) == ("tunnel-dropped", "peer-reached")
+        assert "at the packet filter of this host" in reached["what"]
+        lab.run("node1", "\n".join(tunnel["repair"]))
+        assert running.rules() == set()
+        assert "-P INPUT DROP" in lab.run("node1", "iptables -S INPUT")
+    finally:
+        lab.run("node1", "iptables -P INPUT ACCEPT; iptables -F INPUT")
+
+
+def test_peer_whose_firewall_drops_all_that_is_for_itself_is_reached(running: Doctor) -> None:
+    """The peer forwards to its pods, large packets too, and that is what counts."""
+    lab = running.lab
+    lab.run("node2", "iptables -A INPUT -p udp --dport 8472 -j ACCEPT; iptables -P INPUT DROP")
+    try:
+        assert running.rules() == set()
+    finally:
+        lab.run("node2", "iptables -P INPUT ACCEPT; iptables -F INPUT")
 
 
 def test_fix_runs_what_is_safe_and_nothing_else(running: Doctor) -> None:
     lab = running.lab
-    lab.run("node1", f"ip link set {VETH} down; sysctl -qw net.ipv4.conf.all.rp_filter=1; echo '{BRIDGE}' >{CONF}")
+    lab.run("node1", f"ip link set {VETH} down; ip link set cni0 mtu 1300; echo '{BRIDGE}' >{CONF}")
     try:
         status, out, _ = running.run("--fix", "--dry-run")
         assert status == 2
-        assert "would run: sysctl -w net.ipv4.conf.all.rp_filter=2  (rp-filter)" in out.splitlines()
-        assert running.rules() == {"pod-link", "rp-filter", "conf-order"}
+        assert "would run: ip link set cni0 mtu 1450  (bridge)" in out.splitlines()
+        assert running.rules() == {"pod-link", "bridge", "conf-order"}
         report = running.report("--fix")
         assert {finding["rule"] for finding in report["findings"]} == {"conf-order"}
         assert [one["outcome"] for one in report["fixed"]] == ["done", "done"]
     finally:
-        lab.run("node1", f"rm -f {CONF}; ip link set {VETH} up; sysctl -qw net.ipv4.conf.all.rp_filter=0")
+        lab.run("node1", f"rm -f {CONF}; ip link set {VETH} up; ip link set cni0 mtu 1450")
     assert running.rules() == set()
 
 

@@ -308,6 +308,52 @@ def test_forwarded_packet_that_does_not_fit(narrow: Lab, family: int) -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
+RULES = {
+    "nft, verdict map": """
+table ip x {
+  map services { type ipv4_addr . inet_proto . inet_service : verdict; elements = { 10.96.0.10 . tcp . 80 : goto service } }
+  chain service { numgen random mod 2 vmap { 0 : goto first, 1 : goto second }; }
+  chain first { ip saddr FIRST meta mark set meta mark | 0x4000; meta l4proto tcp dnat to FIRST:80; }
+  chain second { ip saddr SECOND meta mark set meta mark | 0x4000; meta l4proto tcp dnat to SECOND:80; }
+  chain prerouting { type nat hook prerouting priority -100; ip daddr . meta l4proto . th dport vmap @services; }
+  chain output { type nat hook output priority -100; ip daddr . meta l4proto . th dport vmap @services; }
+  chain postrouting { type nat hook postrouting priority 100; meta mark & 0x4000 == 0x4000 masquerade fully-random; }
+}
+""",
+    "nft, map": """
+table ip x {
+  chain prerouting { type nat hook prerouting priority -100; ip daddr 10.96.0.10 tcp dport 80 jump service; }
+  chain output { type nat hook output priority -100; ip daddr 10.96.0.10 tcp dport 80 jump service; }
+  chain service { dnat to jhash ip saddr . tcp sport mod 2 map { 0 : FIRST . 80, 1 : SECOND . 80 }; }
+}
+""",
+    "iptables": """
+*nat
+:SERVICES -
+:ONE-OF-TWO -
+:OTHER-OF-TWO -
+-A PREROUTING -m comment --comment "service portals" -j SERVICES
+-A OUTPUT -m comment --comment "service portals" -j SERVICES
+-A SERVICES ! -d 10.96.0.10/32 -j RETURN
+-A SERVICES -p tcp -m tcp --dport 80 -m comment --comment "a" -m statistic --mode random --probability 0.5 -j ONE-OF-TWO
+-A SERVICES -p tcp -m tcp --dport 80 -j OTHER-OF-TWO
+-A ONE-OF-TWO -p tcp -m comment --comment "a" -m tcp -j DNAT --to-destination FIRST:80
+-A OTHER-OF-TWO -p tcp -m comment --comment "a" -m tcp -j DNAT --to-destination SECOND:80
+COMMIT
+""",
+}
+CHANGES = (
+    "'-D PREROUTING 1' '-D OUTPUT 1' '-F SERVICES' '-X SERVICES'"
+    " '-F ONE-OF-TWO' '-X ONE-OF-TWO' '-F OTHER-OF-TWO' '-X OTHER-OF-TWO'"
+)
+SERVICES = {
+    "nft, verdict map": ("nft -f -", "nft delete table ip x"),
+    "nft, map": ("nft -f -", "nft delete table ip x"),
+    "iptables": ("iptables-restore --noflush", f"for of in {CHANGES}; do iptables -t nat $of; done"),
+}
+"""Rules by their form: what creates them, from standard input, and what deletes them."""
+
+
 def chain(hook: str, rule: str = "", *, family: str = "inet", device: str = "", policy: str = "accept") -> tuple[str, str]:
     """Commands that create a chain with a rule in a table of its own, and delete it."""
     where = f" device {device}" if device else ""
@@ -328,8 +374,27 @@ REJECT = "iptables -I FORWARD -m comment --comment no -p icmp -m conntrack --cts
 LEGACY = "iptables-legacy -N A; iptables-legacy -A A ! -p udp -j REJECT; iptables-legacy -A FORWARD -d 10.244.0.0/16 -j A"
 SYSCTL = "/proc/sys/net/ipv4/ip_forward"
 BLACKHOLE = "ip route add blackhole default table 9; ip rule add to 10.244.0.0/16 table 9 priority 9"
+MARKED = (
+    "nft 'add table ip x; add chain ip x c { type filter hook prerouting priority mangle; };"
+    " add rule ip x c ip daddr 10.244.0.0/16 meta mark set 9';"
+    " ip route add blackhole default table 9; ip rule add fwmark 9 table 9"
+)
+UNMARKED = "nft delete table ip x; ip rule del fwmark 9; ip route flush table 9"
+UNTRACKED = (
+    "iptables -t raw -I PREROUTING -d 10.244.0.0/16 -j CT --notrack;"
+    " iptables -I FORWARD -m conntrack --ctstate UNTRACKED -j DROP"
+)
+MATCHES = "-p icmp -m icmp --icmp-type echo-request -m statistic --mode random --probability 1"
+ASYMMETRIC = (
+    "ip route add $(ip -n pod1 -4 -o addr show eth0 | cut -d/ -f1 | rev | cut -d' ' -f1 | rev) dev flannel.1;"
+    " echo 1 >/proc/sys/net/ipv4/conf/cni0/rp_filter"
+)
+SYMMETRIC = "echo 0 >/proc/sys/net/ipv4/conf/cni0/rp_filter; ip route flush proto boot dev flannel.1"
+PORT = "$(ip -o link show master cni0 | cut -d' ' -f2 | cut -d@ -f1 | head -1)"
+DEVICE = "$(bridge fdb show dev flannel.1 | head -1 | cut -d' ' -f1) dev flannel.1 self permanent dst 192.168.123."
 UNLEARN = "ip netns exec pod1 ip route flush cache"  # its path MTU
 FLUSH = "ip netns exec pod1 ip neigh flush dev eth0"
+NO_ARP = (f"{chain('prerouting', family='bridge', policy='drop')[0]}; {FLUSH}", "nft delete table bridge x")
 SCRIPTS: dict[str, tuple[str, str, str, str]] = {
     "rule": (*chain("forward", "ip daddr 10.244.0.0/16 drop"), "node1", "dropped by nftables in forward"),
     "policy": (*chain("forward", policy="drop"), "node1", "dropped by nftables in forward"),
@@ -341,7 +406,12 @@ SCRIPTS: dict[str, tuple[str, str, str, str]] = {
     "ingress": (*chain("ingress", family="netdev", device="cni0", policy="drop"), "node1", "dropped by nftables in ingress"),
     "forwarding": (f"echo 0 >{SYSCTL}", f"echo 1 >{SYSCTL}", "node1", "does not forward"),
     "blackhole": (BLACKHOLE, "ip rule del priority 9; ip route flush table 9", "node1", "a route discards packets"),
-    "unreachable": ("ip rule add from 10.244.0.0/16 unreachable priority 9", "ip rule del priority 9", "node1", "is dropped"),
+    "unreachable": (
+        "ip rule add from 10.244.0.0/16 unreachable priority 9",
+        "ip rule del priority 9",
+        "node1",
+        "a policy rule discards",
+    ),
     "mtu": (
         "ip link set flannel.1 mtu 1000",
         f"ip link set flannel.1 mtu 1450; {UNLEARN}",
@@ -349,6 +419,21 @@ SCRIPTS: dict[str, tuple[str, str, str, str]] = {
         "do not fit through flannel.1",
     ),
     "bridge": (f"ip link set cni0 down; {FLUSH}", "ip link set cni0 up", "pod1", "no reply to ARP"),
+    "egress": (*chain("egress", "udp dport 8472 drop", family="netdev", device="eth0"), "node1", "by nftables in egress"),
+    "family bridge": (*chain("input", "ip daddr 10.244.0.0/16 drop", family="bridge"), "node1", "by nftables in bridge input"),
+    "ARP": (*NO_ARP, "pod1", "a rule drops the question"),
+    "extensions": (f"iptables -I FORWARD {MATCHES} -j DROP", "iptables -F FORWARD", "node1", "dropped by nftables in forward"),
+    "untracked": (UNTRACKED, "iptables -F FORWARD; iptables -t raw -F", "node1", "dropped by nftables in forward"),
+    "mark": (MARKED, UNMARKED, "node1", "a route discards packets"),
+    "forwarding and another table": (
+        f"echo 0 >{SYSCTL}; ip route add blackhole 10.0.0.0/8 table 9",
+        f"echo 1 >{SYSCTL}; ip route flush table 9",
+        "node1",
+        "does not forward",
+    ),
+    "reverse path": (ASYMMETRIC, SYMMETRIC, "node1", "reverse path filter"),
+    "port": (f"bridge link set dev {PORT} state 0", f"bridge link set dev {PORT} state 3", "node1", "is disabled"),
+    "own node": (f"bridge fdb replace {DEVICE}11", f"bridge fdb replace {DEVICE}12", "node1", "the frame is for"),
     "reply": (*chain("forward", "ct state established drop"), "node1", ""),
 }
 """Scripts by name: what breaks the path of pod1, what repairs it, where the packet ends, and in which words."""
@@ -378,7 +463,7 @@ def test_broken_path_names_the_hop(broken: Lab, name: str) -> None:
     assert words in report[way]["end"]
     assert report[verified]["result"] == "ends as predicted", report[verified]
     assert [hop["kind"] for hop in report[way]["hops"] if hop["broken"]] != []
-    if "nftables" in words and name != "ingress":  # chains of netdev see a frame before it can be traced
+    if "nftables" in words:
         assert report[verified]["cause"].startswith("nftables of node1 dropped it")
 
 
@@ -453,6 +538,96 @@ def test_rule_that_is_not_understood_is_said_and_the_packet_decides(broken: Lab)
     assert any("ip ttl < 64 drop" in finding["text"] for finding in report["findings"])
 
 
+@pytest.mark.parametrize("form", SERVICES)
+def test_service_that_chooses_an_endpoint_at_random(labs: Callable[[str], Lab], form: str) -> None:
+    """Rules as kube-proxy has them. The real packet shows which endpoint was chosen; the walk is the one to that."""
+    lab = labs("vxlan")
+    first, second = (lab.pods[pod_on(lab, node, 1)].addresses[0] for node in ("node1", "node2"))
+    source = pod_on(lab, "node1")
+    do, undo = SERVICES[form]
+    lab.run("node1", do, stdin=RULES.get(form, "").replace("FIRST", first).replace("SECOND", second))
+    try:
+        reports = [walk(lab, source, "10.96.0.10:80"), walk(lab, "node1", "10.96.0.10:80")]
+        predicted = walk(lab, source, "10.96.0.10:80", "--no-probe")
+    finally:
+        lab.run("node1", undo)
+    for report in reports:
+        assert_verified(report)
+        translated = [hop["packet"] for hop in kinds(report, "nat") if hop["text"] == "DNAT"]
+        assert [(of["destination"] in (first, second), of["destinationPort"]) for of in translated] == [(True, 80)]
+    assert not predicted["ok"]
+    assert "chooses one of 2 at random" in kinds(predicted, "unsure")[0]["text"]
+
+
+def test_host_port_of_iptables_in_both_families(labs: Callable[[str], Lab]) -> None:
+    """One process prints DNAT of one family alone: nft says "XT target DNAT not found" for the other."""
+    lab = labs("vxlan")
+    ranges = '"ranges": [[{"subnet": "10.97.0.0/24"}], [{"subnet": "fd00:97::/64"}]]'
+    routes = '"routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]'
+    bridge = f'{{"type": "bridge", "bridge": "br7", "isGateway": true, "ipam": {{"type": "host-local", {ranges}, {routes}}}}}'
+    portmap = '{"type": "portmap", "capabilities": {"portMappings": true}, "backend": "iptables"}'
+    conflist = f'{{"cniVersion": "1.0.0", "name": "both", "plugins": [{bridge}, {portmap}]}}'
+    ports = PORTS.replace("8080", "8087").replace("5353", "5357")
+    lab.run("node1", "cat >/etc/cni/net.d/both.conflist", stdin=conflist)
+    lab.run("node1", f"ip netns add both; ip -n both link set lo up; cni-py add both both --cap-args '{ports}'")
+    try:
+        for source, family in [("outside", 4), ("outside", 6), (pod_on(lab, "node1"), 4)]:
+            report = walk(lab, source, "node1:8087", *(["-6"] if family == 6 else []))
+            assert_verified(report)
+            assert report["forward"]["endPlace"] == "both"
+    finally:
+        lab.run("node1", f"cni-py del both both --cap-args '{ports}'; ip netns del both; rm /etc/cni/net.d/both.conflist")
+
+
+def test_one_name_on_two_nodes(labs: Callable[[str], Lab], capsys: pytest.CaptureFixture[str]) -> None:
+    lab = labs("vxlan")
+    try:
+        for node in lab.nodes:
+            lab.run(node, "ip netns add twin; ip -n twin link set lo up; cni-py add cbr0 twin")
+        report = walk(lab, "node1/twin", "node2/twin")
+        assert_verified(report)
+        assert report["forward"]["hops"][-1]["place"] == "node2/twin"
+        assert main.main(["walk", "pod1", "twin", "--directory", lab.directory]) == 1
+        assert "name one of node2/twin, node1/twin" in capsys.readouterr().err
+    finally:
+        for node in lab.nodes:
+            lab.run(node, "cni-py del cbr0 twin; ip netns del twin")
+
+
+def test_packets_that_other_rules_trace_are_not_the_probe(broken: Lab) -> None:
+    """A stream of them neither keeps the walk from its end nor explains what became of its packet."""
+    trace = "nft 'add table inet y; add chain inet y o { type filter hook output priority -1000; };"
+    rule = "add rule inet y o ip daddr 192.0.2.99 meta nftrace set 1; add rule inet y o ip daddr 192.0.2.99 counter drop'"
+    broken.run("node1", f"{trace} {rule}")
+    command = broken.command("node1", "ping", "-i", "0.02", "192.0.2.99")
+    try:
+        with subprocess.Popen(command, env=broken.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as ping:
+            until(lambda: "packets 0 " not in broken.run("node1", "nft list table inet y"), "packets are traced and dropped")
+            report = walk(broken, "pod1", "10.244.255.254", seconds=0.5)
+            ping.kill()
+    finally:
+        broken.run("node1", "nft delete table inet y")
+    assert not report["ok"]
+    assert "nftables" not in report["verified"]["cause"]
+
+
+@pytest.mark.parametrize("hook", ["input", "output"])
+def test_ndp_that_a_rule_drops(labs: Callable[[str], Lab], hook: str) -> None:
+    """A pod whose policy is to drop drops NDP as well: the packet ends at the neighbour, which gets no reply."""
+    lab = labs("vxlan")
+    source, target = pod_on(lab, "node1"), pod_on(lab, "node2")
+    do, undo = chain(hook, policy="drop")
+    lab.run(target, do)
+    lab.run("node2", "ip -6 neigh flush dev cni0")
+    try:
+        report = walk(lab, source, target, "-6", seconds=0.5)
+    finally:
+        lab.run(target, undo)
+    assert (report["forward"]["outcome"], report["forward"]["endPlace"]) == ("broken", "node2")
+    assert f"{target}: inet x c: policy drop" in report["forward"]["hops"][-1]["why"]
+    assert report["verified"]["result"] == "ends as predicted"
+
+
 # --- other plugins ----------------------------------------------------------------------------------------------------
 
 ROUTES = '"routes": [{"dst": "0.0.0.0/0"}]'
@@ -521,8 +696,8 @@ def test_from_an_address_that_is_not_visible(labs: Callable[[str], Lab]) -> None
 # --- nothing is left --------------------------------------------------------------------------------------------------
 
 STATE = (
-    "nft list ruleset; ip link; ip addr; ip route show table all; ip rule; ls /proc/sys/net/netfilter; cat /proc/net/packet;"
-    " for ns in $(ls /run/netns); do ip netns exec $ns sh -c 'nft list ruleset; ip addr; cat /proc/net/packet'; done"
+    "nft -s list ruleset; ip link; ip addr; ip route show table all; ip rule; ls /proc/sys/net/netfilter; cat /proc/net/packet;"
+    " for ns in $(ls /run/netns); do ip netns exec $ns sh -c 'nft -s list ruleset; ip addr; cat /proc/net/packet'; done"
 )
 """The state of a node and its pods, without counters and ages."""
 
@@ -539,14 +714,17 @@ def test_nothing_is_left(labs: Callable[[str], Lab]) -> None:
 def test_nothing_is_left_by_a_walk_that_is_killed(labs: Callable[[str], Lab]) -> None:
     """Killed while its table exists: the kernel deletes it with the socket that owns it."""
     lab = labs("vxlan")
+    bridged, filtered = chain("forward", family="bridge"), chain("ingress", family="netdev", device="cni0")
+    lab.run("node1", f"{bridged[0]}; {filtered[0]}")  # in these families the walk has a table too
     before = lab.run("node1", STATE)
     words = ["walk", pod_on(lab, "node1"), "10.244.255.254", "--directory", lab.directory, "--seconds", "600"]
     command = [sys.executable, "-c", f"from cni_py.cli.main import main; main({words!r})"]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) as process:
-        until(lambda: "cni_py_walk_" in lab.run("node1", "nft list tables"), "the walk has created its table")
+        until(lambda: lab.run("node1", "nft list tables").count("cni_py_walk_") == 3, "the walk has created its tables")
         process.send_signal(signal.SIGKILL)
         process.wait()
     until(lambda: lab.run("node1", STATE) == before, "nothing of the killed walk exists")
+    lab.run("node1", f"{bridged[1]}; {filtered[1]}")
 
 
 def test_no_probe_sends_nothing(labs: Callable[[str], Lab]) -> None:

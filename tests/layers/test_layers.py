@@ -6,6 +6,7 @@ ALLOWED is the architecture (docs/architecture.md draws it): imports run down on
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -116,16 +117,19 @@ def module_name(source: Path) -> str:
 MODULES = {module_name(source): source for source in SOURCES}
 
 
-def imports(source: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports(source: Path) -> list[tuple[int, str]]:
     """Line and full dotted name of everything that the file imports, inside functions and for the type checker too."""
     package = source.relative_to(ROOT).parent.parts
+    found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+    return found
 
 
 def ours(source: Path) -> Iterator[tuple[int, str]]:

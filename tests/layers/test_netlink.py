@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted((ROOT / "cni_py").rglob("*.py"))}
 TRANSPORT, CONSTANTS = "cni_py/netlink/socket.py", "cni_py/netlink/constants.py"
 FAMILY = {"AF_NETLINK", "NETLINK_ROUTE", "NETLINK_NETFILTER", "NETLINK_GENERIC"}
 NETLINK_PACKAGES = ("cni_py/netlink/", "cni_py/kernel/", "cni_py/packetfilter/", "cni_py/sweep/")
 OTHER_SOCKETS: set[str] = set()
 """Files of these packages that read sockets of other families."""
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every file of cni_py."""
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted((ROOT / "cni_py").rglob("*.py"))}
 
 
 def places(tree: ast.AST, name: str, family: bool) -> Iterator[str]:
@@ -34,7 +40,7 @@ def places(tree: ast.AST, name: str, family: bool) -> Iterator[str]:
 def test_one_module_creates_and_reads_netlink_sockets() -> None:
     found = [
         place
-        for name, tree in SOURCES.items()
+        for name, tree in sources().items()
         if name != TRANSPORT
         for place in places(tree, name, name.startswith(NETLINK_PACKAGES))
     ]
@@ -42,7 +48,7 @@ def test_one_module_creates_and_reads_netlink_sockets() -> None:
 
 
 def test_the_transport_itself_would_be_found() -> None:
-    assert len(list(places(SOURCES[TRANSPORT], TRANSPORT, family=True))) == 3  # two receive, one creates
+    assert len(list(places(sources()[TRANSPORT], TRANSPORT, family=True))) == 3  # two receive, one creates
 
 
 def assigned(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -56,11 +62,11 @@ def assigned(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def test_the_kernels_numbers_are_defined_once() -> None:
-    names = [name for _, name in assigned(SOURCES[CONSTANTS])]
+    names = [name for _, name in assigned(sources()[CONSTANTS])]
     assert len(names) == len(set(names))
     again = [
         f"{file}:{line} {name}"
-        for file, tree in SOURCES.items()
+        for file, tree in sources().items()
         if file != CONSTANTS
         for line, name in assigned(tree)
         if name in names
@@ -71,10 +77,10 @@ def test_the_kernels_numbers_are_defined_once() -> None:
 def test_every_number_is_used() -> None:
     used = {
         alias.name
-        for tree in SOURCES.values()
+        for tree in sources().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module == "cni_py.netlink.constants"
         for alias in node.names
     }
     in_tests = {"NFT_MSG_GETGEN"}
-    assert {name for _, name in assigned(SOURCES[CONSTANTS])} - used == in_tests
+    assert {name for _, name in assigned(sources()[CONSTANTS])} - used == in_tests

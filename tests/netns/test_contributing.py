@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,18 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("LICENSE", "README.md", "conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     add_sample(copy)
+    copy_mypy_cache(copy)
     python(copy, "integration/generate")
     return copy
+
+
+def copy_mypy_cache(tree: Path) -> None:
+    """Copy the results of mypy for this tree: it then reads what the sample changes alone. Another process may be writing them."""
+    for file in (ROOT / "build" / "mypy").rglob("*.db"):
+        copy = tree / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as before, closing(sqlite3.connect(copy)) as after:
+            before.backup(after)
 
 
 def python(tree: Path, *arguments: str | Path) -> str:

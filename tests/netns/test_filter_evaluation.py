@@ -29,6 +29,7 @@ from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts, fields_of
 from cni_py.packetfilter.evaluation.reading import read
 from cni_py.packetfilter.evaluation.ruleset import Ruleset
 from cni_py.packetfilter.libnftables import read_ruleset
+from cni_py.walk.choices import Choices
 from cni_py.walk.hops import DELIVERED, UNSURE
 from cni_py.walk.packet import Packet
 from cni_py.walk.place import Place, Places
@@ -129,7 +130,7 @@ class World:
         """Predict the path of a datagram. Returns: the outcome in words, what arrives, and what is in doubt."""
         router = Place("router", self.paths["router"])
         try:
-            walker, source = Walker(Places([self.client, router, self.server])), SOURCES[place][version]
+            walker, source = Walker(Places([self.client, router, self.server]), Choices()), SOURCES[place][version]
             walked = walker.walk({"client": self.client}.get(place, router), Packet(source, SERVER[version], "udp", sport, 53))
         finally:
             router.close()

@@ -121,9 +121,9 @@ def test_script_leaves_what_the_plugin_leaves(name: str, bin_dir: Path, tmp_path
 def test_script_without_one_of_the_changes_is_noticed(missing: str, bin_dir: Path, tmp_path: Path) -> None:
     """The comparison sees each kind of change."""
     one = CASES["bridge-except"]
-    program, _, journalled = recorded.counting_agent(one, bin_dir, tmp_path)
-    recorded.runner().run_case(one, str(bin_dir), False, str(program))
-    events = recorded.events_in(journalled)
+    agent = recorded.CountingAgent(one, tmp_path)
+    recorded.run_case(one, bin_dir, agent)
+    events = agent.events()
     at = next(index for index, event in enumerate(events) if missing in event.get("line", ""))
     with pytest.raises(AssertionError, match="step 0"):
         recorded.compare_scripts(one, [*events[:at], *events[at + 1 :]], bin_dir)

@@ -9,7 +9,7 @@ import pytest
 
 from support.namespaces import Host, Sandbox
 from support.recorded import unexplained_in
-from support.spec_cases import BOTH_FAMILIES, EXECUTABLE, HOST_END, new_sandbox, plugin_of, provide_links
+from support.spec_cases import BOTH_FAMILIES, EXECUTABLE, delete_sandbox, new_sandbox, plugin_of, provide_links
 from support.warm import WarmHost
 
 
@@ -49,4 +49,4 @@ def node(request: pytest.FixtureRequest) -> Host:
 def sandbox(node: Host, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     made = new_sandbox(node, plugin_of(request))
     yield made
-    node.run(f"ip link del {HOST_END} 2>&1 || true; ip netns delete {made.name}", check=False)
+    delete_sandbox(node, made)

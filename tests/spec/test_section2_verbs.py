@@ -42,6 +42,12 @@ WITH_IPAM = ("flannel", "bridge", "host-local", "ptp", "macvlan", "tap")
 ALL_VERSIONS = {"supportedVersions": list(VERSIONS)}
 
 
+@pytest.fixture(scope="module")
+def box(warm_node: Host) -> Sandbox:
+    """A sandbox that nothing must ever be put into."""
+    return new_sandbox(warm_node)
+
+
 def versions_of(plugin: str) -> dict[str, list[str]]:
     return {"supportedVersions": [version for version in VERSIONS if supports(plugin, version)]}
 
@@ -109,9 +115,9 @@ def test_configuration_without_version_means_0_1_0(node: Host, sandbox: Sandbox,
 
 @pytest.mark.parametrize("version", ["0.0.1", "0.3.2", "1.0", "1.1.1", "2.0.0", "v1.0.0", "1.0.0 ", "latest", "１.0.0"])
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_unknown_version_is_incompatible(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
+def test_unknown_version_is_incompatible(node: Host, box: Sandbox, plugin: str, version: str) -> None:
     for verb in VERBS[:-1]:
-        error = error_of(node.call(plugin, verb, conf(plugin, version), sandbox=sandbox))
+        error = error_of(node.call(plugin, verb, conf(plugin, version), sandbox=box))
         assert error["code"] == 1
         assert error["cniVersion"] == "1.1.0"
 

@@ -234,9 +234,9 @@ BAD_PREVIOUS = [
 @pytest.mark.parametrize("verb", ["ADD", "CHECK"])
 def test_previous_result_that_is_none(node: Host, verb: str, prev: Any, code: int) -> None:
     for plugin in [plugin for plugin in PLUGINS if plugin not in CHAINED]:
-        of: dict[str, Any] = {"sandbox": new_sandbox(node, plugin), "container_id": new_id()}
         if verb == "ADD" and plugin != "loopback":
             continue  # the first plugins of a chain do not look at it
+        of: dict[str, Any] = {"sandbox": new_sandbox(node, plugin), "container_id": new_id()}
         if verb == "CHECK":
             node.ok(plugin, "ADD", conf(plugin), **of)
         reply = node.call(plugin, verb, conf(plugin, prevResult=prev), **of)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -44,8 +45,11 @@ SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLAN
 FSTAB = str(Path(__file__).with_name("host.fstab"))
 """Mounts of a host, made by one process: five would take a third of the time that a host takes."""
 
-# process 1 ends with its standard input, and reaps what is left to it: dash cannot ignore SIGCHLD, and ends a `read` by it
-SETUP = """
+DIRECT = re.compile(r"(ip|bridge|nft|tc|cat) [\w ./:@,+-]*")
+"""A script that is one program and plain words: it is executed without a shell."""
+OWN_MOUNTS = re.compile(r"(?<!/proc)/sys/|mount")
+"""Occurs in a script that needs a sandbox's own /sys, which ip-netns(8) mounts; for others this would take half of their time."""
+DIRECTORIES_AND_NETWORK = """
 mkdir -p /var/lib/cni /var/lib/cni-py /etc/cni
 mount --all --fstab "$0"
 mount --make-rshared /run
@@ -53,6 +57,9 @@ mkdir /run/netns /run/lock /run/flannel
 ip link set lo up
 echo 0 >/proc/sys/net/ipv4/ip_forward
 echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
+"""
+# process 1 ends with its standard input, and reaps what is left to it: dash cannot ignore SIGCHLD, and ends a `read` by it
+SETUP = f"""{DIRECTORIES_AND_NETWORK}
 exec 3<&0
 cat <&3 >/dev/null &
 echo ready
@@ -174,16 +181,23 @@ class Host:
 
     def command(self, *argv: str, sandbox: Sandbox | str | None = None) -> list[str]:
         """`argv` as run in this host, or in one of its sandboxes: for subprocess.Popen and the like."""
-        enter = [tool("nsenter"), f"--target={self.pid}", "--net", "--mount", "--pid", "--ipc", "--root", "--wd=/"]
         inside = ["ip", "netns", "exec", Path(str(sandbox)).name] if sandbox is not None else []
-        return [*enter, *inside, *argv]
+        return [*self._enter("--net"), *inside, *argv]
+
+    def _enter(self, net: str) -> list[str]:
+        return [tool("nsenter"), f"--target={self.pid}", net, "--mount", "--pid", "--ipc", "--root", "--wd=/"]
 
     def run(self, script: str, sandbox: Sandbox | str | None = None, *, check: bool = True, stdin: str | None = None) -> str:
         """Run a shell script (`sh -e`) and return what it printed.
 
         Raises: AssertionError, with its words, if it fails; `check=False`: never.
         """
-        done = self.execute(["sh", "-ec", script], sandbox=sandbox, stdin=stdin)
+        argv = script.split() if DIRECT.fullmatch(script) else ["sh", "-ec", script]
+        if sandbox is None or OWN_MOUNTS.search(script):
+            command = self.command(*argv, sandbox=sandbox)
+        else:
+            command = [*self._enter(f"--net={self.path('/run/netns')}/{Path(str(sandbox)).name}"), *argv]
+        done = _execute(command, stdin=stdin)
         assert not check or done.returncode == 0, f"{script!r} failed with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -196,16 +210,7 @@ class Host:
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program with exactly this environment (default: PATH alone) and return what it did."""
-        return subprocess.run(
-            self.command(*argv, sandbox=sandbox),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            env={"PATH": PATH, "LC_ALL": "C.UTF-8"} if env is None else env,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
+        return _execute(self.command(*argv, sandbox=sandbox), stdin, env)
 
     def json(self, command: str, sandbox: Sandbox | str | None = None) -> Any:
         """Return the decoded output of an `ip -j …`, `bridge -j …` or `nft -j …` command."""
@@ -399,25 +404,17 @@ class Host:
         """
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            links, routes6, carrier, shown = self._read_network(sandbox)
-            if _is_settled(links, routes6, carrier) or time.monotonic() > deadline:
+            links, routes6, shown = self._read_network(sandbox)
+            if _is_settled(links, routes6) or time.monotonic() > deadline:
                 return shown
             time.sleep(LOOK_SECONDS)
 
-    def _read_network(
-        self, sandbox: Sandbox | str | None
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], set[str], dict[str, Any]]:
-        """Read all of it. Returns: links and IPv6 routes as the kernel has them, names of links with a carrier, the comparable values."""
-        script = (
-            "ip -j -d addr show; echo; ip -j -4 route show table all; echo; ip -j -6 route show table all; echo;"
-            "ip -j -4 rule; echo; ip -j -6 rule; echo; bridge -j link; echo; bridge -j vlan; echo; nft -j list ruleset; echo;"
-            "cd /sys/class/net; grep -sl 1 */carrier || true; echo ==; cd /proc/sys/net;"
-            "head -c 99 ipv4/ip_forward ipv4/conf/*/* ipv6/conf/*/* 2>/dev/null || true"  # grep takes twice as long
-        )
-        text, _, sysctls = self.run(script, sandbox).partition("\n==\n")
+    def _read_network(self, sandbox: Sandbox | str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+        """Read all of it. Returns: links and IPv6 routes as the kernel has them, and the comparable values."""
+        text, _, sysctls = self.run(READ_NETWORK, sandbox).partition("\n==\n")
         lines = [line for line in text.splitlines() if line]
-        names = ["addresses", "routes4", "routes6", "rules4", "rules6", "ports", "vlans", "nft"]
-        values = {name: decode_json(line) for name, line in zip(names, lines, strict=False)}
+        names = ["addresses", "routes4", "rules4", "routes6", "rules6", "ports", "vlans", "nft"]
+        values = {name: decode_json(line) for name, line in zip(names, lines, strict=True)}
         values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
         for link in values["addresses"]:
             link["addr_info"] = [item for item in link["addr_info"] if not _is_link_local(item.get("local", ""))]
@@ -427,8 +424,22 @@ class Host:
         shown = {name: _without_noise(value) for name, value in values.items()}
         values_of_sysctls = [text.strip().replace(" <==\n", " = ") for text in sysctls.split("==> ")]
         shown["sysctls"] = [text for text in values_of_sysctls if text and "/stable_secret" not in text]
-        carrier = {line.removesuffix("/carrier") for line in lines[len(names) :]}
-        return values["addresses"], values["routes6"], carrier, shown
+        return values["addresses"], values["routes6"], shown
+
+
+def _execute(
+    command: list[str], stdin: str | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        env={"PATH": PATH, "LC_ALL": "C.UTF-8"} if env is None else env,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
 
 
 def decode_json(text: str) -> Any:
@@ -450,6 +461,26 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
         return data
 
 
+# several objects are read by one program, since the start of each takes longer than what it does; grep would take twice as long as head
+READ_NETWORK = """
+ip -j -d addr show
+echo
+for family in -4 -6; do
+    ip -j $family -batch - <<END
+route show table all
+rule
+END
+done
+bridge -j -batch - <<END
+link
+vlan
+END
+nft -j list ruleset
+echo
+echo ==
+cd /proc/sys/net
+head -c 99 ipv4/ip_forward ipv4/conf/*/* ipv6/conf/*/* 2>/dev/null || true
+"""
 NOISE = {
     "ifindex", "link_index", "handle", "packets", "bytes", "valid_life_time", "preferred_life_time", "tentative", "gc_timer",
     "hello_timer", "tcn_timer", "topology_change_timer", "hold_timer", "message_age_timer", "forward_delay_timer", "stats64",
@@ -458,17 +489,17 @@ NOISE = {
 }  # fmt: skip
 
 
-def _is_settled(links: list[dict[str, Any]], routes6: list[dict[str, Any]], carrier: set[str]) -> bool:
+def _is_settled(links: list[dict[str, Any]], routes6: list[dict[str, Any]]) -> bool:
     """Return whether each veth that is up is said to have the carrier that it has, and each IPv6 address there has its local route.
 
-    The carrier follows the peer at once, what a link's flags say of it up to a second later.
+    LOWER_UP follows the peer at once, NO-CARRIER up to a second later.
     """
     local = {route["dst"] for route in routes6 if route.get("type") == "local"}
     for link in links:
         if "UP" not in link["flags"] or link.get("linkinfo", {}).get("info_kind") not in ("veth", "bridge"):
             continue
         if "NO-CARRIER" in link["flags"]:
-            if link["linkinfo"]["info_kind"] == "veth" and link["ifname"] in carrier:
+            if link["linkinfo"]["info_kind"] == "veth" and "LOWER_UP" in link["flags"]:
                 return False
             continue
         addresses = [item for item in link["addr_info"] if item["family"] == "inet6" and not item.get("tentative")]

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +19,8 @@ from cni_py.explain import calls, steps
 from cni_py.explain.shapes import OTHER
 from cni_py.explain.steps import Step
 from cni_py.plugin_table import PLUGINS
-from support.namespaces import Host
-from support.replay import more_directories, reaches_the_agent, replay
+from support import case_zygote, warm
+from support.replay import more_directories, reaches_the_agent
 
 INTEGRATION = Path(__file__).resolve().parents[2] / "integration"
 RUNNER = INTEGRATION / "golden-plugins" / "golden.py"
@@ -90,40 +91,57 @@ def skip_without_plugins(file: Path, case: Case) -> list[pytest.MarkDecorator]:
 
 
 def load_runner() -> ModuleType:
-    """Return golden.py as a module: a program, which calls its main() at its end, takes as long to start as a case."""
-    source = RUNNER.read_text()
-    assert source.endswith("\nmain()\n")
-    module = ModuleType("golden")
-    module.__dict__["__file__"] = str(RUNNER)
-    exec(compile(source.removesuffix("main()\n"), RUNNER, "exec"), module.__dict__)
-    return module
+    """Return golden.py as a module."""
+    return case_zygote.load_runner(str(RUNNER))
 
 
 runner = cache(load_runner)
+
+
+def ask_zygote(kind: str, given: dict[str, Any], bin_dir: Path) -> Any:
+    """Have a fork answer that has loaded runner and agent. Raises: AssertionError with its words, if it could not."""
+    launcher = bin_dir.resolve().parents[1] / "bin" / "cni-agent"
+    program = Path(case_zygote.__file__)
+    control = warm.zygote(launcher, program, [str(RUNNER)], LC_ALL="C.UTF-8")
+    request = json.dumps({"bin_dir": os.path.abspath(bin_dir), **given}).encode()
+    status, out, err = warm.ask(control, kind.encode(), request, given["case"].get("name", kind))
+    assert status == 0, (out + err)[-600:].decode(errors="replace")
+    return json.loads(out)
 
 
 NAMED_MAC = re.compile(r"\b(?:02:00:|c2:11:)(?:[0-9a-f]{2}:){3}[0-9a-f]{2}\b")
 """MAC addresses that the runner takes for the case's own. One in 8,000 random ones is like that, and all cases together draw thousands."""
 
 
-def compare(case: Case, bin_dir: Path, companion: Path | None = None, forget: Callable[[], object] = bool) -> None:
+def compare(case: Case, bin_dir: Path, agent: CountingAgent | None = None) -> None:
     """Run a case against the installed plugins, again if a random MAC address looks like one of the case.
-
-    Args:
-        forget: called before each run.
 
     Raises: AssertionError, with the differences.
     """
     skip_without_ptp(case)
-    if missing := runner().missing(case):
-        pytest.skip(f"it needs {missing}")
+    for need in case.get("needs", []):
+        if is_missing(need):
+            pytest.skip(f"it needs {is_missing(need)}")
     for _ in range(5):
-        forget()
-        got = runner().run_case(case, os.path.abspath(bin_dir), False, str(companion or ""))
+        got = run_case(case, bin_dir, agent)
         if not set(NAMED_MAC.findall(json.dumps(got))) - set(NAMED_MAC.findall(json.dumps(case))):
             break
     differences = runner().differences(case, got)
     assert not differences, "\n".join([case.get("why", ""), *differences])
+
+
+@cache
+def is_missing(need: str) -> str:
+    """Return what this machine lacks of it, "" if nothing."""
+    return str(runner().missing({"needs": [need]}))
+
+
+def run_case(case: Case, bin_dir: Path, agent: CountingAgent | None = None) -> list[dict[str, Any]]:
+    """Return what the runner's own ``run_case`` returns."""
+    if agent is not None:
+        agent.forget()
+    got: list[dict[str, Any]] = ask_zygote("case", {"case": case, "agent": agent and agent.options()}, bin_dir)
+    return got
 
 
 def skip_without_ptp(case: Case) -> None:
@@ -143,59 +161,54 @@ def outdated(directory: Path, *names: str) -> list[str]:
 
 # --- with the agent ---------------------------------------------------------------------------------------------------
 
-# An agent that writes down each call that it handles, its journal, and the state that it leaves, in the machine's own file system:
-# a case's host ends with the case.
-COUNTING = """
-import sys
-sys.path.append({tests!r})
-from support.replay import record
-record({journalled!r}, {directories!r})
-from cni_py import engine
-plain = engine.handle
-def handle(call, stdin):
-    with open({answered!r}, "a") as file:
-        file.write(f"{{call.plugin}} {{call.verb}}\\n")
-    return plain(call, stdin)
-engine.handle = handle
-"""
+
+@dataclass(frozen=True)
+class CountingAgent:
+    """An agent that writes down each call that it handles, its journal, and the state that it leaves (support/case_zygote.py).
+
+    It writes into a directory of the machine's own file system: a case's host ends with the case.
+    """
+
+    case: Case
+    directory: Path
+
+    @property
+    def answered(self) -> Path:
+        return self.directory / "answered"
+
+    @property
+    def journalled(self) -> Path:
+        return self.directory / "journalled"
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of its function in the fork."""
+        found = {"answered": str(self.answered), "journalled": str(self.journalled)}
+        return found | {"directories": more_directories(self.case)}
+
+    def forget(self) -> None:
+        self.answered.write_text("")
+        self.journalled.unlink(missing_ok=True)
+
+    def events(self) -> list[dict[str, Any]]:
+        return events_in(self.journalled)
 
 
 def compare_with_the_agent(case: Case, bin_dir: Path, tmp_path: Path) -> None:
     """Run a case beside an agent, which every call has to reach; then the scripts that its journals become."""
-    program, answered, journalled = counting_agent(case, bin_dir, tmp_path)
-
-    def forget() -> None:
-        answered.write_text("")
-        journalled.unlink(missing_ok=True)
-
-    compare(case, bin_dir, program, forget)
-    assert Counter(answered.read_text().splitlines()) == calls_for_the_agent(case)
-    events = events_in(journalled)
-    assert unexplained(events) == []
-    compare_scripts(case, events, bin_dir)
+    agent = CountingAgent(case, tmp_path)
+    compare(case, bin_dir, agent)
+    assert Counter(agent.answered.read_text().splitlines()) == calls_for_the_agent(case)
+    assert unexplained(agent.events()) == []
+    compare_scripts(case, agent.events(), bin_dir)
 
 
 def run_scripts(case: Case, bin_dir: Path, tmp_path: Path) -> None:
     """Run a case that was not recorded, of which every call has to succeed, and the scripts that its journals become."""
-    program, _, journalled = counting_agent(case, bin_dir, tmp_path)
-    got = runner().run_case(case, os.path.abspath(bin_dir), False, str(program))
+    agent = CountingAgent(case, tmp_path)
+    got = run_case(case, bin_dir, agent)
     assert [one for one in got if one.get("rc", 0)] == [], got
-    assert not [one for one in got if "broken" in one], got
-    events = events_in(journalled)
-    assert unexplained(events) == []
-    compare_scripts(case, events, bin_dir)
-
-
-def counting_agent(case: Case, bin_dir: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Make the agent. Returns: its program, and the files of the calls and of the events that it writes down."""
-    launcher = (bin_dir.parent.parent / "bin" / "cni-agent").read_text()
-    program, answered, journalled = tmp_path / "cni-agent", tmp_path / "answered", tmp_path / "journalled"
-    directories = more_directories(case)
-    tests = str(Path(__file__).resolve().parents[1])
-    counting = COUNTING.format(answered=str(answered), journalled=str(journalled), directories=directories, tests=tests)
-    program.write_text(launcher.replace("\nsys.exit(main())\n", f"\n{counting}\nsys.exit(main())\n"))
-    program.chmod(0o755)
-    return program, answered, journalled
+    assert unexplained(agent.events()) == []
+    compare_scripts(case, agent.events(), bin_dir)
 
 
 def events_in(journalled: Path) -> list[dict[str, Any]]:
@@ -206,8 +219,7 @@ def compare_scripts(case: Case, events: list[dict[str, Any]], bin_dir: Path) -> 
     """Run the scripts that the case's journals become. Raises: AssertionError if one leaves another state than the call."""
     if runs_other_plugins(case):
         return
-    with Host() as host:
-        found = host.do(replay, case, events, runner().run, os.path.abspath(bin_dir))
+    found = ask_zygote("replay", {"case": case, "events": events}, bin_dir)
     assert not found, "\n".join(found)
 
 

@@ -110,21 +110,41 @@ def supports(plugin: str, version: str) -> bool:
 
 def new_sandbox(host: Host, plugin: str = "") -> Sandbox:
     """A sandbox whose name no other test has; for a plugin of `CHAINED` with the interface that it changes."""
-    made = host.netns(f"box{next(_numbers)}")
-    host.run(f"ip link del {HOST_END} 2>&1", check=False)  # of the test before: it goes some time after its namespace
+    made = Sandbox(f"box{next(_numbers)}")
     provide_links(host, plugin)
+    # of the test before: the kernel deletes it some time after its namespace
+    script = [f"ip netns add {made.name}", *without_host_end(host)]
     if plugin in CHAINED:
-        host.run("echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad", made)
-        host.run(f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}; ip link set {HOST_END} up")
-        host.run(f"ip addr add {PREVIOUS_IP}/24 dev eth0; ip link set eth0 up", made)
+        script += [
+            f"nsenter --net={made.path} sh -c 'for of in all default; do echo 0 >/proc/sys/net/ipv6/conf/$of/accept_dad; done'",
+            f"ip link add {HOST_END} type veth peer name eth0 netns {made.name}",
+            f"ip link set {HOST_END} up",
+            f"ip -n {made.name} addr add {PREVIOUS_IP}/24 dev eth0",
+            f"ip -n {made.name} link set eth0 up",
+        ]
+    host.run("\n".join(script))
     return made
+
+
+def delete_sandbox(host: Host, sandbox: Sandbox) -> None:
+    """Delete what new_sandbox() made."""
+    host.run("\n".join([*without_host_end(host), f"ip netns delete {sandbox.name}"]), check=False)
+
+
+def without_host_end(host: Host) -> list[str]:
+    """The command that deletes the other end of a sandbox's interface, if there is one."""
+    return [f"ip link del {HOST_END} 2>&1 || :"] if has_link(host, HOST_END) else []
+
+
+def has_link(host: Host, name: str) -> bool:
+    return host.path(f"/sys/class/net/{name}").exists()
 
 
 def provide_links(host: Host, plugin: str) -> None:
     """Create the host's links that a plugin's configuration names, which even STATUS looks for."""
-    if plugin in ("macvlan", "ipvlan", "vlan") and "up0" not in host.run("ip -br link"):
+    if plugin in ("macvlan", "ipvlan", "vlan") and not has_link(host, "up0"):
         host.run(UPLINK)
-    if plugin == "host-device" and "nic1" not in host.run("ip -br link"):  # it was deleted with the sandbox of another test
+    if plugin == "host-device" and not has_link(host, "nic1"):  # it was deleted with the sandbox of another test
         host.run("for n in 1 2; do ip link del wire$n 2>&1 || :; done; " + NICS)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from errno import EACCES, EINVAL
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from cni_py.doctor.facts import (
     Known,
     KubeNode,
     Kubernetes,
+    Passage,
     Pod,
     PodLink,
     Pool,
     Probed,
     Program,
     Reached,
+    Taker,
     Wanted,
     Way,
 )
@@ -46,7 +49,7 @@ from cni_py.kernel.link import Link
 from cni_py.kernel.neighbour import Forwarding, Neighbour
 from cni_py.kernel.route import Route
 from cni_py.kernel.vxlan import Vxlan, VxlanDetails
-from cni_py.netlink.constants import IFF_UP
+from cni_py.netlink.constants import IFF_UP, RTN_UNREACHABLE
 from cni_py.packetfilter.evaluation.ruleset import Ruleset
 from cni_py.runtime.network_config import Network
 from cni_py.subnet_env import SubnetEnv
@@ -214,6 +217,16 @@ def probed(**values: Any) -> Facts:
     return replace(HEALTHY, probed=replace(HEALTHY.probed, peers=(replace(REACHED, **values),)))
 
 
+ARRIVAL = Passage(f"from node {PEER_NODE} to this node", PEER, "eth0", "", errno=EINVAL, source_by="eth1")
+DETOUR = Passage(
+    f"from our pods to those of peer {PEER}", PEER, "cni0", "flannel.1", "eth0",
+    taken_by=Taker("default via 192.168.123.1", IPv4Network("0.0.0.0/0"), "eth0", "100", rule="priority 99 from 10.244.1.0/24 lookup 100"),
+)  # fmt: skip
+NO_BRIDGE_NETFILTER = {name: value for name, value in SYSCTLS.items() if "bridge-nf" not in name}
+CANAL = ConfFile("/etc/cni/net.d/30-x.conflist", Checked("30"), Network("y", "1.0.0", ({"type": "calico"},), b""))
+NATTED = ExternalInterface("eth0", 2, 1500, IPv4Address("192.168.123.99"), None, NODE, None)
+
+
 CASES: list[tuple[str, str, Facts, str]] = [
     ("flanneld-not-running", ERROR, replace(HEALTHY, daemons=()), "flanneld is not running"),
     ("flanneld-twice", ERROR, replace(HEALTHY, daemons=(DAEMON, replace(DAEMON, pid=18))), "2 flannelds"),
@@ -260,7 +273,8 @@ CASES: list[tuple[str, str, Facts, str]] = [
     ("other-network-plugin", WARNING, links(link(9, "cali12345", "veth")), "Calico"),
     ("forwarding", ERROR, sysctls(net__ipv4__ip_forward="0"), "does not forward"),
     ("forwarding", ERROR, sysctls(net__ipv4__conf__cni0__forwarding="0"), "from cni0"),
-    ("rp-filter", WARNING, sysctls(net__ipv4__conf__eth0__rp_filter="1"), "strictly"),
+    ("rp-filter", ERROR, replace(sysctls(net__ipv4__conf__eth0__rp_filter="1"), passages=(ARRIVAL,)), "drops packets on eth0"),
+    ("policy-rule", ERROR, replace(HEALTHY, passages=(DETOUR,)), "priority 99 from 10.244.1.0/24 lookup 100"),
     ("bridge-netfilter", WARNING, replace(HEALTHY, sysctls={**SYSCTLS, "net/bridge/bridge-nf-call-iptables": "0"}), "pass"),
     ("own-route", ERROR, replace(HEALTHY, ways={**HEALTHY.ways, OWN: Way("eth0", NODE)}), "our own pods"),
     ("peer-route", ERROR, replace(HEALTHY, ways={**HEALTHY.ways, PEER: Way("eth0", NODE)}), "another route"),
@@ -343,6 +357,232 @@ CASES.append(
         "cni0",
     )
 )
+
+
+# ---- variants of the faults above: what is found, what shows it, and the commands, which are typed as they are ----
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``rule`` "": nothing is found; ``what``, ``found``: parts of those; ``repair``: every line of it."""
+
+    name: str
+    facts: Facts
+    rule: str = ""
+    what: str = ""
+    found: str = ""
+    repair: tuple[str, ...] = ()
+    severity: str = ERROR
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def without(*routes: Route, way: Way) -> Facts:
+    """Return a node whose packets to the peer's pods go elsewhere."""
+    return replace(HEALTHY, routes=frozenset(routes), ways={**HEALTHY.ways, PEER: way})
+
+
+def routed(*routes: Route) -> Facts:
+    return replace(HEALTHY, routes=HEALTHY.routes | set(routes))
+
+
+def with_link(one: Link, *addresses: HostAddress) -> Facts:
+    return replace(links(one), addresses=(*HEALTHY.addresses, *addresses))
+
+
+def pods(*those: Pod, links: tuple[Link, ...] = LINKS, **facts: Any) -> Facts:
+    return replace(HEALTHY, pods=those, links=links, **facts)
+
+
+def nft(*rules: Any, table: str = "fw", hook: str = "input", policy: str = "accept") -> Facts:
+    """Return a node with a chain of nftables and these rules."""
+    where = {"family": "inet", "table": table, "chain": "c"}
+    chain = {"family": "inet", "table": table, "name": "c", "hook": hook, "prio": 0, "policy": policy}
+    listed = [{"rule": {**where, "handle": n, "expr": list(of)}} for n, of in enumerate(rules, 2)]
+    return filters("", objects=[{"chain": chain}, *listed])
+
+
+def equal(protocol: str, field: str, right: Any, op: str = "==") -> Any:
+    return {"match": {"op": op, "left": {"payload": {"protocol": protocol, "field": field}}, "right": right}}
+
+
+TO_PEER = "ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 122"
+VIA_ROUTER = Way("eth0", IPv4Address("192.168.123.1"))
+WRONG = Route(PEER, "flannel.1", IPv4Address("10.244.9.0"), onlink=True)
+UNREACHABLE = Route(PEER, kind=RTN_UNREACHABLE, protocol=4)
+HALF = Route(IPv4Network("10.244.2.128/25"), "eth0", IPv4Address("192.168.123.1"), protocol=3)
+ONE_POD = Route(IPv4Network("10.244.1.7/32"), "cali7", protocol=3)
+OWN_HALF = Taker("10.244.1.0/25 via 192.168.123.1 proto boot", IPv4Network("10.244.1.0/25"), "eth0")
+INPUT, FORWARD = "*filter\n:INPUT {} [0:0]\n{}\nCOMMIT\n", "*filter\n:FORWARD {} [0:0]\n{}\nCOMMIT\n"
+DOCKER = "*filter\n:FORWARD DROP [0:0]\n:DOCKER-USER - [0:0]\n-A FORWARD -j DOCKER-USER\nCOMMIT\n"
+ESTABLISHED = "-A {} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+UFW = (
+    "*filter\n:INPUT DROP [0:0]\n:ufw-before-input - [0:0]\n-A INPUT -j ufw-before-input\n"
+    f"{ESTABLISHED.format('ufw-before-input')}\n-A ufw-before-input -j DROP\nCOMMIT\n"
+)
+STATE = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}
+HOST_END = VETH.replace(nsid=1)
+CLOSED = filters(INPUT.format("DROP", ESTABLISHED.format("INPUT")))
+ADD_HEAD = "nsenter --net=/run/netns/blue ip"
+OTHER_POD = replace(
+    POD, names=frozenset({"c2"}), name="red", container_id="c2", netns="/run/netns/red", addresses=("10.244.1.3",)
+)
+BRIDGE_WITH = replace(HEALTHY, addresses=(*HEALTHY.addresses[:2], at(4, "10.244.77.1/24")), pods=(POD,))
+SILENT = replace(HEALTHY, probed=replace(HEALTHY.probed, peers=(replace(REACHED, tunnel=False, full=False),)))
+
+VARIANTS = [
+    # routes
+    Variant("wrong gateway", without(WRONG, way=Way("flannel.1", WRONG.gateway)), "peer-route", "its route is wrong", "10.244.9.0",
+            ("ip route del 10.244.2.0/24 via 10.244.9.0 dev flannel.1 onlink proto 122", TO_PEER)),
+    Variant("unreachable", without(ROUTE, UNREACHABLE, way=Way(is_discarded=True)), "peer-route", "another route", "unreachable",
+            ("ip route del unreachable 10.244.2.0/24 proto 4",)),
+    Variant("over several links", without(ROUTE, Route(PEER, metric=0, protocol=3), way=VIA_ROUTER), "peer-route", "another route",
+            "10.244.2.0/24", ("ip route del 10.244.2.0/24",)),
+    Variant("policy rule", without(ROUTE, way=replace(VIA_ROUTER, taken_by=Taker("default", None, "eth0", "100", rule="priority 9 from all lookup 100"))),
+            "peer-route", "another route", "its route: default dev eth0 (table 100)", ("ip rule del priority 9 from all lookup 100",)),
+    Variant("address of a peer's subnet on the bridge",
+            replace(without(ROUTE, way=Way("lo", taken_by=Taker("local 10.244.2.1/32", IPv4Network("10.244.2.1/32"), "lo", "local", protocol_is_kernel=True))),
+                    addresses=(*HEALTHY.addresses, at(4, "10.244.2.1/24"))),
+            "peer-route", "another route", "cni0 has the address 10.244.2.1/24", ("ip addr del 10.244.2.1/24 dev cni0",)),
+    Variant("address of a peer's pod on lo", replace(HEALTHY, addresses=(*HEALTHY.addresses, at(2, "10.244.2.9/32"))),
+            "host-network-overlap", "inside the subnet of peer", "end on this node", ("ip addr del 10.244.2.9/32 dev eth0",)),
+    Variant("half of a peer's subnet", routed(HALF), "foreign-route", "10.244.2.128/25", "",
+            ("ip route del 10.244.2.128/25 via 192.168.123.1 dev eth0",)),
+    Variant("half of our own", replace(HEALTHY, ways={**HEALTHY.ways, OWN: replace(VIA_ROUTER, taken_by=OWN_HALF)}), "own-route",
+            "another route takes packets to our own pods", "10.244.1.0/25", ("ip route del 10.244.1.0/25 via 192.168.123.1 proto boot dev eth0",)),
+    Variant("one of our own pods", routed(ONE_POD.replace(device="eth0", gateway=NODE)), "foreign-route", "10.244.1.7/32"),
+    Variant("a pod of another plugin, as Canal has it", replace(routed(ONE_POD), links=(*LINKS, link(9, "cali7", "veth")), conf_files=(CONF, CANAL))),
+    Variant("unreachable node", replace(HEALTHY, node_ways={PEER_NODE: Way(is_discarded=True, taken_by=Taker("unreachable 192.168.123.12/32", IPv4Network("192.168.123.12/32")))}),
+            "peer-node-route", "no route to its node", "", ("ip route del unreachable 192.168.123.12/32",)),
+    Variant("strict rp_filter, symmetric", sysctls(net__ipv4__conf__all__rp_filter="1", net__ipv4__conf__eth0__rp_filter="1")),
+    Variant("policy rule that discards", replace(HEALTHY, passages=(replace(DETOUR, errno=EACCES, outgoing=""),)), "policy-rule", "", "they are discarded",
+            ("ip rule del priority 99 from 10.244.1.0/24 lookup 100",)),
+    Variant("policy rule for packets of the node too, which is one finding",
+            replace(HEALTHY, passages=(DETOUR,), ways={**HEALTHY.ways, PEER: replace(VIA_ROUTER, taken_by=DETOUR.taken_by)}), "peer-route"),
+    Variant("FDB entry with another port", replace(HEALTHY, odd_forwarding={FORWARDING: "port 4789"}), "peer-fdb", "is wrong", "port 4789",
+            (f"bridge fdb replace {PEER_MAC} dev flannel.1 dst {PEER_NODE} self permanent",)),
+    # the packet filter: what closes a firewall stays, and the packets are accepted before it
+    Variant("INPUT closed", CLOSED, "tunnel-dropped", "its policy is drop", "VXLAN from",
+            ("iptables-nft -t filter -I INPUT -p udp --dport 8472 -j ACCEPT",)),
+    Variant("INPUT of everything that is UDP", filters(INPUT.format("ACCEPT", "-A INPUT -p udp -j DROP")), "tunnel-dropped", "", "",
+            ("iptables-nft -t filter -I INPUT -p udp --dport 8472 -j ACCEPT",)),
+    Variant("one peer", filters(INPUT.format("ACCEPT", f"-A INPUT -s {PEER_NODE}/32 -p udp -j DROP")), "tunnel-dropped", "", "",
+            (f"iptables-nft -t filter -D INPUT -s {PEER_NODE}/32 -p udp -j DROP",)),
+    Variant("ufw", filters(UFW), "tunnel-dropped", "ufw-before-input", "", ("ufw allow 8472/udp",)),
+    Variant("firewalld", nft([STATE, {"accept": None}], [{"reject": None}], table="firewalld"), "tunnel-dropped", "chain inet firewalld c", "",
+            ("firewall-cmd --permanent --add-port=8472/udp", "firewall-cmd --reload")),
+    Variant("every port of UDP but one", nft([equal("udp", "dport", 53, "!="), {"drop": None}]), "tunnel-dropped", "drop", "",
+            ("nft insert rule inet fw c udp dport 8472 accept",)),
+    Variant("a port in nft", nft([equal("udp", "dport", 8472), {"drop": None}]), "tunnel-dropped", "drop", "", ("nft delete rule inet fw c handle 2",)),
+    Variant("FORWARD closed", filters(FORWARD.format("DROP", "")), "packets-dropped", "its policy is drop", "",
+            ("iptables-nft -t filter -I FORWARD -s 10.244.0.0/16 -j ACCEPT", "iptables-nft -t filter -I FORWARD -d 10.244.0.0/16 -j ACCEPT")),
+    Variant("FORWARD closed by Docker", filters(DOCKER), "packets-dropped", "its policy is drop", "",
+            ("iptables-nft -t filter -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT", "iptables-nft -t filter -I DOCKER-USER -d 10.244.0.0/16 -j ACCEPT")),
+    Variant("forward closed in nft", nft(hook="forward", policy="drop"), "packets-dropped", "its policy is drop", "",
+            ("nft insert rule inet fw c ip saddr 10.244.0.0/16 accept", "nft insert rule inet fw c ip daddr 10.244.0.0/16 accept")),
+    Variant("what pods reply to kubelet", filters(INPUT.format("ACCEPT", "-A INPUT -i cni0 -j DROP")), "packets-dropped", "between this node and its pods",
+            "probes of kubelet fail", ("iptables-nft -t filter -D INPUT -i cni0 -j DROP",)),
+    Variant("pods reach no port of the node", filters(INPUT.format("ACCEPT", f"{ESTABLISHED.format('INPUT')}\n-A INPUT -i cni0 -j DROP"))),
+    # links
+    Variant("port of another bridge", links(VETH.replace(master=9), link(9, "br9", "bridge")), "pod-link", "a port of br9", "",
+            ("ip link set veth00000001 master cni0",)),
+    Variant("isolated port", links(VETH.replace(isolated=True)), "pod-link", "isolated", "", ("bridge link set dev veth00000001 isolated off",)),
+    Variant("veth of the host on the bridge", links(link(7, "d1", "veth", 1500, master=4, peer=8), link(8, "d2", "veth", 1500, peer=7))),
+    Variant("host end too large", pods(replace(POD, peer=5), links=(ETH0, FLANNEL, CNI0, HOST_END.replace(mtu=1500))), "pod-mtu", "is 1500", "",
+            ("ip link set veth00000001 mtu 1450",)),
+    Variant("both ends too large", pods(replace(POD, peer=5, links=(replace(POD_LINK, mtu=1500),)), links=(ETH0, FLANNEL, CNI0, HOST_END.replace(mtu=1500))),
+            "pod-mtu", "is 1500", "", (f"{ADD_HEAD} link set eth0 mtu 1450", "ip link set veth00000001 mtu 1450")),
+    Variant("host end too small", pods(replace(POD, peer=5), links=(ETH0, FLANNEL, CNI0, HOST_END.replace(mtu=1300))), "pod", "larger than that of its host end",
+            "1300", ("ip link set veth00000001 mtu 1450",)),
+    Variant("pod's end too large", pods(replace(POD, peer=5, links=(replace(POD_LINK, mtu=1500),))), "pod", "larger than that of its host end", "1500",
+            (f"{ADD_HEAD} link set eth0 mtu 1450",)),
+    Variant("bridge of another address", BRIDGE_WITH, "bridge", "does not have 10.244.1.1/24", "it has 10.244.77.1/24",
+            ("ip addr del 10.244.77.1/24 dev cni0", "ip addr add 10.244.1.1/24 dev cni0")),
+    Variant("... which is one finding", replace(BRIDGE_WITH, contradictions=(NotAvailable('"cni0" has 10.244.77.1/24, and the subnet'),)), "bridge"),
+    Variant("second address on the bridge", replace(BRIDGE_WITH, addresses=(*HEALTHY.addresses, at(4, "10.244.77.1/24")))),
+    # pods
+    Variant("wrong gateway of a pod", pod(links=(replace(POD_LINK, gateways=(ip_address("10.244.1.77"),)),)), "pod", "leads to 10.244.1.77", "10.244.1.1",
+            (f"{ADD_HEAD} route replace default via 10.244.1.1",)),
+    Variant("default route of another interface", pod(links=(replace(POD_LINK, gateways=()), replace(POD_LINK, name="net1")))),
+    Variant("address of a pod", pod(links=(replace(POD_LINK, addresses=(), gateways=()),)), "pod", "10.244.1.2 is missing", "no address",
+            (f"{ADD_HEAD} addr add 10.244.1.2/24 dev eth0", f"{ADD_HEAD} route replace default via 10.244.1.1")),
+    Variant("interface down", pod(links=(replace(POD_LINK, is_up=False, gateways=()),)), "pod", "is down", "",
+            (f"{ADD_HEAD} link set eth0 up", f"{ADD_HEAD} route replace default via 10.244.1.1")),
+    Variant("two pods with one address",
+            pods(POD, replace(OTHER_POD, links=(replace(POD_LINK, addresses=(ip_interface("10.244.1.3/24"), ip_interface("10.244.1.2/24"))),))),
+            "pod", "2 pods have the address 10.244.1.2", "red", ("nsenter --net=/run/netns/red ip addr del 10.244.1.2 dev eth0",)),
+    Variant("permanent ARP entry of a pod", replace(pod(), neighbours=HEALTHY.neighbours | {Neighbour("cni0", ip_address("10.244.1.2"), PEER_MAC)}),
+            "pod", "permanent ARP entry", PEER_MAC, ("ip neigh del 10.244.1.2 dev cni0",)),
+    # files
+    Variant("subnet.env is a directory", replace(HEALTHY, env=None, env_fault="Is a directory"), "subnet-env-missing", "cannot be read", "",
+            ("rmdir /run/flannel/subnet.env", "systemctl restart flanneld")),
+    Variant("the plugin would masquerade too", replace(HEALTHY, env=SubnetEnv((NETWORK,), (OWN,), 1450, False)), "subnet-env-stale", "", "FLANNEL_IPMASQ=false"),
+    Variant("plugin and a stopped flanneld", replace(HEALTHY, daemons=(), conf_subnet_file="/run/old.env"), "subnet-env-other", "different", "/run/old.env"),
+    Variant("broken file of another network", replace(HEALTHY, conf_files=(BROKEN, CONF)), "conf-broken", "is broken", "JSON",
+            ("correct it: cni-py config check /etc/cni/net.d/05-x.conflist", "mv /etc/cni/net.d/05-x.conflist /etc/cni/net.d/05-x.conflist.off")),
+    Variant("our address changed while flanneld was stopped", replace(HEALTHY, daemons=(), options=None, addresses=HEALTHY.addresses[1:], external=NATTED),
+            "lease-address", str(NODE)),
+    # Services
+    Variant("Services with IPVS", with_link(link(9, "kube-ipvs0", "dummy"), at(9, "10.244.9.1/32")), "service-overlap", "Services", "10.244.9.1"),
+    Variant("Services in nftables", replace(HEALTHY, services=(ip_address("10.244.9.1"),)), "service-overlap", "Services", "10.244.9.1"),
+    Variant("Services elsewhere", replace(with_link(link(9, "kube-ipvs0", "dummy"), at(9, "10.96.0.1/32")), services=(ip_address("10.96.0.10"),))),
+    Variant("kube-proxy without br_netfilter", replace(HEALTHY, services=(ip_address("10.96.0.1"),), sysctls=NO_BRIDGE_NETFILTER), "bridge-netfilter",
+            "br_netfilter is not loaded", severity=WARNING),
+    Variant("no kube-proxy, no br_netfilter", replace(HEALTHY, sysctls=NO_BRIDGE_NETFILTER)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_variant_of_a_fault_is_found_with_its_cause_and_the_commands_that_mend_it(variant: Variant) -> None:
+    found = [one for one in examined(variant.facts).findings if one.rule != "flanneld-not-running"]
+    assert [one.rule for one in found] == ([variant.rule] if variant.rule else []), found
+    for one in found:
+        assert one.severity == variant.severity
+        assert variant.what in one.what
+        assert variant.found in " ".join(one.found)
+        assert variant.repair in ((), one.repair)
+
+
+LAYERS = [
+    ("here", replace(SILENT, ruleset=CLOSED.ruleset, saved_rules=CLOSED.saved_rules), "at the packet filter of this host", "repair that first"),
+    ("FDB", replace(SILENT, odd_forwarding={FORWARDING: "vni 7"}), "at the FDB entry", "repair that first"),
+    ("rp_filter", replace(SILENT, passages=(ARRIVAL,)), "at rp_filter", "repair that first"),
+    ("VNI", replace(SILENT, vxlans=(replace(DETAILS, vni=7),)), "at flannel.1", "repair that first"),
+    ("MAC address", replace(SILENT, links=links(FLANNEL.replace(mac="02:00:00:00:00:99")).links), "at flannel.1", "repair that first"),
+    ("route of the node", replace(SILENT, node_ways={PEER_NODE: Way(is_discarded=True)}), "at the route to its node", "repair that first"),
+    ("ARP entry of the node", replace(SILENT, node_neighbours={PEER_NODE: f"{PEER_NODE} dev eth0 lladdr {PEER_MAC} PERMANENT"},
+                                      probed=Probed((replace(REACHED, tunnel=False, full=False, node=False),), 0, 1)),
+     "at the ARP entry of its node", f"ip neigh del {PEER_NODE} dev eth0"),
+    ("on the way", SILENT, "UDP port 8472 is blocked on the way", "tcpdump"),
+    ("uncertain", replace(SILENT, ruleset=Ruleset.of({"iptables-nft": MASQUERADE + INPUT.format("ACCEPT", "-A INPUT -m set --match-set x src -j DROP")}, [])),
+     "UDP port 8472 is blocked on the way", "tcpdump"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "layer", "advice"), [one[1:] for one in LAYERS], ids=[one[0] for one in LAYERS])
+def test_packet_that_ends_on_this_host_is_not_looked_for_on_the_way(facts: Facts, layer: str, advice: str) -> None:
+    (finding,) = [one for one in examined(facts).findings if one.rule == "peer-reached"]
+    assert layer in finding.what
+    assert advice in finding.repair[0]
+
+
+def test_rule_that_may_drop_the_tunnel_is_named() -> None:
+    (facts,) = [facts for name, facts, _, _ in LAYERS if name == "uncertain"]
+    assert "iptables-nft filter INPUT" in str(examined(facts).findings[0].found)
+
+
+@pytest.mark.parametrize(
+    ("facts", "advice"),
+    [
+        (replace(probed(full=False), env=SubnetEnv((NETWORK,), (OWN,), 1500, True)), "repair /run/flannel/subnet.env first"),
+        (replace(probed(full=False), links=links(FLANNEL.replace(mtu=1300)).links), "repair the MTU of flannel.1 first"),
+        (probed(full=False), "tracepath"),
+    ],
+)
+def test_large_packets_that_this_host_itself_loses(facts: Facts, advice: str) -> None:
+    (finding,) = [one for one in examined(facts).findings if one.rule == "peer-mtu"]
+    assert advice in finding.repair[0]
 
 
 def examined(facts: Facts, about: frozenset[str] = frozenset()) -> Report:

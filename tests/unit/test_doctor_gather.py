@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cni_py.doctor import gather_kubernetes, gather_node, gather_processes, probe
+from cni_py.doctor import gather_kubernetes, gather_node, gather_processes, gather_services, probe
 from cni_py.doctor.facts import Daemon, Wanted
 from cni_py.errors import NotAvailable
 from cni_py.flanneld.lease import Attributes, Lease, Subnets
@@ -45,6 +45,13 @@ from support.kube import Cluster
 )
 def test_process_is_a_flanneld(argv: list[str], place: int | None) -> None:
     assert gather_processes._place(argv) == place
+
+
+def test_child_that_has_not_executed_its_program_is_no_second_flanneld() -> None:
+    parents = {17: 1, 1276: 17, 30: 1}
+    daemons = [Daemon(pid, "/opt/bin/flanneld") for pid in parents]
+    assert [one.pid for one in gather_processes.without_forks(daemons, parents.__getitem__)] == [17, 30]
+    assert gather_processes._parent(os.getpid()) == os.getppid()
 
 
 @pytest.fixture
@@ -131,6 +138,58 @@ def test_programs(tmp_path: Path) -> None:
     }
     later = gather_node.programs(["mode"], [str(tmp_path), str(tmp_path / "second")])[0]
     assert (later.path, later.fault) == (str(tmp_path / "second/mode"), "")
+
+
+def elf(machine: int, order: int = 1) -> bytes:
+    """Return the head of an ELF file for a machine."""
+    return b"\x7fELF\x02" + bytes([order, 1]) + bytes(11) + machine.to_bytes(2, "little" if order == 1 else "big") + bytes(20)
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        (elf(62), ""),
+        (elf(3), ""),
+        (elf(183), "it is for arm64, and this one is amd64"),
+        (elf(22, order=2), "it is for s390x, and this one is amd64"),
+        (elf(999), "it is for machine 999, and this one is amd64"),
+        (b"Not Found\n", 'it is not a program: it begins with "Not Found"'),
+        (b"<!DOCTYPE html><html>", 'it is not a program: it begins with "<!DOCTYPE html><html"'),
+        (b"\x1f\x8b\x08\x00", "it is not a program"),
+        (b"\x7fELF", "it is not a program"),
+        (b"#!/bin/sh\n", ""),
+    ],
+)
+def test_file_that_the_kernel_would_not_execute(head: bytes, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather_node, "_own_machine", lambda: 62)
+    monkeypatch.setattr(gather_node, "_is_emulated", lambda machine: machine == 40)
+    assert gather_node._why_not_executed(head) == fault
+
+
+def test_program_of_another_machine_that_the_kernel_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather_node, "_own_machine", lambda: 62)
+    monkeypatch.setattr(gather_node, "_is_emulated", lambda machine: machine == 183)
+    assert gather_node._why_not_executed(elf(183)) == ""
+
+
+def test_python_is_for_this_machine() -> None:
+    assert gather_node._own_machine() in gather_node._MACHINES
+
+
+def test_services_in_the_map_of_kube_proxy() -> None:
+    key = {"concat": ["10.96.0.1", "tcp", 443]}
+    elements = [
+        [key, {"goto": {"target": "x"}}],
+        [{"elem": {"val": {"concat": ["fd00:96::1", "udp", 53]}}}, {"drop": None}],
+        [key, {}],
+    ]
+    objects = [
+        {"table": {}},
+        {"map": {"name": "service-ips", "elem": elements}},
+        {"map": {"name": "service-nodeports", "elem": [[{"concat": ["tcp", 80]}, {}]]}},
+    ]
+    assert gather_services.addresses(objects) == [ip_address("10.96.0.1"), ip_address("fd00:96::1")]
+    assert gather_services.addresses([{"map": {"name": "service-ips"}}]) == []
 
 
 def test_configurations_are_in_the_order_of_a_runtime(tmp_path: Path) -> None:
@@ -238,6 +297,15 @@ def test_end_of_the_tunnel_is_asked_or_the_gateway_of_the_pods() -> None:
     (tunnel,) = probe.targets_of([wanted(5)], 1450)
     (direct,) = probe.targets_of([wanted(5, has_tunnel=False)], 1500)
     assert (str(tunnel.end), str(direct.end)) == ("10.0.5.0", "10.0.5.1")
+    assert (str(tunnel.beyond), direct.beyond) == ("10.0.5.2", None)
+
+
+def test_error_counts_as_an_answer_if_the_peer_sent_it() -> None:
+    (target,) = probe.targets_of([wanted(5)], 1450)
+    senders = ("10.0.5.0", "10.0.5.1", "192.168.123.11", "192.168.123.1", "10.0.6.0", "fe80::1%eth0")
+    assert [target.is_sender(sender) for sender in senders] == [True, True, True, False, False, False]
+    assert probe._is_error(echo(11, 0, inner=echo(8, 0)), 4)
+    assert not probe._is_error(echo(0, 0), 4)
 
 
 def test_sample_is_even_bounded_and_has_what_was_named() -> None:

@@ -45,6 +45,16 @@ PLACES = [
     f"- name: ETCD_PASSWORD\n  value: {SECRET}\n",
     f'{{"name": "ETCD_PASSWORD", "value": "{SECRET}"}}',
     f'{{"env": [{{"name": "ETCD_PASSWORD", "value": "{SECRET}"}}]}}',
+    f"DB_PW={SECRET}\n",
+    f"encryptionKey: {SECRET}\n",
+    f"AZURE_STORAGE_ACCOUNT_KEY={SECRET}\n",
+    f"etcdctl --user root:{SECRET} get /x\n",
+    f"curl -u root:{SECRET} https://x\n",
+    f"ETCDCTL_USER=root:{SECRET}\n",
+    json.dumps({"auths": {"registry.example": {"auth": base64.b64encode(f"root:{SECRET}".encode()).decode()}}}),
+    f"Authorization: Basic {base64.b64encode(f'root:{SECRET}'.encode()).decode()}\n",
+    json.dumps({".dockerconfigjson": base64.b64encode(json.dumps({"auths": {"x": {"password": SECRET}}}).encode()).decode()}),
+    f"mount -t cifs //a/b /m -o username=a,password={SECRET}\n",
 ]
 
 
@@ -63,7 +73,16 @@ def test_secret_that_was_recognized_once_is_removed_everywhere(text: str) -> Non
     assert redactor.redact(elsewhere) == f"node1 login as root with {HIDDEN} refused; {HIDDEN}"
 
 
-@pytest.mark.parametrize("secret", [KEY, PEM.splitlines()[1], JWT], ids=["WireGuard", "PEM", "JWT"])
+ISSUED = [
+    "xoxb-123456789012-abcdefGHIJ",
+    "ghp_" + "a1B2" * 9,
+    "glpat-abcdefGHIJ12345678",
+    "AKIAIOSFODNN7EXAMPLE",
+    "abcdef.0123456789abcdef",
+]
+
+
+@pytest.mark.parametrize("secret", [KEY, PEM.splitlines()[1], JWT, *ISSUED])
 def test_form_of_a_secret_is_removed_without_its_name(secret: str) -> None:
     text = f"line one\n{PEM if secret in PEM else secret}\nline three\n"
     redacted = Redactor().redact(text)
@@ -83,7 +102,18 @@ def test_known_secret_with_special_characters() -> None:
         assert form.strip('"') not in redactor.redact(f"with {form} in it")
 
 
+def test_what_was_removed_is_not_removed_again() -> None:
+    redactor = Redactor()
+    text = f"-etcd-password={SECRET} -v\nAuthorization: Bearer {SECRET}\n"
+    redactor.learn(text)
+    once = redactor.redact(text)
+    assert f"-etcd-password={HIDDEN} -v" in once
+    assert redactor.redact(once) == once
+    assert f"{HIDDEN}]" not in once
+
+
 HARMLESS = [
+    "time=2026-11-30T12:00:00 node1.example.com 6.18.44-fc\n",
     "inet 10.244.1.1/24 brd 10.244.1.255 scope global cni0\n",
     "I1130 12:00:00.000001 17 lease.py:148] Found lease (ip: 10.244.91.0/24 ipv6: ::/0) for current IP\n",
     "-A POSTROUTING -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully\n",

@@ -84,6 +84,7 @@ SAMPLES: list[tuple[str, Message]] = [
     ("ndmsg", {"family": 2, "ifindex": 4, "state": 0x80, "ndm_type": 1, "NDA_DST": HERE, "NDA_LLADDR": "c2:11:22:33:44:55"}),
     ("ndmsg", {"family": 7, "ifindex": 4, "state": 0x80, "flags": 2, "NDA_DST": THERE6, "NDA_LLADDR": "c2:11:22:33:44:55"}),
     ("ndmsg", {"family": 10, "NDA_IFINDEX": 4}),
+    ("ndmsg", {"family": 7, "ifindex": 4, "flags": 2, "NDA_DST": HERE, "NDA_PORT": 4789, "NDA_VNI": 7}),
     ("ndmsg", {"family": 7, "NDA_MASTER": 4}),
     ("nfct_msg", {"nfgen_family": 2, "CTA_TUPLE_ORIG": {"CTA_TUPLE_PROTO": {"CTA_PROTO_NUM": 17, "CTA_PROTO_DST_PORT": 53}}}),
     (

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import struct
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cni_py.cli import main
-from cni_py.cli.walk import parse_end
+from cni_py.cli.walk import Names, parse_end
 from cni_py.errors import CniError
+from cni_py.kernel.bridge_port import BridgePort
 from cni_py.packetfilter.evaluation.facts import UNKNOWN, Facts
 from cni_py.packetfilter.evaluation.ruleset import Ruleset
-from cni_py.walk import compare, hops, packet, report, svg, text
+from cni_py.walk import compare, hops, packet, report, segment, svg, text
+from cni_py.walk.choices import Choices, following
 from cni_py.walk.hops import Hop, Walk
 from cni_py.walk.packet import Frame, Packet, Token, Tunnel
 from cni_py.walk.probe import Observed, Sighting
@@ -35,7 +38,13 @@ FIELDS: dict[str, Any] = {
     "th sport": 4000,
     "ct state": frozenset({"new"}),
     "ct status": frozenset(),
-    "ct mark": 0,
+    "ct mark": 6,
+    "ct direction": "original",
+    "ct original daddr": ip_address("10.96.0.10"),
+    "ct original proto-dst": 80,
+    "meta length": 84,
+    "meta pkttype": "host",
+    "ether saddr": "02:00:00:00:00:01",
 }
 ACCEPT, DROP = {"accept": None}, {"drop": None}
 
@@ -176,10 +185,54 @@ def test_condition_that_is_not_understood_is_reported_and_not_guessed(condition:
         ([[{"counter": {}}, {"log": {"prefix": "x"}}, {"limit": {"rate": 1, "per": "second"}}, DROP]], ("drop", ["drop"])),
         ([[{"queue": {"num": 0}}]], ("queue", ["queue"])),
         ([[{"tproxy": {"port": 1}}, ACCEPT], [DROP]], ("drop", ["uncertain", "drop"])),
+        ([[{"vmap": {"key": of("ip", "daddr"), "data": {"set": [["10.9.9.9", ACCEPT], ["*", DROP]]}}}]], ("drop", ["drop"])),
+        ([[{"vmap": {"key": of("ip", "daddr"), "data": {"set": [["10.9.9.9", ACCEPT], [{"elem": {"val": "*"}}, DROP]]}}}]], ("drop", ["drop"])),
+        ([[{"mangle": {"key": ct("mark"), "value": 5}}], [match(ct("mark"), 5), DROP]], ("drop", ["connmark", "drop"])),
+        ([[{"snat": {"port": {"range": [1000, 2000]}}}]], ("accept", ["snat"])),
     ],
 )  # fmt: skip
 def test_statements(expressions: list[list[dict[str, Any]]], outcome: tuple[str, list[str]]) -> None:
     assert evaluate(*expressions) == outcome
+
+
+@pytest.mark.parametrize(
+    ("expressions", "counts"),
+    [
+        (
+            [{"vmap": {"key": {"numgen": {"mode": "inc", "mod": 2, "offset": 7}}, "data": {"set": [[7, ACCEPT], [8, DROP]]}}}],
+            [2],
+        ),
+        ([{"vmap": {"key": {"jhash": {"mod": 3, "expr": of("ip", "saddr")}}, "data": {"set": [[0, ACCEPT], [2, DROP]]}}}], [3]),
+        ([{"xt": {"type": "match", "name": "statistic"}}, DROP], [2]),
+    ],
+    ids=["numgen", "jhash", "statistic"],
+)
+def test_number_that_only_the_kernel_knows_is_asked_for(expressions: list[dict[str, Any]], counts: list[int]) -> None:
+    asked: list[int] = []
+
+    def choose(count: int) -> int:
+        asked.append(count)
+        return 0 if count == 2 and "xt" in expressions[0] else count - 1
+
+    made = rules(expressions, texts={1: "meta random & 2147483647 < 715827883 drop"})
+    outcome = made.evaluate(made.base_chains(["ip"], "forward")[0], Facts(dict(FIELDS), choose=choose))
+    assert (outcome.verdict, asked) == ("drop", counts)
+
+
+def test_every_combination_of_random_choices_is_tried_once() -> None:
+    """Choices like those of iptables' statistic: each rule that does not match is followed by another choice."""
+
+    def end(choices: Choices) -> str:
+        return next((f"endpoint {number}" for number in range(2) if choices.choose(2) == 0), "endpoint 2")
+
+    ends, wanted = list[str](), list[int]()
+    while wanted is not None:
+        choices = Choices(wanted)
+        ends.append(end(choices))
+        wanted = following(choices.made)
+    assert ends == ["endpoint 0", "endpoint 1", "endpoint 2"]
+    assert Choices([5]).choose(1) == 0, "no choice"
+    assert following([(1, 2), (2, 3)]) is None
 
 
 def test_chain_behind_a_rule_in_doubt_counts_if_it_may_do_something() -> None:
@@ -208,10 +261,38 @@ def test_translation_by_a_map_of_addresses_and_ports() -> None:
         ("addrtype", "fib daddr type != unicast drop", []),
         ("addrtype", "fib daddr type local drop", []),
         ("addrtype", "fib daddr . iif type local drop", ["uncertain"]),
+        ("multiport", "meta l4proto tcp  tcp dport 80 counter packets 0 bytes 0 drop", ["drop"]),
+        ("multiport", "meta l4proto tcp  tcp dport 79-81 drop", ["drop"]),
+        ("multiport", "meta l4proto tcp  tcp dport != 80 drop", []),
+        ("multiport", "tcp sport . tcp dport { 0-65535 . 80, 80 . 0-65535 } drop", ["uncertain"]),
         ("multiport", "meta l4proto tcp tcp dport { 22, 79-81 } drop", ["drop"]),
         ("multiport", "meta l4proto tcp tcp dport != { 22, 79-81 } drop", []),
         ("conntrack", "ct state related,new drop", ["drop"]),
         ("conntrack", "ct state != new drop", []),
+        ("conntrack", "ct state ! invalid drop", ["drop"]),
+        ("conntrack", "ct direction original ct state new drop", ["drop"]),
+        ("conntrack", "ct direction reply ct state new drop", []),
+        ("conntrack", "ct original daddr 10.96.0.10 ct original proto-dst 80 drop", ["drop"]),
+        ("conntrack", "ct original daddr 10.96.0.11 drop", []),
+        ("conntrack", "ct status dnat drop", ["uncertain"]),  # of --ctstate NEW,DNAT nft prints no more,
+        ("conntrack", "ct expiration 5 ct state new drop", ["uncertain"]),
+        ("statistic", "meta random & 2147483647 < 2147483648 drop", ["drop"]),
+        ("statistic", "meta random & 2147483647 < 0 drop", []),
+        ("statistic", "meta random & 2147483647 < 715827883 drop", ["uncertain"]),
+        ("statistic", "numgen inc mod 3 2 drop", ["uncertain"]),
+        ("mac", "ether saddr 02:00:00:00:00:01 drop", ["drop"]),
+        ("mac", "ether saddr != 02:00:00:00:00:01 drop", []),
+        ("length", "meta length 1-1000 drop", ["drop"]),
+        ("length", "meta length != 84 drop", []),
+        ("iprange", "ip saddr 10.244.1.1-10.244.1.9 ip daddr 10.0.0.0-10.255.255.255 drop", ["drop"]),
+        ("iprange", "ip saddr != 10.244.1.1-10.244.1.9 drop", []),
+        ("pkttype", "pkttype unicast drop", ["drop"]),
+        ("pkttype", "pkttype != unicast drop", []),
+        ("connmark", "ct mark and 0x4 == 0x4 drop", ["drop"]),
+        ("connmark", "ct mark != 0x6 drop", []),
+        ("tcp", "meta l4proto tcp   counter packets 0 bytes 0 drop", ["drop"]),
+        ("tcp", "tcp option 5 exists drop", ["uncertain"]),
+        ("icmp", "meta l4proto icmp icmp type echo-request drop", []),
         ("comment", "drop", ["drop"]),
         ("set", "xt match set drop", ["uncertain"]),
     ],
@@ -234,6 +315,16 @@ def test_extensions_of_iptables(name: str, line: str, kinds: list[str]) -> None:
         ("MARK", "meta mark set 0x7", "mark", 7),
         ("TPROXY", "xt target TPROXY", "uncertain", None),
         ("DNAT", "dnat to 10.1.2.3-10.1.2.9", "uncertain", None),
+        ("DNAT", "dnat to 10.1.2.3:80-90", "uncertain", None),
+        ("DNAT", "tcp dport 8081 counter packets 1 bytes 60 ", "uncertain", None),
+        ("SNAT", "snat to 192.0.2.9:5000-6000", "snat", (ip_address("192.0.2.9"), UNKNOWN)),
+        ("SNAT", "snat to :5000-6000", "snat", (None, UNKNOWN)),
+        ("SNAT", "snat to 192.0.2.9:5000", "snat", (ip_address("192.0.2.9"), 5000)),
+        ("CT", "notrack", "notrack", None),
+        ("CONNMARK", "ct mark set 0x5", "connmark", 5),
+        ("CONNMARK", "ct mark set mark", "connmark", 0x4000),
+        ("CONNMARK", "ct mark set mark and 0xf000", "connmark", 0x4006),
+        ("CONNMARK", "meta mark set ct mark", "mark", 6),
     ],
 )
 def test_targets_of_iptables(name: str, line: str, event: str, value: Any) -> None:
@@ -363,6 +454,12 @@ def test_comparison(sightings: list[tuple[str, str, Packet]], outcome: str, resu
     assert words in found.text
 
 
+def test_reply_that_is_never_sent_is_as_predicted() -> None:
+    walk = Walk([Hop("pod", hops.SEND, "", SENT), Hop("pod", hops.ROUTE, "no route", SENT, is_broken=True)], "broken", "x")
+    assert compare.compare(walk, Observed(), "reply").result == "ends as predicted"
+    assert compare.compare(Walk(PATH, "delivered", "x"), Observed(), "reply").result == "not verified"
+
+
 def test_port_that_translation_chose_is_not_compared() -> None:
     chosen = Packet(HERE, THERE, "tcp", 4000, 80, is_port_known=False)
     assert compare.is_alike(chosen, Packet(HERE, THERE, "tcp", 61000, 80))
@@ -402,6 +499,46 @@ def test_text_fits_and_picture_is_escaped() -> None:
     assert "&lt;from&gt; &amp; to" in drawn
     assert "<from>" not in drawn
     assert made.exit_status == 0
+
+
+PORT = BridgePort(native=1, vlans={1: True, 10: False, 20: True})
+
+
+@pytest.mark.parametrize(
+    ("tag", "vlan", "tag_behind"), [(0, 1, 0), (1, 1, 0), (10, 10, 10), (20, 20, 0), (30, None, None)], ids=str
+)
+def test_vlan_of_a_port(tag: int, vlan: int | None, tag_behind: int | None) -> None:
+    """linux br_vlan.c: the native VLAN is that of frames without a tag; a VLAN that a port does not have is dropped."""
+    place = SimpleNamespace(bridge_port=lambda _: PORT)
+    bridge, transparent = SimpleNamespace(vlan_filtering=True), SimpleNamespace(vlan_filtering=None)
+    assert segment.admitted(place, bridge, None, tag) == vlan  # type: ignore[arg-type]
+    assert vlan is None or segment.emitted(place, bridge, None, vlan) == tag_behind  # type: ignore[arg-type]
+    assert segment.emitted(place, bridge, None, 30) is None  # type: ignore[arg-type]
+    assert segment.admitted(place, transparent, None, tag) == tag  # type: ignore[arg-type]
+
+
+def test_name_that_two_places_have_is_ambiguous() -> None:
+    names = Names()
+    names.add("web", [HERE], "node1/web", "/run/netns/web", "0123456789ab")
+    names.add("node2/web", [THERE], "web", "/run/netns/web")
+    assert (names.place("node1/web"), names.place("node2/web"), names.place("0123456789ab")) == ("web", "node2/web", "web")
+    assert names.place("other") is None
+    for word in ("web", "/run/netns/web"):
+        with pytest.raises(CniError, match=f'ambiguous name "{word}"') as raised:
+            names.place(word)
+        assert raised.value.hint == "name one of node2/web, node1/web"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["web:80", "10.244.1.2"], '"web:80" has a port'), (["web", "0.0.0.0"], "0.0.0.0 is not"), (["::", "web"], ":: is not")],
+)
+def test_end_that_is_impossible(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert main.main(["walk", *words]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

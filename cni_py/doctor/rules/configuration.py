@@ -32,8 +32,10 @@ def broken(facts: Facts) -> Iterator[Finding]:
         checked = file.checked
         is_in_front = at <= first or file.is_flannel
         if checked.errors:
-            line = f"correct it: cni-py config check {file.path}; or move it away: mv {file.path} {file.path}.off"
-            yield Finding(f"{file.path} is broken", checked.errors, (line,), severity=ERROR if is_in_front else WARNING)
+            see = f"correct it: cni-py config check {file.path}"
+            is_flannels = file.is_flannel or "flannel" in os.path.basename(file.path)
+            away = () if is_flannels else (f"mv {file.path} {file.path}.off",)  # a configuration of another network, or of none
+            yield Finding(f"{file.path} is broken", checked.errors, (see, *away), severity=ERROR if is_in_front else WARNING)
         elif checked.warnings and file.is_flannel:
             yield Finding(
                 f"{file.path} has keys without effect",

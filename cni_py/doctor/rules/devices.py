@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cni_py.doctor.facts import Facts, Network
     from cni_py.doctor.findings import Command
+    from cni_py.kernel.address import HostAddress
     from cni_py.kernel.link import Link
     from cni_py.kernel.vxlan import Vxlan, VxlanDetails
 
@@ -97,6 +98,16 @@ def _differences(facts: Facts, link: Link, wanted: Vxlan, found: VxlanDetails) -
     return lines, [] if is_beyond_repair else commands
 
 
+def is_cut_off(facts: Facts, link: Link) -> bool:
+    """Return whether no packet of a peer gets through a VXLAN device: its MAC address, VNI, port or address is another one."""
+    actual = next((details for details in facts.vxlans if details.name == link.name), None)
+    wanted = next((each for each in facts.tunnels if each.name == link.name), None)
+    if wanted is None:
+        return False
+    differs = actual is None or (actual.vni, actual.port, actual.local) != (wanted.vni, wanted.port, wanted.local)
+    return differs or any(link.name in finding.what for finding in vtep_mac(facts))
+
+
 def vtep_mac(facts: Facts) -> Iterator[Finding]:
     """The MAC address that the peers send to is another one."""
     if facts.known is None:
@@ -145,6 +156,37 @@ def bridge(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def without_gateway(facts: Facts) -> list[tuple[Network, list[HostAddress]]]:
+    """Return the subnets whose gateway the bridge has lost while pods use it, with the addresses that it has instead."""
+    link, found = facts.bridge, list[tuple["Network", list["HostAddress"]]]()
+    if link is None or not (facts.delegate.get("isGateway", True) or facts.delegate.get("isDefaultGateway", False)):
+        return found
+    used = {gateway for pod in facts.pods for one in pod.links or () for gateway in one.gateways}
+    for subnet in facts.subnets:
+        gateway, here = subnet.network_address + 1, facts.addresses_of(link)
+        others = [at for at in here if at.address.version == subnet.version and not at.network.is_link_local]
+        if gateway in used and others and not any(at.address == gateway and at.network == subnet for at in here):
+            found.append((subnet, others))
+    return found
+
+
+def gateway(facts: Facts) -> Iterator[Finding]:
+    """The bridge has another address than that by which its pods leave the node."""
+    for subnet, others in without_gateway(facts):
+        address, name = f"{subnet.network_address + 1}/{subnet.prefixlen}", facts.bridge_name
+        command: Command = ("ip", "addr", "add", address, "dev", name)
+        wrong = [f"{at.address}/{at.network.prefixlen}" for at in others]
+        yield Finding(
+            f"{name} does not have {address}, by which its pods leave this node",
+            (f"it has {', '.join(wrong)}",),
+            (
+                *(f"ip addr del {each} dev {name}" for each in wrong),
+                " ".join(command),
+            ),  # the kernel deletes a second one with the first
+            (command,),
+        )
+
+
 def _wanted_mtu(facts: Facts) -> int:
     chosen = facts.delegate.get("mtu")
     return chosen if isinstance(chosen, int) and chosen > 0 else _largest(facts)
@@ -162,42 +204,71 @@ def port_mtu(facts: Facts) -> Iterator[Finding]:
         return
     found = []
     for port in facts.ports(link):
-        if port.mtu > largest and facts.devices:
+        if port.mtu > largest and facts.devices and not _is_of_host(facts, port):
             pod = _pod_on(port)
+            commands = tuple(_smaller(facts, port, largest))
             found.append(
                 Finding(
                     f"the MTU of {port.name}{f', of container {pod}' if pod else ''}, is {port.mtu}",
                     (f"{largest} fits the tunnel: larger packets are lost between nodes",),
-                    ("delete the pod and create it again: it was attached with another MTU",),
+                    tuple(" ".join(command) for command in commands) or ("delete the pod and create it again",),
+                    commands,
                     about=frozenset((pod,)) if pod else frozenset(),
                 )
             )
     yield from gathered(found, "pod", "the MTU is larger than fits the tunnel")
 
 
+def _is_of_host(facts: Facts, port: Link) -> bool:
+    """Return whether both ends of a veth are in this namespace, so that it is no pod's."""
+    return port.nsid is None and any(link.ifindex == port.peer and link.peer == port.ifindex for link in facts.links)
+
+
+def _smaller(facts: Facts, port: Link, largest: int) -> Iterator[Command]:
+    """Yield the commands that make both ends of a pod's veth smaller; none if its other end is not known."""
+    pod = next((pod for pod in facts.pods if pod.peer == port.ifindex), None)
+    link = next((link for link in pod.links or () if link.name == pod.ifname), None) if pod is not None else None
+    if pod is None or link is None:
+        return
+    if link.mtu > largest:
+        yield ("nsenter", f"--net={pod.netns}", "ip", "link", "set", pod.ifname, "mtu", str(largest))
+    yield ("ip", "link", "set", port.name, "mtu", str(largest))
+
+
 def _pod_on(port: Link) -> str:
     return mark_on(port).removeprefix(MARK).split(":")[0]
 
 
+def _network_on(port: Link) -> str:
+    return mark_on(port).removeprefix(MARK).rpartition(":")[2]
+
+
 def ports(facts: Facts) -> Iterator[Finding]:
-    """Host ends that are down, or that are on no bridge and have no route."""
-    found = []
-    link = facts.bridge
-    for port in facts.links:
-        if not mark_on(port) or port.kind != "veth":
-            continue
-        pod = _pod_on(port)
-        if not port.is_up:
-            command: Command = ("ip", "link", "set", port.name, "up")
-            found.append(_of_port(f"{port.name}, the host end of container {pod}, is down", pod, command))
-        elif link is not None and not port.master and not any(route.device == port.name for route in facts.routes):
-            command = ("ip", "link", "set", port.name, "master", link.name)
-            found.append(_of_port(f"{port.name}, the host end of container {pod}, is on no bridge", pod, command))
-    yield from gathered(found, "host end", "down, or on no bridge")
+    """Host ends that are down, that are not on the bridge and have no route, or that are isolated."""
+    found = [finding for port in facts.links if mark_on(port) and port.kind == "veth" for finding in _of_port(facts, port)]
+    yield from gathered(found, "host end", "down, not on the bridge, or isolated")
 
 
-def _of_port(what: str, pod: str, command: tuple[str, ...]) -> Finding:
-    return Finding(what, (f"ip -d link show {command[3]}",), (" ".join(command),), (command,), frozenset((pod,)))
+def _of_port(facts: Facts, port: Link) -> Iterator[Finding]:
+    bridge, pod = facts.bridge, _pod_on(port)
+    named, show = f"{port.name}, the host end of container {pod},", f"ip -d link show {port.name}"
+    set_link, set_port = ("ip", "link", "set", port.name), ("bridge", "link", "set", "dev", port.name)
+    is_of_bridge = bridge is not None and _network_on(port) == facts.flannel_name
+    if not port.is_up:
+        yield _port_finding(f"{named} is down", pod, show, (*set_link, "up"))
+    elif bridge is not None and not port.master and not any(route.device == port.name for route in facts.routes):
+        yield _port_finding(f"{named} is on no bridge", pod, show, (*set_link, "master", bridge.name))
+    elif bridge is not None and is_of_bridge and port.master and port.master != bridge.ifindex:
+        other = next((link.name for link in facts.links if link.ifindex == port.master), f"link {port.master}")
+        yield _port_finding(
+            f"{named} is a port of {other}, not of {bridge.name}", pod, show, (*set_link, "master", bridge.name)
+        )
+    elif bridge is not None and port.master == bridge.ifindex and port.isolated and not facts.delegate.get("portIsolation"):
+        yield _port_finding(f"{named} is isolated from other pods", pod, show, (*set_port, "isolated", "off"))
+
+
+def _port_finding(what: str, pod: str, show: str, command: Command) -> Finding:
+    return Finding(what, (show,), (" ".join(command),), (command,), frozenset((pod,)))
 
 
 _STRANGERS = {

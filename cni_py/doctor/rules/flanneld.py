@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from errno import EISDIR
+from os import strerror
 from typing import TYPE_CHECKING
 
+from cni_py.doctor.facts import IPVS_DEVICE
 from cni_py.doctor.findings import ERROR, WARNING, Finding
-from cni_py.doctor.rules import shown
+from cni_py.doctor.rules import devices, shown
+from cni_py.doctor.rules.peers import names_of as names_of_node
 from cni_py.plural import counted
 
 if TYPE_CHECKING:
@@ -80,20 +85,24 @@ def subnet_file_missing(facts: Facts) -> Iterator[Finding]:
         return
     exists = facts.env_fault != "it does not exist"
     state = "cannot be read" if exists else "does not exist"
+    is_directory = facts.env_fault == strerror(EISDIR)  # a container runtime creates one where a mount's source is missing
     yield Finding(
         f"{facts.subnet_file} {state}",
         (facts.env_fault,),
-        (f"see why: {LOG}" if facts.runs else START,),
+        (
+            *([f"rmdir {facts.subnet_file}"] if is_directory else []),
+            f"see why: {LOG}" if facts.runs and not is_directory else RESTART if facts.runs else START,
+        ),
         (tuple(START.split()),) if facts.has_unit and not facts.runs else (),
     )
 
 
 def subnet_file_other(facts: Facts) -> Iterator[Finding]:
     """The plugin reads another file than flanneld writes."""
-    if facts.runs and facts.conf_subnet_file and facts.conf_subnet_file != facts.subnet_file and facts.flannel_conf:
+    if facts.conf_subnet_file and facts.conf_subnet_file != facts.subnet_file and facts.flannel_conf:
         yield Finding(
             "the flannel plugin and flanneld use different subnet files",
-            (f"{facts.flannel_conf.path}: {facts.conf_subnet_file}", f"flanneld, -subnet-file: {facts.subnet_file}"),
+            (f"{facts.flannel_conf.path}: {facts.conf_subnet_file}", f"flanneld writes {facts.subnet_file}"),
             (f'correct "subnetFile" in {facts.flannel_conf.path}',),
         )
 
@@ -111,6 +120,10 @@ def subnet_file_stale(facts: Facts) -> Iterator[Finding]:
         found.append(f"its network is {_listed(env.networks)}, and that of the datastore {_listed(known.config.networks)}")
     if facts.pod_mtu and env.mtu != facts.pod_mtu:
         found.append(f"FLANNEL_MTU={env.mtu}, and {facts.pod_mtu} is what fits the interface and the back end")
+    masquerades = facts.options.ip_masq if facts.options and facts.runs else None
+    if masquerades is not None and bool(masquerades) != env.ip_masq:
+        words = "the plugin masquerades pods itself, between nodes too" if masquerades else "no pod is masqueraded"
+        found.append(f"FLANNEL_IPMASQ={str(env.ip_masq).lower()}, and flanneld runs with -ip-masq={masquerades}: {words}")
     if found:
         word = RESTART if facts.runs else START
         yield Finding(f"{facts.subnet_file} is stale", tuple(found), (f"flanneld writes it again: {word}",))
@@ -122,7 +135,10 @@ def _listed(items: object) -> str:
 
 def subnet_file_contradicted(facts: Facts) -> Iterator[Finding]:
     """The bridge or flannel's device does not agree with subnet.env; as ``cni-py status`` reports it."""
+    of_gateway = devices.without_gateway(facts)
     for one in facts.contradictions:
+        if of_gateway and one.msg.startswith(f'"{facts.bridge_name}" has '):
+            continue  # the subnet is right, and the bridge is not: the rule about the bridge has the commands
         words = one.hint.split()
         is_command = words[:2] == ["ip", "addr"] and ";" not in one.hint
         yield Finding(one.msg, (one.details,), (one.hint,), (tuple(words),) if is_command and words[2] == "add" else ())
@@ -175,8 +191,8 @@ def lease_address(facts: Facts) -> Iterator[Finding]:
 
 
 def _is_translated(facts: Facts, address: Address) -> bool:
-    """Return whether flanneld publishes a router's address for ours."""
-    return facts.external is not None and address.version in facts.external.translated
+    """Return whether flanneld publishes a router's address for ours: known by its options alone."""
+    return facts.options is not None and facts.external is not None and address.version in facts.external.translated
 
 
 def configuration_changed(facts: Facts) -> Iterator[Finding]:
@@ -193,8 +209,6 @@ def configuration_changed(facts: Facts) -> Iterator[Finding]:
 
 def not_followed(facts: Facts) -> Iterator[Finding]:
     """Leases of other nodes that this flanneld does not follow, and why."""
-    from cni_py.doctor.rules.peers import names_of as names_of_node
-
     for lease, reason in facts.peer_faults:
         yield Finding(
             f"peer {lease.subnets} ({lease.attributes.addresses[0]}) is not followed",
@@ -287,21 +301,43 @@ def overlaps_host(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def addresses_of_peers(facts: Facts) -> Iterator[Finding]:
+    """Addresses of this host inside of a peer's subnet: packets to that pod end here."""
+    by_index = {link.ifindex: link.name for link in facts.links}
+    taken = {subnet for subnet, way in facts.ways.items() if way.taken_by is not None and way.taken_by.protocol_is_kernel}
+    for at in facts.addresses:
+        device = by_index.get(at.ifindex, "")
+        if (
+            device.startswith("flannel")
+            or device == IPVS_DEVICE
+            or not any(at.address in network for network in facts.networks)
+        ):
+            continue
+        for one in facts.wanted:
+            if at.address in one.subnet and one.subnet not in taken:
+                address = f"{at.address}/{at.network.prefixlen}"
+                yield Finding(
+                    f"{device} has the address {address}, which is inside the subnet of peer {one.subnet}",
+                    ("packets to the pod with that address end on this node",),
+                    (f"ip addr del {address} dev {device}",),
+                    about=names_of_node(one.lease),
+                    severity=ERROR,
+                )
+
+
 def overlaps_services(facts: Facts) -> Iterator[Finding]:
     from ipaddress import ip_network
 
     from cni_py.packetfilter.evaluation.saved import destinations
 
-    inside = []
+    addresses = list(facts.services)
     for text in destinations(facts.saved_rules, "KUBE-SERVICES"):
-        try:
+        with suppress(ValueError):
             service = ip_network(text, strict=False)
-        except ValueError:
-            continue
-        if service.prefixlen == service.max_prefixlen and any(
-            network.version == service.version and service.network_address in network for network in facts.networks
-        ):
-            inside.append(str(service.network_address))
+            addresses += [service.network_address] if service.prefixlen == service.max_prefixlen else []
+    ipvs = facts.link(IPVS_DEVICE)
+    addresses += [at.address for at in facts.addresses_of(ipvs)] if ipvs is not None else []
+    inside = [str(address) for address in addresses if any(address in network for network in facts.networks)]
     if inside:
         networks = " and ".join(map(str, facts.networks))
         yield Finding(

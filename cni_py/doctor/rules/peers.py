@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from cni_py.attachment.record import mark_on
 from cni_py.doctor.facts import Way
-from cni_py.doctor.findings import ERROR, WARNING, Finding
+from cni_py.doctor.findings import ERROR, Finding
 from cni_py.doctor.rules import gathered, shown
+from cni_py.kernel.address import have_overlap
 from cni_py.kernel.route import BLACKHOLE_METRIC, PROTOCOL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from cni_py.doctor.facts import Address, Facts, Network, Reached, Wanted
+    from cni_py.doctor.facts import Address, Facts, Network, Passage, Taker, Wanted
     from cni_py.flanneld.lease import Lease
     from cni_py.kernel.route import Route
 
@@ -43,15 +45,20 @@ def route(facts: Facts) -> Iterator[Finding]:
         if (way.device, way.gateway) == (wanted.device, wanted.gateway) and not way.is_discarded:
             continue
         others = [each for each in facts.routes if _is_better(each, one.subnet) and not _is_same(each, wanted)]
+        is_wrong = any(each.protocol == PROTOCOL and each.dst == wanted.dst for each in others)
         exists = any(_is_same(each, wanted) for each in facts.routes)
-        command = _command("ip", "route", "replace", *wanted.words())
+        command = _command("ip", "route", "replace", *wanted.words(), version=one.subnet.version)
         lines = [
             f"its pods are reached by: {way}",
-            *(f"a route of another program: {' '.join(each.words())}" for each in others),
+            *(f"{'its route' if is_wrong else 'a route of another program'}: {' '.join(each.words())}" for each in others),
         ]
-        deletions = [" ".join(_command("ip", "route", "del", *each.words())) for each in others]
+        deletions = [" ".join(_command("ip", "route", "del", *each.words(), version=each.dst.version)) for each in others]
+        if not others:
+            found_by, deletions = _of_taker(facts, way.taken_by, one.subnet)
+            lines += found_by
         repair = [*deletions, *([] if exists else [" ".join(command)])]
-        state = "another route takes its packets" if exists else "the route is missing"
+        is_taken = exists or (others and not is_wrong)
+        state = "another route takes its packets" if is_taken else "its route is wrong" if is_wrong else "the route is missing"
         found.append(
             Finding(
                 f"{_peer(one)}: {state}",
@@ -63,6 +70,51 @@ def route(facts: Facts) -> Iterator[Finding]:
             )
         )
     yield from gathered(found, "peer", "the route is missing, or another one takes its packets")
+
+
+def _of_taker(facts: Facts, taker: Taker | None, subnet: Network) -> tuple[list[str], list[str]]:
+    """Return what takes packets of a subnet, and the commands that end that."""
+    if taker is None:
+        return [], []
+    if taker.rule:
+        lines = [f"a policy rule leads there: {taker.rule}", *([f"its route: {taker}"] if taker.entry else [])]
+        return lines, [" ".join(_command("ip", "rule", "del", taker.rule, version=subnet.version))]
+    if taker.network is None or not taker.network.subnet_of(subnet):  # type: ignore[arg-type]  # both of one family
+        return [], []
+    if taker.protocol_is_kernel:
+        strange = [at for at in facts.addresses if at.address.version == subnet.version and have_overlap(at.network, subnet)]
+        by_index = {link.ifindex: link.name for link in facts.links}
+        words = [(f"{at.address}/{at.network.prefixlen}", by_index.get(at.ifindex, taker.device)) for at in strange]
+        lines = [f"{device} has the address {address}: the kernel routes its network there" for address, device in words]
+        return lines, [" ".join(("ip", "addr", "del", address, "dev", device)) for address, device in words]
+    device = ["dev", taker.device] if taker.device else []
+    command = _command("ip", "route", "del", *taker.entry.split(), *device, version=subnet.version)
+    return [f"a route of another program: {taker}"], [" ".join(command)]
+
+
+def policy(facts: Facts) -> Iterator[Finding]:
+    """Policy rules that lead packets of pods elsewhere, or discard them."""
+    by_rule: dict[tuple[int, str], list[Passage]] = {}
+    of_node = {
+        way.taken_by.rule for way in facts.ways.values() if way.taken_by is not None
+    }  # the rule about the peer reports it
+    for one in facts.passages:
+        if one.taken_by is not None and one.taken_by.rule not in ("", *of_node) and not one.fails_strict_check:
+            by_rule.setdefault((one.subnet.version, one.taken_by.rule), []).append(one)
+    for (version, rule), those in by_rule.items():
+        first = those[0]
+        taker = first.taken_by
+        leave = f"they leave by {first.outgoing or 'no link'} instead of {first.wanted}"
+        yield Finding(
+            f"a policy rule takes packets of pods: {rule}",
+            (
+                *shown((f"packets {one.words}" for one in those), 3),
+                "they are discarded" if first.errno else leave if first.wanted else "they are not for this node any more",
+                *([f"its route: {taker}"] if taker is not None and taker.entry else []),
+            ),
+            (" ".join(_command("ip", "rule", "del", rule, version=version)),),
+            about=first.about if len({one.about for one in those}) == 1 else frozenset(),
+        )
 
 
 def _is_same(one: Route, other: Route) -> bool:
@@ -108,9 +160,10 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
         if wanted is None or facts.link(wanted.device) is None:
             continue
         there = actual.get((wanted.device, wanted.mac), set())
-        if there != {wanted.remote}:
+        odd = facts.odd_forwarding.get(wanted, "")
+        if there != {wanted.remote} or odd:
             command = ("bridge", "fdb", "replace", *wanted.words())
-            leads = f"it leads to {', '.join(map(str, there))}" if there else "there is no entry"
+            leads = f"it leads to {', '.join(map(str, there))}{f', {odd}' if odd else ''}" if there else "there is no entry"
             found.append(
                 Finding(
                     f"{_peer(one)}: the FDB entry of its device is {'wrong' if there else 'missing'}",
@@ -131,19 +184,25 @@ def node_route(facts: Facts) -> Iterator[Finding]:
         way = facts.node_ways.get(node) if node else None
         if node is None or way is None:
             continue
-        is_inside = way.device.startswith("flannel") or way.device == facts.bridge_name
-        if way.device and not way.is_discarded and not is_inside:
+        if not facts.is_wrong_for_node(way):
             continue
-        state = "the route to its node leads into the pods' network" if is_inside and way.device else "no route to its node"
+        state = "the route to its node leads into the pods' network" if way.device else "no route to its node"
+        lines, repair = _of_taker(facts, way.taken_by, ip_network(node))
         found.append(
             Finding(
                 f"{_peer(one)}: {state}",
-                (f"ip route get {node}: {way}",),
-                (f"correct the node's routes; which were expected: ip route get {node}",),
+                (f"ip route get {node}: {way}", *lines),
+                tuple(repair) or (f"correct the node's routes; which were expected: ip route get {node}",),
                 about=names_of(one.lease),
             )
         )
     yield from gathered(found, "peer", "no route to the node")
+
+
+def is_to_node_wrong(facts: Facts, one: Wanted) -> bool:
+    """Return whether the route to a peer's node cannot be right."""
+    node = _node(one)
+    return node is not None and node in facts.node_ways and facts.is_wrong_for_node(facts.node_ways[node])
 
 
 def own_route(facts: Facts) -> Iterator[Finding]:
@@ -156,12 +215,17 @@ def own_route(facts: Facts) -> Iterator[Finding]:
         way = facts.ways.get(subnet)
         if gateway is None or way is None or way.device in (link.name, "lo"):
             continue
-        if any(each.device == way.device and each.dst.prefixlen == each.dst.max_prefixlen for each in facts.routes):
-            continue  # a pod with a route of its own
+        if any(each.device == way.device and _is_of_pod(facts, each) for each in facts.routes):
+            continue
+        found_by, deletions = _of_taker(facts, way.taken_by, subnet)
+        if found_by:
+            reached = f"they are reached by: {way}"
+            yield Finding(f"another route takes packets to our own pods, {subnet}", (reached, *found_by), tuple(deletions))
+            continue
         words = (str(subnet), "dev", link.name, "proto", "kernel", "scope", "link")
-        command = _command("ip", "route", "add", *words, "src", str(gateway.address))
+        command = _command("ip", "route", "replace", *words, "src", str(gateway.address))
         if subnet.version == 6:
-            command = _command("ip", "route", "add", str(subnet), "dev", link.name, version=6)
+            command = _command("ip", "route", "replace", str(subnet), "dev", link.name, version=6)
         yield Finding(
             f"the route to our own pods, {subnet}, is missing",
             (f"they are reached by: {way}",),
@@ -170,11 +234,18 @@ def own_route(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _is_of_pod(facts: Facts, route: Route) -> bool:
+    """Return whether a route is that to one pod of this node, which ptp attached, or another plugin, as Calico's in Canal."""
+    link = facts.link(route.device)
+    return link is not None and link.kind == "veth" and not route.gateway and route.dst.prefixlen == route.dst.max_prefixlen
+
+
 def foreign_route(facts: Facts) -> Iterator[Finding]:
-    """Routes of other programs inside the pods' network."""
+    """Routes of other programs inside the pods' network: an error where they take packets of a subnet that is leased."""
     own = {link.name for link in facts.links if link.name.startswith("flannel") or mark_on(link)} | {facts.bridge_name}
     wanted = [one.route for one in facts.wanted]
     known = list(facts.ways)
+    reported = {way.taken_by.network for way in facts.ways.values() if way.taken_by is not None}
     for each in sorted(facts.routes, key=str):
         if each.protocol == PROTOCOL or (each.device and each.device in own) or any(_is_same(each, one) for one in wanted):
             continue
@@ -187,11 +258,18 @@ def foreign_route(facts: Facts) -> Iterator[Finding]:
             if one.subnet.version == each.dst.version and facts.ways.get(one.subnet, Way()).device != one.route.device
         ):
             continue  # the rule about the peer reports it
-        command = _command("ip", "route", "del", *each.words())
+        leased = [subnet for subnet in known if subnet.version == each.dst.version and each.dst.subnet_of(subnet)]  # type: ignore[arg-type]
+        if _is_of_pod(facts, each) and any(subnet in facts.subnets for subnet in leased):
+            continue
+        if leased and each.dst in reported:
+            continue  # the rule about our own subnet reports it
+        command = _command("ip", "route", "del", *each.words(), version=each.dst.version)
         yield Finding(
             f"a route of another program takes packets of the pods' network: {each.dst}",
             (" ".join(each.words()),),
             (" ".join(command),),
+            about=frozenset(map(str, leased)),
+            severity=ERROR if leased else "",
         )
 
 
@@ -208,7 +286,7 @@ def stale_route(facts: Facts) -> Iterator[Finding]:
             continue
         if not facts.runs and (not each.onlink or any(one.address == each.gateway for one in facts.neighbours)):
             continue  # of a lease that flanneld followed, and was killed before it saved it
-        command = _command("ip", "route", "del", *each.words())
+        command = _command("ip", "route", "del", *each.words(), version=each.dst.version)
         found.append(
             Finding(
                 f"the route to {each.dst} is stale: no node has a lease of it",
@@ -218,134 +296,3 @@ def stale_route(facts: Facts) -> Iterator[Finding]:
             )
         )
     yield from gathered(found, "route", "stale: no node has a lease of it")
-
-
-# ---- replies to probes---------------------------------------------------------------------------
-
-
-def reached(facts: Facts) -> Iterator[Finding]:
-    """Peers that do not answer, and at which layer a packet ends."""
-    peers = facts.probed.peers
-    silent = [each for each in peers if not each.tunnel]
-    is_all = len(silent) == len(peers) and len(peers) > 0
-    found = []
-    for each in silent:
-        layer, lines = _layer(facts, each)
-        is_their_node = each.node is False and not each.refused
-        found.append(
-            Finding(
-                f"peer {each.subnet} ({_address(each)}) does not answer: {layer}",
-                tuple(lines),
-                (_advice(facts, each, layer),),
-                about=names_of(each.lease),
-                severity=WARNING if is_their_node and not is_all else ERROR,
-            )
-        )
-    if not _are_alike(found):
-        yield from found
-    else:
-        yield from gathered(found, "peer", f"no answer: {_layer(facts, silent[0])[0]}" if silent else "")
-
-
-_NODE_SILENT = "its node does not answer beside the tunnel either"
-
-
-def _are_alike(found: Iterable[Finding]) -> bool:
-    return len({(one.severity, one.what.rpartition(": ")[2]) for one in found}) <= 1
-
-
-def _address(each: Reached) -> Address | None:
-    its = each.lease.attributes
-    return its.public_ip if each.subnet.version == 4 else its.public_ipv6
-
-
-def _layer(facts: Facts, each: Reached) -> tuple[str, list[str]]:  # noqa: PLR0911 — a line for each layer
-    """Return where a packet ends, and what shows it."""
-    lines = [f"sent to {each.target}, through the tunnel: {each.refused or 'no answer'}"]
-    if each.node is not None:
-        lines.append(f"sent to {_address(each)}, beside the tunnel: {'answered' if each.node else 'no answer'}")
-    wanted = next((one for one in facts.wanted if one.subnet == each.subnet), None)
-    if wanted is None:
-        return _NODE_SILENT if each.node is False else "at the tunnel, or behind it", lines
-    way = facts.ways.get(each.subnet, Way())
-    if way.is_discarded or (way.device, way.gateway) != (wanted.route.device, wanted.route.gateway):
-        return "at the route", lines
-    if wanted.neighbour is not None and wanted.neighbour not in facts.neighbours:
-        return "at the ARP entry", lines
-    if wanted.forwarding is not None and wanted.forwarding not in facts.forwarding:
-        return "at the FDB entry", lines
-    device = facts.link(wanted.route.device)
-    if device is not None and not device.is_up:
-        return f"at {device.name}, which is down", lines
-    if each.node is False:
-        return _NODE_SILENT, lines
-    if wanted.forwarding is not None:
-        return f"UDP port {facts.tunnel_port} is blocked on the way, or its device is wrong", lines
-    return "its node does not forward to its pods", lines
-
-
-def _advice(facts: Facts, each: Reached, layer: str) -> str:
-    node = _address(each)
-    if layer.startswith("UDP"):
-        device = facts.external.name if facts.external else "eth0"
-        return (
-            f"open UDP port {facts.tunnel_port} between the nodes; on the peer: tcpdump -ni any udp port {facts.tunnel_port}; "
-            f"here: tcpdump -ni {device} udp port {facts.tunnel_port}"
-        )
-    if layer.startswith("its node does not answer"):
-        return f"check that node and the network between: ping {node}; ip neigh show {node}"
-    if layer.startswith("its node does not forward"):
-        return f"run cni-py doctor on {node}"
-    if layer.startswith("at the tunnel"):
-        return f"see both logs of flanneld: journalctl -u flanneld; run cni-py doctor on {node}"
-    return "repair that first"
-
-
-def full_sized(facts: Facts) -> Iterator[Finding]:
-    """Peers that small packets reach, and large ones do not."""
-    found = [
-        Finding(
-            f"peer {each.subnet} ({_address(each)}): large packets are lost",
-            (f"a small packet was answered, one as large as a pod may send ({_sent(facts)} bytes) was not",),
-            (f'find the smallest MTU on the way: tracepath -n {_address(each)}; set "Backend.MTU" to it',),
-            about=names_of(each.lease),
-        )
-        for each in facts.probed.peers
-        if each.tunnel and each.full is False
-    ]
-    yield from gathered(found, "peer", "large packets are lost")
-
-
-def _sent(facts: Facts) -> int:
-    return facts.env.mtu if facts.env else facts.pod_mtu
-
-
-def checksums(facts: Facts) -> Iterator[Finding]:
-    """Datagrams with a checksum are lost, those without arrive: a device on the way computes wrong ones."""
-    found = [each for each in facts.probed.peers if each.unchecked and each.checked is False]
-    if found:
-        subnet = found[0].subnet
-        device = next((one.route.device for one in facts.wanted if one.subnet == subnet), "flannel.1")
-        command = ("ethtool", "-K", device, "tx-checksum-ip-generic", "off")
-        yield Finding(
-            f"checksums of packets through {device} are wrong",
-            shown(f"peer {each.subnet}: a datagram without a checksum arrived, one with it did not" for each in found),
-            (" ".join(command),),
-            (command,),
-            frozenset().union(*(names_of(each.lease) for each in found)),
-        )
-
-
-def duplicate_address(facts: Facts) -> Iterator[Finding]:
-    """Another machine on the link replies for our own address."""
-    for address, mac in facts.probed.duplicates:
-        yield Finding(
-            f"another machine has the address of this node, {address}",
-            (f"{mac} replies to an ARP request for it",),
-            (f"find that machine by its MAC address, and give it another address: arping -D -I {_link(facts)} {address}",),
-            about=frozenset((str(address),)),
-        )
-
-
-def _link(facts: Facts) -> str:
-    return facts.external.name if facts.external else "eth0"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_py.doctor.findings import ERROR, Finding
+from cni_py.doctor.findings import Finding
+from cni_py.doctor.rules import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,30 +45,30 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
 
 
 def rp_filter(facts: Facts) -> Iterator[Finding]:
-    """Strict checks of the source: what arrives by another link than its answer leaves by is dropped, without a message."""
-    if not facts.is_flannel or 4 not in _versions(facts):
-        return
+    """Packets that the strict check of the source drops: by the kernel's own decision about each, not by the parameter alone.
+
+    Routing that is symmetric, as flannel's is, passes it: RHEL has it on everywhere.
+    """
     values = facts.sysctls
     everywhere = values.get("net/ipv4/conf/all/rp_filter", "0")
-    external = facts.external.name if facts.external else ""
-    strict = []
-    for name, value in values.items():
-        device = name.removeprefix("net/ipv4/conf/").removesuffix("/rp_filter")
-        is_of_device = name.startswith("net/ipv4/conf/") and name.endswith("/rp_filter") and device != "all"
-        if is_of_device and max(value, everywhere) == _STRICT:
-            strict.append(device)
-    if not strict:
+    strict = [
+        name.removeprefix("net/ipv4/conf/").removesuffix("/rp_filter")
+        for name, value in values.items()
+        if name.endswith("/rp_filter") and not name.endswith("/all/rp_filter") and max(value, everywhere) == _STRICT
+    ]
+    dropped = [one for one in facts.passages if one.fails_strict_check and one.incoming in strict]
+    if not dropped:
         return
-    elsewhere = [str(node) for node, way in facts.node_ways.items() if external in strict and way.device not in ("", external)]
-    lines = [f"rp_filter is {_STRICT} on {', '.join(strict)} (all: {everywhere})"]
-    lines += [f"packets to {', '.join(elsewhere[:4])} leave by another link than {external}"] if elsewhere else []
+    devices = dict.fromkeys(one.incoming for one in dropped)
     command = ("sysctl", "-w", "net.ipv4.conf.all.rp_filter=2")
     yield Finding(
-        "the source of packets is checked strictly",
-        tuple(lines),
+        f"the kernel drops packets on {', '.join(devices)}: their source is reached by another link",
+        (
+            f"rp_filter is {_STRICT} on {', '.join(strict)} (all: {everywhere})",
+            *shown((f"dropped: packets {one.words}, whose source is reached by {one.source_by}" for one in dropped), 3),
+        ),
         (" ".join(command), "to keep it: echo net.ipv4.conf.all.rp_filter=2 >/etc/sysctl.d/90-flannel.conf"),
         (command,),
-        severity=ERROR if elsewhere else "",
     )
 
 
@@ -75,12 +76,11 @@ def bridge_netfilter(facts: Facts) -> Iterator[Finding]:
     """Packets between pods of this node pass iptables, without which Services do not work."""
     if not facts.is_flannel:
         return
-    has_proxy = any("KUBE-SERVICES" in text for text in facts.saved_rules.values())
     names = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
     versions = _versions(facts) or {4}
     present = {version: facts.sysctls.get(name) for version, name in names.items() if version in versions}
     if not any(present.values()):
-        if has_proxy:
+        if facts.has_kube_proxy:
             yield Finding(
                 "the kernel module br_netfilter is not loaded",
                 ("kube-proxy has rules on this node, and its Services do not answer pods on the node of their endpoint",),

@@ -9,7 +9,7 @@ Source: libnftables-json(5); linux net/netfilter/nft_*.c.
 from __future__ import annotations
 
 from functools import reduce
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +175,8 @@ class Compiler:
 
     def member(self, right: Any) -> Member:  # noqa: PLR0911 — a line for each form
         """Compile the right side of a match."""
+        if right == "*":  # the element of a set or map for everything else, which comes last
+            return lambda value, _: UNKNOWN if value is UNKNOWN or (isinstance(value, tuple) and UNKNOWN in value) else True
         if isinstance(right, str) and right.startswith("@"):
             return _among(self.elements(right, is_map=False))
         if isinstance(right, list):
@@ -213,8 +215,8 @@ class Compiler:
         if kind == "fib":
             flags = inside.get("flags", [])
             return lambda facts: facts.fib(inside["result"], [flags] if isinstance(flags, str) else flags)
-        if kind in _DRAWN and inside.get("mod") == 1:  # one of one
-            return lambda _: inside.get("offset", 0)
+        if kind in _DRAWN:
+            return _drawn(inside["mod"], inside.get("offset", 0))
         read = self._READERS.get(kind)
         return read(self, inside) if read else lambda _: UNKNOWN
 
@@ -278,6 +280,16 @@ class Compiler:
             return reduce(_OPERATORS[operator], found) if is_known else UNKNOWN
 
         return compute
+
+
+def _drawn(count: int, offset: int) -> Value:
+    """A number that the kernel counts, draws or computes."""
+
+    def draw(facts: Facts) -> Any:
+        number = 0 if count == 1 else facts.choose(count)
+        return number if number is UNKNOWN else number + offset
+
+    return draw
 
 
 # ---- comparing --------------------------------------------------------------------------------
@@ -394,14 +406,15 @@ def _is_same(value: Any, other: Any) -> Any:
 
 
 def _in_prefix(of: Json) -> Member:
-    address, length = of["addr"], of["len"]
-    if isinstance(address, int):  # of a mark: its first bits
-        first = address >> (32 - length)
-        return lambda value, _: value >> (32 - length) == first if isinstance(value, int) else UNKNOWN
-    network = ip_network(f"{address}/{length}", strict=False)
+    """Test the first bits, of an address or of a mark."""
+    literal = _literal(of["addr"])
+    kind, shift = type(literal), (32 if isinstance(literal, int) else literal.max_prefixlen) - of["len"]
+    first = int(literal) >> shift
 
     def test(value: Any, _: Facts) -> Any:
-        return value.version == network.version and value in network if isinstance(value, _ADDRESSES) else UNKNOWN
+        if type(value) is kind:
+            return int(value) >> shift == first
+        return False if isinstance(value, _ADDRESSES) and kind is not int else UNKNOWN
 
     return test
 

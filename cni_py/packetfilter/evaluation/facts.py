@@ -32,6 +32,7 @@ class Facts:
     Attributes:
         fields: by "ip saddr", "meta iifname", "ct state" …; a rule may change "meta mark" and "ct mark".
         fib: from result and flags to a value; payload: from base, offset and length, in bits.
+        choose: from a count to one of that many numbers, where only the kernel knows which.
         within_limits: True for one packet, which is below any limit; UNKNOWN for all of a kind.
     """
 
@@ -39,6 +40,7 @@ class Facts:
     fib: Callable[[str, Sequence[str]], Any] = lambda *_: UNKNOWN
     payload: Callable[[str, int, int], Any] = lambda *_: UNKNOWN
     within_limits: Any = True
+    choose: Callable[[int], Any] = lambda _: UNKNOWN
 
 
 def without_connection(fields: dict[str, Any], *, is_tracked: bool) -> dict[str, Any]:

@@ -110,6 +110,14 @@ class Ruleset:
     def has_nftables(self) -> bool:
         return any(chain.program == NFTABLES for chain in self.chains)
 
+    def has_family(self, family: str) -> bool:
+        """Return whether the family has a chain at a hook."""
+        return any(chain.family == family and chain.hook for chain in self.chains)
+
+    def devices(self, hook: str) -> set[str]:
+        """The links with a chain at ``ingress`` or ``egress``."""
+        return {device for chain in self.chains if chain.hook == hook for device in chain.devices}
+
     def family_of(self, family: str, table: str, chain: str) -> str:
         """Return the family of a chain that a trace names: the kernel reports the packet's, ``ip`` for a chain of ``inet``."""
         is_inet = (f"{family} {table}", chain) not in self._by_name and (f"inet {table}", chain) in self._by_name

@@ -1,0 +1,217 @@
+"""A process that has loaded the recorded runner and the agent, and forks for each case: run by support/recorded.py.
+
+    python -IS case_zygote.py SOCKET LAUNCHER RUNNER
+
+LAUNCHER is the installed ``cni-agent``, RUNNER golden.py. A request names what the fork does, in namespaces of its own, with the
+JSON on its standard input; it prints the answer as JSON.
+
+    case     Run a case as the runner's own ``run_case`` does, which starts an interpreter for it. If there is "agent", an agent
+             is forked where the runner would start one: it writes down what it handles, and each call must reach it.
+    replay   Replay the journals of a case as scripts (support/replay.py).
+
+Plugins are executed as the runner does, unless there is an agent: then the client is a fork.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
+    from cni_py.spec.call import Call
+
+MAIN = "\nfrom cni_py.agent.main import main\n"
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x8000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+PR_SET_PDEATHSIG = 1
+CALL_SECONDS = 60
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    control, launcher, runner = socket.socket(fileno=int(sys.argv[1])), sys.argv[2], sys.argv[3]
+    with open(launcher) as file:
+        exec(file.read().partition(MAIN)[0], {"__file__": launcher})
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from cni_py import client
+    from cni_py.agent import main as agent
+    from cni_py.agent.warm_up import load_modules
+    from support import namespaces, replay, zygote
+
+    load_modules()
+    assert {agent, client, namespaces, replay}  # the forks have them
+    module = load_runner(runner)
+    read_at_once(module)
+    zygote.serve(control, lambda _: new_processes(), lambda request, fds: answer(module, request, fds))
+
+
+def load_runner(path: str) -> ModuleType:
+    """Return golden.py as a module: a program, which calls its main() at its end, takes as long to start as a case."""
+    source = Path(path).read_text()
+    assert source.endswith("\nmain()\n")
+    module = ModuleType("golden")
+    module.__dict__["__file__"] = path
+    exec(compile(source.removesuffix("main()\n"), path, "exec"), module.__dict__)
+    return module
+
+
+def read_at_once(runner: ModuleType) -> None:
+    """Let the runner read addresses and IPv4 routes of a namespace by one program: it reads all of both after each call."""
+    read = runner.ip_json
+    ahead: dict[int | None, Any] = {}
+
+    def ip_json(args: str, ns: "int | None" = None, program: str = "ip") -> "Any":
+        if args == "addr show":
+            argv = [program, *(["-n", f"c{ns}"] if ns else []), "-j", "-d", "-batch", "-"]
+            lines = "addr show\nroute show table main\n"
+            done = subprocess.run(argv, input=lines, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+            addresses, _, routes = done.stdout.partition("\n")
+            ahead[ns] = json.loads(routes) if routes.strip() else []
+            return json.loads(addresses) if addresses.strip() else []
+        return ahead.pop(ns) if args == "-4 route show table main" else read(args, ns, program)
+
+    runner.__dict__["ip_json"] = ip_json
+
+
+# --- namespaces -------------------------------------------------------------------------------------------------------
+
+
+def new_processes() -> None:
+    """Make a process namespace, which only the next child enters."""
+    unshare(CLONE_NEWPID)
+
+
+def unshare(flags: int) -> None:
+    checked(libc.unshare(flags))
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0) -> None:
+    checked(libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None))
+
+
+def checked(status: int) -> None:
+    if status:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+# --- the fork ---------------------------------------------------------------------------------------------------------
+
+
+def answer(runner: ModuleType, request: bytes, fds: list[int]) -> None:
+    """The child: process 1 of its namespaces, which end with it."""
+    from support.zygote import use_as_streams
+
+    use_as_streams(fds)
+    status = 1
+    try:
+        checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+        unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV)
+        given = json.load(sys.stdin)
+        print(json.dumps({"case": run_case, "replay": run_replay}[request.decode()](runner, given)))
+        status = 0
+    except SystemExit as error:  # the runner's, if a command of the case fails
+        print(error)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run_case(runner: ModuleType, given: "dict[str, Any]") -> "Any":
+    """Call the runner's function for one case."""
+    bin_dir, agent = given["bin_dir"], given["agent"]
+    execute = subprocess.run
+
+    def run(argv: list[str], **options: "Any") -> "Any":
+        return fork_client(argv[0], **options) if agent and os.path.dirname(argv[0]) == bin_dir else execute(argv, **options)
+
+    def companion(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(stdout=fork_agent(**agent))
+
+    runner.__dict__["subprocess"] = SimpleNamespace(**vars(subprocess) | {"run": run, "Popen": companion})
+    return runner.one(given["case"], bin_dir, False, "an agent" if agent else "")
+
+
+def run_replay(runner: ModuleType, given: "dict[str, Any]") -> list[str]:
+    """Replay the case's journals in a host as support/namespaces.py makes one."""
+    from support import replay
+    from support.namespaces import DIRECTORIES_AND_NETWORK, FSTAB
+
+    runner.run(DIRECTORIES_AND_NETWORK.replace("$0", FSTAB))
+    return replay.replay(given["case"], given["events"], runner.run, given["bin_dir"])
+
+
+# --- the agent and its client -----------------------------------------------------------------------------------------
+
+
+def fork_agent(answered: str, journalled: str, directories: list[str]) -> "BinaryIO":
+    """Start the agent. Returns: its standard output."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            os.dup2(write, 1)
+            os.closerange(3, 1024)
+            be_agent(answered, journalled, directories)
+        finally:
+            os._exit(1)
+    os.close(write)
+    return open(read, "rb", buffering=0)
+
+
+def be_agent(answered: str, journalled: str, directories: list[str]) -> None:
+    """An agent that writes down each call that it handles, its journal, and the state that it leaves."""
+    from cni_py import engine
+    from cni_py.agent.main import main as run_agent
+    from support import replay
+
+    replay.record(journalled, directories)
+    plain = engine.handle
+
+    def handle(call: "Call", stdin: bytes) -> tuple[int, bytes]:
+        with open(answered, "a") as file:
+            file.write(f"{call.plugin} {call.verb}\n")
+        return plain(call, stdin)
+
+    engine.handle = handle
+    sys.argv = ["cni-agent"]
+    run_agent()
+
+
+def fork_client(program: str, *, input: str, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:  # noqa: A002 — as subprocess.run
+    """Answer as the plugin's executable does. Raises: OSError if there is none."""
+    from support.zygote import be_plugin, use_as_streams
+
+    with open(program, "rb") as file:
+        text = file.read()
+    files = [os.memfd_create(name) for name in ("in", "out", "err")]
+    os.pwrite(files[0], input.encode(), 0)
+    child = os.fork()
+    if child == 0:
+        try:
+            use_as_streams(files)
+            os.chdir("/")
+            signal.alarm(CALL_SECONDS)
+            be_plugin(program, text, {name.encode(): value.encode() for name, value in env.items()})
+        finally:
+            os._exit(127)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    out, err = (os.pread(fd, os.fstat(fd).st_size, 0).decode() for fd in files[1:])
+    for fd in files:
+        os.close(fd)
+    return subprocess.CompletedProcess([program], status, out, err)
+
+
+if __name__ == "__main__":
+    main()
