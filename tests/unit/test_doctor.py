@@ -38,6 +38,7 @@ from cni_py.doctor.facts import (
     Way,
 )
 from cni_py.doctor.findings import ERROR, WARNING, Finding, Report, Rule
+from cni_py.doctor.rules import devices
 from cni_py.errors import NotAvailable
 from cni_py.flanneld.host_networks import HostNetwork
 from cni_py.flanneld.iface import ExternalInterface
@@ -716,3 +717,13 @@ def test_without_flanneld_a_finding_is_reported_at_once(monkeypatch: pytest.Monk
     stopped = replace(HEALTHY, env_fault="a", daemons=())
     _, report = examine.examine(lambda: stopped, [SETTLING])
     assert [one.what for one in report.findings] == ["a"]
+
+
+@pytest.mark.parametrize(("key", "option"), [("hairpinMode", "hairpin"), ("portIsolation", "isolated"), ("isGateway", "")])
+def test_port_that_goes_back_to_its_bridge_gets_what_it_had_there(key: str, option: str) -> None:
+    """The kernel forgets the settings of a port that leaves a bridge."""
+    network = Network("cbr0", "1.0.0", ({"type": "flannel", "delegate": {key: True}},), b"")
+    facts = replace(links(VETH.replace(master=0)), conf_files=(replace(CONF, network=network),))
+    [finding] = [found for found in devices.ports(facts) if "on no bridge" in found.what]
+    settings = [f"bridge link set dev {VETH.name} {option} on"] if option else []
+    assert list(finding.repair) == [f"ip link set {VETH.name} master cni0", *settings]

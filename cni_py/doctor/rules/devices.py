@@ -253,22 +253,23 @@ def _of_port(facts: Facts, port: Link) -> Iterator[Finding]:
     bridge, pod = facts.bridge, _pod_on(port)
     named, show = f"{port.name}, the host end of container {pod},", f"ip -d link show {port.name}"
     set_link, set_port = ("ip", "link", "set", port.name), ("bridge", "link", "set", "dev", port.name)
+    back: list[Command] = [(*set_link, "master", bridge.name)] if bridge is not None else []
+    for key, option in (("hairpinMode", "hairpin"), ("portIsolation", "isolated")):  # which a port that leaves a bridge loses
+        back += [(*set_port, option, "on")] if facts.delegate.get(key) else []
     is_of_bridge = bridge is not None and _network_on(port) == facts.flannel_name
     if not port.is_up:
         yield _port_finding(f"{named} is down", pod, show, (*set_link, "up"))
     elif bridge is not None and not port.master and not any(route.device == port.name for route in facts.routes):
-        yield _port_finding(f"{named} is on no bridge", pod, show, (*set_link, "master", bridge.name))
+        yield _port_finding(f"{named} is on no bridge", pod, show, *back)
     elif bridge is not None and is_of_bridge and port.master and port.master != bridge.ifindex:
         other = next((link.name for link in facts.links if link.ifindex == port.master), f"link {port.master}")
-        yield _port_finding(
-            f"{named} is a port of {other}, not of {bridge.name}", pod, show, (*set_link, "master", bridge.name)
-        )
+        yield _port_finding(f"{named} is a port of {other}, not of {bridge.name}", pod, show, *back)
     elif bridge is not None and port.master == bridge.ifindex and port.isolated and not facts.delegate.get("portIsolation"):
         yield _port_finding(f"{named} is isolated from other pods", pod, show, (*set_port, "isolated", "off"))
 
 
-def _port_finding(what: str, pod: str, show: str, command: Command) -> Finding:
-    return Finding(what, (show,), (" ".join(command),), (command,), frozenset((pod,)))
+def _port_finding(what: str, pod: str, show: str, *commands: Command) -> Finding:
+    return Finding(what, (show,), tuple(map(" ".join, commands)), commands, frozenset((pod,)))
 
 
 _STRANGERS = {
