@@ -54,6 +54,15 @@ def run(
         posix.close(stdout_fd)
 
 
+def run_quietly(argv: list[str], limit_bytes: int = MAX_OUTPUT_BYTES) -> tuple[int, bytes]:
+    """Run like :func:`run`, without what it writes to standard error: warnings, a line for each of thousands of rules."""
+    stderr_fd = posix.open("/dev/null", posix.O_WRONLY)
+    try:
+        return run(argv, limit_bytes=limit_bytes, stderr_fd=stderr_fd)
+    finally:
+        posix.close(stderr_fd)
+
+
 def run_captured(argv: list[str], stdin: bytes = b"") -> tuple[int, bytes, str]:
     """Run like :func:`run`. Returns: exit status, standard output, and standard error, stripped."""
     stderr_fd = posix.memfd_create("stderr")

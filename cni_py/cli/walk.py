@@ -172,8 +172,8 @@ def _walk(options: argparse.Namespace, places: Places, names: Names, source: End
         reply = walker.walk(end, forward.last.reversed()) if is_answered and end is not None else None
         return report.Report(title, packet, forward, reply, shows_reply=options.reply)
 
-    is_sent = start is not None and not options.no_probe
-    made = _verified(options, places, start, predict) if is_sent and start is not None else predict(Choices())
+    sender = None if options.no_probe else start
+    made = predict(Choices()) if sender is None else _verified(options, places, sender, predict)
     if start is None:
         made.notes = ["No packet was sent: the source is not visible from here."]
     networks = [network for place in places.all for network in place.pod_networks]

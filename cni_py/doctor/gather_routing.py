@@ -12,18 +12,16 @@ Source: linux net/ipv4/route.c (inet_rtm_getroute), net/ipv4/fib_frontend.c (fib
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from cni_py.doctor.facts import Passage, Taker
-from cni_py.kernel.route_lookup import Question, discarding_entry, list_policy_rules, look_up
+from cni_py.kernel.route_lookup import Question, find_discarding, list_policy_rules, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from cni_py.doctor.facts import Address, Facts, Network, Wanted
+    from cni_py.doctor.facts import Address, Facts, Wanted
     from cni_py.kernel.link import Link
     from cni_py.kernel.route_lookup import Choice, PolicyRule
     from cni_py.netlink.socket import Rtnl
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 _MOST = 64
 """Peers for which the kernel is asked, evenly chosen."""
 _OF_EVERY_HOST = ("from all lookup local", "from all lookup main", "from all lookup default")
-_DISCARDING = ("blackhole", "unreachable", "prohibit")
-_TABLES = {253: "default", 254: "main", 255: "local"}
 
 
 def passages(host: Rtnl, facts: Facts) -> tuple[Passage, ...]:
@@ -96,29 +92,16 @@ def taker(host: Rtnl, address: Address, names: Mapping[int, str]) -> Taker:
 def _taker(
     host: Rtnl, question: Question, choice: Choice, rules: Sequence[PolicyRule], incoming: str, names: Mapping[int, str]
 ) -> Taker:
-    selecting = [rule for rule in rules if rule.selects(question, incoming)]
     if not choice.errno:
+        selecting = (rule for rule in rules if rule.selects(question, incoming))
         rule = next((rule for rule in selecting if rule.action == "lookup" and rule.table == choice.table), None)
         device = names.get(choice.ifindex, "")
         is_kernels = " proto kernel" in choice.words
         return Taker(choice.words, choice.matched, device, choice.table_name, is_kernels, _words(rule))
-    entry = discarding_entry(host, question, incoming)
-    for rule in selecting:
-        if rule.action in _DISCARDING:
-            return Taker("", rule=_words(rule))
-        table = _TABLES.get(rule.table, str(rule.table))
-        if rule.action == "lookup" and entry.endswith(f"(table {table})"):
-            words = entry.rpartition(" (table ")[0]
-            return Taker(words, _network(words), "", table, rule=_words(rule))
-    return Taker()
-
-
-def _network(entry: str) -> Network | None:
-    """Return the destination of an entry that discards, as ``ip route`` shows it."""
-    _, _, rest = entry.partition(" ")
-    with suppress(ValueError):
-        return ip_network(rest.split(" ")[0])
-    return None
+    discarding = find_discarding(host, question, incoming)
+    if discarding is None:
+        return Taker()
+    return Taker(discarding.words, discarding.network, "", discarding.table_name, rule=_words(discarding.rule))
 
 
 def _words(rule: PolicyRule | None) -> str:

@@ -41,7 +41,7 @@ _KINDS = {
     8: "prohibit",
 }
 _DISCARDS, _THROW = frozenset((6, 7, 8)), 9
-_DISCARDING_ACTIONS = frozenset(("blackhole", "unreachable", "prohibit"))
+_DISCARDING_ACTIONS = frozenset(_KINDS[kind] for kind in _DISCARDS)
 _RTNH_F_DEAD = 0x1
 _TABLES = {253: "default", 254: "main", 255: "local"}
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp"}
@@ -197,9 +197,21 @@ def _words(found: Message, network: Network) -> str:
     return " ".join(filter(None, words))
 
 
-def discarding_entry(rtnl: Rtnl, question: Question, iifname: str = "") -> str:
+class Discarding(Value):
+    """Discards of a packet: by a policy rule itself, or by an entry of its table; ``words``: as ``ip route`` shows that."""
+
+    rule: PolicyRule
+    words: str = ""
+    network: Network | None = None
+    table_name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.words} (table {self.table_name})" if self.words else f"rule {self.rule.priority}: {self.rule.text}"
+
+
+def find_discarding(rtnl: Rtnl, question: Question, iifname: str = "") -> Discarding | None:
     """Return the policy rule or the route that discards a packet, as the kernel finds it: rule by rule, in each table the most
-    specific entry. "" if none does. Raises: OSError.
+    specific entry. None if none does. Raises: OSError.
     """
     family = FAMILY[question.destination.version]
     answers = rtnl.dump(encode("rtmsg", {"family": family}), RTM_GETROUTE)
@@ -212,14 +224,16 @@ def discarding_entry(rtnl: Rtnl, question: Question, iifname: str = "") -> str:
         if not rule.selects(question, iifname):
             continue
         if rule.action in _DISCARDING_ACTIONS:
-            return f"rule {rule.priority}: {rule.text}"
+            return Discarding(rule)
         fitting = tables.get(rule.table, []) if rule.action == "lookup" else []
         if not fitting:
             continue
         network, of = min(fitting, key=lambda pair: (-pair[0].prefixlen, pair[1].get("RTA_PRIORITY", 0)))
+        if of["type"] in _DISCARDS:
+            return Discarding(rule, _words(of, network), network, _TABLES.get(rule.table, str(rule.table)))
         if of["type"] != _THROW:
-            return f"{_words(of, network)} (table {_TABLES.get(rule.table, rule.table)})" if of["type"] in _DISCARDS else ""
-    return ""
+            return None
+    return None
 
 
 def list_policy_rules(rtnl: Rtnl, version: int) -> list[PolicyRule]:

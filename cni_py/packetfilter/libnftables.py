@@ -190,13 +190,7 @@ def _printed(family: str) -> bytes:
     path = program.find_system("nft")
     if path is None:
         return b""
-    discard = posix.open("/dev/null", posix.O_WRONLY)  # its warnings
-    try:
-        status, output = program.run(
-            [path, "-a", "-t", "list", "ruleset", family], limit_bytes=_PRINTED_BYTES, stderr_fd=discard
-        )
-    finally:
-        posix.close(discard)
+    status, output = program.run_quietly([path, "-a", "-t", "list", "ruleset", family], _PRINTED_BYTES)
     return output if status == 0 else b""
 
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from errno import EHOSTUNREACH, EINVAL, EXDEV
 from typing import TYPE_CHECKING
 
-from cni_py.kernel.route_lookup import Question, discarding_entry, list_policy_rules
+from cni_py.kernel.route_lookup import Question, find_discarding, list_policy_rules
 from cni_py.netlink.constants import IFF_NOARP
 from cni_py.walk import hops, segment
 from cni_py.walk.hooks import Hooks
@@ -148,10 +148,10 @@ class Walker:
             name = f"net/ipv4/conf/{iif.name}/forwarding"
             if place.sysctl(name) == "0":
                 return "dropped: the kernel does not forward packets that come in here", f"{name} is 0"
-        discarding = discarding_entry(place.rtnl, question, iif.name if iif else "")
-        if discarding:
-            what = "policy rule" if discarding.startswith("rule ") else "route"
-            return f"dropped: a {what} discards packets to {packet.destination}", discarding
+        discarding = find_discarding(place.rtnl, question, iif.name if iif else "")
+        if discarding is not None:
+            what = "route" if discarding.words else "policy rule"
+            return f"dropped: a {what} discards packets to {packet.destination}", str(discarding)
         if choice.errno == EINVAL and iif is not None:
             return f"dropped: the source {packet.source} is impossible here (martian)", choice.reason
         return f"no route to {packet.destination}: the packet is dropped", choice.reason

@@ -296,3 +296,46 @@ def test_ingress_chain_is_of_its_device() -> None:
 def test_destinations() -> None:
     saved = {"iptables-nft": "*nat\n-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -j X\n-A KUBE-SERVICES -j KUBE-NODEPORTS\n"}
     assert destinations(saved, "KUBE-SERVICES") == ["10.96.0.1/32"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-A FORWARD -j",
+        "-A FORWARD -p",
+        "-A FORWARD -m",
+        "-A FORWARD -s",
+        "-A FORWARD -p tcp -m tcp --dport http -j DROP",
+        "-A FORWARD -m mark --mark x -j DROP",
+        "-A FORWARD -p tcp -m tcp --tcp-flags SYN -j DROP",
+        "-A FORWARD -m iprange --src-range 10.0.0.1 -j DROP",
+        "-A FORWARD -s 10.0.0.300/8 -j DROP",
+        "-A FORWARD -j MARK --set-xmark",
+    ],
+)
+def test_rule_of_an_unexpected_form_of_iptables_is_in_doubt(rule: str) -> None:
+    saved = f"*filter\n:FORWARD ACCEPT [0:0]\n{rule}\nCOMMIT\n"
+    assert verdict(Ruleset.of({"iptables-nft": saved}), PACKET, "forward").kind in (ACCEPT, UNCLEAR)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        {"match": {}},
+        {"match": {"op": "==", "left": {"meta": {}}, "right": 1}},
+        {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": {"prefix": {"addr": "x", "len": 8}}}},
+        {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": {"range": ["10.0.0.1"]}}},
+        {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": {"set": [{"prefix": {}}]}}},
+        {"match": {"op": "==", "left": {"<<": [{"payload": {"protocol": "ip", "field": "saddr"}}, 40]}, "right": 1}},
+        {"match": {"op": "==", "left": {"numgen": {}}, "right": 1}},
+        {"vmap": {"key": {"meta": {"key": "mark"}}, "data": {"set": [[0]]}}},
+        {"jump": {}},
+        {"xt": None},
+        {},
+    ],
+)  # fmt: skip
+def test_rule_of_an_unexpected_form_of_nft_is_in_doubt(expression: dict[str, Any]) -> None:
+    """Its drop is not reported: another version of nft may mean something else by it."""
+    chain = {"family": "ip", "table": "t", "name": "c", "hook": "forward", "type": "filter", "prio": 0, "policy": "accept"}
+    rule = {"family": "ip", "table": "t", "chain": "c", "handle": 1, "expr": [expression, {"drop": None}]}
+    assert verdict(Ruleset.of({}, [{"chain": chain}, {"rule": rule}]), PACKET, "forward").kind == UNCLEAR

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cni_py.packetfilter.evaluation.expressions import Compiler
-from cni_py.packetfilter.evaluation.statements import ACCEPT, steps_of
+from cni_py.packetfilter.evaluation.statements import ACCEPT, UNEXPECTED, UNREADABLE, steps_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,7 +43,10 @@ class Rule:
 
     def steps(self, compiler: Compiler) -> tuple[Step, ...]:
         if self._steps is None:
-            self._steps = steps_of(self._read(), self.text, compiler)
+            try:
+                self._steps = steps_of(self._read(), self.text, compiler)
+            except UNEXPECTED:
+                self._steps = (UNREADABLE,)
         return self._steps
 
 

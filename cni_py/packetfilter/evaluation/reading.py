@@ -64,26 +64,13 @@ def _saved(tool: Iptables) -> str:
     path = tool.find("-save")
     if path is None:
         raise NotAvailable(f'"{tool.name}-save" is not installed, and its tables have rules', hint="install iptables")
-    status, output = program.run([path], limit_bytes=MAX_BYTES, stderr_fd=_null())
+    status, output = program.run_quietly([path], MAX_BYTES)  # it warns about tables of the other flavour
     if status != 0:
         raise KernelRefused(f'"{path}" failed', program.describe(status))
     text = output.decode(errors="replace")
     if tool.flavour == "-legacy" and "(nf_tables)" in text.partition("\n")[0]:  # the program without a flavour in its name
         raise NotAvailable(f'"{tool.name}-save" is not installed, and its tables have rules', f'"{path}" is of the nft flavour')
     return text
-
-
-_null_fd = -1
-
-
-def _null() -> int:
-    """Return a descriptor that takes the warnings about tables of the other flavour."""
-    global _null_fd
-    if _null_fd < 0:
-        import os
-
-        _null_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    return _null_fd
 
 
 def _nftables() -> tuple[list[dict[str, Any]], dict[tuple[str, str, str, int], str]]:

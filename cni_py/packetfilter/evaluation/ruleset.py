@@ -28,6 +28,7 @@ from cni_py.packetfilter.evaluation.statements import (
     ONE_OF,
     REJECT,
     RETURN,
+    UNEXPECTED,
 )
 
 if TYPE_CHECKING:
@@ -190,7 +191,10 @@ class _Passage:
         """Evaluate a rule. Returns: its end, "" if none; whether it may leave the chain; whether the end may not be reached."""
         doubt, may_leave, doubts = "", False, self._doubts
         for step in rule.steps(chain.compiler):
-            found = step.run(self._facts)
+            try:
+                found = step.run(self._facts)
+            except UNEXPECTED:  # elements are read when a packet first asks for one
+                found = UNKNOWN
             if found is False or found is ABSENT:
                 break
             if found is UNKNOWN:

@@ -54,6 +54,19 @@ class Step:
     matters: bool = True
 
 
+UNEXPECTED = (ValueError, TypeError, KeyError, IndexError, AttributeError, StopIteration, RuntimeError)
+"""Exceptions for a form of a rule that is not expected, of another version of nft or iptables: the rule is in doubt.
+
+RuntimeError is what StopIteration becomes in a generator."""
+
+
+def _unknown(_: Facts) -> Any:
+    return UNKNOWN
+
+
+UNREADABLE = Step(_unknown, "a form that is not understood")
+
+
 def steps_of(expressions: Iterable[Json], text: str, compiler: Compiler) -> tuple[Step, ...]:
     """Compile a rule. ``text``: the rule as nft prints it, for extensions of iptables."""
     return tuple(step for expression in expressions for step in _steps(expression, text, compiler))
@@ -92,10 +105,6 @@ def _extension(of: Json, text: str, compiler: Compiler) -> Iterator[Step]:
 
 def _condition(test: Value, name: str = "") -> Step:
     return Step(test, f"a match that is not understood{name}", is_condition=True)
-
-
-def _unknown(_: Facts) -> Any:
-    return UNKNOWN
 
 
 def _limit(*, is_over: bool) -> Value:
