@@ -15,7 +15,7 @@ from cni_py.packetfilter.evaluation.saved import TABLES
 from cni_py.packetfilter.iptables import Iptables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 MAX_BYTES = 64 << 20
 _NAMES = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
@@ -26,8 +26,9 @@ def read() -> tuple[Ruleset, dict[str, str]]:
 
     Raises: CniError if some of them cannot be read.
     """
-    saved = {tool.name: _saved(tool) for tool in (*_nft_tools(), *_legacy_tools())}
-    return Ruleset.of(saved, *_nftables()), saved
+    objects, texts = _nftables()
+    saved = {tool.name: _saved(tool) for tool in (*_nft_tools(objects), *_legacy_tools())}
+    return Ruleset.of(saved, objects, texts), saved
 
 
 def read_as_far_as_possible() -> Ruleset:
@@ -44,10 +45,12 @@ def read_as_far_as_possible() -> Ruleset:
         return Ruleset.of(saved, problems=[f"nftables cannot be read: {error.msg}", *problems])
 
 
-def _nft_tools() -> Iterator[Iptables]:
+def _nft_tools(objects: Iterable[Mapping[str, Any]]) -> Iterator[Iptables]:
     """Yield the programs of the nft flavour whose tables exist."""
+    # not by nfnetlink.exists(): its sockets are kept, and belong to the namespace in which they were opened
+    families = {of["table"]["family"] for of in objects if "table" in of and of["table"]["name"] in TABLES}
     for version, family in ((4, "ip"), (6, "ip6")):
-        if any(nfnetlink.exists(f"{family} {table}") for table in sorted(TABLES)):
+        if family in families:
             yield Iptables(version, "-nft")
 
 
