@@ -1,13 +1,15 @@
 """The netfilter family of netlink: one request at a time, and batches, over sockets that are kept.
 
 Closing a socket of this family waits until the kernel has freed what the last transactions deleted, 10 to 25 ms;
-so sockets are kept and reused. One belongs to the namespace of the thread that created it. Never use this over a
-``fork``. A message is a header (``struct nfgenmsg``) and attributes; a kind is a subsystem and a message of it.
+so sockets are kept and reused. One belongs to the namespace of the thread that created it; a child process creates its
+own. A message is a header (``struct nfgenmsg``) and attributes; a kind is a subsystem and a message of it.
 
 Source: linux/netfilter/nfnetlink.h, net/netfilter/nfnetlink.c.
 """
 
 from __future__ import annotations
+
+import posix
 
 from cni_py.netlink.constants import (
     NETLINK_NETFILTER,
@@ -28,6 +30,7 @@ Change = tuple[bytes, int, int]
 """Message, kind, flags."""
 
 _idle: list[Netlink] = []
+posix.register_at_fork(after_in_child=_idle.clear)  # two processes would read each other's answers
 
 
 def get(kind: int, question: bytes) -> bytes:

@@ -8,7 +8,7 @@ for a "did you mean"), so nothing is deleted that was not seen; two ``list`` com
 buffer fail.
 
 A context belongs to the network namespace of the thread that made it, and to one thread at a time:
-:class:`borrowed` keeps a few for reuse. Never use one over a ``fork``.
+:class:`borrowed` keeps a few for reuse. A child process creates its own.
 """
 
 from __future__ import annotations
@@ -329,6 +329,7 @@ def by_name(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
 
 
 _idle: list[Nft] = []
+posix.register_at_fork(after_in_child=_idle.clear)  # a context has a netlink socket, which two processes must not share
 
 
 class borrowed:  # noqa: N801 — reads as a statement: with borrowed() as nft: …
