@@ -84,6 +84,7 @@ def test_etcd_killed_and_restarted(pair: Pair) -> None:
         pair.follows(201)
     assert traffic.lost == 0
     assert pair.etcd.leases() == before
+    pair.daemons["node1"].until_logged("etcd responds again")
     assert pair.daemons["node1"].log.count("etcd watch channel") == pair.daemons["node1"].log.count("etcd responds again") == 1
 
 

@@ -341,7 +341,7 @@ def test_sighup_loses_nothing(host: Host) -> None:
         agent.signal(signal.SIGHUP)
         gate.open()
         assert caller.outcome()[0] == 0
-        assert "nothing to reload" in agent.log()
+        until(lambda: "nothing to reload" in agent.log(), agent.log)
         assert agent.calls() == 1
         assert agent.stop() == 0
 
@@ -469,7 +469,7 @@ def test_attachments_are_checked_on_a_timer(host: Host) -> None:
         assert agent.events("attachments that differ") == 0, agent.log()
         host.run("ip route flush table main", pod)
         until(lambda: agent.events("attachments that differ") > 0)
-        assert "container c1, eth0, network cbr0: " in agent.log()
+        until(lambda: "container c1, eth0, network cbr0: " in agent.log(), agent.log)
         assert "container c2" not in agent.log()
         assert host.call("flannel", "STATUS", FLANNEL).rc == 0
         delete(host, FLANNEL, pod)

@@ -268,7 +268,7 @@ def test_process_of_another_user_listens(host: Host) -> None:
 def test_agent_of_another_protocol_refuses(host: Host) -> None:
     with Agent(host, code="from cni_py import protocol; protocol.PROTOCOL = 2") as agent:
         pod_comes_and_goes(host)
-        assert agent.log().splitlines() == ["refused: protocol 1, this is 2"] * 3
+        until(lambda: agent.log().splitlines() == ["refused: protocol 1, this is 2"] * 3, agent.log)
 
 
 @pytest.mark.parametrize("kind", ["net", "mount"])
@@ -291,7 +291,7 @@ def test_peer_is_not_root(host: Host, agent: Agent) -> None:
     host.run(f"chmod 755 /run/cni-py; chmod 666 {agents.SOCKET}")
     request = agents.request_bytes(host, "host-local", "ADD", POOL)
     assert host.do(connect_as_another_user, request) == b""
-    assert "the peer is not root" in agent.log()
+    until(lambda: "the peer is not root" in agent.log(), agent.log)
     assert agent.calls() == 0
     assert agent.events("broken connections") == 1
     assert host.files("/var/lib/cni") == {}

@@ -253,7 +253,7 @@ def test_agent_restores_within_seconds(host: Host) -> None:
         host.run(FLUSH)
         until(lambda: "restored" in agent.log(), agent.log)
         until(lambda: is_whole(host, "c1", 8080, first) and is_whole(host, "c2", 8081, second), agent.log)
-        assert "they were deleted by nft (process" in agent.log()
+        until(lambda: "they were deleted by nft (process" in agent.log(), agent.log)
         detach(host, "c1")
         detach(host, "c2")
         assert owners(host) == set()
@@ -306,8 +306,7 @@ def test_administrator_who_deletes_again_and_again_wins(host: Host) -> None:
             return "none are restored for 10 min" in agent.log()
 
         until(flush_again, agent.log)
-        assert "cni-agent --no-repair" in agent.log()
-        assert "cni-py repair" in agent.log()
+        until(lambda: "cni-agent --no-repair" in agent.log() and "cni-py repair" in agent.log(), agent.log)
         host.run(FLUSH)
         attach(host, "c2", 8081)  # an ADD restores what it finds missing: the agent is handling it
         assert agent.stop() == 0
