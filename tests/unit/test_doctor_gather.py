@@ -218,7 +218,7 @@ def test_port_of_a_program_is_found() -> None:
 
 
 def test_tables_whose_program_is_missing_are_not_taken_for_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_nft_tools", lambda: [Iptables(4, "-nft")])
+    monkeypatch.setattr(reading, "_nft_tools", lambda _: [Iptables(4, "-nft")])
     monkeypatch.setattr(Iptables, "find", lambda *_: None)
     with pytest.raises(NotAvailable, match='"iptables-nft-save" is not installed'):
         reading.read()
