@@ -146,9 +146,9 @@ def run_case(runner: ModuleType, given: "dict[str, Any]") -> "Any":
 def run_replay(runner: ModuleType, given: "dict[str, Any]") -> list[str]:
     """Replay the case's journals in a host as support/namespaces.py makes one."""
     from support import replay
-    from support.namespaces import DIRECTORIES_AND_NETWORK, FSTAB
+    from support.process_one import make_directories_and_network
 
-    runner.run(DIRECTORIES_AND_NETWORK.replace("$0", FSTAB))
+    make_directories_and_network()
     return replay.replay(given["case"], given["events"], runner.run, given["bin_dir"])
 
 
