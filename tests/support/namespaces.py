@@ -388,19 +388,24 @@ class Host:
 
     def _read_network(self, sandbox: Sandbox | str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
         """Read all of it. Returns: links and IPv6 routes as the kernel has them, and the comparable values."""
-        text, _, sysctls = self.run(READ_NETWORK, sandbox).partition("\n==\n")
-        lines = [line for line in text.splitlines() if line]
-        names = ["addresses", "routes4", "rules4", "routes6", "rules6", "ports", "vlans", "nft"]
+        name = "" if sandbox is None else Path(str(sandbox)).name
+        status, seen, err = self._ask([f"{name}\nlook"], "", "look")
+        assert status == 0, err
+        tables, *sysctls = seen.splitlines()
+        script = READ_NETWORK + ("nft -j list ruleset" if tables != "no tables" else """echo '{"nftables": []}'""")
+        lines = [line for line in self.run(script, sandbox).splitlines() if line]
+        names = ["addresses", "routes", "rules4", "rules6", "ports", "vlans", "nft"]
         values = {name: decode_json(line) for name, line in zip(names, lines, strict=True)}
         values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
         for link in values["addresses"]:
             link["addr_info"] = [item for item in link["addr_info"] if not _is_link_local(item.get("local", ""))]
         for rules in ("rules4", "rules6"):
             values[rules] = [rule for rule in values[rules] if "l3mdev" not in rule]
-        values["routes6"] = [route for route in values["routes6"] if not _is_link_local(route["dst"])]
+        values["routes4"] = [route for route in values["routes"] if "pref" not in route]
+        routes6 = [route for route in values.pop("routes") if "pref" in route]  # every IPv6 route has one
+        values["routes6"] = [route for route in routes6 if not _is_link_local(route["dst"])]
         shown = {name: _without_noise(value) for name, value in values.items()}
-        values_of_sysctls = [text.strip().replace(" <==\n", " = ") for text in sysctls.split("==> ")]
-        shown["sysctls"] = [text for text in values_of_sysctls if text and "/stable_secret" not in text]
+        shown["sysctls"] = sysctls
         return values["addresses"], values["routes6"], shown
 
 
@@ -438,25 +443,26 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
         return data
 
 
-# several objects are read by one program, since the start of each takes longer than what it does; grep would take twice as long as head
-READ_NETWORK = """
-ip -j -d addr show
-echo
-for family in -4 -6; do
-    ip -j $family -batch - <<END
+# several objects are read by one program, since the start of each takes longer than what it does; "all" tables are those of both families
+READ_NETWORK = r"""
+seen=$(
+    ip -j -d -batch - <<END
+addr show
 route show table all
 rule
 END
-done
-bridge -j -batch - <<END
+)
+echo "$seen"
+ip -j -6 rule
+case $seen in
+*_kind\":\"bridge\"*)
+    bridge -j -batch - <<END
 link
 vlan
 END
-nft -j list ruleset
-echo
-echo ==
-cd /proc/sys/net
-head -c 99 ipv4/ip_forward ipv4/conf/*/* ipv6/conf/*/* 2>/dev/null || true
+    ;;
+*) printf '[]\n[]\n' ;;
+esac
 """
 NOISE = {
     "ifindex", "link_index", "handle", "packets", "bytes", "valid_life_time", "preferred_life_time", "tentative", "gc_timer",
@@ -475,9 +481,9 @@ def _is_settled(links: list[dict[str, Any]], routes6: list[dict[str, Any]]) -> b
     for link in links:
         if "UP" not in link["flags"] or link.get("linkinfo", {}).get("info_kind") not in ("veth", "bridge"):
             continue
+        if link["linkinfo"]["info_kind"] == "veth" and ("NO-CARRIER" in link["flags"]) == ("LOWER_UP" in link["flags"]):
+            return False
         if "NO-CARRIER" in link["flags"]:
-            if link["linkinfo"]["info_kind"] == "veth" and "LOWER_UP" in link["flags"]:
-                return False
             continue
         addresses = [item for item in link["addr_info"] if item["family"] == "inet6" and not item.get("tentative")]
         if any(item["local"] not in local for item in addresses):

@@ -11,6 +11,7 @@ a network namespace of /run/netns, or empty; what follows, NUL between its parts
 
     run       variables of the environment (their number comes first), program, arguments
     netns     nothing: the namespace is made, as ``ip netns add`` makes it
+    look      nothing: ``no tables`` or ``tables`` of nftables, and the sysctls that plugins set, are printed
 
 The standard library alone: the start of unshare, sh, mkdir, mount, ip and cat took six times as long as namespaces take.
 """
@@ -27,8 +28,16 @@ import socket
 import struct
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x8000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 2, 4, 8, 0x1000, 0x4000, 0x40000, 0x100000
+NETLINK_NETFILTER, NFT_MSG_GETTABLE, NLM_F_DUMP_REQUEST, NLMSG_DONE = 12, 0xA01, 0x301, 3
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 OWN_DIRECTORIES = ("/run", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni")
@@ -104,11 +113,8 @@ def be_process_one(control: socket.socket) -> None:
     """The fork: make the host, and serve it to its end."""
     try:
         pid = os.readlink("/proc/self")  # as seen from outside
-        checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
         checked(libc.prctl(PR_SET_NAME, b"init"))
-        unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC)
-        mount("none", "/", "", MS_REC | MS_PRIVATE)
-        mount("proc", "/proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV)
+        enter_new_namespaces()
         make_directories_and_network()
         os.chdir("/")
     except OSError as error:
@@ -116,6 +122,14 @@ def be_process_one(control: socket.socket) -> None:
         return
     control.send(b"ready " + pid.encode())
     serve(control)
+
+
+def enter_new_namespaces() -> None:
+    """As unshare(1) does, of a child that is process 1 already; it ends with its parent."""
+    checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+    unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC)
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV)
 
 
 def make_directories_and_network() -> None:
@@ -188,6 +202,9 @@ def answer(request: bytes, fds: list[int], running: dict[int, int]) -> None:
         if kind == b"netns":
             add_netns(f"/run/netns/{os.fsdecode(netns)}")
             finish(fds[3], 0)
+        elif kind == b"look":
+            os.write(fds[1], inside(os.fsdecode(netns), look).encode())
+            finish(fds[3], 0)
         else:
             running[spawn(os.fsdecode(netns), words, fds)] = fds[3]
     except OSError as error:
@@ -204,11 +221,16 @@ def spawn(netns: str, words: list[bytes], fds: list[int]) -> int:
     environ = dict(variable.split(b"=", 1) for variable in words[1 : count + 1])
     argv = words[count + 1 :]
     streams = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds[:3])]
+    return inside(netns, lambda: os.posix_spawnp(argv[0], argv, environ, file_actions=streams, setsigdef=IGNORED))
+
+
+def inside(netns: str, function: "Callable[[], T]") -> "T":
+    """Call the function in a network namespace; "": the host's."""
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if netns:
             enter(f"/run/netns/{netns}", CLONE_NEWNET)
-        return os.posix_spawnp(argv[0], argv, environ, file_actions=streams, setsigdef=IGNORED)
+        return function()
     finally:
         checked(libc.setns(own, CLONE_NEWNET))
         os.close(own)
@@ -225,13 +247,46 @@ def add_netns(path: str) -> None:
         mount(directory, directory, "none", MS_BIND | MS_REC)
         mount("", directory, "none", MS_SHARED | MS_REC)
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+
+    def make() -> None:
         unshare(CLONE_NEWNET)
         mount("/proc/self/ns/net", path, "none", MS_BIND)
+
+    inside("", make)
+
+
+def look() -> str:
+    """What the network namespace has that takes a program longer to read."""
+    found = ["tables" if has_tables() else "no tables", *sysctl("/proc/sys/net/ipv4", "ip_forward")]
+    for directory in ("/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"):
+        for name in sorted(os.listdir(directory)):
+            for key in sorted(os.listdir(f"{directory}/{name}")):
+                found += sysctl(f"{directory}/{name}", key)
+    return "\n".join(found)
+
+
+def sysctl(directory: str, key: str) -> list[str]:
+    """The line of one; of those that cannot be read, or that the kernel chooses at random, there is none."""
+    if key == "stable_secret":
+        return []
+    try:
+        fd = os.open(f"{directory}/{key}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return [f"{directory}/{key} = {os.read(fd, 99).decode().strip()}"]
+    except OSError:
+        return []
     finally:
-        checked(libc.setns(own, CLONE_NEWNET))
-        os.close(own)
+        os.close(fd)
+
+
+def has_tables() -> bool:
+    """Return whether nftables has a table, or says neither: then nft will say why."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
+        kernel.send(struct.pack("=IHHIIBBH", 20, NFT_MSG_GETTABLE, NLM_F_DUMP_REQUEST, 1, 0, 0, 0, 0))
+        (kind,) = struct.unpack_from("=H", kernel.recv(1 << 16), 4)
+    return bool(kind != NLMSG_DONE)
 
 
 if __name__ == "__main__":
