@@ -30,7 +30,7 @@ Change = tuple[bytes, int, int]
 """Message, kind, flags."""
 
 _idle: list[Netlink] = []
-posix.register_at_fork(after_in_child=_idle.clear)  # two processes would read each other's answers
+posix.register_at_fork(after_in_child=_idle.clear)  # two processes would read each other's replies
 
 
 def get(kind: int, question: bytes) -> bytes:

@@ -23,7 +23,7 @@ def by_library() -> bool:
 
 
 def seen_by_child() -> list[tuple[bool, int]]:
-    """For each way to ask: the parent's answer, and the exit status of a child in a new namespace, 1 if it sees the table."""
+    """Return for each way to ask what the parent sees, and a child in a new namespace: its exit status, 1 if it sees the table."""
     with libnftables.borrowed() as nft:
         nft.run(f"add table {TABLE}")
     return [(sees(), _status_of_child(sees)) for sees in (by_netlink, by_library)]
