@@ -73,7 +73,7 @@ def enter(path: str, flags: int) -> None:
 
 
 def main() -> None:
-    for number in IGNORED:  # of the terminal's Ctrl-C the tests are told, and end the hosts
+    for number in IGNORED:  # Ctrl-C at the terminal is for the tests, which end the hosts
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     gc.freeze()
@@ -125,7 +125,7 @@ def be_process_one(control: socket.socket) -> None:
 
 
 def enter_new_namespaces() -> None:
-    """As unshare(1) does, of a child that is process 1 already; it ends with its parent."""
+    """Leave the machine's network, mounts and System V objects, as unshare(1) does; end with the parent."""
     checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
     unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
@@ -133,7 +133,7 @@ def enter_new_namespaces() -> None:
 
 
 def make_directories_and_network() -> None:
-    """What plugins write to is empty; of the network there is ``lo``, and nothing is forwarded."""
+    """Mount empty directories where plugins write to, set ``lo`` up, and forward nothing."""
     for directory in OWN_DIRECTORIES:
         os.makedirs(directory, exist_ok=True)
     mount("host", "/sys", "sysfs")
@@ -256,7 +256,7 @@ def add_netns(path: str) -> None:
 
 
 def look() -> str:
-    """What the network namespace has that takes a program longer to read."""
+    """Return what a program would take longer to read of this network namespace."""
     found = ["tables" if has_tables() else "no tables", *sysctl("/proc/sys/net/ipv4", "ip_forward")]
     for directory in ("/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"):
         for name in sorted(os.listdir(directory)):
