@@ -260,7 +260,11 @@ def look() -> str:
     found = ["tables" if has_tables() else "no tables", *sysctl("/proc/sys/net/ipv4", "ip_forward")]
     for directory in ("/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"):
         for name in sorted(os.listdir(directory)):
-            for key in sorted(os.listdir(f"{directory}/{name}")):
+            try:
+                keys = sorted(os.listdir(f"{directory}/{name}"))
+            except FileNotFoundError:  # another process has deleted the interface
+                continue
+            for key in keys:
                 found += sysctl(f"{directory}/{name}", key)
     return "\n".join(found)
 
