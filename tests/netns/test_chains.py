@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.chained import CLOSED, LIMITS, difference, extras
+from support.chained import CLOSED, LIMITS, difference, whole_state
 from support.mains import UPLINK, parameters
 from support.namespaces import PATH, Host, Sandbox
 from support.pods import HOST4, NO_DAD, PORT, WORLD, datagram, link, transfer, world
@@ -58,9 +58,7 @@ class Runtime:
 
     def state(self, *pods: Sandbox) -> dict[str, Any]:
         """Everything that a chain could have changed, on the host and in these pods."""
-        return (
-            self.host.snapshot(*pods) | extras(self.host, None) | {pod.path + " more": extras(self.host, pod) for pod in pods}
-        )
+        return whole_state(self.host, *pods)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from support import kills
-from support.namespaces import Host, Stuck
+from support.namespaces import Host
+from support.waiting import Stuck
 
 SECONDS = 2.0
 FEWEST = 6  # as long as it takes, on a machine that has a lot else to do

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support.namespaces import Host, Stuck, wait_for_end, what_it_does
-from support.waiting import until
+from support.namespaces import Host, wait_for_end, what_it_does
+from support.waiting import Stuck, until
 
 
 def interfaces() -> list[str]:

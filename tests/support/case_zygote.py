@@ -12,15 +12,19 @@ JSON on its standard input; it prints the answer as JSON.
 Plugins are executed as the runner does, unless there is an agent: then the client is a fork.
 """
 
-import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+from support import process_one
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,28 +33,25 @@ if TYPE_CHECKING:
     from cni_py.spec.call import Call
 
 MAIN = "\nfrom cni_py.agent.main import main\n"
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x8000000, 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
-PR_SET_PDEATHSIG = 1
+MAIN_ROUTES = "-{} route show table main"
+ADD_NETNS = re.compile(r"ip netns add (\w+)")
 CALL_SECONDS = 60
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
     control, launcher, runner = socket.socket(fileno=int(sys.argv[1])), sys.argv[2], sys.argv[3]
     with open(launcher) as file:
         exec(file.read().partition(MAIN)[0], {"__file__": launcher})
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
     from cni_py import client
     from cni_py.agent import main as agent
     from cni_py.agent.warm_up import load_modules
-    from support import namespaces, replay, zygote
+    from support import replay, zygote
 
     load_modules()
-    assert {agent, client, namespaces, replay}  # the forks have them
+    assert {agent, client, replay}  # the forks have them
     module = load_runner(runner)
     read_at_once(module)
+    make_at_once(module)
     zygote.serve(control, lambda _: new_processes(), lambda request, fds: answer(module, request, fds))
 
 
@@ -65,21 +66,38 @@ def load_runner(path: str) -> ModuleType:
 
 
 def read_at_once(runner: ModuleType) -> None:
-    """Let the runner read addresses and IPv4 routes of a namespace by one program: it reads all of both after each call."""
+    """Let the runner read addresses and routes of a namespace by one program: it reads all of them after each call."""
     read = runner.ip_json
-    ahead: dict[int | None, Any] = {}
+    ahead: dict[tuple[str, int | None], Any] = {}
 
     def ip_json(args: str, ns: "int | None" = None, program: str = "ip") -> "Any":
         if args == "addr show":
             argv = [program, *(["-n", f"c{ns}"] if ns else []), "-j", "-d", "-batch", "-"]
-            lines = "addr show\nroute show table main\n"
+            lines = "addr show\nroute show table all\n"  # of both families: -6 is for a whole batch
             done = subprocess.run(argv, input=lines, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-            addresses, _, routes = done.stdout.partition("\n")
-            ahead[ns] = json.loads(routes) if routes.strip() else []
+            addresses, _, text = done.stdout.partition("\n")
+            routes = [route for route in json.loads(text or "[]") if route["table"] == "main"]
+            ahead[MAIN_ROUTES.format(4), ns] = [route for route in routes if "pref" not in route]
+            ahead[MAIN_ROUTES.format(6), ns] = [route for route in routes if "pref" in route]  # every IPv6 route has one
             return json.loads(addresses) if addresses.strip() else []
-        return ahead.pop(ns) if args == "-4 route show table main" else read(args, ns, program)
+        return ahead.pop((args, ns)) if (args, ns) in ahead else read(args, ns, program)
 
     runner.__dict__["ip_json"] = ip_json
+
+
+def make_at_once(runner: ModuleType) -> None:
+    """Let the runner make directories and mounts of a host, and its containers' namespaces, without programs: eight for a case."""
+    run = runner.run
+    assert '"mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run; ' in Path(runner.__file__ or "").read_text()
+
+    def run_or_make(script: str, ns: "int | None" = None, check: bool = True) -> "Any":
+        if script.startswith("mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run; "):
+            return process_one.make_directories_and_network()
+        if ns is None and (named := ADD_NETNS.fullmatch(script)):
+            return process_one.add_netns(f"/run/netns/{named[1]}")
+        return run(script, ns, check)
+
+    runner.__dict__["run"] = run_or_make
 
 
 # --- namespaces -------------------------------------------------------------------------------------------------------
@@ -87,20 +105,7 @@ def read_at_once(runner: ModuleType) -> None:
 
 def new_processes() -> None:
     """Make a process namespace, which only the next child enters."""
-    unshare(CLONE_NEWPID)
-
-
-def unshare(flags: int) -> None:
-    checked(libc.unshare(flags))
-
-
-def mount(source: str, target: str, kind: str, flags: int = 0) -> None:
-    checked(libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None))
-
-
-def checked(status: int) -> None:
-    if status:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    process_one.unshare(process_one.CLONE_NEWPID)
 
 
 # --- the fork ---------------------------------------------------------------------------------------------------------
@@ -113,10 +118,7 @@ def answer(runner: ModuleType, request: bytes, fds: list[int]) -> None:
     use_as_streams(fds)
     status = 1
     try:
-        checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
-        unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC)
-        mount("none", "/", "", MS_REC | MS_PRIVATE)
-        mount("proc", "/proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV)
+        process_one.enter_new_namespaces()
         given = json.load(sys.stdin)
         print(json.dumps({"case": run_case, "replay": run_replay}[request.decode()](runner, given)))
         status = 0
@@ -146,9 +148,8 @@ def run_case(runner: ModuleType, given: "dict[str, Any]") -> "Any":
 def run_replay(runner: ModuleType, given: "dict[str, Any]") -> list[str]:
     """Replay the case's journals in a host as support/namespaces.py makes one."""
     from support import replay
-    from support.namespaces import DIRECTORIES_AND_NETWORK, FSTAB
 
-    runner.run(DIRECTORIES_AND_NETWORK.replace("$0", FSTAB))
+    process_one.make_directories_and_network()
     return replay.replay(given["case"], given["events"], runner.run, given["bin_dir"])
 
 

@@ -5,6 +5,7 @@ A test of all chains is parametrized over `CHAINS`; a new meta plugin is a row.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,21 +116,28 @@ class Pods:
 
     def state(self, *pods: Sandbox) -> dict[str, Any]:
         """Everything that the plugins could have changed."""
-        return (
-            self.host.snapshot(*pods) | extras(self.host, None) | {pod.path + " more": extras(self.host, pod) for pod in pods}
-        )
+        return whole_state(self.host, *pods)
 
 
-def extras(host: Host, pod: Sandbox | None) -> dict[str, Any]:
-    """State that `Host.snapshot` does not show: queueing disciplines and filters, iptables, records, saved values."""
-    script = (
-        "for name in $(ls /sys/class/net); do echo $name; tc qdisc show dev $name; tc filter show dev $name ingress; done;"
-        "iptables -S; iptables -t nat -S; ip6tables -S"
-    )
-    lines = [line for line in host.run(script, pod).splitlines() if "noqueue" not in line and not line.startswith("# Warning")]
-    files = host.files("/run/cni-py", "/run/cni") if pod is None else {}
+def whole_state(host: Host, *pods: Sandbox) -> dict[str, Any]:
+    """A snapshot, and what that does not show: queueing disciplines and filters, iptables, records, saved values."""
+    seen = host.snapshot(*pods)
+    more = {f"{pod} more": extras(host, pod, seen[str(pod)]) for pod in pods}
+    files = host.files("/run/cni-py", "/run/cni")
     kept = {name: text for name, text in files.items() if "/journal/" not in name and not name.endswith(("boot-id", ".lock"))}
-    return {"shown": lines, "records": kept}
+    return seen | more | {"shown": extras(host, None, seen["host"]), "records": kept}
+
+
+def extras(host: Host, pod: Sandbox | None, network: dict[str, Any]) -> list[str]:
+    """Lines on queueing disciplines, filters and iptables."""
+    names = [link["ifname"] for link in network["addresses"]]
+    asked = [f"{kind} show dev {name}{where}" for name in names for kind, where in (("qdisc", ""), ("filter", " ingress"))]
+    shown = host.run("tc -j -batch -", pod, stdin="\n".join(asked) + "\n").splitlines()
+    lines = [f"{question}: {line}" for question, line in zip(asked, shown, strict=True) if '"kind":"noqueue"' not in line]
+    if network["nft"]:  # where nft has no table, iptables has no rule
+        saved = host.run("iptables-save; ip6tables-save", pod).splitlines()
+        lines += [re.sub(r" \[\d+:\d+\]$", "", line) for line in saved if not line.startswith("#")]
+    return lines
 
 
 def difference(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:

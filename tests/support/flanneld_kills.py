@@ -30,7 +30,8 @@ from typing import Any, Protocol
 import pytest
 
 from support import kills
-from support.namespaces import PATH, Stuck, what_it_does
+from support.namespaces import PATH, what_it_does
+from support.waiting import Stuck
 
 needs_tracer = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="the tracer knows the system calls of x86_64 and aarch64"

@@ -32,7 +32,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from support.namespaces import PATH, Stuck, what_it_does
+from support.namespaces import PATH, what_it_does
+from support.waiting import Stuck
 
 LIMIT_SECONDS = 50.0
 """Time limit of a program, killed or not: one that is stopped would be waited for without end."""

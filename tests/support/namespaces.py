@@ -5,11 +5,11 @@
         rc, result = host.call("bridge", "ADD", CONF, sandbox=pod)
         assert host.run("ip -br addr show eth0", pod).split()[2] == "10.1.0.2/24"
 
-How it works. `unshare` starts a shell as process 1 of new namespaces; it mounts what plugins write to
-(/run, /var/lib/cni, /var/lib/cni-py, /etc/cni) as empty tmpfs's and then waits on a pipe. Commands enter its namespaces with
-nsenter(1), a Python function with setns(2) in a forked child (`host.do`): it stays, so nothing has to lead back. When the pipe closes,
-by close() or because the test run died, process 1 ends, and the kernel removes everything that was in there:
-processes, interfaces, rules, mounts. Nothing is cleaned up by name, and the machine's own network is never touched.
+How it works. Process 1 of new namespaces is a fork of one process for all hosts (support/process_one.py). It mounts what plugins
+write to (/run, /var/lib/cni, /var/lib/cni-py, /etc/cni) as empty tmpfs's, and starts the commands of `host.run`. Other
+commands enter its namespaces with nsenter(1), a Python function with setns(2) in a forked child (`host.do`): it stays, so nothing has
+to lead back. When its socket closes, by close() or because the test run died, process 1 ends, and the kernel removes everything
+that was in there: processes, interfaces, rules, mounts. Nothing is cleaned up by name, and the machine's own network is never touched.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import json
 import os
 import pickle
 import re
+import select
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,46 +32,24 @@ from typing import Any, TypeVar
 
 from cni_py.kernel.netns import setns
 from cni_py.lab.programs import tool
-from support.waiting import LOOK_SECONDS, PATIENCE
+from support import forks
+from support.forks import COMMAND_SECONDS
+from support.waiting import LOOK_SECONDS, PATIENCE, Stuck
 
 T = TypeVar("T")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 CLOSE_SECONDS = 60.0
-COMMAND_SECONDS = 120.0 * PATIENCE
+PROCESS_ONE = Path(__file__).with_name("process_one.py")
 SETTLE_SECONDS = 1.0 * PATIENCE
-OWN_DIRECTORIES = ("/run", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni")
 CLONE_NEWPID = 0x20000000
 GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
-FSTAB = str(Path(__file__).with_name("host.fstab"))
-"""Mounts of a host, made by one process: five would take a third of the time that a host takes."""
-
 DIRECT = re.compile(r"(ip|bridge|nft|tc|cat) [\w ./:@,+-]*")
 """A script that is one program and plain words: it is executed without a shell."""
 OWN_MOUNTS = re.compile(r"(?<!/proc)/sys/|mount")
 """Occurs in a script that needs a sandbox's own /sys, which ip-netns(8) mounts; for others this would take half of their time."""
-DIRECTORIES_AND_NETWORK = """
-mkdir -p /var/lib/cni /var/lib/cni-py /etc/cni
-mount --all --fstab "$0"
-mount --make-rshared /run
-mkdir /run/netns /run/lock /run/flannel
-ip link set lo up
-echo 0 >/proc/sys/net/ipv4/ip_forward
-echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
-"""
-# process 1 ends with its standard input, and reaps what is left to it: dash cannot ignore SIGCHLD, and ends a `read` by it
-SETUP = f"""{DIRECTORIES_AND_NETWORK}
-exec 3<&0
-cat <&3 >/dev/null &
-echo ready
-wait $!
-"""
-
-
-class Stuck(AssertionError):
-    """A process has not ended in the time it may take: it hangs, or it is stopped."""
 
 
 def what_it_does(pid: int) -> str:
@@ -133,35 +114,18 @@ class Host:
 
     def __init__(self, bin_dir: str | Path = "") -> None:
         self.bin_dir = str(bin_dir)
-        self._unshare = subprocess.Popen(
-            [
-                tool("unshare"),
-                "--net",
-                "--mount",
-                "--pid",
-                "--ipc",
-                "--fork",
-                "--kill-child=KILL",
-                "--mount-proc",
-                "sh",
-                "-ec",
-                SETUP,
-                FSTAB,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self._unshare.stdout is not None
-        if self._unshare.stdout.readline() != "ready\n":
-            words = self._unshare.communicate()[1]
-            raise RuntimeError(f"no namespaces can be made here: {words.strip()}")
-        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
-        self.pid = int(children[0])
+        maker = forks.zygote("hosts", [sys.executable, "-IS", str(PROCESS_ONE), "{}"], {"PATH": PATH, "LC_ALL": "C.UTF-8"})
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ended, ended = os.pipe()
+        with theirs:
+            socket.send_fds(maker, [b"host"], [theirs.fileno(), ended])
+        os.close(ended)
+        word, _, rest = self._control.recv(4096).decode().partition(" ")
+        if word != "ready":
+            self.close()
+            raise RuntimeError(f"no namespaces can be made here: {word} {rest}")
+        self.pid = int(rest)
         """Process 1 of the host, as seen from outside: /proc/PID/ns/… are its namespaces."""
-        shared = [path for path in OWN_DIRECTORIES if os.stat(path).st_dev == self.path(path).stat().st_dev]
-        assert not shared, f"not mounted: {shared}"  # mount(8) passes over what is mounted already, under the same name
 
     def __enter__(self) -> Host:
         return self
@@ -171,11 +135,15 @@ class Host:
 
     def close(self) -> None:
         """End everything in the host. Twice is fine."""
-        try:
-            self._unshare.communicate(timeout=CLOSE_SECONDS)  # closes its standard input, and waits
-        except subprocess.TimeoutExpired:  # a child of a test that was given up holds it open
-            self._unshare.kill()
-            self._unshare.communicate()
+        if self._ended < 0:
+            return
+        self._control.shutdown(socket.SHUT_RDWR)  # a child of a test that was given up may hold it open
+        self._control.close()
+        if not select.select([self._ended], [], [], CLOSE_SECONDS)[0]:
+            os.kill(self.pid, signal.SIGKILL)
+            select.select([self._ended], [], [])
+        os.close(self._ended)
+        self._ended = -1
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -193,13 +161,21 @@ class Host:
         Raises: AssertionError, with its words, if it fails; `check=False`: never.
         """
         argv = script.split() if DIRECT.fullmatch(script) else ["sh", "-ec", script]
-        if sandbox is None or OWN_MOUNTS.search(script):
-            command = self.command(*argv, sandbox=sandbox)
+        if sandbox is not None and OWN_MOUNTS.search(script):
+            done = _execute(self.command(*argv, sandbox=sandbox), stdin=stdin)
+            status, out, err = done.returncode, done.stdout, done.stderr
         else:
-            command = [*self._enter(f"--net={self.path('/run/netns')}/{Path(str(sandbox)).name}"), *argv]
-        done = _execute(command, stdin=stdin)
-        assert not check or done.returncode == 0, f"{script!r} failed with {done.returncode}:\n{done.stdout}{done.stderr}"
-        return done.stdout
+            name = "" if sandbox is None else Path(str(sandbox)).name
+            words = [name + "\nrun", "2", f"PATH={PATH}", "LC_ALL=C.UTF-8", *argv]
+            status, out, err = self._ask(words, "" if stdin is None else stdin, script)
+        assert not check or status == 0, f"{script!r} failed with {status}:\n{out}{err}"
+        return out
+
+    def _ask(self, words: list[str], stdin: str, name: str) -> tuple[int, str, str]:
+        """Have process 1 do something: exit status, standard output and error."""
+        request = b"\0".join(os.fsencode(word) for word in words)
+        status, out, err = forks.ask(self._control, request, stdin.encode(), name)
+        return status, out.decode(), err.decode(errors="replace")
 
     def execute(
         self,
@@ -288,7 +264,8 @@ class Host:
 
     def netns(self, name: str) -> Sandbox:
         """Make a container's network namespace, /run/netns/NAME."""
-        self.run(f"ip netns add {name}")
+        status, _, err = self._ask([f"{name}\nnetns"], "", f"ip netns add {name}")
+        assert status == 0, f"network namespace {name}: {err}"
         return Sandbox(name)
 
     def delete_netns(self, sandbox: Sandbox) -> None:
@@ -411,19 +388,24 @@ class Host:
 
     def _read_network(self, sandbox: Sandbox | str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
         """Read all of it. Returns: links and IPv6 routes as the kernel has them, and the comparable values."""
-        text, _, sysctls = self.run(READ_NETWORK, sandbox).partition("\n==\n")
-        lines = [line for line in text.splitlines() if line]
-        names = ["addresses", "routes4", "rules4", "routes6", "rules6", "ports", "vlans", "nft"]
+        name = "" if sandbox is None else Path(str(sandbox)).name
+        status, seen, err = self._ask([f"{name}\nlook"], "", "look")
+        assert status == 0, err
+        tables, *sysctls = seen.splitlines()
+        script = READ_NETWORK + ("nft -j list ruleset" if tables != "no tables" else """echo '{"nftables": []}'""")
+        lines = [line for line in self.run(script, sandbox).splitlines() if line]
+        names = ["addresses", "routes", "rules4", "rules6", "ports", "vlans", "nft"]
         values = {name: decode_json(line) for name, line in zip(names, lines, strict=True)}
         values["nft"] = [item for item in values["nft"]["nftables"] if "metainfo" not in item]
         for link in values["addresses"]:
             link["addr_info"] = [item for item in link["addr_info"] if not _is_link_local(item.get("local", ""))]
         for rules in ("rules4", "rules6"):
             values[rules] = [rule for rule in values[rules] if "l3mdev" not in rule]
-        values["routes6"] = [route for route in values["routes6"] if not _is_link_local(route["dst"])]
+        values["routes4"] = [route for route in values["routes"] if "pref" not in route]
+        routes6 = [route for route in values.pop("routes") if "pref" in route]  # every IPv6 route has one
+        values["routes6"] = [route for route in routes6 if not _is_link_local(route["dst"])]
         shown = {name: _without_noise(value) for name, value in values.items()}
-        values_of_sysctls = [text.strip().replace(" <==\n", " = ") for text in sysctls.split("==> ")]
-        shown["sysctls"] = [text for text in values_of_sysctls if text and "/stable_secret" not in text]
+        shown["sysctls"] = sysctls
         return values["addresses"], values["routes6"], shown
 
 
@@ -461,25 +443,26 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
         return data
 
 
-# several objects are read by one program, since the start of each takes longer than what it does; grep would take twice as long as head
-READ_NETWORK = """
-ip -j -d addr show
-echo
-for family in -4 -6; do
-    ip -j $family -batch - <<END
+# several objects are read by one program, since the start of each takes longer than what it does; "all" tables are those of both families
+READ_NETWORK = r"""
+seen=$(
+    ip -j -d -batch - <<END
+addr show
 route show table all
 rule
 END
-done
-bridge -j -batch - <<END
+)
+echo "$seen"
+ip -j -6 rule
+case $seen in
+*_kind\":\"bridge\"*)
+    bridge -j -batch - <<END
 link
 vlan
 END
-nft -j list ruleset
-echo
-echo ==
-cd /proc/sys/net
-head -c 99 ipv4/ip_forward ipv4/conf/*/* ipv6/conf/*/* 2>/dev/null || true
+    ;;
+*) printf '[]\n[]\n' ;;
+esac
 """
 NOISE = {
     "ifindex", "link_index", "handle", "packets", "bytes", "valid_life_time", "preferred_life_time", "tentative", "gc_timer",
@@ -498,9 +481,9 @@ def _is_settled(links: list[dict[str, Any]], routes6: list[dict[str, Any]]) -> b
     for link in links:
         if "UP" not in link["flags"] or link.get("linkinfo", {}).get("info_kind") not in ("veth", "bridge"):
             continue
+        if link["linkinfo"]["info_kind"] == "veth" and ("NO-CARRIER" in link["flags"]) == ("LOWER_UP" in link["flags"]):
+            return False
         if "NO-CARRIER" in link["flags"]:
-            if link["linkinfo"]["info_kind"] == "veth" and "LOWER_UP" in link["flags"]:
-                return False
             continue
         addresses = [item for item in link["addr_info"] if item["family"] == "inet6" and not item.get("tentative")]
         if any(item["local"] not in local for item in addresses):

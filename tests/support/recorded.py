@@ -19,7 +19,8 @@ from cni_py.explain import calls, steps
 from cni_py.explain.shapes import OTHER
 from cni_py.explain.steps import Step
 from cni_py.plugin_table import PLUGINS
-from support import case_zygote, warm
+from support import case_zygote, forks, warm
+from support.namespaces import PATH
 from support.replay import more_directories, reaches_the_agent
 
 INTEGRATION = Path(__file__).resolve().parents[2] / "integration"
@@ -102,9 +103,10 @@ def ask_zygote(kind: str, given: dict[str, Any], bin_dir: Path) -> Any:
     """Have a fork answer that has loaded runner and agent. Raises: AssertionError with its words, if it could not."""
     launcher = bin_dir.resolve().parents[1] / "bin" / "cni-agent"
     program = Path(case_zygote.__file__)
-    control = warm.zygote(launcher, program, [str(RUNNER)], LC_ALL="C.UTF-8")
+    env = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
+    control = forks.zygote(str(launcher), warm.launched(launcher, program, [str(RUNNER)]), env)
     request = json.dumps({"bin_dir": os.path.abspath(bin_dir), **given}).encode()
-    status, out, err = warm.ask(control, kind.encode(), request, given["case"].get("name", kind))
+    status, out, err = forks.ask(control, kind.encode(), request, given["case"].get("name", kind))
     assert status == 0, (out + err)[-600:].decode(errors="replace")
     return json.loads(out)
 

@@ -13,6 +13,10 @@ SECONDS = 60.0 * PATIENCE
 LOOK_SECONDS = 0.02
 
 
+class Stuck(AssertionError):
+    """A process has not ended in the time it may take: it hangs, or it is stopped."""
+
+
 def until(condition: Callable[[], object], what: str | Callable[[], str] = "", seconds: float = SECONDS) -> float:
     """Wait until it is true. Returns: how long that took. Raises: AssertionError, with ``what`` as it is then."""
     began = time.monotonic()

@@ -29,9 +29,11 @@ def main() -> None:
     control, launcher = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     with open(launcher) as file:
         exec(file.read().partition(CALL)[0], {"__file__": launcher})
+    from cni_py import client, engine, protocol
     from cni_py.agent.warm_up import load_modules
 
     load_modules()
+    assert {client, engine, protocol}  # the forks have them
     serve(control, _enter_processes, _become)
 
 
