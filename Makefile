@@ -10,7 +10,7 @@ ARCH ?=
 # arguments for pytest: make test TESTS="tests/unit -k ranges"
 TESTS ?=
 # processes for pytest: tests wait more than they compute, so more than there are cores; a selection starts none
-WORKERS ?= $(if $(TESTS),0,5)
+WORKERS ?= $(if $(TESTS),0,8)
 # arguments of integration/kernel/run.py: make test-kernel KERNEL="uml integration/kernel/test_bridge_vlan.py"
 KERNEL ?=
 BENCH ?=
