@@ -266,6 +266,6 @@ class Lease:
         public_ipv6 = None if 6 in versions else its.public_ipv6
         return replace(self, attributes=replace(its, public_ip=public_ip, public_ipv6=public_ipv6))
 
-    def is_live(self) -> bool:
-        """Return whether it has not ended by its time."""
-        return self.expires is None or self.expires > time()
+    def is_live(self, now: float | None = None) -> bool:
+        """Return whether it has not ended by its time. ``now``: seconds since the epoch; without it, by the clock."""
+        return self.expires is None or self.expires > (time() if now is None else now)

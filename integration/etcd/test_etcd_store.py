@@ -72,6 +72,11 @@ def node(number: int, mac: str = "a6:3a:2f:6a:cd:4c") -> Attributes:
     return Attributes(IPv4Address(f"192.168.{number // 250}.{number % 250 + 1}"), None, "vxlan", {"VNI": 1, "VtepMAC": mac})
 
 
+def other_than(leased: Subnets) -> Subnets:
+    """A subnet of the network, where that of a lease was chosen by chance."""
+    return next(subnets for subnets in map(Subnets.from_key, ("10.244.77.0-24", "10.244.79.0-24")) if subnets != leased)
+
+
 def open_store(*members: Server, **options: Any) -> EtcdStore:
     return EtcdStore(Etcd([server.endpoint for server in members], timeout_seconds=3, **options), PREFIX, None)
 
@@ -335,7 +340,7 @@ def test_lease_is_listed_with_its_end_and_a_reservation_without_one() -> None:
     (server,) = servers.start()
     store = open_store(server)
     leased = store.acquire(NETWORK, node(1), None).subnets
-    reserved = Subnets(IPv4Network("10.244.5.0/24"))
+    reserved = other_than(leased)
     store.reserve(reserved, IPv4Address("192.168.0.9"))
     now = time()
     ends = {lease.subnets: lease.expires for lease in store.listed()}
@@ -469,11 +474,12 @@ def test_bad_keys_are_ignored_and_drop_no_node() -> None:
     (server,) = servers.start()
     store = open_store(server)
     lease = store.acquire(NETWORK, node(1), None)
+    taken = other_than(lease.subnets)
     with logged() as log:
         with Watching(store) as follower:
             follower.until(lambda found: len(found) == 1)
             for key, value in (
-                ("10.244.77.0-24", b"{"),
+                (taken.as_key(), b"{"),
                 ("x", b"{}"),
                 ("10.244.78.0-99", b"{}"),
                 ("", b""),
@@ -487,9 +493,8 @@ def test_bad_keys_are_ignored_and_drop_no_node() -> None:
         assert all(lease.subnets in found for found in follower.sets)
         assert store.acquire(NETWORK, node(1), None).subnets == lease.subnets
     warnings = [line for line in log if line.startswith("W")]
-    assert len([line for line in warnings if '"/coreos.com/network/subnets/10.244.77.0-24"' in line]) == 2  # of two stores
+    assert len([line for line in warnings if f'"{PREFIX}/subnets/{taken.as_key()}"' in line]) == 2  # of two stores
     assert not [line for line in warnings if "Ignoring bad subnet node" not in line]
-    taken = Subnets(IPv4Network("10.244.77.0/24"))
     assert store.acquire(NETWORK, node(3), taken).subnets != taken
 
 

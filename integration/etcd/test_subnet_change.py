@@ -86,14 +86,16 @@ def test_the_same_in_the_lab(bin_dir: Path, datastore: str) -> None:
     with Lab(prefix=str(bin_dir.parent.parent), nodes=2, datastore=datastore) as lab:
         assert lab.wait_connected().is_complete
         old = lab.run("node1", ADDRESSES)
+        leased = [lab.subnets(node) for node in ("node1", "node2")]  # by chance
+        new = next(new for new in ("10.244.200", "10.244.201", "10.244.202") if f"{new}.0/24" not in leased)
         faults.break_(lab, "flanneld", "node1")
-        lab.run("node1", f"cni-py config reserve 10.244.200.0/24 192.168.123.11 -- {stores[datastore]}")
+        lab.run("node1", f"cni-py config reserve {new}.0/24 192.168.123.11 -- {stores[datastore]}")
         faults.heal(lab, "flanneld", "node1")
-        until(lambda: "10.244.200.0/24" in lab.subnets("node1"), "the node has its new subnet")
+        until(lambda: f"{new}.0/24" in lab.subnets("node1"), "the node has its new subnet")
         until(lambda: "of this node's former subnet, which pods use" in lab.log("node1"), "the log names the pods")
         assert lab.run("node1", ADDRESSES) == old
         lab.run("node1", "cni-py del cbr0 /run/netns/pod1")
         until(lambda: "inet 10.244" not in lab.run("node1", "ip -4 addr show dev cni0"), "the address goes with the last pod")
         added = json.loads(lab.run("node1", "cni-py add cbr0 /run/netns/pod1"))
-        assert added["ips"][0]["address"].startswith("10.244.200.")
-        assert "10.244.200.1/24" in lab.run("node1", "ip -4 addr show dev cni0")
+        assert added["ips"][0]["address"].startswith(f"{new}.")
+        assert f"{new}.1/24" in lab.run("node1", "ip -4 addr show dev cni0")

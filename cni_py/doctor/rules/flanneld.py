@@ -146,7 +146,7 @@ def subnet_file_contradicted(facts: Facts) -> Iterator[Finding]:
 
 def lease_ended(facts: Facts) -> Iterator[Finding]:
     known = facts.known
-    if known is not None and not known.own.is_live():
+    if known is not None and not known.own.is_live(facts.now.timestamp()):
         yield Finding(
             f"the lease of this node, {known.own.subnets}, has ended",
             (f"{known.path}: it ended {_ago(facts, known.own)}",),
