@@ -376,13 +376,14 @@ class Host:
     def _network(self, sandbox: Sandbox | str | None) -> dict[str, Any]:
         """Links, addresses, routes, rules, packet filter and the sysctls that plugins set, in one namespace.
 
-        The kernel reports a veth's carrier, and adds the local route of an IPv6 address, a moment after the change that
-        causes them; a busy machine makes the moment longer. So both are waited for.
+        The kernel reports a veth's carrier, adds the local route of an IPv6 address, and deletes the interfaces of a
+        deleted namespace a moment after the change that causes them; a busy machine makes the moment longer. So all are waited for.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             links, routes6, shown = self._read_network(sandbox)
-            if _is_settled(links, routes6) or time.monotonic() > deadline:
+            settled = _is_settled(links, routes6) and _interfaces(shown["sysctls"]) <= {link["ifname"] for link in links}
+            if settled or time.monotonic() > deadline:
                 return shown
             time.sleep(LOOK_SECONDS)
 
@@ -489,6 +490,11 @@ def _is_settled(links: list[dict[str, Any]], routes6: list[dict[str, Any]]) -> b
         if any(item["local"] not in local for item in addresses):
             return False
     return True
+
+
+def _interfaces(sysctls: list[str]) -> set[str]:
+    """The interfaces that have these sysctls. One that the kernel is deleting has them for a moment after it is no longer listed."""
+    return {line.split("/")[6] for line in sysctls if "/conf/" in line} - {"all", "default"}
 
 
 def _is_link_local(address: str) -> bool:
