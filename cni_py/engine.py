@@ -10,6 +10,7 @@ import sys
 
 from cni_py import config, dispatch, journal
 from cni_py.attachment import record
+from cni_py.attachment.lock import NetworkLock
 from cni_py.errors import CheckFailed, CniError, DecodingFailure, IncompatibleVersion, InternalError
 from cni_py.jsontext import encode
 from cni_py.plugin_table import PLUGINS
@@ -84,10 +85,10 @@ def _run(call: Call) -> bytes:
             reply = _add(call)
         elif call.verb == "DEL":
             _delete(call)
+        elif call.verb == "GC":
+            _collect_garbage(call)
         else:
             dispatch.run(call)
-            if call.verb == "GC" and PLUGINS[call.plugin].record:
-                record.forget_stale(call)
     if call.verb == "DEL":
         journal.retire(name)
     return reply
@@ -116,3 +117,11 @@ def _delete(call: Call) -> None:
     dispatch.run(call)
     if PLUGINS[call.plugin].record:
         record.forget(call)
+
+
+def _collect_garbage(call: Call) -> None:
+    """Run GC, then delete the records of the attachments that are no longer valid. Raises: CniError."""
+    with NetworkLock(call):  # else a repair restores what was deleted, from the record that is deleted last
+        dispatch.run(call)
+        if PLUGINS[call.plugin].record:
+            record.forget_stale(call)

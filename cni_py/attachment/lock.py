@@ -1,4 +1,4 @@
-"""Serialize ADD and DEL of one attachment, across every process of this host.
+"""Serialize ADD and DEL of one attachment, and GC of one network, across every process of this host.
 
 Owns: ``/run/cni-py/turns.lock``. It holds nothing: each attachment has a byte in it that is locked, so nothing stale
 is left behind, and two attachments that share a byte by chance only wait for each other. Where ``/run`` is full or
@@ -24,21 +24,19 @@ PATH = f"{RUN_DIR}/turns.lock"
 _BYTES = (1 << 61) - 1
 
 
-class AttachmentLock:
-    """``with AttachmentLock(call):`` — only one ADD or DEL of this attachment at a time.
-
-    A runtime that loses patience kills its plugin and calls DEL. The agent goes on with the ADD that it began, and the
-    DEL may reach its successor, or run in one shot: it has to find everything that the ADD makes.
+class _Lock:
+    """The byte of one name.
 
     Our plugins that a third-party plugin executes within one of our calls do not lock: that call holds the lock.
 
     Args:
+        name: "": there is nothing to lock.
         waits: False: raise BlockingIOError if another one holds the lock, or if there is no file for it.
     """
 
-    def __init__(self, call: Call, waits: bool = True) -> None:
+    def __init__(self, call: Call, name: str, waits: bool) -> None:
         self._waits = waits
-        self._name = f"{call.container_id}:{call.ifname}" if call.verb in ("ADD", "DEL") and not call.is_nested else ""
+        self._name = "" if call.is_nested else name
         self._fd = -1
         self._socket: SocketLock | None = None
 
@@ -57,7 +55,7 @@ class AttachmentLock:
         except (OSError, IOFailure) as error:
             if not self._waits:
                 self.__exit__(None, None, None)
-                raise BlockingIOError(f"the attachment {self._name} is busy") from error
+                raise BlockingIOError(f"{self._name} is busy") from error
             from cni_py.socket_lock import SocketLock
 
             self._socket = SocketLock(f"turn/{self._name}")
@@ -69,3 +67,24 @@ class AttachmentLock:
             self._fd = -1
         if self._socket is not None:
             self._socket.__exit__(kind, error, trace)
+
+
+class AttachmentLock(_Lock):
+    """``with AttachmentLock(call):`` — only one ADD or DEL of this attachment at a time.
+
+    A runtime that loses patience kills its plugin and calls DEL. The agent goes on with the ADD that it began, and the
+    DEL may reach its successor, or run in one shot: it has to find everything that the ADD makes.
+    """
+
+    def __init__(self, call: Call, waits: bool = True) -> None:
+        super().__init__(call, f"{call.container_id}:{call.ifname}" if call.verb in ("ADD", "DEL") else "", waits)
+
+
+class NetworkLock(_Lock):
+    """``with NetworkLock(call):`` — only one GC of the call's network, or repair of one of its attachments, at a time.
+
+    GC deletes an attachment's rules before the record that a repair would restore them from.
+    """
+
+    def __init__(self, call: Call, waits: bool = True) -> None:
+        super().__init__(call, f":{call.network}", waits)  # never that of an attachment: no container's id is ""

@@ -2,9 +2,9 @@
 
 How it works. ADD writes into the attachment's record what its rules need: the addresses, the MAC address, portmap's
 configuration. For a record whose sandbox still exists the rules are compared, and only what is missing is added, by the
-functions of ADD: nothing is taken from an attachment that has the address or the host port now. A DEL that comes at the
-same time finds all of it: rules are added under the attachment's lock, and only while its record exists. An attachment that
-is busy is left to the call that has its lock. Without records nothing is restored.
+functions of ADD: nothing is taken from an attachment that has the address or the host port now. A DEL or GC that comes at
+the same time finds all of it: rules are added under the locks of the attachment and of its network, and only while its record
+exists. An attachment that is busy is left to the call that has the lock. Without records nothing is restored.
 
 Run by an ADD that found the base chains missing, by GC, by the agent (agent/rules_watch.py), and by ``cni-py repair``.
 """
@@ -15,7 +15,7 @@ from ipaddress import ip_interface, ip_network
 
 from cni_py import config, files
 from cni_py.attachment import record as attachments
-from cni_py.attachment.lock import AttachmentLock
+from cni_py.attachment.lock import AttachmentLock, NetworkLock
 from cni_py.errors import CniError
 from cni_py.journal import Journal, note
 from cni_py.packetfilter import macspoof, masquerade
@@ -112,11 +112,12 @@ def _restore_of(path: str, networks: Collection[str] | None, dry_run: bool, tabl
 
 
 def _add_locked(path: str, record: dict[str, Any], what: str, add: Callable[[], object]) -> str:
-    """Add the rules under the attachment's lock, if it still exists. Returns: the outcome. Raises: CniError."""
-    call = Call(verb="ADD", plugin="bridge", container_id=record["containerID"], ifname=record["ifname"])
+    """Add the rules under the locks, if the attachment still exists. Returns: the outcome. Raises: CniError."""
+    conf = {"name": record["network"]}
+    call = Call(verb="ADD", plugin="bridge", container_id=record["containerID"], ifname=record["ifname"], conf=conf)
     try:
-        with AttachmentLock(call, waits=False):
-            if _read(path) != record:  # a DEL has ended, or a new ADD, whose rules are there
+        with AttachmentLock(call, waits=False), NetworkLock(call, waits=False):
+            if _read(path) != record:  # a DEL or GC has ended, or a new ADD, whose rules are there
                 return BUSY
             note(f"{what} of container {record['containerID']}, {record['ifname']}, network {record['network']} was missing")
             add()

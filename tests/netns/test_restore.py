@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from cni_py import engine
 from cni_py.agent.rules_watch import TABLES
+from cni_py.attachment import record as attachments
+from cni_py.jsontext import encode
 from cni_py.packetfilter.monitor import NftWatch
+from cni_py.spec.call import Call, parse
 from cni_py.sweep import restore
 from support.agents import Agent
 from support.namespaces import Host, Sandbox, wait_for_end
@@ -20,6 +24,7 @@ from support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = bridge_conf(V4, V6, isDefaultGateway=True, ipMasq=True, macspoofchk=True, masqueradeExcept=["10.0.0.0/8"])
+OTHER = bridge_conf([{"subnet": "10.2.0.0/24"}], isDefaultGateway=True, ipMasq=True, name="other", bridge="other")
 PTP = CONF | {"type": "ptp"}
 FLUSH = "nft flush ruleset"
 
@@ -242,6 +247,30 @@ def test_delete_at_the_same_time_leaves_nothing(host: Host, longer: int) -> None
         rounds += 1
     assert churn.communicate()[1] == ""
     assert wait_for_end(churn) == 0
+
+
+def collect_garbage(conf: dict[str, Any]) -> tuple[int, set[tuple[str, str]]]:
+    """GC for which no attachment is valid, with a repair after the rules are deleted. Returns: its status; networks and outcomes."""
+    outcomes = set()
+    forget = attachments.forget_stale
+
+    def repair_and_forget(call: Call) -> None:
+        outcomes.update([(one.network, one.outcome) for one in restore.restore()])
+        forget(call)
+
+    attachments.forget_stale = repair_and_forget
+    call = parse(str(conf["type"]), {"CNI_COMMAND": "GC", "CNI_PATH": "/opt/cni/bin"})
+    return engine.handle(call, encode(conf | {"cni.dev/valid-attachments": []}))[0], outcomes
+
+
+def test_repair_within_a_gc_leaves_its_attachments_to_it(host: Host) -> None:
+    attach(host, "c1", 8080)
+    attach(host, "c2", 8081, OTHER)
+    host.run("nft delete element inet cni_py masq4 '{ 10.2.0.2 }'")
+    assert host.do(collect_garbage, portmap_conf(CONF)) == (0, {("net", restore.BUSY), ("other", restore.RESTORED)})
+    assert host.do(collect_garbage, CONF) == (0, {("net", restore.BUSY)})
+    assert owners(host) == {"c2"}
+    assert lost(host) == []
 
 
 # --- the agent ----------------------------------------------------------------------------------------------------------

@@ -275,12 +275,12 @@ def lock_file(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory.parent / "turns.lock"
 
 
-def is_held_up(call: Call) -> bool:
+def is_held_up(call: Call, kind: type[lock.AttachmentLock | lock.NetworkLock] = lock.AttachmentLock) -> bool:
     """Return whether another one has to end first; each lock has a descriptor of its own, as in another process."""
     ended = threading.Event()
 
     def take() -> None:
-        with lock.AttachmentLock(call):
+        with kind(call):
             ended.set()
 
     threading.Thread(target=take).start()
@@ -305,6 +305,17 @@ def test_lock_is_of_one_attachment(lock_file: Path, call: Call, held_up: bool) -
         assert is_held_up(call) == held_up
     assert not is_held_up(call)
     assert lock_file.read_bytes() == b""
+
+
+def test_lock_is_of_one_network(lock_file: Path) -> None:
+    call = a_call().replace(verb="GC")
+    with lock.NetworkLock(call):
+        assert is_held_up(call, lock.NetworkLock)
+        assert not is_held_up(a_call(network="other"), lock.NetworkLock)
+        assert not is_held_up(call.replace(environ={NESTED: "1"}), lock.NetworkLock), "the call that executed it holds the lock"
+        assert not is_held_up(a_call())
+        with pytest.raises(BlockingIOError), lock.NetworkLock(call, waits=False):
+            pass
 
 
 def test_lock_without_a_file_is_of_one_attachment_too(lock_file: Path) -> None:
