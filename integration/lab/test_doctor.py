@@ -190,6 +190,9 @@ PEER = f"$({_ROUTE} | cut -d' ' -f1)"
 PEER_ADDRESS = f"$({_ROUTE} | cut -d. -f1-3)."
 POD = "$(ip -n pod1 -4 -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4 | cut -d/ -f1)"
 
+NO_RULES = "for table in filter nat; do printf '*%s\\n-F\\n-X\\nCOMMIT\\n' $table | iptables-restore -w -n; done"
+"""One transaction a table: flanneld restores its rules between two commands."""
+
 HEALTHY = {
     "strict rp_filter, as RHEL has it": (
         "for name in all default eth0 cni0 flannel/1; do sysctl -qw net.ipv4.conf.$name.rp_filter=1; done",
@@ -201,7 +204,7 @@ HEALTHY = {
             "iptables -A DOCKER-USER -s 10.244.0.0/16 -j ACCEPT; iptables -A DOCKER-USER -d 10.244.0.0/16 -j ACCEPT\n"
             "iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
         ),
-        "iptables -P FORWARD ACCEPT; iptables -F; iptables -X; iptables -t nat -F POSTROUTING",
+        f"iptables -P FORWARD ACCEPT; {NO_RULES}",
     ),
     "kube-proxy in iptables": (
         (
@@ -211,7 +214,7 @@ HEALTHY = {
             "iptables -A FORWARD -m conntrack --ctstate INVALID -j DROP\n"
             "iptables -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP"
         ),
-        "iptables -t nat -F; iptables -t nat -X; iptables -F; iptables -X",
+        NO_RULES,
     ),
     "firewalld": (
         (

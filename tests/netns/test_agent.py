@@ -281,6 +281,7 @@ AgentMetrics.as_json = lambda self: plain(self) | {"garbage": gc.collect(), "blo
 """
 
 
+@pytest.mark.timeout(900)
 def test_neither_descriptors_nor_memory_grow(host: Host) -> None:
     """Run over 2,000 calls; threads that were in the sandbox must have ended."""
     with Agent(host, code=COUNTING) as agent:

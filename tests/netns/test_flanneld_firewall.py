@@ -319,14 +319,23 @@ def test_chain_of_others_that_cannot_be_overruled_is_named(host: Host) -> None:
 # --- keeping ----------------------------------------------------------------------------------------------------------
 
 
+class Looks(list[bool]):
+    """The result of each check of a keeper; none is made while ``paused`` is held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paused = threading.Lock()
+
+
 @contextmanager
-def kept(keeper: Firewall) -> Iterator[list[bool]]:
+def kept(keeper: Firewall) -> Iterator[Looks]:
     """Run the keeper in the host until its first check. Yields: the result of each check."""
-    looks: list[bool] = []
+    looks = Looks()
     look, stop = keeper.repair, Stop()
 
     def noted(culprit: str = "") -> bool:
-        looks.append(look(culprit))
+        with looks.paused:
+            looks.append(look(culprit))
         return looks[-1]
 
     keeper.repair = noted  # type: ignore[method-assign]
@@ -353,8 +362,9 @@ def seconds_until_back(
     with kept(keeper) as looks:
         wanted = sh(seen)
         for mutation in mutations:
-            begun = len(looks)
-            sh(mutation)
+            with looks.paused:  # else it may be quicker than the next command
+                begun = len(looks)
+                sh(mutation)
             times.append(until(lambda: sh(seen) == wanted, f"restored: {mutation}"))
             until(lambda begun=begun: len(looks) > begun and not looks[-1], "the look after the repair")  # type: ignore[misc]
     return times, log

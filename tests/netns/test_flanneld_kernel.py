@@ -298,7 +298,7 @@ def replaced(netlink: rtnl.Rtnl, route: Route) -> tuple[list[str], list[int]]:
         refusals = words(replace_routes(netlink, [route]))
         notices: list[int] = []
         while received := listening.receive(0.05):
-            notices += [kind for kind, _, _ in received]
+            notices += [kind for kind, _, message in received if route.dst.network_address.packed in bytes(message)]
     return refusals, notices
 
 

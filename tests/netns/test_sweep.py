@@ -421,7 +421,7 @@ def test_add_of_the_go_plugins_that_is_under_way(host: Host, sweep: Sweep) -> No
 
 @pytest.mark.parametrize(
     ("age", "words"),
-    [(100.0, "too young: 100 s of 300 (option --grace)"), (-86400.0, "its modification time is in the future")],
+    [(100.0, r"too young: 1\d\d s of 300 \(option --grace\)"), (-86400.0, "its modification time is in the future")],
 )
 def test_young_and_future_files_stay(host: Host, sweep: Sweep, age: float, words: str) -> None:
     host.write_subnet_env()
@@ -431,7 +431,8 @@ def test_young_and_future_files_stay(host: Host, sweep: Sweep, age: float, words
     put_back(host, 10_000)
     put_back(host, age, "/var/lib/cni/networks/cbr0/10.244.91.2")
     report = sweep()
-    assert {(f["outcome"], f["why"].rpartition("kept: ")[2]) for f in report["findings"]} == {("kept", words)}
+    assert {f["outcome"] for f in report["findings"]} == {"kept"}
+    assert all(re.fullmatch(words, f["why"].rpartition("kept: ")[2]) for f in report["findings"])
     assert len(report["findings"]) == 4  # the youngest file speaks for all of the attachment
     put_back(host, 301)
     assert all_outcomes(sweep()) == {"removed"}

@@ -130,9 +130,9 @@ def test_second_add_is_refused_and_the_first_stays(node: Host, sandbox: Sandbox,
     """ "If an interface of the requested name already exists in the container, the CNI plugin MUST return with an error"."""
     of: dict[str, Any] = {"sandbox": sandbox, "container_id": new_id()}
     result = node.ok(plugin, "ADD", conf(plugin), **of)
-    before = (node.files(), node.host_ends(), node.run("ip addr; ip route", sandbox))
+    before = (node.files(), node.host_ends(), node.snapshot(sandbox)[str(sandbox)])
     error_of(node.call(plugin, "ADD", conf(plugin), **of))
-    after = (node.files(), node.host_ends(), node.run("ip addr; ip route", sandbox))
+    after = (node.files(), node.host_ends(), node.snapshot(sandbox)[str(sandbox)])
     assert without_rounds(after[0]) == without_rounds(before[0])
     assert after[1:] == before[1:]
     node.ok(plugin, "CHECK", conf(plugin), prev=result, **of)
@@ -146,10 +146,10 @@ def without_rounds(files: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize("plugin", ["flannel", "bridge"])
 def test_interface_of_another_one_is_not_taken(node: Host, sandbox: Sandbox, plugin: str) -> None:
     node.run("ip link add eth0 type veth peer name other", sandbox)
-    before = node.run("ip addr; ip route", sandbox)
+    before = node.snapshot(sandbox)[str(sandbox)]
     container_id = new_id()
     error_of(node.call(plugin, "ADD", conf(plugin), sandbox=sandbox, container_id=container_id))
-    assert node.run("ip addr; ip route", sandbox) == before
+    assert node.snapshot(sandbox)[str(sandbox)] == before
     assert not [name for name in left_behind(node, container_id) if "attachments" not in name]
     node.run("ip link delete eth0", sandbox)
     node.ok(plugin, "DEL", conf(plugin), sandbox=sandbox, container_id=container_id)
@@ -216,12 +216,12 @@ def test_delete_without_netns_variable(node: Host, sandbox: Sandbox, plugin: str
 @every_version
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_delete_of_what_was_never_added(node: Host, sandbox: Sandbox, plugin: str, version: str) -> None:
-    before = (node.files(), node.host_ends(), node.run("ip addr; ip route", sandbox))
+    before = (node.files(), node.host_ends(), node.snapshot(sandbox)[str(sandbox)])
     if not supports(plugin, version):
         assert code_of(node.call(plugin, "DEL", conf(plugin, version), sandbox=sandbox, container_id=new_id())) == 1
         return
     assert node.ok(plugin, "DEL", conf(plugin, version), sandbox=sandbox, container_id=new_id()) is None
-    assert (node.files(), node.host_ends(), node.run("ip addr; ip route", sandbox)) == before
+    assert (node.files(), node.host_ends(), node.snapshot(sandbox)[str(sandbox)]) == before
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)

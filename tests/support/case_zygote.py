@@ -186,7 +186,7 @@ def be_agent(answered: str, journalled: str, directories: list[str]) -> None:
         return plain(call, stdin)
 
     engine.handle = handle
-    sys.argv = ["cni-agent"]
+    sys.argv = ["cni-agent", "--no-repair"]  # a case with deleted rules had none that restores them
     run_agent()
 
 
