@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EADDRNOTAVAIL, EEXIST
+from errno import EADDRNOTAVAIL, EEXIST, ENODEV
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -145,7 +145,7 @@ def delete_address(rtnl: Rtnl, link: Link, address: AddressWithPrefix) -> None:
         try:
             rtnl.change(_message(link, address, {}), RTM_DELADDR)
         except nl.NetlinkError as error:
-            if error.errno != EADDRNOTAVAIL:
+            if error.errno not in (EADDRNOTAVAIL, ENODEV):
                 raise
             change.unchanged = True
 

@@ -15,7 +15,7 @@ Source: linux net/sched/sch_tbf.c, sch_ingress.c, cls_u32.c, act_mirred.c; inclu
 
 from __future__ import annotations
 
-from errno import EEXIST, EINVAL, ENOENT, EOPNOTSUPP
+from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 from struct import Struct, pack, unpack_from
 
 from cni_py.files import read
@@ -282,7 +282,7 @@ def _delete(rtnl: Rtnl, message: Message, kind: int) -> bool:
     try:
         rtnl.change(encode("tcmsg", message), kind)
     except nl.NetlinkError as error:
-        if error.errno not in (ENOENT, EINVAL):  # EINVAL: a filter without its queueing discipline, a default one
+        if error.errno not in (ENOENT, EINVAL, ENODEV):  # EINVAL: a filter without its queueing discipline, a default one
             raise
         return False
     return True

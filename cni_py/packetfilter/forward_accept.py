@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
-from cni_py.packetfilter import masquerade, nfnetlink
+from cni_py.packetfilter import libnftables, masquerade, nfnetlink
 from cni_py.packetfilter.iptables import Iptables, is_legacy
 from cni_py.undo import Attempts
 from cni_py.value import Value
@@ -194,9 +194,13 @@ def delete(addresses: Iterable[Address]) -> None:
 
 def _delete_from(tool: Iptables, addresses: Collection[Address]) -> None:
     words = [_bare(rule) for address in addresses for rule in rules_of(address)]
-    stale = [line for line in tool.rules(ACCEPTED, "filter") or [] if _bare(line) in words]
-    if stale:
-        tool.apply(["-D" + line.removeprefix("-A") for line in stale], "filter")
+
+    def delete_lines() -> None:
+        stale = [line for line in tool.rules(ACCEPTED, "filter") or [] if _bare(line) in words]
+        if stale:
+            tool.apply(["-D" + line.removeprefix("-A") for line in stale], "filter")
+
+    libnftables.retry(delete_lines)
 
 
 def tools_with_rules(version: int) -> list[Iptables]:

@@ -189,6 +189,10 @@ def delete(
         sources: addresses whose jumps are deleted; empty: all.
         parent: the chain that the jumps are in.
     """
+    libnftables.retry(lambda: _delete(tool, chain, sources, parent, table))
+
+
+def _delete(tool: Iptables, chain: str, sources: Collection[str], parent: str, table: str) -> None:
     if tool.flavour == "-nft" and not libnftables.works():
         with libnftables.borrowed() as handle:
             _delete_by_nft(handle, f"{'ip' if tool.version == 4 else 'ip6'} {table}", chain, sources, parent)
@@ -209,6 +213,8 @@ def _source(line: str) -> str:
 
 
 def _delete_by_nft(handle: libnftables.Nft, table: str, chain: str, sources: Collection[str], parent: str) -> None:
+    if not nfnetlink.exists(f"{table} {chain}"):
+        return
     jumps = [rule for rule in handle.rules(f"{table} {parent}") if _jumps_to(rule, chain)]
     selected = [rule for rule in jumps if not sources or _source_of(rule) in sources]
     commands = [f"delete rule {table} {parent} handle {rule['handle']}" for rule in selected]

@@ -57,6 +57,19 @@ def works() -> str:
         return error.msg
 
 
+def retry(delete: Callable[[], T]) -> T:
+    """Return the result of a deletion, which reads what it deletes.
+
+    Called again where it is refused: another process may have deleted the same since it was read. Raises: KernelRefused.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return delete()
+        except KernelRefused:
+            continue
+    return delete()
+
+
 def deletable(name: str) -> bool:
     """Return whether an object of this name exists that this host can change; one that it cannot must not block a DEL.
 

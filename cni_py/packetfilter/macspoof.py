@@ -90,14 +90,18 @@ def _delete_elements(selects: Callable[[str], bool], holding: str = "") -> None:
 def _delete_go_rules(owner: Owner) -> None:
     reference = f"{owner.container_id}-{owner.ifname}"
     chain = f"cni-br-iface-{reference}"
-    if not libnftables.deletable(f"{GO_TABLE} {chain}"):
-        return
+    if libnftables.deletable(f"{GO_TABLE} {chain}"):
+        libnftables.retry(lambda: _delete_go_chains(reference, chain))
+
+
+def _delete_go_chains(reference: str, chain: str) -> None:
     with libnftables.borrowed() as handle:
         jumps = [r["handle"] for r in handle.rules(f"{GO_TABLE} PREROUTING") if r.get("comment") == f"macspoofchk-{reference}"]
         commands = [f"delete rule {GO_TABLE} PREROUTING handle {number}" for number in jumps]
         names = [name for name in (chain, f"{chain}-mac") if nfnetlink.exists(f"{GO_TABLE} {name}")]
-        commands += [f"flush chain {GO_TABLE} {name}" for name in names]
-        handle.run("; ".join(commands + [f"delete chain {GO_TABLE} {name}" for name in names]))
+        commands += [f"{verb} chain {GO_TABLE} {name}" for verb in ("flush", "delete") for name in names]
+        if commands:
+            handle.run("; ".join(commands))
 
 
 def check(owner: Owner, port: str, mac: str) -> None:

@@ -185,11 +185,15 @@ def _delete_go_rules(selects: Callable[[str], bool]) -> None:
     """Delete the Go plugins' nftables rules whose comment ``selects`` returns True for."""
     if not libnftables.deletable(f"inet {GO_TABLE}"):
         return
-    with libnftables.borrowed() as handle:
-        chain = f"inet {GO_TABLE} {GO_CHAIN}"
-        handles = [rule["handle"] for rule in handle.rules(chain) if selects(rule.get("comment", ""))]
-        if handles:
-            handle.run("; ".join([f"delete rule {chain} handle {number}" for number in handles]))
+    chain = f"inet {GO_TABLE} {GO_CHAIN}"
+
+    def delete_selected() -> None:
+        with libnftables.borrowed() as handle:
+            handles = [rule["handle"] for rule in handle.rules(chain) if selects(rule.get("comment", ""))]
+            if handles:
+                handle.run("; ".join([f"delete rule {chain} handle {number}" for number in handles]))
+
+    libnftables.retry(delete_selected)
 
 
 def exists(owner: Owner) -> bool:

@@ -304,6 +304,10 @@ def _disable_route_localnet(link: str) -> None:
 
 def _delete_go_rules(container_id: str) -> bool:
     """Delete the rules of the Go plugin's nftables back end. Go-compatible: its comments name only the container."""
+    return libnftables.retry(lambda: _delete_go_rules_once(container_id))
+
+
+def _delete_go_rules_once(container_id: str) -> bool:
     commands = []
     for table in [table for table in GO_TABLES if nfnetlink.exists(table)]:
         for chain in GO_CHAINS:
