@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_BYTES = 4 << 20
-_CALL = re.compile(r"# \S+Z (ADD|DEL|GC) \S+, network .*, container \S+, \S+ in (\S+)")
+_CALL = re.compile(r"# \S+Z (ADD|DEL|GC) (\S+), network .*, container \S+, \S+ in (\S+)")
 _END = re.compile(r"[\d:.]+  # (done|failed: (.*))  \([\d.]+ ms\)")
 
 
@@ -27,7 +27,7 @@ class Entry(Value):
 
     Attributes:
         netns: the path that the last call named.
-        failed_verb: the verb of the last call, if it failed.
+        failed_verb: the verb of the last call, if it failed. A plugin's second ADD, which is refused, changes nothing.
         error: of the last ADD or DEL that failed, and was not followed by one that succeeded.
     """
 
@@ -75,14 +75,18 @@ def read_lines(path: str) -> list[str]:
 
 def with_outcome(entry: Entry) -> Entry:
     """Complete the entry with what its last calls were, and how they ended."""
-    verb = netns = failed = error = ""
+    verb = plugin = netns = failed = error = ""
+    added: set[str] = set()
     for line in lines_of(entry):
         if call := _CALL.fullmatch(line):
-            verb = call[1]
-            netns = netns if call[2] == "-" else call[2]
+            verb, plugin = call[1], call[2]
+            netns = netns if call[3] == "-" else call[3]
             failed = ""
         elif end := _END.fullmatch(line):
-            failed = verb if end[2] else ""
+            is_refused_again = verb == "ADD" and plugin in added
+            failed = verb if end[2] and not is_refused_again else ""
+            if not end[2]:
+                (added.add if verb == "ADD" else added.discard)(plugin)
             if verb in ("ADD", "DEL"):
                 # a DEL after a failed ADD cleans up: why the pod has no network is still the error of ADD
                 error = end[2] or (error if verb == "DEL" else "")

@@ -568,6 +568,9 @@ def test_explain_is_80_columns_wide(run: Run, journals: Path) -> None:
     [
         (call("ADD", "c", "NS") + call("ADD", "c", "NS", error="x", plugin="portmap"), "failed"),
         (call("ADD", "c", "NS", error="x") + call("ADD", "c", "NS"), "live"),
+        (call("ADD", "c", "NS") + call("ADD", "c", "NS", error="x"), "live"),
+        (call("ADD", "c", "NS") + call("ADD", "c", "NS", plugin="portmap") + call("ADD", "c", "NS", error="x"), "live"),
+        (call("ADD", "c", "NS") + call("DEL", "c", "NS") + call("ADD", "c", "NS", error="x"), "failed"),
         (call("ADD", "c", "NS") + call("DEL", "c", "NS", error="x"), "failed"),
         (call("ADD", "c", "NS") + call("DEL", "c", "-", error="x"), "failed"),
         (call("ADD", "c", "/nowhere") + call("DEL", "c", "-", error="x"), "failed"),
