@@ -122,6 +122,17 @@ class Machine:
         finally:
             os.close(fd)
 
+    def exits_within(self, seconds: float) -> bool:
+        """Wait for its exit. Returns: whether it has exited."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            return not self.is_alive or bool(select.select([fd], [], [], seconds)[0])
+        finally:
+            os.close(fd)
+
 
 def start_time(pid: int) -> int:
     """The start time of a process; 0 if it does not exist, or is a zombie."""

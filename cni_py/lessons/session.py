@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cni_py.lessons.lesson import Lesson
 
 MARKER = "/run/cni-py/lesson.json"
+EXIT_SECONDS = 5
+"""Time in which the lab of a start that was killed ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,9 @@ def stop() -> bool:
     found = running()
     if found is None:
         return False
-    if _live_keeper() is None or found.has_lab():
+    keeper = _live_keeper()
+    # a start that was killed takes its lab with it, in a moment; any other lab stays
+    if keeper is None or found.has_lab() or (found.keeper is None and keeper.exits_within(EXIT_SECONDS)):
         take_down(DIRECTORY)
     _forget()
     return True

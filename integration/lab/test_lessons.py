@@ -346,6 +346,17 @@ def test_stop_removes_what_a_kill_has_left(learner: Learner, moment: str) -> Non
     assert learner.lesson("stop", "3") == "lesson 3 is not running\n"
 
 
+def test_stop_waits_for_the_lab_of_a_start_that_was_killed(learner: Learner) -> None:
+    process, pid = start_until(learner, "flanneld")
+    keeper = learner.host.run("cut -d' ' -f1 /run/cni-py/lab/keeper").strip()
+    learner.host.run(f"kill -STOP {keeper}; kill -9 {pid}")
+    process.communicate()
+    stopping = subprocess.Popen(learner.host.command(learner.cni_py, "lesson", "stop", "3"), stdout=subprocess.PIPE, text=True)
+    learner.host.run(f"sleep 0.5; kill -CONT {keeper}")
+    assert stopping.communicate()[0] == "lesson 3 removed\n"
+    assert learner.leaks() == ""
+
+
 CONFIG = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
 FIRST_LINE = f"  datastore     /run/cni-py/lab/shared/flannel.json, its config is {CONFIG}\n"
 
