@@ -283,7 +283,7 @@ class Node:
 
     def reached(self, address: str, *, size: int = 0, pod: str | None = None) -> bool:
         """One ping, with a packet of this size that must not be cut."""
-        argv = ["ping", "-nqc1", "-W1"] + (_whole(address, size) if size else []) + [address]
+        argv = ["ping", "-nqc1", "-W15"] + (_whole(address, size) if size else []) + [address]
         return self.host.execute(argv, sandbox=None if pod is None else Sandbox(pod)).returncode == 0
 
 

@@ -42,7 +42,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GO_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins are
 CLOSE_SECONDS = 60.0
 PROCESS_ONE = Path(__file__).with_name("process_one.py")
-SETTLE_SECONDS = 1.0 * PATIENCE
+SETTLE_SECONDS = 10.0 * PATIENCE
 CLONE_NEWPID = 0x20000000
 GONE = "/run/netns/gone"  # a sandbox that does not exist
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.91.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
