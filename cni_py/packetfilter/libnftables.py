@@ -14,7 +14,7 @@ A context belongs to the network namespace of the thread that made it, and to on
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EBUSY, ENOENT, EPERM
+from errno import EACCES, EBUSY, EINVAL, ENOENT, EPERM
 
 from cni_py.errors import KernelRefused, NotAvailable
 from cni_py.journal import note, step
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LIBRARY = "libnftables.so.1"
 TRIES = 5
 """Tries of a change: another process may flush or delete the chains after they were read."""
+CHANGED = (ENOENT, EBUSY, EINVAL)
+"""Refusals of a change where it has; EINVAL is what is known of a refusal of iptables."""
 _PRINTED_BYTES = 64 << 20
 _JSON, _HANDLES, _TERSE = 16, 8, 1 << 11  # NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_TERSE
 
@@ -60,13 +62,14 @@ def works() -> str:
 def retry(delete: Callable[[], T]) -> T:
     """Return the result of a deletion, which reads what it deletes.
 
-    Called again where it is refused: another process may have deleted the same since it was read. Raises: KernelRefused.
+    Called again where another process may have deleted the same since it was read. Raises: KernelRefused.
     """
     for _ in range(TRIES - 1):
         try:
             return delete()
-        except KernelRefused:
-            continue
+        except KernelRefused as error:
+            if error.errno not in CHANGED:
+                raise
     return delete()
 
 
@@ -236,7 +239,7 @@ def _words(text: str) -> list[str]:
 
 def _number_in(line: str) -> int:
     """Return the error number whose message is in the line; libnftables returns none."""
-    from errno import EINVAL, errorcode
+    from errno import errorcode
 
     return next((number for number in errorcode if posix.strerror(number) in line), EINVAL)
 

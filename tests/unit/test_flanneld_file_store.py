@@ -241,6 +241,7 @@ def test_twenty_processes_at_once_never_get_the_same_subnet(file: LeasesFile) ->
 
 def test_two_hundred_nodes_in_threads_never_get_the_same_subnet(file: LeasesFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(shared_file, "LOCK_SECONDS", 60.0)
     found: list[Subnets] = []
 
     def acquire(first: int) -> None:
