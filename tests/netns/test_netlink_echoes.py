@@ -37,6 +37,7 @@ def peer(number: int) -> tuple[Any, ...]:
 @pytest.fixture
 def node(host: Host) -> Host:
     host.run(
+        "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6\n"  # no notifications of what the kernel does for IPv6 of itself
         "ip link add eth0 type veth peer name eth1; ip addr add 192.168.123.1/24 dev eth0; ip link set eth0 up;"
         "ip link set eth1 up; ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472 nolearning; ip link set flannel.1 up"
     )
