@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -212,6 +213,15 @@ def _start_etcd() -> None:
     ]  # fmt: skip
     with open("/run/etcd.log", "ab") as log:
         subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=servers.ENVIRONMENT)
+    until(_accepts_connections, "etcd accepts connections")
+
+
+def _accepts_connections() -> bool:
+    try:
+        socket.create_connection((ADDRESS, 2379), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _without_last_line(text: str) -> tuple[str, str]:
