@@ -1,7 +1,7 @@
 """Serialize ADD and DEL of one attachment, and GC of one network, across every process of this host.
 
-Owns: ``/run/cni-py/turns.lock``. It holds nothing: each attachment has a byte in it that is locked, so nothing stale
-is left behind, and two attachments that share a byte by chance only wait for each other. Where ``/run`` is full or
+Owns: ``/run/cni-py/turns.lock``. It holds nothing: each attachment and network has a byte in it that is locked, so
+nothing stale is left behind, and two that share a byte by chance only wait for each other. Where ``/run`` is full or
 read-only the lock is an abstract socket (socket_lock.py).
 """
 

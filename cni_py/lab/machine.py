@@ -112,15 +112,14 @@ class Machine:
         except ProcessLookupError:
             return
         try:
-            if not self.is_alive:
-                return
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-            if not select.select([fd], [], [], END_SECONDS)[0]:
-                raise LabFailed(f"{self.name} does not exit: process {self.pid}", hint=f"see: cat /proc/{self.pid}/stack")
+            if self.is_alive:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
         except ProcessLookupError:
             return
         finally:
             os.close(fd)
+        if not self.exits_within(END_SECONDS):
+            raise LabFailed(f"{self.name} does not exit: process {self.pid}", hint=f"see: cat /proc/{self.pid}/stack")
 
     def exits_within(self, seconds: float) -> bool:
         """Wait for its exit. Returns: whether it has exited."""

@@ -177,7 +177,7 @@ FILES = {
         File(
             "/run/cni-py/turns.lock",
             EVERY,
-            "lock that serializes ADD and DEL of an attachment. Where it cannot be used, an abstract socket is",
+            "lock that serializes ADD and DEL of an attachment, GC of a network; if unusable, an abstract socket is",
             "no",
         ),
         File("/run/cni-py/agent.sock", ("cni-agent", *EVERY), "socket of the agent (--socket); plugins ask there first", "yes"),
