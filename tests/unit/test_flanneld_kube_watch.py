@@ -15,6 +15,7 @@ from cni_py.datastore.errors import Refused, StoreError, Unavailable
 from cni_py.datastore.kubernetes import api as kube_api
 from cni_py.flanneld.lease import Attributes
 from cni_py.flanneld.stores import SNAPSHOT_COMPLETE, Gone
+from cni_py.flanneld.stores.kubernetes import NODES
 from support.apiserver import ApiServer, Handler, node, status, vxlan
 from support.kube import CONFIG, OURS, Cluster, network, subnet
 from support.waiting import until
@@ -319,6 +320,14 @@ def test_watch_stops_at_once(cluster: Cluster, watcher: Watching) -> None:
     watcher.__exit__()
     assert time.monotonic() - began < SOON_SECONDS
     until(lambda: not any(thread.name == "kube-watch" for thread in threading.enumerate()))
+
+
+def test_watch_whose_reader_is_ending_is_ended_from_another_thread(cluster: Cluster) -> None:
+    """Its reader has closed the socket, and has not returned the connection to the pool yet."""
+    with cluster.store._api.watch(NODES, "1") as watch:
+        assert watch._response._connection is not None
+        watch._response._connection.close()
+        watch.shut()
 
 
 def test_config_that_is_wrong_is_waited_for(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:

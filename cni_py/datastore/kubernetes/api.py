@@ -277,7 +277,8 @@ class Watch:
 
     def shut(self) -> None:
         """End it from another thread: its reader comes to the end."""
-        with suppress(ValueError, RuntimeError):  # it has just come there
+        # urllib3 looks without a lock: its reader may come to the end, and close the socket, before and beside each step.
+        with suppress(ValueError, RuntimeError, TypeError, OSError):
             self._response.shutdown()
 
 
